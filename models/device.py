@@ -1,0 +1,86 @@
+"""Devices: which one to run on, in which dtype, on how many threads.
+
+The only module that asks the hardware. It knows nothing of models.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from .errors import DeviceUnavailable
+
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """What `mlbus doctor` prints of the machine. Memory in bytes, None where torch does not tell."""
+
+    device: str
+    name: str
+    bf16: bool
+    threads: int
+    memory_bytes: int | None
+    torch: str
+
+
+def pick_device(wanted: Literal["auto", "cuda", "cpu"]) -> torch.device:
+    """The device to run on; `auto` is CUDA where there is one, else the CPU. Raises DeviceUnavailable."""
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if wanted == "cuda":
+        raise DeviceUnavailable("cuda", _why_no_cuda())
+    return torch.device("cpu")
+
+
+def _why_no_cuda() -> str:
+    if torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) is built without CUDA; install a CUDA build, or choose cpu"
+    return "torch finds no usable NVIDIA GPU; check the driver, or choose cpu"
+
+
+def supports_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 runs in hardware; emulated, it is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def pick_dtype(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
+    """The dtype to try first; `auto` is bf16 where the hardware has it."""
+    if wanted != "auto":
+        return wanted
+    return "bf16" if supports_bf16(device) else "fp32"
+
+
+def default_threads() -> int:
+    """Compute threads to use: every core this process may run on, less one for the event loop where over two."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return cores - 1 if cores > 2 else cores
+
+
+def configure_threads(threads: int) -> None:
+    """Set up the process for serving: compute threads, full float32, one thread a tokeniser call.
+
+    Call once, before the first forward pass. Tokenisers run in the caller's own thread pool; left alone, each
+    of their calls would spread over every core and take them from the forward pass. Their only switch is the
+    environment, where a value that the user has set wins.
+    """
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def describe(device: torch.device) -> DeviceReport:
+    """What is known of a device."""
+    name, memory_bytes = "CPU " + torch.backends.cpu.get_cpu_capability(), None
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        name, memory_bytes = properties.name, properties.total_memory
+    return DeviceReport(
+        str(device), name, supports_bf16(device), torch.get_num_threads(), memory_bytes, torch.__version__
+    )

@@ -1,0 +1,356 @@
+"""The batcher of one model: turns concurrent texts into padded batches for its device.
+
+Texts wait in two places, before and after tokenisation; both are bounded. Knows encoders and the device thread,
+not requests, subjects or connections.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Protocol
+
+import numpy as np
+import structlog
+
+from models.encoders.base import Encoder, TextOptions, Tokens, Vectors, finish
+from models.errors import OutOfDeviceMemory, TextTooLong
+from subjects.errors import Busy, DeadlinePassed
+
+from .device_thread import DeviceThread
+from .packing import pack
+
+log = structlog.get_logger(__name__)
+
+TOKENIZERS = 2
+"""Tokenising jobs of one model at a time: one huge text must not hold up the short ones."""
+SLICE_CHARS = 262_144
+"""Characters that one tokenising job takes on, unless its first text alone has more."""
+CHARS_PER_TOKEN = 3
+LINGER_S = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """budget_tokens: padded tokens of a batch. overhead_tokens: what starting a batch costs, as tokens of work.
+
+    queue_texts, queue_tokens: what may wait or run at once.
+    """
+
+    budget_tokens: int = 2048
+    overhead_tokens: int = 32
+    queue_texts: int = 8192
+    queue_tokens: int = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """What is done to a pooled vector: normalise it, cut it to so many dimensions."""
+
+    normalize: bool = True
+    dimensions: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """One text's answer. vector (D,) float32; tokens: how many the model read."""
+
+    vector: Vectors
+    tokens: int
+    truncated: bool
+
+
+class NonFinite(Exception):
+    """The model gave a vector with NaN or infinity."""
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One text on its way through the batcher. deadline, arrived: loop time in seconds."""
+
+    text: str
+    index: int
+    options: TextOptions
+    finish: Finish
+    deadline: float
+    arrived: float
+    cost: int
+    future: asyncio.Future[Embedded]
+    tokens: Tokens = field(default_factory=lambda: Tokens([]))
+
+
+class BatchObserver(Protocol):
+    """Who hears of every batch that ran."""
+
+    def batch_ran(self, model: str, texts: int, tokens: int, padded: int, seconds: float) -> None: ...
+
+
+class Batcher:
+    """Coalesces texts of one model. `submit` hands them in, `run` works until it is cancelled."""
+
+    def __init__(
+        self, encoder: Encoder, device: DeviceThread, pool: Executor, limits: BatchLimits, observer: BatchObserver
+    ) -> None:
+        self.encoder = encoder
+        self.budget_tokens = limits.budget_tokens
+        self.queued_texts = 0
+        self.queued_tokens = 0
+        self._device = device
+        self._pool = pool
+        self._limits = limits
+        self._observer = observer
+        self._raw: deque[Work] = deque()
+        self._raw_waits = asyncio.Event()
+        self._ready: list[Work] = []
+        self._ready_tokens = 0
+        self._ready_waits = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._slots = asyncio.Semaphore(2)
+        self._running = 0
+        self._busy_until = 0.0
+        self._crowd = 1.0
+        self._token_s = 1e-4
+
+    def submit(
+        self, texts: Sequence[str], options: TextOptions, finish: Finish, deadline: float, first_index: int = 0
+    ) -> list[Work]:
+        """Queue texts, all or none; each Work's future brings its Embedded. Raises Busy when they do not fit."""
+        costs = [min(len(text) // CHARS_PER_TOKEN + 2, self.encoder.max_tokens) for text in texts]
+        if not self.fits(len(texts), sum(costs)):
+            raise Busy(
+                f"this worker's queue for model {self.encoder.model!r} is full "
+                f"({self.queued_texts} texts, {self.queued_tokens} tokens); try again later",
+                retry_after_ms=self.retry_after_ms,
+            )
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        works = [
+            Work(text, first_index + i, options, finish, deadline, now, cost, loop.create_future())
+            for i, (text, cost) in enumerate(zip(texts, costs, strict=True))
+        ]
+        self.queued_texts += len(works)
+        self.queued_tokens += sum(costs)
+        self._raw.extend(works)
+        self._raw_waits.set()
+        return works
+
+    def fits(self, texts: int, tokens: int) -> bool:
+        """Whether so much more may wait. An empty queue takes anything, so that nothing is refused for ever."""
+        fits_texts = self.queued_texts + texts <= self._limits.queue_texts
+        return not self.queued_texts or (fits_texts and self.queued_tokens + tokens <= self._limits.queue_tokens)
+
+    async def room(self, texts: int) -> None:
+        """Return once so many texts of full length fit."""
+        while not self.fits(texts, texts * self.encoder.max_tokens):
+            self._room.clear()
+            await self._room.wait()
+
+    @property
+    def retry_after_ms(self) -> int:
+        """When about half of what waits now will be done."""
+        return int(min(10_000, max(50, 500 * self.queued_tokens * self._token_s)))
+
+    async def run(self) -> None:
+        """Tokenise and dispatch for ever."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(TOKENIZERS):
+                    group.create_task(self._tokenize())
+                group.create_task(self._dispatch(group))
+        finally:
+            for work in [*self._raw, *self._ready]:
+                work.future.cancel()
+
+    # Before tokenisation
+
+    async def _tokenize(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._raw_waits.wait()
+            for options, works in groupby(self._next_slice(), key=lambda work: work.options):
+                group = list(works)
+                texts = [work.text for work in group]
+                try:
+                    tokens = await loop.run_in_executor(self._pool, self.encoder.tokenize, texts, options)
+                except Exception as error:
+                    self._fail_tokenising(group, error)
+                else:
+                    self._tokenized(group, tokens)
+
+    def _next_slice(self) -> list[Work]:
+        works: list[Work] = []
+        chars = 0
+        while self._raw and (not works or chars + len(self._raw[0].text) <= SLICE_CHARS):
+            work = self._raw.popleft()
+            if self._wanted(work):
+                works.append(work)
+                chars += len(work.text)
+        if not self._raw:
+            self._raw_waits.clear()
+        return works
+
+    def _tokenized(self, works: list[Work], tokens: Sequence[Tokens | TextTooLong]) -> None:
+        for work, result in zip(works, tokens, strict=True):
+            if isinstance(result, TextTooLong):
+                result.index = work.index
+                self._fail(work, result)
+                continue
+            work.tokens, work.text = result, ""
+            self.queued_tokens += len(result) - work.cost
+            work.cost = len(result)
+            self._push(work)
+
+    def _fail_tokenising(self, works: list[Work], error: Exception) -> None:
+        log.exception("tokenising.failed", model=self.encoder.model, texts=len(works))
+        for work in works:
+            self._fail(work, error)
+
+    # Between tokenisation and the device
+
+    def _push(self, work: Work) -> None:
+        self._ready.append(work)
+        self._ready_tokens += work.cost
+        self._ready_waits.set()
+        if self._enough():
+            self._changed.set()
+
+    def _enough(self) -> bool:
+        """A full batch waits; or, with an idle device, as much as can be expected to come together."""
+        crowd_is_here = self._running == 0 and 2 * len(self._ready) >= self._crowd
+        return crowd_is_here or self._ready_tokens >= self.budget_tokens
+
+    async def _dispatch(self, group: asyncio.TaskGroup) -> None:
+        while True:
+            await self._slots.acquire()
+            batch: list[Work] = []
+            while not batch:
+                await self._ready_waits.wait()
+                await self._fill()
+                batch = self._take()
+            self._running += 1
+            group.create_task(self._run(batch))
+
+    async def _fill(self) -> None:
+        """Wait for company where waiting costs nothing (the device is busy) or little (others were just here)."""
+        while not self._enough():
+            self._changed.clear()
+            try:
+                async with asyncio.timeout_at(self._patience()):
+                    await self._changed.wait()
+            except TimeoutError:
+                return
+
+    def _patience(self) -> float:
+        """Until when (loop time) the next batch may grow: just before the device is free, or a moment if it is."""
+        if self._running:
+            return self._busy_until - 0.002
+        return self._ready[0].arrived + LINGER_S
+
+    def _take(self) -> list[Work]:
+        """The oldest text and those of about its length, as one batch."""
+        waiting = [work for work in self._ready if self._wanted(work)]
+        batch: list[Work] = []
+        if waiting:
+            self._crowd += 0.5 * (len(waiting) + self._in_flight() - self._crowd)
+            waiting.sort(key=lambda work: work.cost)
+            anchor = min(range(len(waiting)), key=lambda i: waiting[i].arrived)
+            run = pack([work.cost for work in waiting], anchor, self.budget_tokens, self._limits.overhead_tokens)
+            batch = waiting[run]
+            del waiting[run]
+        self._ready = waiting
+        self._ready_tokens = sum(work.cost for work in waiting)
+        if not waiting:
+            self._ready_waits.clear()
+        return batch
+
+    def _in_flight(self) -> int:
+        return self.queued_texts - len(self._ready) - len(self._raw)
+
+    def _wanted(self, work: Work) -> bool:
+        """Whether anyone still waits for it; one that is not wanted is let go."""
+        if work.future.done():
+            self._release(work)
+            return False
+        if work.deadline <= asyncio.get_running_loop().time():
+            self._fail(work, DeadlinePassed("the deadline passed while the text waited for the model"))
+            return False
+        return True
+
+    # On the device
+
+    async def _run(self, batch: list[Work]) -> None:
+        padded = len(batch) * max(work.cost for work in batch)
+        now = asyncio.get_running_loop().time()
+        self._busy_until = max(now, self._busy_until) + padded * self._token_s
+        try:
+            await self._attempt(batch, padded)
+        finally:
+            self._running -= 1
+            self._slots.release()
+            self._changed.set()
+
+    async def _attempt(self, batch: list[Work], padded: int) -> None:
+        try:
+            results, seconds = await self._device.run(self._forward, batch)
+        except OutOfDeviceMemory as error:
+            self._shrink(batch, padded, error)
+        except Exception as error:
+            await self._isolate(batch, error)
+        else:
+            self._token_s += 0.1 * (seconds / padded - self._token_s)
+            real = sum(work.cost for work in batch)
+            self._observer.batch_ran(self.encoder.model, len(batch), real, padded, seconds)
+            self._resolve(batch, results)
+
+    def _forward(self, batch: list[Work]) -> tuple[list[Vectors], float]:
+        """On the device thread: the batch's finished vectors, in order, and the seconds that took."""
+        started = time.perf_counter()
+        pooled = self.encoder.encode([work.tokens for work in batch])
+        vectors: list[Vectors] = []
+        for how, rows in groupby(range(len(batch)), key=lambda i: batch[i].finish):
+            run = list(rows)
+            vectors += list(finish(pooled[run[0] : run[-1] + 1], how.normalize, how.dimensions))
+        return vectors, time.perf_counter() - started
+
+    def _shrink(self, batch: list[Work], padded: int, error: OutOfDeviceMemory) -> None:
+        """Out of memory: remember half the budget and queue the batch again; a text alone has nowhere to go."""
+        if len(batch) == 1:
+            self._fail(batch[0], error)
+            return
+        self.budget_tokens = max(1, min(self.budget_tokens, padded) // 2)
+        log.warning("batch.out_of_memory", model=self.encoder.model, padded=padded, budget_tokens=self.budget_tokens)
+        for work in batch:
+            self._push(work)
+
+    async def _isolate(self, batch: list[Work], error: Exception) -> None:
+        """A batch failed: run its members one by one, so that only the culprit fails."""
+        log.warning("batch.failed", model=self.encoder.model, texts=len(batch), error=repr(error))
+        if len(batch) == 1:
+            self._fail(batch[0], error)
+            return
+        for work in batch:
+            if self._wanted(work):
+                await self._attempt([work], work.cost)
+
+    def _resolve(self, batch: list[Work], vectors: list[Vectors]) -> None:
+        for work, vector in zip(batch, vectors, strict=True):
+            if not np.isfinite(vector).all():
+                self._fail(work, NonFinite(self.encoder.model))
+                continue
+            if not work.future.done():
+                work.future.set_result(Embedded(vector, work.cost, work.tokens.truncated))
+            self._release(work)
+
+    def _fail(self, work: Work, error: Exception) -> None:
+        if not work.future.done():
+            work.future.set_exception(error)
+        self._release(work)
+
+    def _release(self, work: Work) -> None:
+        self.queued_texts -= 1
+        self.queued_tokens -= work.cost
+        self._room.set()

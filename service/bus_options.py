@@ -1,0 +1,131 @@
+"""Settings turned into a nats-py client and its options: TLS context, keys, signatures.
+
+Reads the files that the settings name (call it off the event loop), connects to nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import ssl
+from pathlib import Path
+from typing import Any
+
+import nkeys
+from nats.aio.client import Client
+from nats.errors import Error, SecureConnWantedError
+
+from .bus_errors import BadBusSettings
+from .nats_env import NatsSettings
+
+
+def client_for(settings: NatsSettings) -> Client:
+    """A client that is not connected yet."""
+    return _TlsClient() if settings.wants_tls else Client()
+
+
+def client_options(settings: NatsSettings) -> dict[str, Any]:
+    """The keyword arguments of `Client.connect` that say where, who and how encrypted.
+
+    Raises BadBusSettings, naming the file, for one that is missing or holds something else.
+    """
+    return {
+        "servers": settings.servers,
+        "name": settings.name,
+        "inbox_prefix": settings.inbox_prefix,
+        "connect_timeout": settings.connect_timeout_s,
+        "reconnect_time_wait": settings.reconnect_wait_s,
+        "pending_size": settings.pending_bytes,
+        "tls_handshake_first": settings.tls_first,
+        **_tls(settings),
+        **_identity(settings),
+    }
+
+
+class _TlsClient(Client):
+    """Encrypts or does not speak: nats-py sends CONNECT, with the password, in the clear to a server that demands no
+    TLS, whatever the url and the certificates say."""
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if initial_connection and not self.options["tls_handshake_first"]:
+            if not (info.get("tls_required") or info.get("tls_available")):
+                raise SecureConnWantedError
+            info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
+
+
+def _tls(settings: NatsSettings) -> dict[str, Any]:
+    if not settings.wants_tls:
+        return {}
+    try:
+        context = ssl.create_default_context(cafile=settings.ca)
+    except OSError as e:
+        raise BadBusSettings(f"NATS_CA {settings.ca}", _problem(e)) from None
+    if settings.cert is not None:
+        try:
+            context.load_cert_chain(settings.cert, settings.key)
+        except OSError as e:
+            raise BadBusSettings(f"NATS_CERT {settings.cert}, NATS_KEY {settings.key}", _problem(e)) from None
+    return {"tls": context}
+
+
+def _identity(settings: NatsSettings) -> dict[str, Any]:
+    """One identity: the credentials file, else the nkey, else user and password, else the token."""
+    if settings.creds is not None:
+        return _credentials(settings.creds)
+    if settings.nkey is not None:
+        _, seed = _key_pair(settings.nkey)
+        return {"nkeys_seed_str": seed}
+    if settings.user is not None and settings.password is not None:
+        return {"user": settings.user, "password": settings.password.get_secret_value()}
+    return {} if settings.token is None else {"token": settings.token.get_secret_value()}
+
+
+def _credentials(path: Path) -> dict[str, Any]:
+    """Callbacks that read the file at every connect, so that a renewed JWT serves the next one.
+
+    nats-py's own reader never returns from a file that has no JWT in it.
+    """
+
+    def user_jwt() -> bytes:
+        try:
+            return _jwt(path)
+        except BadBusSettings as e:
+            raise Error(str(e)) from None  # nats-py tries again after errors of its own kind, and gives up after others
+
+    def signature(nonce: str) -> bytes:
+        try:
+            return base64.b64encode(_key_pair(path)[0].sign(nonce.encode()))
+        except BadBusSettings as e:
+            raise Error(str(e)) from None
+
+    _jwt(path)
+    _key_pair(path)
+    return {"user_jwt_cb": user_jwt, "signature_cb": signature}
+
+
+def _jwt(path: Path) -> bytes:
+    lines = _lines(path)
+    start = next((i for i, line in enumerate(lines) if "BEGIN NATS USER JWT" in line), None)
+    if start is None or start + 1 >= len(lines):
+        raise BadBusSettings(str(path), "holds no user JWT: it is no NATS credentials file")
+    return lines[start + 1].encode()
+
+
+def _key_pair(path: Path) -> tuple[nkeys.KeyPair, str]:
+    """The first user seed in the file, whether it stands alone or in a credentials file."""
+    seed = next((line for line in _lines(path) if line.startswith("SU")), "")
+    try:
+        return nkeys.from_seed(bytearray(seed.encode())), seed
+    except (nkeys.NkeysError, ValueError):
+        raise BadBusSettings(str(path), "holds no seed of a user nkey (a line that starts with SU)") from None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise BadBusSettings(str(path), _problem(e)) from None
+
+
+def _problem(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)

@@ -1,0 +1,196 @@
+"""One request in flight: what its headers asked, by when, and its single terminal answer.
+
+Knows the wire and the connection; knows no handler and no model.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from pydantic import BaseModel
+
+from subjects import codec, names, stream
+from subjects.errors import DeadlinePassed, InvalidField, Malformed, MLError, TooLarge
+
+MAX_HEADER_BYTES = 16_384
+MAX_TIMEOUT_MS = 3_600_000
+T = TypeVar("T")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_NAMES = {
+    name.lower(): name
+    for name in (names.CONTENT_TYPE, names.ACCEPT, names.REQUEST_ID, names.TIMEOUT_MS, names.STREAM, names.TRACEPARENT)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The headers of a request. fault: the first that could not be read; the others hold all the same."""
+
+    request_id: str = ""
+    request_type: str = names.JSON
+    reply_type: str = names.JSON
+    timeout_s: float | None = None
+    stream: bool = False
+    traceparent: str | None = None
+    fault: MLError | None = None
+
+
+def read_headers(headers: Mapping[str, str] | None, body: bytes) -> Asked:
+    """Headers as the design names them, names in any case."""
+    if not headers:
+        kind = codec.request_type(None, body)
+        return Asked(uuid4().hex, kind, codec.reply_type(None, kind))
+    if (size := header_bytes(headers)) > MAX_HEADER_BYTES:
+        flood = TooLarge(f"the request's headers take {size} bytes; the limit is {MAX_HEADER_BYTES}")
+        return Asked(uuid4().hex, fault=flood)
+    known = {_NAMES[name.lower()]: value for name, value in headers.items() if name.lower() in _NAMES}
+    faults: list[MLError] = []
+
+    def read(default: T, reader: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return reader(*arguments)
+        except MLError as error:
+            faults.append(error)
+            return default
+
+    kind = read(names.JSON, codec.request_type, known.get(names.CONTENT_TYPE), body)
+    return Asked(
+        request_id=read(uuid4().hex, _request_id, known.get(names.REQUEST_ID)),
+        request_type=kind,
+        reply_type=read(names.JSON, codec.reply_type, known.get(names.ACCEPT), kind),
+        timeout_s=read(None, _timeout_s, known.get(names.TIMEOUT_MS)),
+        stream=read(False, _flag, known.get(names.STREAM)),
+        traceparent=known.get(names.TRACEPARENT),
+        fault=faults[0] if faults else None,
+    )
+
+
+def _request_id(value: str | None) -> str:
+    if value is None:
+        return uuid4().hex
+    if not _REQUEST_ID.fullmatch(value):
+        raise InvalidField(f"{names.REQUEST_ID} must be 1 to 128 of A-Z a-z 0-9 _ -, so that it fits into a subject")
+    return value
+
+
+def _timeout_s(value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        left_ms = int(value[:20])
+    except ValueError:
+        raise Malformed(f"{names.TIMEOUT_MS} must be a whole number of milliseconds, not {value[:40]!r}") from None
+    if left_ms <= 0:
+        raise DeadlinePassed(f"{names.TIMEOUT_MS} was {left_ms}: the deadline had passed before the request came")
+    return min(left_ms, MAX_TIMEOUT_MS) / 1000
+
+
+def _flag(value: str | None) -> bool:
+    if value is None or value.lower() in ("false", "0"):
+        return False
+    if value.lower() in ("true", "1"):
+        return True
+    raise Malformed(f"{names.STREAM} must be true or false, not {value[:40]!r}")
+
+
+def header_bytes(headers: Mapping[str, str]) -> int:
+    """The size of headers on the wire; the server counts it towards max_payload, the client does not."""
+    lines = sum(len(name.encode()) + len(value.encode()) + len(": \r\n") for name, value in headers.items())
+    return len("NATS/1.0\r\n") + lines + len("\r\n")
+
+
+class Call:
+    """A request, from its arrival to exactly one terminal answer.
+
+    deadline: loop time in seconds. ended_by: the error to answer with when the task is cancelled from outside.
+    """
+
+    __slots__ = (
+        "_nc",
+        "answered",
+        "asked",
+        "body",
+        "deadline",
+        "ended_by",
+        "frames",
+        "received",
+        "reply",
+        "route",
+        "serial",
+        "task",
+    )
+
+    def __init__(self, nc: Client, route: str, msg: Msg, serial: int, default_timeout_s: float) -> None:
+        self._nc = nc
+        self.route = route
+        self.serial = serial
+        self.reply = msg.reply
+        self.body: bytes = msg.data
+        self.asked = read_headers(msg.headers, msg.data)
+        self.received = asyncio.get_running_loop().time()
+        self.deadline = self.received + (self.asked.timeout_s or default_timeout_s)
+        self.task: asyncio.Task[None] | None = None
+        self.ended_by: MLError | None = None
+        self.answered: MLError | bool = False
+        self.frames = 0
+
+    @property
+    def reply_limit(self) -> int:
+        """Bytes that a reply's body may take, with room for its headers."""
+        return int(self._nc.max_payload) - 1024
+
+    def end(self, reason: MLError) -> None:
+        """Stop the work; the caller gets the reason unless the answer is already out."""
+        if self.task and not self.task.done() and self.ended_by is None:
+            self.ended_by = reason
+            self.task.cancel()
+
+    async def answer(self, message: BaseModel) -> None:
+        """Send the one reply. Raises TooLarge if it does not fit a message, sending nothing."""
+        body = codec.dumps(message, self.asked.reply_type)
+        self._check_size(body)
+        self.answered = True
+        await self._publish(body, self._headers())
+
+    async def send_frame(self, event: str, message: BaseModel, probe: str = "") -> None:
+        """Send the next frame of a stream. probe: a subject that hears of it when nobody listens any more."""
+        body = codec.dumps({**dict(message), "seq": self.frames}, self.asked.reply_type)
+        self._check_size(body)
+        headers = self._headers() | stream.frame_headers(event, self.frames)
+        self.frames += 1
+        await self._publish(body, headers, probe)
+
+    async def end_stream(self) -> None:
+        """The sentinel: an empty body and no headers."""
+        self.answered = True
+        await self._publish(stream.SENTINEL, None)
+
+    async def fail(self, error: MLError) -> None:
+        """Answer with an error, unless an answer is already out."""
+        if self.answered:
+            return
+        self.answered = error
+        headers = self._headers() | error.headers()
+        if self.asked.stream:
+            headers |= stream.frame_headers(stream.ERROR, self.frames)
+        await self._publish(codec.dumps(error.body(self.asked.request_id), self.asked.reply_type), headers)
+        if self.asked.stream:
+            await self._publish(stream.SENTINEL, None)
+
+    def _headers(self) -> dict[str, str]:
+        return {names.CONTENT_TYPE: self.asked.reply_type, names.REQUEST_ID: self.asked.request_id}
+
+    def _check_size(self, body: bytes) -> None:
+        if len(body) > self.reply_limit:
+            raise TooLarge(
+                f"the reply would take {len(body)} bytes and a message holds {self.reply_limit}; "
+                f"ask for less, for {names.MSGPACK}, or for a stream with {names.STREAM}: true where the subject has one"
+            )
+
+    async def _publish(self, body: bytes, headers: dict[str, Any] | None, probe: str = "") -> None:
+        await self._nc.publish(self.reply, body, reply=probe, headers=headers)

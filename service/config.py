@@ -1,0 +1,162 @@
+"""Settings: flags over MLBUS_* variables over one TOML file over the defaults below. Read once, validated, handed down.
+
+Where the NATS server is and who we are there comes from the environment of the nats command (nats_env.py).
+"""
+
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+CONFIG_FILE = "mlbus.toml"
+
+
+class BadSettings(Exception):
+    """A setting that cannot be used; the message names it and where it came from."""
+
+
+class LimitSettings(BaseModel):
+    """What one worker holds at once; past it a request is refused with 429."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requests: int = Field(4096, ge=1, description="requests in flight")
+    request_bytes: int = Field(64 * 2**20, ge=1024, description="bytes of the bodies in flight")
+    default_timeout_s: float = Field(60.0, gt=0, description="deadline of a request that names none, in seconds")
+    queue_texts: int = Field(8192, ge=1, description="texts that wait for one model")
+    queue_tokens: int = Field(1_000_000, ge=1, description="tokens that wait for one model")
+
+
+class BatchSettings(BaseModel):
+    """How texts are put together into padded batches."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    budget_tokens: int | None = Field(None, ge=1, description="padded tokens of a batch; absent: what suits the device")
+    overhead_tokens: int | None = Field(
+        None, ge=0, description="padding worth one batch saved, in tokens; absent: what suits the device"
+    )
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. An absent value is chosen at start and logged."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MLBUS_", env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=False
+    )
+
+    nats_url: str | None = Field(
+        None, description="NATS servers; absent: NATS_URL, the nats command's context, loopback"
+    )
+    embedded_nats: bool = Field(False, description="start a nats-server of our own, unless nats_url or NATS_URL is set")
+    nats_port: int = Field(4222, ge=0, le=65535, description="port of the embedded server; 0: any free one")
+    nats_monitor_port: int = Field(8222, ge=0, le=65535, description="its monitoring on loopback; 0: any free one")
+    nats_config: Path | None = Field(None, description="configuration of the embedded server; absent: nats-server.conf")
+    data_dir: Path = Field(Path("var"), description="folder of everything that is kept")
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("minilm",), min_length=1, description="models to load at start; the first serves requests that name none"
+    )
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: CUDA, else CPU")
+    dtype: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device computes in it")
+    threads: int | None = Field(None, ge=1, le=1024, description="compute threads; absent: all cores but one past two")
+    grace_s: float = Field(30.0, ge=0, description="seconds that requests in flight get at shutdown")
+    metrics_port: int | None = Field(9464, ge=0, le=65535, description="Prometheus on loopback; 0: any free one")
+    log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    limits: LimitSettings = LimitSettings()
+    batch: BatchSettings = BatchSettings()
+    catalogue: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="models of your own: [catalogue.<id>] with the fields of models/catalogue.toml",
+    )
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings
+
+
+def read_settings(config: Path | None = None, **flags: Any) -> Settings:
+    """The settings in force. flags that are None were not given. Raises BadSettings."""
+    path = config or Path(os.environ.get("MLBUS_CONFIG", CONFIG_FILE))
+    if not path.is_file() and (config or "MLBUS_CONFIG" in os.environ):
+        raise BadSettings(f"there is no settings file {path}")
+    _refuse_unknown_variables()
+    given = {name: value for name, value in flags.items() if value is not None}
+
+    class FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *sources: Any, **named: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return *super().settings_customise_sources(settings_cls, *sources, **named), TomlConfigSettingsSource(
+                settings_cls, path
+            )
+
+    try:
+        return FromFile(**given)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise BadSettings(f"settings (flags, MLBUS_* variables or {path}): {faults}") from None
+    except ValueError as error:
+        raise BadSettings(f"{path} is not a TOML file of settings: {error}") from None
+
+
+def _refuse_unknown_variables() -> None:
+    known = {f"MLBUS_{name.upper()}" for name in Settings.model_fields} | {"MLBUS_CONFIG"}
+    roles = {f"MLBUS_{role}_PASSWORD" for role in ("ADMIN", "WORKER", "CLIENT")}  # those of nats-server.conf
+    for name in sorted(os.environ):
+        if name.startswith("MLBUS_") and name.partition("__")[0] not in known | roles:
+            near = difflib.get_close_matches(name, known, 1)
+            raise BadSettings(f"unknown variable {name}" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def as_toml(settings: BaseModel, prefix: str = "") -> str:
+    """The settings as the file that would give them, each with its meaning."""
+    lines: list[str] = []
+    tables: list[str] = []
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            tables.append(f"\n# {type(value).__doc__}\n[{prefix}{name}]\n{as_toml(value, f'{prefix}{name}.')}")
+            continue
+        if isinstance(value, dict):
+            tables += [f"\n[{prefix}{name}.{key}]\n{_toml_table(item)}" for key, item in value.items()]
+            continue
+        if field.description:
+            lines.append(f"# {field.description}")
+        lines.append(f"# {name} =" if value is None else f"{name} = {_toml(value)}")
+    return "\n".join(lines) + "\n" + "".join(tables)
+
+
+def _toml_table(items: dict[str, Any]) -> str:
+    return "".join(f"{json.dumps(key)} = {_toml(value)}\n" for key, value in items.items())
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return json.dumps(value if isinstance(value, bool | int | float) else str(value))

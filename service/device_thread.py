@@ -1,0 +1,34 @@
+"""One thread per device: every forward pass runs on it, in turn. Knows nothing of what it runs."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar, TypeVarTuple, Unpack
+
+ArgTs = TypeVarTuple("ArgTs")
+ResultT = TypeVar("ResultT")
+
+
+class DeviceThread:
+    """Runs functions one after another, in the order they were handed over. busy_s: seconds spent in them."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.busy_s = 0.0
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"device-{device}")
+
+    async def run(self, function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs) -> ResultT:
+        """The function's result, or its exception. A caller that is cancelled does not stop a function that runs."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._timed, function, arguments)
+
+    def _timed(self, function: Callable[[Unpack[ArgTs]], ResultT], arguments: tuple[*ArgTs]) -> ResultT:
+        started = time.perf_counter()
+        try:
+            return function(*arguments)
+        finally:
+            self.busy_s += time.perf_counter() - started
+
+    def close(self) -> None:
+        """Drop what has not begun; what runs finishes."""
+        self._executor.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,229 @@
+"""The endpoint: owns the subscriptions and every request in flight, admits or refuses, and drains.
+
+Knows routes, not models: a route's handler takes a validated request and returns a reply or frames.
+"""
+
+import asyncio
+import functools
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from pydantic import BaseModel
+
+from subjects import codec, names
+from subjects.errors import Busy, Cancelled, DeadlinePassed, Internal, Malformed, MLError, Unavailable
+
+from . import micro
+from .call import Call
+from .errors import INTERNAL, to_wire
+from .streamer import send_stream
+
+log = structlog.get_logger(__name__)
+
+Frames = AsyncGenerator[tuple[str, BaseModel], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A subject, the messages on it and what answers them.
+
+    text_field: the field that a plain text body stands for. stream: answers `Ml-Stream: true` with frames.
+    """
+
+    name: str
+    subject: str
+    request: type[BaseModel]
+    reply: Any
+    handle: Callable[[Any, Call], Awaitable[BaseModel]]
+    text_field: str | None = None
+    stream: Callable[[Any, Call], Frames] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one worker holds at once; past it a request is refused with 429."""
+
+    requests: int = 4096
+    request_bytes: int = 64 * 2**20
+    default_timeout_s: float = 60.0
+
+
+class Observer(Protocol):
+    """Who hears of every request that ends."""
+
+    def ended(self, call: Call, seconds: float, error: MLError | None) -> None: ...
+
+    def traced(self, call: Call) -> Any: ...
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """Subscribed routes and the calls in flight on them; made by `serving`."""
+
+    nc: Client
+    routes: list[Route]
+    limits: Limits
+    observer: Observer
+    metadata: dict[str, str]
+    data: Callable[[], Mapping[str, Any]]
+    calls: dict[int, Call] = field(default_factory=dict)
+    bytes_in_flight: int = 0
+    _serial: int = 0
+    _service_s: float = 0.05
+    _subscriptions: list[Any] = field(default_factory=list)
+    _control: list[Any] = field(default_factory=list)
+    _gone: str = ""
+
+    async def start(self) -> None:
+        """Subscribe to everything and return once the server knows of it."""
+        described = [micro.Described(route.name, route.subject, route.request, route.reply) for route in self.routes]
+        self._gone = self.nc.new_inbox()
+        self._control = [
+            await self.nc.subscribe(f"{names.CANCEL}.*", cb=self._on_cancel),
+            await self.nc.subscribe(f"{self._gone}.*", cb=self._on_gone),
+        ]
+        for route, shown in zip(self.routes, described, strict=True):
+            accept = functools.partial(self._on_request, route, shown.counts)
+            self._subscriptions.append(await self.nc.subscribe(route.subject, names.QUEUE_GROUP, cb=accept))
+        self._control += await micro.Discovery(self.nc, described, self.metadata, self.data).subscribe()
+        await self.nc.flush()
+
+    async def _on_request(self, route: Route, counts: micro.Counts, msg: Msg) -> None:
+        counts.requests += 1
+        if not msg.reply:
+            counts.record(0, "400: no reply subject")
+            log.warning("request.refused", subject=route.subject, reason="no reply subject")
+            return
+        self._serial += 1
+        call = Call(self.nc, route.name, msg, self._serial, self.limits.default_timeout_s)
+        refusal = call.asked.fault or self._refusal(len(msg.data))
+        self.calls[call.serial] = call
+        self.bytes_in_flight += len(call.body)
+        call.task = asyncio.create_task(self._serve(route, counts, call, refusal), name=f"{route.name}.{call.serial}")
+
+    def _refusal(self, size: int) -> Busy | None:
+        if len(self.calls) >= self.limits.requests:
+            full = f"{self.limits.requests} requests"
+        elif self.bytes_in_flight + size > self.limits.request_bytes:
+            full = f"{self.limits.request_bytes} bytes of requests"
+        else:
+            return None
+        retry_after_ms = int(1000 * min(10.0, max(0.05, self._service_s)))
+        return Busy(f"this worker holds {full} already; try again later", retry_after_ms=retry_after_ms)
+
+    async def _serve(self, route: Route, counts: micro.Counts, call: Call, refusal: MLError | None) -> None:
+        started = time.perf_counter()
+        try:
+            if error := refusal or await self._outcome(route, call):
+                await call.fail(error)
+        except NatsError as error:
+            call.answered = Internal(str(error))
+            log.warning("reply.lost", route=route.name, request_id=call.asked.request_id, error=str(error))
+        finally:
+            del self.calls[call.serial]
+            self.bytes_in_flight -= len(call.body)
+            self._record(call, counts, time.perf_counter() - started)
+
+    async def _outcome(self, route: Route, call: Call) -> MLError | None:
+        """Answer the call, or return the error to answer with."""
+        try:
+            async with asyncio.timeout_at(call.deadline) as timer:
+                with self.observer.traced(call):
+                    await self._answer(route, call)
+        except asyncio.CancelledError:
+            return call.ended_by or Unavailable("this worker is shutting down")
+        except NatsError:
+            raise
+        except Exception as error:
+            if timer.expired():
+                return DeadlinePassed("the deadline passed before the answer was ready")
+            return self._explained(error, call)
+        return None
+
+    async def _answer(self, route: Route, call: Call) -> None:
+        asked = call.asked
+        request = codec.decode(call.body, asked.request_type, route.request, route.text_field)
+        if not asked.stream:
+            await call.answer(await route.handle(request, call))
+        elif route.stream:
+            await send_stream(call, route.stream(request, call), f"{self._gone}.{call.serial}")
+        else:
+            raise Malformed(f"{route.subject} does not stream; leave {names.STREAM} out")
+
+    def _explained(self, error: Exception, call: Call) -> MLError:
+        known = to_wire(error)
+        if known is None:
+            log.exception("request.failed", route=call.route, request_id=call.asked.request_id)
+        return known or Internal(INTERNAL)
+
+    def _record(self, call: Call, counts: micro.Counts, seconds: float) -> None:
+        error = call.answered if isinstance(call.answered, MLError) else None
+        counts.record(int(seconds * 1e9), f"{error.code}: {error.message[:200]}" if error else None)
+        self.observer.ended(call, seconds, error)
+        if error is None:
+            self._service_s += 0.05 * (seconds - self._service_s)
+
+    async def _on_cancel(self, msg: Msg) -> None:
+        request_id = msg.subject.removeprefix(f"{names.CANCEL}.")
+        for call in [call for call in self.calls.values() if call.asked.request_id == request_id]:
+            call.end(Cancelled("the request was cancelled"))
+
+    async def _on_gone(self, msg: Msg) -> None:
+        if (msg.headers or {}).get("Status") == "503":
+            call = self.calls.get(int(msg.subject.rpartition(".")[2]))
+            if call:
+                call.end(Cancelled("nobody listens on the reply subject any more"))
+
+    async def drain(self, grace_s: float) -> None:
+        """Stop taking requests, finish those taken, answer what the grace time leaves with 503."""
+        log.info("endpoint.draining", in_flight=len(self.calls), grace_s=grace_s)
+        try:
+            await self._fence()
+        except (NatsError, OSError) as error:
+            log.warning("endpoint.fence_failed", error=str(error))
+        await self._finish(grace_s)
+        if not self.nc.is_closed:
+            for subscription in self._control:
+                await subscription.unsubscribe()
+        log.info("endpoint.drained")
+
+    async def _fence(self) -> None:
+        """Return when every request that the server has routed here has become a call.
+
+        A PING may overtake an UNSUB that is still in the client's buffer, so one flush is no barrier: the UNSUBs go
+        out first, and the flush inside each subscription's own drain is the second.
+        """
+        for subscription in self._subscriptions:
+            await self.nc._send_unsubscribe(subscription._id)
+        await self.nc.flush()
+        await asyncio.gather(*(subscription.drain() for subscription in self._subscriptions))
+
+    async def _finish(self, grace_s: float) -> None:
+        tasks = _tasks(self.calls.values())
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace_s)
+        for call in list(self.calls.values()):
+            call.end(Unavailable("this worker is shutting down; ask again", retry_after_ms=100))
+        if left := _tasks(self.calls.values()):
+            await asyncio.wait(left, timeout=5)
+
+
+def _tasks(calls: Iterable[Call]) -> list[asyncio.Task[None]]:
+    return [call.task for call in calls if call.task]
+
+
+@asynccontextmanager
+async def serving(endpoint: Endpoint, grace_s: float) -> AsyncIterator[Endpoint]:
+    """Serve while the context is open; leaving it drains."""
+    await endpoint.start()
+    try:
+        yield endpoint
+    finally:
+        await endpoint.drain(grace_s)

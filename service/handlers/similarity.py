@@ -1,0 +1,41 @@
+"""`ml.similarity`: decode, embed both sides, compare."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.encoders.base import Vectors
+from subjects import names
+from subjects.embed import Usage
+from subjects.similarity import Ranked, SimilarityRanking, SimilarityReply, SimilarityRequest, SimilarityScore
+
+from ..call import Call
+from ..embedder import Embedder
+from ..endpoint import Route
+from .embed import how
+
+
+def cosines(left: Vectors, right: Sequence[Vectors]) -> Vectors:
+    """Cosine of one unit vector (D,) with each of N unit vectors (D,) -> (N,), -1 to 1."""
+    scores: Vectors = np.clip(np.stack(right) @ left, -1.0, 1.0)
+    return scores
+
+
+class SimilarityHandlers:
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+
+    def routes(self) -> list[Route]:
+        return [Route("similarity", names.SIMILARITY, SimilarityRequest, SimilarityReply, self.similarity)]
+
+    async def similarity(self, request: SimilarityRequest, call: Call) -> SimilarityReply:
+        encoder = self._embedder.encoder(request.model)
+        texts = [text for text in (request.a, request.b, request.query) if text is not None]
+        part = await self._embedder.embed_all(request.model, texts + (request.candidates or []), how(request, call))
+        scores = cosines(part.vectors[0], part.vectors[1:])
+        served = {"model": encoder.model, "version": encoder.version, "usage": Usage(tokens=part.tokens)}
+        if request.candidates is None:
+            return SimilarityScore(**served, score=float(scores[0]), truncated=bool(part.truncated))
+        best = np.argsort(-scores, kind="stable")[: request.top_k]
+        results = [Ranked(index=int(i), score=float(scores[i])) for i in best]
+        return SimilarityRanking(**served, results=results, truncated=bool(part.truncated))

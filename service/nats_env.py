@@ -1,0 +1,183 @@
+"""Where the NATS server is and who we are to it: settings, as the `nats` command reads them.
+
+Owns the meaning of the NATS_* variables and of context files (ADR-21). Opens no connection and reads no environment of
+its own: the mapping is an argument.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from .bus_errors import BadBusSettings
+
+DEFAULT_URL = "nats://127.0.0.1:4222"
+
+_VARIABLES = {
+    "NATS_URL": "url",
+    "NATS_CREDS": "creds",
+    "NATS_NKEY": "nkey",
+    "NATS_USER": "user",
+    "NATS_PASSWORD": "password",
+    "NATS_TOKEN": "token",
+    "NATS_CA": "ca",
+    "NATS_CERT": "cert",
+    "NATS_KEY": "key",
+    # These two the nats command has as options only.
+    "NATS_TLS_FIRST": "tls_first",
+    "NATS_INBOX_PREFIX": "inbox_prefix",
+}
+_CONTEXT_FIELDS = frozenset(_VARIABLES.values()) | {"jetstream_domain"}
+_CONTEXT_UNSUPPORTED = ("nsc", "user_jwt", "socks_proxy", "jetstream_api_prefix", "windows_cert_store")
+_IDENTITY = frozenset({"creds", "nkey", "user", "password", "token"})
+_PATHS = frozenset({"creds", "nkey", "ca", "cert", "key"})
+
+
+class NatsSettings(BaseModel):
+    """A server, or the servers of a cluster, and the identity to show there.
+
+    `url` holds comma-separated nats:// or tls:// addresses; a user and password written into it move to `user` and
+    `password` (a user alone to `token`), so that no later print of it shows a secret. Times in seconds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    url: str = DEFAULT_URL
+    user: str | None = None
+    password: SecretStr | None = None
+    token: SecretStr | None = None
+    creds: Path | None = Field(default=None, description="credentials file: a user JWT and its seed")
+    nkey: Path | None = Field(default=None, description="file with the seed of a user nkey")
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    tls_first: bool = Field(default=False, description="encrypt before the server's greeting")
+    inbox_prefix: str = Field(default="_INBOX", pattern=r"^[^\s.*>]+(\.[^\s.*>]+)*$")
+    jetstream_domain: str | None = None
+    context: str | None = Field(default=None, description="name of the context that these came from, for the logs")
+    name: str = "mlbus"
+    connect_timeout_s: float = Field(default=2.0, gt=0, le=60)
+    reconnect_wait_s: float = Field(default=1.0, gt=0, le=60)
+    pending_bytes: int = Field(
+        default=16 * 2**20, ge=0, description="bytes kept to send while disconnected; two largest messages"
+    )
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str], **fixed: Any) -> Self:
+        """Read the NATS_* variables over the context they name or the selected one; `fixed` wins over both.
+
+        As with the nats command a NATS_USER without a password is a token. An identity in the environment replaces that
+        of the context as a whole. Raises BadBusSettings.
+        """
+        named = {field: environ[var] for var, field in _VARIABLES.items() if environ.get(var)}
+        context = _context(environ)
+        if _IDENTITY & named.keys() or "@" in named.get("url", ""):
+            context = {field: value for field, value in context.items() if field not in _IDENTITY}
+        values = {**context, **named}
+        if values.get("user") and not values.get("password"):
+            values["token"] = values.pop("user")
+        for field in _PATHS & values.keys():
+            values[field] = _expanded(str(values[field]), environ)
+        try:
+            return cls(**{**values, **fixed})
+        except ValidationError as e:
+            raise BadBusSettings("NATS settings", "; ".join(map(_problem, e.errors()))) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _separate_secrets_from_url(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        parts = [_server(server) for server in str(values.get("url") or DEFAULT_URL).split(",")]
+        clean = {**values, "url": ",".join(_address(part) for part in parts)}
+        identity = next((part for part in parts if part.username), None)
+        if identity is not None and not any(values.get(field) for field in _IDENTITY):
+            name = unquote(identity.username or "")
+            secret = identity.password
+            clean |= {"token": name} if secret is None else {"user": name, "password": unquote(secret)}
+        return clean
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Self:
+        if (self.user is None) != (self.password is None):
+            raise ValueError("user and password go together")
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key go together")
+        return self
+
+    @property
+    def servers(self) -> list[str]:
+        """Each server's address, without secrets."""
+        return self.url.split(",")
+
+    @property
+    def wants_tls(self) -> bool:
+        """Whether to refuse an unencrypted connection."""
+        return self.tls_first or self.ca is not None or self.cert is not None or "tls://" in self.url
+
+    @property
+    def identity(self) -> str:
+        """Who we say we are, in words and without a secret."""
+        if self.creds or self.nkey:
+            return f"the identity in {self.creds or self.nkey}"
+        if self.user:
+            return f"user {self.user!r}"
+        return "the token" if self.token else "a client without credentials"
+
+
+def _problem(error: ErrorDetails) -> str:
+    where = ".".join(map(str, error["loc"]))
+    return (where and f"{where}: ") + error["msg"].removeprefix("Value error, ")
+
+
+def _server(text: str) -> SplitResult:
+    parts = urlsplit(text.strip() if "://" in text else f"nats://{text.strip()}")
+    if parts.scheme not in ("nats", "tls"):
+        raise ValueError(f"a NATS url starts with nats:// or tls://, not {parts.scheme}://")
+    if not parts.hostname:
+        raise ValueError("a NATS url needs a host: nats://host:4222")
+    return parts
+
+
+def _address(parts: SplitResult) -> str:
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{parts.scheme}://{host}:{parts.port or 4222}"
+
+
+def _expanded(path: str, environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("HOME", "~") + path[1:] if path.startswith("~/") else path)
+
+
+def _context(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The fields that apply of the context named by NATS_CONTEXT, else of the selected one, else nothing."""
+    config = environ.get("XDG_CONFIG_HOME") or str(_expanded("~/.config", environ))
+    root = Path(config) / "nats"
+    selected = root / "context.txt"
+    name = environ.get("NATS_CONTEXT") or (selected.read_text().strip() if selected.is_file() else "")
+    if not name:
+        return {}
+    if "/" in name or ".." in name:
+        raise BadBusSettings("NATS_CONTEXT", f"{name!r} is not the name of a context")
+    path = root / "context" / f"{name}.json"
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BadBusSettings("NATS_CONTEXT", f"no context {name!r}: there is no {path}") from None
+    except (OSError, ValueError) as e:
+        raise BadBusSettings(str(path), f"cannot be read as a context: {e}") from None
+    return {"context": name, **_applicable(content, path)}
+
+
+def _applicable(content: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise BadBusSettings(str(path), "a context is a JSON object")
+    for field in _CONTEXT_UNSUPPORTED:
+        if content.get(field):
+            raise BadBusSettings(str(path), f"{field!r} is not supported here: use creds, nkey, user or token, and url")
+    return {field: content[field] for field in _CONTEXT_FIELDS if content.get(field)}

@@ -1,0 +1,136 @@
+"""A nats-server as a child of this process: started, watched, its output kept, ended.
+
+Owns the process, the pipe and the log file. Knows neither roles nor configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from logging import makeLogRecord
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from .bus_errors import BusError, PortBusy, ServerFailed
+
+_LAUNCHER = Path(__file__).with_name("die_with_parent.py")
+_LOG_BYTES = 10 * 2**20
+_LINE_BYTES = 2**20
+_TAIL_LINES = 15
+_CLIENTS_ON = re.compile(r"Listening for client connections on (\S+)")
+_MONITOR_ON = re.compile(r"Starting http monitor on (\S+)")
+_BUSY = re.compile(r"listen tcp (\S+): bind: address already in use")
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """host:port for clients, and for monitoring if that is on."""
+
+    clients: str
+    monitor: str | None
+
+
+class ServerProcess:
+    """One run of nats-server. Start it with `start`, then `ready`; always `stop` it."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, log_path: Path, on_died: Callable[[BusError], None] | None
+    ) -> None:
+        self._process = process
+        self._log_path = log_path
+        self._log = RotatingFileHandler(log_path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8")
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._found: dict[str, str] = {}
+        self._ready: asyncio.Future[Addresses] = asyncio.get_running_loop().create_future()
+        self._on_died = on_died
+        self._stopping = False
+        self._watch = asyncio.create_task(self._read_to_the_end(), name="nats-server")
+
+    @classmethod
+    async def start(
+        cls,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        log_path: Path,
+        keep_open: int,
+        on_died: Callable[[BusError], None] | None = None,
+    ) -> ServerProcess:
+        """Run the command so that it dies with us.
+
+        keep_open: a descriptor that it holds as long as it lives. on_died: called in the loop if it ends by itself
+        once it was ready. It gets a session of its own: Ctrl-C in our terminal is ours to handle, and the server must
+        outlive the drain.
+        """
+        launcher = (sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()))
+        process = await asyncio.create_subprocess_exec(
+            *launcher,
+            *command,
+            env=dict(environ),
+            pass_fds=(keep_open,),
+            start_new_session=True,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_LINE_BYTES,
+        )
+        return cls(process, log_path, on_died)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def ready(self, timeout_s: float) -> Addresses:
+        """Where it listens, once it serves. Raises PortBusy or ServerFailed if it does not come up."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(self._ready)
+        except TimeoutError:
+            raise self._failure(f"was not ready after {timeout_s:g} s") from None
+
+    async def stop(self, timeout_s: float) -> None:
+        """End it in good order, by force after `timeout_s`, and wait until it is gone and its output is written."""
+        self._stopping = True
+        try:
+            with suppress(ProcessLookupError):
+                self._process.terminate()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await asyncio.shield(self._watch)
+        finally:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._watch
+            self._log.close()
+
+    async def _read_to_the_end(self) -> None:
+        assert self._process.stderr is not None
+        async for line in self._process.stderr:
+            self._note(line.decode(errors="replace").rstrip())
+        code = await self._process.wait()
+        failure = self._failure(f"ended with exit code {code}")
+        if not self._ready.done():
+            self._ready.set_exception(failure)
+            self._ready.exception()  # retrieved: nobody may wait any more
+        elif self._on_died is not None and not self._stopping:
+            self._on_died(failure)
+
+    def _note(self, line: str) -> None:
+        self._log.emit(makeLogRecord({"msg": line}))
+        self._tail.append(line)
+        for name, pattern in (("clients", _CLIENTS_ON), ("monitor", _MONITOR_ON)):
+            if found := pattern.search(line):
+                self._found[name] = found[1]
+        if line.endswith("Server is ready") and not self._ready.done():
+            self._ready.set_result(Addresses(self._found["clients"], self._found.get("monitor")))
+
+    def _failure(self, what: str) -> BusError:
+        output = "\n".join(self._tail) or "(nothing)"
+        if busy := _BUSY.search(output):
+            return PortBusy(busy[1], "--nats-monitor-port" if "monitor port" in output else "--nats-port")
+        return ServerFailed(what, output, self._log_path)

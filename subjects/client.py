@@ -1,0 +1,303 @@
+"""`MLClient`: the typed asyncio client. Works against any worker; knows no model and no torch."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from types import TracebackType
+from typing import Any, TypedDict, TypeVar
+from uuid import uuid4
+
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from pydantic import BaseModel, ValidationError
+from typing_extensions import Unpack
+
+from . import codec, names
+from .embed import EmbedBatchReply, EmbedBatchRequest, EmbedChunk, EmbedDone, EmbedReply, EmbedRequest
+from .errors import DeadlinePassed, Internal, MLError, Unavailable, from_reply
+from .similarity import SimilarityRanking, SimilarityRequest, SimilarityScore
+from .stream import DONE, Frame, read_frame
+
+ReplyT = TypeVar("ReplyT", bound=BaseModel)
+
+
+class CallOptions(TypedDict, total=False):
+    """What every call takes besides its texts; see EmbedRequest for the meanings."""
+
+    model: str | None
+    dimensions: int | None
+    prompt_name: str | None
+    prompt: str | None
+    truncate: str
+    timeout_s: float | None
+
+
+class EmbedCallOptions(CallOptions, total=False):
+    normalize: bool
+
+
+class MLClient:
+    """Embeddings and similarity over a NATS connection.
+
+    timeout_s: for a whole call, retries included. retries: how often a retryable error (busy, restarting,
+    out of memory, no worker) is tried again, with jitter and no sooner than the worker asks.
+    Every call raises a subclass of MLError when it fails; giving up (time-out, cancellation) tells the worker.
+    """
+
+    def __init__(self, nc: Client, *, timeout_s: float = 30.0, retries: int = 3) -> None:
+        self._nc = nc
+        self._timeout_s = timeout_s
+        self._retries = retries
+        self._owned = False
+
+    @classmethod
+    async def connect(
+        cls, servers: str | list[str] = "nats://127.0.0.1:4222", *, timeout_s: float = 30.0, **options: Any
+    ) -> "MLClient":
+        """A client with a connection of its own. options: those of nats.connect (user, password, tls, ...)."""
+        client = cls(await nats.connect(servers, **options), timeout_s=timeout_s)
+        client._owned = True
+        return client
+
+    async def __aenter__(self) -> "MLClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection if `connect` made it."""
+        if self._owned:
+            await self._nc.close()
+
+    async def embed(self, text: str, **options: Unpack[EmbedCallOptions]) -> EmbedReply:
+        """One text -> `.embedding` (D,) float32."""
+        fields, timeout_s = _split(options)
+        return await self._ask(
+            names.EMBED, codec.validate({"text": text, **fields}, EmbedRequest), EmbedReply, timeout_s
+        )
+
+    async def embed_batch(self, texts: Sequence[str], **options: Unpack[EmbedCallOptions]) -> EmbedBatchReply:
+        """Many texts -> `.embeddings`, in order; streamed underneath, so the payload limit does not bound it."""
+        embeddings: list[Any] = []
+        truncated: list[int] = []
+        async with aclosing(self.embed_stream(texts, **options)) as frames:
+            async for frame in frames:
+                if isinstance(frame, EmbedDone):
+                    return EmbedBatchReply(
+                        **frame.model_dump(include={"model", "version", "usage", "dimensions"}),
+                        embeddings=embeddings,
+                        truncated=truncated,
+                    )
+                embeddings += frame.embeddings
+                truncated += frame.truncated
+        raise Internal("the stream ended without its last frame")
+
+    async def embed_stream(
+        self, texts: Sequence[str], **options: Unpack[EmbedCallOptions]
+    ) -> AsyncGenerator[EmbedChunk | EmbedDone, None]:
+        """Many texts -> chunks of vectors as they are ready, then one EmbedDone.
+
+        Closing the iterator early cancels the rest at the worker.
+        """
+        fields, timeout_s = _split(options)
+        request = codec.validate({"texts": list(texts), **fields}, EmbedBatchRequest)
+        async with aclosing(self._stream(names.EMBED_BATCH, request, timeout_s)) as frames:
+            async for frame in frames:
+                if frame.event == DONE:
+                    yield _parse(frame.body, EmbedDone)
+                else:
+                    yield _parse(frame.body, EmbedChunk)
+
+    async def similarity(self, a: str, b: str, **options: Unpack[CallOptions]) -> SimilarityScore:
+        """The cosine of two texts."""
+        fields, timeout_s = _split(options)
+        request = codec.validate({"a": a, "b": b, **fields}, SimilarityRequest)
+        return await self._ask(names.SIMILARITY, request, SimilarityScore, timeout_s)
+
+    async def rank(
+        self,
+        query: str,
+        candidates: Sequence[str],
+        *,
+        top_k: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> SimilarityRanking:
+        """Candidates by their cosine to the query, best first."""
+        fields, timeout_s = _split(options)
+        form = {"query": query, "candidates": list(candidates), "top_k": top_k}
+        request = codec.validate({**form, **fields}, SimilarityRequest)
+        return await self._ask(names.SIMILARITY, request, SimilarityRanking, timeout_s)
+
+    async def cancel(self, request_id: str) -> None:
+        """End the request with this id wherever it runs; its caller gets a Cancelled error."""
+        await self._nc.publish(names.cancel_subject(request_id))
+
+    async def discover(self, verb: str = "PING", *, wait_s: float = 0.5) -> list[dict[str, Any]]:
+        """What every worker answers to the micro protocol's PING, INFO or STATS within wait_s."""
+        answers: list[dict[str, Any]] = []
+        async with _inbox(self._nc) as (reply, messages):
+            await self._nc.publish(f"$SRV.{verb}.{names.SERVICE}", reply=reply)
+            deadline = time.monotonic() + wait_s
+            while (left := deadline - time.monotonic()) > 0:
+                try:
+                    message = await messages.next_msg(timeout=left)
+                except nats.errors.TimeoutError:
+                    break
+                if (message.headers or {}).get("Status") == "503":
+                    break
+                answers.append(codec.loads(message.data, names.JSON))
+        return answers
+
+    async def _ask(self, subject: str, request: BaseModel, reply: type[ReplyT], timeout_s: float | None) -> ReplyT:
+        body = _body(request)
+        attempts = _Attempts(timeout_s or self._timeout_s, self._retries)
+        while True:
+            try:
+                return _parse((await self._attempt(subject, body, attempts.left_s())).data, reply)
+            except MLError as error:
+                await attempts.wait(error)
+
+    async def _attempt(self, subject: str, body: bytes, timeout_s: float) -> Msg:
+        request_id = uuid4().hex
+        try:
+            message = await self._nc.request(subject, body, timeout=timeout_s, headers=_headers(request_id, timeout_s))
+        except nats.errors.NoRespondersError:
+            raise _no_worker(subject) from None
+        except nats.errors.TimeoutError:
+            await self.cancel(request_id)
+            raise DeadlinePassed(f"no answer on {subject} within {timeout_s:.3g} s") from None
+        except asyncio.CancelledError:
+            await self.cancel(request_id)
+            raise
+        _raise_if_error(message)
+        return message
+
+    async def _stream(self, subject: str, request: BaseModel, timeout_s: float | None) -> AsyncGenerator[Frame, None]:
+        body = _body(request)
+        attempts = _Attempts(timeout_s or self._timeout_s, self._retries)
+        started = False
+        while True:
+            try:
+                async with aclosing(self._stream_once(subject, body, attempts)) as frames:
+                    async for frame in frames:
+                        started = True
+                        yield frame
+                return
+            except MLError as error:
+                if started:
+                    raise
+                await attempts.wait(error)
+
+    async def _stream_once(self, subject: str, body: bytes, attempts: "_Attempts") -> AsyncGenerator[Frame, None]:
+        request_id, frame = uuid4().hex, None
+        headers = _headers(request_id, attempts.left_s()) | {names.STREAM: "true"}
+        try:
+            async with _inbox(self._nc) as (reply, messages):
+                await self._nc.publish(subject, body, reply=reply, headers=headers)
+                seq = 0
+                while frame is None or not frame.last:
+                    message = await _next(messages, subject, attempts.left_s())
+                    _raise_if_error(message)
+                    frame = read_frame(message.headers or {}, message.data, seq)
+                    seq += 1
+                    yield frame
+        except (DeadlinePassed, Internal):
+            await self.cancel(request_id)
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            if frame is None or not frame.last:
+                await self.cancel(request_id)
+            raise
+
+
+class _Attempts:
+    """One call's deadline and its retries."""
+
+    def __init__(self, timeout_s: float, retries: int) -> None:
+        self._deadline = time.monotonic() + timeout_s
+        self._left = retries
+        self._pause_s = 0.05
+
+    def left_s(self) -> float:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlinePassed("the call's time is up")
+        return left
+
+    async def wait(self, error: MLError) -> None:
+        """Sleep until the next attempt, or raise the error if there is none."""
+        pause_s = max(self._pause_s, (error.retry_after_ms or 0) / 1000) * random.uniform(1.0, 1.5)
+        if not error.retryable or self._left == 0 or time.monotonic() + pause_s >= self._deadline:
+            raise error
+        self._left -= 1
+        self._pause_s *= 2
+        await asyncio.sleep(pause_s)
+
+
+@asynccontextmanager
+async def _inbox(nc: Client) -> AsyncIterator[tuple[str, Any]]:
+    subject = nc.new_inbox()
+    messages = await nc.subscribe(subject)
+    try:
+        yield subject, messages
+    finally:
+        if not nc.is_closed:
+            await messages.unsubscribe()
+
+
+async def _next(messages: Any, subject: str, timeout_s: float) -> Msg:
+    try:
+        message: Msg = await messages.next_msg(timeout=timeout_s)
+    except nats.errors.TimeoutError:
+        raise DeadlinePassed(f"the stream on {subject} did not end in time") from None
+    if (message.headers or {}).get("Status") == "503":
+        raise _no_worker(subject)
+    return message
+
+
+def _split(options: Any) -> tuple[dict[str, Any], float | None]:
+    fields = dict(options)
+    return fields, fields.pop("timeout_s", None)
+
+
+def _body(request: BaseModel) -> bytes:
+    return codec.dumps(request.model_dump(exclude_defaults=True), names.MSGPACK)
+
+
+def _headers(request_id: str, timeout_s: float) -> dict[str, str]:
+    return {
+        names.CONTENT_TYPE: names.MSGPACK,
+        names.REQUEST_ID: request_id,
+        names.TIMEOUT_MS: str(max(1, int(timeout_s * 1000))),
+    }
+
+
+def _no_worker(subject: str) -> Unavailable:
+    return Unavailable(f"no worker listens on {subject}; start one with `mlbus serve`")
+
+
+def _raise_if_error(message: Msg) -> None:
+    headers = message.headers or {}
+    code = headers.get(names.ERROR_CODE)
+    if code is None:
+        return
+    try:
+        body = codec.loads(message.data, codec.request_type(headers.get(names.CONTENT_TYPE), message.data))
+    except MLError:
+        body = {}
+    number = int(code) if code.isdigit() else Internal.code
+    raise from_reply(number, headers.get(names.ERROR, ""), body if isinstance(body, dict) else {})
+
+
+def _parse(body: bytes, reply: type[ReplyT]) -> ReplyT:
+    try:
+        return reply.model_validate(codec.loads(body, codec.request_type(None, body)))
+    except ValidationError as error:
+        raise Internal(f"the worker's reply is not a {reply.__name__}: {error.error_count()} faults") from None

@@ -1,0 +1,192 @@
+"""Bodies to messages and back: JSON, MessagePack and text, chosen by header or by the first byte.
+
+Knows content types and pydantic models; knows no subject, no connection and no model.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgpack
+import numpy as np
+import orjson
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from . import names
+from .errors import InvalidField, Malformed, MLError, NotAcceptable, TooLarge, UnsupportedType
+
+_ALIASES = {
+    "application/json": names.JSON,
+    "text/json": names.JSON,
+    "application/msgpack": names.MSGPACK,
+    "application/x-msgpack": names.MSGPACK,
+    "application/vnd.msgpack": names.MSGPACK,
+    "text/plain": names.TEXT,
+}
+_OFFERED = "application/json, application/msgpack"
+
+
+MessageT = TypeVar("MessageT", bound=BaseModel)
+
+
+@functools.lru_cache(maxsize=256)
+def _parse_content_type(header: str) -> str:
+    media, _, parameters = header.partition(";")
+    known = _ALIASES.get(media.strip().lower())
+    if known is None:
+        raise UnsupportedType(f"Content-Type {header[:80]!r} is not read here; send {_OFFERED} or text/plain")
+    charset = parameters.lower().partition("charset=")[2].split(";")[0].strip(' "')
+    if charset and charset not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedType(f"charset {charset[:40]!r} is not read here; send UTF-8")
+    return known
+
+
+def request_type(header: str | None, body: bytes) -> str:
+    """The content type of a request: its header's, else what the first byte says.
+
+    `{` or `[` is JSON, a MessagePack map is MessagePack, anything else UTF-8 text.
+    Raises UnsupportedType.
+    """
+    if header:
+        return _parse_content_type(header)
+    first = body[0] if body else 0x20
+    if first in b"{[":
+        return names.JSON
+    if 0x80 <= first <= 0x8F or first in (0xDE, 0xDF):
+        return names.MSGPACK
+    return names.TEXT
+
+
+@functools.lru_cache(maxsize=256)
+def _parse_accept(header: str) -> str | None:
+    """The best offered type (None: whatever the request used). Order breaks ties of q."""
+    ranked: list[tuple[float, str | None]] = []
+    for item in header.split(","):
+        media, *parameters = (part.strip().lower() for part in item.split(";"))
+        quality = next((_quality(p[2:]) for p in parameters if p.startswith("q=")), 1.0)
+        if quality <= 0:
+            continue
+        if media in ("*/*", "application/*"):
+            ranked.append((quality, None))
+        elif _ALIASES.get(media) in (names.JSON, names.MSGPACK):
+            ranked.append((quality, _ALIASES[media]))
+    if not ranked:
+        raise NotAcceptable(f"Accept {header[:80]!r} asks for nothing that is sent here; accept {_OFFERED}")
+    return max(ranked, key=lambda choice: choice[0])[1]
+
+
+def _quality(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+def reply_type(accept: str | None, request: str) -> str:
+    """The content type of the reply: Accept's choice, else the request's own; text in, JSON out.
+
+    Raises NotAcceptable.
+    """
+    chosen = _parse_accept(accept) if accept else None
+    return chosen or (names.JSON if request == names.TEXT else request)
+
+
+def decode(body: bytes, content_type: str, message: type[MessageT], text_field: str | None = None) -> MessageT:
+    """Read and validate a request.
+
+    text_field: the field that a text/plain body stands for; None where a bare text means nothing.
+    Raises Malformed (unreadable), UnsupportedType (text not taken here), TooLarge or InvalidField (by name).
+    """
+    if content_type == names.TEXT:
+        if text_field is None:
+            raise UnsupportedType(f"plain text is not read on this subject; send {_OFFERED}")
+        fields: Any = {text_field: _read_text(body)}
+    else:
+        fields = loads(body, content_type)
+    return validate(fields, message)
+
+
+def validate(fields: Any, message: type[MessageT]) -> MessageT:
+    """Plain values as a message. Raises TooLarge or InvalidField, naming the field."""
+    try:
+        return message.model_validate(fields)
+    except ValidationError as error:
+        raise _explain(error, message) from None
+
+
+def loads(body: bytes, content_type: str) -> Any:
+    """A JSON or MessagePack body as plain Python values. Raises Malformed."""
+    if content_type == names.JSON:
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise Malformed(
+                f"unreadable JSON: {error}; a text that starts with {{ or [ needs Content-Type: text/plain"
+            ) from None
+    try:
+        return msgpack.unpackb(body)
+    except UnicodeDecodeError:
+        raise Malformed("unreadable MessagePack: a string in it is not UTF-8") from None
+    except Exception as error:  # msgpack raises a dozen unrelated types on garbage, RecursionError among them
+        reason = str(error) or type(error).__name__
+        raise Malformed(f"unreadable MessagePack: {reason}; set Content-Type if it is something else") from None
+
+
+def _read_text(body: bytes) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise Malformed(
+            f"the body is not UTF-8 text (byte {error.start}); set Content-Type if it is something else"
+        ) from None
+
+
+def dumps(message: BaseModel | Mapping[str, Any], content_type: str) -> bytes:
+    """A reply as bytes. float32 arrays become little-endian bytes in MessagePack, numbers in JSON.
+
+    Fields that are None are left out.
+    """
+    if content_type == names.MSGPACK:
+        return msgpack.packb(_fields(message), default=_for_msgpack)  # type: ignore[no-any-return]
+    return orjson.dumps(_fields(message), default=_for_json, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _fields(message: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
+    items = message.items() if isinstance(message, Mapping) else message
+    return {name: value for name, value in items if value is not None}
+
+
+def _for_msgpack(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return np.ascontiguousarray(value, dtype="<f4").tobytes()
+    return _fields(value)
+
+
+def _for_json(value: Any) -> Any:
+    # orjson writes contiguous arrays itself and hands over only the others.
+    return value.tolist() if isinstance(value, np.ndarray) else _fields(value)
+
+
+def _explain(error: ValidationError, message: type[BaseModel]) -> MLError:
+    """The first three faults, each by the name of its field."""
+    faults = error.errors(include_url=False, include_context=True, include_input=False)
+    text = "; ".join(_fault(fault, message) for fault in faults[:3])
+    if len(faults) > 3:
+        text += f"; and {len(faults) - 3} more"
+    too_large = {"string_too_long", "too_long", "bytes_too_long"}
+    return TooLarge(text) if faults[0]["type"] in too_large else InvalidField(text)
+
+
+def _fault(fault: ErrorDetails, message: type[BaseModel]) -> str:
+    where = ".".join(str(part)[:64] for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown field {where!r}; the fields are {', '.join(message.model_fields)}"
+    if fault["type"] == "missing":
+        return f"field {where!r} is missing"
+    if fault["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        return f"the body must be a map of fields: {', '.join(message.model_fields)}"
+    if fault["type"] == "string_unicode":
+        return f"field {where!r} holds a lone surrogate; send valid Unicode"
+    reason = fault["msg"].removeprefix("Value error, ")
+    return f"field {where!r}: {reason}" if where else reason

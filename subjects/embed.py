@@ -1,0 +1,109 @@
+"""`ml.embed` and `ml.embed.batch`: texts in, vectors out."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from .vectors import EncodingFormat, Vector
+
+MAX_TEXT_CHARS = 1_000_000
+MAX_TEXTS = 8192
+
+
+def _check_text(text: str) -> str:
+    if not text or text.isspace():
+        raise ValueError("the text is empty or blank; send at least one visible character")
+    if "\0" in text:
+        raise ValueError("the text holds a NUL character (U+0000); remove it or decode the data first")
+    return text
+
+
+Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS), AfterValidator(_check_text)]
+Token = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class Message(BaseModel):
+    """Base of requests: unknown fields and near-miss types are refused by name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class EncodeOptions(Message):
+    """What every request that embeds may say about how."""
+
+    model: Token | None = Field(None, description="model id; absent: the worker's default")
+    dimensions: int | None = Field(None, ge=1, le=65536, description="cut to this many, then renormalise")
+    prompt_name: Token | None = Field(None, description="one of the model's own prompts, by name")
+    prompt: Annotated[str, StringConstraints(max_length=4096)] | None = Field(
+        None, description="put before each text; instead of prompt_name"
+    )
+    truncate: Literal["end", "start", "error"] = Field(
+        "end", description="which side of a text past the model's length is cut; error: refuse it"
+    )
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> "EncodeOptions":
+        if self.prompt is not None and self.prompt_name is not None:
+            raise ValueError("fields 'prompt' and 'prompt_name' exclude each other; send one")
+        return self
+
+
+class EmbedOptions(EncodeOptions):
+    normalize: bool = Field(True, description="scale each vector to length 1")
+    encoding_format: EncodingFormat = Field("float", description="base64: little-endian float32 in base64")
+
+
+class EmbedRequest(EmbedOptions):
+    text_field: ClassVar[str] = "text"
+    text: Text
+
+
+class EmbedBatchRequest(EmbedOptions):
+    texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
+
+
+class Reply(BaseModel):
+    """Base of replies. A client keeps reading when a newer worker adds a field."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, arbitrary_types_allowed=True)
+
+
+class Usage(Reply):
+    tokens: int = Field(description="tokens the model read, special tokens included, after truncation")
+
+
+class Served(Reply):
+    """What every answer says of the model behind it."""
+
+    model: str
+    version: str = Field(description="the exact weights and precision that served the request")
+    usage: Usage
+
+
+class EmbedReply(Served):
+    embedding: Vector
+    dimensions: int
+    truncated: bool = Field(False, description="whether the text was cut to the model's length")
+
+
+class EmbedBatchReply(Served):
+    embeddings: list[Vector]
+    dimensions: int
+    truncated: list[int] = Field(default_factory=list, description="indices of the texts that were cut")
+
+
+class EmbedChunk(Reply):
+    """One frame of a streamed batch: the vectors of texts[index : index + len(embeddings)]."""
+
+    seq: int = 0
+    index: int
+    embeddings: list[Vector]
+    truncated: list[int] = Field(default_factory=list, description="indices of the texts that were cut")
+
+
+class EmbedDone(Served):
+    """The last frame of a streamed batch."""
+
+    seq: int = 0
+    count: int
+    dimensions: int

@@ -1,0 +1,133 @@
+"""The errors of the wire and their one table of codes. The worker raises them, the client raises them again."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from . import names
+
+
+class MLError(Exception):
+    """An error reply: `code` as in `Nats-Service-Error-Code`, a message that says what to change.
+
+    `retryable`: the same request may succeed later; `retry_after_ms`: when to try again, if known.
+    """
+
+    code: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, retry_after_ms: int | None = None, request_id: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_ms = retry_after_ms
+        self.request_id = request_id
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """The reply's body, for any codec."""
+        return {
+            "error": {
+                "code": self.code,
+                "message": self.message,
+                "retryable": self.retryable,
+                "retry_after_ms": self.retry_after_ms,
+                "request_id": request_id,
+            }
+        }
+
+    def headers(self) -> dict[str, str]:
+        """The two headers of the micro protocol; header values cannot hold line breaks or much text."""
+        line = " ".join(self.message.split())[:512]
+        return {names.ERROR: line.encode("ascii", "replace").decode(), names.ERROR_CODE: str(self.code)}
+
+
+class Malformed(MLError):
+    code = 400
+
+
+class NotFound(MLError):
+    code = 404
+
+
+class NotAcceptable(MLError):
+    code = 406
+
+
+class DeadlinePassed(MLError):
+    code = 408
+
+
+class TooLarge(MLError):
+    code = 413
+
+
+class UnsupportedType(MLError):
+    code = 415
+
+
+class InvalidField(MLError):
+    code = 422
+
+
+class Busy(MLError):
+    code = 429
+    retryable = True
+
+
+class Cancelled(MLError):
+    code = 499
+
+
+class Internal(MLError):
+    code = 500
+
+
+class Unavailable(MLError):
+    code = 503
+    retryable = True
+
+
+class NotServed(MLError):
+    """This worker will never serve that model as it is configured; waiting does not help."""
+
+    code = 503
+
+
+class OutOfMemory(MLError):
+    code = 507
+    retryable = True
+
+
+CODES: dict[int, type[MLError]] = {
+    error.code: error
+    for error in (
+        Malformed,
+        NotFound,
+        NotAcceptable,
+        DeadlinePassed,
+        TooLarge,
+        UnsupportedType,
+        InvalidField,
+        Busy,
+        Cancelled,
+        Internal,
+        Unavailable,
+        OutOfMemory,
+    )
+}
+
+
+def from_reply(code: int, message: str, body: Mapping[str, Any]) -> MLError:
+    """The exception for an error reply; an unknown code becomes the class of its hundred.
+
+    body: the decoded body, or an empty mapping where it could not be read.
+    """
+    detail = body.get("error")
+    fields: Mapping[str, Any] = detail if isinstance(detail, Mapping) else {}
+    kind = CODES.get(code, Malformed if 400 <= code < 500 else Internal)
+    if kind is Unavailable and fields.get("retryable") is False:
+        kind = NotServed
+    retry_after_ms = fields.get("retry_after_ms")
+    return kind(
+        str(fields.get("message", message)),
+        retry_after_ms=retry_after_ms if isinstance(retry_after_ms, int) else None,
+        request_id=str(fields.get("request_id", "")),
+    )

@@ -1,0 +1,31 @@
+"""Every name on the wire: subjects, headers, content types. Knows no message and no code."""
+
+SERVICE = "ml"
+"""Name of the service in the NATS micro protocol, and of the queue group that all workers share."""
+
+QUEUE_GROUP = "ml"
+
+EMBED = "ml.embed"
+EMBED_BATCH = "ml.embed.batch"
+SIMILARITY = "ml.similarity"
+CANCEL = "ml.cancel"
+
+CONTENT_TYPE = "Content-Type"
+ACCEPT = "Accept"
+REQUEST_ID = "Ml-Request-Id"
+TIMEOUT_MS = "Ml-Timeout-Ms"
+STREAM = "Ml-Stream"
+EVENT = "Ml-Event"
+SEQ = "Ml-Seq"
+TRACEPARENT = "traceparent"
+ERROR = "Nats-Service-Error"
+ERROR_CODE = "Nats-Service-Error-Code"
+
+JSON = "application/json"
+MSGPACK = "application/msgpack"
+TEXT = "text/plain"
+
+
+def cancel_subject(request_id: str) -> str:
+    """Where to publish (any body) so that the request with this id ends as cancelled."""
+    return f"{CANCEL}.{request_id}"

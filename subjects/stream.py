@@ -1,0 +1,44 @@
+"""Frames of a multi-message reply, and the sentinel that ends it (ADR-47).
+
+Frames are numbered from 0 and never empty; `done` or `error` is the last; after it comes one message with an
+empty body and no headers. Knows no connection.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from . import names
+from .errors import Internal
+
+CHUNK = "chunk"
+DONE = "done"
+ERROR = "error"
+
+SENTINEL = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One message of a stream, its body not yet decoded."""
+
+    event: str
+    seq: int
+    body: bytes
+
+    @property
+    def last(self) -> bool:
+        return self.event in (DONE, ERROR)
+
+
+def frame_headers(event: str, seq: int) -> dict[str, str]:
+    return {names.EVENT: event, names.SEQ: str(seq)}
+
+
+def read_frame(headers: Mapping[str, str], body: bytes, expected_seq: int) -> Frame:
+    """The frame in a message. Raises Internal if one was lost, doubled or is not a frame."""
+    event, seq = headers.get(names.EVENT, ""), headers.get(names.SEQ, "")
+    if not event or not seq.isdigit():
+        raise Internal("the reply is not a frame: Ml-Event and Ml-Seq are missing")
+    if int(seq) != expected_seq:
+        raise Internal(f"a frame of the stream is missing: expected {expected_seq}, got {seq}")
+    return Frame(event, int(seq), body)

@@ -1,0 +1,33 @@
+"""Fixtures for every test: a real nats-server, on a port of its own, gone when the test ends."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from nats_server import NatsServer, plain_server
+from nats_server import secured_server as secured
+
+
+@pytest.fixture
+def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
+    """A server without passwords: url, restart(), stop(), kill()."""
+    server = plain_server(tmp_path / "nats")
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def nats_url(nats_server: NatsServer) -> str:
+    return nats_server.url
+
+
+@pytest.fixture
+def secured_server(tmp_path: Path) -> Iterator[NatsServer]:
+    """A server with our nats-server.conf: the roles admin, worker and client, and `local` for who brings nothing."""
+    server = secured(tmp_path / "nats")
+    try:
+        yield server.start()
+    finally:
+        server.stop()

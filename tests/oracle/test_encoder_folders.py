@@ -1,0 +1,85 @@
+"""The generic path: folders in sentence-transformers layout, of every pooling, against the library itself.
+
+The models are tiny and random, with the real tokeniser of all-MiniLM-L6-v2. Tolerance: cosine >= 0.99999, fp32.
+"""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from transformers import BertConfig, BertModel
+
+from models.catalogue import load_catalogue
+from models.encoders.base import Encoder, TextOptions, Tokens, cosine_rows
+from models.encoders.modules import read_sentence_transformer
+from models.hub import locate
+from models.loader import load
+
+FP32 = 0.99999
+TEXTS = ["def hello(): pass", "", "return the sum of the squares", "a b c d e f g h i j k l m n o p"]
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a two-layer random BERT and a real tokeniser."""
+    folder = tmp_path_factory.mktemp("backbone")
+    tokenizer = read_sentence_transformer(locate(load_catalogue().get("minilm"))).tokenizer
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def saved(backbone: Path, folder: Path, *tail: torch.nn.Module, **options: object) -> tuple[Encoder, SentenceTransformer]:
+    """The transformer followed by `tail`, saved by the library and read back both ways."""
+    transformer = Transformer(str(backbone), max_seq_length=48)
+    SentenceTransformer(modules=[transformer, *tail], device="cpu", **options).save(str(folder), create_model_card=False)
+    spec = load_catalogue({"mine": {"kind": "embedding", "folder": str(folder)}}).get("mine")
+    return load(spec, device="cpu", dtype="fp32"), read_sentence_transformer(folder)
+
+
+def tokens_of(encoder: Encoder, texts: list[str], options: TextOptions) -> list[Tokens]:
+    return [item for item in encoder.tokenize(texts, options) if isinstance(item, Tokens)]
+
+
+@pytest.mark.parametrize("mode", ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"])
+def test_every_pooling(backbone: Path, tmp_path: Path, mode: str) -> None:
+    encoder, peer = saved(backbone, tmp_path, Pooling(32, mode))
+    assert not encoder.normalizes
+    found = encoder.encode(tokens_of(encoder, TEXTS, TextOptions()))
+    np.testing.assert_allclose(found, peer.encode(TEXTS), atol=1e-5)
+
+
+def test_dense_then_normalize(backbone: Path, tmp_path: Path) -> None:
+    encoder, peer = saved(backbone, tmp_path, Pooling(32, "mean"), Dense(32, 8), Normalize())
+    assert (encoder.dimensions, encoder.max_tokens, encoder.normalizes) == (8, 48, True)
+    found = encoder.encode(tokens_of(encoder, TEXTS, TextOptions()))
+    assert cosine_rows(found, peer.encode(TEXTS)).min() >= FP32
+
+
+def test_default_prompt_of_the_folder(backbone: Path, tmp_path: Path) -> None:
+    prompts = {"query": "query: ", "passage": "passage: "}
+    encoder, peer = saved(backbone, tmp_path, Pooling(32), prompts=prompts, default_prompt_name="passage")
+    for name in ("query", "passage", None):
+        found = encoder.encode(tokens_of(encoder, TEXTS, TextOptions(prompt_name=name)))
+        assert cosine_rows(found, peer.encode(TEXTS, prompt_name=name)).min() >= FP32
+
+
+def test_pooling_without_the_prompt_in_a_batch_of_several_prompts(backbone: Path, tmp_path: Path) -> None:
+    encoder, peer = saved(backbone, tmp_path, Pooling(32, "mean", include_prompt=False))
+    asked = [(random.Random(i).choice(["", "query: ", "a much longer prompt: "]), TEXTS[i % 4]) for i in range(12)]
+    batch = [tokens_of(encoder, [text], TextOptions(prompt=prompt))[0] for prompt, text in asked]
+    expected = np.concatenate([peer.encode([text], prompt=prompt) for prompt, text in asked])
+    np.testing.assert_allclose(encoder.encode(batch), expected, atol=1e-5)
