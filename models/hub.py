@@ -7,6 +7,8 @@ can run code when read.
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from .catalogue import ModelSpec
 from .errors import CorruptWeights, ModelUnavailable
@@ -141,11 +144,22 @@ def _package_folder(package: str) -> Path | None:
 
 def _download(model: str, repository: str, revision: str | None) -> Path:
     try:
-        found = snapshot_download(
-            repository, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, tqdm_class=silent_tqdm
-        )
+        with _no_bars():
+            found = snapshot_download(repository, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED)
     except Exception as error:  # the HTTP library below raises its own, and has changed between versions
         template = next(text for kind, text in DOWNLOAD_FAILURES if isinstance(error, kind))
         reason = template.format(repository=repository, revision=revision, error=type(error).__name__)
         raise ModelUnavailable(model, reason) from error
     return Path(found)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep download bars off stderr, which is the log of a service."""
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()

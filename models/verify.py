@@ -7,7 +7,7 @@ file anew, with sentence-transformers' own encode.
 import base64
 import json
 import sys
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from .encoders.base import Encoder, TextOptions, Tokens, Vectors, cosine_rows
 from .encoders.modules import read_sentence_transformer
 from .errors import SelfTestFailed
 
+GOLDEN = Path(__file__).parent / "golden"
 REQUIRED_COSINE = {"fp32": 0.99999, "bf16": 0.999}
 PROBES = (
     "def hello(): pass",
@@ -42,13 +43,18 @@ def reference_vectors(model: str, digest: str, source: SentenceTransformer) -> t
     Stored ones where there are any for these very weights, else those of sentence-transformers' own encode on
     `source`, which is to be in float32.
     """
-    stored = resources.files(__package__).joinpath("golden", f"{model}.json")
-    if stored.is_file():
-        golden = json.loads(stored.read_text("utf-8"))
-        if golden["weights_sha256"] == digest and golden["texts"] == list(PROBES):
-            flat = np.frombuffer(base64.b64decode(golden["vectors"]), dtype="<f4")
-            return flat.reshape(len(PROBES), -1), "its golden vectors"
-    return encode_probes(source), "sentence-transformers"
+    stored = golden_vectors(GOLDEN / f"{model}.json", digest)
+    return (encode_probes(source), "sentence-transformers") if stored is None else (stored, "its golden vectors")
+
+
+def golden_vectors(file: Path, digest: str) -> Vectors | None:
+    """The stored vectors (12, dimensions) of the probe texts; None unless made from these weights and texts."""
+    if not file.is_file():
+        return None
+    golden = json.loads(file.read_text("utf-8"))
+    if golden["weights_sha256"] != digest or golden["texts"] != list(PROBES):
+        return None
+    return np.frombuffer(base64.b64decode(golden["vectors"]), dtype="<f4").reshape(len(PROBES), -1)
 
 
 def encode_probes(source: SentenceTransformer) -> Vectors:
@@ -88,4 +94,4 @@ def write_golden(model: str, file: Path) -> None:
 
 if __name__ == "__main__":
     name = sys.argv[1]
-    write_golden(name, Path(__file__).parent / "golden" / f"{name}.json")
+    write_golden(name, GOLDEN / f"{name}.json")

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 from nats.aio.client import Client
@@ -140,9 +141,7 @@ def load_encoders(settings: Settings, catalogue: Catalogue, on_step: OnStep) -> 
     encoders = []
     for model in settings.models:
         on_step(f"loading {model}")
-        encoder = load(
-            catalogue.get(model), settings.device, dtype, lambda step, model=model: on_step(f"{model}: {step}")
-        )
+        encoder = load(catalogue.get(model), settings.device, dtype, on_step)
         log.info("model.loaded", model=model, version=encoder.version, device=encoder.device, dtype=encoder.dtype)
         for note in encoder.notes:
             log.warning("model.noted", model=model, note=note)
@@ -185,6 +184,10 @@ def _batch_limits(settings: Settings, device: str) -> BatchLimits:
 
 
 def _endpoint(nc: Client, embedder: Embedder, settings: Settings, telemetry: Telemetry) -> Endpoint:
+    def figures() -> dict[str, Any]:
+        texts, tokens = embedder.queued()
+        return {**telemetry.figures(), "in_flight": len(endpoint.calls), "queued_texts": texts, "queued_tokens": tokens}
+
     limits = settings.limits
     endpoint = Endpoint(
         nc=nc,
@@ -192,12 +195,7 @@ def _endpoint(nc: Client, embedder: Embedder, settings: Settings, telemetry: Tel
         limits=Limits(limits.requests, limits.request_bytes, limits.default_timeout_s),
         observer=telemetry,
         metadata={"models": ",".join(embedder.batchers), "default_model": embedder.default},
-        data=lambda: {
-            **telemetry.figures(),
-            "in_flight": len(endpoint.calls),
-            "queued_texts": embedder.queued()[0],
-            "queued_tokens": embedder.queued()[1],
-        },
+        data=figures,
     )
     telemetry.gauge("mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls))
     telemetry.gauge("mlbus_request_bytes_in_flight", "Bytes of their bodies", lambda: endpoint.bytes_in_flight)

@@ -45,7 +45,8 @@ def cause(settings: NatsSettings, error: Exception) -> BusError:
         return TlsFailed(settings.url, "the server hung up after the handshake; it may ask for a client certificate")
     if isinstance(error, AuthorizationError) or _REFUSAL.search(str(error)):
         return BadCredentials(settings.url, settings.identity, reason(settings, error))
-    return Unreachable(settings.url, reason(settings, error))
+    hint = "; one that encrypts first needs NATS_TLS_FIRST=1" if settings.wants_tls and not settings.tls_first else ""
+    return Unreachable(settings.url, reason(settings, error) + hint)
 
 
 def reason(settings: NatsSettings, error: Exception) -> str:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from subjects import codec, names, stream
 from subjects.errors import DeadlinePassed, InvalidField, Malformed, MLError, TooLarge
+from subjects.vectors import EncodingFormat
 
 MAX_HEADER_BYTES = 16_384
 MAX_TIMEOUT_MS = 3_600_000
@@ -116,6 +117,7 @@ class Call:
         "asked",
         "body",
         "deadline",
+        "encoding_format",
         "ended_by",
         "frames",
         "received",
@@ -138,6 +140,7 @@ class Call:
         self.ended_by: MLError | None = None
         self.answered: MLError | bool = False
         self.frames = 0
+        self.encoding_format: EncodingFormat = "float"
 
     @property
     def reply_limit(self) -> int:
@@ -152,14 +155,14 @@ class Call:
 
     async def answer(self, message: BaseModel) -> None:
         """Send the one reply. Raises TooLarge if it does not fit a message, sending nothing."""
-        body = codec.dumps(message, self.asked.reply_type)
+        body = codec.dumps(message, self.asked.reply_type, self.encoding_format)
         self._check_size(body)
         self.answered = True
         await self._publish(body, self._headers())
 
     async def send_frame(self, event: str, message: BaseModel, probe: str = "") -> None:
         """Send the next frame of a stream. probe: a subject that hears of it when nobody listens any more."""
-        body = codec.dumps({**dict(message), "seq": self.frames}, self.asked.reply_type)
+        body = codec.dumps({**dict(message), "seq": self.frames}, self.asked.reply_type, self.encoding_format)
         self._check_size(body)
         headers = self._headers() | stream.frame_headers(event, self.frames)
         self.frames += 1
@@ -189,7 +192,7 @@ class Call:
         if len(body) > self.reply_limit:
             raise TooLarge(
                 f"the reply would take {len(body)} bytes and a message holds {self.reply_limit}; "
-                f"ask for less, for {names.MSGPACK}, or for a stream with {names.STREAM}: true where the subject has one"
+                f"ask for less, for {names.MSGPACK}, or for a stream where the subject has one"
             )
 
     async def _publish(self, body: bytes, headers: dict[str, Any] | None, probe: str = "") -> None:

@@ -4,6 +4,7 @@ Knows content types and pydantic models; knows no subject, no connection and no 
 """
 
 import functools
+from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 from . import names
 from .errors import InvalidField, Malformed, MLError, NotAcceptable, TooLarge, UnsupportedType
+from .vectors import EncodingFormat, little_endian
 
 _ALIASES = {
     "application/json": names.JSON,
@@ -142,14 +144,19 @@ def _read_text(body: bytes) -> str:
         ) from None
 
 
-def dumps(message: BaseModel | Mapping[str, Any], content_type: str) -> bytes:
-    """A reply as bytes. float32 arrays become little-endian bytes in MessagePack, numbers in JSON.
+def dumps(
+    message: BaseModel | Mapping[str, Any], content_type: str, encoding_format: EncodingFormat = "float"
+) -> bytes:
+    """A reply as bytes. Fields that are None are left out.
 
-    Fields that are None are left out.
+    float32 arrays become little-endian bytes in MessagePack and numbers in JSON; with base64, base64 of those bytes.
     """
+    base64 = encoding_format == "base64"
     if content_type == names.MSGPACK:
-        return msgpack.packb(_fields(message), default=_for_msgpack)  # type: ignore[no-any-return]
-    return orjson.dumps(_fields(message), default=_for_json, option=orjson.OPT_SERIALIZE_NUMPY)
+        return msgpack.packb(_fields(message), default=_in_base64 if base64 else _in_bytes)  # type: ignore[no-any-return]
+    if base64:
+        return orjson.dumps(_fields(message), default=_in_base64)
+    return orjson.dumps(_fields(message), default=_in_numbers, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _fields(message: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
@@ -157,13 +164,15 @@ def _fields(message: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in items if value is not None}
 
 
-def _for_msgpack(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return np.ascontiguousarray(value, dtype="<f4").tobytes()
-    return _fields(value)
+def _in_bytes(value: Any) -> Any:
+    return little_endian(value) if isinstance(value, np.ndarray) else _fields(value)
 
 
-def _for_json(value: Any) -> Any:
+def _in_base64(value: Any) -> Any:
+    return b64encode(little_endian(value)).decode() if isinstance(value, np.ndarray) else _fields(value)
+
+
+def _in_numbers(value: Any) -> Any:
     # orjson writes contiguous arrays itself and hands over only the others.
     return value.tolist() if isinstance(value, np.ndarray) else _fields(value)
 

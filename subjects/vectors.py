@@ -46,11 +46,9 @@ Vector: TypeAlias = Annotated[
 ]
 
 
-def written(vector: FloatArray, encoding_format: EncodingFormat) -> "FloatArray | str":
-    """What goes into the reply: the array for the codec to write, or base64 where that was asked for."""
-    if encoding_format == "base64":
-        return base64.b64encode(np.ascontiguousarray(vector, dtype="<f4").tobytes()).decode()
-    return vector
+def little_endian(vector: FloatArray) -> bytes:
+    """float32 (D,) -> 4 x D bytes."""
+    return np.ascontiguousarray(vector, dtype="<f4").tobytes()
 
 
 def max_bytes(dimensions: int, encoding_format: EncodingFormat, content_type: str) -> int:

@@ -58,6 +58,8 @@ class TorchEncoder:
 
     def encode(self, batch: Sequence[Tokens]) -> Vectors:
         """See Encoder.encode."""
+        if not batch:
+            return np.empty((0, self.dimensions), dtype=np.float32)
         if self._prompt_left_out:
             runs = [list(run) for _, run in groupby(batch, key=lambda tokens: tokens.prompt_tokens)]
             return np.concatenate([self._forward(run) for run in runs])

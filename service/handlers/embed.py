@@ -15,7 +15,7 @@ from subjects.embed import (
 )
 from subjects.errors import TooLarge
 from subjects.stream import CHUNK, DONE
-from subjects.vectors import max_bytes, written
+from subjects.vectors import max_bytes
 
 from ..batcher import Finish
 from ..call import Call
@@ -41,38 +41,40 @@ class EmbedHandlers:
 
     async def embed(self, request: EmbedRequest, call: Call) -> EmbedReply:
         encoder = self._embedder.encoder(request.model)
+        call.encoding_format = request.encoding_format
         done = await self._embedder.embed(request.model, request.text, how(request, call, request.normalize))
         return EmbedReply(
             model=encoder.model,
             version=encoder.version,
             usage=Usage(tokens=done.tokens),
-            embedding=written(done.vector, request.encoding_format),
+            embedding=done.vector,
             dimensions=len(done.vector),
             truncated=done.truncated,
         )
 
     async def batch(self, request: EmbedBatchRequest, call: Call) -> EmbedBatchReply:
         encoder = self._embedder.encoder(request.model)
+        call.encoding_format = request.encoding_format
         self._check_fits(request, call, len(request.texts))
         part = await self._embedder.embed_all(request.model, request.texts, how(request, call, request.normalize))
         return EmbedBatchReply(
             model=encoder.model,
             version=encoder.version,
             usage=Usage(tokens=part.tokens),
-            embeddings=[written(vector, request.encoding_format) for vector in part.vectors],
+            embeddings=part.vectors,
             dimensions=len(part.vectors[0]),
             truncated=part.truncated,
         )
 
     async def stream(self, request: EmbedBatchRequest, call: Call) -> Frames:
         encoder = self._embedder.encoder(request.model)
+        call.encoding_format = request.encoding_format
         window = max(1, min(WINDOW, call.reply_limit // self._vector_bytes(request, call)))
         asked = how(request, call, request.normalize)
         tokens = 0
         async for part in self._embedder.embed_parts(request.model, request.texts, asked, window):
             tokens += part.tokens
-            vectors = [written(vector, request.encoding_format) for vector in part.vectors]
-            yield CHUNK, EmbedChunk(index=part.index, embeddings=vectors, truncated=part.truncated)
+            yield CHUNK, EmbedChunk(index=part.index, embeddings=part.vectors, truncated=part.truncated)
         yield (
             DONE,
             EmbedDone(

@@ -33,9 +33,14 @@ class SimilarityHandlers:
         texts = [text for text in (request.a, request.b, request.query) if text is not None]
         part = await self._embedder.embed_all(request.model, texts + (request.candidates or []), how(request, call))
         scores = cosines(part.vectors[0], part.vectors[1:])
-        served = {"model": encoder.model, "version": encoder.version, "usage": Usage(tokens=part.tokens)}
+        truncated = bool(part.truncated)
+        usage = Usage(tokens=part.tokens)
         if request.candidates is None:
-            return SimilarityScore(**served, score=float(scores[0]), truncated=bool(part.truncated))
+            return SimilarityScore(
+                model=encoder.model, version=encoder.version, usage=usage, score=float(scores[0]), truncated=truncated
+            )
         best = np.argsort(-scores, kind="stable")[: request.top_k]
         results = [Ranked(index=int(i), score=float(scores[i])) for i in best]
-        return SimilarityRanking(**served, results=results, truncated=bool(part.truncated))
+        return SimilarityRanking(
+            model=encoder.model, version=encoder.version, usage=usage, results=results, truncated=truncated
+        )

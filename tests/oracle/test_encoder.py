@@ -6,6 +6,7 @@ Tolerances: cosine >= 0.99999 in fp32, >= 0.999 in bf16; token ids are equal.
 import inspect
 import random
 import textwrap
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from models.hub import locate
 from models.loader import load
 
 FP32, BF16 = 0.99999, 0.999
+PLAIN = TextOptions()
 LONG = " ".join(f"token_{i} = value_{i}" for i in range(200))
 TEXTS = [
     "def hello(): pass",
@@ -50,13 +52,13 @@ def peer(minilm: ModelSpec) -> SentenceTransformer:
     return read_sentence_transformer(locate(minilm))
 
 
-def tokens_of(encoder: Encoder, texts: list[str], options: TextOptions = TextOptions()) -> list[Tokens]:
+def tokens_of(encoder: Encoder, texts: list[str], options: TextOptions = PLAIN) -> list[Tokens]:
     found = encoder.tokenize(texts, options)
     assert all(isinstance(item, Tokens) for item in found)
     return [item for item in found if isinstance(item, Tokens)]
 
 
-def embed(encoder: Encoder, texts: list[str], options: TextOptions = TextOptions()) -> Vectors:
+def embed(encoder: Encoder, texts: list[str], options: TextOptions = PLAIN) -> Vectors:
     return encoder.encode(tokens_of(encoder, texts, options))
 
 
@@ -67,7 +69,7 @@ def test_vectors_equal_whatever_the_neighbours_and_the_order(
     rng = random.Random(seed)
     texts = rng.sample(TEXTS, k=len(TEXTS))
     cuts = [0, *sorted(rng.sample(range(1, len(texts)), k=seed)), len(texts)]
-    batches = [embed(encoder, texts[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    batches = [embed(encoder, texts[a:b]) for a, b in pairwise(cuts)]
     expected = peer.encode(texts, batch_size=1 + seed)
     assert cosine_rows(np.concatenate(batches), expected).min() >= FP32
     np.testing.assert_allclose(finish(np.concatenate(batches), True), expected, atol=1e-5)

@@ -42,10 +42,14 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def saved(backbone: Path, folder: Path, *tail: torch.nn.Module, **options: object) -> tuple[Encoder, SentenceTransformer]:
+def saved(
+    backbone: Path, folder: Path, *tail: torch.nn.Module, **options: object
+) -> tuple[Encoder, SentenceTransformer]:
     """The transformer followed by `tail`, saved by the library and read back both ways."""
     transformer = Transformer(str(backbone), max_seq_length=48)
-    SentenceTransformer(modules=[transformer, *tail], device="cpu", **options).save(str(folder), create_model_card=False)
+    SentenceTransformer(modules=[transformer, *tail], device="cpu", **options).save(
+        str(folder), create_model_card=False
+    )
     spec = load_catalogue({"mine": {"kind": "embedding", "folder": str(folder)}}).get("mine")
     return load(spec, device="cpu", dtype="fp32"), read_sentence_transformer(folder)
 

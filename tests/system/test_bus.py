@@ -1,15 +1,358 @@
+"""The connection against real servers: it fails at once and in clear words, then holds."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
+import structlog
+from certificates import Certificate, certificate
+from journal import Journal
+from nats_identities import Operator, key_pair, public, seed
+from nats_server import CONF, PASSWORDS, NatsServer, plain_server
+from nats_server import secured_server as secured
+
 from service.bus import connected
+from service.bus_causes import Denied
+from service.bus_errors import BadBusSettings, BadCredentials, BusClosed, BusError, TlsFailed, Unreachable
 from service.nats_env import NatsSettings
-async def test_a(nats_url):
-    async with connected(NatsSettings(url=nats_url)) as nc:
-        sub = await nc.subscribe("x")
-        await nc.publish("x", b"1")
-        assert (await sub.next_msg()).data == b"1"
-async def test_b(secured_server):
-    async with connected(NatsSettings(url=secured_server.url)) as nc:
-        await nc.publish("xX", b"1")
-        await nc.flush()
-async def test_c(secured_server):
-    async with connected(NatsSettings(url=secured_server.url, user="worker", password="x")) as nc:
-        pass
+
+WORKER = {"user": "worker", "password": PASSWORDS["worker"], "inbox_prefix": "_INBOX_worker"}
+
+
+@pytest.fixture
+def journal() -> Iterator[Journal]:
+    journal = Journal()
+    structlog.configure(processors=[journal])
+    yield journal
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[[NatsServer], NatsServer]]:
+    servers: list[NatsServer] = []
+
+    def start(server: NatsServer) -> NatsServer:
+        servers.append(server)
+        return server.start()
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def dead_url() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"nats://127.0.0.1:{free.getsockname()[1]}"
+
+
+async def refusal(settings: NatsSettings, within_s: float = 5) -> BusError:
+    """How the first connect fails."""
+    with pytest.raises(BusError) as raised:
+        async with asyncio.timeout(within_s), connected(settings):
+            pass
+    return raised.value
+
+
+async def answers(settings: NatsSettings) -> bool:
+    """Whether a connection comes about over which a message travels."""
+    async with connected(settings) as nc:
+        inbox = await nc.subscribe(nc.new_inbox())
+        await nc.publish(inbox.subject, b"hello")
+        return (await inbox.next_msg(5)).data == b"hello"
+
+
+class TestFirstConnect:
+    async def test_no_server_is_said_at_once_with_what_to_do(self, dead_url: str) -> None:
+        address = dead_url.removeprefix("nats://")
+        error = await refusal(NatsSettings(url=f"nats://someone:hunter2@{address}"))
+        assert isinstance(error, Unreachable)
+        assert str(error).startswith(f"no NATS server answers at {dead_url} (")
+        assert str(error).endswith("start one, set NATS_URL, or run mlbus serve --embedded-nats")
+        assert "hunter2" not in str(error) + repr(error)
+
+    async def test_a_server_that_never_speaks_is_given_up(self) -> None:
+        async with await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0) as mute:
+            url = f"nats://127.0.0.1:{mute.sockets[0].getsockname()[1]}"
+            error = await refusal(NatsSettings(url=url, connect_timeout_s=0.2))
+        assert isinstance(error, Unreachable)
+        assert error.reason == "no answer within 0.2 s"
+
+    async def test_a_server_that_hangs_up_on_connect_is_given_up(self) -> None:
+        async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b'INFO {"version":"2.15.0","max_payload":1024}\r\n')
+            await reader.readline()
+            writer.close()
+
+        async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as rude:
+            error = await refusal(NatsSettings(url=f"nats://127.0.0.1:{rude.sockets[0].getsockname()[1]}"))
+        assert isinstance(error, Unreachable)
+
+    async def test_a_wrong_password_fails_at_once(self, secured_server: NatsServer) -> None:
+        before = time.monotonic()
+        error = await refusal(NatsSettings(url=secured_server.url, user="worker", password="hunter2"))
+        assert time.monotonic() - before < 1
+        assert isinstance(error, BadCredentials)
+        assert "refused user 'worker' (Authorization Violation)" in str(error)
+        assert "hunter2" not in str(error) + repr(error)
+
+    async def test_missing_credentials_fail_at_once(self, tmp_path: Path, started: Callable) -> None:
+        server = started(plain_server(tmp_path, "--auth", "hunter2"))
+        assert "refused a client without credentials" in str(await refusal(NatsSettings(url=server.url)))
+
+    async def test_one_living_server_is_enough(self, dead_url: str, nats_url: str) -> None:
+        for _ in range(4):
+            assert await answers(NatsSettings(url=f"{dead_url},{nats_url}"))
+
+    async def test_of_several_reasons_the_one_to_act_on_is_told(
+        self, dead_url: str, secured_server: NatsServer
+    ) -> None:
+        settings = NatsSettings(url=f"{dead_url},{secured_server.url}", user="worker", password="wrong")
+        for _ in range(4):
+            assert isinstance(await refusal(settings), BadCredentials)
+
+    async def test_giving_up_while_connecting_leaves_nothing_behind(self) -> None:
+        before = asyncio.all_tasks()
+        async with await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0) as mute:
+            settings = NatsSettings(url=f"nats://127.0.0.1:{mute.sockets[0].getsockname()[1]}")
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1), connected(settings):
+                    pass
+        assert asyncio.all_tasks() == before
+
+
+class TestLosses:
+    async def test_messages_flow_again_after_a_restart(self, nats_server: NatsServer, journal: Journal) -> None:
+        async with connected(NatsSettings(url=nats_server.url, reconnect_wait_s=0.05)) as nc:
+            inbox = await nc.subscribe("somewhere", queue="ml")
+            nats_server.kill()
+            await journal.until("bus.disconnected")
+            await nc.publish("somewhere", b"while it was away")
+            nats_server.start()
+            assert (await journal.until("bus.reconnected"))["url"] == nats_server.url
+            assert (await inbox.next_msg(5)).data == b"while it was away"
+            nats_server.restart()
+            await journal.until("bus.reconnected")
+            await nc.publish("somewhere", b"after it")
+            assert (await inbox.next_msg(5)).data == b"after it"
+        assert [line["event"] for line in journal.lines].count("bus.disconnected") == 2
+        assert journal.lines[-1] == {"event": "bus.closed", "url": nats_server.url, "asked": True}
+
+    async def test_leaving_while_the_server_is_away_is_quick(self, nats_server: NatsServer, journal: Journal) -> None:
+        async with asyncio.timeout(3), connected(NatsSettings(url=nats_server.url)) as nc:
+            nats_server.stop()
+            await journal.until("bus.disconnected")
+            await nc.publish("somewhere", b"never sent")
+
+    async def test_credentials_refused_on_a_reconnect_are_said_and_tried_again(
+        self, tmp_path: Path, started: Callable, journal: Journal
+    ) -> None:
+        conf = tmp_path / "nats.conf"
+        conf.write_text("authorization { user: worker, password: before }")
+        server = started(NatsServer(tmp_path, "-c", str(conf)))
+        settings = NatsSettings(url=server.url, user="worker", password="before", reconnect_wait_s=0.05)
+        async with connected(settings):
+            conf.write_text("authorization { user: worker, password: after }")
+            server.restart()
+            refused = await journal.until("bus.credentials_refused")
+            assert refused == {**refused, "reason": "Authorization Violation", "url": server.url}
+            conf.write_text("authorization { user: worker, password: before }")
+            server.restart()
+            await journal.until("bus.reconnected")
+
+    async def test_an_expelled_client_is_told_that_it_is_over(
+        self, tmp_path: Path, started: Callable, journal: Journal
+    ) -> None:
+        conf = tmp_path / "nats.conf"
+        conf.write_text("authorization { users: [{ user: worker, password: one }, { user: other, password: two }] }")
+        server = started(NatsServer(tmp_path, "-c", str(conf)))
+        over: asyncio.Future[BusClosed] = asyncio.get_running_loop().create_future()
+        settings = NatsSettings(url=server.url, user="worker", password="one")
+        async with connected(settings, on_closed=over.set_result) as nc:
+            conf.write_text("authorization { users: [{ user: other, password: two }] }")
+            server.reload()
+            async with asyncio.timeout(5):
+                closed = await over
+            assert nc.is_closed
+        assert str(closed) == f"the connection to {server.url} was closed for good (authorization failed)"
+        assert [line["asked"] for line in journal.lines if line["event"] == "bus.closed"] == [False]
+
+    async def test_leaving_does_not_count_as_closed_for_good(self, nats_url: str) -> None:
+        async with connected(NatsSettings(url=nats_url), on_closed=lambda _: pytest.fail("called")):
+            pass
+
+
+class TestRefusals:
+    async def test_refused_subjects_are_told(self, secured_server: NatsServer, journal: Journal) -> None:
+        refused: list[Denied] = []
+        settings = NatsSettings(url=secured_server.url, **WORKER)
+        async with connected(settings, on_denied=refused.append) as nc:
+            await nc.subscribe("not.mine", queue="ml")
+            await nc.flush()
+            assert refused == [Denied("subscription", "not.mine")]
+            await nc.publish("ml.embed", b"x")
+            await nc.flush()
+            assert refused[1:] == [Denied("publish", "ml.embed")]
+        lines = [line for line in journal.lines if line["event"] == "bus.permission_denied"]
+        assert [line["subject"] for line in lines] == ["not.mine", "ml.embed"]
+
+    async def test_a_reader_that_is_too_slow_is_named(self, nats_url: str, journal: Journal) -> None:
+        async with connected(NatsSettings(url=nats_url)) as nc:
+            await nc.subscribe("a.*", pending_msgs_limit=1)
+            for _ in range(3):
+                await nc.publish("a.b", b"x")
+            assert (await journal.until("bus.slow_consumer"))["subject"] == "a.*"
+
+
+class TestIdentities:
+    async def test_user_and_password_in_the_url(self, secured_server: NatsServer) -> None:
+        url = secured_server.url.replace("nats://", f"nats://admin:{PASSWORDS['admin']}@")
+        assert await answers(NatsSettings(url=url))
+
+    async def test_a_token(self, tmp_path: Path, started: Callable) -> None:
+        server = started(plain_server(tmp_path, "--auth", "s3cret"))
+        assert await answers(NatsSettings(url=server.url, token="s3cret"))
+        assert await answers(NatsSettings.from_env({"NATS_URL": server.url, "NATS_USER": "s3cret"}))
+        assert "refused the token" in str(await refusal(NatsSettings(url=server.url, token="other")))
+
+    async def test_an_nkey(self, tmp_path: Path, started: Callable) -> None:
+        user, stranger = key_pair(), key_pair()
+        conf = tmp_path / "nats.conf"
+        conf.write_text(f"authorization {{ users: [{{ nkey: {public(user)} }}] }}")
+        server = started(NatsServer(tmp_path, "-c", str(conf)))
+        (tmp_path / "user.nk").write_text(f"# a comment\n{seed(user)}\n")
+        (tmp_path / "stranger.nk").write_text(seed(stranger))
+        assert await answers(NatsSettings(url=server.url, nkey=tmp_path / "user.nk"))
+        error = await refusal(NatsSettings(url=server.url, nkey=tmp_path / "stranger.nk"))
+        assert isinstance(error, BadCredentials)
+        assert "stranger.nk" in error.user
+
+    async def test_credentials_renewed_while_connected_serve_the_reconnect(
+        self, tmp_path: Path, started: Callable, journal: Journal
+    ) -> None:
+        operator, other = Operator(), Operator()
+        conf = operator.configure(tmp_path / "nats.conf")
+        server = started(NatsServer(tmp_path, "-c", str(conf)))
+        creds = operator.credentials(tmp_path / "user.creds")
+        async with connected(NatsSettings(url=server.url, creds=creds, reconnect_wait_s=0.05)):
+            creds.write_text("half written")
+            other.configure(conf)
+            server.restart()
+            assert "no user JWT" in (await journal.until("bus.failed"))["reason"]
+            other.credentials(creds)
+            await journal.until("bus.reconnected")
+        assert isinstance(
+            await refusal(NatsSettings(url=server.url, creds=operator.credentials(creds))), BadCredentials
+        )
+
+    @pytest.mark.parametrize("field", ["creds", "nkey", "ca"])
+    @pytest.mark.parametrize("content", [None, b"", b"nothing of the kind", b"\xff\xfe\n", b"SUxx"])
+    async def test_a_file_that_holds_something_else_is_named(
+        self, tmp_path: Path, field: str, content: bytes | None
+    ) -> None:
+        path = tmp_path / "file"
+        if content is not None:
+            path.write_bytes(content)
+        error = await refusal(NatsSettings(url="nats://127.0.0.1:1", **{field: path}))
+        assert isinstance(error, BadBusSettings)
+        assert str(path) in str(error)
+
+
+@pytest.fixture
+def ca(tmp_path: Path) -> Certificate:
+    return certificate(tmp_path, "ca")
+
+
+class TestTls:
+    """Our nats-server.conf with its TLS lines taken in: verify and handshake_first."""
+
+    @pytest.fixture
+    def server(self, tmp_path: Path, ca: Certificate, started: Callable) -> NatsServer:
+        conf = tmp_path / "with-tls.conf"
+        conf.write_text(re.sub(r"^#tls ", "", CONF.read_text(), flags=re.MULTILINE))
+        ours = certificate(tmp_path, "server", ca)
+        paths = {"CERT": ours.cert, "KEY": ours.key, "CA": ca.cert}
+        environ = {f"MLBUS_TLS_{name}": f'"{path}"' for name, path in paths.items()}
+        return started(secured(tmp_path, conf=conf, environ=environ))
+
+    @pytest.fixture
+    def settings(self, tmp_path: Path, ca: Certificate, server: NatsServer) -> NatsSettings:
+        ours = certificate(tmp_path, "client", ca)
+        return NatsSettings(
+            url=server.url, ca=ca.cert, cert=ours.cert, key=ours.key, tls_first=True, connect_timeout_s=1, **WORKER
+        )
+
+    async def test_both_sides_trust_the_same_ca(self, settings: NatsSettings) -> None:
+        assert await answers(settings)
+
+    async def test_a_client_without_certificate_is_refused(self, settings: NatsSettings) -> None:
+        error = await refusal(settings.model_copy(update={"cert": None, "key": None}))
+        assert isinstance(error, TlsFailed)
+        assert "NATS_CERT" in str(error)
+
+    async def test_a_client_that_another_ca_vouches_for_is_refused(
+        self, tmp_path: Path, settings: NatsSettings
+    ) -> None:
+        stranger = certificate(tmp_path, "stranger", certificate(tmp_path, "other-ca"))
+        error = await refusal(settings.model_copy(update={"cert": stranger.cert, "key": stranger.key}))
+        assert isinstance(error, TlsFailed)
+
+    async def test_a_server_that_we_do_not_trust_is_refused(self, settings: NatsSettings) -> None:
+        error = await refusal(settings.model_copy(update={"ca": None}))
+        assert isinstance(error, TlsFailed)
+        assert "certificate" in error.reason
+
+    async def test_waiting_for_a_greeting_names_the_way_out(self, settings: NatsSettings) -> None:
+        error = await refusal(settings.model_copy(update={"tls_first": False}))
+        assert "NATS_TLS_FIRST=1" in str(error)
+
+    async def test_reconnects(self, settings: NatsSettings, server: NatsServer, journal: Journal) -> None:
+        async with connected(settings.model_copy(update={"reconnect_wait_s": 0.05})):
+            server.restart()
+            await journal.until("bus.reconnected")
+
+
+class TestTlsAfterTheGreeting:
+    async def test_a_server_certificate_alone(self, tmp_path: Path, ca: Certificate, started: Callable) -> None:
+        ours = certificate(tmp_path, "server", ca)
+        tls = ("--tls", f"--tlscert={ours.cert}", f"--tlskey={ours.key}")
+        server = started(plain_server(tmp_path, *tls))
+        assert await answers(NatsSettings(url=server.url, ca=ca.cert))
+        error = await refusal(NatsSettings(url=server.url))
+        assert isinstance(error, TlsFailed)
+        assert "NATS_CA" in str(error)
+
+    async def test_tls_is_taken_where_it_is_only_offered(
+        self, tmp_path: Path, ca: Certificate, started: Callable
+    ) -> None:
+        ours = certificate(tmp_path, "server", ca)
+        conf = tmp_path / "nats.conf"
+        conf.write_text(f'allow_non_tls: true\ntls {{ cert_file: "{ours.cert}", key_file: "{ours.key}" }}')
+        server = started(NatsServer(tmp_path, "-c", str(conf), "-m", "-1"))
+        async with connected(NatsSettings(url=server.url, ca=ca.cert)) as nc:
+            assert nc._transport._io_writer.get_extra_info("ssl_object") is not None
+
+    async def test_tls_first_at_a_server_that_greets_fails(self, nats_url: str) -> None:
+        assert isinstance(await refusal(NatsSettings(url=nats_url, tls_first=True)), TlsFailed)
+
+    async def test_no_password_leaves_in_the_clear_when_tls_was_asked_for(self) -> None:
+        heard = bytearray()
+
+        async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b'INFO {"version":"2.15.0","auth_required":true,"max_payload":1024}\r\n')
+            heard.extend(await reader.read())
+            writer.close()
+
+        async with await asyncio.start_server(greet, "127.0.0.1", 0) as snoop:
+            url = f"tls://127.0.0.1:{snoop.sockets[0].getsockname()[1]}"
+            error = await refusal(NatsSettings(url=url, user="worker", password="hunter2"))
+        assert isinstance(error, TlsFailed)
+        assert error.reason == "the server offers no TLS"
+        assert not heard

@@ -1,0 +1,67 @@
+"""The catalogue: its six entries, the user's own, and what is refused."""
+
+import pytest
+
+from models.catalogue import load_catalogue
+from models.errors import BadEntry, UnknownModel
+
+SIX = ["qodo", "jina_v3", "minilm", "codellama_7b", "starcoder_1b", "tiny_coder"]
+
+
+def test_six_entries_in_order() -> None:
+    catalogue = load_catalogue()
+    assert [spec.id for spec in catalogue] == SIX
+    assert len(catalogue) == 6
+
+
+def test_every_entry_states_its_licence() -> None:
+    assert all(spec.licence and spec.commercial is not None for spec in load_catalogue())
+
+
+def test_facts_that_the_service_stands_on() -> None:
+    catalogue = load_catalogue()
+    assert catalogue.get("minilm").dimensions == 384
+    assert not catalogue.get("jina_v3").commercial
+    assert (catalogue.get("qodo").causal, catalogue.get("qodo").append_eos) == (False, True)
+    recommended = {spec.recommended_for: spec.id for spec in catalogue if spec.recommended_for}
+    assert recommended == {"production": "codellama_7b", "dev": "starcoder_1b"}
+    assert (catalogue.default("embedding").id, catalogue.default("generation").id) == ("minilm", "tiny_coder")
+
+
+def test_an_unknown_model_names_the_known() -> None:
+    with pytest.raises(UnknownModel) as caught:
+        load_catalogue().get("gpt")
+    assert caught.value.known == tuple(SIX)
+    assert "minilm" in str(caught.value)
+
+
+def test_own_entries_stand_beside_the_shipped_and_may_replace_them() -> None:
+    catalogue = load_catalogue(
+        {
+            "mine": {"kind": "embedding", "folder": "weights/mine", "default": True},
+            "minilm": {"kind": "embedding", "repository": "me/minilm", "revision": "v2"},
+        }
+    )
+    assert len(catalogue) == 7
+    assert catalogue.default("embedding").id == "mine"
+    assert catalogue.get("minilm").repository == "me/minilm"
+    assert catalogue.get("minilm").sha256 == {}
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "word"),
+    [
+        ("mine", {"kind": "embedding"}, "folder"),
+        ("mine", {"kind": "embedding", "folder": "x", "colour": "red"}, "colour"),
+        ("mine", {"kind": "poetry", "folder": "x"}, "kind"),
+        ("mine", {"folder": "x"}, "kind"),
+        ("mine", {"kind": "embedding", "repository": "no-owner"}, "repository"),
+        ("mine", {"kind": "embedding", "folder": "x", "dimensions": 0}, "dimensions"),
+        ("mine.too", {"kind": "embedding", "folder": "x"}, "id"),
+    ],
+)
+def test_a_bad_entry_is_refused_by_name(model: str, fields: dict[str, object], word: str) -> None:
+    with pytest.raises(BadEntry) as caught:
+        load_catalogue({model: fields})
+    assert caught.value.model == model
+    assert word in caught.value.reason

@@ -1,0 +1,158 @@
+"""Loading: what is refused and why, what falls back, what is said on the way."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import device, hub, loader, verify
+from models.catalogue import ModelSpec, load_catalogue
+from models.encoders.base import TextOptions, Tokens, check_options, cosine_rows
+from models.encoders.torch_encoder import TorchEncoder
+from models.errors import (
+    BadDimensions,
+    CorruptWeights,
+    DeviceUnavailable,
+    ModelUnavailable,
+    OutOfDeviceMemory,
+    SelfTestFailed,
+    UnknownPrompt,
+)
+
+
+@pytest.fixture(scope="module")
+def minilm() -> ModelSpec:
+    return load_catalogue().get("minilm")
+
+
+def copied(minilm: ModelSpec, folder: Path) -> ModelSpec:
+    """The same model as a user's own entry, in a folder that a test may spoil."""
+    shutil.copytree(hub.locate(minilm), folder)
+    return load_catalogue({"mine": {"kind": "embedding", "folder": str(folder)}}).get("mine")
+
+
+def test_loading_is_silent_and_tells_its_steps(minilm: ModelSpec, capfd: pytest.CaptureFixture[str]) -> None:
+    steps: list[str] = []
+    encoder = loader.load(minilm, device="cpu", dtype="fp32", on_step=steps.append)
+    assert capfd.readouterr() == ("", "")
+    assert steps[0] == "locating the weights"
+    assert steps[-1] == "testing the model in fp32 on cpu"
+    assert (encoder.model, encoder.version, encoder.notes) == ("minilm", "53aa51172d14-fp32", ())
+    assert (encoder.dimensions, encoder.max_tokens, encoder.device) == (384, 256, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ("qodo", "attention mask"),
+        ("jina_v3", "ONNX"),
+        ("codellama_7b", "text generation"),
+        ("starcoder_1b", "text generation"),
+        ("tiny_coder", "text generation"),
+    ],
+)
+def test_what_is_not_served_yet_says_why_and_what_is(model: str, why: str) -> None:
+    with pytest.raises(ModelUnavailable) as caught:
+        loader.load(load_catalogue().get(model))
+    assert why in caught.value.reason
+    assert caught.value.reason.endswith("available: minilm.")
+
+
+def test_corrupt_weights_are_refused_before_they_are_read(
+    minilm: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = copied(minilm, tmp_path / "mine").model_copy(update={"sha256": minilm.sha256})
+    with (tmp_path / "mine" / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    monkeypatch.setattr(loader, "read_sentence_transformer", lambda _: pytest.fail("was read"))
+    with pytest.raises(CorruptWeights):
+        loader.load(own, device="cpu")
+
+
+def test_a_folder_that_cannot_be_read_is_unavailable(minilm: ModelSpec, tmp_path: Path) -> None:
+    own = copied(minilm, tmp_path / "mine")
+    (tmp_path / "mine" / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(ModelUnavailable, match="cannot be read"):
+        loader.load(own, device="cpu")
+
+
+def test_an_entry_that_contradicts_its_folder_is_refused(minilm: ModelSpec) -> None:
+    with pytest.raises(ModelUnavailable, match="correct `dimensions`"):
+        loader.load(minilm.model_copy(update={"dimensions": 512}), device="cpu")
+
+
+def test_auto_falls_back_to_fp32_where_bf16_strays(minilm: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "pick_dtype", lambda wanted, _: "bf16" if wanted == "auto" else wanted)
+    monkeypatch.setitem(verify.REQUIRED_COSINE, "bf16", 1.1)
+    encoder = loader.load(minilm, device="cpu", dtype="auto")
+    assert encoder.dtype == "fp32"
+    assert encoder.version == "53aa51172d14-fp32"
+    assert "bf16" in encoder.notes[0]
+
+
+def test_bf16_asked_for_by_name_does_not_fall_back(minilm: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(verify.REQUIRED_COSINE, "bf16", 1.1)
+    with pytest.raises(SelfTestFailed):
+        loader.load(minilm, device="cpu", dtype="bf16")
+
+
+def test_wrong_vectors_fail_the_self_test(minilm: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shifted(self: TorchEncoder, batch: list[Tokens]) -> np.ndarray:
+        return np.roll(forward(self, batch), 1, axis=0)
+
+    forward = TorchEncoder.encode
+    monkeypatch.setattr(TorchEncoder, "encode", shifted)
+    with pytest.raises(SelfTestFailed) as caught:
+        loader.load(minilm, device="cpu", dtype="fp32")
+    assert caught.value.cosine < 0.9
+    assert caught.value.reference == "its golden vectors"
+
+
+def test_the_golden_file_can_be_made_again(tmp_path: Path, minilm: ModelSpec) -> None:
+    digest = minilm.sha256["model.safetensors"]
+    stored = verify.golden_vectors(verify.GOLDEN / "minilm.json", digest)
+    verify.write_golden("minilm", tmp_path / "minilm.json")
+    made = verify.golden_vectors(tmp_path / "minilm.json", digest)
+    assert stored is not None
+    assert made is not None
+    assert cosine_rows(stored, made).min() >= 0.99999
+    assert verify.golden_vectors(tmp_path / "minilm.json", "0" * 64) is None
+
+
+def test_no_room_on_the_device_is_an_error_of_ours(minilm: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = loader.load(minilm, device="cpu", dtype="fp32")
+    for failure in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 9 bytes")):
+
+        def fail(*_: object, failure: Exception = failure) -> None:
+            raise failure
+
+        monkeypatch.setattr(encoder, "_transformer", fail)
+        with pytest.raises(OutOfDeviceMemory):
+            encoder.encode([Tokens([101, 102])])
+
+
+def test_options_are_checked_before_any_work(minilm: ModelSpec) -> None:
+    encoder = loader.load(minilm, device="cpu", dtype="fp32")
+    check_options(encoder, TextOptions(prompt_name="query"), 384)
+    check_options(encoder, TextOptions(prompt="any", prompt_name="no such"), None)
+    for dimensions in (0, -1, 385):
+        with pytest.raises(BadDimensions):
+            check_options(encoder, TextOptions(), dimensions)
+    with pytest.raises(UnknownPrompt):
+        check_options(encoder, TextOptions(prompt_name="no such"), None)
+
+
+def test_devices() -> None:
+    assert device.pick_device("cpu").type == "cpu"
+    assert device.pick_dtype("fp32", torch.device("cpu")) == "fp32"
+    assert device.default_threads() >= 1
+    report = device.describe(torch.device("cpu"))
+    assert report.device == "cpu"
+    assert report.bf16 == device.supports_bf16(torch.device("cpu"))
+    if not torch.cuda.is_available():
+        assert device.pick_device("auto").type == "cpu"
+        with pytest.raises(DeviceUnavailable, match="choose cpu"):
+            device.pick_device("cuda")
