@@ -2,9 +2,9 @@
 
     python -m bench.embed [--device cpu] [--rounds 5] [--callers 1,32,128] [--skip-infinity]
 
-One text a request from closed-loop callers over NATS with MessagePack, against: the limit (the same weights in the same
-dtype and with as many threads, encoded in process in the best batch size), sentence-transformers' default encode in fp32,
-and Infinity over HTTP. All four take turns on the same texts, each in processes of its own that idle while it waits.
+One text a request from closed-loop callers over NATS with MessagePack, against: the limit (the same weights in the
+same dtype with as many threads, encoded in process in the best batch size), sentence-transformers' default encode in
+fp32, and Infinity over HTTP. All four take turns on the same texts, each in processes of its own that idle meanwhile.
 """
 
 import argparse

@@ -78,7 +78,9 @@ async def encoding(
 def _serve(setting: Setting) -> None:
     import torch
     from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     if setting.threads:
         torch.set_num_threads(setting.threads)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[setting.dtype]

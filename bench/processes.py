@@ -86,7 +86,12 @@ async def worker(
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A worker beside `nc` that answers discovery, with a data directory of its own."""
     with tempfile.TemporaryDirectory() as data:
-        settings = {"NATS_URL": nc.connected_url.geturl(), "MLBUS_DATA_DIR": data, **(env or {})}
+        settings = {
+            "NATS_URL": nc.connected_url.geturl(),
+            "MLBUS_DATA_DIR": data,
+            "MLBUS_METRICS_PORT": "0",
+            **(env or {}),
+        }
         async with running(command, settings) as process:
             await answering(nc, "$SRV.PING.ml", process)
             yield process

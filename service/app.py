@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from models.catalogue import Catalogue, load_catalogue
 from models.encoders.base import Encoder
 
-from .batcher import Batcher, BatchLimits
+from .batcher import Batcher
 from .bus import connected
 from .config import Settings
 from .device_thread import DeviceThread
@@ -27,6 +27,7 @@ from .handlers.similarity import SimilarityHandlers
 from .nats_embedded import EmbeddedServer, EmbeddedSettings, embedded_server
 from .nats_env import NatsSettings
 from .telemetry import Telemetry
+from .work import BatchLimits
 
 log = structlog.get_logger(__name__)
 
@@ -73,30 +74,39 @@ async def serve(
     """Run a worker until it is told to stop -> exit code.
 
     encoders: loaded models, instead of those that the settings name. on_step hears what start-up is doing.
-    Raises BusError, ModelError or EmbeddedServerError when it cannot start.
+    Raises BusError or ModelError when it cannot start.
     """
     stop = Stop()
     _end_on_signals(stop)
+    async with worker(settings, stop, encoders, on_step) as started:
+        on_ready(started)
+        await stop.asked.wait()
+    log.info("worker.stopped", code=stop.code)
+    return stop.code
+
+
+@asynccontextmanager
+async def worker(
+    settings: Settings, stop: Stop, encoders: Sequence[Encoder] | None = None, on_step: OnStep = lambda step: None
+) -> AsyncIterator[Started]:
+    """A worker that answers while the context is open; leaving it drains. See `serve`."""
     catalogue = load_catalogue(settings.catalogue)
+    telemetry = Telemetry()
     async with AsyncExitStack() as stack:
         server = await _server(settings, stack, stop, on_step)
         nats = server.settings("worker") if server else nats_settings(settings)
         on_step("connecting to NATS")
         nc = await stack.enter_async_context(connected(nats, on_closed=stop.fail))
-        loaded = (
-            encoders if encoders is not None else await asyncio.to_thread(load_encoders, settings, catalogue, on_step)
-        )
+        loaded = encoders or []
+        if not loaded:
+            loaded = await asyncio.to_thread(load_encoders, settings, catalogue, on_step)
         gc.freeze()  # what is loaded stays: later collections need not walk through it
-        telemetry = Telemetry()
         batchers = await stack.enter_async_context(_batching(loaded, settings, telemetry))
         endpoint = _endpoint(nc, Embedder(catalogue, batchers), settings, telemetry)
         port = _serve_metrics(settings, telemetry, stack)
         await stack.enter_async_context(serving(endpoint, settings.grace_s))
         log.info("worker.ready", models=[encoder.version for encoder in loaded], metrics_port=port)
-        on_ready(Started(nats, server, loaded, port))
-        await stop.asked.wait()
-    log.info("worker.stopped", code=stop.code)
-    return stop.code
+        yield Started(nats, server, loaded, port)
 
 
 def _end_on_signals(stop: Stop) -> None:

@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
 
@@ -22,6 +21,7 @@ from subjects.errors import Busy, DeadlinePassed
 
 from .device_thread import DeviceThread
 from .packing import pack
+from .work import BatchLimits, Embedded, Finish, NonFinite, Work
 
 log = structlog.get_logger(__name__)
 
@@ -31,55 +31,6 @@ SLICE_CHARS = 262_144
 """Characters that one tokenising job takes on, unless its first text alone has more."""
 CHARS_PER_TOKEN = 3
 LINGER_S = 0.002
-
-
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """budget_tokens: padded tokens of a batch. overhead_tokens: what starting a batch costs, as tokens of work.
-
-    queue_texts, queue_tokens: what may wait or run at once.
-    """
-
-    budget_tokens: int = 2048
-    overhead_tokens: int = 32
-    queue_texts: int = 8192
-    queue_tokens: int = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """What is done to a pooled vector: normalise it, cut it to so many dimensions."""
-
-    normalize: bool = True
-    dimensions: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """One text's answer. vector (D,) float32; tokens: how many the model read."""
-
-    vector: Vectors
-    tokens: int
-    truncated: bool
-
-
-class NonFinite(Exception):
-    """The model gave a vector with NaN or infinity."""
-
-
-@dataclass(slots=True, eq=False)
-class Work:
-    """One text on its way through the batcher. deadline, arrived: loop time in seconds."""
-
-    text: str
-    index: int
-    options: TextOptions
-    finish: Finish
-    deadline: float
-    arrived: float
-    cost: int
-    future: asyncio.Future[Embedded]
-    tokens: Tokens = field(default_factory=lambda: Tokens([]))
 
 
 class BatchObserver(Protocol):
@@ -96,12 +47,12 @@ class Batcher:
     ) -> None:
         self.encoder = encoder
         self.budget_tokens = limits.budget_tokens
-        self.queued_texts = 0
         self.queued_tokens = 0
         self._device = device
         self._pool = pool
         self._limits = limits
         self._observer = observer
+        self._unfinished: set[Work] = set()
         self._raw: deque[Work] = deque()
         self._raw_waits = asyncio.Event()
         self._ready: list[Work] = []
@@ -132,7 +83,7 @@ class Batcher:
             Work(text, first_index + i, options, finish, deadline, now, cost, loop.create_future())
             for i, (text, cost) in enumerate(zip(texts, costs, strict=True))
         ]
-        self.queued_texts += len(works)
+        self._unfinished.update(works)
         self.queued_tokens += sum(costs)
         self._raw.extend(works)
         self._raw_waits.set()
@@ -142,6 +93,11 @@ class Batcher:
         """Whether so much more may wait. An empty queue takes anything, so that nothing is refused for ever."""
         fits_texts = self.queued_texts + texts <= self._limits.queue_texts
         return not self.queued_texts or (fits_texts and self.queued_tokens + tokens <= self._limits.queue_tokens)
+
+    @property
+    def queued_texts(self) -> int:
+        """Texts that wait or run."""
+        return len(self._unfinished)
 
     async def room(self, texts: int) -> None:
         """Return once so many texts of full length fit."""
@@ -162,7 +118,7 @@ class Batcher:
                     group.create_task(self._tokenize())
                 group.create_task(self._dispatch(group))
         finally:
-            for work in [*self._raw, *self._ready]:
+            for work in self._unfinished:
                 work.future.cancel()
 
     # Before tokenisation
@@ -306,14 +262,16 @@ class Batcher:
             self._observer.batch_ran(self.encoder.model, len(batch), real, padded, seconds)
             self._resolve(batch, results)
 
-    def _forward(self, batch: list[Work]) -> tuple[list[Vectors], float]:
-        """On the device thread: the batch's finished vectors, in order, and the seconds that took."""
+    def _forward(self, batch: list[Work]) -> tuple[list[Vectors | None], float]:
+        """On the device thread: the batch's finished vectors, None where one is not finite, and the seconds it took."""
         started = time.perf_counter()
         pooled = self.encoder.encode([work.tokens for work in batch])
-        vectors: list[Vectors] = []
+        finite = np.isfinite(pooled).all(axis=1).tolist()
+        vectors: list[Vectors | None] = []
         for how, rows in groupby(range(len(batch)), key=lambda i: batch[i].finish):
             run = list(rows)
             vectors += list(finish(pooled[run[0] : run[-1] + 1], how.normalize, how.dimensions))
+        vectors = [vector if good else None for vector, good in zip(vectors, finite, strict=True)]
         return vectors, time.perf_counter() - started
 
     def _shrink(self, batch: list[Work], padded: int, error: OutOfDeviceMemory) -> None:
@@ -336,9 +294,9 @@ class Batcher:
             if self._wanted(work):
                 await self._attempt([work], work.cost)
 
-    def _resolve(self, batch: list[Work], vectors: list[Vectors]) -> None:
+    def _resolve(self, batch: list[Work], vectors: list[Vectors | None]) -> None:
         for work, vector in zip(batch, vectors, strict=True):
-            if not np.isfinite(vector).all():
+            if vector is None:
                 self._fail(work, NonFinite(self.encoder.model))
                 continue
             if not work.future.done():
@@ -351,6 +309,6 @@ class Batcher:
         self._release(work)
 
     def _release(self, work: Work) -> None:
-        self.queued_texts -= 1
+        self._unfinished.discard(work)
         self.queued_tokens -= work.cost
         self._room.set()

@@ -16,7 +16,7 @@ from nats.aio.client import Client, Server
 from nats.errors import SlowConsumerError
 
 from .bus_causes import Denied, cause, denied, reason
-from .bus_errors import BadCredentials, BusClosed, BusError, Unreachable
+from .bus_errors import BadCredentials, BusClosed, BusError, TlsFailed, Unreachable
 from .bus_log import RareLog
 from .bus_options import client_for, client_options
 from .nats_env import NatsSettings
@@ -24,6 +24,7 @@ from .nats_env import NatsSettings
 log = structlog.get_logger(__name__)
 
 CLOSE_TIMEOUT_S = 5.0
+ABANDON_TIMEOUT_S = 0.2
 PING_INTERVAL_S = 20
 
 
@@ -41,8 +42,8 @@ async def connected(
     meanwhile.
 
     `on_closed` is called, in the event loop, if the connection ends for good without our asking (the server expelled
-    us): the process should then exit non-zero. `on_denied` is called for every permission refused; after a `flush()`
-    that follows a subscribe it has been called if that was refused.
+    us): the process should then exit non-zero. `on_denied` is called for every permission refused, at the latest before
+    a following `settled()` returns.
 
     While disconnected up to `settings.pending_bytes` are kept and sent on reconnect; past that `publish` raises
     OutboundBufferLimitError. A reply kept so is refused where replying is granted per request (`allow_responses`): the
@@ -55,6 +56,16 @@ async def connected(
         yield link.client
     finally:
         await link.close()
+
+
+async def settled(client: Client, timeout_s: float = 10) -> None:
+    """Wait until the server has processed, or refused, all that was published and subscribed so far.
+
+    One `flush` is no such barrier: nats-py writes its PING past what is queued, and only then the queue.
+    """
+    async with asyncio.timeout(timeout_s):
+        await client.flush()
+        await client.flush()
 
 
 class _Link:
@@ -72,7 +83,7 @@ class _Link:
         self._on_denied = on_denied
         self._failures: list[BusError] = []
         self._hung_up = asyncio.Event()
-        self._connecting = self._opened = self._closing = False
+        self._connecting = self._opened = self._closing = self._expelled = False
         self._rare = RareLog()
 
     async def open(self, options: dict[str, Any]) -> None:
@@ -95,12 +106,19 @@ class _Link:
         log.info("bus.connected", url=self._url, context=self._settings.context, identity=self._settings.identity)
 
     async def close(self) -> None:
+        """Send what is pending and disconnect, without end only by `CLOSE_TIMEOUT_S`.
+
+        In a task of its own: asyncio never reports the end of a connection whose TLS handshake failed, and reports that
+        of a lost one, if its reconnect is broken off, as a cancellation of whoever waits.
+        """
         self._closing, self._connecting = True, False
-        with suppress(OSError, TimeoutError):
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self.client.close()
+        closing = asyncio.create_task(self.client.close(), name="bus.close")
+        try:
+            await asyncio.wait({closing}, timeout=CLOSE_TIMEOUT_S if self._opened else ABANDON_TIMEOUT_S)
+        finally:
+            closing.cancel()
         self._rare.flush()
-        if self._opened:
+        if self._opened and not self._expelled:
             log.info("bus.closed", url=self._settings.url, asked=True)
 
     async def _raise_hang_up(self) -> None:
@@ -111,11 +129,15 @@ class _Link:
         raise self._failures[-1] if self._failures else Unreachable(self._settings.url, "no answer to CONNECT")
 
     def _refuse(self, error: Exception) -> None:
-        """Note a failed first connect, and end the attempt once every server had one."""
-        self._failures.append(cause(self._settings, error))
+        """Note a failed first connect, and end the attempt once every server had one.
+
+        A failed handshake ends it at once: nats-py would wait for ever for the end of that connection.
+        """
+        failure = cause(self._settings, error)
+        self._failures.append(failure)
         self._hung_up.set()
-        if self._connecting and len(self._failures) >= len(self._settings.servers):
-            raise next((f for f in self._failures if not isinstance(f, Unreachable)), self._failures[-1]) from error
+        if self._connecting and (isinstance(failure, TlsFailed) or len(self._failures) >= len(self._settings.servers)):
+            raise next((f for f in self._failures if not isinstance(f, Unreachable)), failure) from error
 
     def _next_server(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
         """The server that failed least, soon at first and then about every `reconnect_wait_s`.
@@ -163,6 +185,7 @@ class _Link:
     async def _on_close(self) -> None:
         if self._closing or not self._opened:
             return
+        self._expelled = True
         closed = BusClosed(self._settings.url, reason(self._settings, self.client.last_error or Exception("unknown")))
         log.error("bus.closed", url=closed.url, reason=closed.reason, asked=False)
         if self._on_closed is not None:

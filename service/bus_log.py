@@ -36,5 +36,5 @@ class RareLog:
     def flush(self) -> None:
         """Write what is counted: the last occurrence of each event and how many came with it."""
         for event, (count, fields) in self._unwritten.items():
-            log.warning(event, **fields, unwritten=count - 1)
+            log.warning(event, **fields, **({"unwritten": count - 1} if count > 1 else {}))
         self._unwritten.clear()

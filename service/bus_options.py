@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import nkeys
-from nats.aio.client import Client
+from nats.aio.client import Client, Srv
 from nats.errors import Error, SecureConnWantedError
 
 from .bus_errors import BadBusSettings
@@ -20,7 +20,7 @@ from .nats_env import NatsSettings
 
 def client_for(settings: NatsSettings) -> Client:
     """A client that is not connected yet."""
-    return _TlsClient() if settings.wants_tls else Client()
+    return _Client(wants_tls=settings.wants_tls)
 
 
 def client_options(settings: NatsSettings) -> dict[str, Any]:
@@ -41,16 +41,29 @@ def client_options(settings: NatsSettings) -> dict[str, Any]:
     }
 
 
-class _TlsClient(Client):
-    """Encrypts or does not speak: nats-py sends CONNECT, with the password, in the clear to a server that demands no
-    TLS, whatever the url and the certificates say."""
+class _Client(Client):
+    """nats-py's client without two of its gaps.
+
+    It sends CONNECT, with the password, in the clear to a server that demands no TLS, whatever the url and the
+    certificates say; this one encrypts or does not speak. And it leaves the socket of a reconnect that was refused to
+    the garbage collector; this one closes it before the next.
+    """
+
+    def __init__(self, *, wants_tls: bool) -> None:
+        super().__init__()
+        self._wants_tls = wants_tls
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        if initial_connection and not self.options["tls_handshake_first"]:
+        if initial_connection and self._wants_tls and not self.options["tls_handshake_first"]:
             if not (info.get("tls_required") or info.get("tls_available")):
                 raise SecureConnWantedError
             info["tls_required"] = True
         await super()._process_info(info, initial_connection)
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        if self._transport is not None:
+            self._transport.close()  # type: ignore[no-untyped-call]
+        await super()._connect_to_server(s)
 
 
 def _tls(settings: NatsSettings) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from models.catalogue import Catalogue
 from models.encoders.base import Encoder, TextOptions, Vectors, check_options
 from models.errors import ModelUnavailable
 
-from .batcher import Batcher, Embedded, Finish, Work
+from .batcher import Batcher
+from .work import Embedded, Finish, Work
 
 WINDOW = 256
 """Texts of one request that are queued at a time, two windows ahead: a bulk request must not own the queue."""

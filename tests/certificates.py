@@ -52,7 +52,7 @@ class Certificate:
 
 
 def certificate(folder: Path, name: str, signed_by: Certificate | None = None) -> Certificate:
-    """Write `<name>.pem` and `<name>.key`. Without `signed_by` it is a CA, else it is valid for 127.0.0.1 and clients."""
+    """Write `<name>.pem` and `<name>.key`. A CA without `signed_by`, else good for 127.0.0.1 and for clients."""
     key = SigningKey.generate()
     subject = _der(0x30, _der(0x31, _der(0x30, _COMMON_NAME, _der(0x0C, name.encode()))))
     issuer_name, issuer_key = (signed_by.name, signed_by.signing) if signed_by else (subject, key)

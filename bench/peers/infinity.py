@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from ..load import HttpCaller
-from ..processes import ROOT, free_port, listening, running
+from bench.load import HttpCaller
+from bench.processes import ROOT, free_port, listening, running
 
 REQUIREMENTS = Path(__file__).with_name("infinity-requirements.txt")
 ENVIRONMENT = ROOT / "var" / "bench" / "infinity"

@@ -17,10 +17,10 @@ from subjects.errors import TooLarge
 from subjects.stream import CHUNK, DONE
 from subjects.vectors import max_bytes
 
-from ..batcher import Finish
 from ..call import Call
 from ..embedder import WINDOW, Embedder, How
 from ..endpoint import Frames, Route
+from ..work import Finish
 
 
 def how(request: EncodeOptions, call: Call, normalize: bool = True) -> How:

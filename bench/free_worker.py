@@ -1,0 +1,45 @@
+"""The worker with a model that costs nothing: everything but the mathematics, on $NATS_URL.
+
+All that it takes the worker to answer a request is measured this way, from the bus to the batcher and back.
+"""
+
+import asyncio
+import sys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from models.encoders.base import TextOptions, Tokens, Vectors
+from service.app import serve
+from service.config import read_settings
+
+from .responders import DIMENSIONS
+
+
+class FreeEncoder:
+    """An encoder whose vectors (B, 384) are all the same."""
+
+    model = "minilm"
+    version = "000000000000-fp32"
+    dimensions = DIMENSIONS
+    max_tokens = 256
+    dtype = "fp32"
+    device = "cpu"
+    normalizes = True
+    prompts: Mapping[str, str] = {}
+    notes = ()
+
+    def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens]:
+        """The same few ids for any text."""
+        return [_TOKENS] * len(texts)
+
+    def encode(self, batch: Sequence[Tokens]) -> Vectors:
+        """Ones (B, 384) float32."""
+        return np.ones((len(batch), DIMENSIONS), dtype=np.float32)
+
+
+_TOKENS = Tokens(ids=list(range(16)))
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(serve(read_settings(), encoders=[FreeEncoder()])))

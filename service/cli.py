@@ -1,0 +1,249 @@
+"""The `mlbus` command: what can be typed, and how its errors read.
+
+Owns names, options and exit codes: 0 done, 1 failed, 2 not usable as typed or as set. What a command does is in its own
+module, imported when the command runs: `mlbus --help` must not wait for numpy, nor `mlbus ping` for torch.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_options import (
+    Config,
+    DeviceName,
+    Dimensions,
+    DtypeName,
+    Json,
+    LogFormat,
+    LogLevel,
+    Model,
+    NatsUrl,
+    Prompt,
+    PromptName,
+    Timeout,
+    Truncate,
+)
+
+app = typer.Typer(
+    name="mlbus",
+    help="Machine learning as a NATS service. Start a worker with [bold]mlbus serve --embedded-nats[/bold], then ask it "
+    "from any NATS client, or with the commands below.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_WORKER, _ASK, _LOOK = "Run", "Ask a worker", "Look around"
+_SERVER = "The NATS server"
+_LOADING = "Models and device"
+_WATCHING = "Logs and metrics"
+
+
+def main() -> None:
+    """Run the command; an error that somebody foresaw is one line, any other its traceback."""
+    try:
+        app()
+    except Exception as error:
+        from .cli_errors import explain
+
+        explained = explain(error)
+        if explained is None:
+            raise
+        code, line = explained
+        typer.echo(f"mlbus: {line}", err=True)
+        sys.exit(code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"mlbus {version('mlbus')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What holds for every command."""
+
+
+@app.command(rich_help_panel=_WORKER)
+def serve(
+    config: Config = None,
+    nats_url: NatsUrl = None,
+    embedded_nats: Annotated[
+        bool | None,
+        typer.Option(
+            "--embedded-nats/--no-embedded-nats",
+            help="Start a nats-server too, unless --nats-url or NATS_URL names one.",
+            rich_help_panel=_SERVER,
+            show_default=False,
+        ),
+    ] = None,
+    nats_port: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Its port; 0: any free one. [default: 4222]", rich_help_panel=_SERVER),
+    ] = None,
+    nats_monitor_port: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Its monitoring port; 0: any free one. [default: 8222]", rich_help_panel=_SERVER
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of everything that is kept. [default: var]", rich_help_panel=_SERVER),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID",
+            help="Model to load; repeat for more, the first is the default one. [default: minilm]",
+            rich_help_panel=_LOADING,
+        ),
+    ] = None,
+    device: Annotated[
+        DeviceName | None, typer.Option(help="auto: CUDA, else CPU. [default: auto]", rich_help_panel=_LOADING)
+    ] = None,
+    dtype: Annotated[
+        DtypeName | None,
+        typer.Option(help="auto: bf16 where the device computes in it. [default: auto]", rich_help_panel=_LOADING),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Compute threads. [default: what suits]", rich_help_panel=_LOADING),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Prometheus on loopback; 0: any free port. [default: 9464]", rich_help_panel=_WATCHING
+        ),
+    ] = None,
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option(help="auto: console on a terminal, else JSON. [default: auto]", rich_help_panel=_WATCHING),
+    ] = None,
+    log_level: Annotated[LogLevel | None, typer.Option(help="[default: info]", rich_help_panel=_WATCHING)] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the settings in force as TOML and exit.")
+    ] = False,
+) -> None:
+    """Run a worker until Ctrl-C or SIGTERM, which finish what is in flight.
+
+    Each flag can also be set as MLBUS_<NAME> or in the settings file; flags win over variables, variables over the file.
+    """
+    from .cli_serve import run
+    from .config import read_settings
+
+    settings = read_settings(
+        config,
+        nats_url=nats_url,
+        embedded_nats=embedded_nats,
+        nats_port=nats_port,
+        nats_monitor_port=nats_monitor_port,
+        data_dir=data_dir,
+        models=tuple(model) if model else None,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        metrics_port=metrics_port,
+        log_format=log_format,
+        log_level=log_level,
+    )
+    raise typer.Exit(run(settings, print_config))
+
+
+@app.command(rich_help_panel=_ASK)
+def embed(
+    text: Annotated[list[str] | None, typer.Argument(help="Texts; - reads one from standard input.")] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", metavar="FILE", help="One text a line; - reads standard input.")
+    ] = None,
+    model: Model = None,
+    dimensions: Dimensions = None,
+    prompt_name: PromptName = None,
+    prompt: Prompt = None,
+    truncate: Truncate = "end",
+    normalize: Annotated[bool, typer.Option(help="Scale each vector to length 1.")] = True,
+    as_json: Json = False,
+    nats_url: NatsUrl = None,
+    timeout: Timeout = 30.0,
+) -> None:
+    """Turn texts into vectors.
+
+    With --json one text gives an object, several or a --file give a list of objects.
+    """
+    from .cli_ask import Connection, encode_options
+    from .cli_embed import print_vectors, read_texts
+
+    options = encode_options(model, dimensions, prompt_name, prompt, truncate)
+    print_vectors(
+        read_texts(text or [], file),
+        {**options, "normalize": normalize},
+        Connection(nats_url, timeout),
+        as_list=file is not None or len(text or []) > 1,
+        as_json=as_json,
+    )
+
+
+@app.command(rich_help_panel=_ASK)
+def similarity(
+    texts: Annotated[list[str], typer.Argument(metavar="A B | CANDIDATE...", help="Texts; - reads standard input.")],
+    query: Annotated[
+        str | None, typer.Option("--query", metavar="TEXT", help="Rank the texts by their likeness to this one.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", metavar="N", help="With --query: only the best N.")] = None,
+    model: Model = None,
+    dimensions: Dimensions = None,
+    prompt_name: PromptName = None,
+    prompt: Prompt = None,
+    truncate: Truncate = "end",
+    as_json: Json = False,
+    nats_url: NatsUrl = None,
+    timeout: Timeout = 30.0,
+) -> None:
+    """Compare two texts, or rank candidates by their likeness to a query. The score is the cosine, -1 to 1."""
+    from .cli_ask import Connection, encode_options
+    from .cli_similarity import print_ranking, print_score
+
+    options = encode_options(model, dimensions, prompt_name, prompt, truncate)
+    connection = Connection(nats_url, timeout)
+    if query is not None:
+        print_ranking(query, texts, top_k, options, connection, as_json=as_json)
+    elif len(texts) == 2 and top_k is None:
+        print_score(texts[0], texts[1], options, connection, as_json=as_json)
+    else:
+        raise typer.BadParameter("give two texts, or --query TEXT and candidates (and --top-k if wanted)")
+
+
+@app.command(rich_help_panel=_LOOK)
+def ping(as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.0) -> None:
+    """Show the workers that answer, what they serve and how fast. Exit code 1 when there is none."""
+    from .cli_ask import Connection
+    from .cli_ping import print_workers
+
+    print_workers(Connection(nats_url, timeout), as_json=as_json)
+
+
+@app.command(rich_help_panel=_LOOK)
+def models(config: Config = None, as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.0) -> None:
+    """Show the catalogue: which models there are, which are here, and which worker has them loaded."""
+    from .cli_models import print_models
+    from .config import read_settings
+
+    print_models(read_settings(config, nats_url=nats_url), timeout, as_json=as_json)
+
+
+@app.command(rich_help_panel=_LOOK)
+def doctor(config: Config = None, as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.0) -> None:
+    """Check this machine, the NATS server and the workers, and say what to do. Exit code 1 when something fails."""
+    from .cli_doctor import print_findings
+
+    raise typer.Exit(print_findings(config, nats_url, timeout, as_json=as_json))

@@ -1,0 +1,32 @@
+"""How each foreseen error ends the command: its exit code and its one line. The only place that knows all the trees."""
+
+from nats.errors import Error as NatsError
+
+from models.errors import BadEntry, ModelError, UnknownModel
+from subjects.errors import InvalidField, Malformed, MLError
+
+from .bus_errors import BadBusSettings, BusError
+from .config import BadSettings
+
+FAILED, UNUSABLE = 1, 2
+
+_TABLE: tuple[tuple[type[Exception], int], ...] = (
+    (BadSettings, UNUSABLE),
+    (BadBusSettings, UNUSABLE),
+    (BadEntry, UNUSABLE),
+    (UnknownModel, UNUSABLE),
+    (InvalidField, UNUSABLE),
+    (Malformed, UNUSABLE),
+    (BusError, FAILED),
+    (ModelError, FAILED),
+    (MLError, FAILED),
+    (NatsError, FAILED),
+)
+
+
+def explain(error: BaseException) -> tuple[int, str] | None:
+    """Exit code and text for an error that has one; None for a fault of ours, which deserves its traceback."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    code = next((code for kind, code in _TABLE if isinstance(error, kind)), None)
+    return None if code is None else (code, str(error).removeprefix("nats: "))

@@ -1,0 +1,72 @@
+"""`mlbus models`: the catalogue beside what is on this machine and what workers have loaded. Works without NATS."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from models import hub
+from models.catalogue import ModelSpec, load_catalogue
+
+from .bus_errors import BusError
+from .cli_ask import Connection, ask, ask_all
+from .cli_output import err, out, print_json
+from .cli_ping import loaded_models
+from .config import Settings
+
+
+def print_models(settings: Settings, timeout_s: float, *, as_json: bool) -> None:
+    """Print every entry. Raises BadEntry if one of the user's own is not usable."""
+    catalogue = load_catalogue(settings.catalogue)
+    loaded, why_not = _loaded(Connection(settings.nats_url, timeout_s))
+    rows = [_row(spec, loaded) for spec in catalogue]
+    if as_json:
+        print_json(rows)
+        return
+    _show(rows)
+    if why_not:
+        err.print(f"not known where they are loaded: {why_not}", markup=False)
+
+
+def _loaded(connection: Connection) -> tuple[Mapping[str, Sequence[str]] | None, str]:
+    """Model id -> ids of the workers that have it loaded; None, and the reason, where no server could be asked."""
+    try:
+        answers = ask(connection, lambda nc: ask_all(nc, "PING", connection.timeout_s))
+    except BusError as error:
+        return None, str(error)
+    workers: dict[str, list[str]] = defaultdict(list)
+    for answer in answers:
+        for model in loaded_models(answer):
+            workers[model].append(answer.body.get("id", ""))
+    return workers, ""
+
+
+def _row(spec: ModelSpec, loaded: Mapping[str, Sequence[str]] | None) -> dict[str, Any]:
+    return {
+        "id": spec.id,
+        "kind": spec.kind,
+        "dimensions": spec.dimensions,
+        "licence": spec.licence,
+        "commercial": spec.commercial,
+        "served": spec.unserved is None,
+        "unserved_because": spec.unserved,
+        "size_gb": spec.size_gb,
+        "present": hub.is_present(spec),
+        "loaded_by": None if loaded is None else list(loaded.get(spec.id, ())),
+    }
+
+
+def _show(rows: Sequence[Mapping[str, Any]]) -> None:
+    table = Table("id", "kind", "dims", "licence", "on this machine", "loaded by", "served", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(
+            row["id"],
+            row["kind"],
+            str(row["dimensions"] or "-"),
+            (row["licence"] or "unknown") + (" (non-commercial)" if row["commercial"] is False else ""),
+            "yes" if row["present"] else f"no, {row['size_gb'] or '?'} GB",
+            ", ".join(row["loaded_by"] or ()) or "-",
+            "yes" if row["served"] else f"no: {row['unserved_because']}",
+        )
+    out.print(table)

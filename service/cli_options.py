@@ -1,0 +1,55 @@
+"""The options that several commands share, each with its help text. Imports nothing heavy."""
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import typer
+
+DeviceName: TypeAlias = Literal["auto", "cuda", "cpu"]
+DtypeName: TypeAlias = Literal["auto", "fp32", "bf16"]
+LogFormat: TypeAlias = Literal["auto", "console", "json"]
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+TruncateSide: TypeAlias = Literal["end", "start", "error"]
+
+_NATS = "Where NATS is"
+_MODEL = "How the texts are read"
+
+Config = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="Settings file; absent: MLBUS_CONFIG, else mlbus.toml.")
+]
+NatsUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--nats-url",
+        metavar="URL",
+        help="NATS servers; absent: NATS_URL, the nats command's context, nats://127.0.0.1:4222.",
+        rich_help_panel=_NATS,
+    ),
+]
+Timeout = Annotated[
+    float,
+    typer.Option("--timeout", min=0.1, metavar="SECONDS", help="For each request.", rich_help_panel=_NATS),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text for people.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="ID", help="Model; absent: the worker's default.", rich_help_panel=_MODEL),
+]
+Dimensions = Annotated[
+    int | None,
+    typer.Option("--dimensions", metavar="N", help="Cut vectors to N values.", rich_help_panel=_MODEL),
+]
+PromptName = Annotated[
+    str | None,
+    typer.Option("--prompt-name", metavar="NAME", help="One of the model's own prompts.", rich_help_panel=_MODEL),
+]
+Prompt = Annotated[
+    str | None,
+    typer.Option("--prompt", metavar="TEXT", help="Put before each text.", rich_help_panel=_MODEL),
+]
+Truncate = Annotated[
+    TruncateSide,
+    typer.Option(
+        "--truncate", help="Which end of a text that is too long is cut; error: refuse it.", rich_help_panel=_MODEL
+    ),
+]

@@ -1,0 +1,48 @@
+"""Where the commands print: results on standard output, progress and notes on standard error."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+PATIENCE_S = 1.0
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document: indented on a terminal, one line otherwise. numpy arrays are lists of numbers."""
+    indent = orjson.OPT_INDENT_2 if out.is_terminal else 0
+    typer.echo(orjson.dumps(value, option=indent | orjson.OPT_SERIALIZE_NUMPY).decode())
+
+
+def spinner() -> Progress:
+    """What is being done and for how long, on one line that vanishes; nothing where no person looks on."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal, redirect_stderr=False)
+
+
+@contextmanager
+def counter(total: int, what: str) -> Iterator[Progress]:
+    """A bar for task 0, shown once a second has passed; for use inside an event loop."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    progress.add_task(what, total=total)
+    timer = asyncio.get_running_loop().call_later(PATIENCE_S, progress.start)
+    try:
+        yield progress
+    finally:
+        timer.cancel()
+        progress.stop()
+
+
+def shortened(text: str, width: int = 48) -> str:
+    """A text on one line of at most `width` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"

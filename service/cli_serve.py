@@ -1,0 +1,115 @@
+"""`mlbus serve`: the worker, and what a person sees of its start."""
+
+import asyncio
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from typing import TextIO
+
+import structlog
+import typer
+from rich.progress import Progress
+from rich.text import Text
+
+from .app import Started, serve
+from .cli_output import err, spinner
+from .config import Settings, as_toml
+from .nats_env import NatsSettings
+from .telemetry import configure_logging
+
+log = structlog.get_logger(__name__)
+
+
+def run(settings: Settings, print_config: bool) -> int:
+    """Serve until told to stop, or print the settings -> exit code. Raises what `serve` raises."""
+    if print_config:
+        typer.echo(as_toml(settings), nl=False)
+        return 0
+    with _shown_start(settings) as start:
+        return asyncio.run(serve(settings, on_step=start.step, on_ready=start.ready))
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Who hears of the start's steps and of its end."""
+
+    step: Callable[[str], None]
+    ready: Callable[[Started], None]
+
+
+@contextmanager
+def _shown_start(settings: Settings) -> Iterator[Start]:
+    """Log lines for a log; for a person also a spinner below them and, in the end, what to try."""
+    if not err.is_terminal or settings.log_format == "json":
+        configure_logging(settings.log_format, settings.log_level)
+        yield Start(lambda step: log.info("start.step_began", step=step), lambda started: None)
+        return
+    progress = spinner()
+    with redirect_stderr(LogAbove(progress, sys.stderr)):
+        configure_logging(settings.log_format, settings.log_level)
+    task = progress.add_task("starting")
+
+    def ready(started: Started) -> None:
+        progress.stop()
+        err.print(ready_text(started, NatsSettings.from_env(os.environ)), markup=False)
+
+    with progress:
+        yield Start(lambda step: progress.reset(task, description=step), ready)
+
+
+class LogAbove(io.TextIOBase):
+    """A file for log lines that keeps them above a spinner while that turns, and is the file itself afterwards."""
+
+    def __init__(self, progress: Progress, file: TextIO) -> None:
+        self._progress = progress
+        self._file = file
+        self._line = ""
+
+    def isatty(self) -> bool:
+        return self._file.isatty()
+
+    def write(self, text: str) -> int:
+        if not self._progress.live.is_started:
+            return self._file.write(text)
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            self._progress.console.print(Text.from_ansi(line), soft_wrap=True)
+        return len(text)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def ready_text(started: Started, found: NatsSettings) -> str:
+    """What a person wants to know once the worker answers. found: the NATS server that other commands will find."""
+    lines = ["", "mlbus is ready.", "", *_facts(started), "", "Try, in another terminal:"]
+    if found.url != started.nats.url:
+        lines.append(f"  export NATS_URL={started.nats.url}")
+    lines += [
+        "  nats req ml.embed 'def hello(): pass'",
+        "  nats micro info ml",
+        "  mlbus embed 'def hello(): pass'",
+        "  mlbus similarity 'def add(a, b): return a + b' 'the sum of two numbers'",
+        "",
+        "Ctrl-C finishes what is in flight and stops; a second one stops at once.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _facts(started: Started) -> Iterator[str]:
+    server = started.server
+    yield f"  NATS         {started.nats.url}" + (" (embedded)" if server else f" as {started.nats.identity}")
+    if server:
+        yield f"  credentials  {server.credentials} (roles admin, worker, client; a local client needs none)"
+        if server.monitor_url:
+            yield f"  monitoring   {server.monitor_url}"
+    for place, encoder in enumerate(started.models):
+        default = ", the default" if place == 0 and len(started.models) > 1 else ""
+        yield f"  model        {encoder.model} on {encoder.device} in {encoder.dtype}, version {encoder.version}{default}"
+        yield from (f"  note         {encoder.model} {note}" for note in encoder.notes)
+    if started.metrics_port is not None:
+        yield f"  metrics      http://127.0.0.1:{started.metrics_port}/metrics"

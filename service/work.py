@@ -1,0 +1,55 @@
+"""One text on its way through a batcher, and what bounds the way. Knows encoders' types, nothing of queues."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from models.encoders.base import TextOptions, Tokens, Vectors
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """budget_tokens: padded tokens of a batch. overhead_tokens: what starting a batch costs, as tokens of work.
+
+    queue_texts, queue_tokens: what may wait or run at once.
+    """
+
+    budget_tokens: int = 2048
+    overhead_tokens: int = 32
+    queue_texts: int = 8192
+    queue_tokens: int = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """What is done to a pooled vector: normalise it, cut it to so many dimensions."""
+
+    normalize: bool = True
+    dimensions: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """One text's answer. vector (D,) float32; tokens: how many the model read."""
+
+    vector: Vectors
+    tokens: int
+    truncated: bool
+
+
+class NonFinite(Exception):
+    """The model gave a vector with NaN or infinity."""
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One text on its way through the batcher. deadline, arrived: loop time in seconds."""
+
+    text: str
+    index: int
+    options: TextOptions
+    finish: Finish
+    deadline: float
+    arrived: float
+    cost: int
+    future: asyncio.Future[Embedded]
+    tokens: Tokens = field(default_factory=lambda: Tokens([]))

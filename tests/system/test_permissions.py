@@ -1,0 +1,267 @@
+"""What each role of nats-server.conf may and may not do, asked of the real server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
+from nats_server import PASSWORDS, NatsServer
+
+from service.bus import connected, settled
+from service.bus_causes import Denied
+from service.nats_env import NatsSettings
+
+INFERENCE = ["ml.embed", "ml.embed.batch", "ml.similarity", "ml.generate", "ml.generate.batch", "ml.finetune"]
+JOBS = ["ml.jobs.get", "ml.jobs.list", "ml.jobs.cancel"]
+MODELS = ["ml.models.list", "ml.models.info", "ml.models.recommended"]
+RESIDENCY = ["ml.models.load", "ml.models.unload", "ml.models.reload"]
+DISCOVERY = ["$SRV.PING", "$SRV.INFO.ml", "$SRV.STATS.ml.some_id"]
+ASKING = [*INFERENCE, *JOBS, *MODELS, *DISCOVERY, "ml.cancel.some_request"]
+EVENTS = ["ml.jobs.some_job.event", "ml.jobs.*.event"]
+SERVING = ["ml.>", *INFERENCE, *RESIDENCY, "ml.cancel.*", "$SRV.>", "$SRV.PING"]
+STREAMS = ["$JS.API.STREAM.CREATE.ML_JOBS", "$JS.API.STREAM.DELETE.ML_JOBS", "$JS.API.STREAM.UPDATE.KV_ml_jobs"]
+OTHERS = ["$SYS.REQ.SERVER.PING", "$JS.API.STREAM.LIST", "$KV.others.key", "ml", "somewhere.else", "_INBOX.x"]
+
+MAY_PUBLISH = {
+    "admin": [*ASKING, *RESIDENCY, *STREAMS, "ml.jobs.some_job.event", "_INBOX.x"],
+    "worker": ["ml.jobs.some_job.event", "ml.queue.finetune", "$JS.API.INFO", "$KV.ml_jobs.key"],
+    "client": ASKING,
+    "local": ASKING,
+}
+MAY_NOT_PUBLISH = {
+    "admin": [],
+    "worker": [
+        *ASKING,
+        *RESIDENCY,
+        *STREAMS,
+        *OTHERS,
+        "_INBOX_client.x",
+        "_INBOX_worker.x",
+        "$JS.API.STREAM.PURGE.ML_JOBS",
+    ],
+    "client": [
+        *RESIDENCY,
+        *STREAMS,
+        *OTHERS,
+        "ml.jobs.some_job.event",
+        "ml.queue.finetune",
+        "$JS.API.INFO",
+        "ml.other",
+    ],
+    "local": [*RESIDENCY, *STREAMS, *OTHERS, "ml.jobs.some_job.event", "ml.queue.finetune", "$JS.API.INFO", "ml.other"],
+}
+MAY_SUBSCRIBE = {
+    "admin": [*SERVING, *EVENTS, ">"],
+    "worker": [*SERVING, *EVENTS, "_INBOX_worker.x.*"],
+    "client": [*EVENTS, "_INBOX_client.x.*"],
+    "local": [*EVENTS, "_INBOX.x.*", "_INBOX.>"],
+}
+MAY_NOT_SUBSCRIBE = {
+    "admin": [],
+    "worker": [">", "_INBOX.>", "_INBOX_client.>", "$JS.API.>", "$KV.>", "somewhere.else"],
+    "client": [*SERVING, ">", "_INBOX.>", "_INBOX_worker.>", "_INBOX_admin.>", "ml.queue.>", "$KV.ml_jobs.>"],
+    "local": [*SERVING, ">", "_INBOX_client.>", "_INBOX_worker.>", "_INBOX_admin.>", "ml.queue.>", "$KV.ml_jobs.>"],
+}
+ROLES = ["admin", "worker", "client", "local"]
+
+
+class Party:
+    """A connection in some role, and what the server refused it."""
+
+    def __init__(self, nc: Client, refused: list[Denied]) -> None:
+        self.nc = nc
+        self.refused = refused
+
+    async def refusals(self) -> list[Denied]:
+        """What was refused since the last call."""
+        await settled(self.nc)
+        told = self.refused.copy()
+        self.refused.clear()
+        return told
+
+
+def settings_of(role: str, server: NatsServer) -> NatsSettings:
+    if role == "local":
+        return NatsSettings(url=server.url)
+    return NatsSettings(url=server.url, user=role, password=PASSWORDS[role], inbox_prefix=f"_INBOX_{role}")
+
+
+@asynccontextmanager
+async def party(role: str, server: NatsServer) -> AsyncIterator[Party]:
+    refused: list[Denied] = []
+    async with connected(settings_of(role, server), on_denied=refused.append) as nc:
+        yield Party(nc, refused)
+
+
+@pytest.fixture
+async def parties(secured_server: NatsServer) -> AsyncIterator[dict[str, Party]]:
+    """One connection in each role."""
+    async with AsyncExitStack() as stack:
+        yield {role: await stack.enter_async_context(party(role, secured_server)) for role in ROLES}
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_publishing(role: str, secured_server: NatsServer) -> None:
+    async with party(role, secured_server) as one:
+        for subject in MAY_PUBLISH[role]:
+            await one.nc.publish(subject, b"x")
+            assert await one.refusals() == [], subject
+        for subject in MAY_NOT_PUBLISH[role]:
+            await one.nc.publish(subject, b"x")
+            assert await one.refusals() == [Denied("publish", subject.lower())], subject
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("queue", ["", "ml"])
+async def test_subscribing(role: str, queue: str, secured_server: NatsServer) -> None:
+    async with party(role, secured_server) as one:
+        for subject in MAY_SUBSCRIBE[role]:
+            await one.nc.subscribe(subject, queue=queue)
+            assert await one.refusals() == [], subject
+        for subject in MAY_NOT_SUBSCRIBE[role]:
+            await one.nc.subscribe(subject, queue=queue)
+            assert await one.refusals() == [Denied("subscription", subject.lower())], subject
+
+
+@pytest.mark.parametrize("asker", ["client", "local", "admin"])
+async def test_a_worker_answers_with_a_whole_stream(parties: dict[str, Party], asker: str) -> None:
+    worker, client = parties["worker"], parties[asker]
+    requests = await worker.nc.subscribe("ml.generate", queue="ml")
+    control = await worker.nc.subscribe(worker.nc.new_inbox())
+    await settled(worker.nc)
+    inbox = client.nc.new_inbox()
+    frames = await client.nc.subscribe(inbox)
+    await client.nc.publish("ml.generate", b"def fib(n):", reply=inbox)
+    request = await requests.next_msg(5)
+    for n in range(50):
+        await worker.nc.publish(request.reply, str(n).encode(), reply=control.subject)
+    await worker.nc.publish(request.reply, b"")
+    assert [int((await frames.next_msg(5)).data) for _ in range(50)] == list(range(50))
+    assert (await frames.next_msg(5)).data == b""
+    assert await worker.refusals() == []
+    assert await client.refusals() == []
+
+
+async def test_a_worker_learns_that_the_reader_is_gone(parties: dict[str, Party]) -> None:
+    worker, client = parties["worker"], parties["client"]
+    requests = await worker.nc.subscribe("ml.generate", queue="ml")
+    control = await worker.nc.subscribe(worker.nc.new_inbox())
+    await settled(worker.nc)
+    await client.nc.publish("ml.generate", b"def fib(n):", reply=client.nc.new_inbox())
+    request = await requests.next_msg(5)
+    await worker.nc.publish(request.reply, b"a frame", reply=control.subject)
+    gone = await control.next_msg(5)
+    assert gone.headers["Status"] == "503"
+
+
+async def test_a_worker_may_answer_nobody_unasked(parties: dict[str, Party]) -> None:
+    worker = parties["worker"]
+    await worker.nc.publish(parties["client"].nc.new_inbox(), b"surprise")
+    assert [refusal.operation for refusal in await worker.refusals()] == ["publish"]
+
+
+@pytest.mark.parametrize("asker", ["client", "local"])
+async def test_discovery(parties: dict[str, Party], asker: str) -> None:
+    worker = parties["worker"]
+    pings = await worker.nc.subscribe("$SRV.PING")
+    await settled(worker.nc)
+    asked = asyncio.create_task(parties[asker].nc.request("$SRV.PING", b"", timeout=5))
+    await worker.nc.publish((await pings.next_msg(5)).reply, b"here")
+    assert (await asked).data == b"here"
+
+
+async def test_events_reach_clients(parties: dict[str, Party]) -> None:
+    readers = [await parties[role].nc.subscribe("ml.jobs.*.event") for role in ("client", "local")]
+    for role in ("client", "local"):
+        await settled(parties[role].nc)
+    await parties["worker"].nc.publish("ml.jobs.j1.event", b"started")
+    assert [(await reader.next_msg(5)).data for reader in readers] == [b"started", b"started"]
+
+
+async def test_cancelling_reaches_every_worker(parties: dict[str, Party]) -> None:
+    cancelled = await parties["worker"].nc.subscribe("ml.cancel.*")
+    await settled(parties["worker"].nc)
+    await parties["client"].nc.publish("ml.cancel.r1")
+    assert (await cancelled.next_msg(5)).subject == "ml.cancel.r1"
+
+
+@pytest.fixture
+async def storage(parties: dict[str, Party]) -> None:
+    """What the administrator makes before workers come."""
+    js = parties["admin"].nc.jetstream()
+    await js.add_stream(StreamConfig("ML_JOBS", subjects=["ml.queue.>"], retention=RetentionPolicy.WORK_QUEUE))
+    await js.add_consumer("ML_JOBS", ConsumerConfig(durable_name="workers", ack_wait=60))
+    await js.create_key_value(bucket="ml_jobs")
+    await js.create_object_store("ml_checkpoints")
+
+
+@pytest.mark.usefixtures("storage")
+class TestJetStream:
+    async def test_a_worker_takes_jobs_from_the_queue(self, parties: dict[str, Party]) -> None:
+        worker = parties["worker"]
+        js = worker.nc.jetstream()
+        first = await js.publish("ml.queue.finetune", b"a job", headers={"Nats-Msg-Id": "j1"})
+        again = await js.publish("ml.queue.finetune", b"a job", headers={"Nats-Msg-Id": "j1"})
+        assert (first.stream, first.duplicate, again.duplicate) == ("ML_JOBS", None, True)
+        jobs = await js.pull_subscribe_bind("workers", "ML_JOBS")
+        (job,) = await jobs.fetch(1, timeout=5)
+        await job.in_progress()
+        await job.ack_sync(timeout=5)
+        assert (await js.consumer_info("ML_JOBS", "workers")).num_ack_pending == 0
+        assert (await js.stream_info("ML_JOBS")).state.messages == 0
+        await js.account_info()
+        assert await worker.refusals() == []
+
+    async def test_a_worker_keeps_the_state_of_jobs(self, parties: dict[str, Party]) -> None:
+        worker = parties["worker"]
+        states = await worker.nc.jetstream().key_value("ml_jobs")
+        revision = await states.create("j1", b"queued")
+        watch = await states.watchall()
+        assert (await watch.updates(timeout=5)).value == b"queued"
+        assert await watch.updates(timeout=5) is None
+        await states.update("j1", b"running", last=revision)
+        assert (await watch.updates(timeout=5)).value == b"running"
+        await watch.stop()
+        assert (await states.get("j1")).value == b"running"
+        assert await states.keys() == ["j1"]
+        assert [entry.value for entry in await states.history("j1")] == [b"running"]
+        assert (await states.status()).values == 1
+        await states.delete("j1")
+        await states.purge("j1")
+        assert await worker.refusals() == []
+
+    async def test_a_worker_keeps_checkpoints(self, parties: dict[str, Party]) -> None:
+        worker = parties["worker"]
+        checkpoints = await worker.nc.jetstream().object_store("ml_checkpoints")
+        weights = bytes(range(256)) * 2048
+        await checkpoints.put("minilm/v1", weights)
+        await checkpoints.put("minilm/v2", weights)
+        assert (await checkpoints.get("minilm/v1")).data == weights
+        assert {info.name for info in await checkpoints.list()} == {"minilm/v1", "minilm/v2"}
+        await checkpoints.delete("minilm/v1")
+        assert (await checkpoints.get_info("minilm/v2")).size == len(weights)
+        assert (await checkpoints.status()).bucket == "ml_checkpoints"
+        assert await worker.refusals() == []
+
+    @pytest.mark.parametrize("role", ["worker", "client", "local"])
+    async def test_nobody_else_makes_or_removes_storage(self, parties: dict[str, Party], role: str) -> None:
+        js = parties[role].nc.jetstream(timeout=0.1)
+        attempts: list[Any] = [
+            js.add_stream(StreamConfig("MINE", subjects=["mine"])),
+            js.delete_stream("ML_JOBS"),
+            js.purge_stream("ML_JOBS"),
+            js.delete_consumer("ML_JOBS", "workers"),
+            js.add_consumer("ML_JOBS", ConsumerConfig(durable_name="mine")),
+            js.create_key_value(bucket="mine"),
+            js.delete_key_value("ml_jobs"),
+            js.delete_object_store("ml_checkpoints"),
+        ]
+        for attempt in attempts:
+            with pytest.raises(TimeoutError):
+                await attempt
+        assert len(await parties[role].refusals()) >= len(attempts)

@@ -1,0 +1,204 @@
+"""The batcher on a fake encoder: what runs together, what fails alone, what is never run."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+from fake_encoder import MAX_TOKENS, FakeEncoder, vector_of, word_id
+
+from models.encoders.base import TextOptions, finish
+from models.errors import OutOfDeviceMemory, TextTooLong
+from service.batcher import Batcher
+from service.device_thread import DeviceThread
+from service.work import BatchLimits, Embedded, Finish, NonFinite
+from subjects.errors import Busy, DeadlinePassed
+
+PLAIN = TextOptions()
+UNIT = Finish()
+
+
+class Silent:
+    def batch_ran(self, *figures: object) -> None:
+        pass
+
+
+@asynccontextmanager
+async def batching(encoder: FakeEncoder, **limits: int) -> AsyncIterator[Batcher]:
+    device = DeviceThread("cpu")
+    with ThreadPoolExecutor(2) as pool:
+        batcher = Batcher(encoder, device, pool, BatchLimits(**limits), Silent())
+        task = asyncio.create_task(batcher.run())
+        try:
+            yield batcher
+        finally:
+            encoder.gate.set()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            device.close()
+
+
+def submit(batcher: Batcher, *texts: str, options: TextOptions = PLAIN, how: Finish = UNIT, within_s: float = 30):
+    deadline = asyncio.get_running_loop().time() + within_s
+    return [work.future for work in batcher.submit(texts, options, how, deadline)]
+
+
+def expected(text: str) -> np.ndarray:
+    return finish(vector_of([word_id(word) for word in text.split()])[None], True)[0]
+
+
+async def entered(encoder: FakeEncoder) -> None:
+    assert await asyncio.to_thread(encoder.entered.wait, 10)
+
+
+async def test_texts_of_mixed_length_come_back_in_order():
+    texts = [" ".join(f"w{i}" for i in range(1 + 7 * n % 60)) for n in range(200)]
+    async with batching(FakeEncoder()) as batcher:
+        done = await asyncio.gather(*submit(batcher, *texts))
+    for text, embedded in zip(texts, done, strict=True):
+        np.testing.assert_allclose(embedded.vector, expected(text), atol=1e-6)
+        assert embedded.tokens == len(text.split())
+
+
+async def test_what_waits_behind_a_busy_device_runs_as_one_batch():
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    async with batching(encoder) as batcher:
+        first = submit(batcher, "first")
+        await entered(encoder)
+        rest = [future for n in range(50) for future in submit(batcher, f"text {n}")]
+        encoder.gate.set()
+        await asyncio.gather(*first, *rest)
+    assert max(map(len, encoder.batches)) > 20
+
+
+async def test_only_the_culprit_of_a_failing_batch_fails():
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    async with batching(encoder) as batcher:
+        first = submit(batcher, "first")
+        await entered(encoder)
+        futures = submit(batcher, "a b", "poison b", "c d", "nan d", "e f")
+        encoder.gate.set()
+        results = await asyncio.gather(*first, *futures, return_exceptions=True)
+        assert batcher.queued_texts == batcher.queued_tokens == 0
+    assert [type(result) for result in results] == [Embedded, Embedded, RuntimeError, Embedded, NonFinite, Embedded]
+
+
+async def test_out_of_memory_halves_the_budget_and_loses_nothing():
+    encoder = FakeEncoder(memory_tokens=64)
+    async with batching(encoder, budget_tokens=1024) as batcher:
+        futures = submit(batcher, *(f"a b c {n}" for n in range(200)))
+        done = await asyncio.gather(*futures)
+        assert batcher.budget_tokens <= 64
+        assert batcher.queued_texts == batcher.queued_tokens == 0
+    assert len(done) == 200
+    assert all(max(batch) * len(batch) <= 64 for batch in encoder.batches)
+
+
+async def test_a_single_text_that_does_not_fit_the_memory_fails_alone():
+    async with batching(FakeEncoder(memory_tokens=16)) as batcher:
+        long, short = submit(batcher, " ".join("abcdefghijklmnopqrstuvwxyz"), "a b")
+        with pytest.raises(OutOfDeviceMemory):
+            await long
+        assert (await short).tokens == 2
+
+
+async def test_a_caller_that_left_costs_the_model_nothing():
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    async with batching(encoder) as batcher:
+        first = submit(batcher, "first")
+        await entered(encoder)
+        (gone,) = submit(batcher, "forsaken")
+        (stays,) = submit(batcher, "wanted")
+        gone.cancel()
+        encoder.gate.set()
+        await asyncio.gather(*first, stays)
+        assert batcher.queued_texts == 0
+    assert word_id("forsaken") not in encoder.seen
+
+
+async def test_expired_work_never_reaches_the_model():
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    async with batching(encoder) as batcher:
+        first = submit(batcher, "first")
+        await entered(encoder)
+        (late,) = submit(batcher, "late", within_s=0)
+        encoder.gate.set()
+        with pytest.raises(DeadlinePassed):
+            await late
+        await asyncio.gather(*first)
+    assert word_id("late") not in encoder.seen
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    async with batching(encoder, queue_texts=10) as batcher:
+        admitted = submit(batcher, *(f"text {n}" for n in range(10)))
+        with pytest.raises(Busy) as refused:
+            submit(batcher, "one more")
+        assert refused.value.retry_after_ms >= 50
+        encoder.gate.set()
+        assert len(await asyncio.gather(*admitted)) == 10
+
+
+async def test_the_queue_is_bounded_by_tokens_too():
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    async with batching(encoder, queue_tokens=100) as batcher:
+        submit(batcher, " ".join("x" * 60))
+        with pytest.raises(Busy):
+            submit(batcher, " ".join("y" * 200))
+
+
+async def test_room_comes_when_the_queue_empties():
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    async with batching(encoder, queue_texts=10) as batcher:
+        submit(batcher, *(f"text {n}" for n in range(10)))
+        room = asyncio.create_task(batcher.room(5))
+        await entered(encoder)
+        assert not room.done()
+        encoder.gate.set()
+        await asyncio.wait_for(room, 10)
+
+
+async def test_options_are_each_texts_own():
+    async with batching(FakeEncoder()) as batcher:
+        plain, raw, cut, prompted = (
+            *submit(batcher, "same text"),
+            *submit(batcher, "same text", how=Finish(normalize=False)),
+            *submit(batcher, "same text", how=Finish(dimensions=3)),
+            *submit(batcher, "same text", options=TextOptions(prompt_name="query")),
+        )
+        done = await asyncio.gather(plain, raw, cut, prompted)
+    unscaled = vector_of([word_id("same"), word_id("text")])
+    np.testing.assert_allclose(done[0].vector, unscaled / np.linalg.norm(unscaled), atol=1e-6)
+    np.testing.assert_allclose(done[1].vector, unscaled, atol=1e-6)
+    np.testing.assert_allclose(done[2].vector, unscaled[:3] / np.linalg.norm(unscaled[:3]), atol=1e-6)
+    np.testing.assert_allclose(done[3].vector, expected("query: same text"), atol=1e-6)
+
+
+async def test_a_text_too_long_fails_alone_under_truncate_error():
+    long = " ".join(f"w{n}" for n in range(MAX_TOKENS + 5))
+    async with batching(FakeEncoder()) as batcher:
+        short, too_long = submit(batcher, "short", long, options=TextOptions(truncate="error"))
+        with pytest.raises(TextTooLong) as error:
+            await too_long
+        assert error.value.index == 1
+        assert (await short).tokens == 1
+
+
+async def test_a_cancelled_batcher_leaves_nobody_waiting():
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    async with batching(encoder) as batcher:
+        futures = submit(batcher, *(f"text {n}" for n in range(20)))
+        await entered(encoder)
+    results = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 10)
+    assert len(results) == 20
