@@ -5,21 +5,20 @@ not requests, subjects or connections.
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from itertools import groupby
 from typing import Protocol
 
-import numpy as np
 import structlog
 
-from models.encoders.base import Encoder, TextOptions, Tokens, Vectors, finish
+from models.encoders.base import Encoder, TextOptions, Tokens
 from models.errors import OutOfDeviceMemory, TextTooLong
 from subjects.errors import Busy, DeadlinePassed
 
 from .device_thread import DeviceThread
+from .forward import Ran, forward, padded_tokens
 from .packing import pack
 from .work import BatchLimits, Embedded, Finish, NonFinite, Work
 
@@ -227,58 +226,43 @@ class Batcher:
         return self.queued_texts - len(self._ready) - len(self._raw)
 
     def _wanted(self, work: Work) -> bool:
-        """Whether anyone still waits for it; one that is not wanted is let go."""
-        if work.future.done():
-            self._release(work)
-            return False
-        if work.deadline <= asyncio.get_running_loop().time():
-            self._fail(work, DeadlinePassed("the deadline passed while the text waited for the model"))
-            return False
-        return True
+        """Whether anyone still waits for it; one that is not wanted is dropped."""
+        if work.wanted():
+            return True
+        self._drop(work)
+        return False
+
+    def _drop(self, work: Work) -> None:
+        self._fail(work, DeadlinePassed("the deadline passed while the text waited for the model"))
 
     # On the device
 
     async def _run(self, batch: list[Work]) -> None:
-        padded = len(batch) * max(work.cost for work in batch)
         now = asyncio.get_running_loop().time()
-        self._busy_until = max(now, self._busy_until) + padded * self._token_s
+        self._busy_until = max(now, self._busy_until) + padded_tokens(batch) * self._token_s
         try:
-            await self._attempt(batch, padded)
+            await self._attempt(batch)
         finally:
             self._running -= 1
             self._slots.release()
             self._changed.set()
 
-    async def _attempt(self, batch: list[Work], padded: int) -> None:
+    async def _attempt(self, batch: list[Work]) -> None:
         try:
-            results, seconds = await self._device.run(self._forward, batch)
+            ran = await self._device.run(forward, self.encoder, batch)
         except OutOfDeviceMemory as error:
-            self._shrink(batch, padded, error)
+            self._shrink(batch, error)
         except Exception as error:
             await self._isolate(batch, error)
         else:
-            self._token_s += 0.1 * (seconds / padded - self._token_s)
-            real = sum(work.cost for work in batch)
-            self._observer.batch_ran(self.encoder.model, len(batch), real, padded, seconds)
-            self._resolve(batch, results)
+            self._resolve(batch, ran)
 
-    def _forward(self, batch: list[Work]) -> tuple[list[Vectors | None], float]:
-        """On the device thread: the batch's finished vectors, None where one is not finite, and the seconds it took."""
-        started = time.perf_counter()
-        pooled = self.encoder.encode([work.tokens for work in batch])
-        finite = np.isfinite(pooled).all(axis=1).tolist()
-        vectors: list[Vectors | None] = []
-        for how, rows in groupby(range(len(batch)), key=lambda i: batch[i].finish):
-            run = list(rows)
-            vectors += list(finish(pooled[run[0] : run[-1] + 1], how.normalize, how.dimensions))
-        vectors = [vector if good else None for vector, good in zip(vectors, finite, strict=True)]
-        return vectors, time.perf_counter() - started
-
-    def _shrink(self, batch: list[Work], padded: int, error: OutOfDeviceMemory) -> None:
+    def _shrink(self, batch: list[Work], error: OutOfDeviceMemory) -> None:
         """Out of memory: remember half the budget and queue the batch again; a text alone has nowhere to go."""
         if len(batch) == 1:
             self._fail(batch[0], error)
             return
+        padded = padded_tokens(batch)
         self.budget_tokens = max(1, min(self.budget_tokens, padded) // 2)
         log.warning("batch.out_of_memory", model=self.encoder.model, padded=padded, budget_tokens=self.budget_tokens)
         for work in batch:
@@ -292,16 +276,21 @@ class Batcher:
             return
         for work in batch:
             if self._wanted(work):
-                await self._attempt([work], work.cost)
+                await self._attempt([work])
 
-    def _resolve(self, batch: list[Work], vectors: list[Vectors | None]) -> None:
-        for work, vector in zip(batch, vectors, strict=True):
-            if vector is None:
+    def _resolve(self, batch: list[Work], ran: Ran) -> None:
+        if ran.padded:
+            self._token_s += 0.1 * (ran.seconds / ran.padded - self._token_s)
+            self._observer.batch_ran(self.encoder.model, len(ran.vectors), ran.tokens, ran.padded, ran.seconds)
+        for work in batch:
+            if work not in ran.vectors:
+                self._drop(work)
+            elif (vector := ran.vectors[work]) is None:
                 self._fail(work, NonFinite(self.encoder.model))
-                continue
-            if not work.future.done():
-                work.future.set_result(Embedded(vector, work.cost, work.tokens.truncated))
-            self._release(work)
+            else:
+                if not work.future.done():
+                    work.future.set_result(Embedded(vector, work.cost, work.tokens.truncated))
+                self._release(work)
 
     def _fail(self, work: Work, error: Exception) -> None:
         if not work.future.done():

@@ -195,7 +195,10 @@ def embed(
 
 @app.command(rich_help_panel=_ASK)
 def similarity(
-    texts: Annotated[list[str], typer.Argument(metavar="A B | CANDIDATE...", help="Texts; - reads standard input.")],
+    texts: Annotated[
+        list[str],
+        typer.Argument(metavar="TEXT", help="Two texts; or with --query the candidates. - reads standard input."),
+    ],
     query: Annotated[
         str | None, typer.Option("--query", metavar="TEXT", help="Rank the texts by their likeness to this one.")
     ] = None,

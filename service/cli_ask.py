@@ -46,9 +46,14 @@ class NotPermitted(BusError):
 
     def __str__(self) -> str:
         verb = "publish on" if self.denied.operation == "publish" else "subscribe to"
+        other = (
+            "set NATS_INBOX_PREFIX to that of the user"
+            if self.denied.subject.startswith("_inbox")
+            else "ask its operator"
+        )
         return (
             f"the NATS server does not let {self.identity} {verb} {self.denied.subject}: "
-            "connect as another user (NATS_USER, NATS_CREDS or a context), or ask its operator"
+            f"connect as another user (NATS_USER, NATS_CREDS or a context), or {other}"
         )
 
 

@@ -58,14 +58,16 @@ def _row(spec: ModelSpec, loaded: Mapping[str, Sequence[str]] | None) -> dict[st
 
 
 def _show(rows: Sequence[Mapping[str, Any]]) -> None:
-    table = Table("id", "kind", "dims", "licence", "on this machine", "loaded by", "served", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("id", "kind", "dims", "licence", "here", "loaded by", "served"):
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("id", "kind"))
     for row in rows:
         table.add_row(
             row["id"],
             row["kind"],
             str(row["dimensions"] or "-"),
             (row["licence"] or "unknown") + (" (non-commercial)" if row["commercial"] is False else ""),
-            "yes" if row["present"] else f"no, {row['size_gb'] or '?'} GB",
+            "yes" if row["present"] else "no" + (f", {row['size_gb']} GB" if row["size_gb"] else ""),
             ", ".join(row["loaded_by"] or ()) or "-",
             "yes" if row["served"] else f"no: {row['unserved_because']}",
         )

@@ -21,6 +21,7 @@ NatsUrl = Annotated[
     str | None,
     typer.Option(
         "--nats-url",
+        envvar="MLBUS_NATS_URL",
         metavar="URL",
         help="NATS servers; absent: NATS_URL, the nats command's context, nats://127.0.0.1:4222.",
         rich_help_panel=_NATS,

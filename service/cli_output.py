@@ -1,6 +1,7 @@
 """Where the commands print: results on standard output, progress and notes on standard error."""
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 PATIENCE_S = 1.0
 
-out = Console(highlight=False, soft_wrap=True)
+PIPE_COLUMNS = 200
+
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -1,6 +1,7 @@
 """One text on its way through a batcher, and what bounds the way. Knows encoders' types, nothing of queues."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 
 from models.encoders.base import TextOptions, Tokens, Vectors
@@ -42,7 +43,7 @@ class NonFinite(Exception):
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """One text on its way through the batcher. deadline, arrived: loop time in seconds."""
+    """One text on its way through the batcher. deadline, arrived: loop time (monotonic) in seconds."""
 
     text: str
     index: int
@@ -53,3 +54,7 @@ class Work:
     cost: int
     future: asyncio.Future[Embedded]
     tokens: Tokens = field(default_factory=lambda: Tokens([]))
+
+    def wanted(self) -> bool:
+        """Whether its caller still waits and its deadline is still to come. Callable from any thread."""
+        return not self.future.done() and time.monotonic() < self.deadline

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
+from nats.js.errors import NotFoundError
 from nats_server import PASSWORDS, NatsServer
 
 from service.bus import connected, settled
 from service.bus_causes import Denied
 from service.nats_env import NatsSettings
+from service.reply_subject import may_answer
 
 INFERENCE = ["ml.embed", "ml.embed.batch", "ml.similarity", "ml.generate", "ml.generate.batch", "ml.finetune"]
 JOBS = ["ml.jobs.get", "ml.jobs.list", "ml.jobs.cancel"]
@@ -265,3 +267,17 @@ class TestJetStream:
             with pytest.raises(TimeoutError):
                 await attempt
         assert len(await parties[role].refusals()) >= len(attempts)
+
+    async def test_the_server_lets_a_request_name_any_reply_subject(self, parties: dict[str, Party]) -> None:
+        """Why service.reply_subject exists: what a client may not do it could have a worker do."""
+        worker, client = parties["worker"], parties["client"]
+        requests = await worker.nc.subscribe("ml.generate", queue="ml")
+        await settled(worker.nc)
+        await client.nc.publish("ml.generate", b"x", reply="$JS.API.STREAM.DELETE.ML_JOBS")
+        assert await client.refusals() == []
+        request = await requests.next_msg(5)
+        assert not may_answer(request.reply)
+        await worker.nc.publish(request.reply, b"")
+        assert await worker.refusals() == []
+        with pytest.raises(NotFoundError):
+            await parties["admin"].nc.jetstream().stream_info("ML_JOBS")

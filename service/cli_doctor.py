@@ -1,0 +1,70 @@
+"""`mlbus doctor`: asks every question in turn and prints the answers."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.text import Text
+
+from .cli_output import out, print_json, spinner
+from .config import BadSettings, Settings, read_settings
+
+# Looking must not download, and huggingface_hub reads this when it is imported, as the next lines do.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from . import doctor
+from .cli_doctor_nats import nats
+from .doctor import Finding
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def print_findings(config: Path | None, nats_url: str | None, timeout_s: float, *, as_json: bool) -> int:
+    """Look at everything and print what was found -> exit code, 1 if something failed."""
+    settings, findings = _settings(config, nats_url)
+    findings += _look(settings, timeout_s)
+    failed = any(finding.status == "fail" for finding in findings)
+    if as_json:
+        print_json({"ok": not failed, "findings": [asdict(finding) for finding in findings]})
+    else:
+        _show(findings)
+    return int(failed)
+
+
+def _settings(config: Path | None, nats_url: str | None) -> tuple[Settings, list[Finding]]:
+    """The settings in force; where they cannot be read the defaults, and that as a finding."""
+    try:
+        return read_settings(config, nats_url=nats_url), []
+    except BadSettings as error:
+        advice = "correct it; what follows was looked at with the defaults"
+        return Settings.model_construct(nats_url=nats_url), [Finding("settings", "fail", str(error), advice)]
+
+
+def _look(settings: Settings, timeout_s: float) -> list[Finding]:
+    checks = {
+        "Python": doctor.python,
+        "the libraries": doctor.libraries,
+        "torch and the device": doctor.device,
+        "nats-server": doctor.nats_server,
+        "the ports": doctor.ports,
+        "NATS and its workers": lambda settings: nats(settings, timeout_s),
+        "the models": doctor.models,
+        "the data directory": doctor.data_dir,
+    }
+    findings: list[Finding] = []
+    with spinner() as progress:
+        task = progress.add_task("")
+        for what, check in checks.items():
+            progress.reset(task, description=f"looking at {what}")
+            findings += check(settings)
+    return findings
+
+
+def _show(findings: Sequence[Finding]) -> None:
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        line = Text.assemble((f"{finding.status:<5}", _COLOURS[finding.status]), f"{finding.check:<{width}}  ")
+        out.print(line.append(finding.found))
+        if finding.advice:
+            out.print(Text(f"{'':{width + 7}}-> {finding.advice}"))

@@ -1,0 +1,96 @@
+"""What `mlbus doctor` asks of NATS: whether a server is there, what it lets us do, and whether a worker answers."""
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+
+from nats.aio.client import Client
+
+from subjects import names
+from subjects.client import MLClient
+from subjects.errors import MLError, Unavailable
+
+from .app import nats_settings
+from .bus import connected, settled
+from .bus_causes import Denied
+from .bus_errors import BusError, Unreachable
+from .cli_ask import Connection, NotPermitted, permitted
+from .config import Settings
+from .doctor import Finding
+from .nats_env import NatsSettings
+
+SERVED = (names.EMBED, names.EMBED_BATCH, names.SIMILARITY, f"{names.CANCEL}.*", f"$SRV.PING.{names.SERVICE}")
+ANSWER_TIMEOUT_S = 10.0
+
+
+def nats(settings: Settings, timeout_s: float) -> Iterator[Finding]:
+    """Connect, ask for a vector as a client would, and see whether a worker could serve."""
+    yield from asyncio.run(_findings(settings, min(timeout_s, ANSWER_TIMEOUT_S)))
+
+
+async def _findings(settings: Settings, timeout_s: float) -> list[Finding]:
+    reached: list[Finding] = []
+    try:
+        asking = Connection(settings.nats_url, timeout_s).settings()
+        try:
+            async with permitted(asking) as nc:
+                reached.append(_reached(nc, asking))
+                worker = await _worker(nc, timeout_s)
+            refused = None
+        except NotPermitted as error:
+            refused, worker = error, Finding("worker", "warn", "not asked", "connect as a client to ask it")
+        return [*reached, _permissions(asking, refused, await _refused_to_serve(settings)), worker]
+    except BusError as error:
+        return [*reached, _unreached(settings, error)]
+
+
+def _reached(nc: Client, asking: NatsSettings) -> Finding:
+    context = f", context {asking.context}" if asking.context else ""
+    return Finding(
+        "NATS", "ok", f"nats-server {nc.connected_server_version} at {asking.url} as {asking.identity}{context}"
+    )
+
+
+def _unreached(settings: Settings, error: BusError) -> Finding:
+    """No server is a fault only where one was named: `serve --embedded-nats` needs none."""
+    named = settings.nats_url or os.environ.get("NATS_URL") or os.environ.get("NATS_CONTEXT")
+    if isinstance(error, Unreachable) and not named:
+        return Finding("NATS", "warn", f"no server at {error.url}", "run mlbus serve --embedded-nats, or set NATS_URL")
+    found, _, advice = str(error).partition("): ")
+    return Finding("NATS", "fail", found + ")" * bool(advice), advice or "correct it")
+
+
+async def _worker(nc: Client, timeout_s: float) -> Finding:
+    started = time.perf_counter()
+    try:
+        reply = await MLClient(nc, timeout_s=timeout_s, retries=0).embed("mlbus doctor")
+    except Unavailable as error:
+        return Finding("worker", "warn", str(error).partition(";")[0], "start one with mlbus serve")
+    except MLError as error:
+        return Finding("worker", "fail", f"{error.code}: {error}", "look into the worker's log")
+    ms = (time.perf_counter() - started) * 1000
+    return Finding("worker", "ok", f"embeds with {reply.model} {reply.version}, answered in {ms:.0f} ms")
+
+
+async def _refused_to_serve(settings: Settings) -> list[Denied]:
+    """What the server would refuse a worker with these credentials. Subscribed for an instant, and nothing taken:
+    without the queue group each subscription gets a copy."""
+    refused: list[Denied] = []
+    async with connected(nats_settings(settings), on_denied=refused.append) as nc:
+        for subject in (*SERVED, nc.new_inbox()):
+            await nc.subscribe(subject)
+        await settled(nc)
+    return refused
+
+
+def _permissions(asking: NatsSettings, to_ask: NotPermitted | None, to_serve: list[Denied]) -> Finding:
+    who = asking.identity
+    if to_ask is None and not to_serve:
+        return Finding("permissions", "ok", f"{who} may ask and serve")
+    if to_ask is None:
+        return Finding("permissions", "ok", f"{who} may ask; to serve takes a worker's credentials")
+    if not to_serve:
+        return Finding("permissions", "ok", f"{who} may serve; to ask takes a client's credentials")
+    found, _, advice = str(to_ask).partition(": ")
+    return Finding("permissions", "fail", f"{found}, nor subscribe to {to_serve[0].subject}", advice)

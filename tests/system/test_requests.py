@@ -1,0 +1,313 @@
+"""What a worker answers over a real server: vectors, streams, errors; one terminal answer for everything."""
+
+import asyncio
+import base64
+import json
+
+import msgpack
+import nats
+import numpy as np
+import pytest
+from fake_encoder import MAX_TOKENS, FakeEncoder, vector_of, word_id
+from workers import running_worker
+
+from models.encoders.base import finish
+from subjects import MLClient, codec, names
+from subjects.embed import EmbedDone
+from subjects.errors import DeadlinePassed, InvalidField, NotFound, NotServed, TooLarge, Unavailable
+
+
+@pytest.fixture
+async def encoder():
+    encoder = FakeEncoder()
+    yield encoder
+    encoder.gate.set()
+
+
+@pytest.fixture
+async def nc(nats_url, encoder):
+    async with running_worker(nats_url, encoder):
+        connection = await nats.connect(nats_url)
+        yield connection
+        encoder.gate.set()
+        await connection.close()
+
+
+@pytest.fixture
+async def ml(nc):
+    return MLClient(nc, timeout_s=20)
+
+
+def expected(text: str) -> np.ndarray:
+    return finish(vector_of([word_id(word) for word in text.split()])[None], True)[0]
+
+
+async def ask(nc, body: bytes, subject: str = names.EMBED, **headers: str):
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    return await nc.request(subject, body, timeout=20, headers=sent or None)
+
+
+def error_of(message) -> dict:
+    error = codec.loads(message.data, codec.request_type(None, message.data))["error"]
+    assert message.headers[names.ERROR_CODE] == str(error["code"])
+    assert message.headers[names.ERROR]
+    return error
+
+
+async def entered(encoder: FakeEncoder) -> None:
+    assert await asyncio.to_thread(encoder.entered.wait, 10)
+
+
+async def test_text_in_json_out(nc):
+    reply = await ask(nc, b"hello world")
+    body = json.loads(reply.data)
+    np.testing.assert_allclose(body["embedding"], expected("hello world"), atol=1e-6)
+    assert (body["model"], body["version"], body["usage"]) == ("minilm", "fake-fp32", {"tokens": 2})
+    assert reply.headers["Content-Type"] == "application/json"
+
+
+async def test_messagepack_in_float32_bytes_out(nc):
+    reply = await ask(nc, msgpack.packb({"text": "hello world"}))
+    vector = np.frombuffer(msgpack.unpackb(reply.data)["embedding"], "<f4")
+    np.testing.assert_allclose(vector, expected("hello world"), atol=1e-6)
+
+
+async def test_header_names_are_read_in_any_case_and_nothing_else_is_echoed(nc):
+    headers = {"aCCept": "application/msgpack", "ML-REQUEST-ID": "my-id", "Authorization": "secret"}
+    reply = await nc.request(names.EMBED, b"x", timeout=20, headers=headers)
+    assert reply.headers == {"Content-Type": "application/msgpack", "Ml-Request-Id": "my-id"}
+
+
+async def test_options_reach_the_model(ml):
+    plain = await ml.embed("some words here", normalize=False)
+    np.testing.assert_allclose(plain.embedding, vector_of([word_id(w) for w in "some words here".split()]), atol=1e-5)
+    assert len((await ml.embed("x", dimensions=3)).embedding) == 3
+    np.testing.assert_allclose((await ml.embed("x", prompt_name="query")).embedding, expected("query: x"), atol=1e-6)
+    long = " ".join(f"w{i}" for i in range(MAX_TOKENS + 9))
+    cut = await ml.embed(long, truncate="start")
+    assert cut.truncated
+    assert cut.usage.tokens == MAX_TOKENS
+    np.testing.assert_allclose(cut.embedding, expected(" ".join(long.split()[-MAX_TOKENS:])), atol=1e-6)
+    with pytest.raises(TooLarge, match=str(MAX_TOKENS)):
+        await ml.embed(long, truncate="error")
+
+
+async def test_a_batch_in_one_reply(nc):
+    texts = [f"text number {i}" for i in range(300)]
+    reply = await ask(nc, json.dumps({"texts": texts, "encoding_format": "base64"}).encode(), names.EMBED_BATCH)
+    vectors = codec.loads(reply.data, names.JSON)["embeddings"]
+    for text, vector in zip(texts, vectors, strict=True):
+        np.testing.assert_allclose(np.frombuffer(base64.b64decode(vector), "<f4"), expected(text), atol=1e-6)
+
+
+async def test_a_streamed_batch_ends_with_done_and_the_sentinel(nc):
+    texts = [f"text {i}" for i in range(700)]
+    inbox = nc.new_inbox()
+    frames = await nc.subscribe(inbox)
+    body = msgpack.packb({"texts": texts})
+    await nc.publish(names.EMBED_BATCH, body, reply=inbox, headers={names.STREAM: "true"})
+    seen = []
+    while (message := await frames.next_msg(timeout=20)).data:
+        assert int(message.headers[names.SEQ]) == len(seen)
+        seen.append((message.headers[names.EVENT], msgpack.unpackb(message.data)))
+    assert message.headers is None
+    assert [event for event, _ in seen] == ["chunk", "chunk", "chunk", "done"]
+    vectors = [np.frombuffer(row, "<f4") for _, body in seen[:-1] for row in body["embeddings"]]
+    np.testing.assert_allclose(vectors, [expected(text) for text in texts], atol=1e-6)
+    assert seen[-1][1]["count"] == 700
+
+
+async def test_the_client_streams_and_collects(ml):
+    texts = [f"text {i}" for i in range(600)] + [" ".join(f"w{i}" for i in range(MAX_TOKENS + 1))]
+    batch = await ml.embed_batch(texts)
+    np.testing.assert_allclose(batch.embeddings[:600], [expected(text) for text in texts[:600]], atol=1e-6)
+    assert batch.truncated == [600]
+    assert batch.usage.tokens == 2 * 600 + MAX_TOKENS
+    last = [frame async for frame in ml.embed_stream(texts)][-1]
+    assert isinstance(last, EmbedDone)
+
+
+async def test_similarity_and_ranking(ml):
+    assert (await ml.similarity("a b c", "a b c")).score == pytest.approx(1, abs=1e-6)
+    pair = await ml.similarity("a b", "c d")
+    assert pair.score == pytest.approx(float(expected("a b") @ expected("c d")), abs=1e-6)
+    candidates = [f"c{i} d" for i in range(20)]
+    ranking = await ml.rank("a b", candidates, top_k=5)
+    scores = [float(expected("a b") @ expected(text)) for text in candidates]
+    assert [item.index for item in ranking.results] == sorted(range(20), key=lambda i: -scores[i])[:5]
+
+
+BAD = {
+    "garbage": (b"\xff\x00\xfe\x01", {}, 400),
+    "truncated MessagePack": (b"\x82\xa4text\xa3ab", {}, 400),
+    "truncated JSON": (b'{"text": "a', {}, 400),
+    "lone surrogate": (b'{"text": "\\udc00"}', {}, 400),
+    "wrong type": (b'{"text": ["a"]}', {}, 422),
+    "unknown field": (b'{"text": "a", "lang": "en"}', {}, 422),
+    "empty": (b"", {}, 422),
+    "blank": (b" \n ", {}, 422),
+    "NUL": (b"a\x00b", {}, 422),
+    "dimensions 0": (b'{"text": "a", "dimensions": 0}', {}, 422),
+    "dimensions above": (b'{"text": "a", "dimensions": 9}', {}, 422),
+    "unknown prompt": (b'{"text": "a", "prompt_name": "nope"}', {}, 422),
+    "unknown model": (b'{"text": "a", "model": "gpt"}', {}, 404),
+    "model not served": (b'{"text": "a", "model": "qodo"}', {}, 503),
+    "content type": (b"a", {"Content_Type": "image/png"}, 415),
+    "accept": (b"a", {"Accept": "text/html"}, 406),
+    "deadline passed": (b"a", {"Ml_Timeout_Ms": "0"}, 408),
+    "deadline no number": (b"a", {"Ml_Timeout_Ms": "soon"}, 400),
+    "stream flag": (b"a", {"Ml_Stream": "maybe"}, 400),
+    "request id": (b"a", {"Ml_Request_Id": "a.b *"}, 422),
+    "header flood": (b"a", {f"X-{i}": "y" * 100 for i in range(300)}, 413),
+    "a million characters": (b"a" * 1_000_001, {}, 413),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_bad_input_gets_its_code_and_harms_nobody(nc, encoder, name):
+    body, headers, code = BAD[name]
+    encoder.gate.clear()
+    good = asyncio.create_task(ask(nc, b"good"))
+    error = error_of(await ask(nc, body, **headers))
+    assert error["code"] == code
+    assert len(error["message"]) > 10
+    assert error["request_id"]
+    encoder.gate.set()
+    assert names.ERROR_CODE not in (await good).headers
+
+
+async def test_too_many_texts(nc):
+    body = msgpack.packb({"texts": ["x"] * 100_000})
+    error = error_of(await ask(nc, body, names.EMBED_BATCH))
+    assert error["code"] == 413
+    assert "8192" in error["message"]
+
+
+async def test_plain_text_is_no_batch(nc):
+    assert error_of(await ask(nc, b"a text", names.EMBED_BATCH))["code"] == 415
+
+
+async def test_a_subject_without_streams_says_so_in_frames(nc):
+    inbox = nc.new_inbox()
+    frames = await nc.subscribe(inbox)
+    await nc.publish(names.EMBED, b"x", reply=inbox, headers={names.STREAM: "true"})
+    message = await frames.next_msg(timeout=20)
+    assert error_of(message)["code"] == 400
+    assert message.headers[names.EVENT] == "error"
+    assert (await frames.next_msg(timeout=20)).data == b""
+
+
+async def test_a_request_without_a_reply_subject_costs_nothing(nc, ml, encoder):
+    await nc.publish(names.EMBED, b"to nobody")
+    await ml.embed("to somebody")
+    assert word_id("nobody") not in encoder.seen
+    (stats,) = await ml.discover("STATS")
+    assert stats["endpoints"][0]["num_errors"] == 1
+
+
+async def test_a_model_that_fails_tells_nothing_of_its_inside(nc, ml):
+    error = error_of(await ask(nc, b"poison here"))
+    assert error["code"] == 500
+    assert "poison" not in error["message"]
+    assert (await ml.embed("fine")).usage.tokens == 1
+
+
+async def test_a_client_raises_the_errors_of_the_wire(ml):
+    with pytest.raises(NotFound, match="minilm"):
+        await ml.embed("x", model="nope")
+    with pytest.raises(NotServed, match="qodo"):
+        await ml.embed("x", model="qodo")
+    with pytest.raises(InvalidField, match="blank"):
+        await ml.embed(" ")
+
+
+async def test_no_worker_is_said_at_once(nats_url):
+    async with await MLClient.connect(nats_url) as ml:
+        ml._retries = 1
+        with pytest.raises(Unavailable, match="no worker"):
+            await ml.embed("x")
+        with pytest.raises(Unavailable, match="no worker"):
+            await ml.embed_batch(["x"])
+
+
+async def test_a_deadline_stops_the_work(nc, encoder):
+    encoder.gate.clear()
+    first = asyncio.create_task(ask(nc, b"first"))
+    await entered(encoder)
+    error = error_of(await ask(nc, b"late", Ml_Timeout_Ms="50"))
+    assert error["code"] == 408
+    encoder.gate.set()
+    await first
+    await ask(nc, b"after")
+    assert word_id("late") not in encoder.seen
+
+
+async def test_a_cancel_stops_the_work(nc, encoder):
+    encoder.gate.clear()
+    first = asyncio.create_task(ask(nc, b"first"))
+    await entered(encoder)
+    inbox = nc.new_inbox()
+    answers = await nc.subscribe(inbox)
+    await nc.publish(names.EMBED, b"doomed", reply=inbox, headers={names.REQUEST_ID: "id-7"})
+    await nc.publish(names.cancel_subject("id-7"))
+    assert error_of(await answers.next_msg(timeout=20))["code"] == 499
+    encoder.gate.set()
+    await first
+    await ask(nc, b"after")
+    assert word_id("doomed") not in encoder.seen
+
+
+async def test_a_client_that_gives_up_cancels(ml, encoder):
+    encoder.gate.clear()
+    first = asyncio.create_task(ml.embed("first"))
+    await entered(encoder)
+    given_up = asyncio.create_task(ml.embed("doomed"))
+    await ml._nc.flush()
+    given_up.cancel()
+    await asyncio.gather(given_up, return_exceptions=True)
+    with pytest.raises(DeadlinePassed):
+        await ml.embed("late", timeout_s=0.05)
+    await ml._nc.flush()
+    encoder.gate.set()
+    await first
+    await ml.embed("after")
+    assert not {word_id("doomed"), word_id("late")} & encoder.seen
+
+
+async def test_a_stream_nobody_listens_to_stops(nc, encoder):
+    inbox = nc.new_inbox()
+    frames = await nc.subscribe(inbox)
+    texts = [f"t{i}" for i in range(8000)]
+    await nc.publish(names.EMBED_BATCH, msgpack.packb({"texts": texts}), reply=inbox, headers={names.STREAM: "true"})
+    await frames.next_msg(timeout=20)
+    encoder.gate.clear()
+    await frames.unsubscribe()
+    await nc.flush()
+    encoder.gate.set()
+    await _idle(nc)
+    assert len(encoder.seen) < 8000
+
+
+async def test_a_stream_closed_early_is_cancelled(ml, encoder):
+    stream = ml.embed_stream([f"t{i}" for i in range(8000)])
+    await anext(stream)
+    await stream.aclose()
+    await _idle(ml._nc)
+    assert len(encoder.seen) < 8000
+
+
+async def _idle(nc) -> None:
+    """Return when the worker has nothing in flight."""
+    ml = MLClient(nc)
+    async with asyncio.timeout(20):
+        while (await ml.discover("STATS", wait_s=0.1))[0]["endpoints"][0]["data"]["in_flight"]:
+            pass
+
+
+async def test_two_requests_of_one_id_are_both_cancelled(nc, encoder):
+    encoder.gate.clear()
+    both = [asyncio.create_task(ask(nc, b"x", Ml_Request_Id="same")) for _ in range(2)]
+    await entered(encoder)
+    await nc.publish(names.cancel_subject("same"))
+    assert [error_of(message)["code"] for message in await asyncio.gather(*both)] == [499, 499]
+    encoder.gate.set()
