@@ -49,7 +49,7 @@ def load(
             raise
         on_step("falling back to fp32")
         encoder = _tested(spec, digest, folder, target, "fp32", on_step)
-        encoder.notes = (*encoder.notes, f"runs in fp32, because in {chosen} {error}")
+        encoder.notes = (f"runs in fp32, because in {chosen} {error}",)
         return encoder
 
 

@@ -1,6 +1,7 @@
 """The worker process: the only place where parts are wired. Contexts nest: leaving them is the shutdown order."""
 
 import asyncio
+import functools
 import gc
 import os
 import signal
@@ -101,7 +102,7 @@ async def worker(
         if not loaded:
             loaded = await asyncio.to_thread(load_encoders, settings, catalogue, on_step)
         gc.freeze()  # what is loaded stays: later collections need not walk through it
-        batchers = await stack.enter_async_context(_batching(loaded, settings, telemetry))
+        batchers = await stack.enter_async_context(_batching(loaded, settings, telemetry, stop))
         endpoint = _endpoint(nc, Embedder(catalogue, batchers), settings, telemetry)
         port = _serve_metrics(settings, telemetry, stack)
         await stack.enter_async_context(serving(endpoint, settings.grace_s))
@@ -161,7 +162,7 @@ def load_encoders(settings: Settings, catalogue: Catalogue, on_step: OnStep) -> 
 
 @asynccontextmanager
 async def _batching(
-    encoders: Sequence[Encoder], settings: Settings, telemetry: Telemetry
+    encoders: Sequence[Encoder], settings: Settings, telemetry: Telemetry, stop: Stop
 ) -> AsyncIterator[list[Batcher]]:
     """A running batcher for each model, and one thread for each device."""
     devices = {encoder.device: DeviceThread(encoder.device) for encoder in encoders}
@@ -170,16 +171,25 @@ async def _batching(
         Batcher(encoder, devices[encoder.device], pool, _batch_limits(settings, encoder.device), telemetry)
         for encoder in encoders
     ]
+    tasks = [asyncio.create_task(batcher.run(), name=f"batcher.{batcher.encoder.model}") for batcher in batchers]
+    for task in tasks:
+        task.add_done_callback(functools.partial(_end_with, stop))
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(batcher.run(), name=f"batcher.{batcher.encoder.model}") for batcher in batchers]
-            yield batchers
-            for task in tasks:
-                task.cancel()
+        yield batchers
     finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for thread in devices.values():
             thread.close()
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with(stop: Stop, task: asyncio.Task[None]) -> None:
+    """A batcher that dies takes the worker with it: nobody would answer its callers."""
+    if not task.cancelled() and (error := task.exception()):
+        log.error("batcher.died", task=task.get_name(), exc_info=error)
+        stop.fail(error)
 
 
 def _batch_limits(settings: Settings, device: str) -> BatchLimits:

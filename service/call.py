@@ -116,6 +116,7 @@ class Call:
         "answered",
         "asked",
         "body",
+        "closed",
         "deadline",
         "encoding_format",
         "ended_by",
@@ -123,6 +124,7 @@ class Call:
         "received",
         "reply",
         "route",
+        "running",
         "serial",
         "task",
     )
@@ -139,6 +141,8 @@ class Call:
         self.task: asyncio.Task[None] | None = None
         self.ended_by: MLError | None = None
         self.answered: MLError | bool = False
+        self.running = False
+        self.closed = False
         self.frames = 0
         self.encoding_format: EncodingFormat = "float"
 
@@ -149,9 +153,10 @@ class Call:
 
     def end(self, reason: MLError) -> None:
         """Stop the work; the caller gets the reason unless the answer is already out."""
-        if self.task and not self.task.done() and self.ended_by is None:
+        if self.ended_by is None:
             self.ended_by = reason
-            self.task.cancel()
+            if self.task and self.running:  # a task cancelled before its first step would never answer
+                self.task.cancel()
 
     async def answer(self, message: BaseModel) -> None:
         """Send the one reply. Raises TooLarge if it does not fit a message, sending nothing."""
@@ -164,26 +169,28 @@ class Call:
         """Send the next frame of a stream. probe: a subject that hears of it when nobody listens any more."""
         body = codec.dumps({**dict(message), "seq": self.frames}, self.asked.reply_type, self.encoding_format)
         self._check_size(body)
-        headers = self._headers() | stream.frame_headers(event, self.frames)
-        self.frames += 1
-        await self._publish(body, headers, probe)
+        self.answered = event == stream.DONE
+        await self._publish(body, self._headers() | self._next_frame(event), probe)
 
     async def end_stream(self) -> None:
         """The sentinel: an empty body and no headers."""
-        self.answered = True
+        self.closed = True
         await self._publish(stream.SENTINEL, None)
 
     async def fail(self, error: MLError) -> None:
-        """Answer with an error, unless an answer is already out."""
-        if self.answered:
-            return
-        self.answered = error
-        headers = self._headers() | error.headers()
-        if self.asked.stream:
-            headers |= stream.frame_headers(stream.ERROR, self.frames)
-        await self._publish(codec.dumps(error.body(self.asked.request_id), self.asked.reply_type), headers)
-        if self.asked.stream:
-            await self._publish(stream.SENTINEL, None)
+        """Answer with an error, unless an answer is already out; a stream gets its sentinel either way."""
+        if not self.answered:
+            self.answered = error
+            headers = self._headers() | error.headers()
+            if self.asked.stream:
+                headers |= self._next_frame(stream.ERROR)
+            await self._publish(codec.dumps(error.body(self.asked.request_id), self.asked.reply_type), headers)
+        if self.asked.stream and not self.closed:
+            await self.end_stream()
+
+    def _next_frame(self, event: str) -> dict[str, str]:
+        self.frames += 1
+        return stream.frame_headers(event, self.frames - 1)
 
     def _headers(self) -> dict[str, str]:
         return {names.CONTENT_TYPE: self.asked.reply_type, names.REQUEST_ID: self.asked.request_id}

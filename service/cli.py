@@ -28,8 +28,8 @@ from .cli_options import (
 
 app = typer.Typer(
     name="mlbus",
-    help="Machine learning as a NATS service. Start a worker with [bold]mlbus serve --embedded-nats[/bold], then ask it "
-    "from any NATS client, or with the commands below.",
+    help="Machine learning as a NATS service. Start a worker with [bold]mlbus serve --embedded-nats[/bold], then ask "
+    "it from any NATS client, or with the commands below.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -137,7 +137,8 @@ def serve(
 ) -> None:
     """Run a worker until Ctrl-C or SIGTERM, which finish what is in flight.
 
-    Each flag can also be set as MLBUS_<NAME> or in the settings file; flags win over variables, variables over the file.
+    Flags win over variables (MLBUS_DEVICE and so on), variables over the settings file. --print-config shows the
+    outcome, and everything else that can be set there.
     """
     from .cli_serve import run
     from .config import read_settings

@@ -47,9 +47,9 @@ async def _findings(settings: Settings, timeout_s: float) -> list[Finding]:
 
 def _reached(nc: Client, asking: NatsSettings) -> Finding:
     context = f", context {asking.context}" if asking.context else ""
-    return Finding(
-        "NATS", "ok", f"nats-server {nc.connected_server_version} at {asking.url} as {asking.identity}{context}"
-    )
+    server = nc.connected_server_version
+    number = f"{server.major}.{server.minor}.{server.patch}"
+    return Finding("NATS", "ok", f"nats-server {number} at {asking.url} as {asking.identity}{context}")
 
 
 def _unreached(settings: Settings, error: BusError) -> Finding:

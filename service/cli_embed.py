@@ -83,12 +83,13 @@ def print_vectors(
     texts: Sequence[str], options: EmbedCallOptions, connection: Connection, *, as_list: bool, as_json: bool
 ) -> None:
     """Embed the texts and print the vectors. Raises BusError, MLError."""
+    options = {**options, "timeout_s": connection.timeout_s}
     if as_list:
-        many = ask(connection, lambda nc: _embed_many(nc, texts, {**options, "timeout_s": connection.timeout_s}))
+        many = ask(connection, lambda nc: _embed_many(nc, texts, options))
         print_json(many.objects()) if as_json else _show_many(texts, many)
-        return
-    one = ask(connection, lambda nc: MLClient(nc, timeout_s=connection.timeout_s).embed(texts[0], **options))
-    print_json({**one.model_dump(exclude={"embedding"}), "embedding": one.embedding}) if as_json else _show_one(one)
+    else:
+        one = ask(connection, lambda nc: MLClient(nc).embed(texts[0], **options))
+        print_json({**one.model_dump(exclude={"embedding"}), "embedding": one.embedding}) if as_json else _show_one(one)
 
 
 async def _embed_many(nc: Client, texts: Sequence[str], options: EmbedCallOptions) -> Embedded:

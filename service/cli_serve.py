@@ -108,8 +108,8 @@ def _facts(started: Started) -> Iterator[str]:
         if server.monitor_url:
             yield f"  monitoring   {server.monitor_url}"
     for place, encoder in enumerate(started.models):
-        default = ", the default" if place == 0 and len(started.models) > 1 else ""
-        yield f"  model        {encoder.model} on {encoder.device} in {encoder.dtype}, version {encoder.version}{default}"
+        default = " (default)" if place == 0 and len(started.models) > 1 else ""
+        yield f"  model        {encoder.model}{default} on {encoder.device} in {encoder.dtype}, {encoder.version}"
         yield from (f"  note         {encoder.model} {note}" for note in encoder.notes)
     if started.metrics_port is not None:
         yield f"  metrics      http://127.0.0.1:{started.metrics_port}/metrics"

@@ -30,5 +30,5 @@ class DeviceThread:
             self.busy_s += time.perf_counter() - started
 
     def close(self) -> None:
-        """Drop what has not begun; what runs finishes."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """Drop what has not begun. What runs finishes, and the process with it, but nobody waits here."""
+        self._executor.shutdown(wait=False, cancel_futures=True)

@@ -120,8 +120,9 @@ class Endpoint:
 
     async def _serve(self, route: Route, counts: micro.Counts, call: Call, refusal: MLError | None) -> None:
         started = time.perf_counter()
+        call.running = True
         try:
-            if error := refusal or await self._outcome(route, call):
+            if error := refusal or call.ended_by or await self._outcome(route, call):
                 await call.fail(error)
         except NatsError as error:
             call.answered = Internal(str(error))

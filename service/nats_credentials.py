@@ -35,6 +35,9 @@ def passwords(path: Path) -> dict[Role, str]:
             _write(path, {**known, **environment(complete)})
     except (OSError, UnicodeDecodeError) as e:
         raise BadBusSettings(str(path), f"the server's passwords cannot be kept there: {e}") from None
+    for role, password in complete.items():
+        if password.startswith("$2"):  # the server would take it for a bcrypt hash, and we have to connect with it
+            raise BadBusSettings(str(path), f"{_variable(role)} must be the password itself, not its hash")
     return complete
 
 

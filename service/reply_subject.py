@@ -1,7 +1,7 @@
 """Where a request may have us answer.
 
-A server that grants replies per request (`allow_responses`) lets the requester name any reply subject, also one that it may
-not publish to itself: without this check a client could have the empty message at the end of a stream sent to
+A server that grants replies per request (`allow_responses`) lets the requester name any reply subject, also one that it
+may not publish to itself: without this check a client could have the empty message at the end of a stream sent to
 `$JS.API.STREAM.DELETE.…`, and it would be obeyed.
 """
 

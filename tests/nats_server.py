@@ -26,11 +26,12 @@ class NatsServer:
     def __init__(self, data_dir: Path, *options: str, environ: dict[str, str] | None = None) -> None:
         self.lines: list[str] = []
         self._options = options
-        self._environ = {**os.environ, "MLBUS_DATA_DIR": f'"{data_dir}"', **(environ or {})}
+        self.environ = {**os.environ, "MLBUS_DATA_DIR": f'"{data_dir}"', **(environ or {})}
         self._address = "127.0.0.1:-1"
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._ready = threading.Event()
+        self._serves = False
 
     @property
     def address(self) -> str:
@@ -47,13 +48,15 @@ class NatsServer:
     def start(self) -> NatsServer:
         """Start it, on the port it had before if it had one. Fails with the server's words if it does not come up."""
         self._ready.clear()
+        self._serves = False
         command = [str(Path(sys.executable).with_name("nats-server")), "-a", "127.0.0.1", "-p", str(self.port)]
         self._process = subprocess.Popen(
-            [*command, *self._options], env=self._environ, stderr=subprocess.PIPE, text=True
+            [*command, *self._options], env=self.environ, stderr=subprocess.PIPE, text=True
         )
         self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
         self._reader.start()
-        if not self._ready.wait(30) or self._process.poll() is not None:
+        if not self._ready.wait(30) or not self._serves:
+            self.stop()
             raise AssertionError("nats-server did not start:\n" + "\n".join(self.lines[-20:]))
         return self
 
@@ -87,6 +90,7 @@ class NatsServer:
                 if found := _CLIENTS_ON.search(line):
                     self._address = found[1]
                 if "Server is ready" in line:
+                    self._serves = True
                     self._ready.set()
         self._ready.set()
 

@@ -35,6 +35,7 @@ class TorchEncoder:
         self, spec: ModelSpec, digest: str, source: SentenceTransformer, device: torch.device, dtype: str
     ) -> None:
         modules = list(source.children())
+        _check_facts(spec, source)
         transformer = _text_transformer(spec, modules)
         self.model = spec.id
         self.version = f"{digest[:12]}-{dtype}"
@@ -42,7 +43,7 @@ class TorchEncoder:
         self.device = str(device)
         self.normalizes = isinstance(modules[-1], Normalize)
         self.max_tokens = _max_tokens(spec, source)
-        self.dimensions = _dimensions(spec, source)
+        self.dimensions = int(source.get_embedding_dimension() or 0)
         self.prompts: Mapping[str, str] = MappingProxyType(_prompts(spec, source))
         self.notes: tuple[str, ...] = ()
         self._default_prompt = spec.default_prompt or source.default_prompt_name
@@ -66,9 +67,9 @@ class TorchEncoder:
         return self._forward(batch)
 
     def _prompt(self, options: TextOptions) -> str:
-        name = options.prompt_name or self._default_prompt
         if options.prompt is not None:
             return options.prompt
+        name = self._default_prompt if options.prompt_name is None else options.prompt_name
         if name is None:
             return ""
         if name not in self.prompts:
@@ -78,7 +79,8 @@ class TorchEncoder:
     def _forward(self, batch: Sequence[Tokens]) -> Vectors:
         with torch.inference_mode(), _memory_errors(self.device):
             features = self._transformer(self._padded(batch))
-            features["token_embeddings"] = features["token_embeddings"].float()
+            output = self._transformer.module_output_name
+            features[output] = features[output].float()
             for module in self._head:
                 features = module(features)
             vectors: Vectors = features["sentence_embedding"].cpu().numpy()
@@ -108,13 +110,18 @@ def _text_transformer(spec: ModelSpec, modules: list[torch.nn.Module]) -> Any:
     return first
 
 
-def _dimensions(spec: ModelSpec, source: SentenceTransformer) -> int:
-    found = source.get_embedding_dimension()
-    if found is None or spec.dimensions not in (None, found):
-        raise ModelUnavailable(
-            spec.id, f"its vectors have {found} values, its entry says {spec.dimensions}; correct `dimensions`."
-        )
-    return found
+def _check_facts(spec: ModelSpec, source: SentenceTransformer) -> None:
+    """Raises ModelUnavailable where the entry states what the model's folder contradicts."""
+    poolings = [module.pooling_mode for module in source.children() if isinstance(module, Pooling)]
+    facts = {
+        "dimensions": (spec.dimensions, [source.get_embedding_dimension()]),
+        "pooling": (spec.pooling, poolings),
+        "default_prompt": (spec.default_prompt, list(_prompts(spec, source))),
+    }
+    for field, (stated, found) in facts.items():
+        if stated is not None and stated not in found:
+            reason = f"its entry says {stated!r}, its folder has {found}; correct `{field}` in its entry."
+            raise ModelUnavailable(spec.id, reason)
 
 
 def _prompts(spec: ModelSpec, source: SentenceTransformer) -> dict[str, str]:

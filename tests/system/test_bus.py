@@ -269,6 +269,12 @@ class TestIdentities:
         assert isinstance(error, BadBusSettings)
         assert str(path) in str(error)
 
+    async def test_a_certificate_that_cannot_be_read_is_named(self, tmp_path: Path) -> None:
+        mine = certificate(tmp_path, "mine")
+        error = await refusal(NatsSettings(cert=mine.cert, key=tmp_path / "none.key"))
+        assert isinstance(error, BadBusSettings)
+        assert "none.key" in str(error)
+
 
 @pytest.fixture
 def ca(tmp_path: Path) -> Certificate:

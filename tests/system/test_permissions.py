@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from nats.aio.client import Client
 from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
 from nats.js.errors import NotFoundError
 from nats_server import PASSWORDS, NatsServer
+from nats_server import secured_server as secured
 
 from service.bus import connected, settled
 from service.bus_causes import Denied
@@ -281,3 +283,23 @@ class TestJetStream:
         assert await worker.refusals() == []
         with pytest.raises(NotFoundError):
             await parties["admin"].nc.jetstream().stream_info("ML_JOBS")
+
+
+class TestTheFileOnItsOwn:
+    """nats-server.conf as its own comments say to use it."""
+
+    @pytest.mark.parametrize("missing", ["MLBUS_DATA_DIR", "MLBUS_ADMIN_PASSWORD", "MLBUS_CLIENT_PASSWORD"])
+    def test_a_missing_variable_is_named(self, tmp_path: Path, missing: str) -> None:
+        server = secured(tmp_path)
+        del server.environ[missing]
+        with pytest.raises(AssertionError, match=f"'{missing}' on line \\d+ can not be found"):
+            server.start()
+
+    async def test_a_hashed_password(self, tmp_path: Path) -> None:
+        hashed = '"$2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"'
+        server = secured(tmp_path, environ={"MLBUS_ADMIN_PASSWORD": hashed})
+        try:
+            async with connected(NatsSettings(url=server.start().url, user="admin", password="U*U")) as nc:
+                assert nc.max_payload == 8 * 2**20
+        finally:
+            server.stop()

@@ -79,9 +79,19 @@ def test_a_folder_that_cannot_be_read_is_unavailable(minilm: ModelSpec, tmp_path
         loader.load(own, device="cpu")
 
 
-def test_an_entry_that_contradicts_its_folder_is_refused(minilm: ModelSpec) -> None:
-    with pytest.raises(ModelUnavailable, match="correct `dimensions`"):
-        loader.load(minilm.model_copy(update={"dimensions": 512}), device="cpu")
+@pytest.mark.parametrize(
+    ("field", "value"), [("dimensions", 512), ("pooling", "cls"), ("default_prompt", "no such prompt")]
+)
+def test_an_entry_that_contradicts_its_folder_is_refused(minilm: ModelSpec, field: str, value: object) -> None:
+    with pytest.raises(ModelUnavailable, match=f"correct `{field}`"):
+        loader.load(minilm.model_copy(update={field: value}), device="cpu", dtype="fp32")
+
+
+def test_an_entry_may_set_a_lower_token_limit(minilm: ModelSpec) -> None:
+    encoder = loader.load(minilm.model_copy(update={"max_tokens": 16}), device="cpu", dtype="fp32")
+    (tokens,) = encoder.tokenize(["word " * 40], TextOptions())
+    assert isinstance(tokens, Tokens)
+    assert (len(tokens), tokens.truncated) == (16, True)
 
 
 def test_auto_falls_back_to_fp32_where_bf16_strays(minilm: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
