@@ -19,6 +19,8 @@ from models.encoders.base import Encoder
 
 from .batcher import Batcher
 from .bus import connected
+from .bus_causes import Denied
+from .bus_errors import NotPermitted
 from .config import Settings
 from .device_thread import DeviceThread
 from .embedder import Embedder
@@ -97,7 +99,8 @@ async def worker(
         server = await _server(settings, stack, stop, on_step)
         nats = server.settings("worker") if server else nats_settings(settings)
         on_step("connecting to NATS")
-        nc = await stack.enter_async_context(connected(nats, on_closed=stop.fail))
+        denied: list[Denied] = []
+        nc = await stack.enter_async_context(connected(nats, on_closed=stop.fail, on_denied=denied.append))
         loaded = encoders or []
         if not loaded:
             loaded = await asyncio.to_thread(load_encoders, settings, catalogue, on_step)
@@ -106,6 +109,8 @@ async def worker(
         endpoint = _endpoint(nc, Embedder(catalogue, batchers), settings, telemetry)
         port = _serve_metrics(settings, telemetry, stack)
         await stack.enter_async_context(serving(endpoint, settings.grace_s))
+        if silent := tuple(denial.subject for denial in denied if denial.operation == "subscription"):
+            raise NotPermitted(nats.identity, silent)
         log.info("worker.ready", models=[encoder.version for encoder in loaded], metrics_port=port)
         yield Started(nats, server, loaded, port)
 

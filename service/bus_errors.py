@@ -76,6 +76,20 @@ class BusClosed(BusError):
 
 
 @dataclass(eq=False)
+class NotPermitted(BusError):
+    """We are let in, but not as somebody who may serve."""
+
+    identity: str
+    subjects: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"the NATS server lets {self.identity} in but not listen on {', '.join(self.subjects)}: "
+            "connect as the worker's role (NATS_USER=worker with its password; see nats-server.conf)"
+        )
+
+
+@dataclass(eq=False)
 class ServerMissing(BusError):
     """There is no nats-server program to start."""
 

@@ -21,8 +21,10 @@ from subjects import codec, names
 from subjects.errors import Busy, Cancelled, DeadlinePassed, Internal, Malformed, MLError, Unavailable
 
 from . import micro
+from .bus import settled
 from .call import Call
 from .errors import INTERNAL, to_wire
+from .reply_subject import may_answer
 from .streamer import send_stream
 
 log = structlog.get_logger(__name__)
@@ -93,13 +95,13 @@ class Endpoint:
             accept = functools.partial(self._on_request, route, shown.counts)
             self._subscriptions.append(await self.nc.subscribe(route.subject, names.QUEUE_GROUP, cb=accept))
         self._control += await micro.Discovery(self.nc, described, self.metadata, self.data).subscribe()
-        await self.nc.flush()
+        await settled(self.nc)
 
     async def _on_request(self, route: Route, counts: micro.Counts, msg: Msg) -> None:
         counts.requests += 1
-        if not msg.reply:
-            counts.record(0, "400: no reply subject")
-            log.warning("request.refused", subject=route.subject, reason="no reply subject")
+        if not may_answer(msg.reply):
+            counts.record(0, "400: no reply subject that may be answered")
+            log.debug("request.refused", subject=route.subject, reply=msg.reply, reason="reply subject")
             return
         self._serial += 1
         call = Call(self.nc, route.name, msg, self._serial, self.limits.default_timeout_s)

@@ -37,9 +37,9 @@ def forward(encoder: Encoder, batch: Sequence[Work]) -> Ran:
     vectors: dict[Work, Vectors | None] = {}
     if wanted:
         pooled = encoder.encode([work.tokens for work in wanted])
-        finite = np.isfinite(pooled).all(axis=1, keepdims=True)
-        finished = _finish(wanted, np.where(finite, pooled, np.float32(0)))
-        rows = zip(wanted, finished, finite, strict=True)
+        finite = np.isfinite(pooled).all(axis=1)
+        finished = _finish(wanted, np.where(finite[:, None], pooled, np.float32(0)))
+        rows = zip(wanted, finished, list(finite), strict=True)
         vectors = {work: vector if good else None for work, vector, good in rows}
     seconds = time.perf_counter() - started
     return Ran(vectors, sum(work.cost for work in wanted), padded_tokens(wanted), seconds)

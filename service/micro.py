@@ -16,6 +16,8 @@ from pydantic import TypeAdapter
 
 from subjects import names
 
+from .reply_subject import may_answer
+
 DESCRIPTION = "Machine learning over NATS: embeddings and similarity"
 SERVICE_VERSION = version("mlbus")
 
@@ -76,7 +78,7 @@ class Discovery:
         ]
 
     async def _answer(self, message: Callable[[], Mapping[str, Any]], msg: Msg) -> None:
-        if msg.reply:
+        if may_answer(msg.reply):
             await self._nc.publish(msg.reply, orjson.dumps(message()))
 
     @property

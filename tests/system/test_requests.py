@@ -311,3 +311,13 @@ async def test_two_requests_of_one_id_are_both_cancelled(nc, encoder):
     await nc.publish(names.cancel_subject("same"))
     assert [error_of(message)["code"] for message in await asyncio.gather(*both)] == [499, 499]
     encoder.gate.set()
+
+
+@pytest.mark.parametrize("reply", ["$JS.API.STREAM.DELETE.ML_JOBS", "$KV.ml_jobs.x", "ml.similarity", "ml.cancel.x"])
+async def test_a_request_cannot_make_the_worker_speak_where_its_sender_may_not(nc, ml, encoder, reply):
+    heard = await nc.subscribe(reply)
+    await nc.publish(names.EMBED, b"do my bidding", reply=reply)
+    await ml.embed("something else")
+    await nc.flush()
+    assert heard.pending_msgs == 0
+    assert word_id("bidding") not in encoder.seen
