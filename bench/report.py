@@ -51,7 +51,7 @@ def print_target(name: str, value: float, target: float, at_most: bool = False) 
     """Print one target, the value reached and whether it is met."""
     met = value <= target if at_most else value >= target
     bound = "<=" if at_most else ">="
-    print(f"{'pass' if met else 'MISS'}  {name}: {value:,.4g} (target {bound} {target:,.4g})")
+    print(f"{'pass' if met else 'MISS'}  {name}: {value:,.5g} (target {bound} {target:,.5g})")
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:

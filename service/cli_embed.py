@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import typer
 from nats.aio.client import Client
-from rich.table import Table
 
 from subjects.client import EmbedCallOptions, MLClient
 from subjects.embed import EmbedChunk, EmbedDone, EmbedReply
+from subjects.errors import MLError
 from subjects.vectors import FloatArray
 
 from .cli_ask import Connection, ask
@@ -30,7 +30,8 @@ class Embedded:
     model: str = ""
     version: str = ""
     tokens: int = 0
-    vectors: list[FloatArray] = field(default_factory=list)
+    # Not in repr: asyncio.run makes the repr of its task's result, and throws it away.
+    vectors: list[FloatArray] = field(default_factory=list, repr=False)
     truncated: set[int] = field(default_factory=set)
 
     def objects(self) -> list[dict[str, Any]]:
@@ -97,9 +98,12 @@ async def _embed_many(nc: Client, texts: Sequence[str], options: EmbedCallOption
     with counter(len(texts), "embedding") as progress:
         for part in slices(texts, nc.max_payload // 2):
             first = len(many.vectors)
-            async for frame in client.embed_stream(part, **options):
-                _gather(many, frame, first)
-                progress.update(progress.task_ids[0], completed=len(many.vectors))
+            try:
+                async for frame in client.embed_stream(part, **options):
+                    _gather(many, frame, first)
+                    progress.update(progress.task_ids[0], completed=len(many.vectors))
+            except MLError as error:
+                raise type(error)(f"among texts {first} to {first + len(part) - 1}: {error}") from None
     return many
 
 
@@ -136,10 +140,8 @@ def _show_one(reply: EmbedReply) -> None:
 def _show_many(texts: Sequence[str], many: Embedded) -> None:
     dimensions = len(many.vectors[0])
     out.print(f"{many.model} {many.version}, {dimensions} dimensions, {len(texts)} texts, {many.tokens} tokens")
-    table = Table("text", "vector", box=None, pad_edge=False, show_header=False)
     for text, vector in zip(texts, many.vectors, strict=True):
-        table.add_row(shortened(text).replace("[", r"\["), _first_values(vector))
-    out.print(table)
+        typer.echo(f"{_first_values(vector)}  {shortened(text)}")
     if many.truncated:
         err.print(f"cut to the model's length: {len(many.truncated)} texts")
 

@@ -37,9 +37,9 @@ def forward(encoder: Encoder, batch: Sequence[Work]) -> Ran:
     vectors: dict[Work, Vectors | None] = {}
     if wanted:
         pooled = encoder.encode([work.tokens for work in wanted])
-        finite = np.isfinite(pooled).all(axis=1)
+        finite = np.isfinite(np.abs(pooled).max(axis=1))  # NaN and infinity both survive the maximum
         finished = _finish(wanted, np.where(finite[:, None], pooled, np.float32(0)))
-        rows = zip(wanted, finished, list(finite), strict=True)
+        rows = zip(wanted, finished, finite, strict=True)
         vectors = {work: vector if good else None for work, vector, good in rows}
     seconds = time.perf_counter() - started
     return Ran(vectors, sum(work.cost for work in wanted), padded_tokens(wanted), seconds)
