@@ -29,7 +29,7 @@ from .handlers.embed import EmbedHandlers
 from .handlers.similarity import SimilarityHandlers
 from .nats_embedded import EmbeddedServer, EmbeddedSettings, embedded_server
 from .nats_env import NatsSettings
-from .telemetry import Telemetry
+from .telemetry import Telemetry, configured_tracer
 from .work import BatchLimits
 
 log = structlog.get_logger(__name__)
@@ -94,7 +94,7 @@ async def worker(
 ) -> AsyncIterator[Started]:
     """A worker that answers while the context is open; leaving it drains. See `serve`."""
     catalogue = load_catalogue(settings.catalogue)
-    telemetry = Telemetry()
+    telemetry = Telemetry(configured_tracer())
     async with AsyncExitStack() as stack:
         server = await _server(settings, stack, stop, on_step)
         nats = server.settings("worker") if server else nats_settings(settings)

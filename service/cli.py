@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from .cli_options import (
+    NATS,
     Config,
     DeviceName,
     Dimensions,
@@ -37,7 +38,6 @@ app = typer.Typer(
 )
 
 _WORKER, _ASK, _LOOK = "Run", "Ask a worker", "Look around"
-_SERVER = "The NATS server"
 _LOADING = "Models and device"
 _WATCHING = "Logs and metrics"
 
@@ -83,62 +83,71 @@ def serve(
         typer.Option(
             "--embedded-nats/--no-embedded-nats",
             help="Start a nats-server too, unless --nats-url or NATS_URL names one.",
-            rich_help_panel=_SERVER,
-            show_default=False,
+            rich_help_panel=NATS,
         ),
     ] = None,
     nats_port: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Its port; 0: any free one. [default: 4222]", rich_help_panel=_SERVER),
+        typer.Option(metavar="N", help="Its port; 0: any free one.", show_default="4222", rich_help_panel=NATS),
     ] = None,
     nats_monitor_port: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Its monitoring port; 0: any free one. [default: 8222]", rich_help_panel=_SERVER
+            metavar="N", help="Its monitoring port; 0: any free one.", show_default="8222", rich_help_panel=NATS
         ),
     ] = None,
     data_dir: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of everything that is kept. [default: var]", rich_help_panel=_SERVER),
+        typer.Option(
+            metavar="DIR", help="Folder of everything that is kept.", show_default="var", rich_help_panel=NATS
+        ),
     ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
             metavar="ID",
-            help="Model to load; repeat for more, the first is the default one. [default: minilm]",
+            help="Model to load; repeat for more, the first is the default one.",
+            show_default="minilm",
             rich_help_panel=_LOADING,
         ),
     ] = None,
     device: Annotated[
-        DeviceName | None, typer.Option(help="auto: CUDA, else CPU. [default: auto]", rich_help_panel=_LOADING)
+        DeviceName | None,
+        typer.Option(help="auto: CUDA, else CPU.", show_default="auto", rich_help_panel=_LOADING),
     ] = None,
     dtype: Annotated[
         DtypeName | None,
-        typer.Option(help="auto: bf16 where the device computes in it. [default: auto]", rich_help_panel=_LOADING),
+        typer.Option(help="auto: bf16 where the device computes in it.", show_default="auto", rich_help_panel=_LOADING),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Compute threads. [default: what suits]", rich_help_panel=_LOADING),
+        typer.Option(
+            metavar="N", help="Compute threads.", show_default="all cores but one past two", rich_help_panel=_LOADING
+        ),
     ] = None,
     metrics_port: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Prometheus on loopback; 0: any free port. [default: 9464]", rich_help_panel=_WATCHING
+            metavar="N",
+            help="Prometheus on loopback; 0: any free port.",
+            show_default="9464",
+            rich_help_panel=_WATCHING,
         ),
     ] = None,
     log_format: Annotated[
         LogFormat | None,
-        typer.Option(help="auto: console on a terminal, else JSON. [default: auto]", rich_help_panel=_WATCHING),
+        typer.Option(help="auto: console on a terminal, else JSON.", show_default="auto", rich_help_panel=_WATCHING),
     ] = None,
-    log_level: Annotated[LogLevel | None, typer.Option(help="[default: info]", rich_help_panel=_WATCHING)] = None,
+    log_level: Annotated[LogLevel | None, typer.Option(show_default="info", rich_help_panel=_WATCHING)] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the settings in force as TOML and exit.")
     ] = False,
 ) -> None:
     """Run a worker until Ctrl-C or SIGTERM, which finish what is in flight.
 
-    Flags win over variables (MLBUS_DEVICE and so on), variables over the settings file. --print-config shows the
-    outcome, and everything else that can be set there.
+    Flags win over variables (MLBUS_DEVICE and so on), variables over the settings file.
+
+    --print-config shows the outcome, and what else can be set.
     """
     from .cli_serve import run
     from .config import read_settings
@@ -163,7 +172,9 @@ def serve(
 
 @app.command(rich_help_panel=_ASK)
 def embed(
-    text: Annotated[list[str] | None, typer.Argument(help="Texts; - reads one from standard input.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT", help="Texts; - reads one from standard input.")
+    ] = None,
     file: Annotated[
         str | None, typer.Option("--file", metavar="FILE", help="One text a line; - reads standard input.")
     ] = None,

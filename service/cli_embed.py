@@ -103,7 +103,9 @@ async def _embed_many(nc: Client, texts: Sequence[str], options: EmbedCallOption
                     _gather(many, frame, first)
                     progress.update(progress.task_ids[0], completed=len(many.vectors))
             except MLError as error:
-                raise type(error)(f"among texts {first} to {first + len(part) - 1}: {error}") from None
+                if first == 0:
+                    raise
+                raise type(error)(f"{error} (counted from text {first} on)") from None
     return many
 
 

@@ -11,7 +11,7 @@ LogFormat: TypeAlias = Literal["auto", "console", "json"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 TruncateSide: TypeAlias = Literal["end", "start", "error"]
 
-_NATS = "Where NATS is"
+NATS = "NATS"
 _MODEL = "How the texts are read"
 
 Config = Annotated[
@@ -24,12 +24,12 @@ NatsUrl = Annotated[
         envvar="MLBUS_NATS_URL",
         metavar="URL",
         help="NATS servers; absent: NATS_URL, the nats command's context, nats://127.0.0.1:4222.",
-        rich_help_panel=_NATS,
+        rich_help_panel=NATS,
     ),
 ]
 Timeout = Annotated[
     float,
-    typer.Option("--timeout", min=0.1, metavar="SECONDS", help="For each request.", rich_help_panel=_NATS),
+    typer.Option("--timeout", min=0.1, metavar="SECONDS", help="For each request.", rich_help_panel=NATS),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text for people.")]
 Model = Annotated[

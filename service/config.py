@@ -6,15 +6,19 @@ Where the NATS server is and who we are there comes from the environment of the 
 import difflib
 import json
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -117,19 +121,42 @@ def read_settings(config: Path | None = None, **flags: Any) -> Settings:
     try:
         return FromFile(**given)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        faults = "; ".join(map(_fault, error.errors()))
         raise BadSettings(f"settings (flags, MLBUS_* variables or {path}): {faults}") from None
-    except ValueError as error:
+    except SettingsError as error:
+        raise BadSettings(f"MLBUS_* variables: {error}") from None
+    except (OSError, ValueError) as error:
         raise BadSettings(f"{path} is not a TOML file of settings: {error}") from None
 
 
+def _fault(fault: ErrorDetails) -> str:
+    name = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        return f"unknown setting {name}" + _suggestion(name, _names(Settings))
+    return f"{name}: {fault['msg']}"
+
+
+def _names(settings: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every setting, those of the tables dotted."""
+    names = []
+    for name, field in settings.model_fields.items():
+        names.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _names(field.annotation, f"{name}.")
+    return names
+
+
 def _refuse_unknown_variables() -> None:
-    known = {f"MLBUS_{name.upper()}" for name in Settings.model_fields} | {"MLBUS_CONFIG"}
-    roles = {f"MLBUS_{role}_PASSWORD" for role in ("ADMIN", "WORKER", "CLIENT")}  # those of nats-server.conf
+    known = [f"MLBUS_{name.upper().replace('.', '__')}" for name in _names(Settings)] + ["MLBUS_CONFIG"]
+    roles = [f"MLBUS_{role}_PASSWORD" for role in ("ADMIN", "WORKER", "CLIENT")]  # those of nats-server.conf
     for name in sorted(os.environ):
-        if name.startswith("MLBUS_") and name.partition("__")[0] not in known | roles:
-            near = difflib.get_close_matches(name, known, 1)
-            raise BadSettings(f"unknown variable {name}" + (f"; did you mean {near[0]}?" if near else ""))
+        if name.startswith("MLBUS_") and name.partition("__")[0] not in (*known, *roles):
+            raise BadSettings(f"unknown variable {name}{_suggestion(name, known)}")
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def as_toml(settings: BaseModel, prefix: str = "") -> str:
@@ -142,7 +169,7 @@ def as_toml(settings: BaseModel, prefix: str = "") -> str:
             tables.append(f"\n# {type(value).__doc__}\n[{prefix}{name}]\n{as_toml(value, f'{prefix}{name}.')}")
             continue
         if isinstance(value, dict):
-            tables += [f"\n[{prefix}{name}.{key}]\n{_toml_table(item)}" for key, item in value.items()]
+            tables += [f"\n[{prefix}{name}.{_key(key)}]\n{_toml_table(item)}" for key, item in value.items()]
             continue
         if field.description:
             lines.append(f"# {field.description}")
@@ -151,12 +178,28 @@ def as_toml(settings: BaseModel, prefix: str = "") -> str:
 
 
 def _toml_table(items: dict[str, Any]) -> str:
-    return "".join(f"{json.dumps(key)} = {_toml(value)}\n" for key, value in items.items())
+    return "".join(f"{line}\n" for line in _toml_pairs(items))
+
+
+def _toml_pairs(items: dict[str, Any]) -> list[str]:
+    """TOML has no null: what is None is left out."""
+    return [f"{_key(key)} = {_toml(value)}" for key, value in items.items() if value is not None]
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + " }"
+        return "{ " + ", ".join(_toml_pairs(value)) + " }"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return json.dumps(value if isinstance(value, bool | int | float) else str(value))
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    # repr words infinity as TOML does; JSON escapes text as TOML does, but for DEL and what is beyond 16 bits.
+    return repr(value) if isinstance(value, int | float) else _quoted(str(value))
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quoted(name)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

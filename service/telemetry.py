@@ -43,11 +43,14 @@ def configure_logging(log_format: str, level: str) -> None:
 
 
 class Telemetry:
-    """Counts what ends and what runs; the figures go to Prometheus and into $SRV.STATS."""
+    """Counts what ends and what runs; the figures go to Prometheus and into $SRV.STATS.
 
-    def __init__(self) -> None:
+    tracer: None leaves requests untraced, at no cost.
+    """
+
+    def __init__(self, tracer: trace.Tracer | None = None) -> None:
         self.registry = registry = CollectorRegistry()
-        self._tracer = trace.get_tracer("mlbus") if _tracing_is_configured() else None
+        self._tracer = tracer
         self._errors: Counts[int] = Counts()
         self._batches: dict[str, Counts[str]] = {}
         self._latency = Histogram(
@@ -127,5 +130,7 @@ class Telemetry:
         return server.server_port, close
 
 
-def _tracing_is_configured() -> bool:
-    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+def configured_tracer() -> trace.Tracer | None:
+    """A tracer if this process has OpenTelemetry configured (as by `opentelemetry-instrument`), else None."""
+    unset = isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    return None if unset else trace.get_tracer("mlbus")
