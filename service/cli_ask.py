@@ -38,7 +38,7 @@ class Connection:
 
 
 @dataclass(eq=False)
-class NotPermitted(BusError):
+class MayNotAsk(BusError):
     """The server is there and does not let us do what the command needs."""
 
     identity: str
@@ -90,7 +90,7 @@ def ask(connection: Connection, question: Callable[[Client], Awaitable[T]]) -> T
 
 @asynccontextmanager
 async def permitted(settings: NatsSettings) -> AsyncIterator[Client]:
-    """A connection that ends with NotPermitted as soon as the server refuses something.
+    """A connection that ends with MayNotAsk as soon as the server refuses something.
 
     A refused publish would otherwise look like a worker that does not answer.
     """
@@ -110,7 +110,7 @@ async def permitted(settings: NatsSettings) -> AsyncIterator[Client]:
             if not refusals:
                 raise
             task.uncancel()
-            raise NotPermitted(settings.identity, refusals[0]) from None
+            raise MayNotAsk(settings.identity, refusals[0]) from None
 
 
 def silence_logs() -> None:

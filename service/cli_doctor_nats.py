@@ -15,7 +15,7 @@ from .app import nats_settings
 from .bus import connected, settled
 from .bus_causes import Denied
 from .bus_errors import BusError, Unreachable
-from .cli_ask import Connection, NotPermitted, permitted
+from .cli_ask import Connection, MayNotAsk, permitted
 from .config import Settings
 from .doctor import Finding
 from .nats_env import NatsSettings
@@ -38,7 +38,7 @@ async def _findings(settings: Settings, timeout_s: float) -> list[Finding]:
                 reached.append(_reached(nc, asking))
                 worker = await _worker(nc, timeout_s)
             refused = None
-        except NotPermitted as error:
+        except MayNotAsk as error:
             refused, worker = error, Finding("worker", "warn", "not asked", "connect as a client to ask it")
         return [*reached, _permissions(asking, refused, await _refused_to_serve(settings)), worker]
     except BusError as error:
@@ -84,7 +84,7 @@ async def _refused_to_serve(settings: Settings) -> list[Denied]:
     return refused
 
 
-def _permissions(asking: NatsSettings, to_ask: NotPermitted | None, to_serve: list[Denied]) -> Finding:
+def _permissions(asking: NatsSettings, to_ask: MayNotAsk | None, to_serve: list[Denied]) -> Finding:
     who = asking.identity
     if to_ask is None and not to_serve:
         return Finding("permissions", "ok", f"{who} may ask and serve")
