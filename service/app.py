@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from nats.aio.client import Client
 
-from models.catalogue import Catalogue, load_catalogue
+from models.catalogue import ModelSpec, load_catalogue
 from models.encoders.base import Encoder
 
 from .batcher import Batcher
@@ -94,6 +94,7 @@ async def worker(
 ) -> AsyncIterator[Started]:
     """A worker that answers while the context is open; leaving it drains. See `serve`."""
     catalogue = load_catalogue(settings.catalogue)
+    specs = [catalogue.get(model) for model in settings.models]
     telemetry = Telemetry(configured_tracer())
     async with AsyncExitStack() as stack:
         server = await _server(settings, stack, stop, on_step)
@@ -103,14 +104,14 @@ async def worker(
         nc = await stack.enter_async_context(connected(nats, on_closed=stop.fail, on_denied=denied.append))
         loaded = encoders or []
         if not loaded:
-            loaded = await asyncio.to_thread(load_encoders, settings, catalogue, on_step)
+            loaded = await asyncio.to_thread(load_encoders, settings, specs, on_step)
         gc.freeze()  # what is loaded stays: later collections need not walk through it
         batchers = await stack.enter_async_context(_batching(loaded, settings, telemetry, stop))
         endpoint = _endpoint(nc, Embedder(catalogue, batchers), settings, telemetry)
         port = _serve_metrics(settings, telemetry, stack)
         await stack.enter_async_context(serving(endpoint, settings.grace_s))
         if silent := tuple(denial.subject for denial in denied if denial.operation == "subscription"):
-            raise NotPermitted(nats.identity, silent)
+            raise NotPermitted(nats.identity, silent[:3])
         log.info("worker.ready", models=[encoder.version for encoder in loaded], metrics_port=port)
         yield Started(nats, server, loaded, port)
 
@@ -146,21 +147,22 @@ def nats_settings(settings: Settings) -> NatsSettings:
     return nats.model_copy(update={"inbox_prefix": WORKER_INBOX}) if nats.inbox_prefix == "_INBOX" else nats
 
 
-def load_encoders(settings: Settings, catalogue: Catalogue, on_step: OnStep) -> list[Encoder]:
+def load_encoders(settings: Settings, specs: Sequence[ModelSpec], on_step: OnStep) -> list[Encoder]:
     """The models that the settings name; blocks for seconds. Raises ModelError."""
     # torch takes seconds to import: only a process that loads models pays for it.
+    on_step("importing torch")
     from models.device import configure_threads, default_threads
     from models.loader import load
 
     configure_threads(settings.threads or default_threads())
     dtype = None if settings.dtype == "auto" else settings.dtype
     encoders = []
-    for model in settings.models:
-        on_step(f"loading {model}")
-        encoder = load(catalogue.get(model), settings.device, dtype, on_step)
-        log.info("model.loaded", model=model, version=encoder.version, device=encoder.device, dtype=encoder.dtype)
+    for spec in specs:
+        on_step(f"loading {spec.id}")
+        encoder = load(spec, settings.device, dtype, on_step)
+        log.info("model.loaded", model=spec.id, version=encoder.version, device=encoder.device, dtype=encoder.dtype)
         for note in encoder.notes:
-            log.warning("model.noted", model=model, note=note)
+            log.warning("model.noted", model=spec.id, note=note)
         encoders.append(encoder)
     return encoders
 
@@ -219,7 +221,7 @@ def _endpoint(nc: Client, embedder: Embedder, settings: Settings, telemetry: Tel
         routes=[*EmbedHandlers(embedder).routes(), *SimilarityHandlers(embedder).routes()],
         limits=Limits(limits.requests, limits.request_bytes, limits.default_timeout_s),
         observer=telemetry,
-        metadata={"models": ",".join(embedder.batchers), "default_model": embedder.default},
+        metadata={"models": ",".join(embedder.batchers), "default_model": embedder.default, **embedder.described()},
         data=figures,
     )
     telemetry.gauge("mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls))
@@ -230,7 +232,7 @@ def _endpoint(nc: Client, embedder: Embedder, settings: Settings, telemetry: Tel
 
 
 def _serve_metrics(settings: Settings, telemetry: Telemetry, stack: AsyncExitStack) -> int | None:
-    if settings.metrics_port is None:
+    if settings.metrics_port < 0:
         return None
     port, close = telemetry.serve(settings.metrics_port)
     stack.callback(close)

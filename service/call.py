@@ -46,7 +46,7 @@ def read_headers(headers: Mapping[str, str] | None, body: bytes) -> Asked:
     if not headers:
         kind = codec.request_type(None, body)
         return Asked(uuid4().hex, kind, codec.reply_type(None, kind))
-    if (size := header_bytes(headers)) > MAX_HEADER_BYTES:
+    if (size := names.header_bytes(headers)) > MAX_HEADER_BYTES:
         flood = TooLarge(f"the request's headers take {size} bytes; the limit is {MAX_HEADER_BYTES}")
         return Asked(uuid4().hex, fault=flood)
     known = {_NAMES[name.lower()]: value for name, value in headers.items() if name.lower() in _NAMES}
@@ -97,12 +97,6 @@ def _flag(value: str | None) -> bool:
     if value.lower() in ("true", "1"):
         return True
     raise Malformed(f"{names.STREAM} must be true or false, not {value[:40]!r}")
-
-
-def header_bytes(headers: Mapping[str, str]) -> int:
-    """The size of headers on the wire; the server counts it towards max_payload, the client does not."""
-    lines = sum(len(name.encode()) + len(value.encode()) + len(": \r\n") for name, value in headers.items())
-    return len("NATS/1.0\r\n") + lines + len("\r\n")
 
 
 class Call:

@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device computes in it")
     threads: int | None = Field(None, ge=1, le=1024, description="compute threads; absent: all cores but one past two")
     grace_s: float = Field(30.0, ge=0, description="seconds that requests in flight get at shutdown")
-    metrics_port: int | None = Field(9464, ge=0, le=65535, description="Prometheus on loopback; 0: any free one")
+    metrics_port: int = Field(9464, ge=-1, le=65535, description="Prometheus on loopback; 0: any free one; -1: none")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     limits: LimitSettings = LimitSettings()

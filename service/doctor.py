@@ -156,7 +156,7 @@ def ports(settings: Settings) -> Iterator[Finding]:
     for port, option in ((settings.nats_port, "--nats-port"), (settings.nats_monitor_port, "--nats-monitor-port")):
         if port:
             yield _port(port, option, "NATS server")
-    if settings.metrics_port:
+    if settings.metrics_port > 0:
         yield _port(settings.metrics_port, "--metrics-port", "worker's metrics")
 
 

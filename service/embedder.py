@@ -52,8 +52,18 @@ class Embedder:
         batcher = self.batchers.get(model or self.default)
         if batcher is None:
             spec = self._catalogue.get(model or self.default)
-            raise ModelUnavailable(spec.id, f"it is not loaded on this worker; loaded: {', '.join(self.batchers)}")
+            loaded = f"loaded: {', '.join(self.batchers)}"
+            if spec.unserved:
+                raise ModelUnavailable(
+                    spec.id, f"this version of mlbus does not serve it yet: {spec.unserved}; {loaded}"
+                )
+            raise ModelUnavailable(spec.id, f"it is not loaded on this worker; {loaded}")
         return batcher
+
+    def described(self) -> dict[str, str]:
+        """For discovery: each model's version and device."""
+        encoders = [batcher.encoder for batcher in self.batchers.values()]
+        return {f"model.{encoder.model}": f"{encoder.version} on {encoder.device}" for encoder in encoders}
 
     def queued(self) -> tuple[int, int]:
         """Texts and tokens that wait or run, over all models."""

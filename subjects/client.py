@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from . import codec, names
 from .embed import EmbedBatchReply, EmbedBatchRequest, EmbedChunk, EmbedDone, EmbedReply, EmbedRequest
-from .errors import DeadlinePassed, Internal, MLError, Unavailable, from_reply
+from .errors import DeadlinePassed, Internal, MLError, TooLarge, Unavailable, from_reply
 from .similarity import SimilarityRanking, SimilarityRequest, SimilarityScore
 from .stream import DONE, Frame, read_frame
 
@@ -166,8 +166,10 @@ class MLClient:
 
     async def _attempt(self, subject: str, body: bytes, timeout_s: float) -> Msg:
         request_id = uuid4().hex
+        headers = _headers(request_id, timeout_s)
+        self._check_size(headers, body)
         try:
-            message = await self._nc.request(subject, body, timeout=timeout_s, headers=_headers(request_id, timeout_s))
+            message = await self._nc.request(subject, body, timeout=timeout_s, headers=headers)
         except nats.errors.NoRespondersError:
             raise _no_worker(subject) from None
         except nats.errors.TimeoutError:
@@ -178,6 +180,12 @@ class MLClient:
             raise
         _raise_if_error(message)
         return message
+
+    def _check_size(self, headers: dict[str, str], body: bytes) -> None:
+        """The server counts the headers too, and closes the connection on a message that is too large."""
+        size = names.header_bytes(headers) + len(body)
+        if size > self._nc.max_payload:
+            raise TooLarge(f"the request takes {size} bytes, a message holds {self._nc.max_payload}; send fewer texts")
 
     async def _stream(self, subject: str, request: BaseModel, timeout_s: float | None) -> AsyncGenerator[Frame, None]:
         body = _body(request)
@@ -198,6 +206,7 @@ class MLClient:
     async def _stream_once(self, subject: str, body: bytes, attempts: "_Attempts") -> AsyncGenerator[Frame, None]:
         request_id, frame = uuid4().hex, None
         headers = _headers(request_id, attempts.left_s()) | {names.STREAM: "true"}
+        self._check_size(headers, body)
         try:
             async with _inbox(self._nc) as (reply, messages):
                 await self._nc.publish(subject, body, reply=reply, headers=headers)

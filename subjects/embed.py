@@ -81,13 +81,13 @@ class Served(Reply):
 
 
 class EmbedReply(Served):
-    embedding: Vector
+    embedding: Vector = Field(repr=False)
     dimensions: int
     truncated: bool = Field(False, description="whether the text was cut to the model's length")
 
 
 class EmbedBatchReply(Served):
-    embeddings: list[Vector]
+    embeddings: list[Vector] = Field(repr=False)
     dimensions: int
     truncated: list[int] = Field(default_factory=list, description="indices of the texts that were cut")
 
@@ -97,7 +97,7 @@ class EmbedChunk(Reply):
 
     seq: int = 0
     index: int
-    embeddings: list[Vector]
+    embeddings: list[Vector] = Field(repr=False)
     truncated: list[int] = Field(default_factory=list, description="indices of the texts that were cut")
 
 

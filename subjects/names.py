@@ -1,5 +1,7 @@
 """Every name on the wire: subjects, headers, content types. Knows no message and no code."""
 
+from collections.abc import Mapping
+
 SERVICE = "ml"
 """Name of the service in the NATS micro protocol, and of the queue group that all workers share."""
 
@@ -29,3 +31,9 @@ TEXT = "text/plain"
 def cancel_subject(request_id: str) -> str:
     """Where to publish (any body) so that the request with this id ends as cancelled."""
     return f"{CANCEL}.{request_id}"
+
+
+def header_bytes(headers: Mapping[str, str]) -> int:
+    """The size of headers on the wire; the server counts it towards max_payload, the client does not."""
+    lines = sum(len(name.encode()) + len(value.encode()) + len(": \r\n") for name, value in headers.items())
+    return len("NATS/1.0\r\n") + lines + len("\r\n")

@@ -14,7 +14,7 @@ from service.config import Settings
 @asynccontextmanager
 async def running_worker(url: str, *encoders: Any, **settings: Any) -> AsyncIterator[Started]:
     """A worker on `url` that serves the encoders (a FakeEncoder if none is given); leaving drains it."""
-    configured = Settings(nats_url=url, **{"metrics_port": None, **settings})
+    configured = Settings(nats_url=url, **{"metrics_port": -1, **settings})
     async with worker(configured, Stop(), encoders or (FakeEncoder(),)) as started:
         yield started
 

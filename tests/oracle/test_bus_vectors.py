@@ -47,10 +47,9 @@ async def test_vectors_over_the_bus_equal_the_reference(nats_url, minilm):
     texts = snippets(160)
     expected = SentenceTransformer(str(locate(minilm)), device="cpu").encode(texts, convert_to_numpy=True)
     encoder = await asyncio.to_thread(load, minilm, "cpu", "fp32")
-    async with running_worker(nats_url, encoder):
-        async with await MLClient.connect(nats_url, timeout_s=100) as ml:
-            single = await asyncio.gather(*(ml.embed(text) for text in texts))
-            batch = await ml.embed_batch(texts[::-1])
+    async with running_worker(nats_url, encoder), await MLClient.connect(nats_url, timeout_s=100) as ml:
+        single = await asyncio.gather(*(ml.embed(text) for text in texts))
+        batch = await ml.embed_batch(texts[::-1])
     vectors = np.stack([reply.embedding for reply in single])
     assert cosine_rows(vectors, expected).min() >= 0.99999
     assert cosine_rows(np.stack(batch.embeddings), expected[::-1]).min() >= 0.99999

@@ -321,3 +321,10 @@ async def test_a_request_cannot_make_the_worker_speak_where_its_sender_may_not(n
     await nc.flush()
     assert heard.pending_msgs == 0
     assert word_id("bidding") not in encoder.seen
+
+
+async def test_a_request_past_the_payload_limit_is_refused_here_and_the_connection_lives(ml):
+    texts = ["x" * 600_000 for _ in range(3)]
+    with pytest.raises(TooLarge, match="a message holds"):
+        await ml.embed_batch(texts)
+    assert (await ml.embed("still here")).usage.tokens == 2

@@ -38,7 +38,7 @@ async def test_a_cancel_and_a_lost_listener_work_within_the_role(secured_server)
 
 
 async def test_a_worker_that_may_not_listen_says_so_and_does_not_start(secured_server):
-    with pytest.raises(NotPermitted, match="ml.embed"):
+    with pytest.raises(NotPermitted, match=r"ml\.embed"):
         async with running_worker(as_role(secured_server, "client")):
             pass
 
