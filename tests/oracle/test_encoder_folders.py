@@ -6,6 +6,7 @@ The models are tiny and random, with the real tokeniser of all-MiniLM-L6-v2. Tol
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,9 +53,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def saved(
-    backbone: Path, folder: Path, *tail: torch.nn.Module, **options: object
-) -> tuple[Encoder, SentenceTransformer]:
+def saved(backbone: Path, folder: Path, *tail: torch.nn.Module, **options: Any) -> tuple[Encoder, SentenceTransformer]:
     """The transformer followed by `tail`, saved by the library and read back both ways."""
     transformer = Transformer(str(backbone), max_seq_length=48)
     SentenceTransformer(modules=[transformer, *tail], device="cpu", **options).save(

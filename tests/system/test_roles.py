@@ -28,12 +28,14 @@ async def test_each_role_is_served(secured_server, role):
 
 async def test_a_cancel_and_a_lost_listener_work_within_the_role(secured_server):
     encoder = FakeEncoder()
-    async with running_worker(as_role(secured_server, "worker"), encoder):
-        async with await MLClient.connect(secured_server.url) as ml:
-            stream = ml.embed_stream([f"t{n}" for n in range(8000)])
-            await anext(stream)
-            await stream.aclose()
-            assert (await ml.embed("after")).usage.tokens == 1
+    async with (
+        running_worker(as_role(secured_server, "worker"), encoder),
+        await MLClient.connect(secured_server.url) as ml,
+    ):
+        stream = ml.embed_stream([f"t{n}" for n in range(8000)])
+        await anext(stream)
+        await stream.aclose()
+        assert (await ml.embed("after")).usage.tokens == 1
     assert len(encoder.seen) < 8000
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from huggingface_hub import errors as hub_errors
@@ -104,7 +105,7 @@ def test_a_repository_that_is_not_cached_is_not_present(tmp_path: Path) -> None:
     assert not hub.is_present(own(repository="nobody/no-such-model"))
 
 
-RESPONSE = SimpleNamespace(headers={}, request=None)
+RESPONSE: Any = SimpleNamespace(headers={}, request=None)
 
 
 @pytest.mark.parametrize(
