@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +35,7 @@ from .work import BatchLimits
 log = structlog.get_logger(__name__)
 
 BUDGET_TOKENS = {"cpu": 1024, "cuda": 16384}
-OVERHEAD_TOKENS = {"cpu": 32, "cuda": 4096}
+OVERHEAD_TOKENS = {"cpu": 56, "cuda": 4096}
 WORKER_INBOX = "_INBOX_worker"
 OnStep = Callable[[str], None]
 
@@ -102,11 +102,12 @@ async def worker(
         on_step("connecting to NATS")
         denied: list[Denied] = []
         nc = await stack.enter_async_context(connected(nats, on_closed=stop.fail, on_denied=denied.append))
-        loaded = encoders or []
-        if not loaded:
-            loaded = await asyncio.to_thread(load_encoders, settings, specs, on_step)
+        device = stack.enter_context(closing(DeviceThread()))
+        # Loaded where they will run: OpenMP keeps a team of threads for each thread that computes, and with more of
+        # them than cores they sleep and wake instead of spinning.
+        loaded = list(encoders or []) or await device.run(load_encoders, settings, specs, on_step)
         gc.freeze()  # what is loaded stays: later collections need not walk through it
-        batchers = await stack.enter_async_context(_batching(loaded, settings, telemetry, stop))
+        batchers = await stack.enter_async_context(_batching(loaded, device, settings, telemetry, stop))
         endpoint = _endpoint(nc, Embedder(catalogue, batchers), settings, telemetry)
         port = _serve_metrics(settings, telemetry, stack)
         await stack.enter_async_context(serving(endpoint, settings.grace_s))
@@ -169,13 +170,12 @@ def load_encoders(settings: Settings, specs: Sequence[ModelSpec], on_step: OnSte
 
 @asynccontextmanager
 async def _batching(
-    encoders: Sequence[Encoder], settings: Settings, telemetry: Telemetry, stop: Stop
+    encoders: Sequence[Encoder], device: DeviceThread, settings: Settings, telemetry: Telemetry, stop: Stop
 ) -> AsyncIterator[list[Batcher]]:
-    """A running batcher for each model, and one thread for each device."""
-    devices = {encoder.device: DeviceThread(encoder.device) for encoder in encoders}
+    """A running batcher for each model; all models share the device's thread."""
     pool = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
     batchers = [
-        Batcher(encoder, devices[encoder.device], pool, _batch_limits(settings, encoder.device), telemetry)
+        Batcher(encoder, device, pool, _batch_limits(settings, encoder.device), telemetry)
         for encoder in encoders
     ]
     tasks = [asyncio.create_task(batcher.run(), name=f"batcher.{batcher.encoder.model}") for batcher in batchers]
@@ -187,8 +187,6 @@ async def _batching(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for thread in devices.values():
-            thread.close()
         pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -1,4 +1,4 @@
-"""The batcher of one model: turns concurrent texts into padded batches for its device.
+"""The batcher of one model: turns concurrent texts into batches for its device.
 
 Texts wait in two places, before and after tokenisation; both are bounded. Knows encoders and the device thread,
 not requests, subjects or connections.
@@ -13,13 +13,13 @@ from typing import Protocol
 
 import structlog
 
-from models.encoders.base import Encoder, TextOptions, Tokens
+from models.encoders.base import Encoder, TextOptions, Tokens, batch_tokens
 from models.errors import OutOfDeviceMemory, TextTooLong
 from subjects.errors import Busy, DeadlinePassed
 
 from .device_thread import DeviceThread
-from .forward import Ran, forward, padded_tokens
-from .packing import pack
+from .forward import Ran, forward
+from .packing import like_oldest_within, oldest_within
 from .work import BatchLimits, Embedded, Finish, NonFinite, Work
 
 log = structlog.get_logger(__name__)
@@ -35,7 +35,7 @@ LINGER_S = 0.002
 class BatchObserver(Protocol):
     """Who hears of every batch that ran."""
 
-    def batch_ran(self, model: str, texts: int, tokens: int, padded: int, seconds: float) -> None: ...
+    def batch_ran(self, model: str, texts: int, tokens: int, computed: int, seconds: float) -> None: ...
 
 
 class Batcher:
@@ -206,21 +206,29 @@ class Batcher:
         return self._ready[0].arrived + LINGER_S
 
     def _take(self) -> list[Work]:
-        """The oldest text and those of about its length, as one batch."""
+        """The next batch, the oldest text in it."""
         waiting = [work for work in self._ready if self._wanted(work)]
-        batch: list[Work] = []
-        if waiting:
-            self._crowd += 0.5 * (len(waiting) + self._in_flight() - self._crowd)
-            waiting.sort(key=lambda work: work.cost)
-            anchor = min(range(len(waiting)), key=lambda i: waiting[i].arrived)
-            run = pack([work.cost for work in waiting], anchor, self.budget_tokens, self._limits.overhead_tokens)
-            batch = waiting[run]
-            del waiting[run]
-        self._ready = waiting
-        self._ready_tokens = sum(work.cost for work in waiting)
         if not waiting:
+            self._keep(waiting)
+            return []
+        self._crowd += 0.5 * (len(waiting) + self._in_flight() - self._crowd)
+        lengths = [work.cost for work in waiting]
+        if self.encoder.packed:
+            chosen = list(range(oldest_within(lengths, self.budget_tokens)))
+        else:
+            chosen = like_oldest_within(lengths, self.budget_tokens, self._limits.overhead_tokens)
+        left = set(range(len(waiting))).difference(chosen)
+        self._keep([waiting[i] for i in sorted(left)])
+        return [waiting[i] for i in chosen]
+
+    def _keep(self, works: list[Work]) -> None:
+        self._ready = works
+        self._ready_tokens = sum(work.cost for work in works)
+        if not works:
             self._ready_waits.clear()
-        return batch
+
+    def _cost(self, batch: list[Work]) -> int:
+        return batch_tokens(self.encoder, [work.cost for work in batch])
 
     def _in_flight(self) -> int:
         return self.queued_texts - len(self._ready) - len(self._raw)
@@ -239,7 +247,7 @@ class Batcher:
 
     async def _run(self, batch: list[Work]) -> None:
         now = asyncio.get_running_loop().time()
-        self._busy_until = max(now, self._busy_until) + padded_tokens(batch) * self._token_s
+        self._busy_until = max(now, self._busy_until) + self._cost(batch) * self._token_s
         try:
             await self._attempt(batch)
         finally:
@@ -262,11 +270,11 @@ class Batcher:
         if len(batch) == 1:
             self._fail(batch[0], error)
             return
-        padded = padded_tokens(batch)
-        self.budget_tokens = max(1, min(self.budget_tokens, padded) // 2)
-        log.warning("batch.out_of_memory", model=self.encoder.model, padded=padded, budget_tokens=self.budget_tokens)
-        for work in batch:
-            self._push(work)
+        tokens = self._cost(batch)
+        self.budget_tokens = max(1, min(self.budget_tokens, tokens) // 2)
+        log.warning("batch.out_of_memory", model=self.encoder.model, tokens=tokens, budget_tokens=self.budget_tokens)
+        self._keep([*batch, *self._ready])
+        self._ready_waits.set()
 
     async def _isolate(self, batch: list[Work], error: Exception) -> None:
         """A batch failed: run its members one by one, so that only the culprit fails."""
@@ -279,9 +287,9 @@ class Batcher:
                 await self._attempt([work])
 
     def _resolve(self, batch: list[Work], ran: Ran) -> None:
-        if ran.padded:
-            self._token_s += 0.1 * (ran.seconds / ran.padded - self._token_s)
-            self._observer.batch_ran(self.encoder.model, len(ran.vectors), ran.tokens, ran.padded, ran.seconds)
+        if ran.computed:
+            self._token_s += 0.1 * (ran.seconds / ran.computed - self._token_s)
+            self._observer.batch_ran(self.encoder.model, len(ran.vectors), ran.tokens, ran.computed, ran.seconds)
         for work in batch:
             if work not in ran.vectors:
                 self._drop(work)

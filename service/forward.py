@@ -7,7 +7,7 @@ from itertools import groupby
 
 import numpy as np
 
-from models.encoders.base import Encoder, Vectors, finish
+from models.encoders.base import Encoder, Vectors, batch_tokens, finish
 
 from .work import Work
 
@@ -16,18 +16,13 @@ from .work import Work
 class Ran:
     """What a pass gave. vectors: None where the model gave NaN or infinity; absent: nobody wanted it any more.
 
-    tokens, padded: read by the model without and with padding. seconds: on the device.
+    tokens, computed: of the texts, and with the padding that the model computed too. seconds: on the device.
     """
 
     vectors: dict[Work, Vectors | None]
     tokens: int
-    padded: int
+    computed: int
     seconds: float
-
-
-def padded_tokens(batch: Sequence[Work]) -> int:
-    """What a batch costs: its longest text, as often as it has texts."""
-    return len(batch) * max((work.cost for work in batch), default=0)
 
 
 def forward(encoder: Encoder, batch: Sequence[Work]) -> Ran:
@@ -42,7 +37,8 @@ def forward(encoder: Encoder, batch: Sequence[Work]) -> Ran:
         rows = zip(wanted, finished, finite, strict=True)
         vectors = {work: vector if good else None for work, vector, good in rows}
     seconds = time.perf_counter() - started
-    return Ran(vectors, sum(work.cost for work in wanted), padded_tokens(wanted), seconds)
+    lengths = [work.cost for work in wanted]
+    return Ran(vectors, sum(lengths), batch_tokens(encoder, lengths), seconds)
 
 
 def _finish(works: Sequence[Work], pooled: Vectors) -> list[Vectors]:

@@ -82,13 +82,13 @@ class Telemetry:
             self._failed.labels(call.route, error.code).inc()
             log.debug("request.refused", route=call.route, request_id=call.asked.request_id, code=error.code)
 
-    def batch_ran(self, model: str, texts: int, tokens: int, padded: int, seconds: float) -> None:
+    def batch_ran(self, model: str, texts: int, tokens: int, computed: int, seconds: float) -> None:
         """A batch came back from the device; seconds on it."""
         counts = self._batches.setdefault(model, Counts())
-        counts.update(batches=1, texts=texts, tokens=tokens, padded_tokens=padded)
+        counts.update(batches=1, texts=texts, tokens=tokens, computed_tokens=computed)
         self._texts.labels(model).observe(texts)
         self._tokens.labels(model).observe(tokens)
-        self._waste.labels(model).observe(1 - tokens / padded)
+        self._waste.labels(model).observe(1 - tokens / computed)
         self._device.labels(model).inc(seconds)
 
     def figures(self) -> Mapping[str, Any]:

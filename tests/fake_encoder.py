@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from models.encoders.base import TextOptions, Tokens, Vectors
+from models.encoders.base import TextOptions, Tokens, Vectors, batch_tokens
 from models.errors import OutOfDeviceMemory, TextTooLong, UnknownPrompt
 
 DIMENSIONS = 8
@@ -39,8 +39,9 @@ class FakeEncoder:
     prompts: Mapping[str, str] = {"query": "query: "}
     notes: tuple[str, ...] = ()
 
-    def __init__(self, model: str = "minilm", memory_tokens: int = 1_000_000) -> None:
+    def __init__(self, model: str = "minilm", memory_tokens: int = 1_000_000, packed: bool = False) -> None:
         self.model = model
+        self.packed = packed
         self.memory_tokens = memory_tokens
         self.gate = threading.Event()
         self.gate.set()
@@ -66,7 +67,7 @@ class FakeEncoder:
         self.entered.set()
         assert self.gate.wait(60)
         lengths = [len(tokens) for tokens in batch]
-        if max(lengths) * len(lengths) > self.memory_tokens:
+        if batch_tokens(self, lengths) > self.memory_tokens:
             raise OutOfDeviceMemory(self.device)
         self.batches.append(lengths)
         self.seen.update(i for tokens in batch for i in tokens.ids)

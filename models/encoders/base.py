@@ -72,6 +72,10 @@ class Encoder(Protocol):
         """Where it runs: cpu or cuda:0."""
 
     @property
+    def packed(self) -> bool:
+        """Whether a batch costs the sum of its tokens, and not its longest text times their number."""
+
+    @property
     def normalizes(self) -> bool:
         """Whether its authors meant its vectors to have unit length."""
 
@@ -94,6 +98,11 @@ class Encoder(Protocol):
 
         To be called on the device's own thread only. Raises OutOfDeviceMemory.
         """
+
+
+def batch_tokens(encoder: Encoder, lengths: Sequence[int]) -> int:
+    """What a batch of texts of these lengths costs, in tokens computed: with padding, where the encoder pads."""
+    return sum(lengths) if encoder.packed else len(lengths) * max(lengths, default=0)
 
 
 def check_options(encoder: Encoder, options: TextOptions, dimensions: int | None) -> None:

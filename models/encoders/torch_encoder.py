@@ -1,4 +1,4 @@
-"""The torch encoder: any sentence-transformers model, fed with our own padded batches.
+"""The torch encoder: any sentence-transformers model, fed with our own batches, packed or padded.
 
 Owns the forward pass from token ids to pooled vectors. Built on the module list of sentence-transformers, so that
 a model is pooled as its authors meant. Does not choose batches, cut or normalise vectors, or read files.
@@ -19,6 +19,7 @@ from ..catalogue import ModelSpec
 from ..device import TORCH_DTYPES
 from ..errors import ModelUnavailable, OutOfDeviceMemory, TextTooLong, UnknownPrompt
 from .base import TextOptions, Tokens, Vectors
+from .packed import packed_features, unpacked, use_packed_attention
 from .tokenise import TextTokenizer
 
 LONGEST_BELIEVED = 1_000_000  # tokenisers without a maximum length state an astronomical one
@@ -32,7 +33,13 @@ class TorchEncoder:
     """
 
     def __init__(
-        self, spec: ModelSpec, digest: str, source: SentenceTransformer, device: torch.device, dtype: str
+        self,
+        spec: ModelSpec,
+        digest: str,
+        source: SentenceTransformer,
+        device: torch.device,
+        dtype: str,
+        packed: bool = False,
     ) -> None:
         modules = list(source.children())
         _check_facts(spec, source)
@@ -51,6 +58,9 @@ class TorchEncoder:
         self._pad_id = int(transformer.tokenizer.pad_token_id or 0)
         self._transformer = transformer.to(device=device, dtype=TORCH_DTYPES[dtype])
         self._head = [m.to(device) for m in (modules[1:-1] if self.normalizes else modules[1:])]
+        self.packed = packed
+        if packed:
+            use_packed_attention(transformer.auto_model)
         self._prompt_left_out = any(isinstance(m, Pooling) and not m.include_prompt for m in self._head)
 
     def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
@@ -78,13 +88,22 @@ class TorchEncoder:
 
     def _forward(self, batch: Sequence[Tokens]) -> Vectors:
         with torch.inference_mode(), _memory_errors(self.device):
-            features = self._transformer(self._padded(batch))
+            features = self._packed(batch) if self.packed else self._transformer(self._padded(batch))
             output = self._transformer.module_output_name
             features[output] = features[output].float()
+            if self._prompt_left_out:
+                features["prompt_length"] = batch[0].prompt_tokens
             for module in self._head:
                 features = module(features)
             vectors: Vectors = features["sentence_embedding"].cpu().numpy()
         return vectors
+
+    def _packed(self, batch: Sequence[Tokens]) -> dict[str, Any]:
+        """What the transformer makes of a batch without padding, as the modules behind it expect it."""
+        features = self._transformer(packed_features(batch, self.device))
+        output = self._transformer.module_output_name
+        hidden, mask = unpacked(features[output], features.pop("packed_lengths"))
+        return {output: hidden, "attention_mask": mask}
 
     def _padded(self, batch: Sequence[Tokens]) -> dict[str, Any]:
         """Token ids (B, T) int64, padded on the right, and their mask (B, T), left out where nothing is padded."""
@@ -96,8 +115,6 @@ class TorchEncoder:
         if min(lengths) < max(lengths):
             mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
             features["attention_mask"] = torch.from_numpy(mask.astype(np.int64)).to(self.device)
-        if self._prompt_left_out:
-            features["prompt_length"] = batch[0].prompt_tokens
         return features
 
 

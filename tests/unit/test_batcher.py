@@ -25,9 +25,14 @@ class Silent:
         pass
 
 
+@pytest.fixture(params=[False, True], ids=["padded", "packed"])
+def encoder(request) -> FakeEncoder:
+    return FakeEncoder(packed=request.param)
+
+
 @asynccontextmanager
 async def batching(encoder: FakeEncoder, **limits: int) -> AsyncIterator[Batcher]:
-    device = DeviceThread("cpu")
+    device = DeviceThread()
     with ThreadPoolExecutor(2) as pool:
         batcher = Batcher(encoder, device, pool, BatchLimits(**limits), Silent())
         task = asyncio.create_task(batcher.run())
@@ -53,17 +58,16 @@ async def entered(encoder: FakeEncoder) -> None:
     assert await asyncio.to_thread(encoder.entered.wait, 10)
 
 
-async def test_texts_of_mixed_length_come_back_in_order():
+async def test_texts_of_mixed_length_come_back_in_order(encoder):
     texts = [" ".join(f"w{i}" for i in range(1 + 7 * n % 60)) for n in range(200)]
-    async with batching(FakeEncoder()) as batcher:
+    async with batching(encoder) as batcher:
         done = await asyncio.gather(*submit(batcher, *texts))
     for text, embedded in zip(texts, done, strict=True):
         np.testing.assert_allclose(embedded.vector, expected(text), atol=1e-6)
         assert embedded.tokens == len(text.split())
 
 
-async def test_what_waits_behind_a_busy_device_runs_as_one_batch():
-    encoder = FakeEncoder()
+async def test_what_waits_behind_a_busy_device_runs_as_one_batch(encoder):
     encoder.gate.clear()
     async with batching(encoder) as batcher:
         first = submit(batcher, "first")
@@ -74,8 +78,7 @@ async def test_what_waits_behind_a_busy_device_runs_as_one_batch():
     assert max(map(len, encoder.batches)) > 20
 
 
-async def test_only_the_culprit_of_a_failing_batch_fails():
-    encoder = FakeEncoder()
+async def test_only_the_culprit_of_a_failing_batch_fails(encoder):
     encoder.gate.clear()
     async with batching(encoder) as batcher:
         first = submit(batcher, "first")
