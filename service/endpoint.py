@@ -21,7 +21,7 @@ from subjects import codec, names
 from subjects.errors import Busy, Cancelled, DeadlinePassed, Internal, Malformed, MLError, Unavailable
 
 from . import micro
-from .bus import settled
+from .bus.connection import settled
 from .call import Call
 from .errors import INTERNAL, to_wire
 from .reply_subject import may_answer

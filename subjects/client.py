@@ -13,6 +13,7 @@ import nats
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from opentelemetry import propagate
 from pydantic import BaseModel, ValidationError
 from typing_extensions import Unpack
 
@@ -281,11 +282,13 @@ def _body(request: BaseModel) -> bytes:
 
 
 def _headers(request_id: str, timeout_s: float) -> dict[str, str]:
-    return {
+    headers = {
         names.CONTENT_TYPE: names.MSGPACK,
         names.REQUEST_ID: request_id,
         names.TIMEOUT_MS: str(max(1, int(timeout_s * 1000))),
     }
+    propagate.inject(headers)  # the current trace, where OpenTelemetry is configured
+    return headers
 
 
 def _no_worker(subject: str) -> Unavailable:

@@ -52,10 +52,10 @@ def request_type(header: str | None, body: bytes) -> str:
     """
     if header:
         return _parse_content_type(header)
-    first = body[0] if body else 0x20
-    if first in b"{[":
+    if body[:1] in (b"{", b"["):
         return names.JSON
-    if 0x80 <= first <= 0x8F or first in (0xDE, 0xDF):
+    # A map with few entries, or one with its count in the next bytes; there, UTF-8 would have 0x80 or more.
+    if body and (0x80 <= body[0] <= 0x8F or body[:2] in (b"\xde\x00", b"\xdf\x00")):
         return names.MSGPACK
     return names.TEXT
 

@@ -91,7 +91,7 @@ def _packable(value) -> bool:
         (b"\x81\xa4text", Malformed, "MessagePack"),
         (b"\x81\xa4text\xa1\xff", Malformed, "not UTF-8"),
         (b"\x81\xa4text\xa1a\x01", Malformed, "MessagePack"),
-        (b"\xdf\xff\xff\xff\xff", Malformed, "MessagePack"),
+        (b"\xdf\x00\xff\xff\xff", Malformed, "MessagePack"),
         (b"\xff\xfe", Malformed, "not UTF-8"),
         (b"", InvalidField, "empty or blank"),
     ],

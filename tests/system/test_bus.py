@@ -17,10 +17,10 @@ from nats_identities import Operator, key_pair, public, seed
 from nats_server import CONF, PASSWORDS, NatsServer, plain_server
 from nats_server import secured_server as secured
 
-from service.bus import connected, settled
-from service.bus_causes import Denied
-from service.bus_errors import BadBusSettings, BadCredentials, BusClosed, BusError, TlsFailed, Unreachable
-from service.nats_env import NatsSettings
+from service.bus.causes import Denied
+from service.bus.connection import connected, settled
+from service.bus.errors import BadBusSettings, BadCredentials, BusClosed, BusError, TlsFailed, Unreachable
+from service.bus.settings import NatsSettings
 
 ADMIN = {"user": "admin", "password": PASSWORDS["admin"]}
 WORKER = {"user": "worker", "password": PASSWORDS["worker"], "inbox_prefix": "_INBOX_worker"}

@@ -18,9 +18,9 @@ import pytest
 from nats_server import PASSWORDS
 from workers import clean_environment
 
-from service.cli_embed import slices
-from service.cli_serve import ready_text
-from service.nats_env import NatsSettings
+from service.bus.settings import NatsSettings
+from service.cli.embed import slices
+from service.cli.serve import ready_text
 
 MLBUS = str(Path(sys.executable).with_name("mlbus"))
 NOWHERE = "nats://127.0.0.1:1"
@@ -254,7 +254,7 @@ def test_the_command_helps(tmp_path):
 def test_asking_does_not_wait_for_torch(tmp_path):
     script = (
         "import sys; sys.argv[1:] = ['embed', 'text']\n"
-        "from service.cli import main\n"
+        "from service.cli.main import main\n"
         "try: main()\n"
         "except SystemExit as ended: print(ended.code, 'torch' in sys.modules, 'pydantic_settings' in sys.modules)\n"
     )

@@ -16,17 +16,17 @@ from pathlib import Path
 import pytest
 from nats_server import REPOSITORY
 
-from service.bus import connected, settled
-from service.bus_causes import Denied
-from service.bus_errors import BadBusSettings, BusError, DataDirBusy, PortBusy, ServerFailed, ServerMissing
-from service.nats_embedded import EmbeddedSettings, embedded_server
-from service.nats_env import NatsSettings
+from service.bus.causes import Denied
+from service.bus.connection import connected, settled
+from service.bus.embedded import EmbeddedSettings, embedded_server
+from service.bus.errors import BadBusSettings, BusError, DataDirBusy, PortBusy, ServerFailed, ServerMissing
+from service.bus.settings import NatsSettings
 
-LAUNCHER = REPOSITORY / "service" / "die_with_parent.py"
+LAUNCHER = REPOSITORY / "service" / "bus" / "die_with_parent.py"
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from service.nats_embedded import EmbeddedSettings, embedded_server
+from service.bus.embedded import EmbeddedSettings, embedded_server
 
 async def main():
     async with embedded_server(EmbeddedSettings(data_dir=Path(sys.argv[1]), port=0, monitor_port=0)) as server:

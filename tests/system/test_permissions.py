@@ -15,9 +15,9 @@ from nats.js.errors import NotFoundError
 from nats_server import PASSWORDS, NatsServer
 from nats_server import secured_server as secured
 
-from service.bus import connected, settled
-from service.bus_causes import Denied
-from service.nats_env import NatsSettings
+from service.bus.causes import Denied
+from service.bus.connection import connected, settled
+from service.bus.settings import NatsSettings
 from service.reply_subject import may_answer
 
 INFERENCE = ["ml.embed", "ml.embed.batch", "ml.similarity", "ml.generate", "ml.generate.batch", "ml.finetune"]

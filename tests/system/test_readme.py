@@ -23,8 +23,8 @@ from pydantic_core import PydanticUndefined
 from workers import clean_environment
 
 from models.catalogue import load_catalogue
-from service import nats_env
-from service.cli import app
+from service.bus.settings import _VARIABLES
+from service.cli.main import app
 from service.config import Settings, read_settings
 from subjects import EmbedBatchRequest, EmbedRequest, SimilarityRequest, names
 from subjects.errors import CODES
@@ -232,7 +232,7 @@ def settings_of(settings: type[BaseModel], prefix: str = "") -> Iterator[tuple[s
 
 
 def test_the_server_is_found_through_the_variables_named() -> None:
-    assert names_in("variable") == {*nats_env._VARIABLES, "NATS_CONTEXT"}
+    assert names_in("variable") == {*_VARIABLES, "NATS_CONTEXT"}
 
 
 def test_the_models_are_those_of_the_catalogue() -> None:

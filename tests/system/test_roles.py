@@ -6,7 +6,7 @@ from fake_encoder import FakeEncoder
 from nats_server import PASSWORDS
 from workers import running_worker
 
-from service.bus_errors import NotPermitted
+from service.bus.errors import NotPermitted
 from subjects import MLClient
 
 

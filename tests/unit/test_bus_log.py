@@ -2,7 +2,7 @@
 
 from structlog.testing import capture_logs
 
-from service.bus_log import RareLog
+from service.bus.log import RareLog
 
 
 def test_the_first_is_written_and_the_rest_are_counted() -> None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from service.bus_errors import BadBusSettings
-from service.nats_env import NatsSettings
+from service.bus.errors import BadBusSettings
+from service.bus.settings import NatsSettings
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from rich.text import Text
 from subjects.client import CallOptions, MLClient
 from subjects.similarity import SimilarityRanking
 
-from .cli_ask import Connection, ask
-from .cli_embed import text_of
-from .cli_output import out, print_json, shortened
+from .ask import Connection, ask
+from .embed import text_of
+from .output import out, print_json, shortened
 
 
 def print_score(a: str, b: str, options: CallOptions, connection: Connection, *, as_json: bool) -> None:

@@ -14,8 +14,8 @@ import nkeys
 from nats.aio.client import Client, Srv
 from nats.errors import Error, SecureConnWantedError
 
-from .bus_errors import BadBusSettings
-from .nats_env import NatsSettings
+from .errors import BadBusSettings
+from .settings import NatsSettings
 
 
 def client_for(settings: NatsSettings) -> Client:

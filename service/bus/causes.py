@@ -12,8 +12,8 @@ from typing import Literal
 
 from nats.errors import AuthorizationError, SecureConnWantedError, UnexpectedEOF
 
-from .bus_errors import BadCredentials, BusError, TlsFailed, Unreachable
-from .nats_env import NatsSettings
+from .errors import BadCredentials, BusError, TlsFailed, Unreachable
+from .settings import NatsSettings
 
 _PERMISSION = re.compile(r'permissions violation for (publish|subscription)[^"]*"([^"]*)"', re.IGNORECASE)
 _REFUSAL = re.compile(r"authoriz|authentication|credentials|user jwt|nkey", re.IGNORECASE)

@@ -1,21 +1,16 @@
 """`mlbus doctor`: asks every question in turn and prints the answers."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.text import Text
 
-from .cli_output import out, print_json, spinner
-from .config import BadSettings, Settings, read_settings
-
-# Looking must not download, and huggingface_hub reads this when it is imported, as the next lines do.
-os.environ["HF_HUB_OFFLINE"] = "1"
-
-from . import doctor
-from .cli_doctor_nats import nats
-from .doctor import Finding
+from ..config import BadSettings, Settings, read_settings
+from . import doctor_machine
+from .doctor_machine import Finding
+from .doctor_nats import nats
+from .output import out, print_json, spinner
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
@@ -43,14 +38,14 @@ def _settings(config: Path | None, nats_url: str | None) -> tuple[Settings, list
 
 def _look(settings: Settings, timeout_s: float) -> list[Finding]:
     checks = {
-        "Python": doctor.python,
-        "the libraries": doctor.libraries,
-        "torch and the device": doctor.device,
-        "nats-server": doctor.nats_server,
-        "the ports": doctor.ports,
+        "Python": doctor_machine.python,
+        "the libraries": doctor_machine.libraries,
+        "torch and the device": doctor_machine.device,
+        "nats-server": doctor_machine.nats_server,
+        "the ports": doctor_machine.ports,
         "NATS and its workers": lambda settings: nats(settings, timeout_s),
-        "the models": doctor.models,
-        "the data directory": doctor.data_dir,
+        "the models": doctor_machine.models,
+        "the data directory": doctor_machine.data_dir,
     }
     findings: list[Finding] = []
     with spinner() as progress:

@@ -6,8 +6,8 @@ from rich.table import Table
 
 from subjects.errors import Unavailable
 
-from .cli_ask import Answer, Connection, ask, ask_all
-from .cli_output import out, print_json
+from .ask import Answer, Connection, ask, ask_all
+from .output import out, print_json
 
 
 def print_workers(connection: Connection, *, as_json: bool) -> None:

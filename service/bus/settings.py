@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from .bus_errors import BadBusSettings
+from .errors import BadBusSettings
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import structlog
 
-from .bus_errors import BadBusSettings
+from .errors import BadBusSettings
 
 log = structlog.get_logger(__name__)
 

@@ -5,8 +5,8 @@ from nats.errors import Error as NatsError
 from models.errors import BadEntry, ModelError, UnknownModel
 from subjects.errors import InvalidField, Malformed, MLError
 
-from .bus_errors import BadBusSettings, BusError
-from .config import BadSettings
+from ..bus.errors import BadBusSettings, BusError
+from ..config import BadSettings
 
 FAILED, UNUSABLE = 1, 2
 

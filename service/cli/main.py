@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import (
+from .options import (
     NATS,
     Config,
     DeviceName,
@@ -47,7 +47,7 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        from .cli_errors import explain
+        from .errors import explain
 
         explained = explain(error)
         if explained is None:
@@ -149,8 +149,8 @@ def serve(
 
     --print-config shows the outcome, and what else can be set.
     """
-    from .cli_serve import run
-    from .config import read_settings
+    from ..config import read_settings
+    from .serve import run
 
     settings = read_settings(
         config,
@@ -192,8 +192,8 @@ def embed(
 
     With --json one text gives an object, several or a --file give a list of objects.
     """
-    from .cli_ask import Connection, encode_options
-    from .cli_embed import print_vectors, read_texts
+    from .ask import Connection, encode_options
+    from .embed import print_vectors, read_texts
 
     options = encode_options(model, dimensions, prompt_name, prompt, truncate)
     print_vectors(
@@ -225,8 +225,8 @@ def similarity(
     timeout: Timeout = 30.0,
 ) -> None:
     """Compare two texts, or rank candidates by their likeness to a query. The score is the cosine, -1 to 1."""
-    from .cli_ask import Connection, encode_options
-    from .cli_similarity import print_ranking, print_score
+    from .ask import Connection, encode_options
+    from .similarity import print_ranking, print_score
 
     options = encode_options(model, dimensions, prompt_name, prompt, truncate)
     connection = Connection(nats_url, timeout)
@@ -241,8 +241,8 @@ def similarity(
 @app.command(rich_help_panel=_LOOK)
 def ping(as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.0) -> None:
     """Show the workers that answer, what they serve and how fast. Exit code 1 when there is none."""
-    from .cli_ask import Connection
-    from .cli_ping import print_workers
+    from .ask import Connection
+    from .ping import print_workers
 
     print_workers(Connection(nats_url, timeout), as_json=as_json)
 
@@ -250,8 +250,8 @@ def ping(as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.
 @app.command(rich_help_panel=_LOOK)
 def models(config: Config = None, as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.0) -> None:
     """Show the catalogue: which models there are, which are here, and which worker has them loaded."""
-    from .cli_models import print_models
-    from .config import read_settings
+    from ..config import read_settings
+    from .models import print_models
 
     print_models(read_settings(config, nats_url=nats_url), timeout, as_json=as_json)
 
@@ -259,6 +259,6 @@ def models(config: Config = None, as_json: Json = False, nats_url: NatsUrl = Non
 @app.command(rich_help_panel=_LOOK)
 def doctor(config: Config = None, as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.0) -> None:
     """Check this machine, the NATS server and the workers, and say what to do. Exit code 1 when something fails."""
-    from .cli_doctor import print_findings
+    from .doctor import print_findings
 
     raise typer.Exit(print_findings(config, nats_url, timeout, as_json=as_json))

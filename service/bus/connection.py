@@ -15,11 +15,11 @@ import structlog
 from nats.aio.client import Client, Server
 from nats.errors import SlowConsumerError
 
-from .bus_causes import Denied, cause, denied, reason
-from .bus_errors import BadCredentials, BusClosed, BusError, TlsFailed, Unreachable
-from .bus_log import RareLog
-from .bus_options import client_for, client_options
-from .nats_env import NatsSettings
+from .causes import Denied, cause, denied, reason
+from .errors import BadCredentials, BusClosed, BusError, TlsFailed, Unreachable
+from .log import RareLog
+from .options import client_for, client_options
+from .settings import NatsSettings
 
 log = structlog.get_logger(__name__)
 

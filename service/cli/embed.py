@@ -15,8 +15,8 @@ from subjects.embed import EmbedChunk, EmbedDone, EmbedReply
 from subjects.errors import MLError
 from subjects.vectors import FloatArray
 
-from .cli_ask import Connection, ask
-from .cli_output import counter, err, out, print_json, shortened
+from .ask import Connection, ask
+from .output import counter, err, out, print_json, shortened
 
 STDIN = "-"
 SLICE_TEXTS = 1024

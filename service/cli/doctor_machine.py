@@ -20,9 +20,9 @@ from models import hub
 from models.catalogue import Catalogue, load_catalogue
 from models.errors import ModelError
 
-from .bus_errors import ServerMissing
-from .config import Settings
-from .nats_embedded import _program as find_nats_server
+from ..bus.embedded import find_program
+from ..bus.errors import ServerMissing
+from ..config import Settings
 
 Status: TypeAlias = Literal["ok", "warn", "fail"]
 
@@ -111,7 +111,7 @@ def _threads(wanted: int | None, suits: int) -> Finding:
 def nats_server(_settings: Settings) -> Iterator[Finding]:
     """The nats-server program that --embedded-nats would start."""
     try:
-        program = find_nats_server(None)
+        program = find_program(None)
         told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
     except ServerMissing as error:
         yield Finding(
@@ -143,7 +143,7 @@ def _model(catalogue: Catalogue, model: str) -> Finding:
         if not hub.is_present(spec):
             size = f"{spec.size_gb} GB are" if spec.size_gb else "it is"
             return Finding(name, "warn", "not on this machine", f"{size} fetched at the first start, from the Hub")
-        digest = hub.check_weights(spec, hub.locate(spec))
+        digest = hub.check_weights(spec, hub.locate(spec, download=False))
     except ModelError as error:
         return Finding(name, "fail", str(error), "see the message")
     return Finding(

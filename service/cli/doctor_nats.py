@@ -11,14 +11,14 @@ from subjects import names
 from subjects.client import MLClient
 from subjects.errors import MLError, Unavailable
 
-from .app import nats_settings
-from .bus import connected, settled
-from .bus_causes import Denied
-from .bus_errors import BusError, Unreachable
-from .cli_ask import Connection, MayNotAsk, permitted
-from .config import Settings
-from .doctor import Finding
-from .nats_env import NatsSettings
+from ..app import nats_settings
+from ..bus.causes import Denied
+from ..bus.connection import connected, settled
+from ..bus.errors import BusError, Unreachable
+from ..bus.settings import NatsSettings
+from ..config import Settings
+from .ask import Connection, MayNotAsk, permitted
+from .doctor_machine import Finding
 
 SERVED = (names.EMBED, names.EMBED_BATCH, names.SIMILARITY, f"{names.CANCEL}.*", f"$SRV.PING.{names.SERVICE}")
 ANSWER_TIMEOUT_S = 10.0

@@ -14,11 +14,11 @@ import typer
 from rich.progress import Progress
 from rich.text import Text
 
-from .app import Started, serve
-from .cli_output import err, spinner
-from .config import Settings, as_toml
-from .nats_env import NatsSettings
-from .telemetry import configure_logging
+from ..app import Started, serve
+from ..bus.settings import NatsSettings
+from ..config import Settings, as_toml
+from ..telemetry import configure_logging
+from .output import err, spinner
 
 log = structlog.get_logger(__name__)
 

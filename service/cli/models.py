@@ -9,11 +9,11 @@ from rich.table import Table
 from models import hub
 from models.catalogue import ModelSpec, load_catalogue
 
-from .bus_errors import BusError
-from .cli_ask import Connection, ask, ask_all
-from .cli_output import err, out, print_json
-from .cli_ping import loaded_models
-from .config import Settings
+from ..bus.errors import BusError
+from ..config import Settings
+from .ask import Connection, ask, ask_all
+from .output import err, out, print_json
+from .ping import loaded_models
 
 
 def print_models(settings: Settings, timeout_s: float, *, as_json: bool) -> None:

@@ -16,10 +16,10 @@ from nats.aio.client import Client
 from subjects import codec, names
 from subjects.client import EmbedCallOptions
 
-from .bus import connected
-from .bus_causes import Denied
-from .bus_errors import BusError
-from .nats_env import NatsSettings
+from ..bus.causes import Denied
+from ..bus.connection import connected
+from ..bus.errors import BusError
+from ..bus.settings import NatsSettings
 
 STALL_S = 0.3
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from logging import makeLogRecord
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from .bus_errors import BusError, PortBusy, ServerFailed
+from .errors import BusError, PortBusy, ServerFailed
 
 _LAUNCHER = Path(__file__).with_name("die_with_parent.py")
 _LOG_BYTES = 10 * 2**20

@@ -19,15 +19,15 @@ from pathlib import Path
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from . import nats_credentials
-from .bus_errors import BadBusSettings, BusError, DataDirBusy, ServerMissing
-from .nats_credentials import Role
-from .nats_env import NatsSettings
-from .nats_process import Addresses, ServerProcess
+from . import credentials as credentials_file
+from .credentials import Role
+from .errors import BadBusSettings, BusError, DataDirBusy, ServerMissing
+from .server_process import Addresses, ServerProcess
+from .settings import NatsSettings
 
 log = structlog.get_logger(__name__)
 
-CONF = Path(__file__).parent.parent / "nats-server.conf"
+CONF = Path(__file__).parents[2] / "nats-server.conf"
 
 
 class EmbeddedSettings(BaseModel):
@@ -75,8 +75,8 @@ async def embedded_server(
     command = _command(settings)
     data_dir = settings.data_dir.absolute()
     with _held(data_dir) as lock:
-        credentials = data_dir / nats_credentials.FILE_NAME
-        passwords = nats_credentials.passwords(credentials)
+        credentials = data_dir / credentials_file.FILE_NAME
+        passwords = credentials_file.passwords(credentials)
         environ = _environ(data_dir, passwords)
         process = await ServerProcess.start(command, environ, data_dir / "nats-server.log", lock, on_died)
         try:
@@ -119,10 +119,10 @@ def _command(settings: EmbeddedSettings) -> list[str]:
     if not settings.conf.is_file():
         raise BadBusSettings(str(settings.conf), "there is no such file; nats-server.conf belongs to the repository")
     ports = ("-p", str(settings.port or -1), "-m", str(settings.monitor_port or -1))
-    return [_program(settings.program), "-c", str(settings.conf.absolute()), *ports]
+    return [find_program(settings.program), "-c", str(settings.conf.absolute()), *ports]
 
 
-def _program(given: Path | None) -> str:
+def find_program(given: Path | None) -> str:
     beside = str(Path(sys.executable).parent)
     found = shutil.which(given) if given else shutil.which("nats-server", path=beside) or shutil.which("nats-server")
     if found is None:
@@ -132,7 +132,7 @@ def _program(given: Path | None) -> str:
 
 def _environ(data_dir: Path, passwords: dict[Role, str]) -> dict[str, str]:
     """What nats-server.conf refers to. The server reads each value as configuration, so each is a quoted string."""
-    variables = {"MLBUS_DATA_DIR": str(data_dir), **nats_credentials.environment(passwords)}
+    variables = {"MLBUS_DATA_DIR": str(data_dir), **credentials_file.environment(passwords)}
     return {**os.environ, **{name: json.dumps(value, ensure_ascii=False) for name, value in variables.items()}}
 
 

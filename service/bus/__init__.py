@@ -1,0 +1,1 @@
+"""NATS: the connection and its settings, and a server of our own."""
