@@ -42,11 +42,11 @@ class LimitSettings(BaseModel):
 
 
 class BatchSettings(BaseModel):
-    """How texts are put together into padded batches."""
+    """How texts are put together into batches."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    budget_tokens: int | None = Field(None, ge=1, description="padded tokens of a batch; absent: what suits the device")
+    budget_tokens: int | None = Field(None, ge=1, description="tokens of a batch; absent: what suits the device")
     overhead_tokens: int | None = Field(
         None, ge=0, description="padding worth one batch saved, in tokens; absent: what suits the device"
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from transformers import BertConfig, BertModel
@@ -96,3 +97,47 @@ def test_pooling_without_the_prompt_in_a_batch_of_several_prompts(backbone: Path
     batch = [tokens_of(encoder, [text], TextOptions(prompt=prompt))[0] for prompt, text in asked]
     expected = np.concatenate([peer.encode([text], prompt=prompt) for prompt, text in asked])
     np.testing.assert_allclose(encoder.encode(batch), expected, atol=1e-5)
+
+
+ARCHITECTURES = {
+    "bert": "BertConfig",
+    "roberta": "RobertaConfig",  # its positions begin behind the padding id
+    "mpnet": "MPNetConfig",  # relative positions, attention of its own
+    "distilbert": "DistilBertConfig",
+    "modernbert": "ModernBertConfig",  # rotary positions, a local window in some layers
+    "qwen2": "Qwen2Config",  # causal, with shared key and value heads
+}
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+SIZES |= {"max_position_embeddings": 64, "pad_token_id": 0}
+OWN_SIZES = {
+    "distilbert": {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 64},
+    "modernbert": {**SIZES, "local_attention": 8, "global_attn_every_n_layers": 2},
+    "qwen2": {**SIZES, "num_key_value_heads": 2},
+}
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_every_architecture_is_right_packed_or_falls_back(kind: str, backbone: Path, tmp_path: Path) -> None:
+    tokenizer = read_sentence_transformer(locate(load_catalogue().get("minilm"))).tokenizer
+    torch.manual_seed(1)
+    config = getattr(transformers, ARCHITECTURES[kind])(vocab_size=len(tokenizer), **OWN_SIZES.get(kind, SIZES))
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "backbone")
+    tokenizer.save_pretrained(tmp_path / "backbone")
+    encoder, peer = saved(tmp_path / "backbone", tmp_path / "model", Pooling(32))
+    texts = [*TEXTS, "one more text that is longer than the others, so that rows differ", "x"]
+    for batch in (texts, texts[::-1], texts[:1]):
+        found = encoder.encode(tokens_of(encoder, batch, TextOptions()))
+        assert cosine_rows(found, peer.encode(batch)).min() >= FP32
+    assert encoder.packed or kind != "bert"
+
+
+def test_a_model_that_cannot_be_packed_runs_padded(
+    backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(model: torch.nn.Module) -> None:
+        raise ValueError("not this one")
+
+    monkeypatch.setattr("models.encoders.torch_encoder.use_packed_attention", refuse)
+    encoder, peer = saved(backbone, tmp_path, Pooling(32))
+    assert not encoder.packed
+    assert cosine_rows(encoder.encode(tokens_of(encoder, TEXTS, TextOptions())), peer.encode(TEXTS)).min() >= FP32
