@@ -15,6 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from .base import Tokens
 
 ATTENTION = "mlbus_packed"
+UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias", "head_mask")
+"""What a layer may ask of attention that is not computed here."""
 
 
 def packed_attention(
@@ -26,10 +28,17 @@ def packed_attention(
     scaling: float | None = None,
     *,
     packed_lengths: list[int],
-    **_: Any,
+    is_causal: bool | None = None,
+    **asked: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of each text to itself: query (1, H, N, D), key and value (1, H or fewer, N, D) -> (1, N, H, D)."""
-    options: dict[str, Any] = {"is_causal": bool(getattr(module, "is_causal", False)), "scale": scaling}
+    """Attention of each text to itself: query (1, H, N, D), key and value (1, H or fewer, N, D) -> (1, N, H, D).
+
+    Raises ValueError where a layer asks for what is not computed here: a self-test with short texts would not tell.
+    """
+    if foreign := [name for name in UNSUPPORTED if asked.get(name) is not None]:
+        raise ValueError(f"packed attention does not compute {', '.join(foreign)}")
+    causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
+    options: dict[str, Any] = {"is_causal": bool(causal), "scale": scaling}
     options["enable_gqa"] = query.shape[1] != key.shape[1]
     texts = zip(*(torch.split(part, packed_lengths, dim=2) for part in (query, key, value)), strict=True)
     attended = [scaled_dot_product_attention(q, k, v, **options) for q, k, v in texts]
