@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from models.encoders.base import TextOptions, Tokens, Vectors
+from models.errors import TextTooLong
 from service.app import serve
 from service.config import read_settings
 
@@ -25,13 +26,14 @@ class FreeEncoder:
     max_tokens = 256
     dtype = "fp32"
     device = "cpu"
+    packed = True
     normalizes = True
     prompts: Mapping[str, str] = {}
     notes = ()
 
-    def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens]:
+    def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
         """The same few ids for any text."""
-        return [_TOKENS] * len(texts)
+        return [_TOKENS for _ in texts]
 
     def encode(self, batch: Sequence[Tokens]) -> Vectors:
         """Ones (B, 384) float32."""

@@ -39,18 +39,21 @@ class InProcess:
 
     async def rate(self, batch_size: int) -> float:
         """Texts per second of one pass over all texts in batches of `batch_size`."""
+        assert self._process.stdin is not None
         self._process.stdin.write(f"{batch_size}\n".encode())
         return self._count / float(await self._line())
 
     def vectors(self) -> np.ndarray:
         """The (B, D) float32 vectors of the last pass."""
-        return np.load(self._setting.vectors)
+        vectors: np.ndarray = np.load(self._setting.vectors)
+        return vectors
 
     async def ready(self) -> float:
         """Wait until the model is loaded; the mean of the texts' lengths in tokens."""
         return float(await self._line())
 
     async def _line(self) -> bytes:
+        assert self._process.stdout is not None
         line = await self._process.stdout.readline()
         if not line:
             raise RuntimeError("the in-process encoder ended")
@@ -80,7 +83,7 @@ def _serve(setting: Setting) -> None:
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     if setting.threads:
         torch.set_num_threads(setting.threads)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[setting.dtype]

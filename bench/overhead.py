@@ -21,7 +21,7 @@ from nats.aio.client import Client
 
 from . import corpus, report
 from .load import NatsCaller, closed_loop
-from .processes import answering, cpu_seconds, nats_connection, resident_bytes, running, worker
+from .processes import answering, cpu_seconds, nats_connection, resident_bytes, running, url_of, worker
 from .responders import FLOOR, MICRO
 
 CALLERS = 256
@@ -101,7 +101,7 @@ async def contenders(probe: bytes, skip_worker: bool) -> AsyncIterator[list[Cont
 
 
 async def _responder(stack: AsyncExitStack, nc: Client, probe: bytes, name: str, subject: str) -> Contender:
-    command = (sys.executable, "-m", "bench.responders", nc.connected_url.geturl(), subject)
+    command = (sys.executable, "-m", "bench.responders", url_of(nc), subject)
     process = await stack.enter_async_context(running(command))
     await answering(nc, subject, process, probe)
     return await _contender(nc, name, process.pid, subject)

@@ -34,6 +34,12 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def url_of(nc: Client) -> str:
+    """Where a client is connected."""
+    assert nc.connected_url is not None
+    return str(nc.connected_url.geturl())
+
+
 @asynccontextmanager
 async def running(
     command: Sequence[str | Path], env: Mapping[str, str] | None = None
@@ -87,7 +93,7 @@ async def worker(
     """A worker beside `nc` that answers discovery, with a data directory of its own."""
     with tempfile.TemporaryDirectory() as data:
         settings = {
-            "NATS_URL": nc.connected_url.geturl(),
+            "NATS_URL": url_of(nc),
             "MLBUS_DATA_DIR": data,
             "MLBUS_METRICS_PORT": "0",
             **(env or {}),

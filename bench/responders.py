@@ -24,7 +24,8 @@ def reply_body(text: str) -> bytes:
     """A MessagePack reply of the worker's shape for a model that costs nothing."""
     vector = np.zeros(DIMENSIONS, dtype="<f4")
     usage = {"tokens": len(text.split())}
-    return msgpack.packb({"embedding": vector.tobytes(), "model": "free", "version": "0", "usage": usage})
+    packed: bytes = msgpack.packb({"embedding": vector.tobytes(), "model": "free", "version": "0", "usage": usage})
+    return packed
 
 
 async def serve_floor(nc: Client) -> None:

@@ -4,8 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from nats_server import NatsServer, plain_server
 from nats_server import secured_server as secured
+
+# Machines are shared and slow at times: how long an example takes tells nothing.
+settings.register_profile("mlbus", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("mlbus")
 
 
 @pytest.fixture
