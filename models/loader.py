@@ -49,7 +49,7 @@ def load(
             raise
         on_step("falling back to fp32")
         encoder = _tested(spec, digest, folder, target, "fp32", on_step)
-        encoder.notes = (f"runs in fp32, because in {chosen} {error}",)
+        encoder.notes = (*encoder.notes, f"runs in fp32, because in {chosen} {error}")
         return encoder
 
 
@@ -60,12 +60,18 @@ def _tested(
 
     Packed on the CPU only, where it was measured: attention text by text would be many small kernels on a GPU.
     """
+    note: tuple[str, ...] = ()
     if device.type == "cpu":
         try:
             return _proved(spec, digest, folder, device, dtype, on_step, packed=True)
+        except ModelUnavailable:
+            raise
         except Exception as error:  # an architecture that cannot, or computes something else, may raise anything
-            on_step(f"falling back to padded batches ({type(error).__name__})")
-    return _proved(spec, digest, folder, device, dtype, on_step, packed=False)
+            on_step("falling back to padded batches")
+            note = (f"pads its batches, because packed it fails ({type(error).__name__})",)
+    encoder = _proved(spec, digest, folder, device, dtype, on_step, packed=False)
+    encoder.notes = note
+    return encoder
 
 
 def _proved(

@@ -5,11 +5,11 @@ import functools
 import gc
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from nats.aio.client import Client
@@ -35,9 +35,10 @@ from .work import BatchLimits
 log = structlog.get_logger(__name__)
 
 BUDGET_TOKENS = {"cpu": 1024, "cuda": 16384}
-OVERHEAD_TOKENS = {"cpu": 56, "cuda": 4096}
+OVERHEAD_TOKENS = {"cpu": 32, "cuda": 256}
 WORKER_INBOX = "_INBOX_worker"
 OnStep = Callable[[str], None]
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(slots=True)
@@ -55,6 +56,10 @@ class Stop:
         log.error("worker.failed", reason=str(reason))
         self.code = 1
         self.asked.set()
+
+
+class StoppedEarly(Exception):
+    """The worker was told to stop while it was starting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +86,13 @@ async def serve(
     """
     stop = Stop()
     _end_on_signals(stop)
-    async with worker(settings, stop, encoders, on_step) as started:
-        on_ready(started)
-        await stop.asked.wait()
+    try:
+        async with worker(settings, stop, encoders, on_step) as started:
+            on_ready(started)
+            await stop.asked.wait()
+    except StoppedEarly:
+        log.info("worker.stopped", code=stop.code)
+        os._exit(stop.code)  # the thread that loads a model cannot be interrupted, and would keep the process
     log.info("worker.stopped", code=stop.code)
     return stop.code
 
@@ -100,21 +109,42 @@ async def worker(
         server = await _server(settings, stack, stop, on_step)
         nats = server.settings("worker") if server else nats_settings(settings)
         on_step("connecting to NATS")
-        denied: list[Denied] = []
-        nc = await stack.enter_async_context(connected(nats, on_closed=stop.fail, on_denied=denied.append))
+        silent: set[str] = set()
+        nc = await stack.enter_async_context(
+            connected(nats, on_closed=stop.fail, on_denied=lambda denied: _note_denied(denied, silent))
+        )
         device = stack.enter_context(closing(DeviceThread()))
         # Loaded where they will run: OpenMP keeps a team of threads for each thread that computes, and with more of
         # them than cores they sleep and wake instead of spinning.
-        loaded = list(encoders or []) or await device.run(load_encoders, settings, specs, on_step)
+        loaded = encoders
+        if not loaded:
+            loaded = await _unless_stopped(stop, device.run(load_encoders, settings, specs, on_step))
         gc.freeze()  # what is loaded stays: later collections need not walk through it
         batchers = await stack.enter_async_context(_batching(loaded, device, settings, telemetry, stop))
         endpoint = _endpoint(nc, Embedder(catalogue, batchers), settings, telemetry)
         port = _serve_metrics(settings, telemetry, stack)
         await stack.enter_async_context(serving(endpoint, settings.grace_s))
-        if silent := tuple(denial.subject for denial in denied if denial.operation == "subscription"):
-            raise NotPermitted(nats.identity, silent[:3])
-        log.info("worker.ready", models=[encoder.version for encoder in loaded], metrics_port=port)
+        if silent:
+            raise NotPermitted(nats.identity, tuple(sorted(silent)[:3]))
+        log.info("worker.ready", models={encoder.model: encoder.version for encoder in loaded}, metrics_port=port)
         yield Started(nats, server, loaded, port)
+
+
+async def _unless_stopped(stop: Stop, starting: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """The result of a step of the start. Raises StoppedEarly as soon as the worker is told to stop."""
+    task, asked = asyncio.create_task(starting), asyncio.create_task(stop.asked.wait())
+    await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if stop.asked.is_set():
+        task.cancel()
+        raise StoppedEarly
+    return task.result()
+
+
+def _note_denied(denied: Denied, silent: set[str]) -> None:
+    """Keep the subjects of this service that the server does not let us listen on."""
+    if denied.operation == "subscription" and not denied.subject.startswith("_inbox"):
+        silent.add(denied.subject)
 
 
 def _end_on_signals(stop: Stop) -> None:
@@ -173,7 +203,7 @@ async def _batching(
     encoders: Sequence[Encoder], device: DeviceThread, settings: Settings, telemetry: Telemetry, stop: Stop
 ) -> AsyncIterator[list[Batcher]]:
     """A running batcher for each model; all models share the device's thread."""
-    pool = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
+    pool = ThreadPoolExecutor(2 * len(encoders), thread_name_prefix="tokenizer")  # one for each lane
     batchers = [
         Batcher(encoder, device, pool, _batch_limits(settings, encoder.device), telemetry) for encoder in encoders
     ]

@@ -5,31 +5,30 @@ not requests, subjects or connections.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from itertools import groupby
 from typing import Protocol
 
 import structlog
 
 from models.encoders.base import Encoder, TextOptions, Tokens, batch_tokens
 from models.errors import OutOfDeviceMemory, TextTooLong
-from subjects.errors import Busy, DeadlinePassed
+from subjects.errors import Busy, DeadlinePassed, InvalidField, Unavailable
 
 from .device_thread import DeviceThread
 from .forward import Ran, forward
 from .packing import like_oldest_within, oldest_within
+from .tokenising import Lane
 from .work import BatchLimits, Embedded, Finish, NonFinite, Work
 
 log = structlog.get_logger(__name__)
 
-TOKENIZERS = 2
-"""Tokenising jobs of one model at a time: one huge text must not hold up the short ones."""
-SLICE_CHARS = 262_144
-"""Characters that one tokenising job takes on, unless its first text alone has more."""
-CHARS_PER_TOKEN = 3
+LONG_CHARS = 20_000
+"""A text with more characters than these waits in a lane of its own: it must not hold up the short ones."""
 LINGER_S = 0.002
+"""How long an idle device waits for the rest of a crowd."""
+AHEAD_S = 0.002
+"""How long before the device is free the next batch is handed to it."""
 
 
 class BatchObserver(Protocol):
@@ -52,24 +51,31 @@ class Batcher:
         self._limits = limits
         self._observer = observer
         self._unfinished: set[Work] = set()
-        self._raw: deque[Work] = deque()
-        self._raw_waits = asyncio.Event()
+        self._short = Lane(encoder, pool, self._tokenized)
+        self._long = Lane(encoder, pool, self._tokenized)
         self._ready: list[Work] = []
         self._ready_tokens = 0
         self._ready_waits = asyncio.Event()
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
-        self._slots = asyncio.Semaphore(2)
+        self._slots = asyncio.Semaphore(2)  # one batch runs, one waits at the device
         self._running = 0
+        self._running_tokens = 0
         self._busy_until = 0.0
         self._crowd = 1.0
         self._token_s = 1e-4
+        self._stopped = False
 
     def submit(
         self, texts: Sequence[str], options: TextOptions, finish: Finish, deadline: float, first_index: int = 0
     ) -> list[Work]:
-        """Queue texts, all or none; each Work's future brings its Embedded. Raises Busy when they do not fit."""
-        costs = [min(len(text) // CHARS_PER_TOKEN + 2, self.encoder.max_tokens) for text in texts]
+        """Queue texts, all or none; each Work's future brings its Embedded.
+
+        Raises Busy when they do not fit, Unavailable when nothing runs any more.
+        """
+        if self._stopped:
+            raise Unavailable("this worker is shutting down; ask again", retry_after_ms=100)
+        costs = self._estimates(texts)
         if not self.fits(len(texts), sum(costs)):
             raise Busy(
                 f"this worker's queue for model {self.encoder.model!r} is full "
@@ -84,9 +90,13 @@ class Batcher:
         ]
         self._unfinished.update(works)
         self.queued_tokens += sum(costs)
-        self._raw.extend(works)
-        self._raw_waits.set()
+        self._short.put(work for work in works if len(work.text) <= LONG_CHARS)
+        self._long.put(work for work in works if len(work.text) > LONG_CHARS)
         return works
+
+    def _estimates(self, texts: Sequence[str]) -> list[int]:
+        """What each text costs until it is tokenised: a token a character, special tokens, and no more than fit."""
+        return [min(len(text) + 2, self.encoder.max_tokens) for text in texts]
 
     def fits(self, texts: int, tokens: int) -> bool:
         """Whether so much more may wait. An empty queue takes anything, so that nothing is refused for ever."""
@@ -98,9 +108,11 @@ class Batcher:
         """Texts that wait or run."""
         return len(self._unfinished)
 
-    async def room(self, texts: int) -> None:
-        """Return once so many texts of full length fit."""
-        while not self.fits(texts, texts * self.encoder.max_tokens):
+    async def room(self, texts: Sequence[str]) -> None:
+        """Return once these texts fit, or half the queue is free where they are more than that."""
+        count = min(len(texts), self._limits.queue_texts // 2)
+        tokens = min(sum(self._estimates(texts)), self._limits.queue_tokens // 2)
+        while not self.fits(count, tokens):
             self._room.clear()
             await self._room.wait()
 
@@ -113,56 +125,25 @@ class Batcher:
         """Tokenise and dispatch for ever."""
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(TOKENIZERS):
-                    group.create_task(self._tokenize())
+                group.create_task(self._short.run())
+                group.create_task(self._long.run())
                 group.create_task(self._dispatch(group))
         finally:
+            self._stopped = True
             for work in self._unfinished:
                 work.future.cancel()
 
-    # Before tokenisation
-
-    async def _tokenize(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._raw_waits.wait()
-            for options, works in groupby(self._next_slice(), key=lambda work: work.options):
-                group = list(works)
-                texts = [work.text for work in group]
-                try:
-                    tokens = await loop.run_in_executor(self._pool, self.encoder.tokenize, texts, options)
-                except Exception as error:
-                    self._fail_tokenising(group, error)
-                else:
-                    self._tokenized(group, tokens)
-
-    def _next_slice(self) -> list[Work]:
-        works: list[Work] = []
-        chars = 0
-        while self._raw and (not works or chars + len(self._raw[0].text) <= SLICE_CHARS):
-            work = self._raw.popleft()
-            if self._wanted(work):
-                works.append(work)
-                chars += len(work.text)
-        if not self._raw:
-            self._raw_waits.clear()
-        return works
-
-    def _tokenized(self, works: list[Work], tokens: Sequence[Tokens | TextTooLong]) -> None:
-        for work, result in zip(works, tokens, strict=True):
-            if isinstance(result, TextTooLong):
-                result.index = work.index
-                self._fail(work, result)
-                continue
-            work.tokens, work.text = result, ""
+    def _tokenized(self, work: Work, result: Tokens | Exception) -> None:
+        if isinstance(result, TextTooLong):
+            result.index = work.index
+        if isinstance(result, Exception):
+            self._fail(work, result)
+        elif not len(result):
+            self._fail(work, InvalidField(f"the model's tokeniser leaves nothing of text {work.index}; send another"))
+        else:
             self.queued_tokens += len(result) - work.cost
-            work.cost = len(result)
+            work.tokens, work.text, work.cost = result, "", len(result)
             self._push(work)
-
-    def _fail_tokenising(self, works: list[Work], error: Exception) -> None:
-        log.exception("tokenising.failed", model=self.encoder.model, texts=len(works))
-        for work in works:
-            self._fail(work, error)
 
     # Between tokenisation and the device
 
@@ -186,8 +167,12 @@ class Batcher:
                 await self._ready_waits.wait()
                 await self._fill()
                 batch = self._take()
+            tokens = self._cost(batch)
             self._running += 1
-            group.create_task(self._run(batch))
+            self._running_tokens += tokens
+            now = asyncio.get_running_loop().time()
+            self._busy_until = max(now, self._busy_until) + tokens * self._token_s
+            group.create_task(self._run(batch, tokens))
 
     async def _fill(self) -> None:
         """Wait for company where waiting costs nothing (the device is busy) or little (others were just here)."""
@@ -202,7 +187,7 @@ class Batcher:
     def _patience(self) -> float:
         """Until when (loop time) the next batch may grow: just before the device is free, or a moment if it is."""
         if self._running:
-            return self._busy_until - 0.002
+            return self._busy_until - AHEAD_S
         return self._ready[0].arrived + LINGER_S
 
     def _take(self) -> list[Work]:
@@ -214,7 +199,7 @@ class Batcher:
         self._crowd += 0.5 * (len(waiting) + self._in_flight() - self._crowd)
         lengths = [work.cost for work in waiting]
         if self.encoder.packed:
-            chosen = list(range(oldest_within(lengths, self.budget_tokens)))
+            chosen = oldest_within(lengths, self.budget_tokens)
         else:
             chosen = like_oldest_within(lengths, self.budget_tokens, self._limits.overhead_tokens)
         left = set(range(len(waiting))).difference(chosen)
@@ -231,7 +216,7 @@ class Batcher:
         return batch_tokens(self.encoder, [work.cost for work in batch])
 
     def _in_flight(self) -> int:
-        return self.queued_texts - len(self._ready) - len(self._raw)
+        return self.queued_texts - len(self._ready) - len(self._short) - len(self._long)
 
     def _wanted(self, work: Work) -> bool:
         """Whether anyone still waits for it; one that is not wanted is dropped."""
@@ -245,13 +230,13 @@ class Batcher:
 
     # On the device
 
-    async def _run(self, batch: list[Work]) -> None:
-        now = asyncio.get_running_loop().time()
-        self._busy_until = max(now, self._busy_until) + self._cost(batch) * self._token_s
+    async def _run(self, batch: list[Work], tokens: int) -> None:
         try:
             await self._attempt(batch)
         finally:
             self._running -= 1
+            self._running_tokens -= tokens
+            self._busy_until = asyncio.get_running_loop().time() + self._running_tokens * self._token_s
             self._slots.release()
             self._changed.set()
 
@@ -259,19 +244,24 @@ class Batcher:
         try:
             ran = await self._device.run(forward, self.encoder, batch)
         except OutOfDeviceMemory as error:
-            self._shrink(batch, error)
+            await self._shrink(batch, error)
         except Exception as error:
             await self._isolate(batch, error)
         else:
             self._resolve(batch, ran)
 
-    def _shrink(self, batch: list[Work], error: OutOfDeviceMemory) -> None:
-        """Out of memory: remember half the budget and queue the batch again; a text alone has nowhere to go."""
-        if len(batch) == 1:
-            self._fail(batch[0], error)
-            return
+    async def _shrink(self, batch: list[Work], error: OutOfDeviceMemory) -> None:
+        """Out of memory: remember half the budget and queue the batch again.
+
+        Not for a batch cut to an older, larger budget, nor for a small one: there memory is short for another reason,
+        and its members are tried one by one.
+        """
         tokens = self._cost(batch)
-        self.budget_tokens = max(1, min(self.budget_tokens, tokens) // 2)
+        if len(batch) == 1 or tokens <= self.budget_tokens // 2:
+            await self._isolate(batch, error)
+            return
+        if tokens <= self.budget_tokens:
+            self.budget_tokens = tokens // 2
         log.warning("batch.out_of_memory", model=self.encoder.model, tokens=tokens, budget_tokens=self.budget_tokens)
         self._keep([*batch, *self._ready])
         self._ready_waits.set()
@@ -288,7 +278,8 @@ class Batcher:
 
     def _resolve(self, batch: list[Work], ran: Ran) -> None:
         if ran.computed:
-            self._token_s += 0.1 * (ran.seconds / ran.computed - self._token_s)
+            weight = 0.2 * min(1.0, ran.computed / self.budget_tokens)
+            self._token_s += weight * (ran.seconds / ran.computed - self._token_s)
             self._observer.batch_ran(self.encoder.model, len(ran.vectors), ran.tokens, ran.computed, ran.seconds)
         for work in batch:
             if work not in ran.vectors:

@@ -36,7 +36,10 @@ class LimitSettings(BaseModel):
 
     requests: int = Field(4096, ge=1, description="requests in flight")
     request_bytes: int = Field(64 * 2**20, ge=1024, description="bytes of the bodies in flight")
-    default_timeout_s: float = Field(60.0, gt=0, description="deadline of a request that names none, in seconds")
+    # nats-server.conf lets a worker answer one request for 15 minutes.
+    default_timeout_s: float = Field(
+        60.0, gt=0, le=900, description="deadline of a request that names none, in seconds; at most 900"
+    )
     queue_texts: int = Field(8192, ge=1, description="texts that wait for one model")
     queue_tokens: int = Field(1_000_000, ge=1, description="tokens that wait for one model")
 
@@ -88,6 +91,11 @@ class Settings(BaseSettings):
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("models")
+    @classmethod
+    def _each_once(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(models))
 
     @classmethod
     def settings_customise_sources(

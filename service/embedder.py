@@ -100,7 +100,7 @@ class Embedder:
             for start in range(0, len(texts), window):
                 part = texts[start : start + window]
                 if start:
-                    await batcher.room(len(part))
+                    await batcher.room(part)
                 ahead.append(batcher.submit(part, how.options, how.finish, how.deadline, start))
                 if len(ahead) == 2:
                     yield await _collect(ahead[0])

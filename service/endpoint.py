@@ -18,7 +18,7 @@ from nats.errors import Error as NatsError
 from pydantic import BaseModel
 
 from subjects import codec, names
-from subjects.errors import Busy, Cancelled, DeadlinePassed, Internal, Malformed, MLError, Unavailable
+from subjects.errors import Busy, Cancelled, DeadlinePassed, Internal, Malformed, MLError, TooLarge, Unavailable
 
 from . import micro
 from .bus.connection import settled
@@ -110,7 +110,9 @@ class Endpoint:
         self.bytes_in_flight += len(call.body)
         call.task = asyncio.create_task(self._serve(route, counts, call, refusal), name=f"{route.name}.{call.serial}")
 
-    def _refusal(self, size: int) -> Busy | None:
+    def _refusal(self, size: int) -> MLError | None:
+        if size > self.limits.request_bytes:
+            return TooLarge(f"the request takes {size} bytes, this worker reads {self.limits.request_bytes} at most")
         if len(self.calls) >= self.limits.requests:
             full = f"{self.limits.requests} requests"
         elif self.bytes_in_flight + size > self.limits.request_bytes:

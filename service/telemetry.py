@@ -107,7 +107,11 @@ class Telemetry:
         carrier = {names.TRACEPARENT: call.asked.traceparent} if call.asked.traceparent else {}
         attributes = {"messaging.system": "nats", "mlbus.request_id": call.asked.request_id}
         with tracer.start_as_current_span(
-            f"ml.{call.route}", propagate.extract(carrier), trace.SpanKind.SERVER, attributes=attributes
+            f"ml.{call.route}",
+            propagate.extract(carrier),
+            trace.SpanKind.SERVER,
+            attributes=attributes,
+            record_exception=False,
         ):
             yield
 

@@ -9,7 +9,7 @@ from models.encoders.base import TextOptions, Tokens, Vectors
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """budget_tokens: padded tokens of a batch. overhead_tokens: what starting a batch costs, as tokens of work.
+    """budget_tokens: what a batch computes at most. overhead_tokens: how much padding a text may add to one.
 
     queue_texts, queue_tokens: what may wait or run at once.
     """

@@ -1,10 +1,10 @@
 """`MLClient`: the typed asyncio client. Works against any worker; knows no model and no torch."""
 
 import asyncio
-import random
+import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, TypedDict, TypeVar
 from uuid import uuid4
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from typing_extensions import Unpack
 
 from . import codec, names
+from .attempts import Attempts
 from .embed import EmbedBatchReply, EmbedBatchRequest, EmbedChunk, EmbedDone, EmbedReply, EmbedRequest
 from .errors import DeadlinePassed, Internal, MLError, TooLarge, Unavailable, from_reply
 from .similarity import SimilarityRanking, SimilarityRequest, SimilarityScore
@@ -158,7 +159,7 @@ class MLClient:
 
     async def _ask(self, subject: str, request: BaseModel, reply: type[ReplyT], timeout_s: float | None) -> ReplyT:
         body = _body(request)
-        attempts = _Attempts(timeout_s or self._timeout_s, self._retries)
+        attempts = Attempts(self._timeout_s if timeout_s is None else timeout_s, self._retries)
         while True:
             try:
                 return _parse((await self._attempt(subject, body, attempts.left_s())).data, reply)
@@ -174,23 +175,19 @@ class MLClient:
         except nats.errors.NoRespondersError:
             raise _no_worker(subject) from None
         except nats.errors.TimeoutError:
-            await self.cancel(request_id)
+            await self._give_up(request_id)
             raise DeadlinePassed(f"no answer on {subject} within {timeout_s:.3g} s") from None
+        except nats.errors.Error as error:
+            raise _no_connection(error) from None
         except asyncio.CancelledError:
-            await self.cancel(request_id)
+            await self._give_up(request_id)
             raise
         _raise_if_error(message)
         return message
 
-    def _check_size(self, headers: dict[str, str], body: bytes) -> None:
-        """The server counts the headers too, and closes the connection on a message that is too large."""
-        size = names.header_bytes(headers) + len(body)
-        if size > self._nc.max_payload:
-            raise TooLarge(f"the request takes {size} bytes, a message holds {self._nc.max_payload}; send fewer texts")
-
     async def _stream(self, subject: str, request: BaseModel, timeout_s: float | None) -> AsyncGenerator[Frame, None]:
         body = _body(request)
-        attempts = _Attempts(timeout_s or self._timeout_s, self._retries)
+        attempts = Attempts(self._timeout_s if timeout_s is None else timeout_s, self._retries)
         started = False
         while True:
             try:
@@ -204,51 +201,36 @@ class MLClient:
                     raise
                 await attempts.wait(error)
 
-    async def _stream_once(self, subject: str, body: bytes, attempts: "_Attempts") -> AsyncGenerator[Frame, None]:
-        request_id, frame = uuid4().hex, None
+    async def _stream_once(self, subject: str, body: bytes, attempts: Attempts) -> AsyncGenerator[Frame, None]:
+        request_id = uuid4().hex
         headers = _headers(request_id, attempts.left_s()) | {names.STREAM: "true"}
         self._check_size(headers, body)
+        ended = False
         try:
             async with _inbox(self._nc) as (reply, messages):
                 await self._nc.publish(subject, body, reply=reply, headers=headers)
-                seq = 0
-                while frame is None or not frame.last:
-                    message = await _next(messages, subject, attempts.left_s())
-                    _raise_if_error(message)
-                    frame = read_frame(message.headers or {}, message.data, seq)
-                    seq += 1
+                for seq in itertools.count():
+                    frame = await _next_frame(messages, subject, seq, attempts.left_s())
+                    ended = frame.last
                     yield frame
-        except (DeadlinePassed, Internal):
+                    if frame.last:
+                        return
+        except nats.errors.Error as error:
+            raise _no_connection(error) from None
+        finally:
+            if not ended:
+                await self._give_up(request_id)
+
+    async def _give_up(self, request_id: str) -> None:
+        """Tell the worker that nobody waits any more, if there is still a way to tell it."""
+        with suppress(nats.errors.Error):
             await self.cancel(request_id)
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            if frame is None or not frame.last:
-                await self.cancel(request_id)
-            raise
 
-
-class _Attempts:
-    """One call's deadline and its retries."""
-
-    def __init__(self, timeout_s: float, retries: int) -> None:
-        self._deadline = time.monotonic() + timeout_s
-        self._left = retries
-        self._pause_s = 0.05
-
-    def left_s(self) -> float:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise DeadlinePassed("the call's time is up")
-        return left
-
-    async def wait(self, error: MLError) -> None:
-        """Sleep until the next attempt, or raise the error if there is none."""
-        pause_s = max(self._pause_s, (error.retry_after_ms or 0) / 1000) * random.uniform(1.0, 1.5)
-        if not error.retryable or self._left == 0 or time.monotonic() + pause_s >= self._deadline:
-            raise error
-        self._left -= 1
-        self._pause_s *= 2
-        await asyncio.sleep(pause_s)
+    def _check_size(self, headers: dict[str, str], body: bytes) -> None:
+        """The server counts the headers too, and closes the connection on a message that is too large."""
+        size = names.header_bytes(headers) + len(body)
+        if size > self._nc.max_payload:
+            raise TooLarge(f"the request takes {size} bytes, a message holds {self._nc.max_payload}; send fewer texts")
 
 
 @asynccontextmanager
@@ -262,14 +244,15 @@ async def _inbox(nc: Client) -> AsyncIterator[tuple[str, Any]]:
             await messages.unsubscribe()
 
 
-async def _next(messages: Any, subject: str, timeout_s: float) -> Msg:
+async def _next_frame(messages: Any, subject: str, seq: int, timeout_s: float) -> Frame:
     try:
         message: Msg = await messages.next_msg(timeout=timeout_s)
     except nats.errors.TimeoutError:
         raise DeadlinePassed(f"the stream on {subject} did not end in time") from None
     if (message.headers or {}).get("Status") == "503":
         raise _no_worker(subject)
-    return message
+    _raise_if_error(message)
+    return read_frame(message.headers or {}, message.data, seq)
 
 
 def _split(options: Any) -> tuple[dict[str, Any], float | None]:
@@ -285,7 +268,7 @@ def _headers(request_id: str, timeout_s: float) -> dict[str, str]:
     headers = {
         names.CONTENT_TYPE: names.MSGPACK,
         names.REQUEST_ID: request_id,
-        names.TIMEOUT_MS: str(max(1, int(timeout_s * 1000))),
+        names.TIMEOUT_MS: str(max(1, int(min(timeout_s, names.MAX_TIMEOUT_S) * 1000))),
     }
     propagate.inject(headers)  # the current trace, where OpenTelemetry is configured
     return headers
@@ -293,6 +276,10 @@ def _headers(request_id: str, timeout_s: float) -> dict[str, str]:
 
 def _no_worker(subject: str) -> Unavailable:
     return Unavailable(f"no worker listens on {subject}; start one with `mlbus serve`")
+
+
+def _no_connection(error: nats.errors.Error) -> Unavailable:
+    return Unavailable(f"the connection to NATS does not carry the request: {error or type(error).__name__}")
 
 
 def _raise_if_error(message: Msg) -> None:

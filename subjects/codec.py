@@ -6,6 +6,7 @@ Knows content types and pydantic models; knows no subject, no connection and no 
 import functools
 from base64 import b64encode
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgpack
@@ -111,6 +112,10 @@ def decode(body: bytes, content_type: str, message: type[MessageT], text_field: 
 
 def validate(fields: Any, message: type[MessageT]) -> MessageT:
     """Plain values as a message. Raises TooLarge or InvalidField, naming the field."""
+    if isinstance(fields, dict):
+        foreign = islice((name for name in fields if name not in message.model_fields), 3)
+        if faults := [_unknown(str(name)[:64], message) for name in foreign]:
+            raise InvalidField("; ".join(faults))
     try:
         return message.model_validate(fields)
     except ValidationError as error:
@@ -127,12 +132,29 @@ def loads(body: bytes, content_type: str) -> Any:
                 f"unreadable JSON: {error}; a text that starts with {{ or [ needs Content-Type: text/plain"
             ) from None
     try:
-        return msgpack.unpackb(body)
+        return msgpack.unpackb(body, list_hook=(counted := _Counted()), object_hook=counted)
+    except MLError:
+        raise
     except UnicodeDecodeError:
         raise Malformed("unreadable MessagePack: a string in it is not UTF-8") from None
     except Exception as error:  # msgpack raises a dozen unrelated types on garbage, RecursionError among them
         reason = str(error) or type(error).__name__
         raise Malformed(f"unreadable MessagePack: {reason}; set Content-Type if it is something else") from None
+
+
+class _Counted:
+    """Refuses a message of a great many lists or maps: a byte of it can become fifty in memory."""
+
+    LIMIT = 1000
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def __call__(self, container: Any) -> Any:
+        self._seen += 1
+        if self._seen > self.LIMIT:
+            raise Malformed(f"the message has more than {self.LIMIT} lists and maps; no request needs that")
+        return container
 
 
 def _read_text(body: bytes) -> str:
@@ -187,10 +209,12 @@ def _explain(error: ValidationError, message: type[BaseModel]) -> MLError:
     return TooLarge(text) if faults[0]["type"] in too_large else InvalidField(text)
 
 
+def _unknown(name: str, message: type[BaseModel]) -> str:
+    return f"unknown field {name!r}; the fields are {', '.join(message.model_fields)}"
+
+
 def _fault(fault: ErrorDetails, message: type[BaseModel]) -> str:
     where = ".".join(str(part)[:64] for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        return f"unknown field {where!r}; the fields are {', '.join(message.model_fields)}"
     if fault["type"] == "missing":
         return f"field {where!r} is missing"
     if fault["type"] in ("model_type", "dict_type", "model_attributes_type"):

@@ -1,6 +1,6 @@
 """`ml.embed` and `ml.embed.batch`: texts in, vectors out."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -54,7 +54,6 @@ class EmbedOptions(EncodeOptions):
 
 
 class EmbedRequest(EmbedOptions):
-    text_field: ClassVar[str] = "text"
     text: Text
 
 

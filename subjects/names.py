@@ -28,6 +28,10 @@ MSGPACK = "application/msgpack"
 TEXT = "text/plain"
 
 
+MAX_TIMEOUT_S = 900
+"""The longest a request may take: as long as nats-server.conf lets a worker answer one."""
+
+
 def cancel_subject(request_id: str) -> str:
     """Where to publish (any body) so that the request with this id ends as cancelled."""
     return f"{CANCEL}.{request_id}"

@@ -1,16 +1,45 @@
-"""A worker process on a fake encoder, for tests that kill one: `python serve_fake.py URL` prints `ready`."""
+"""A worker process on a fake encoder, for tests that end one: `python serve_fake.py URL [LEVEL] [--held]`.
 
+It prints `ready` once it serves. held: the encoder never finishes a pass, so that what is admitted stays in flight.
+"""
+
+import argparse
 import asyncio
 import sys
+from asyncio.subprocess import PIPE, Process
 
 from fake_encoder import FakeEncoder
+from workers import clean_environment
 
 from service.app import serve
 from service.config import Settings
 from service.telemetry import configure_logging
 
-if __name__ == "__main__":
-    configure_logging("auto", sys.argv[2] if len(sys.argv) > 2 else "warning")
-    settings = Settings(nats_url=sys.argv[1], metrics_port=-1)
+
+async def fake_process(url: str, *options: str, stderr: int | None = None, **variables: str) -> Process:
+    """Start this file and wait until it serves."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, __file__, url, *options), env=clean_environment(**variables), stdout=PIPE, stderr=stderr
+    )
+    assert process.stdout is not None
+    assert await asyncio.wait_for(process.stdout.readline(), 30) == b"ready\n"
+    return process
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("url")
+    parser.add_argument("level", nargs="?", default="warning")
+    parser.add_argument("--held", action="store_true")
+    chosen = parser.parse_args()
+    configure_logging("auto", chosen.level)
+    encoder = FakeEncoder()
+    if chosen.held:
+        encoder.gate.clear()
+    settings = Settings(nats_url=chosen.url, metrics_port=-1)
     ready = lambda started: print("ready", flush=True)  # noqa: E731, T201
-    sys.exit(asyncio.run(serve(settings, encoders=[FakeEncoder()], on_ready=ready)))
+    return asyncio.run(serve(settings, encoders=[encoder], on_ready=ready))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """A NATS server that lives and dies with this process, for whoever has none: `mlbus serve --embedded-nats`.
 
 Owns the data directory's lock and passwords and the way from settings to a command line. The server's rules are
-nats-server.conf's, the process is nats_process.py's.
+nats-server.conf's, the process is server_process.py's.
 """
 
 from __future__ import annotations

@@ -23,6 +23,10 @@ def client_for(settings: NatsSettings) -> Client:
     return _Client(wants_tls=settings.wants_tls)
 
 
+FLUSH_TIMEOUT_S = 10.0
+"""How long one publish waits for a server that does not read; without it, for ever."""
+
+
 def client_options(settings: NatsSettings) -> dict[str, Any]:
     """The keyword arguments of `Client.connect` that say where, who and how encrypted.
 
@@ -35,6 +39,7 @@ def client_options(settings: NatsSettings) -> dict[str, Any]:
         "connect_timeout": settings.connect_timeout_s,
         "reconnect_time_wait": settings.reconnect_wait_s,
         "pending_size": settings.pending_bytes,
+        "flush_timeout": FLUSH_TIMEOUT_S,
         "tls_handshake_first": settings.tls_first,
         **_tls(settings),
         **_identity(settings),

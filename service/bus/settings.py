@@ -137,11 +137,16 @@ def _problem(error: ErrorDetails) -> str:
 
 
 def _server(text: str) -> SplitResult:
-    parts = urlsplit(text.strip() if "://" in text else f"nats://{text.strip()}")
+    text = text.strip()
+    if any(map(str.isspace, text.rpartition("@")[2])):  # urlsplit drops tabs and line breaks, so look before it
+        raise ValueError("a NATS url's host holds no white space; servers are separated by commas")
+    parts = urlsplit(text if "://" in text else f"nats://{text}")
     if parts.scheme not in ("nats", "tls"):
         raise ValueError(f"a NATS url starts with nats:// or tls://, not {parts.scheme}://")
     if not parts.hostname:
         raise ValueError("a NATS url needs a host: nats://host:4222")
+    if parts.port == 0:
+        raise ValueError("port 0 is no port to connect to: name one from 1 to 65535, or none for 4222")
     return parts
 
 
@@ -158,20 +163,29 @@ def _context(environ: Mapping[str, str]) -> dict[str, Any]:
     """The fields that apply of the context named by NATS_CONTEXT, else of the selected one, else nothing."""
     config = environ.get("XDG_CONFIG_HOME") or str(_expanded("~/.config", environ))
     root = Path(config) / "nats"
-    selected = root / "context.txt"
-    name = environ.get("NATS_CONTEXT") or (selected.read_text().strip() if selected.is_file() else "")
+    name = environ.get("NATS_CONTEXT") or _selected(root / "context.txt")
     if not name:
         return {}
     if "/" in name or ".." in name:
         raise BadBusSettings("NATS_CONTEXT", f"{name!r} is not the name of a context")
     path = root / "context" / f"{name}.json"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise BadBusSettings("NATS_CONTEXT", f"no context {name!r}: there is no {path}") from None
     except (OSError, ValueError) as e:
         raise BadBusSettings(str(path), f"cannot be read as a context: {e}") from None
     return {"context": name, **_applicable(content, path)}
+
+
+def _selected(path: Path) -> str:
+    """The name of the context that `nats context select` wrote down; empty where it did not."""
+    try:
+        return path.read_text("utf-8").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except (OSError, ValueError) as e:
+        raise BadBusSettings(str(path), f"cannot be read for the selected context; set NATS_CONTEXT: {e}") from None
 
 
 def _applicable(content: Any, path: Path) -> dict[str, Any]:

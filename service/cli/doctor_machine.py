@@ -1,6 +1,6 @@
 """What can be wrong on this machine, and what to do about it: one small function a question.
 
-Knows no NATS connection (cli_doctor_nats.py) and prints nothing (cli_doctor.py). Imports torch only to look at it.
+Knows no NATS connection (doctor_nats.py) and prints nothing (doctor.py). Imports torch only to look at it.
 """
 
 import os

@@ -21,6 +21,7 @@ _TABLE: tuple[tuple[type[Exception], int], ...] = (
     (ModelError, FAILED),
     (MLError, FAILED),
     (NatsError, FAILED),
+    (OSError, FAILED),
 )
 
 
@@ -28,5 +29,7 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     """Exit code and text for an error that has one; None for a fault of ours, which deserves its traceback."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
+    if isinstance(error, OSError) and error.errno is None:  # not the system's: a time-out of ours
+        return None
     code = next((code for kind, code in _TABLE if isinstance(error, kind)), None)
     return None if code is None else (code, str(error).removeprefix("nats: "))

@@ -4,6 +4,8 @@ Owns names, options and exit codes: 0 done, 1 failed, 2 not usable as typed or a
 module, imported when the command runs: `mlbus --help` must not wait for numpy, nor `mlbus ping` for torch.
 """
 
+import io
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -44,6 +46,8 @@ _WATCHING = "Logs and metrics"
 
 def main() -> None:
     """Run the command; an error that somebody foresaw is one line, any other its traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an ASCII terminal gets ? for what it cannot show
     try:
         app()
     except Exception as error:
@@ -54,7 +58,17 @@ def main() -> None:
             raise
         code, line = explained
         typer.echo(f"mlbus: {line}", err=True)
+        _forget_unwritten()
         sys.exit(code)
+
+
+def _forget_unwritten() -> None:
+    """Python flushes standard output once more as it ends, and would report a full disk a second time."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,5 +1,6 @@
 """The options that several commands share, each with its help text. Imports nothing heavy."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -27,9 +28,25 @@ NatsUrl = Annotated[
         rich_help_panel=NATS,
     ),
 ]
+
+
+def _number(value: float) -> float:
+    if math.isnan(value):  # it passes min and max
+        raise typer.BadParameter("nan is not a time")
+    return value
+
+
 Timeout = Annotated[
     float,
-    typer.Option("--timeout", min=0.1, metavar="SECONDS", help="For each request.", rich_help_panel=NATS),
+    typer.Option(
+        "--timeout",
+        min=0.1,
+        max=900,
+        callback=_number,
+        metavar="SECONDS",
+        help="For each request.",
+        rich_help_panel=NATS,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text for people.")]
 Model = Annotated[

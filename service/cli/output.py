@@ -15,7 +15,9 @@ PATIENCE_S = 1.0
 
 PIPE_COLUMNS = 200
 
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+# Python sets a closed standard output to None, and print, typer and rich then print nothing.
+_on_terminal = sys.stdout is not None and sys.stdout.isatty()
+out = Console(highlight=False, soft_wrap=True, width=None if _on_terminal else PIPE_COLUMNS)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

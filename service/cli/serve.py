@@ -15,6 +15,7 @@ from rich.progress import Progress
 from rich.text import Text
 
 from ..app import Started, serve
+from ..bus.errors import BadBusSettings
 from ..bus.settings import NatsSettings
 from ..config import Settings, as_toml
 from ..telemetry import configure_logging
@@ -54,10 +55,18 @@ def _shown_start(settings: Settings) -> Iterator[Start]:
 
     def ready(started: Started) -> None:
         progress.stop()
-        err.print(ready_text(started, NatsSettings.from_env(os.environ)), markup=False)
+        err.print(ready_text(started, _found_url()), markup=False)
 
     with progress:
         yield Start(lambda step: progress.reset(task, description=step), ready)
+
+
+def _found_url() -> str | None:
+    """The NATS server that other commands will find; None if what they would read cannot be used."""
+    try:
+        return NatsSettings.from_env(os.environ).url
+    except BadBusSettings:  # a worker with an embedded server needs none of it
+        return None
 
 
 class LogAbove(io.TextIOBase):
@@ -83,10 +92,10 @@ class LogAbove(io.TextIOBase):
         self._file.flush()
 
 
-def ready_text(started: Started, found: NatsSettings) -> str:
-    """What a person wants to know once the worker answers. found: the NATS server that other commands will find."""
+def ready_text(started: Started, found_url: str | None) -> str:
+    """What a person wants to know once the worker answers. found_url: the server that other commands will find."""
     lines = ["", "mlbus is ready.", "", *_facts(started), "", "Try, in another terminal:"]
-    if found.url != started.nats.url:
+    if found_url != started.nats.url:
         lines.append(f"  export NATS_URL={started.nats.url}")
     lines += [
         "  nats req ml.embed 'def hello(): pass'",

@@ -1,5 +1,7 @@
 """`ml.embed` and `ml.embed.batch`: decode, call, encode."""
 
+from contextlib import aclosing
+
 from models.encoders.base import TextOptions
 from subjects import names
 from subjects.embed import (
@@ -72,9 +74,10 @@ class EmbedHandlers:
         window = max(1, min(WINDOW, call.reply_limit // self._vector_bytes(request, call)))
         asked = how(request, call, request.normalize)
         tokens = 0
-        async for part in self._embedder.embed_parts(request.model, request.texts, asked, window):
-            tokens += part.tokens
-            yield CHUNK, EmbedChunk(index=part.index, embeddings=part.vectors, truncated=part.truncated)
+        async with aclosing(self._embedder.embed_parts(request.model, request.texts, asked, window)) as parts:
+            async for part in parts:
+                tokens += part.tokens
+                yield CHUNK, EmbedChunk(index=part.index, embeddings=part.vectors, truncated=part.truncated)
         yield (
             DONE,
             EmbedDone(

@@ -245,6 +245,43 @@ def test_the_printed_settings_are_a_settings_file(tmp_path):
     assert mlbus("serve", "--print-config", cwd=tmp_path).stdout == printed
 
 
+@pytest.mark.parametrize("timeout", ["inf", "nan", "1e300", "901", "0", "-1"])
+def test_a_timeout_that_no_request_can_have_is_refused(tmp_path, timeout):
+    done = mlbus("ping", "--timeout", timeout, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--timeout" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "redirection", "code"),
+    [
+        ("serve --print-config", ">/dev/full", 1),
+        ("models", ">/dev/full", 1),
+        ("models --json", ">/dev/full", 1),
+        ("models", ">&-", 0),
+        ("models --json", ">&-", 0),
+        ("models", "2>&-", 0),
+        ("models", "| true", 0),
+    ],
+)
+def test_output_that_cannot_be_written_is_no_traceback(tmp_path, arguments, redirection, code):
+    environ = clean_environment(NATS_URL=NOWHERE, XDG_CONFIG_HOME=str(tmp_path))
+    command = ["bash", "-c", f"{MLBUS} {arguments} {redirection}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert not {"Traceback", "Exception"} & set(re.findall(r"\w+", done.stderr))
+    assert ("No space left" in done.stderr) == ("full" in redirection)
+
+
+def test_ascii_output_replaces_what_it_cannot_show(tmp_path):
+    settings = tmp_path / "mlbus.toml"
+    settings.write_text('models = ["modèle"]\n', "utf-8")
+    done = mlbus("serve", "--print-config", cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert 'models = ["mod?le"]' in done.stdout
+    assert done.stderr == ""
+
+
 def test_the_command_helps(tmp_path):
     assert mlbus("--version", cwd=tmp_path).stdout == f"mlbus {version('mlbus')}\n"
     assert "Start a worker" in mlbus("--help", cwd=tmp_path).stdout
@@ -268,11 +305,12 @@ def test_a_person_is_told_where_things_are():
     server = SimpleNamespace(credentials=Path("var/nats-credentials.env"), monitor_url="http://127.0.0.1:8222")
     nats = NatsSettings(url="nats://127.0.0.1:4333")
     started: Any = SimpleNamespace(nats=nats, server=server, models=[encoder], metrics_port=9464)
-    text = ready_text(started, NatsSettings())
+    text = ready_text(started, NatsSettings().url)
     for told in ("minilm on cpu in fp32", "runs in fp32", "nats-credentials.env", ":9464/metrics", "nats req ml.embed"):
         assert told in text
     assert "export NATS_URL=nats://127.0.0.1:4333" in text
-    assert "export" not in ready_text(started, nats)
+    assert "export" in ready_text(started, None)
+    assert "export" not in ready_text(started, nats.url)
 
 
 def test_requests_hold_what_fits_in_order():

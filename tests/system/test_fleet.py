@@ -2,22 +2,21 @@
 
 import asyncio
 import signal
-import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import msgpack
 import nats
 import pytest
 from fake_encoder import FakeEncoder
-from workers import clean_environment, running_worker
+from serve_fake import fake_process
+from workers import running_worker
 
 from subjects import MLClient, names
 from subjects.errors import Busy, DeadlinePassed, MLError, Unavailable
-
-SERVE_FAKE = Path(__file__).parent.parent / "serve_fake.py"
 
 
 class SlowEncoder(FakeEncoder):
@@ -91,29 +90,64 @@ async def test_a_client_that_is_refused_comes_back(nats_url, ml):
     assert len(replies) == 24
 
 
+class Load:
+    """32 callers, each with a request under way at all times. lost: the errors that they met."""
+
+    def __init__(self, ml: MLClient) -> None:
+        self.lost: list[MLError] = []
+        self._ml = ml
+        self._answered = asyncio.Semaphore(0)
+        self._stopped = False
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Leaving waits for the last answers."""
+        async with asyncio.TaskGroup() as callers:
+            for name in range(32):
+                callers.create_task(self._caller(name))
+            try:
+                yield
+            finally:
+                self._stopped = True
+
+    async def answers(self, count: int) -> None:
+        """Wait until so many more have come, from now on."""
+        self._answered = asyncio.Semaphore(0)
+        for _ in range(count):
+            await self._answered.acquire()
+
+    async def _caller(self, name: int) -> None:
+        while not self._stopped:
+            try:
+                await self._ml.embed(f"caller {name}", timeout_s=10)
+            except MLError as error:
+                self.lost.append(error)
+            self._answered.release()
+
+
 async def test_thirty_drains_under_load_lose_nothing(nats_url, ml):
     ml._retries = 0
-    lost: list[BaseException] = []
-    answered = asyncio.Semaphore(0)
-    stop = asyncio.Event()
-
-    async def caller(name: int) -> None:
-        while not stop.is_set():
-            try:
-                await ml.embed(f"caller {name}", timeout_s=10)
-            except MLError as error:
-                lost.append(error)
-            answered.release()
-
-    async with running_worker(nats_url):
-        callers = [asyncio.create_task(caller(name)) for name in range(32)]
+    load = Load(ml)
+    async with running_worker(nats_url), load.running():
         for _ in range(30):
             async with running_worker(nats_url):
-                for _ in range(100):
-                    await answered.acquire()
-        stop.set()
-        await asyncio.gather(*callers)
-    assert not lost
+                await load.answers(100)
+    assert not load.lost
+
+
+async def test_processes_drained_by_sigterm_under_load_lose_nothing(nats_url, ml):
+    ml._retries = 0
+    load = Load(ml)
+    async with running_worker(nats_url), load.running():
+        for _ in range(3):
+            process = await fake_process(nats_url)
+            await load.answers(200)
+            workers = await ml.discover("STATS")
+            assert len(workers) == 2
+            assert all(worker["endpoints"][0]["num_requests"] for worker in workers)
+            process.terminate()
+            assert await asyncio.wait_for(process.wait(), 20) == 0
+    assert not load.lost
 
 
 async def test_what_the_grace_time_leaves_is_answered_503(nats_url, ml):
@@ -129,27 +163,27 @@ async def test_what_the_grace_time_leaves_is_answered_503(nats_url, ml):
     assert all("shutting down" in str(result) for result in results)
 
 
-async def fake_process(url: str) -> asyncio.subprocess.Process:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(SERVE_FAKE), url, env=clean_environment(), stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert await asyncio.wait_for(process.stdout.readline(), 30) == b"ready\n"
-    return process
-
-
 async def test_a_killed_worker_leaves_its_callers_an_end_and_the_other_worker_goes_on(nats_url, ml):
     ml._retries = 0
-    doomed = await fake_process(nats_url)
+    doomed = await fake_process(nats_url, "--held")
+    asked = [asyncio.create_task(ml.embed(f"held {n}", timeout_s=6)) for n in range(50)]
+    async with asyncio.timeout(5):
+        while await in_flight(ml) < len(asked):
+            pass
     async with running_worker(nats_url):
-        asked = [asyncio.create_task(ml.embed(f"text {n}", timeout_s=3)) for n in range(200)]
+        assert not any(task.done() for task in asked)
         doomed.send_signal(signal.SIGKILL)
         await doomed.wait()
         results = await asyncio.gather(*asked, return_exceptions=True)
-        kinds = Counter(type(result) for result in results)
-        assert set(kinds) <= {type(await ml.embed("x")), DeadlinePassed}
-        for n in range(20):
-            assert (await ml.embed(f"after {n}")).usage.tokens == 2
+        assert Counter(type(result) for result in results) == {DeadlinePassed: len(asked)}
+        after = await asyncio.gather(*(ml.embed(f"after {n}") for n in range(50)))
+    assert [reply.usage.tokens for reply in after] == [2] * 50
+
+
+async def in_flight(ml: MLClient) -> int:
+    """Requests that the only worker holds."""
+    (worker,) = await ml.discover("STATS", wait_s=0.1)
+    return int(worker["endpoints"][0]["data"]["in_flight"])
 
 
 async def test_sigterm_ends_a_worker_with_code_0_and_a_lost_server_does_not_end_it(nats_server):

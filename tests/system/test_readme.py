@@ -161,6 +161,12 @@ def test_the_settings_file_can_be_used(tmp_path: Path, monkeypatch: pytest.Monke
     assert [load_catalogue(settings.catalogue).get(model).unserved for model in settings.models] == [None, None]
 
 
+def test_relative_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", README)
+    assert len(links) > 5
+    assert [link for link in links if not (REPOSITORY / link).exists()] == []
+
+
 # Tables
 
 

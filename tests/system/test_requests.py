@@ -328,3 +328,24 @@ async def test_a_request_past_the_payload_limit_is_refused_here_and_the_connecti
     with pytest.raises(TooLarge, match="a message holds"):
         await ml.embed_batch(texts)
     assert (await ml.embed("still here")).usage.tokens == 2
+
+
+async def test_a_request_larger_than_a_worker_takes_is_not_told_to_come_again(nats_url):
+    async with running_worker(nats_url, limits={"request_bytes": 2000}), await MLClient.connect(nats_url) as ml:
+        with pytest.raises(TooLarge, match="2000"):
+            await ml.embed("x" * 5000)
+
+
+async def test_a_closed_connection_is_an_error_of_the_clients_own(nats_url):
+    ml = await MLClient.connect(nats_url)
+    ml._retries = 0
+    await ml.close()
+    with pytest.raises(Unavailable, match="connection"):
+        await ml.embed("x")
+    with pytest.raises(Unavailable, match="connection"):
+        await ml.embed_batch(["x"])
+
+
+async def test_no_time_is_no_time(ml):
+    with pytest.raises(DeadlinePassed):
+        await ml.embed("x", timeout_s=0)

@@ -2,16 +2,15 @@
 
 import asyncio
 import json
-import sys
 import urllib.request
 from asyncio.subprocess import PIPE
-from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from workers import clean_environment, running_worker
+from serve_fake import fake_process
+from workers import running_worker
 
 import service.app
 from subjects import MLClient, names
@@ -62,13 +61,26 @@ async def test_a_callers_trace_is_continued(nats_url, monkeypatch):
     assert span.name == "ml.embed"
 
 
+async def test_the_client_sends_its_callers_trace(nats_url, monkeypatch):
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    tracer = provider.get_tracer("test")
+    monkeypatch.setattr(service.app, "configured_tracer", lambda: tracer)
+    async with running_worker(nats_url), await MLClient.connect(nats_url) as ml:
+        with tracer.start_as_current_span("caller") as caller:
+            await ml.embed("x")
+            await ml.embed_batch(["x", "y"])
+    asked = caller.get_span_context()
+    served = [span for span in spans.get_finished_spans() if span.name != "caller"]
+    assert len(served) == 2
+    for span in served:
+        assert (span.context.trace_id, span.parent.span_id) == (asked.trace_id, asked.span_id)
+        assert span.parent.is_remote
+
+
 async def test_logs_are_json_off_a_terminal_and_hold_no_text(nats_url):
-    script = Path(__file__).parent.parent / "serve_fake.py"
-    worker = await asyncio.create_subprocess_exec(
-        sys.executable, str(script), nats_url, "debug", env=clean_environment(), stdout=PIPE, stderr=PIPE
-    )
-    assert worker.stdout is not None
-    assert await worker.stdout.readline() == b"ready\n"
+    worker = await fake_process(nats_url, "debug", stderr=PIPE)
     async with await MLClient.connect(nats_url) as ml:
         ml._retries = 0
         await ml.embed("verysecret words")

@@ -1,6 +1,7 @@
 """The batcher on a fake encoder: what runs together, what fails alone, what is never run."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from models.errors import OutOfDeviceMemory, TextTooLong
 from service.batcher import Batcher
 from service.device_thread import DeviceThread
 from service.work import BatchLimits, Embedded, Finish, NonFinite
-from subjects.errors import Busy, DeadlinePassed
+from subjects.errors import Busy, DeadlinePassed, InvalidField, Unavailable
 
 PLAIN = TextOptions()
 UNIT = Finish()
@@ -164,7 +165,7 @@ async def test_room_comes_when_the_queue_empties():
     encoder.gate.clear()
     async with batching(encoder, queue_texts=10) as batcher:
         submit(batcher, *(f"text {n}" for n in range(10)))
-        room = asyncio.create_task(batcher.room(5))
+        room = asyncio.create_task(batcher.room(["a"] * 5))
         await entered(encoder)
         assert not room.done()
         encoder.gate.set()
@@ -205,3 +206,99 @@ async def test_a_cancelled_batcher_leaves_nobody_waiting():
         await entered(encoder)
     results = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 10)
     assert len(results) == 20
+
+
+async def test_a_short_memory_on_a_small_batch_costs_no_budget():
+    encoder = FakeEncoder(memory_tokens=3)
+    async with batching(encoder, budget_tokens=1024) as batcher:
+        encoder.gate.clear()
+        first = submit(batcher, "first")
+        await entered(encoder)
+        futures = submit(batcher, "a b", "c d", "e f")
+        encoder.gate.set()
+        await asyncio.gather(*first, *futures)
+        assert batcher.budget_tokens == 1024
+    assert encoder.batches == [[1], [2], [2], [2]]
+
+
+async def test_a_tokeniser_that_fails_on_one_text_fails_that_text_alone():
+    class Picky(FakeEncoder):
+        def tokenize(self, texts, options):
+            if "bad" in texts:
+                raise ValueError("cannot")
+            return super().tokenize(texts, options)
+
+    async with batching(Picky()) as batcher:
+        results = await asyncio.gather(*submit(batcher, "good", "bad", "fine"), return_exceptions=True)
+        assert batcher.queued_texts == batcher.queued_tokens == 0
+    assert [type(result) for result in results] == [Embedded, ValueError, Embedded]
+
+
+async def test_a_tokeniser_that_panics_does_not_end_the_batcher():
+    class Panic(BaseException):
+        pass
+
+    class Breaking(FakeEncoder):
+        def tokenize(self, texts, options):
+            if "bad" in texts:
+                raise Panic
+            return super().tokenize(texts, options)
+
+    async with batching(Breaking()) as batcher:
+        bad, good = submit(batcher, "bad", "good")
+        with pytest.raises(RuntimeError, match="tokeniser broke"):
+            await bad
+        assert (await good).tokens == 1
+
+
+async def test_a_text_of_which_nothing_is_left_is_refused(encoder):
+    async with batching(encoder) as batcher:
+        nothing, something = submit(batcher, " ", "a")
+        with pytest.raises(InvalidField):
+            await nothing
+        assert (await something).tokens == 1
+
+
+async def test_texts_left_over_wait_for_company_while_the_device_works():
+    encoder = FakeEncoder(packed=True)
+    encoder.gate.clear()
+    async with batching(encoder, budget_tokens=100) as batcher:
+        batcher._token_s = 0.1  # as if a full batch took ten seconds
+        futures = submit(batcher, *(f"t{n}" for n in range(101)))
+        await entered(encoder)
+        futures += submit(batcher, *(f"u{n}" for n in range(50)))
+        encoder.gate.set()
+        await asyncio.gather(*futures)
+    assert [len(batch) for batch in encoder.batches] == [100, 51]
+
+
+async def test_a_long_text_does_not_hold_up_a_short_one():
+    held = threading.Event()
+
+    class Slow(FakeEncoder):
+        def tokenize(self, texts, options):
+            if len(texts[0]) > 20_000:
+                assert held.wait(30)
+            return super().tokenize(texts, options)
+
+    async with batching(Slow()) as batcher:
+        long = submit(batcher, "word " * 9000, "word " * 9000, "word " * 9000)
+        (short,) = submit(batcher, "short")
+        assert (await asyncio.wait_for(short, 10)).tokens == 1
+        held.set()
+        await asyncio.gather(*long)
+
+
+async def test_a_bulk_request_larger_than_the_queue_gets_its_room():
+    async with batching(FakeEncoder(), queue_tokens=100, queue_texts=50) as batcher:
+        await asyncio.wait_for(batcher.room(["word " * 60] * 200), 10)
+        held = submit(batcher, "a", "b")
+        await asyncio.wait_for(batcher.room(["word " * 60] * 200), 10)
+        await asyncio.gather(*held)
+
+
+async def test_a_batcher_that_has_ended_refuses():
+    async with batching(FakeEncoder()) as batcher:
+        await asyncio.gather(*submit(batcher, "a"))
+    with pytest.raises(Unavailable):
+        submit(batcher, "b")

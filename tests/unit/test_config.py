@@ -55,6 +55,12 @@ def test_models_and_tables_come_from_variables(monkeypatch):
     assert settings.limits.requests == 5
 
 
+def test_a_model_named_twice_is_taken_once(monkeypatch):
+    assert read_settings(models=("b", "a", "b")).models == ("b", "a")
+    monkeypatch.setenv("MLBUS_MODELS", "a,b, a")
+    assert read_settings().models == ("a", "b")
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -62,6 +68,8 @@ def test_models_and_tables_come_from_variables(monkeypatch):
         ("threads = 0", "threads"),
         ("models = []", "models"),
         ("[limits]\nrequests = 0", r"limits\.requests"),
+        ("[limits]\ndefault_timeout_s = 901", r"limits\.default_timeout_s.* 900"),
+        ("[limits]\ndefault_timeout_s = inf", r"limits\.default_timeout_s"),
         ("divice = 1", "unknown setting divice; did you mean device"),
         ("[limits]\nrequest = 1", r"unknown setting limits\.request; did you mean limits\.requests"),
         ("threads =", "written.toml is not a TOML file"),

@@ -83,6 +83,11 @@ class TestVariables:
             ({"NATS_URL": "nats://u:hunter2@h:99999"}, "ort"),
             ({"NATS_URL": "nats://u:hunter2@"}, "needs a host"),
             ({"NATS_URL": "nats://u:hunter2@h:x"}, "ort"),
+            ({"NATS_URL": "nats://u:hunter2@h:0"}, "port 0"),
+            ({"NATS_URL": "nats://u:hunter2@a,h:0"}, "port 0"),
+            ({"NATS_URL": "nats://u:hunter2@a b"}, "white space"),
+            ({"NATS_URL": "nats://u:hunter2@a\tb:1"}, "white space"),
+            ({"NATS_URL": "a b"}, "white space"),
             ({"NATS_PASSWORD": "hunter2"}, "user and password go together"),
             ({"NATS_CERT": "c"}, "cert and key go together"),
             ({"NATS_INBOX_PREFIX": "a.>"}, "inbox_prefix"),
@@ -164,6 +169,22 @@ class TestContexts:
             read(home, NATS_CONTEXT=name)
         assert part in str(raised.value)
         assert "hunter2" not in str(raised.value)
+
+    def test_a_selection_that_cannot_be_read_is_named_and_matters_only_where_it_counts(self, home: Path) -> None:
+        selected = home / ".config" / "nats" / "context.txt"
+        context(home, "named", {"url": "b"})
+        selected.write_bytes(b"\xff\xfe")
+        with pytest.raises(BadBusSettings, match=r"context\.txt"):
+            read(home, NATS_URL="a")
+        assert read(home, NATS_CONTEXT="named").url == "nats://b:4222"
+        selected.unlink()
+        selected.mkdir()
+        with pytest.raises(BadBusSettings, match=r"context\.txt"):
+            read(home)
+        assert read(home, NATS_CONTEXT="named").url == "nats://b:4222"
+
+    def test_a_home_that_is_no_folder_selects_nothing(self) -> None:
+        assert read(Path("/dev/null")) == NatsSettings()
 
 
 class TestUrl:

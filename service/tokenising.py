@@ -1,0 +1,86 @@
+"""Texts on their way to tokens: a queue, and one job at a time in the tokenisers' pool. Knows no batch."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from itertools import groupby
+
+import structlog
+
+from models.encoders.base import Encoder, TextOptions, Tokens
+from models.errors import TextTooLong
+from subjects.errors import DeadlinePassed
+
+from .work import Work
+
+log = structlog.get_logger(__name__)
+
+SLICE_CHARS = 262_144
+"""Characters that one job takes on, unless its first text alone has more."""
+
+Deliver = Callable[[Work, "Tokens | Exception"], None]
+
+
+class Lane:
+    """Works whose texts wait for the tokeniser, in order; each is delivered with its tokens or what went wrong."""
+
+    def __init__(self, encoder: Encoder, pool: Executor, deliver: Deliver) -> None:
+        self._encoder = encoder
+        self._pool = pool
+        self._deliver = deliver
+        self._waiting: deque[Work] = deque()
+        self._any = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, works: Iterable[Work]) -> None:
+        self._waiting.extend(works)
+        if self._waiting:
+            self._any.set()
+
+    async def run(self) -> None:
+        """Tokenise for ever."""
+        while True:
+            await self._any.wait()
+            for options, works in groupby(self._next_slice(), key=lambda work: work.options):
+                await self._tokenize(list(works), options)
+
+    def _next_slice(self) -> list[Work]:
+        works: list[Work] = []
+        chars = 0
+        while self._waiting and (not works or chars + len(self._waiting[0].text) <= SLICE_CHARS):
+            work = self._waiting.popleft()
+            if work.wanted():
+                works.append(work)
+                chars += len(work.text)
+            else:
+                self._deliver(work, DeadlinePassed("the deadline passed while the text waited for the tokeniser"))
+        if not self._waiting:
+            self._any.clear()
+        return works
+
+    async def _tokenize(self, works: list[Work], options: TextOptions) -> None:
+        """One job; where it fails, each text on its own, so that only the culprit fails."""
+        texts = [work.text for work in works]
+        try:
+            results = await asyncio.get_running_loop().run_in_executor(self._pool, self._job, texts, options)
+        except Exception as error:
+            log.warning("tokenising.failed", model=self._encoder.model, texts=len(works), error=type(error).__name__)
+            if len(works) == 1:
+                self._deliver(works[0], error)
+                return
+            for work in works:
+                await self._tokenize([work], options)
+        else:
+            for work, result in zip(works, results, strict=True):
+                self._deliver(work, result)
+
+    def _job(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
+        try:
+            return self._encoder.tokenize(texts, options)
+        except Exception:
+            raise
+        except BaseException as panic:  # a panic in Rust is no Exception, and would end the event loop
+            raise RuntimeError(f"the tokeniser broke: {panic!r}") from panic

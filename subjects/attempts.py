@@ -1,0 +1,34 @@
+"""One call's deadline and its retries. Knows errors, no connection."""
+
+import asyncio
+import random
+import time
+
+from .errors import DeadlinePassed, MLError
+
+FIRST_PAUSE_S = 0.05
+
+
+class Attempts:
+    """timeout_s: for the whole call. retries: how often a retryable error is tried again."""
+
+    def __init__(self, timeout_s: float, retries: int) -> None:
+        self._deadline = time.monotonic() + timeout_s
+        self._left = retries
+        self._pause_s = FIRST_PAUSE_S
+
+    def left_s(self) -> float:
+        """Seconds until the deadline. Raises DeadlinePassed."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlinePassed("the call's time is up")
+        return left
+
+    async def wait(self, error: MLError) -> None:
+        """Sleep until the next attempt, longer each time and with jitter; raise the error if there is none."""
+        pause_s = max(self._pause_s, (error.retry_after_ms or 0) / 1000) * random.uniform(1.0, 1.5)
+        if not error.retryable or self._left == 0 or time.monotonic() + pause_s >= self._deadline:
+            raise error
+        self._left -= 1
+        self._pause_s *= 2
+        await asyncio.sleep(pause_s)
