@@ -275,11 +275,11 @@ def test_output_that_cannot_be_written_is_no_traceback(tmp_path, arguments, redi
 
 
 def test_ascii_output_replaces_what_it_cannot_show(tmp_path):
-    settings = tmp_path / "mlbus.toml"
-    settings.write_text('models = ["modèle"]\n', "utf-8")
-    done = mlbus("serve", "--print-config", cwd=tmp_path, PYTHONIOENCODING="ascii")
-    assert 'models = ["mod?le"]' in done.stdout
-    assert done.stderr == ""
+    entry = '[catalogue.mine]\nkind = "embedding"\nfolder = "here"\nlicence = "à moi"\n'
+    (tmp_path / "mlbus.toml").write_text(entry, "utf-8")
+    done = mlbus("models", cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "? moi" in done.stdout
 
 
 def test_the_command_helps(tmp_path):

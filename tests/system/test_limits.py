@@ -65,7 +65,7 @@ def many_keys() -> bytes:
 
 def nested_arrays() -> bytes:
     """MessagePack arrays of empty arrays."""
-    wide = SIZE // 2
+    wide = SIZE - 20
     return msgpack.packb({"text": 0})[:-1] + b"\xdd" + wide.to_bytes(4) + b"\x90" * wide
 
 
