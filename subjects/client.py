@@ -2,9 +2,8 @@
 
 import asyncio
 import itertools
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Any, TypedDict, TypeVar
 from uuid import uuid4
@@ -17,8 +16,9 @@ from opentelemetry import propagate
 from pydantic import BaseModel, ValidationError
 from typing_extensions import Unpack
 
-from . import codec, names
+from . import codec, discovery, names
 from .attempts import Attempts
+from .discovery import inbox
 from .embed import EmbedBatchReply, EmbedBatchRequest, EmbedChunk, EmbedDone, EmbedReply, EmbedRequest
 from .errors import DeadlinePassed, Internal, MLError, TooLarge, Unavailable, from_reply
 from .similarity import SimilarityRanking, SimilarityRequest, SimilarityScore
@@ -143,19 +143,7 @@ class MLClient:
 
     async def discover(self, verb: str = "PING", *, wait_s: float = 0.5) -> list[dict[str, Any]]:
         """What every worker answers to the micro protocol's PING, INFO or STATS within wait_s."""
-        answers: list[dict[str, Any]] = []
-        async with _inbox(self._nc) as (reply, messages):
-            await self._nc.publish(f"$SRV.{verb}.{names.SERVICE}", reply=reply)
-            deadline = time.monotonic() + wait_s
-            while (left := deadline - time.monotonic()) > 0:
-                try:
-                    message = await messages.next_msg(timeout=left)
-                except nats.errors.TimeoutError:
-                    break
-                if (message.headers or {}).get("Status") == "503":
-                    break
-                answers.append(codec.loads(message.data, names.JSON))
-        return answers
+        return [answer.body for answer in await discovery.ask_workers(self._nc, verb, wait_s)]
 
     async def _ask(self, subject: str, request: BaseModel, reply: type[ReplyT], timeout_s: float | None) -> ReplyT:
         body = _body(request)
@@ -207,7 +195,7 @@ class MLClient:
         self._check_size(headers, body)
         ended = False
         try:
-            async with _inbox(self._nc) as (reply, messages):
+            async with inbox(self._nc) as (reply, messages):
                 await self._nc.publish(subject, body, reply=reply, headers=headers)
                 for seq in itertools.count():
                     frame = await _next_frame(messages, subject, seq, attempts.left_s())
@@ -231,17 +219,6 @@ class MLClient:
         size = names.header_bytes(headers) + len(body)
         if size > self._nc.max_payload:
             raise TooLarge(f"the request takes {size} bytes, a message holds {self._nc.max_payload}; send fewer texts")
-
-
-@asynccontextmanager
-async def _inbox(nc: Client) -> AsyncIterator[tuple[str, Any]]:
-    subject = nc.new_inbox()
-    messages = await nc.subscribe(subject)
-    try:
-        yield subject, messages
-    finally:
-        if not nc.is_closed:
-            await messages.unsubscribe()
 
 
 async def _next_frame(messages: Any, subject: str, seq: int, timeout_s: float) -> Frame:

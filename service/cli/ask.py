@@ -3,17 +3,14 @@
 import asyncio
 import logging
 import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import nats.errors
 import structlog
 from nats.aio.client import Client
 
-from subjects import codec, names
 from subjects.client import EmbedCallOptions
 
 from ..bus.causes import Denied
@@ -55,14 +52,6 @@ class MayNotAsk(BusError):
             f"the NATS server does not let {self.identity} {verb} {self.denied.subject}: "
             f"connect as another user (NATS_USER, NATS_CREDS or a context), or {other}"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What one worker said, and after how many milliseconds."""
-
-    body: dict[str, Any]
-    ms: float
 
 
 def encode_options(
@@ -116,23 +105,3 @@ async def permitted(settings: NatsSettings) -> AsyncIterator[Client]:
 def silence_logs() -> None:
     """What the connection logs is for workers; a command's own errors say it all."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-
-
-async def ask_all(nc: Client, verb: str, timeout_s: float) -> list[Answer]:
-    """Every worker's answer to the micro protocol's PING, INFO or STATS; empty when there is no worker.
-
-    The first may take the whole time, the others must follow within STALL_S of the one before.
-    """
-    inbox = nc.new_inbox()
-    messages = await nc.subscribe(inbox)
-    answers: list[Answer] = []
-    started = time.perf_counter()
-    await nc.publish(f"$SRV.{verb}.{names.SERVICE}", reply=inbox)
-    while True:
-        try:
-            message = await messages.next_msg(timeout=STALL_S if answers else timeout_s)
-        except nats.errors.TimeoutError:
-            return answers
-        if (message.headers or {}).get("Status") == "503":
-            return answers
-        answers.append(Answer(codec.loads(message.data, names.JSON), (time.perf_counter() - started) * 1000))

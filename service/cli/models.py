@@ -8,10 +8,11 @@ from rich.table import Table
 
 from models import hub
 from models.catalogue import ModelSpec, load_catalogue
+from subjects.discovery import ask_workers
 
 from ..bus.errors import BusError
 from ..config import Settings
-from .ask import Connection, ask, ask_all
+from .ask import STALL_S, Connection, ask
 from .output import err, out, print_json
 from .ping import loaded_models
 
@@ -32,7 +33,7 @@ def print_models(settings: Settings, timeout_s: float, *, as_json: bool) -> None
 def _loaded(connection: Connection) -> tuple[Mapping[str, Sequence[str]] | None, str]:
     """Model id -> ids of the workers that have it loaded; None, and the reason, where no server could be asked."""
     try:
-        answers = ask(connection, lambda nc: ask_all(nc, "PING", connection.timeout_s))
+        answers = ask(connection, lambda nc: ask_workers(nc, "PING", connection.timeout_s, STALL_S))
     except BusError as error:
         return None, str(error)
     workers: dict[str, list[str]] = defaultdict(list)

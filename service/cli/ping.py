@@ -4,15 +4,16 @@ from typing import Any
 
 from rich.table import Table
 
+from subjects.discovery import Answer, ask_workers
 from subjects.errors import Unavailable
 
-from .ask import Answer, Connection, ask, ask_all
+from .ask import STALL_S, Connection, ask
 from .output import out, print_json
 
 
 def print_workers(connection: Connection, *, as_json: bool) -> None:
     """Print every worker that answers $SRV.PING. Raises Unavailable when none does, BusError."""
-    answers = ask(connection, lambda nc: ask_all(nc, "PING", connection.timeout_s))
+    answers = ask(connection, lambda nc: ask_workers(nc, "PING", connection.timeout_s, STALL_S))
     if not answers:
         raise Unavailable("no worker answers on this NATS server; start one with `mlbus serve`")
     workers = [_worker(answer) for answer in answers]
