@@ -105,7 +105,8 @@ class Endpoint:
             return
         self._serial += 1
         call = Call(self.nc, route.name, msg, self._serial, self.limits.default_timeout_s)
-        refusal = call.asked.fault or self._refusal(len(msg.data))
+        if refusal := call.asked.fault or self._refusal(len(call.body)):
+            call.body = b""  # neither kept nor counted
         self.calls[call.serial] = call
         self.bytes_in_flight += len(call.body)
         call.task = asyncio.create_task(self._serve(route, counts, call, refusal), name=f"{route.name}.{call.serial}")
@@ -181,10 +182,10 @@ class Endpoint:
             call.end(Cancelled("the request was cancelled"))
 
     async def _on_gone(self, msg: Msg) -> None:
-        if (msg.headers or {}).get("Status") == "503":
-            call = self.calls.get(int(msg.subject.rpartition(".")[2]))
-            if call:
-                call.end(Cancelled("nobody listens on the reply subject any more"))
+        serial = msg.subject.rpartition(".")[2]
+        call = self.calls.get(int(serial)) if serial.isdecimal() else None
+        if call and (msg.headers or {}).get("Status") == "503":
+            call.end(Cancelled("nobody listens on the reply subject any more"))
 
     async def drain(self, grace_s: float) -> None:
         """Stop taking requests, finish those taken, answer what the grace time leaves with 503."""

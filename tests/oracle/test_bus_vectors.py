@@ -11,7 +11,6 @@ import textwrap
 
 import numpy as np
 import pytest
-import torch
 from sentence_transformers import SentenceTransformer
 from workers import running_worker
 
@@ -26,10 +25,7 @@ SOURCES = [inspect.getsource(module) for module in (textwrap, json, random)]
 
 @pytest.fixture(scope="module")
 def minilm():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield load_catalogue().get("minilm")
-    torch.set_num_threads(threads)
+    return load_catalogue().get("minilm")
 
 
 def snippets(count: int) -> list[str]:

@@ -6,12 +6,10 @@ Tolerances: cosine >= 0.99999 in fp32, >= 0.999 in bf16; token ids are equal.
 import inspect
 import random
 import textwrap
-from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
@@ -36,15 +34,6 @@ SHORT = [
     *(f"return {'value + ' * i}1" for i in range(0, 12, 3)),
 ]
 TEXTS = [*SHORT, LONG, *(inspect.getsource(f) for f in (textwrap.indent, textwrap.shorten))]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two compute threads on busy cores wait for each other far longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ The models are tiny and random, with the real tokeniser of all-MiniLM-L6-v2. Tol
 """
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,6 @@ from models.loader import load
 
 FP32 = 0.99999
 TEXTS = ["def hello(): pass", "", "return the sum of the squares", "a b c d e f g h i j k l m n o p"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two compute threads on busy cores wait for each other far longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
