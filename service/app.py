@@ -125,7 +125,8 @@ async def worker(
         port = _serve_metrics(settings, telemetry, stack)
         await stack.enter_async_context(serving(endpoint, settings.grace_s))
         if silent:
-            raise NotPermitted(nats.identity, tuple(sorted(silent)[:3]))
+            ours_first = sorted(silent, key=lambda subject: (not subject.startswith("ml."), subject))
+            raise NotPermitted(nats.identity, tuple(ours_first[:3]))
         log.info("worker.ready", models={encoder.model: encoder.version for encoder in loaded}, metrics_port=port)
         yield Started(nats, server, loaded, port)
 
