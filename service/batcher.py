@@ -196,7 +196,8 @@ class Batcher:
         if not waiting:
             self._keep(waiting)
             return []
-        self._crowd += 0.5 * (len(waiting) + self._in_flight() - self._crowd)
+        coming = len(self._short) + len(self._long)
+        self._crowd += 0.5 * (self.queued_texts - coming - self._crowd)
         lengths = [work.cost for work in waiting]
         if self.encoder.packed:
             chosen = oldest_within(lengths, self.budget_tokens)
@@ -214,9 +215,6 @@ class Batcher:
 
     def _cost(self, batch: list[Work]) -> int:
         return batch_tokens(self.encoder, [work.cost for work in batch])
-
-    def _in_flight(self) -> int:
-        return self.queued_texts - len(self._ready) - len(self._short) - len(self._long)
 
     def _wanted(self, work: Work) -> bool:
         """Whether anyone still waits for it; one that is not wanted is dropped."""

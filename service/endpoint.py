@@ -52,9 +52,9 @@ class Route:
 class Limits:
     """What one worker holds at once; past it a request is refused with 429."""
 
-    requests: int = 4096
-    request_bytes: int = 64 * 2**20
-    default_timeout_s: float = 60.0
+    requests: int
+    request_bytes: int
+    default_timeout_s: float
 
 
 class Observer(Protocol):

@@ -80,7 +80,8 @@ class Lane:
     def _job(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
         try:
             return self._encoder.tokenize(texts, options)
-        except Exception:
-            raise
-        except BaseException as panic:  # a panic in Rust is no Exception, and would end the event loop
-            raise RuntimeError(f"the tokeniser broke: {panic!r}") from panic
+        except BaseException as error:
+            if isinstance(error, Exception):
+                raise
+            # A panic in Rust is no Exception, and would end the event loop.
+            raise RuntimeError(f"the tokeniser broke: {error!r}") from error

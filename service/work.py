@@ -14,7 +14,7 @@ class BatchLimits:
     queue_texts, queue_tokens: what may wait or run at once.
     """
 
-    budget_tokens: int = 2048
+    budget_tokens: int = 1024
     overhead_tokens: int = 32
     queue_texts: int = 8192
     queue_tokens: int = 1_000_000
