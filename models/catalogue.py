@@ -11,44 +11,65 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import BadEntry, UnknownModel
 
-Dtype = Literal["auto", "fp32", "bf16"]
+Kind = Literal["embedding", "generation"]
+Use = Literal["code", "general", "production", "dev"]
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+Quantization = Literal["int8", "int4"]
 
 
 class ModelSpec(BaseModel):
     """One catalogue entry: what a model is, and where its weights come from.
 
     Weights come from the first of `folder`, `package` (an installed Python package with a `model` folder) and
-    `repository` (on the Hugging Face Hub, at `revision`). `sha256` pins files by their path in the folder.
-    `prompts` add to, and win over, those that the model's own folder names. None means: not known here, ask the
-    model's folder.
+    `repository` (on the Hugging Face Hub, at `revision`), of which only files that match `allow_patterns` are fetched.
+    `sha256` pins files by their path in the folder. None means: not known here, ask the model's folder.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
-    kind: Literal["embedding", "generation"]
+    kind: Kind
     served_by: Literal["torch", "onnx"] = "torch"
     default: bool = False
-    recommended_for: Literal["production", "dev"] | None = None
+    recommended_for: Use | None = None
 
     folder: Path | None = None
     package: str | None = None
     repository: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$")
     revision: str | None = None
+    allow_patterns: tuple[str, ...] = ()
     sha256: dict[str, str] = Field(default_factory=dict)
 
     dimensions: int | None = Field(default=None, ge=1)
     max_tokens: int | None = Field(default=None, ge=1)
+    matryoshka: tuple[int, ...] = ()
+    """Lengths to which vectors may be cut; empty: any."""
+    normalize: bool = True
+    """Whether vectors are scaled to unit length where a request does not say."""
+
     dtype: Dtype = "auto"
+    quantization: Quantization | None = None
+    min_cosine: float = Field(default=0.999, ge=-1, le=1)
+    """The lowest cosine to the fp32 vectors at which bf16, fp16 or quantised weights are served."""
     pooling: str | None = None
     causal: bool | None = None
+    """Whether a token sees only those before it; sets the transformer's `is_causal`."""
     append_eos: bool | None = None
+    """Whether the tokeniser's end-of-sequence token closes each text."""
+    padding_side: Literal["left", "right"] | None = None
+
+    tasks: dict[str, int] = Field(default_factory=dict)
+    """Task name -> the `task_id` that a model with adapters takes."""
+    default_task: str | None = None
     prompts: dict[str, str] = Field(default_factory=dict)
+    """Named prompts; they add to, and win over, those of the model's folder. One with a task's name goes with it."""
     default_prompt: str | None = None
+    onnx_files: dict[Literal["fp32", "fp16"], str] = {"fp32": "onnx/model.onnx"}
+    """The graph for each dtype, by its path in the folder."""
 
     licence: str | None = None
     commercial: bool | None = None
@@ -57,13 +78,15 @@ class ModelSpec(BaseModel):
     @property
     def unserved(self) -> str | None:
         """Why this version cannot serve the model, as a clause; None where it can."""
-        if self.kind == "generation":
-            return "text generation is not part of it"
-        if self.served_by == "onnx":
-            return "it needs the ONNX encoder, which is not part of it"
-        if self.causal is not None or self.append_eos is not None:
-            return "the attention mask and end token that it needs are not applied"
-        return None
+        return "text generation is not part of it" if self.kind == "generation" else None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelSpec":
+        if self.default_task is not None and self.default_task not in self.tasks:
+            raise ValueError(f"default_task {self.default_task!r} is none of its tasks: {', '.join(self.tasks) or '-'}")
+        if self.served_by == "onnx" and self.quantization is not None:
+            raise ValueError("quantization is for torch models; give the ONNX graph in the precision wanted")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +107,7 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.specs)
 
-    def default(self, kind: Literal["embedding", "generation"]) -> ModelSpec:
+    def default(self, kind: Kind) -> ModelSpec:
         """The model served when a request names none: the last entry marked as default, so a user's own wins."""
         return [spec for spec in self if spec.kind == kind and spec.default][-1]
 
@@ -114,4 +137,5 @@ def _parse(model: str, fields: Mapping[str, Any]) -> ModelSpec:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BadEntry(model, f"{where}: {first['msg']}") from error
+        reason = first["msg"].removeprefix("Value error, ")
+        raise BadEntry(model, f"{where}: {reason}" if where else reason) from error

@@ -121,11 +121,41 @@ class UnknownPrompt(ModelError):
 
 
 @dataclass(eq=False)
+class UnknownTask(ModelError):
+    """The model has no task of this name."""
+
+    name: str
+    known: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"unknown task {self.name!r}; known: {', '.join(self.known) or 'none'}"
+
+
+@dataclass(eq=False)
 class BadDimensions(ModelError):
-    """Vectors cannot be cut to this length."""
+    """Vectors cannot be cut to this length; `known`: the lengths that the model was trained for, empty: any."""
 
     dimensions: int
     limit: int
+    known: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        return f"dimensions must be from 1 to {self.limit}, not {self.dimensions}"
+        wanted = f"one of {', '.join(map(str, self.known))}" if self.known else f"from 1 to {self.limit}"
+        return f"dimensions must be {wanted}, not {self.dimensions}"
+
+
+@dataclass(eq=False)
+class OverBudget(ModelError):
+    """A model does not fit into the memory that it may take; sizes in bytes."""
+
+    model: str
+    needed: int
+    budget: int
+    in_use: int
+
+    def __str__(self) -> str:
+        return (
+            f"model {self.model!r} takes {self.needed / 1e9:.2f} GB and {self.in_use / 1e9:.2f} of "
+            f"{self.budget / 1e9:.2f} GB are in use by models that may not be unloaded; raise memory.budget_gb, "
+            "unload or unpin another model, or load it as int8 or int4"
+        )
