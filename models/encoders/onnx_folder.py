@@ -1,0 +1,126 @@
+"""What the files beside an ONNX graph say of its model: tokeniser, limits, prompts, pooling.
+
+Reads the conventions of transformers and sentence-transformers. Knows nothing of the graph.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from ..catalogue import ModelSpec
+from ..errors import ModelUnavailable
+from .onnx_pooling import POOLINGS, Pooling
+
+POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+LONGEST_BELIEVED = 1_000_000  # tokenisers without a maximum length state an astronomical one
+
+
+class OnnxFolder:
+    """The facts of one folder, which the entry's own win over."""
+
+    def __init__(self, spec: ModelSpec, folder: Path) -> None:
+        """Raises ModelUnavailable where the tokeniser cannot be read."""
+        self._spec, self._folder = spec, folder
+        self._tokenizer_config = self._json("tokenizer_config.json")
+        self._config = self._json("config.json")
+        sentences = self._json("config_sentence_transformers.json")
+        own = {name: text or "" for name, text in (sentences.get("prompts") or {}).items()}
+        self.prompts: dict[str, str] = own | spec.prompts
+        self.default_prompt: str | None = spec.default_prompt or sentences.get("default_prompt_name")
+        if self.default_prompt is not None and self.default_prompt not in self.prompts:
+            known = ", ".join(self.prompts) or "none"
+            raise self._unavailable(f"it has no prompt {self.default_prompt!r}, only {known}; correct `default_prompt`")
+        self.tokenizer = self._tokenizer()
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of a text. Raises ModelUnavailable where nothing states it."""
+        if self._spec.max_tokens is not None:
+            return self._spec.max_tokens
+        stated = (
+            self._json("sentence_bert_config.json").get("max_seq_length"),
+            self._tokenizer_config.get("model_max_length"),
+            self._config.get("max_position_embeddings"),
+        )
+        believed = [int(limit) for limit in stated if limit and limit < LONGEST_BELIEVED]
+        if not believed:
+            raise self._unavailable("it states no maximum length; give `max_tokens` in its entry")
+        return min(believed)
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills up short texts; some graphs know by it what is padded."""
+        if self.tokenizer.padding is not None:
+            return int(self.tokenizer.padding["pad_id"])
+        token = self._tokenizer_config.get("pad_token")
+        name = token.get("content") if isinstance(token, dict) else token
+        found = self.tokenizer.token_to_id(name) if name else self._config.get("pad_token_id")
+        return int(found or 0)
+
+    def pooling(self) -> Pooling:
+        """How hidden states are pooled: as the entry says, else the folder, else by their mean.
+
+        Raises ModelUnavailable where that is not done here.
+        """
+        folder = next((path for kind, path in self._modules() if kind == "Pooling"), "1_Pooling")
+        config = self._json(f"{folder}/config.json")
+        mode = self._spec.pooling or _mode(config)
+        if mode not in POOLINGS:
+            raise self._unavailable(f"its pooling {mode!r} is none of {', '.join(POOLINGS)}; correct `pooling`")
+        return Pooling(mode, bool(config.get("include_prompt", True)))
+
+    def require_complete(self) -> None:
+        """Raises ModelUnavailable where a module would have to follow that is not run here."""
+        undone = [kind for kind, _ in self._modules()[1:] if kind not in ("Pooling", "Normalize")]
+        if undone:
+            reason = f"a module {undone[0]} comes behind its graph, and is not run outside of one"
+            raise self._unavailable(f"{reason}; export all of it, with an output sentence_embedding")
+
+    def _modules(self) -> list[tuple[str, str]]:
+        """Class and folder of each module that sentence-transformers would run."""
+        try:
+            modules = self._read("modules.json") or []
+            return [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in modules]
+        except (KeyError, TypeError) as error:
+            raise self._unavailable("its modules.json is not a list of modules; use another copy") from error
+
+    def _tokenizer(self) -> Tokenizer:
+        path = self._folder / "tokenizer.json"
+        if not path.is_file():
+            raise self._unavailable(f"there is no tokenizer.json in {self._folder}; save its fast tokeniser there")
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # which is all that the Rust library raises
+            raise self._unavailable(f"its tokenizer.json cannot be read ({error}); use another copy") from error
+
+    def _json(self, name: str) -> dict[str, Any]:
+        found = self._read(name)
+        if found is not None and not isinstance(found, dict):
+            raise self._unavailable(f"its {name} is not a JSON object; use another copy")
+        return found or {}
+
+    def _read(self, name: str) -> Any:
+        """What a JSON file holds; None where there is none."""
+        path = self._folder / name
+        try:
+            return json.loads(path.read_text("utf-8")) if path.is_file() else None
+        except ValueError as error:
+            raise self._unavailable(f"its {name} is not JSON; use another copy") from error
+
+    def _unavailable(self, reason: str) -> ModelUnavailable:
+        return ModelUnavailable(self._spec.id, f"{reason}.")
+
+
+def _mode(config: dict[str, Any]) -> str:
+    """The mode of a pooling module, from the compact form of its configuration or that with a boolean a mode."""
+    modes = config.get("pooling_mode") or [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)] or "mean"
+    return modes if isinstance(modes, str) else " + ".join(modes)

@@ -1,0 +1,131 @@
+"""An ONNX graph under ONNX Runtime: opened within bounds on threads and memory, run, its errors translated.
+
+Owns the session and its settings, and says where it really runs. Knows nothing of texts, tasks or pooling.
+"""
+
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import onnxruntime
+from numpy.typing import NDArray
+
+from ..catalogue import ModelSpec
+from ..errors import ModelUnavailable, OutOfDeviceMemory
+from ..weights import GraphDtype, next_step, weight_files
+
+Array: TypeAlias = NDArray[Any]
+
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+FATAL_ONLY = 4
+SHORT_OF_MEMORY = re.compile(
+    "failed to allocate|out of memory|bad.?alloc|smaller than requested bytes|ALLOC_FAILED", re.I
+)
+NOISE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:|/onnxruntime_src/.*\) (?=[A-Z])")
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxOptions:
+    """Where and how a graph is run. memory_limit_bytes: of the GPU's arena, weights included; None: no limit."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: GraphDtype = "fp32"
+    threads: int = 1
+    memory_limit_bytes: int | None = None
+
+
+class Graph:
+    """An open graph. `device` is where it really runs: cpu or cuda:0; `inputs` are its inputs, by name.
+
+    Its memory is freed when the object goes.
+    """
+
+    def __init__(self, spec: ModelSpec, folder: Path, options: OnnxOptions) -> None:
+        """Raises ModelUnavailable where the graph cannot be read, OutOfDeviceMemory."""
+        self._spec = spec
+        self.name = _graph_name(spec, options.dtype)
+        files = weight_files(spec, folder, options.dtype)  # which are all in the folder, external data too
+        self.weight_bytes = sum((folder / name).stat().st_size for name in files)
+        with self._translated("open", options.device):
+            self._session = _open(folder / self.name, options)
+        self.device = "cuda:0" if CUDA in self._session.get_providers() else "cpu"
+        self.notes: tuple[str, ...] = ()
+        if options.device == "cuda" and self.device == "cpu":
+            self.notes = (f"runs on the CPU, because ONNX Runtime {onnxruntime.__version__} could not start on CUDA",)
+        self.inputs = {each.name: each for each in self._session.get_inputs()}
+        self.outputs = tuple(each.name for each in self._session.get_outputs())
+        self._run_options = onnxruntime.RunOptions()
+        # The arena keeps for ever what the largest batch took, unless it is shrunk behind each.
+        self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    def trial(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """A first run, of which nothing is known: all outputs by name. Raises ModelUnavailable, OutOfDeviceMemory."""
+        with self._translated("run", self.device):
+            return dict(zip(self.outputs, self.run(feeds, self.outputs), strict=True))
+
+    def run(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
+        """The wanted outputs, on the host, for contiguous host arrays by input name. Raises OutOfDeviceMemory."""
+        binding = self._session.io_binding()
+        with _memory_errors(self.device):
+            for name, value in feeds.items():
+                binding.bind_cpu_input(name, value)
+            for name in wanted:
+                binding.bind_output(name, "cpu")
+            self._session.run_with_iobinding(binding, self._run_options)
+            return [output.numpy() for output in binding.get_outputs()]
+
+    @contextmanager
+    def _translated(self, verb: str, device: str) -> Iterator[None]:
+        try:
+            with _memory_errors(device, self._spec.id):
+                yield
+        except OutOfDeviceMemory:
+            raise
+        except Exception as error:  # its exceptions have no common base
+            reason = textwrap.shorten(NOISE.sub("", str(error)), 200)
+            remedy = "export it with an older opset." if "opset" in reason.lower() else next_step(self._spec)
+            reason = f"ONNX Runtime cannot {verb} {self.name} ({reason}); {remedy}"
+            raise ModelUnavailable(self._spec.id, reason) from error
+
+
+def _graph_name(spec: ModelSpec, dtype: GraphDtype) -> str:
+    if dtype not in spec.onnx_files:
+        known = ", ".join(spec.onnx_files)
+        raise ModelUnavailable(spec.id, f"its entry names no {dtype} graph; choose {known}, or add it to `onnx_files`.")
+    return spec.onnx_files[dtype]
+
+
+def _open(path: Path, options: OnnxOptions) -> onnxruntime.InferenceSession:
+    # Of the whole process: what a provider says while it fails to start has no other switch.
+    onnxruntime.set_default_logger_severity(FATAL_ONLY)
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = FATAL_ONLY
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores are shared with torch
+    settings.enable_mem_pattern = False  # plans per input shape, and every batch has its own
+    return onnxruntime.InferenceSession(str(path), settings, providers=_providers(options))
+
+
+def _providers(options: OnnxOptions) -> list[Any]:
+    if options.device == "cpu" or CUDA not in onnxruntime.get_available_providers():
+        return [CPU]
+    arena = {"device_id": "0", "arena_extend_strategy": "kSameAsRequested"}
+    if options.memory_limit_bytes is not None:
+        arena["gpu_mem_limit"] = str(options.memory_limit_bytes)
+    return [(CUDA, arena), CPU]
+
+
+@contextmanager
+def _memory_errors(device: str, model: str = "") -> Iterator[None]:
+    """Turn what ONNX Runtime raises when memory is short, for which it has no class, into OutOfDeviceMemory."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, MemoryError) and not SHORT_OF_MEMORY.search(str(error)):
+            raise
+        raise OutOfDeviceMemory(device, model) from error
