@@ -5,7 +5,7 @@ All that it takes the worker to answer a request is measured this way, from the 
 
 import asyncio
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -25,19 +25,26 @@ class FreeEncoder:
     dimensions = DIMENSIONS
     max_tokens = 256
     dtype = "fp32"
+    quantization = None
+    weight_bytes = 0
     device = "cpu"
     packed = True
     normalizes = True
     prompts: Mapping[str, str] = {}
+    tasks: Mapping[str, int] = {}
+    matryoshka: Sequence[int] = ()
     notes = ()
 
     def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
         """The same few ids for any text."""
         return [_TOKENS for _ in texts]
 
-    def encode(self, batch: Sequence[Tokens]) -> Vectors:
+    def encode(self, batch: Sequence[Tokens], between_layers: Callable[[], None] | None = None) -> Vectors:
         """Ones (B, 384) float32."""
         return np.ones((len(batch), DIMENSIONS), dtype=np.float32)
+
+    def close(self) -> None:
+        """There are no weights to let go of."""
 
 
 _TOKENS = Tokens(ids=list(range(16)))

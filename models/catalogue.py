@@ -19,6 +19,7 @@ Kind = Literal["embedding", "generation"]
 Use = Literal["code", "general", "production", "dev"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 Quantization = Literal["int8", "int4"]
+GraphDtype = Literal["fp32", "fp16"]
 
 
 class ModelSpec(BaseModel):
@@ -68,7 +69,7 @@ class ModelSpec(BaseModel):
     prompts: dict[str, str] = Field(default_factory=dict)
     """Named prompts; they add to, and win over, those of the model's folder. One with a task's name goes with it."""
     default_prompt: str | None = None
-    onnx_files: dict[Literal["fp32", "fp16"], str] = {"fp32": "onnx/model.onnx"}
+    onnx_files: dict[GraphDtype, str] = Field(default={"fp32": "onnx/model.onnx"}, min_length=1)
     """The graph for each dtype, by its path in the folder."""
 
     licence: str | None = None
@@ -79,6 +80,11 @@ class ModelSpec(BaseModel):
     def unserved(self) -> str | None:
         """Why this version cannot serve the model, as a clause; None where it can."""
         return "text generation is not part of it" if self.kind == "generation" else None
+
+    @property
+    def has_source(self) -> bool:
+        """Whether it says where its weights come from."""
+        return any(source is not None for source in (self.folder, self.package, self.repository))
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelSpec":
@@ -113,22 +119,23 @@ class Catalogue:
 
 
 def load_catalogue(extra: Mapping[str, Mapping[str, Any]] | None = None) -> Catalogue:
-    """The shipped entries, then `extra` ones (id -> fields); an extra entry replaces a shipped one of its id.
+    """The shipped entries, then `extra` ones (id -> fields).
 
-    Raises BadEntry if an extra entry does not fit the schema or names no source of weights.
+    An extra entry that names its source of weights stands for itself; one that does not changes the shipped one of its
+    id. Raises BadEntry if one does not fit the schema or has no source of weights.
     """
     shipped = tomllib.loads(resources.files(__package__).joinpath("catalogue.toml").read_text("utf-8"))
-    specs = {model: _parse(model, fields) for model, fields in shipped.items()}
-    for model, fields in (extra or {}).items():
-        specs[model] = _parse_extra(model, fields)
+    fields = {**shipped, **{model: _over(shipped.get(model), own) for model, own in (extra or {}).items()}}
+    specs = {model: _parse(model, given) for model, given in fields.items()}
+    for model in extra or {}:
+        if not specs[model].has_source:
+            raise BadEntry(model, "needs one of folder, repository and package")
     return Catalogue(specs)
 
 
-def _parse_extra(model: str, fields: Mapping[str, Any]) -> ModelSpec:
-    spec = _parse(model, fields)
-    if spec.folder is None and spec.package is None and spec.repository is None:
-        raise BadEntry(model, "needs one of folder, repository and package")
-    return spec
+def _over(shipped: Mapping[str, Any] | None, own: Mapping[str, Any]) -> Mapping[str, Any]:
+    names_source = any(field in own for field in ("folder", "package", "repository"))
+    return own if shipped is None or names_source else {**shipped, **own}
 
 
 def _parse(model: str, fields: Mapping[str, Any]) -> ModelSpec:

@@ -4,14 +4,18 @@ The only module that asks the hardware. It knows nothing of models.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 
-from .errors import DeviceUnavailable
+from .catalogue import Dtype
+from .errors import DeviceUnavailable, OutOfDeviceMemory
 
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DeviceName: TypeAlias = Literal["auto", "cuda", "cpu"]
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class DeviceReport:
     torch: str
 
 
-def pick_device(wanted: Literal["auto", "cuda", "cpu"]) -> torch.device:
+def pick_device(wanted: DeviceName) -> torch.device:
     """The device to run on; `auto` is CUDA where there is one, else the CPU. Raises DeviceUnavailable."""
     if wanted == "cpu":
         return torch.device("cpu")
@@ -50,7 +54,7 @@ def supports_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def pick_dtype(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
+def pick_dtype(wanted: Dtype, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
     """The dtype to try first; `auto` is bf16 where the hardware has it."""
     if wanted != "auto":
         return wanted
@@ -64,15 +68,29 @@ def default_threads() -> int:
 
 
 def configure_threads(threads: int) -> None:
-    """Set up the process for serving: compute threads, full float32, one thread a tokeniser call.
+    """Set up the calling thread, and the process, for serving: compute threads, full float32, no tokeniser threads.
 
-    Call once, before the first forward pass. Tokenisers run in the caller's own thread pool; left alone, each
+    Each thread that computes calls it once, before its first forward pass: the number holds for that thread, and for
+    those that never call it. Tokenisers run in the caller's own thread pool; left alone, each
     of their calls would spread over every core and take them from the forward pass. Their only switch is the
     environment, where a value that the user has set wins.
     """
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@contextmanager
+def memory_errors(device: str, model: str = "") -> Iterator[None]:
+    """Turn what torch raises when memory is short into OutOfDeviceMemory."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfDeviceMemory(device, model) from error
+    except RuntimeError as error:  # the CPU allocator has no class of its own
+        if "can't allocate memory" not in str(error):
+            raise
+        raise OutOfDeviceMemory(device, model) from error
 
 
 def describe(device: torch.device) -> DeviceReport:

@@ -68,11 +68,12 @@ class SelfTestFailed(ModelError):
     cosine: float
     required: float
     reference: str
+    advice: str = ""
 
     def __str__(self) -> str:
         return (
             f"model {self.model!r} failed its self-test: cosine {self.cosine:.6f} to {self.reference}, "
-            f"at least {self.required} required"
+            f"at least {self.required} required{self.advice}"
         )
 
 
@@ -89,11 +90,14 @@ class DeviceUnavailable(ModelError):
 
 @dataclass(eq=False)
 class OutOfDeviceMemory(ModelError):
-    """A forward pass did not fit; a smaller batch may."""
+    """A forward pass did not fit, where a smaller batch may; or loading `model` did not."""
 
     device: str
+    model: str = ""
 
     def __str__(self) -> str:
+        if self.model:
+            return f"out of memory on {self.device} while loading model {self.model!r}; unload another model first"
         return f"out of memory on {self.device}"
 
 
@@ -145,6 +149,57 @@ class BadDimensions(ModelError):
 
 
 @dataclass(eq=False)
+class UnknownVersion(ModelError):
+    """The model has no version of this name."""
+
+    model: str
+    version: str
+    known: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"model {self.model!r} has no version {self.version!r}; it has {', '.join(self.known)}"
+
+
+@dataclass(eq=False)
+class OtherDimensions(ModelError):
+    """New weights of a model give vectors of another length than those that serve; stored vectors would not fit."""
+
+    model: str
+    dimensions: int
+    served: int
+
+    def __str__(self) -> str:
+        return (
+            f"the new weights of model {self.model!r} give {self.dimensions} dimensions, those that serve give "
+            f"{self.served}; they go on serving. Give the new weights an entry of their own in the catalogue"
+        )
+
+
+@dataclass(eq=False)
+class NotLoaded(ModelError):
+    """What is to be unloaded is not in memory."""
+
+    model: str
+
+    def __str__(self) -> str:
+        return f"model {self.model!r} is not loaded on this worker"
+
+
+@dataclass(eq=False)
+class InUse(ModelError):
+    """A model may not be unloaded, because requests use it."""
+
+    model: str
+    leases: int
+
+    def __str__(self) -> str:
+        return (
+            f"model {self.model!r} is in use by {self.leases} requests; try again later, or send force: true, which "
+            "takes no new ones and unloads it when these are done"
+        )
+
+
+@dataclass(eq=False)
 class OverBudget(ModelError):
     """A model does not fit into the memory that it may take; sizes in bytes."""
 
@@ -159,3 +214,57 @@ class OverBudget(ModelError):
             f"{self.budget / 1e9:.2f} GB are in use by models that may not be unloaded; raise memory.budget_gb, "
             "unload or unpin another model, or load it as int8 or int4"
         )
+
+
+@dataclass(eq=False)
+class NoSpace(ModelError):
+    """The disk has no room for what is to be fetched; sizes in bytes, a margin included."""
+
+    model: str
+    needed: int
+    free: int
+    folder: str
+
+    def __str__(self) -> str:
+        return (
+            f"model {self.model!r} needs {self.needed / 1e9:.2f} GB more in {self.folder}, where {self.free / 1e9:.2f} "
+            "GB are free; free some (`mlbus models prune` helps), or set HF_HOME to a folder on a larger disk"
+        )
+
+
+@dataclass(eq=False)
+class WrongDownload(ModelError):
+    """A file did not come as the Hub lists it; `found` and `expected` are sizes or digests. It has been deleted."""
+
+    model: str
+    file: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.file} of model {self.model!r} came with {self.found}, the Hub lists {self.expected}; it has been "
+            f"deleted, and the rest is kept. Fetch it again: mlbus models pull {self.model}"
+        )
+
+
+@dataclass(eq=False)
+class CannotQuantize(ModelError):
+    """A model's weights cannot be stored as int8 or int4; `reason` is a clause."""
+
+    quantization: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.quantization} is not possible here: {self.reason}; choose another precision"
+
+
+@dataclass(eq=False)
+class UnknownArchitecture(ModelError):
+    """It is not known what a model's weights look like; `reason` is a clause with the next step."""
+
+    model: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the size of model {self.model!r} is not known: {self.reason}"

@@ -1,97 +1,179 @@
 """From a catalogue entry to an encoder that has proved itself.
 
-Owns the order of steps: locate, check, read, cast, test. What each step does is its own module's.
+Owns the order of steps: locate, check, read, quantise, test. What each step does is its own module's.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
-from sentence_transformers import SentenceTransformer
 
-from . import hub, verify
-from .catalogue import Dtype, ModelSpec, load_catalogue
-from .device import pick_device, pick_dtype
-from .encoders.base import Encoder
+from . import hub, verify, weights
+from .cache import LoadCache
+from .catalogue import Dtype, GraphDtype, ModelSpec, Quantization, load_catalogue
+from .device import TORCH_DTYPES, DeviceName, memory_errors, pick_device, pick_dtype
+from .encoders.base import Encoder, Vectors
 from .encoders.modules import read_sentence_transformer
+from .encoders.onnx_encoder import OnnxEncoder, OnnxOptions
 from .encoders.torch_encoder import TorchEncoder
 from .errors import ModelUnavailable, SelfTestFailed
+from .memory import estimated_bytes, give_back
 
 OnStep = Callable[[str], None]
 
 
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """Where and how a model is loaded. dtype, quantization: None is the entry's own; folder: other weights than those.
+
+    dtype `auto` tries bf16 where the hardware has it, and falls back to fp32, with a note, where the vectors come out
+    too different. threads, memory_limit_bytes: for ONNX Runtime; torch has its own (device.configure_threads).
+    """
+
+    device: DeviceName = "auto"
+    dtype: Dtype | None = None
+    quantization: Quantization | None = None
+    folder: Path | None = None
+    download: bool = True
+    threads: int = 1
+    memory_limit_bytes: int | None = None
+    cache: LoadCache = field(default_factory=LoadCache)
+
+
 def load(
     spec: ModelSpec,
-    device: Literal["auto", "cuda", "cpu"] = "auto",
-    dtype: Dtype | None = None,
+    options: LoadOptions = LoadOptions(),
     on_step: OnStep = lambda step: None,
 ) -> Encoder:
     """Load a model and test it against known vectors; blocks for seconds, so not for the event loop.
 
-    `dtype` None means the entry's own. `auto` tries bf16 where the hardware has it, and falls back to fp32, with
-    a note, where the vectors come out too different. `on_step` hears of each step, in the present tense.
-    Raises ModelUnavailable, DeviceUnavailable, CorruptWeights, SelfTestFailed.
+    `on_step` hears of each step, in the present tense. Raises ModelUnavailable, DeviceUnavailable, CorruptWeights,
+    SelfTestFailed, OutOfDeviceMemory.
     """
     _require_served(spec)
-    target = pick_device(device)
-    wanted = dtype or spec.dtype
+    device = pick_device(options.device)
     on_step("locating the weights")
-    folder = hub.locate(spec)
+    folder = options.folder or hub.locate(spec, options.download, graph_dtype(spec, options))
+    if options.folder:
+        spec = spec.model_copy(update={"sha256": {}})  # the entry pins its own weights
+    with memory_errors(str(device), spec.id):
+        load_by = _load_onnx if spec.served_by == "onnx" else _load_torch
+        encoder = load_by(spec, folder, device, options, on_step)
+    give_back(str(device))  # what reading left behind, half as much again as the weights
+    return encoder
+
+
+def expected_bytes(spec: ModelSpec, options: LoadOptions) -> tuple[str, int]:
+    """Where a model will be loaded, and about how many bytes it will take there. Raises what `load` does."""
+    device = pick_device(options.device)
+    graph = graph_dtype(spec, options)
+    folder = options.folder or hub.locate(spec, options.download, graph)
+    files = [folder / name for name in weights.weight_files(spec, folder, graph)]
+    dtype = pick_dtype(options.dtype or spec.dtype, device)
+    return str(device), estimated_bytes(files, dtype, options.quantization or spec.quantization)
+
+
+def graph_dtype(spec: ModelSpec, options: LoadOptions) -> GraphDtype | None:
+    """Which of its ONNX graphs a model is loaded from; None where torch runs it. Raises DeviceUnavailable."""
+    if spec.served_by != "onnx":
+        return None
+    return _onnx_dtype(spec, pick_device(options.device).type, options.dtype)
+
+
+def _load_torch(
+    spec: ModelSpec, folder: Path, device: torch.device, options: LoadOptions, on_step: OnStep
+) -> TorchEncoder:
+    wanted = options.dtype or spec.dtype
+    quantization = options.quantization or spec.quantization
+    dtype = pick_dtype(wanted, device)
     on_step("checking the weights")
-    digest = hub.check_weights(spec, folder)
-    on_step("reading the model")
-    chosen = pick_dtype(wanted, target)
+    loading = _Loading(spec, folder, weights.check_weights(spec, folder, options.cache.sha256), device, on_step)
+    on_step("looking up the vectors that it should give")
+    expected, reference = verify.reference_vectors(spec, loading.digest, folder, options.cache)
     try:
-        return _tested(spec, digest, folder, target, chosen, on_step)
+        return loading.proved(dtype, quantization, expected, reference)
     except SelfTestFailed as error:
-        if wanted != "auto" or chosen == "fp32":
+        if wanted != "auto" or dtype == "fp32":
             raise
         on_step("falling back to fp32")
-        encoder = _tested(spec, digest, folder, target, "fp32", on_step)
-        encoder.notes = (*encoder.notes, f"runs in fp32, because in {chosen} {error}")
+        encoder = loading.proved("fp32", quantization, expected, reference)
+        encoder.notes = (*encoder.notes, f"runs in fp32, because in {dtype} {error}")
         return encoder
 
 
-def _tested(
-    spec: ModelSpec, digest: str, folder: Path, device: torch.device, dtype: str, on_step: OnStep
-) -> TorchEncoder:
-    """The model without padding where that gives the right vectors, else with it.
+@dataclass(frozen=True, slots=True)
+class _Loading:
+    """A torch model on its way: checked weights, not yet read."""
 
-    Packed on the CPU only, where it was measured: attention text by text would be many small kernels on a GPU.
-    """
-    note: tuple[str, ...] = ()
-    if device.type == "cpu":
-        try:
-            return _proved(spec, digest, folder, device, dtype, on_step, packed=True)
-        except ModelUnavailable:
-            raise
-        except Exception as error:  # an architecture that cannot, or computes something else, may raise anything
-            on_step("falling back to padded batches")
-            note = (f"pads its batches, because packed it fails ({type(error).__name__})",)
-    encoder = _proved(spec, digest, folder, device, dtype, on_step, packed=False)
-    encoder.notes = note
+    spec: ModelSpec
+    folder: Path
+    digest: str
+    device: torch.device
+    on_step: OnStep
+
+    def proved(self, dtype: str, quantization: Quantization | None, expected: Vectors, reference: str) -> TorchEncoder:
+        """The model without padding where that gives the right vectors, else with it.
+
+        Packed on the CPU only, where it was measured: attention text by text would be many small kernels on a GPU.
+        """
+        self.on_step("reading the model")
+        source = read_sentence_transformer(self.spec, self.folder, TORCH_DTYPES[dtype])
+        encoder = TorchEncoder(self.spec, self.digest, source, self.device, quantization)
+        self.on_step(f"testing the model in {dtype} on {self.device}")
+        if self.device.type == "cpu":
+            try:
+                encoder.pack()
+                verify.self_test(encoder, expected, reference, self.spec.min_cosine)
+                return encoder
+            except Exception as error:  # an architecture that cannot, or computes something else, may raise anything
+                self.on_step("falling back to padded batches")
+                encoder.pad()
+                encoder.notes = (f"pads its batches, because packed it fails ({type(error).__name__})",)
+        verify.self_test(encoder, expected, reference, self.spec.min_cosine)
+        return encoder
+
+
+def _load_onnx(
+    spec: ModelSpec, folder: Path, device: torch.device, options: LoadOptions, on_step: OnStep
+) -> OnnxEncoder:
+    """An ONNX graph: in the dtype that is asked for, else in fp16 on a GPU where the entry names that, else in fp32."""
+    if options.quantization is not None:
+        raise ModelUnavailable(spec.id, f"an ONNX graph is not made {options.quantization}; load it without that.")
+    encoder = _opened(spec, folder, device.type, _onnx_dtype(spec, device.type, options.dtype), options, on_step)
+    if encoder.device == "cpu" and device.type != "cpu":
+        dtype = _onnx_dtype(spec, "cpu", options.dtype)
+        encoder = encoder if dtype == encoder.dtype else _opened(spec, folder, "cpu", dtype, options, on_step)
+        encoder.notes = (*encoder.notes, "runs on the CPU, because ONNX Runtime cannot use the GPU")
+    if options.dtype not in (None, "auto", encoder.dtype):
+        encoder.notes = (*encoder.notes, f"runs in {encoder.dtype}, because its entry names no {options.dtype} graph")
     return encoder
 
 
-def _proved(
-    spec: ModelSpec, digest: str, folder: Path, device: torch.device, dtype: str, on_step: OnStep, *, packed: bool
-) -> TorchEncoder:
-    source = _read(spec, folder)
-    expected, reference = verify.reference_vectors(spec.id, digest, source)
-    encoder = TorchEncoder(spec, digest, source, device, dtype, packed)
-    on_step(f"testing the model in {dtype} on {device}")
-    verify.self_test(encoder, expected, reference)
+def _opened(
+    spec: ModelSpec, folder: Path, device: str, dtype: GraphDtype, options: LoadOptions, on_step: OnStep
+) -> OnnxEncoder:
+    on_step("checking the weights")
+    digest = weights.check_weights(spec, folder, options.cache.sha256, dtype)
+    on_step("reading the model")
+    where: Literal["cpu", "cuda"] = "cuda" if device == "cuda" else "cpu"
+    encoder = OnnxEncoder(spec, digest, folder, OnnxOptions(where, dtype, options.threads, options.memory_limit_bytes))
+    on_step(f"testing the model in {dtype} on {encoder.device}")
+    expected = verify.golden_vectors(verify.GOLDEN / f"{spec.id}.json", digest)
+    if expected is None:
+        verify.consistency_test(encoder)
+    else:
+        verify.self_test(encoder, expected, "its golden vectors", spec.min_cosine)
     return encoder
 
 
-def _read(spec: ModelSpec, folder: Path) -> SentenceTransformer:
-    try:
-        return read_sentence_transformer(folder)
-    except Exception as error:  # a foreign folder can make the libraries raise anything
-        first_line = str(error).partition("\n")[0]
-        reason = f"{folder} cannot be read ({type(error).__name__}: {first_line}); point its entry at a sound copy."
-        raise ModelUnavailable(spec.id, reason) from error
+def _onnx_dtype(spec: ModelSpec, device: str, asked: Dtype | None) -> GraphDtype:
+    for wanted in (asked, spec.dtype, "fp16" if device == "cuda" else "fp32"):
+        for dtype in spec.onnx_files:
+            if dtype == wanted:
+                return dtype
+    return next(iter(spec.onnx_files))
 
 
 def _require_served(spec: ModelSpec) -> None:

@@ -13,14 +13,17 @@ from pathlib import Path
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from . import hub
-from .catalogue import load_catalogue
+from . import hub, weights
+from .cache import LoadCache
+from .catalogue import ModelSpec, load_catalogue
 from .encoders.base import Encoder, TextOptions, Tokens, Vectors, cosine_rows
-from .encoders.modules import read_sentence_transformer
+from .encoders.modules import read_sentence_transformer, take_apart
 from .errors import SelfTestFailed
 
 GOLDEN = Path(__file__).parent / "golden"
-REQUIRED_COSINE = {"fp32": 0.99999, "bf16": 0.999}
+FP32_COSINE = 0.99999
+CONSISTENT_COSINE = 0.9999
+LOWER_PRECISION = "; choose a higher precision, or accept this one with a lower `min_cosine` in its entry"
 PROBES = (
     "def hello(): pass",
     "how do I read a file line by line",
@@ -37,14 +40,23 @@ PROBES = (
 )
 
 
-def reference_vectors(model: str, digest: str, source: SentenceTransformer) -> tuple[Vectors, str]:
+def reference_vectors(spec: ModelSpec, digest: str, folder: Path, cache: LoadCache) -> tuple[Vectors, str]:
     """The vectors (12, dimensions) of the probe texts that a model must reproduce, and where they are from.
 
-    Stored ones where there are any for these very weights, else those of sentence-transformers' own encode on
-    `source`, which is to be in float32.
+    Stored ones where there are any for these very weights, else those of sentence-transformers' own encode in float32,
+    for which the model is read once and not again while the cache remembers. Raises ModelUnavailable.
     """
-    stored = golden_vectors(GOLDEN / f"{model}.json", digest)
-    return (encode_probes(source), "sentence-transformers") if stored is None else (stored, "its golden vectors")
+    stored = golden_vectors(GOLDEN / f"{spec.id}.json", digest)
+    if stored is not None:
+        return stored, "its golden vectors"
+    key = f"{digest} {spec.causal} {spec.append_eos} {PROBES}"
+    vectors = cache.vectors(key)
+    if vectors is None:
+        source = read_sentence_transformer(spec, folder)
+        vectors = encode_probes(source)
+        take_apart(source)
+        cache.keep_vectors(key, vectors)
+    return vectors, "sentence-transformers"
 
 
 def golden_vectors(file: Path, digest: str) -> Vectors | None:
@@ -63,20 +75,42 @@ def encode_probes(source: SentenceTransformer) -> Vectors:
     return vectors
 
 
-def self_test(encoder: Encoder, expected: Vectors, reference: str) -> float:
+def self_test(encoder: Encoder, expected: Vectors, reference: str, min_cosine: float) -> float:
     """Encode the probe texts in one batch and compare with `expected` (12, dimensions).
 
-    Those too long for the encoder are left out: an entry may set a lower limit than the model's own.
+    Those too long for the encoder are left out: an entry may set a lower limit than the model's own. `min_cosine`
+    holds for what is not plain fp32.
 
-    Returns the lowest cosine. Raises SelfTestFailed where it is below the tolerance of the encoder's dtype.
+    Returns the lowest cosine. Raises SelfTestFailed where it is below the tolerance.
     """
-    tokens = encoder.tokenize(PROBES, TextOptions(prompt="", truncate="error"))
-    fitting = {i: item for i, item in enumerate(tokens) if isinstance(item, Tokens)}
+    fitting = _fitting(encoder)
     found = encoder.encode(list(fitting.values()))
-    cosine = float(cosine_rows(found, expected[list(fitting)]).min())
-    required = REQUIRED_COSINE[encoder.dtype]
+    exact = encoder.dtype == "fp32" and encoder.quantization is None
+    required, advice = (FP32_COSINE, "") if exact else (min_cosine, LOWER_PRECISION)
+    return _require(encoder, cosine_rows(found, expected[list(fitting)]), required, reference, advice)
+
+
+def consistency_test(encoder: Encoder) -> float:
+    """For a model without a reference: each probe text alone and in a batch gives the same vector, to fp16's digits.
+
+    Returns the lowest cosine. Raises SelfTestFailed.
+    """
+    fitting = list(_fitting(encoder).values())
+    alone = np.concatenate([encoder.encode([tokens]) for tokens in fitting])
+    return _require(
+        encoder, cosine_rows(encoder.encode(fitting), alone), CONSISTENT_COSINE, "itself without neighbours"
+    )
+
+
+def _fitting(encoder: Encoder) -> dict[int, Tokens]:
+    tokens = encoder.tokenize(PROBES, TextOptions(prompt="", truncate="error"))
+    return {i: item for i, item in enumerate(tokens) if isinstance(item, Tokens) and len(item)}
+
+
+def _require(encoder: Encoder, cosines: Vectors, required: float, reference: str, advice: str = "") -> float:
+    cosine = float(cosines.min())
     if not cosine >= required:  # not "<", so that NaN fails too
-        raise SelfTestFailed(encoder.model, cosine, required, reference)
+        raise SelfTestFailed(encoder.model, cosine, required, reference, advice)
     return cosine
 
 
@@ -84,10 +118,10 @@ def write_golden(model: str, file: Path) -> None:
     """Write the golden file of a catalogue model."""
     spec = load_catalogue().get(model)
     folder = hub.locate(spec)
-    vectors = encode_probes(read_sentence_transformer(folder)).astype("<f4")
+    vectors = encode_probes(read_sentence_transformer(spec, folder)).astype("<f4")
     made_with = {name: metadata.version(name) for name in ("sentence-transformers", "transformers", "torch")}
     golden = {
-        "weights_sha256": hub.check_weights(spec, folder),
+        "weights_sha256": weights.check_weights(spec, folder),
         "made_with": made_with,
         "texts": PROBES,
         "vectors": base64.b64encode(vectors.tobytes()).decode(),

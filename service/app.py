@@ -1,23 +1,20 @@
 """The worker process: the only place where parts are wired. Contexts nest: leaving them is the shutdown order."""
 
 import asyncio
-import functools
 import gc
 import os
-import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from nats.aio.client import Client
+from nats.nuid import NUID
 
-from models.catalogue import ModelSpec, load_catalogue
+from models.catalogue import Catalogue, load_catalogue
 from models.encoders.base import Encoder
 
-from .batcher import Batcher
 from .bus.causes import Denied
 from .bus.connection import connected
 from .bus.embedded import EmbeddedServer, EmbeddedSettings, embedded_server
@@ -28,7 +25,11 @@ from .device_thread import DeviceThread
 from .embedder import Embedder
 from .endpoint import Endpoint, Limits, serving
 from .handlers.embed import EmbedHandlers
+from .handlers.models import ModelHandlers
 from .handlers.similarity import SimilarityHandlers
+from .model_loader import ModelLoader, OnStep
+from .residency import Residency
+from .stop import Stop, StoppedEarly, end_on_signals, unless_stopped
 from .telemetry import Telemetry, configured_tracer
 from .work import BatchLimits
 
@@ -37,29 +38,6 @@ log = structlog.get_logger(__name__)
 BUDGET_TOKENS = {"cpu": 1024, "cuda": 16384}
 OVERHEAD_TOKENS = {"cpu": 32, "cuda": 256}
 WORKER_INBOX = "_INBOX_worker"
-OnStep = Callable[[str], None]
-ResultT = TypeVar("ResultT")
-
-
-@dataclass(slots=True)
-class Stop:
-    """Whether the process should end, and with which exit code."""
-
-    code: int = 0
-    asked: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def ask(self) -> None:
-        self.asked.set()
-
-    def fail(self, reason: object) -> None:
-        """End with a non-zero exit code, so that a supervisor starts the worker again."""
-        log.error("worker.failed", reason=str(reason))
-        self.code = 1
-        self.asked.set()
-
-
-class StoppedEarly(Exception):
-    """The worker was told to stop while it was starting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +63,7 @@ async def serve(
     Raises BusError or ModelError when it cannot start.
     """
     stop = Stop()
-    _end_on_signals(stop)
+    end_on_signals(stop)
     try:
         async with worker(settings, stop, encoders, on_step) as started:
             on_ready(started)
@@ -99,11 +77,19 @@ async def serve(
 
 @asynccontextmanager
 async def worker(
-    settings: Settings, stop: Stop, encoders: Sequence[Encoder] | None = None, on_step: OnStep = lambda step: None
+    settings: Settings,
+    stop: Stop,
+    encoders: Sequence[Encoder] | None = None,
+    on_step: OnStep = lambda step: None,
+    loader: ModelLoader | None = None,
 ) -> AsyncIterator[Started]:
-    """A worker that answers while the context is open; leaving it drains. See `serve`."""
+    """A worker that answers while the context is open; leaving it drains. See `serve`.
+
+    loader: how models are loaded, instead of as the settings say.
+    """
     catalogue = load_catalogue(settings.catalogue)
-    specs = [catalogue.get(model) for model in settings.models]
+    for model in (*settings.models, *settings.memory.pinned):
+        catalogue.get(model)
     telemetry = Telemetry(configured_tracer())
     async with AsyncExitStack() as stack:
         server = await _server(settings, stack, stop, on_step)
@@ -114,51 +100,31 @@ async def worker(
             connected(nats, on_closed=stop.fail, on_denied=lambda denied: _note_denied(denied, silent))
         )
         device = stack.enter_context(closing(DeviceThread()))
-        # Loaded where they will run: OpenMP keeps a team of threads for each thread that computes, and with more of
-        # them than cores they sleep and wake instead of spinning.
-        loaded = encoders
-        if not loaded:
-            loaded = await _unless_stopped(stop, device.run(load_encoders, settings, specs, on_step))
+        loader = loader or ModelLoader(settings, on_step)
+        residency = await stack.enter_async_context(_residency(catalogue, settings, loader, device, telemetry, stop))
+        if encoders:
+            residency.default = encoders[0].model
+            for encoder in encoders:
+                residency.publish(encoder)
+        else:
+            await device.run(loader.prepare)
+            await unless_stopped(stop, _load_first(residency, settings))
         gc.freeze()  # what is loaded stays: later collections need not walk through it
-        batchers = await stack.enter_async_context(_batching(loaded, device, settings, telemetry, stop))
-        endpoint = _endpoint(nc, Embedder(catalogue, batchers), settings, telemetry)
+        endpoint = _endpoint(nc, residency, settings, telemetry)
         port = _serve_metrics(settings, telemetry, stack)
         await stack.enter_async_context(serving(endpoint, settings.grace_s))
         if silent:
             ours_first = sorted(silent, key=lambda subject: (not subject.startswith("ml."), subject))
             raise NotPermitted(nats.identity, tuple(ours_first[:3]))
+        loaded = [resident.serves.encoder for resident in residency.registry]
         log.info("worker.ready", models={encoder.model: encoder.version for encoder in loaded}, metrics_port=port)
         yield Started(nats, server, loaded, port)
-
-
-async def _unless_stopped(stop: Stop, starting: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """The result of a step of the start. Raises StoppedEarly as soon as the worker is told to stop."""
-    task, asked = asyncio.create_task(starting), asyncio.create_task(stop.asked.wait())
-    await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
-    asked.cancel()
-    if stop.asked.is_set():
-        task.cancel()
-        raise StoppedEarly
-    return task.result()
 
 
 def _note_denied(denied: Denied, silent: set[str]) -> None:
     """Keep the subjects of this service that the server does not let us listen on."""
     if denied.operation == "subscription" and not denied.subject.startswith("_inbox"):
         silent.add(denied.subject)
-
-
-def _end_on_signals(stop: Stop) -> None:
-    """The first signal drains; a second one ends at once."""
-    loop = asyncio.get_running_loop()
-
-    def on_signal() -> None:
-        if stop.asked.is_set():
-            os._exit(130)
-        stop.ask()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
 
 
 async def _server(settings: Settings, stack: AsyncExitStack, stop: Stop, on_step: OnStep) -> EmbeddedServer | None:
@@ -179,52 +145,39 @@ def nats_settings(settings: Settings) -> NatsSettings:
     return nats.model_copy(update={"inbox_prefix": WORKER_INBOX}) if nats.inbox_prefix == "_INBOX" else nats
 
 
-def load_encoders(settings: Settings, specs: Sequence[ModelSpec], on_step: OnStep) -> list[Encoder]:
-    """The models that the settings name; blocks for seconds. Raises ModelError."""
-    # torch takes seconds to import: only a process that loads models pays for it.
-    on_step("importing torch")
-    from models.device import configure_threads, default_threads
-    from models.loader import load
-
-    configure_threads(settings.threads or default_threads())
-    dtype = None if settings.dtype == "auto" else settings.dtype
-    encoders = []
-    for spec in specs:
-        on_step(f"loading {spec.id}")
-        encoder = load(spec, settings.device, dtype, on_step)
-        log.info("model.loaded", model=spec.id, version=encoder.version, device=encoder.device, dtype=encoder.dtype)
-        for note in encoder.notes:
-            log.warning("model.noted", model=spec.id, note=note)
-        encoders.append(encoder)
-    return encoders
-
-
 @asynccontextmanager
-async def _batching(
-    encoders: Sequence[Encoder], device: DeviceThread, settings: Settings, telemetry: Telemetry, stop: Stop
-) -> AsyncIterator[list[Batcher]]:
-    """A running batcher for each model; all models share the device's thread."""
-    pool = ThreadPoolExecutor(2 * len(encoders), thread_name_prefix="tokenizer")  # one for each lane
-    batchers = [
-        Batcher(encoder, device, pool, _batch_limits(settings, encoder.device), telemetry) for encoder in encoders
-    ]
-    tasks = [asyncio.create_task(batcher.run(), name=f"batcher.{batcher.encoder.model}") for batcher in batchers]
-    for task in tasks:
-        task.add_done_callback(functools.partial(_end_with, stop))
-    try:
-        yield batchers
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        pool.shutdown(wait=False, cancel_futures=True)
+async def _residency(
+    catalogue: Catalogue,
+    settings: Settings,
+    loader: ModelLoader,
+    device: DeviceThread,
+    telemetry: Telemetry,
+    stop: Stop,
+) -> AsyncIterator[Residency]:
+    """The models of this worker, none loaded yet; all of them share the device's thread."""
 
+    def embedder(encoder: Encoder) -> Embedder:
+        return Embedder(encoder, device, _batch_limits(settings, encoder.device), telemetry)
 
-def _end_with(stop: Stop, task: asyncio.Task[None]) -> None:
-    """A batcher that dies takes the worker with it: nobody would answer its callers."""
-    if not task.cancelled() and (error := task.exception()):
-        log.error("batcher.died", task=task.get_name(), exc_info=error)
+    def died(error: BaseException) -> None:
+        log.error("batcher.died", exc_info=error)
         stop.fail(error)
+
+    on_demand, idle_s = settings.memory.load_on_demand, settings.memory.idle_unload_s
+    residency = Residency(catalogue, loader, embedder, settings.models[0], died, on_demand=on_demand)
+    unloading = asyncio.create_task(residency.unload_idle(idle_s)) if idle_s else None
+    try:
+        yield residency
+    finally:
+        if unloading:
+            unloading.cancel()
+        await residency.close()
+
+
+async def _load_first(residency: Residency, settings: Settings) -> None:
+    """The models that the settings name. Raises ModelError."""
+    for model in dict.fromkeys((*settings.models, *settings.memory.pinned)):
+        await residency.load(model, pin=model in settings.memory.pinned)
 
 
 def _batch_limits(settings: Settings, device: str) -> BatchLimits:
@@ -238,24 +191,33 @@ def _batch_limits(settings: Settings, device: str) -> BatchLimits:
     )
 
 
-def _endpoint(nc: Client, embedder: Embedder, settings: Settings, telemetry: Telemetry) -> Endpoint:
+def _endpoint(nc: Client, residency: Residency, settings: Settings, telemetry: Telemetry) -> Endpoint:
     def figures() -> dict[str, Any]:
-        texts, tokens = embedder.queued()
+        texts, tokens = residency.queued()
         return {**telemetry.figures(), "in_flight": len(endpoint.calls), "queued_texts": texts, "queued_tokens": tokens}
 
     limits = settings.limits
+    worker_id = NUID().next().decode()
+    families = (
+        EmbedHandlers(residency),
+        SimilarityHandlers(residency),
+        ModelHandlers(residency, worker_id, settings.checkpoints_dir),
+    )
     endpoint = Endpoint(
         nc=nc,
-        routes=[*EmbedHandlers(embedder).routes(), *SimilarityHandlers(embedder).routes()],
+        worker_id=worker_id,
+        routes=[route for family in families for route in family.routes()],
         limits=Limits(limits.requests, limits.request_bytes, limits.default_timeout_s),
         observer=telemetry,
-        metadata={"models": ",".join(embedder.batchers), "default_model": embedder.default, **embedder.described()},
+        metadata=residency.described,
         data=figures,
     )
     telemetry.gauge("mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls))
     telemetry.gauge("mlbus_request_bytes_in_flight", "Bytes of their bodies", lambda: endpoint.bytes_in_flight)
-    telemetry.gauge("mlbus_queued_texts", "Texts waiting or running", lambda: embedder.queued()[0])
-    telemetry.gauge("mlbus_queued_tokens", "Tokens waiting or running", lambda: embedder.queued()[1])
+    telemetry.gauge("mlbus_queued_texts", "Texts waiting or running", lambda: residency.queued()[0])
+    telemetry.gauge("mlbus_queued_tokens", "Tokens waiting or running", lambda: residency.queued()[1])
+    telemetry.gauge("mlbus_models_loaded", "Models that take requests", lambda: len(list(residency.registry)))
+    telemetry.gauge("mlbus_model_memory_bytes", "Memory of all models", lambda: residency.memory_bytes())
     return endpoint
 
 

@@ -16,10 +16,12 @@ from pydantic import BaseModel
 
 from subjects import codec, names, stream
 from subjects.errors import DeadlinePassed, InvalidField, Malformed, MLError, TooLarge
-from subjects.vectors import EncodingFormat
 
 MAX_HEADER_BYTES = 16_384
+MAX_UNSENT_BYTES = 1_048_576
+"""How much may wait for the server to read it before a stream waits too: nats-py waits for ten seconds and goes on."""
 T = TypeVar("T")
+_ONE_REPLY: bool | None = False
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 _NAMES = {
@@ -30,13 +32,16 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The headers of a request. fault: the first that could not be read; the others hold all the same."""
+    """The headers of a request. fault: the first that could not be read; the others hold all the same.
+
+    stream: whether to answer with frames; None: only where one message may not hold the reply.
+    """
 
     request_id: str = ""
     request_type: str = names.JSON
     reply_type: str = names.JSON
     timeout_s: float | None = None
-    stream: bool = False
+    stream: bool | None = False
     traceparent: str | None = None
     fault: MLError | None = None
 
@@ -64,7 +69,7 @@ def read_headers(headers: Mapping[str, str] | None, body: bytes) -> Asked:
         request_type=kind,
         reply_type=read(names.JSON, codec.reply_type, known.get(names.ACCEPT), kind),
         timeout_s=read(None, _timeout_s, known.get(names.TIMEOUT_MS)),
-        stream=read(False, _flag, known.get(names.STREAM)),
+        stream=read(_ONE_REPLY, _stream, known.get(names.STREAM)),
         traceparent=known.get(names.TRACEPARENT),
         fault=faults[0] if faults else None,
     )
@@ -89,18 +94,23 @@ def _timeout_s(value: str | None) -> float | None:
     return min(left_ms / 1000, names.MAX_TIMEOUT_S)
 
 
-def _flag(value: str | None) -> bool:
-    if value is None or value.lower() in ("false", "0"):
-        return False
-    if value.lower() in ("true", "1"):
-        return True
-    raise Malformed(f"{names.STREAM} must be true or false, not {value[:40]!r}")
+def _stream(value: str | None) -> bool | None:
+    match (value or "false").lower():
+        case "false" | "0":
+            return False
+        case "true" | "1":
+            return True
+        case names.STREAM_AUTO:
+            return None
+        case other:
+            raise Malformed(f"{names.STREAM} must be true, false or {names.STREAM_AUTO}, not {other[:40]!r}")
 
 
 class Call:
     """A request, from its arrival to exactly one terminal answer.
 
     deadline: loop time in seconds. ended_by: the error to answer with when the task is cancelled from outside.
+    framed: whether the answer is a stream of frames.
     """
 
     __slots__ = (
@@ -110,14 +120,15 @@ class Call:
         "body",
         "closed",
         "deadline",
-        "encoding_format",
         "ended_by",
+        "framed",
         "frames",
         "received",
         "reply",
         "route",
         "running",
         "serial",
+        "size",
         "task",
     )
 
@@ -127,6 +138,7 @@ class Call:
         self.serial = serial
         self.reply = msg.reply
         self.body: bytes = msg.data
+        self.size = len(msg.data)
         self.asked = read_headers(msg.headers, msg.data)
         self.received = asyncio.get_running_loop().time()
         self.deadline = self.received + (self.asked.timeout_s or default_timeout_s)
@@ -135,13 +147,28 @@ class Call:
         self.answered: MLError | bool = False
         self.running = False
         self.closed = False
+        self.framed = bool(self.asked.stream)
         self.frames = 0
-        self.encoding_format: EncodingFormat = "float"
 
     @property
     def reply_limit(self) -> int:
         """Bytes that a reply's body may take, with room for its headers."""
         return int(self._nc.max_payload) - 1024
+
+    def take_body(self) -> bytes:
+        """The request's body, which is not kept: a large one would lie here beside what was read from it."""
+        body, self.body = self.body, b""
+        return body
+
+    def choose_form(self, too_large: TooLarge | None) -> None:
+        """Settle between one reply and frames, before any work.
+
+        too_large: why one reply may not do. Raised where frames were not allowed.
+        """
+        if self.asked.stream is None:
+            self.framed = too_large is not None
+        elif too_large and not self.framed:
+            raise too_large
 
     def end(self, reason: MLError) -> None:
         """Stop the work; the caller gets the reason unless the answer is already out."""
@@ -152,15 +179,22 @@ class Call:
 
     async def answer(self, message: BaseModel) -> None:
         """Send the one reply. Raises TooLarge if it does not fit a message, sending nothing."""
-        body = codec.dumps(message, self.asked.reply_type, self.encoding_format)
+        body = codec.dumps(message, self.asked.reply_type)
         self._check_size(body)
         self.answered = True
         await self._publish(body, self._headers())
 
-    async def send_frame(self, event: str, message: BaseModel, probe: str = "") -> None:
-        """Send the next frame of a stream. probe: a subject that hears of it when nobody listens any more."""
-        body = codec.dumps({**dict(message), "seq": self.frames}, self.asked.reply_type, self.encoding_format)
+    async def send(self, event: str, message: BaseModel, probe: str = "") -> None:
+        """Send the next frame of a stream, or the reply where there is to be only that.
+
+        probe: a subject that hears of it when nobody listens any more.
+        """
+        if not self.framed:
+            await self.answer(message)
+            return
+        body = codec.dumps({**dict(message), "seq": self.frames}, self.asked.reply_type)
         self._check_size(body)
+        await self._room()
         self.answered = event == stream.DONE
         await self._publish(body, self._headers() | self._next_frame(event), probe)
         self._check_still_wanted()
@@ -175,10 +209,10 @@ class Call:
         if not self.answered:
             self.answered = error
             headers = self._headers() | error.headers()
-            if self.asked.stream:
+            if self.framed:
                 headers |= self._next_frame(stream.ERROR)
             await self._publish(codec.dumps(error.body(self.asked.request_id), self.asked.reply_type), headers)
-        if self.asked.stream and not self.closed:
+        if self.framed and not self.closed:
             await self.end_stream()
 
     def _next_frame(self, event: str) -> dict[str, str]:
@@ -187,6 +221,15 @@ class Call:
 
     def _headers(self) -> dict[str, str]:
         return {names.CONTENT_TYPE: self.asked.reply_type, names.REQUEST_ID: self.asked.request_id}
+
+    async def _room(self) -> None:
+        """Return once the server has read most of what was sent to it, or the connection is lost.
+
+        Not by a flush: one that takes too long leaves a PONG behind that breaks the connection (nats-py 2.16).
+        """
+        while self._nc.is_connected and self._nc.pending_data_size > MAX_UNSENT_BYTES:
+            self._check_still_wanted()
+            await self._nc._flush_pending(force_flush=True)
 
     def _check_still_wanted(self) -> None:
         """Raise what ended the call meanwhile: nats-py swallows a cancellation that comes while it flushes."""
@@ -201,7 +244,8 @@ class Call:
         if len(body) > self.reply_limit:
             raise TooLarge(
                 f"the reply would take {len(body)} bytes and a message holds {self.reply_limit}; "
-                f"ask for less, for {names.MSGPACK}, or for a stream where the subject has one"
+                f"ask for less, for {names.MSGPACK}, or where the subject has one for a stream, with {names.STREAM}: "
+                f"true or {names.STREAM_AUTO}"
             )
 
     async def _publish(self, body: bytes, headers: dict[str, Any] | None, probe: str = "") -> None:

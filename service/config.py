@@ -55,6 +55,27 @@ class BatchSettings(BaseModel):
     )
 
 
+class MemorySettings(BaseModel):
+    """Which models stay in memory."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    budget_gb: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="gigabytes for models; absent: what is free, less a margin",
+    )
+    idle_unload_s: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds after which an unused model is unloaded; absent: never",
+    )
+    pinned: tuple[str, ...] = Field((), description="models that are never evicted nor unloaded when idle")
+    load_on_demand: bool = Field(True, description="load a model when a request asks for it, if its weights are here")
+
+
 class Settings(BaseSettings):
     """Everything that can be set. An absent value is chosen at start and logged."""
 
@@ -74,7 +95,9 @@ class Settings(BaseSettings):
         ("minilm",), min_length=1, description="models to load at start; the first serves requests that name none"
     )
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: CUDA, else CPU")
-    dtype: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the device computes in it")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: as each model's entry says, for most bf16 where the device computes in it"
+    )
     threads: int | None = Field(None, ge=1, le=1024, description="compute threads; absent: all cores but one past two")
     grace_s: float = Field(30.0, ge=0, description="seconds that requests in flight get at shutdown")
     metrics_port: int = Field(9464, ge=-1, le=65535, description="Prometheus on loopback; 0: any free one; -1: none")
@@ -82,10 +105,21 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     limits: LimitSettings = LimitSettings()
     batch: BatchSettings = BatchSettings()
+    memory: MemorySettings = MemorySettings()
     catalogue: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="models of your own: [catalogue.<id>] with the fields of models/catalogue.toml",
     )
+
+    @property
+    def cache_dir(self) -> Path:
+        """What is remembered of weights between runs."""
+        return self.data_dir / "cache"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Fine-tuned versions of models."""
+        return self.data_dir / "checkpoints"
 
     @field_validator("models", mode="before")
     @classmethod

@@ -1,20 +1,22 @@
-"""Embedding as handlers ask for it: a model by name, texts in, finished vectors out, through that model's batcher."""
+"""One loaded embedding model, as handlers ask for it: texts in, finished vectors out, through its batcher."""
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from models.catalogue import Catalogue
 from models.encoders.base import Encoder, TextOptions, Vectors, check_options
-from models.errors import ModelUnavailable
 
-from .batcher import Batcher
-from .work import Embedded, Finish, Work
+from .batcher import Batcher, BatchObserver
+from .device_thread import DeviceThread
+from .work import BatchLimits, Embedded, Finish, Priority, Work
 
 WINDOW = 256
 """Texts of one request that are queued at a time, two windows ahead: a bulk request must not own the queue."""
+TOKENIZER_THREADS = 3
+"""One for each lane of a batcher."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,7 @@ class How:
     options: TextOptions
     finish: Finish
     deadline: float
+    priority: Priority = "interactive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,71 +40,67 @@ class Part:
 
 
 class Embedder:
-    """The loaded models and their batchers. The first is the default."""
+    """A running batcher and what belongs to it; `close` ends both and lets go of the weights."""
 
-    def __init__(self, catalogue: Catalogue, batchers: Sequence[Batcher]) -> None:
-        self._catalogue = catalogue
-        self.batchers: Mapping[str, Batcher] = {batcher.encoder.model: batcher for batcher in batchers}
-        self.default = batchers[0].encoder.model
+    def __init__(self, encoder: Encoder, device: DeviceThread, limits: BatchLimits, observer: BatchObserver) -> None:
+        self.encoder = encoder
+        self._device = device
+        self._pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix=f"tokenizer.{encoder.model}")
+        self.batcher = Batcher(encoder, device, self._pool, limits, observer)
+        self._running: asyncio.Task[None] | None = None
 
-    def encoder(self, model: str | None) -> Encoder:
-        """Raises UnknownModel, ModelUnavailable."""
-        return self._batcher(model).encoder
+    def start(self, on_died: Callable[[BaseException], None]) -> None:
+        """Begin to work. on_died hears of an end that nobody asked for, since then nobody would answer its callers."""
 
-    def _batcher(self, model: str | None) -> Batcher:
-        batcher = self.batchers.get(model or self.default)
-        if batcher is None:
-            spec = self._catalogue.get(model or self.default)
-            loaded = f"loaded: {', '.join(self.batchers)}"
-            if spec.unserved:
-                raise ModelUnavailable(
-                    spec.id, f"this version of mlbus does not serve it yet: {spec.unserved}; {loaded}"
-                )
-            raise ModelUnavailable(spec.id, f"it is not loaded on this worker; {loaded}")
-        return batcher
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()):
+                on_died(error)
 
-    def described(self) -> dict[str, str]:
-        """For discovery: each model's version and device."""
-        encoders = [batcher.encoder for batcher in self.batchers.values()]
-        return {f"model.{encoder.model}": f"{encoder.version} on {encoder.device}" for encoder in encoders}
+        self._running = asyncio.create_task(self.batcher.run(), name=f"batcher.{self.encoder.model}")
+        self._running.add_done_callback(ended)
 
-    def queued(self) -> tuple[int, int]:
-        """Texts and tokens that wait or run, over all models."""
-        batchers = self.batchers.values()
-        return sum(batcher.queued_texts for batcher in batchers), sum(batcher.queued_tokens for batcher in batchers)
+    async def stop(self) -> None:
+        """End the batcher; what waits is cancelled."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def embed(self, model: str | None, text: str, how: How) -> Embedded:
+    async def close(self) -> None:
+        """Stop, then let go of the weights, on the device's thread: a pass of no interest may still run there."""
+        await self.stop()
+        await self._device.run(self.encoder.close)
+
+    async def embed(self, text: str, how: How) -> Embedded:
         """One text. Raises Busy, DeadlinePassed and the errors of `models`."""
-        batcher = self._batcher(model)
-        check_options(batcher.encoder, how.options, how.finish.dimensions)
-        (work,) = batcher.submit([text], how.options, how.finish, how.deadline)
+        check_options(self.encoder, how.options, how.finish.dimensions)
+        (work,) = self.batcher.submit([text], how.options, how.finish, how.deadline, priority=how.priority)
         return await work.future
 
-    async def embed_all(self, model: str | None, texts: Sequence[str], how: How) -> Part:
+    async def embed_all(self, texts: Sequence[str], how: How) -> Part:
         """Many texts as one Part; what is found wrong with one ends all."""
         vectors: list[Vectors] = []
         truncated: list[int] = []
         tokens = 0
-        async with aclosing(self.embed_parts(model, texts, how)) as parts:
+        async with aclosing(self.embed_parts(texts, how)) as parts:
             async for part in parts:
                 vectors += part.vectors
                 truncated += part.truncated
                 tokens += part.tokens
         return Part(0, vectors, tokens, truncated)
 
-    async def embed_parts(
-        self, model: str | None, texts: Sequence[str], how: How, window: int = WINDOW
-    ) -> AsyncGenerator[Part, None]:
+    async def embed_parts(self, texts: Sequence[str], how: How, window: int = WINDOW) -> AsyncGenerator[Part, None]:
         """Many texts, in order, as they are ready. Closing it early drops what has not run."""
-        batcher = self._batcher(model)
-        check_options(batcher.encoder, how.options, how.finish.dimensions)
+        check_options(self.encoder, how.options, how.finish.dimensions)
         ahead: deque[list[Work]] = deque()
         try:
             for start in range(0, len(texts), window):
                 part = texts[start : start + window]
                 if start:
-                    await batcher.room(part)
-                ahead.append(batcher.submit(part, how.options, how.finish, how.deadline, start))
+                    await self.batcher.room(part)
+                ahead.append(
+                    self.batcher.submit(part, how.options, how.finish, how.deadline, start, priority=how.priority)
+                )
                 if len(ahead) == 2:
                     yield await _collect(ahead[0])
                     ahead.popleft()

@@ -8,7 +8,7 @@ import functools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import structlog
@@ -34,18 +34,28 @@ Frames = AsyncGenerator[tuple[str, BaseModel], None]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A subject, the messages on it and what answers them.
+    """A subject, the messages on it and what answers them: `handle` with one reply, `stream` with frames or one reply.
 
-    text_field: the field that a plain text body stands for. stream: answers `Ml-Stream: true` with frames.
+    text_field: the field that a plain text body stands for. stream: has the call choose the form first.
+    queue: the queue group, of whose workers one answers; empty: every worker does.
     """
 
     name: str
     subject: str
     request: type[BaseModel]
     reply: Any
-    handle: Callable[[Any, Call], Awaitable[BaseModel]]
+    handle: Callable[[Any, Call], Awaitable[BaseModel]] | None = None
     text_field: str | None = None
     stream: Callable[[Any, Call], Frames] | None = None
+    queue: str = names.QUEUE_GROUP
+
+    def to_every_worker(self) -> "Route":
+        """The same, answered by all workers."""
+        return replace(self, queue="")
+
+    def to_worker(self, worker_id: str) -> "Route":
+        """The same, answered by this one worker, on a subject that ends in its id."""
+        return replace(self, name=f"{self.name}-here", subject=f"{self.subject}.{worker_id}", queue="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +80,11 @@ class Endpoint:
     """Subscribed routes and the calls in flight on them; made by `serving`."""
 
     nc: Client
+    worker_id: str
     routes: list[Route]
     limits: Limits
     observer: Observer
-    metadata: dict[str, str]
+    metadata: Callable[[], dict[str, str]]
     data: Callable[[], Mapping[str, Any]]
     calls: dict[int, Call] = field(default_factory=dict)
     bytes_in_flight: int = 0
@@ -85,7 +96,9 @@ class Endpoint:
 
     async def start(self) -> None:
         """Subscribe to everything and return once the server knows of it."""
-        described = [micro.Described(route.name, route.subject, route.request, route.reply) for route in self.routes]
+        described = [
+            micro.Described(route.name, route.subject, route.queue, route.request, route.reply) for route in self.routes
+        ]
         self._gone = self.nc.new_inbox()
         self._control = [
             await self.nc.subscribe(f"{names.CANCEL}.*", cb=self._on_cancel),
@@ -93,8 +106,8 @@ class Endpoint:
         ]
         for route, shown in zip(self.routes, described, strict=True):
             accept = functools.partial(self._on_request, route, shown.counts)
-            self._subscriptions.append(await self.nc.subscribe(route.subject, names.QUEUE_GROUP, cb=accept))
-        self._control += await micro.Discovery(self.nc, described, self.metadata, self.data).subscribe()
+            self._subscriptions.append(await self.nc.subscribe(route.subject, route.queue, cb=accept))
+        self._control += await micro.Discovery(self.nc, self.worker_id, described, self.metadata, self.data).subscribe()
         await settled(self.nc)
 
     async def _on_request(self, route: Route, counts: micro.Counts, msg: Msg) -> None:
@@ -106,9 +119,11 @@ class Endpoint:
         self._serial += 1
         call = Call(self.nc, route.name, msg, self._serial, self.limits.default_timeout_s)
         if refusal := call.asked.fault or self._refusal(len(call.body)):
-            call.body = b""  # neither kept nor counted
+            call.take_body()
+            call.size = 0  # it is not counted either
         self.calls[call.serial] = call
-        self.bytes_in_flight += len(call.body)
+        self.bytes_in_flight += call.size
+        msg.data = b""  # nats-py keeps each subscription's last message
         call.task = asyncio.create_task(self._serve(route, counts, call, refusal), name=f"{route.name}.{call.serial}")
 
     def _refusal(self, size: int) -> MLError | None:
@@ -134,7 +149,7 @@ class Endpoint:
             log.warning("reply.lost", route=route.name, request_id=call.asked.request_id, error=str(error))
         finally:
             del self.calls[call.serial]
-            self.bytes_in_flight -= len(call.body)
+            self.bytes_in_flight -= call.size
             self._record(call, counts, time.perf_counter() - started)
 
     async def _outcome(self, route: Route, call: Call) -> MLError | None:
@@ -154,14 +169,13 @@ class Endpoint:
         return None
 
     async def _answer(self, route: Route, call: Call) -> None:
-        asked = call.asked
-        request = codec.decode(call.body, asked.request_type, route.request, route.text_field)
-        if not asked.stream:
-            await call.answer(await route.handle(request, call))
-        elif route.stream:
+        request = codec.decode(call.take_body(), call.asked.request_type, route.request, route.text_field)
+        if route.stream is not None:
             await send_stream(call, route.stream(request, call), f"{self._gone}.{call.serial}")
-        else:
+        elif call.framed or route.handle is None:
             raise Malformed(f"{route.subject} does not stream; leave {names.STREAM} out")
+        else:
+            await call.answer(await route.handle(request, call))
 
     def _explained(self, error: Exception, call: Call) -> MLError:
         known = to_wire(error)

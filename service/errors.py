@@ -1,15 +1,21 @@
-"""The one table from the errors of `models` to the errors of the wire."""
+"""The one table from the errors of `models` to the errors of the wire: the first class that fits."""
 
 from models import errors as models
 from subjects import errors as wire
 
 _TABLE: dict[type[Exception], type[wire.MLError]] = {
     models.UnknownModel: wire.NotFound,
-    models.ModelUnavailable: wire.NotServed,
     models.TextTooLong: wire.TooLarge,
     models.UnknownPrompt: wire.InvalidField,
+    models.UnknownTask: wire.InvalidField,
     models.BadDimensions: wire.InvalidField,
     models.OutOfDeviceMemory: wire.OutOfMemory,
+    models.OverBudget: wire.OutOfMemory,
+    models.UnknownVersion: wire.NotFound,
+    models.NotLoaded: wire.NotFound,
+    models.InUse: wire.Conflict,
+    models.OtherDimensions: wire.Conflict,
+    models.ModelError: wire.NotServed,
 }
 
 INTERNAL = "internal error; the worker's log tells more under this request id"

@@ -1,13 +1,15 @@
 """One forward pass, on the device's thread: a batch of works in, finished vectors out. Knows no queue."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
+from traceback import clear_frames
 
 import numpy as np
 
 from models.encoders.base import Encoder, Vectors, batch_tokens, finish
+from models.errors import OutOfDeviceMemory
 
 from .work import Work
 
@@ -16,29 +18,79 @@ from .work import Work
 class Ran:
     """What a pass gave. vectors: None where the model gave NaN or infinity; absent: nobody wanted it any more.
 
-    tokens, computed: of the texts, and with the padding that the model computed too. seconds: on the device.
+    tokens, computed: of the texts, and with the padding that the model computed too. seconds: on the device;
+    held_s: the longest stretch of them between two stops, None where the pass gave way to nobody.
     """
 
-    vectors: dict[Work, Vectors | None]
-    tokens: int
-    computed: int
-    seconds: float
+    vectors: dict[Work, Vectors | None] = field(default_factory=dict)
+    tokens: int = 0
+    computed: int = 0
+    seconds: float = 0.0
+    held_s: float | None = None
 
 
-def forward(encoder: Encoder, batch: Sequence[Work]) -> Ran:
-    """Run what is still wanted of a batch. Raises whatever the encoder raises."""
+class _Unwanted(Exception):
+    """Nobody waits for any text of the batch any more."""
+
+
+class _Stops:
+    """The stops of a pass that gives way to others. away_s: how long they took; held_s: the longest way between two."""
+
+    def __init__(self, wanted: Sequence[Work], give_way: Callable[[], None]) -> None:
+        self._wanted = wanted
+        self._give_way = give_way
+        self._resumed = time.perf_counter()
+        self.away_s = 0.0
+        self.held_s = 0.0
+
+    def __call__(self) -> None:
+        left = self.reached()
+        self._give_way()
+        self._resumed = time.perf_counter()
+        self.away_s += self._resumed - left
+        if not any(work.wanted() for work in self._wanted):
+            raise _Unwanted
+
+    def reached(self) -> float:
+        """A stretch ends now (in seconds of the performance counter)."""
+        now = time.perf_counter()
+        self.held_s = max(self.held_s, now - self._resumed)
+        return now
+
+
+def forward(encoder: Encoder, batch: Sequence[Work], give_way: Callable[[], None] | None = None) -> Ran:
+    """Run what is still wanted of a batch. Raises whatever the encoder raises.
+
+    give_way: called between the layers; given, the pass also ends there once nobody waits for it.
+    """
     started = time.perf_counter()
     wanted = [work for work in batch if work.wanted()]
-    vectors: dict[Work, Vectors | None] = {}
-    if wanted:
-        pooled = encoder.encode([work.tokens for work in wanted])
-        finite = np.isfinite(np.abs(pooled).max(axis=1))  # NaN and infinity both survive the maximum
-        finished = _finish(wanted, np.where(finite[:, None], pooled, np.float32(0)))
-        rows = zip(wanted, finished, finite, strict=True)
-        vectors = {work: vector if good else None for work, vector, good in rows}
-    seconds = time.perf_counter() - started
+    if not wanted:
+        return Ran()
+    stops = _Stops(wanted, give_way) if give_way else None
+    try:
+        pooled = encoder.encode([work.tokens for work in wanted], stops)
+    except _Unwanted:
+        return Ran()
+    except OutOfDeviceMemory as error:
+        _let_go(error)
+        raise
+    finite = np.isfinite(np.abs(pooled).max(axis=1))  # NaN and infinity both survive the maximum
+    finished = _finish(wanted, np.where(finite[:, None], pooled, np.float32(0)))
+    rows = zip(wanted, finished, finite, strict=True)
+    vectors = {work: vector if good else None for work, vector, good in rows}
     lengths = [work.cost for work in wanted]
-    return Ran(vectors, sum(lengths), batch_tokens(encoder, lengths), seconds)
+    tokens, computed = sum(lengths), batch_tokens(encoder, lengths)
+    if stops is None:
+        return Ran(vectors, tokens, computed, time.perf_counter() - started)
+    return Ran(vectors, tokens, computed, stops.reached() - started - stops.away_s, stops.held_s)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """The frames of a failed pass hold its tensors, and with them the memory that the next try needs."""
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__cause__
 
 
 def _finish(works: Sequence[Work], pooled: Vectors) -> list[Vectors]:

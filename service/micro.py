@@ -11,14 +11,13 @@ import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.micro.service import EndpointInfo, EndpointStats, ServiceInfo, ServicePing, ServiceStats
-from nats.nuid import NUID
 from pydantic import TypeAdapter
 
 from subjects import names
 
 from .reply_subject import may_answer
 
-DESCRIPTION = "Machine learning over NATS: embeddings and similarity"
+DESCRIPTION = "Machine learning over NATS: embeddings, similarity and the models behind them"
 SERVICE_VERSION = version("mlbus")
 
 
@@ -44,6 +43,7 @@ class Described:
 
     name: str
     subject: str
+    queue: str
     request: Any
     reply: Any
     counts: Counts = field(default_factory=Counts)
@@ -52,22 +52,23 @@ class Described:
 class Discovery:
     """Answers $SRV.PING, $SRV.INFO and $SRV.STATS, addressed to all, to this service or to this worker.
 
-    data: further figures for STATS, the same on every endpoint's `data`.
+    metadata: what to say of the worker now. data: further figures for STATS, the same on every endpoint's `data`.
     """
 
     def __init__(
         self,
         nc: Client,
+        worker_id: str,
         endpoints: Sequence[Described],
-        metadata: dict[str, str],
+        metadata: Callable[[], dict[str, str]],
         data: Callable[[], Mapping[str, Any]],
     ) -> None:
         self._nc = nc
+        self.id = worker_id
         self._endpoints = endpoints
         self._metadata = metadata
         self._data = data
         self._started = datetime.now(UTC)
-        self.id = NUID().next().decode()
 
     async def subscribe(self) -> list[Any]:
         verbs = {"PING": self.ping, "INFO": self.info, "STATS": self.stats}
@@ -83,7 +84,7 @@ class Discovery:
 
     @property
     def _identity(self) -> dict[str, Any]:
-        return {"id": self.id, "name": names.SERVICE, "version": SERVICE_VERSION, "metadata": self._metadata}
+        return {"id": self.id, "name": names.SERVICE, "version": SERVICE_VERSION, "metadata": self._metadata()}
 
     def ping(self) -> dict[str, Any]:
         return ServicePing(**self._identity).to_dict()
@@ -93,7 +94,7 @@ class Discovery:
             EndpointInfo(
                 name=endpoint.name,
                 subject=endpoint.subject,
-                queue_group=names.QUEUE_GROUP,
+                queue_group=endpoint.queue,
                 metadata={
                     "request_schema": _schema(endpoint.request),
                     "reply_schema": _schema(endpoint.reply),
@@ -110,7 +111,7 @@ class Discovery:
             EndpointStats(
                 name=endpoint.name,
                 subject=endpoint.subject,
-                queue_group=names.QUEUE_GROUP,
+                queue_group=endpoint.queue,
                 num_requests=counts.requests,
                 num_errors=counts.errors,
                 last_error=counts.last_error,

@@ -12,12 +12,13 @@ PROBE_EVERY = 4
 
 
 async def send_stream(call: Call, frames: AsyncGenerator[tuple[str, BaseModel], None], probe: str) -> None:
-    """Send (event, message) pairs as frames, then the sentinel.
+    """Send (event, message) pairs as frames, then the sentinel; or the one reply, where the handler chose that.
 
     The handler yields the `done` frame itself; an exception it raises becomes the `error` frame.
     probe: the worker's own subject for this call.
     """
     async with aclosing(frames):
         async for event, message in frames:
-            await call.send_frame(event, message, probe if call.frames % PROBE_EVERY == 0 else "")
-    await call.end_stream()
+            await call.send(event, message, probe if call.frames % PROBE_EVERY == 0 else "")
+    if call.framed:
+        await call.end_stream()

@@ -16,19 +16,20 @@ from .work import Work
 
 log = structlog.get_logger(__name__)
 
-SLICE_CHARS = 262_144
-"""Characters that one job takes on, unless its first text alone has more."""
-
 Deliver = Callable[[Work, "Tokens | Exception"], None]
 
 
 class Lane:
-    """Works whose texts wait for the tokeniser, in order; each is delivered with its tokens or what went wrong."""
+    """Works whose texts wait for the tokeniser, in order; each is delivered with its tokens or what went wrong.
 
-    def __init__(self, encoder: Encoder, pool: Executor, deliver: Deliver) -> None:
+    slice_chars: characters that one job takes on, unless its first text alone has more.
+    """
+
+    def __init__(self, encoder: Encoder, pool: Executor, deliver: Deliver, slice_chars: int) -> None:
         self._encoder = encoder
         self._pool = pool
         self._deliver = deliver
+        self._slice_chars = slice_chars
         self._waiting: deque[Work] = deque()
         self._any = asyncio.Event()
 
@@ -50,7 +51,7 @@ class Lane:
     def _next_slice(self) -> list[Work]:
         works: list[Work] = []
         chars = 0
-        while self._waiting and (not works or chars + len(self._waiting[0].text) <= SLICE_CHARS):
+        while self._waiting and (not works or chars + len(self._waiting[0].text) <= self._slice_chars):
             work = self._waiting.popleft()
             if work.wanted():
                 works.append(work)

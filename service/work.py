@@ -3,15 +3,19 @@
 import asyncio
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 from models.encoders.base import TextOptions, Tokens, Vectors
+
+Priority = Literal["interactive", "bulk"]
+"""Whether a person waits for a text, or it is one of many that nobody waits for singly."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
     """budget_tokens: what a batch computes at most. overhead_tokens: how much padding a text may add to one.
 
-    queue_texts, queue_tokens: what may wait or run at once.
+    queue_texts, queue_tokens: what may wait or run at once, of each priority.
     """
 
     budget_tokens: int = 1024

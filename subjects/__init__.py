@@ -2,6 +2,7 @@
 
 from .client import MLClient
 from .embed import EmbedBatchReply, EmbedBatchRequest, EmbedReply, EmbedRequest
+from .encodings import to_float32
 from .errors import MLError
 from .similarity import Ranked, SimilarityRanking, SimilarityRequest, SimilarityScore
 
@@ -16,4 +17,5 @@ __all__ = [
     "SimilarityRanking",
     "SimilarityRequest",
     "SimilarityScore",
+    "to_float32",
 ]

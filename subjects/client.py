@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Any, TypedDict, TypeVar
@@ -16,11 +16,13 @@ from opentelemetry import propagate
 from pydantic import BaseModel, ValidationError
 from typing_extensions import Unpack
 
-from . import codec, discovery, names
+from . import bulk, codec, discovery, names
 from .attempts import Attempts
 from .discovery import inbox
-from .embed import EmbedBatchReply, EmbedBatchRequest, EmbedChunk, EmbedDone, EmbedReply, EmbedRequest
+from .embed import EmbedBatchReply, EmbedBatchRequest, EmbedChunk, EmbedDone, EmbedReply, EmbedRequest, Priority
+from .encodings import EncodingFormat
 from .errors import DeadlinePassed, Internal, MLError, TooLarge, Unavailable, from_reply
+from .models_client import ModelsClient
 from .similarity import SimilarityRanking, SimilarityRequest, SimilarityScore
 from .stream import DONE, Frame, read_frame
 
@@ -32,14 +34,17 @@ class CallOptions(TypedDict, total=False):
 
     model: str | None
     dimensions: int | None
+    task: str | None
     prompt_name: str | None
     prompt: str | None
     truncate: str
+    priority: Priority | None
     timeout_s: float | None
 
 
 class EmbedCallOptions(CallOptions, total=False):
-    normalize: bool
+    normalize: bool | None
+    encoding_format: EncodingFormat
 
 
 class MLClient:
@@ -55,6 +60,7 @@ class MLClient:
         self._timeout_s = timeout_s
         self._retries = retries
         self._owned = False
+        self.models = ModelsClient(self._ask)
 
     @classmethod
     async def connect(
@@ -79,14 +85,14 @@ class MLClient:
             await self._nc.close()
 
     async def embed(self, text: str, **options: Unpack[EmbedCallOptions]) -> EmbedReply:
-        """One text -> `.embedding` (D,) float32."""
+        """One text -> `.embedding` (D,) float32, or what `encoding_format` asks for (see `to_float32`)."""
         fields, timeout_s = _split(options)
         return await self._ask(
             names.EMBED, codec.validate({"text": text, **fields}, EmbedRequest), EmbedReply, timeout_s
         )
 
     async def embed_batch(self, texts: Sequence[str], **options: Unpack[EmbedCallOptions]) -> EmbedBatchReply:
-        """Many texts -> `.embeddings`, in order; streamed underneath, so the payload limit does not bound it."""
+        """Many texts -> `.embeddings`, in order; streamed underneath, so the payload limit does not bound the reply."""
         embeddings: list[Any] = []
         truncated: list[int] = []
         async with aclosing(self.embed_stream(texts, **options)) as frames:
@@ -94,6 +100,7 @@ class MLClient:
                 if isinstance(frame, EmbedDone):
                     return EmbedBatchReply(
                         **frame.model_dump(include={"model", "version", "usage", "dimensions"}),
+                        encoding_format=options.get("encoding_format", "float32"),
                         embeddings=embeddings,
                         truncated=truncated,
                     )
@@ -116,6 +123,20 @@ class MLClient:
                     yield _parse(frame.body, EmbedDone)
                 else:
                     yield _parse(frame.body, EmbedChunk)
+
+    async def embed_all(
+        self, texts: Iterable[str], **options: Unpack[EmbedCallOptions]
+    ) -> AsyncGenerator[EmbedChunk | EmbedDone, None]:
+        """Any number of texts -> chunks of vectors in their order, then one EmbedDone; memory does not grow with them.
+
+        As many requests as it takes, two at a time; one that breaks off goes on after its last chunk. The texts are
+        read in a thread, as they are needed. timeout_s: for each request. Raises VersionChanged besides what
+        `embed_stream` raises.
+        """
+        asked = bulk.embed_all(texts, lambda part: self.embed_stream(part, **options), self._nc.max_payload // 2)
+        async with aclosing(asked) as frames:
+            async for frame in frames:
+                yield frame
 
     async def similarity(self, a: str, b: str, **options: Unpack[CallOptions]) -> SimilarityScore:
         """The cosine of two texts."""

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from . import names
 from .errors import InvalidField, Malformed, MLError, NotAcceptable, TooLarge, UnsupportedType
-from .vectors import EncodingFormat, little_endian
+from .vectors import little_endian
 
 _ALIASES = {
     "application/json": names.JSON,
@@ -98,13 +98,17 @@ def reply_type(accept: str | None, request: str) -> str:
 def decode(body: bytes, content_type: str, message: type[MessageT], text_field: str | None = None) -> MessageT:
     """Read and validate a request.
 
-    text_field: the field that a text/plain body stands for; None where a bare text means nothing.
+    text_field: the field that a text/plain body stands for; None where a bare text means nothing. An empty body is an
+    empty map, unless that field is required, so that `nats req` can ask for everything with ''.
     Raises Malformed (unreadable), UnsupportedType (text not taken here), TooLarge or InvalidField (by name).
     """
-    if content_type == names.TEXT:
+    fields: Any
+    if not body and (text_field is None or not message.model_fields[text_field].is_required()):
+        fields = {}
+    elif content_type == names.TEXT:
         if text_field is None:
             raise UnsupportedType(f"plain text is not read on this subject; send {_OFFERED}")
-        fields: Any = {text_field: _read_text(body)}
+        fields = {text_field: _read_text(body)}
     else:
         fields = loads(body, content_type)
     return validate(fields, message)
@@ -166,19 +170,21 @@ def _read_text(body: bytes) -> str:
         ) from None
 
 
-def dumps(
-    message: BaseModel | Mapping[str, Any], content_type: str, encoding_format: EncodingFormat = "float"
-) -> bytes:
-    """A reply as bytes. Fields that are None are left out.
+def dumps(message: BaseModel | Mapping[str, Any], content_type: str) -> bytes:
+    """A message as bytes. Fields that are None are left out, and so is an `encoding_format` of float32.
 
-    float32 arrays become little-endian bytes in MessagePack and numbers in JSON; with base64, base64 of those bytes.
+    Arrays become little-endian bytes in MessagePack and numbers in JSON; where `encoding_format` is base64, base64 of
+    those bytes in both.
     """
-    base64 = encoding_format == "base64"
+    fields = _fields(message)
+    encoding_format = fields.get("encoding_format")
+    if encoding_format == "float32":
+        del fields["encoding_format"]
     if content_type == names.MSGPACK:
-        return msgpack.packb(_fields(message), default=_in_base64 if base64 else _in_bytes)  # type: ignore[no-any-return]
-    if base64:
-        return orjson.dumps(_fields(message), default=_in_base64)
-    return orjson.dumps(_fields(message), default=_in_numbers, option=orjson.OPT_SERIALIZE_NUMPY)
+        return msgpack.packb(fields, default=_in_base64 if encoding_format == "base64" else _in_bytes)  # type: ignore[no-any-return]
+    if encoding_format == "base64":
+        return orjson.dumps(fields, default=_in_base64)
+    return orjson.dumps(fields, default=_in_numbers, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _fields(message: BaseModel | Mapping[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,18 @@
 """`ml.embed` and `ml.embed.batch`: texts in, vectors out."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from .vectors import EncodingFormat, Vector
+from .encodings import INT8_RANGE, EncodingFormat
+from .vectors import Vector
 
 MAX_TEXT_CHARS = 1_000_000
-MAX_TEXTS = 8192
+MAX_TEXTS = 65536
+MAX_INTERACTIVE_TEXTS = 32
+"""With more texts than these a request that does not say is bulk."""
+
+Priority: TypeAlias = Literal["interactive", "bulk"]
 
 
 def _check_text(text: str) -> str:
@@ -33,12 +38,16 @@ class EncodeOptions(Message):
 
     model: Token | None = Field(None, description="model id; absent: the worker's default")
     dimensions: int | None = Field(None, ge=1, le=65536, description="cut to this many, then renormalise")
+    task: Token | None = Field(None, description="one of the model's tasks, by name; absent: its default")
     prompt_name: Token | None = Field(None, description="one of the model's own prompts, by name")
     prompt: Annotated[str, StringConstraints(max_length=4096)] | None = Field(
         None, description="put before each text; instead of prompt_name"
     )
     truncate: Literal["end", "start", "error"] = Field(
         "end", description="which side of a text past the model's length is cut; error: refuse it"
+    )
+    priority: Priority | None = Field(
+        None, description=f"absent: interactive for up to {MAX_INTERACTIVE_TEXTS} texts, else bulk"
     )
 
     @model_validator(mode="after")
@@ -49,8 +58,13 @@ class EncodeOptions(Message):
 
 
 class EmbedOptions(EncodeOptions):
-    normalize: bool = Field(True, description="scale each vector to length 1")
-    encoding_format: EncodingFormat = Field("float", description="base64: little-endian float32 in base64")
+    normalize: bool | None = Field(None, description="scale each vector to length 1; absent: as the model's entry says")
+    encoding_format: EncodingFormat = Field(
+        "float32",
+        description="base64: of little-endian float32. "
+        f"int8: value * 127 * sqrt(dimensions) / {INT8_RANGE:g}, rounded and clipped to -127..127. "
+        "binary: a bit a value, 1 above 0, highest bit first. int8 and binary are for normalised vectors",
+    )
 
 
 class EmbedRequest(EmbedOptions):
@@ -79,22 +93,28 @@ class Served(Reply):
     usage: Usage
 
 
-class EmbedReply(Served):
+class Encoded(Reply):
+    """What every message with vectors says of them."""
+
+    encoding_format: EncodingFormat = Field("float32", description="absent: float32")
+    dimensions: int = Field(description="values of a vector, however they are encoded")
+
+
+class EmbedReply(Encoded, Served):
     embedding: Vector = Field(repr=False)
-    dimensions: int
     truncated: bool = Field(False, description="whether the text was cut to the model's length")
 
 
-class EmbedBatchReply(Served):
+class EmbedBatchReply(Encoded, Served):
     embeddings: list[Vector] = Field(repr=False)
-    dimensions: int
     truncated: list[int] = Field(default_factory=list, description="indices of the texts that were cut")
 
 
-class EmbedChunk(Reply):
+class EmbedChunk(Encoded):
     """One frame of a streamed batch: the vectors of texts[index : index + len(embeddings)]."""
 
     seq: int = 0
+    version: str = Field(description="the exact weights and precision that served the texts")
     index: int
     embeddings: list[Vector] = Field(repr=False)
     truncated: list[int] = Field(default_factory=list, description="indices of the texts that were cut")

@@ -55,6 +55,12 @@ class DeadlinePassed(MLError):
     code = 408
 
 
+class Conflict(MLError):
+    """The state of the worker forbids it, such as requests that use a model which is to be unloaded."""
+
+    code = 409
+
+
 class TooLarge(MLError):
     code = 413
 
@@ -91,6 +97,10 @@ class NotServed(MLError):
     code = 503
 
 
+class VersionChanged(Conflict):
+    """The client's own: the weights were swapped while it collected vectors, and those of two versions do not mix."""
+
+
 class OutOfMemory(MLError):
     code = 507
     retryable = True
@@ -103,6 +113,7 @@ CODES: dict[int, type[MLError]] = {
         NotFound,
         NotAcceptable,
         DeadlinePassed,
+        Conflict,
         TooLarge,
         UnsupportedType,
         InvalidField,

@@ -1,29 +1,32 @@
-"""Vectors on the wire: float32 as little-endian bytes, as base64 of those bytes, or as JSON numbers."""
+"""Vectors in messages: little-endian bytes in MessagePack, numbers in JSON, base64 where it is asked for."""
 
 import base64
 import binascii
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, PlainSerializer, ValidationInfo, WithJsonSchema
 
 from . import names
-
-EncodingFormat: TypeAlias = Literal["float", "base64"]
-FloatArray: TypeAlias = npt.NDArray[np.float32]
+from .encodings import DTYPES, EncodingFormat, WireArray, values
 
 _SCHEMA = {
-    "description": "JSON: numbers, or base64 of little-endian float32. MessagePack: little-endian float32 bytes.",
+    "description": "WireArray as encoding_format says, float32 where it is absent. JSON: numbers; for base64 a string; "
+    "for binary the bytes as numbers. MessagePack: little-endian bytes; for base64 a string.",
     "anyOf": [
         {"type": "array", "items": {"type": "number"}},
         {"type": "string", "contentEncoding": "base64"},
     ],
 }
+_AROUND_BYTES = 16
+"""What a reply holds for a vector besides its values: its length, and the text's index where that was cut."""
+_NUMBER_BYTES = {"float32": 16, "float16": 16, "int8": 5, "binary": 4}
+"""The longest number in JSON, its comma included."""
 
 
-def _read(value: Any) -> Any:
-    """Any of the three forms as float32 (D,); ValueError if it is none of them."""
+def _read(value: Any, info: ValidationInfo) -> Any:
+    """Any of the three forms as an array of the dtype that the message's encoding_format, read before it, says."""
+    dtype = DTYPES[info.data.get("encoding_format", "float32")]
     if isinstance(value, np.ndarray):
         return value
     if isinstance(value, str):
@@ -32,29 +35,36 @@ def _read(value: Any) -> Any:
         except binascii.Error as error:
             raise ValueError(f"not base64: {error}") from None
     if isinstance(value, bytes):
-        return np.frombuffer(value, dtype="<f4")
+        return np.frombuffer(value, dtype)
     if isinstance(value, list):
-        return np.asarray(value, dtype=np.float32)
+        return _from_numbers(value, dtype)
     raise ValueError("a vector is bytes, base64 or numbers")
 
 
+def _from_numbers(numbers: list[Any], dtype: np.dtype[Any]) -> WireArray:
+    try:
+        return np.array(numbers, dtype)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"not numbers of {dtype.name}: {error}") from None
+
+
 Vector: TypeAlias = Annotated[
-    FloatArray,
+    WireArray,
     BeforeValidator(_read),
     PlainSerializer(lambda vector: vector.tolist(), return_type=list[float]),
     WithJsonSchema(_SCHEMA),
 ]
 
 
-def little_endian(vector: FloatArray) -> bytes:
-    """float32 (D,) -> 4 x D bytes."""
-    return np.ascontiguousarray(vector, dtype="<f4").tobytes()
+def little_endian(vector: WireArray) -> bytes:
+    """(D,) -> its values, one after another."""
+    return vector.astype(vector.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def max_bytes(dimensions: int, encoding_format: EncodingFormat, content_type: str) -> int:
-    """The most bytes that one vector takes in a reply of this content type."""
+    """The most bytes that one vector takes in a reply of this content type, with what belongs to it."""
+    count = values(encoding_format, dimensions)
+    size = count * DTYPES[encoding_format].itemsize
     if encoding_format == "base64":
-        return 4 * ((4 * dimensions + 2) // 3) + 8
-    if content_type == names.MSGPACK:
-        return 4 * dimensions + 8
-    return 16 * dimensions + 8
+        return 4 * -(-size // 3) + _AROUND_BYTES
+    return (size if content_type == names.MSGPACK else count * _NUMBER_BYTES[encoding_format]) + _AROUND_BYTES

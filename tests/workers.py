@@ -7,15 +7,23 @@ from typing import Any
 
 from fake_encoder import FakeEncoder
 
-from service.app import Started, Stop, worker
+from service.app import Started, worker
 from service.config import Settings
+from service.model_loader import ModelLoader
+from service.stop import Stop
 
 
 @asynccontextmanager
-async def running_worker(url: str, *encoders: Any, **settings: Any) -> AsyncIterator[Started]:
-    """A worker on `url` that serves the encoders (a FakeEncoder if none is given); leaving drains it."""
+async def running_worker(
+    url: str, *encoders: Any, loader: ModelLoader | None = None, **settings: Any
+) -> AsyncIterator[Started]:
+    """A worker on `url`; leaving drains it.
+
+    It serves the encoders, or what the loader loads if there is one, or else a FakeEncoder.
+    """
     configured = Settings(nats_url=url, **{"metrics_port": -1, **settings})
-    async with worker(configured, Stop(), encoders or (FakeEncoder(),)) as started:
+    serves = encoders or (() if loader else (FakeEncoder(),))
+    async with worker(configured, Stop(), serves, loader=loader) as started:
         yield started
 
 

@@ -122,6 +122,9 @@ class Encoder(Protocol):
         To be called on the device's own thread only. Raises OutOfDeviceMemory.
         """
 
+    def close(self) -> None:
+        """Let go of the weights; nothing may be encoded afterwards."""
+
 
 def version_of(digest: str, dtype: str, quantization: Quantization | None = None) -> str:
     """The name of exact weights: the first 12 hexadecimal digits of their SHA-256, the dtype, the quantization."""

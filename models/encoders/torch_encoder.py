@@ -4,8 +4,7 @@ Owns the forward pass from token ids to pooled vectors. Built on the module list
 a model is pooled as its authors meant. Does not choose batches, cut or normalise vectors, or read files.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from types import MappingProxyType
 from typing import Any
@@ -13,12 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
-from ..catalogue import ModelSpec
-from ..device import TORCH_DTYPES
-from ..errors import ModelUnavailable, OutOfDeviceMemory, TextTooLong, UnknownPrompt
-from .base import TextOptions, Tokens, Vectors
+from ..catalogue import ModelSpec, Quantization
+from ..device import TORCH_DTYPES, memory_errors
+from ..errors import ModelUnavailable, TextTooLong
+from ..quantize import quantize, weight_bytes
+from .base import TextOptions, Tokens, Vectors, version_of
+from .choices import Choices
+from .layers import Layers
+from .modules import take_apart, text_transformer
 from .packed import packed_features, unpacked, use_packed_attention
 from .tokenise import TextTokenizer
 
@@ -26,10 +29,10 @@ LONGEST_BELIEVED = 1_000_000  # tokenisers without a maximum length state an ast
 
 
 class TorchEncoder:
-    """An Encoder over a sentence-transformers model, which it takes over: moved to `device`, cast to `dtype`.
+    """An Encoder over a sentence-transformers model, which it takes over: quantised if asked, moved to `device`.
 
-    The transformer runs in `dtype`; what follows it (pooling, dense layers) in float32. A trailing Normalize is
-    left to `finish`, which has to normalise after cutting anyway.
+    The transformer runs in the dtype in which it was read; what follows it (pooling, dense layers) in float32. A
+    trailing Normalize is left to `finish`, which has to normalise after cutting anyway.
     """
 
     def __init__(
@@ -38,64 +41,77 @@ class TorchEncoder:
         digest: str,
         source: SentenceTransformer,
         device: torch.device,
-        dtype: str,
-        packed: bool = False,
+        quantization: Quantization | None = None,
     ) -> None:
-        modules = list(source.children())
         _check_facts(spec, source)
-        transformer = _text_transformer(spec, modules)
+        transformer = text_transformer(spec, source)
         self.model = spec.id
-        self.version = f"{digest[:12]}-{dtype}"
-        self.dtype = dtype
+        self.dtype = _name_of(transformer.auto_model.dtype)
+        self.quantization = quantization
+        self.version = version_of(digest, self.dtype, quantization)
         self.device = str(device)
-        self.normalizes = isinstance(modules[-1], Normalize)
+        self.normalizes = spec.normalize
         self.max_tokens = _max_tokens(spec, source)
         self.dimensions = int(source.get_embedding_dimension() or 0)
+        self.matryoshka: Sequence[int] = spec.matryoshka
         self.prompts: Mapping[str, str] = MappingProxyType(_prompts(spec, source))
+        self.tasks: Mapping[str, int] = MappingProxyType(spec.tasks)
         self.notes: tuple[str, ...] = ()
-        self._default_prompt = spec.default_prompt or source.default_prompt_name
+        default_prompt = spec.default_prompt or source.default_prompt_name
+        self._choices = Choices(self.prompts, default_prompt, self.tasks, spec.default_task)
         self._tokenizer = TextTokenizer(transformer.tokenizer.backend_tokenizer, self.max_tokens)
+        self._padding_left = transformer.tokenizer.padding_side == "left"
         self._pad_id = int(transformer.tokenizer.pad_token_id or 0)
-        self._transformer = transformer.to(device=device, dtype=TORCH_DTYPES[dtype])
-        self._head = [m.to(device) for m in (modules[1:-1] if self.normalizes else modules[1:])]
-        self.packed = packed
-        if packed:
-            use_packed_attention(transformer.auto_model)
+        if quantization is not None:
+            quantize(transformer.auto_model, quantization)
+        self._transformer = transformer.to(device)
+        self._head = [module.float().to(device) for module in _tail(take_apart(source))]
         self._prompt_left_out = any(isinstance(m, Pooling) and not m.include_prompt for m in self._head)
+        self._layers = Layers(transformer.auto_model)
+        self._padded_attention = transformer.auto_model.config._attn_implementation
+        self.weight_bytes = weight_bytes(torch.nn.ModuleList([self._transformer, *self._head]))
+        self.packed = False
+
+    def pack(self) -> None:
+        """Run batches without padding from now on. Raises whatever a model raises that cannot."""
+        use_packed_attention(self._transformer.auto_model)
+        self.packed = True
+
+    def pad(self) -> None:
+        """Run padded batches again."""
+        self._transformer.auto_model.set_attn_implementation(self._padded_attention)
+        self.packed = False
+
+    def close(self) -> None:
+        """See Encoder.close. Whatever still refers to a module then keeps no weights."""
+        for module in torch.nn.ModuleList([self._transformer, *self._head]).modules():
+            module._parameters.clear()
+            module._buffers.clear()
 
     def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
         """See Encoder.tokenize."""
-        return self._tokenizer(texts, self._prompt(options), options.truncate)
+        self._choices.task(options)  # a model without tasks refuses one
+        return self._tokenizer(texts, self._choices.prompt(options), options.truncate)
 
-    def encode(self, batch: Sequence[Tokens]) -> Vectors:
+    def encode(self, batch: Sequence[Tokens], between_layers: Callable[[], None] | None = None) -> Vectors:
         """See Encoder.encode."""
         if not batch:
             return np.empty((0, self.dimensions), dtype=np.float32)
-        if self._prompt_left_out:
-            runs = [list(run) for _, run in groupby(batch, key=lambda tokens: tokens.prompt_tokens)]
-            return np.concatenate([self._forward(run) for run in runs])
-        return self._forward(batch)
-
-    def _prompt(self, options: TextOptions) -> str:
-        if options.prompt is not None:
-            return options.prompt
-        name = self._default_prompt if options.prompt_name is None else options.prompt_name
-        if name is None:
-            return ""
-        if name not in self.prompts:
-            raise UnknownPrompt(name, tuple(self.prompts))
-        return self.prompts[name]
+        with torch.inference_mode(), memory_errors(self.device), self._layers.calling(between_layers):
+            if self._prompt_left_out:
+                runs = [list(run) for _, run in groupby(batch, key=lambda tokens: tokens.prompt_tokens)]
+                return np.concatenate([self._forward(run) for run in runs])
+            return self._forward(batch)
 
     def _forward(self, batch: Sequence[Tokens]) -> Vectors:
-        with torch.inference_mode(), _memory_errors(self.device):
-            features = self._packed(batch) if self.packed else self._transformer(self._padded(batch))
-            output = self._transformer.module_output_name
-            features[output] = features[output].float()
-            if self._prompt_left_out:
-                features["prompt_length"] = batch[0].prompt_tokens
-            for module in self._head:
-                features = module(features)
-            vectors: Vectors = features["sentence_embedding"].cpu().numpy()
+        features = self._packed(batch) if self.packed else self._transformer(self._padded(batch))
+        output = self._transformer.module_output_name
+        features[output] = features[output].float()
+        if self._prompt_left_out:
+            features["prompt_length"] = batch[0].prompt_tokens
+        for module in self._head:
+            features = module(features)
+        vectors: Vectors = features["sentence_embedding"].cpu().numpy()
         return vectors
 
     def _packed(self, batch: Sequence[Tokens]) -> dict[str, Any]:
@@ -106,25 +122,29 @@ class TorchEncoder:
         return {output: hidden, "attention_mask": mask}
 
     def _padded(self, batch: Sequence[Tokens]) -> dict[str, Any]:
-        """Token ids (B, T) int64, padded on the right, and their mask (B, T), left out where nothing is padded."""
-        lengths = [len(tokens) for tokens in batch]
-        ids = np.full((len(batch), max(lengths)), self._pad_id, dtype=np.int64)
-        for row, tokens in zip(ids, batch, strict=True):
-            row[: len(tokens)] = tokens.ids
-        features: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(self.device)}
-        if min(lengths) < max(lengths):
-            mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
-            features["attention_mask"] = torch.from_numpy(mask.astype(np.int64)).to(self.device)
-        return features
+        """Token ids (B, T) int64 and, where any row is padded, their mask and positions (B, T) int64."""
+        lengths = np.array([len(tokens) for tokens in batch])
+        longest = int(lengths.max())
+        starts = longest - lengths if self._padding_left else np.zeros_like(lengths)
+        ids = np.full((len(batch), longest), self._pad_id, dtype=np.int64)
+        for row, start, tokens in zip(ids, starts, batch, strict=True):
+            row[start : start + len(tokens)] = tokens.ids
+        features = {"input_ids": ids}
+        if int(lengths.min()) < longest:
+            positions = np.arange(longest)[None, :] - starts[:, None]
+            features["attention_mask"] = ((positions >= 0) & (positions < lengths[:, None])).astype(np.int64)
+            if self._padding_left:
+                features["position_ids"] = positions.clip(min=0)
+        return {name: torch.from_numpy(value).to(self.device) for name, value in features.items()}
 
 
-def _text_transformer(spec: ModelSpec, modules: list[torch.nn.Module]) -> Any:
-    """The transformer that begins the module list. Raises ModelUnavailable where it is none that reads text."""
-    first = modules[0]
-    if not isinstance(first, Transformer) or not hasattr(first.tokenizer, "backend_tokenizer"):
-        reason = f"it begins with {type(first).__name__}, and only transformers with a Rust tokeniser are served."
-        raise ModelUnavailable(spec.id, reason + " Choose another model.")
-    return first
+def _name_of(dtype: torch.dtype) -> str:
+    return next(name for name, known in TORCH_DTYPES.items() if known == dtype)
+
+
+def _tail(modules: list[torch.nn.Module]) -> list[torch.nn.Module]:
+    """The modules behind the transformer, without a trailing Normalize."""
+    return modules[1:-1] if isinstance(modules[-1], Normalize) else modules[1:]
 
 
 def _check_facts(spec: ModelSpec, source: SentenceTransformer) -> None:
@@ -151,15 +171,3 @@ def _max_tokens(spec: ModelSpec, source: SentenceTransformer) -> int:
     if not stated:
         raise ModelUnavailable(spec.id, "it states no maximum length; give `max_tokens` in its entry.")
     return min(stated)
-
-
-@contextmanager
-def _memory_errors(device: str) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfDeviceMemory(device) from error
-    except RuntimeError as error:  # the CPU allocator has no class of its own
-        if "can't allocate memory" not in str(error):
-            raise
-        raise OutOfDeviceMemory(device) from error

@@ -11,8 +11,6 @@ from typing import TypeVar
 import structlog
 from nats.aio.client import Client
 
-from subjects.client import EmbedCallOptions
-
 from ..bus.causes import Denied
 from ..bus.connection import connected
 from ..bus.errors import BusError
@@ -52,19 +50,6 @@ class MayNotAsk(BusError):
             f"the NATS server does not let {self.identity} {verb} {self.denied.subject}: "
             f"connect as another user (NATS_USER, NATS_CREDS or a context), or {other}"
         )
-
-
-def encode_options(
-    model: str | None, dimensions: int | None, prompt_name: str | None, prompt: str | None, truncate: str
-) -> EmbedCallOptions:
-    """The shared options of `embed` and `similarity`, as the client takes them."""
-    return {
-        "model": model,
-        "dimensions": dimensions,
-        "prompt_name": prompt_name,
-        "prompt": prompt,
-        "truncate": truncate,
-    }
 
 
 def ask(connection: Connection, question: Callable[[Client], Awaitable[T]]) -> T:

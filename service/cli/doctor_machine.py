@@ -140,7 +140,7 @@ def _model(catalogue: Catalogue, model: str) -> Finding:
         spec = catalogue.get(model)
         if spec.unserved:
             return Finding(name, "fail", f"not served: {spec.unserved}", "name another in models")
-        if not hub.is_present(spec):
+        if hub.from_hub(spec) and not hub.is_present(spec):
             size = f"{spec.size_gb} GB are" if spec.size_gb else "it is"
             return Finding(name, "warn", "not on this machine", f"{size} fetched at the first start, from the Hub")
         digest = hub.check_weights(spec, hub.locate(spec, download=False))

@@ -12,19 +12,23 @@ from typing import Annotated
 
 import typer
 
+from .models_app import models_app
 from .options import (
     NATS,
     Config,
     DeviceName,
     Dimensions,
     DtypeName,
+    FileEncoding,
     Json,
     LogFormat,
     LogLevel,
     Model,
     NatsUrl,
+    Priority,
     Prompt,
     PromptName,
+    Task,
     Timeout,
     Truncate,
 )
@@ -40,8 +44,11 @@ app = typer.Typer(
 )
 
 _WORKER, _ASK, _LOOK = "Run", "Ask a worker", "Look around"
+_FILE, _MODEL = "Into a file", "How the texts are read"
 _LOADING = "Models and device"
 _WATCHING = "Logs and metrics"
+
+app.add_typer(models_app, name="models", rich_help_panel=_LOOK)
 
 
 def main() -> None:
@@ -192,12 +199,41 @@ def embed(
     file: Annotated[
         str | None, typer.Option("--file", metavar="FILE", help="One text a line; - reads standard input.")
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            dir_okay=False,
+            help="Write the vectors to a .npy or .parquet file, as they come.",
+            rich_help_panel=_FILE,
+        ),
+    ] = None,
+    encoding: Annotated[
+        FileEncoding | None,
+        typer.Option(
+            "--encoding",
+            help="Of the values in the file; int8 and binary as in the reply to a request.",
+            show_default="float32",
+            rich_help_panel=_FILE,
+        ),
+    ] = None,
     model: Model = None,
     dimensions: Dimensions = None,
+    task: Task = None,
     prompt_name: PromptName = None,
     prompt: Prompt = None,
     truncate: Truncate = "end",
-    normalize: Annotated[bool, typer.Option(help="Scale each vector to length 1.")] = True,
+    normalize: Annotated[
+        bool | None,
+        typer.Option(
+            "--normalize/--no-normalize",
+            help="Scale each vector to length 1.",
+            show_default="as the model's entry says",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    priority: Priority = None,
     as_json: Json = False,
     nats_url: NatsUrl = None,
     timeout: Timeout = 30.0,
@@ -205,18 +241,36 @@ def embed(
     """Turn texts into vectors.
 
     With --json one text gives an object, several or a --file give a list of objects.
-    """
-    from .ask import Connection, encode_options
-    from .embed import print_vectors, read_texts
 
-    options = encode_options(model, dimensions, prompt_name, prompt, truncate)
-    print_vectors(
-        read_texts(text or [], file),
-        {**options, "normalize": normalize},
-        Connection(nats_url, timeout),
-        as_list=file is not None or len(text or []) > 1,
-        as_json=as_json,
+    With --out the vectors go to a file, which appears when it is complete; any number of texts takes little memory.
+    """
+    from subjects.client import EmbedCallOptions
+
+    from .ask import Connection
+
+    options = EmbedCallOptions(
+        model=model,
+        dimensions=dimensions,
+        task=task,
+        prompt_name=prompt_name,
+        prompt=prompt,
+        truncate=truncate,
+        normalize=normalize,
+        priority=priority,
     )
+    texts, connection = text or [], Connection(nats_url, timeout)
+    if out is not None:
+        from .embed_file import write_vectors
+
+        write_vectors(texts, file, out, encoding or "float32", options, connection, as_json=as_json)
+    elif encoding is not None:
+        raise typer.BadParameter("is for --out FILE", param_hint="--encoding")
+    else:
+        from .embed import print_vectors
+        from .texts import read_texts
+
+        as_list = file is not None or len(texts) > 1
+        print_vectors(list(read_texts(texts, file)), options, connection, as_list=as_list, as_json=as_json)
 
 
 @app.command(rich_help_panel=_ASK)
@@ -231,18 +285,30 @@ def similarity(
     top_k: Annotated[int | None, typer.Option("--top-k", metavar="N", help="With --query: only the best N.")] = None,
     model: Model = None,
     dimensions: Dimensions = None,
+    task: Task = None,
     prompt_name: PromptName = None,
     prompt: Prompt = None,
     truncate: Truncate = "end",
+    priority: Priority = None,
     as_json: Json = False,
     nats_url: NatsUrl = None,
     timeout: Timeout = 30.0,
 ) -> None:
     """Compare two texts, or rank candidates by their likeness to a query. The score is the cosine, -1 to 1."""
-    from .ask import Connection, encode_options
+    from subjects.client import CallOptions
+
+    from .ask import Connection
     from .similarity import print_ranking, print_score
 
-    options = encode_options(model, dimensions, prompt_name, prompt, truncate)
+    options = CallOptions(
+        model=model,
+        dimensions=dimensions,
+        task=task,
+        prompt_name=prompt_name,
+        prompt=prompt,
+        truncate=truncate,
+        priority=priority,
+    )
     connection = Connection(nats_url, timeout)
     if query is not None:
         print_ranking(query, texts, top_k, options, connection, as_json=as_json)
@@ -259,15 +325,6 @@ def ping(as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.
     from .ping import print_workers
 
     print_workers(Connection(nats_url, timeout), as_json=as_json)
-
-
-@app.command(rich_help_panel=_LOOK)
-def models(config: Config = None, as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.0) -> None:
-    """Show the catalogue: which models there are, which are here, and which worker has them loaded."""
-    from ..config import read_settings
-    from .models import print_models
-
-    print_models(read_settings(config, nats_url=nats_url), timeout, as_json=as_json)
 
 
 @app.command(rich_help_panel=_LOOK)

@@ -1,4 +1,4 @@
-"""`mlbus models`: the catalogue beside what is on this machine and what workers have loaded. Works without NATS."""
+"""`mlbus models list`: the catalogue beside what is here and what workers have loaded. Works without NATS."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -67,9 +67,14 @@ def _show(rows: Sequence[Mapping[str, Any]]) -> None:
             row["id"],
             row["kind"],
             str(row["dimensions"] or "-"),
-            (row["licence"] or "unknown") + (" (non-commercial)" if row["commercial"] is False else ""),
+            licence_text(row),
             "yes" if row["present"] else "no" + (f", {row['size_gb']} GB" if row["size_gb"] else ""),
             ", ".join(row["loaded_by"] or ()) or "-",
             "yes" if row["served"] else f"no: {row['unserved_because']}",
         )
     out.print(table)
+
+
+def licence_text(facts: Mapping[str, Any]) -> str:
+    """The licence for people, marked where it forbids commercial use."""
+    return (facts["licence"] or "unknown") + (" (non-commercial)" if facts["commercial"] is False else "")

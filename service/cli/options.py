@@ -11,6 +11,8 @@ DtypeName: TypeAlias = Literal["auto", "fp32", "bf16"]
 LogFormat: TypeAlias = Literal["auto", "console", "json"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 TruncateSide: TypeAlias = Literal["end", "start", "error"]
+PriorityName: TypeAlias = Literal["interactive", "bulk"]
+FileEncoding: TypeAlias = Literal["float32", "float16", "int8", "binary"]
 
 NATS = "NATS"
 _MODEL = "How the texts are read"
@@ -57,6 +59,10 @@ Dimensions = Annotated[
     int | None,
     typer.Option("--dimensions", metavar="N", help="Cut vectors to N values.", rich_help_panel=_MODEL),
 ]
+Task = Annotated[
+    str | None,
+    typer.Option("--task", metavar="NAME", help="One of the model's tasks.", rich_help_panel=_MODEL),
+]
 PromptName = Annotated[
     str | None,
     typer.Option("--prompt-name", metavar="NAME", help="One of the model's own prompts.", rich_help_panel=_MODEL),
@@ -70,4 +76,8 @@ Truncate = Annotated[
     typer.Option(
         "--truncate", help="Which end of a text that is too long is cut; error: refuse it.", rich_help_panel=_MODEL
     ),
+]
+Priority = Annotated[
+    PriorityName | None,
+    typer.Option("--priority", help="Who waits for whom.", show_default="bulk past 32 texts", rich_help_panel=_MODEL),
 ]

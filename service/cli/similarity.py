@@ -9,8 +9,8 @@ from subjects.client import CallOptions, MLClient
 from subjects.similarity import SimilarityRanking
 
 from .ask import Connection, ask
-from .embed import text_of
 from .output import out, print_json, shortened
+from .texts import text_of
 
 
 def print_score(a: str, b: str, options: CallOptions, connection: Connection, *, as_json: bool) -> None:

@@ -2,9 +2,12 @@
 
 from contextlib import aclosing
 
-from models.encoders.base import TextOptions
+import numpy as np
+
+from models.encoders.base import Encoder, TextOptions, check_options
 from subjects import names
 from subjects.embed import (
+    MAX_INTERACTIVE_TEXTS,
     EmbedBatchReply,
     EmbedBatchRequest,
     EmbedChunk,
@@ -15,90 +18,134 @@ from subjects.embed import (
     EncodeOptions,
     Usage,
 )
-from subjects.errors import TooLarge
+from subjects.encodings import UNIT_LENGTH_ONLY, encode
+from subjects.errors import InvalidField, TooLarge
 from subjects.stream import CHUNK, DONE
 from subjects.vectors import max_bytes
 
 from ..call import Call
 from ..embedder import WINDOW, Embedder, How
 from ..endpoint import Frames, Route
+from ..residency import Residency
 from ..work import Finish
 
 
-def how(request: EncodeOptions, call: Call, normalize: bool = True) -> How:
-    """What a request asks of the embedder."""
-    options = TextOptions(request.prompt, request.prompt_name, request.truncate)
-    return How(options, Finish(normalize, request.dimensions), call.deadline)
+def how(request: EncodeOptions, call: Call, texts: int, normalize: bool = True) -> How:
+    """What a request of so many texts asks of the embedder."""
+    options = TextOptions(request.prompt, request.prompt_name, request.task, request.truncate)
+    priority = request.priority or ("interactive" if texts <= MAX_INTERACTIVE_TEXTS else "bulk")
+    return How(options, Finish(normalize, request.dimensions), call.deadline, priority)
 
 
 class EmbedHandlers:
-    def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
+    def __init__(self, residency: Residency) -> None:
+        self._residency = residency
 
     def routes(self) -> list[Route]:
         return [
             Route("embed", names.EMBED, EmbedRequest, EmbedReply, self.embed, text_field="text"),
-            Route("embed-batch", names.EMBED_BATCH, EmbedBatchRequest, EmbedBatchReply, self.batch, stream=self.stream),
+            Route("embed-batch", names.EMBED_BATCH, EmbedBatchRequest, EmbedBatchReply, stream=self.batch),
         ]
 
     async def embed(self, request: EmbedRequest, call: Call) -> EmbedReply:
-        encoder = self._embedder.encoder(request.model)
-        call.encoding_format = request.encoding_format
-        done = await self._embedder.embed(request.model, request.text, how(request, call, request.normalize))
+        async with self._residency.lease(request.model) as embedder:
+            encoder = embedder.encoder
+            done = await embedder.embed(request.text, how(request, call, 1, _normalize(request, encoder)))
         return EmbedReply(
             model=encoder.model,
             version=encoder.version,
             usage=Usage(tokens=done.tokens),
-            embedding=done.vector,
+            encoding_format=request.encoding_format,
             dimensions=len(done.vector),
+            embedding=encode(done.vector, request.encoding_format),
             truncated=done.truncated,
         )
 
-    async def batch(self, request: EmbedBatchRequest, call: Call) -> EmbedBatchReply:
-        encoder = self._embedder.encoder(request.model)
-        call.encoding_format = request.encoding_format
-        self._check_fits(request, call, len(request.texts))
-        part = await self._embedder.embed_all(request.model, request.texts, how(request, call, request.normalize))
-        return EmbedBatchReply(
+    async def batch(self, request: EmbedBatchRequest, call: Call) -> Frames:
+        """The one reply, or chunks as they are ready and then what holds for all of them."""
+        async with self._residency.lease(request.model) as embedder:
+            asked = how(request, call, len(request.texts), _normalize(request, embedder.encoder))
+            check_options(embedder.encoder, asked.options, request.dimensions)
+            vector_bytes = _vector_bytes(request, call, embedder.encoder)
+            call.choose_form(_too_large(len(request.texts), vector_bytes, call.reply_limit))
+            if call.framed:
+                window = max(1, min(WINDOW, call.reply_limit // vector_bytes))
+                frames = _chunks(request, asked, embedder, window)
+            else:
+                frames = _whole(request, asked, embedder)
+            async with aclosing(frames):
+                async for frame in frames:
+                    yield frame
+
+
+async def _whole(request: EmbedBatchRequest, asked: How, embedder: Embedder) -> Frames:
+    encoder = embedder.encoder
+    part = await embedder.embed_all(request.texts, asked)
+    yield (
+        DONE,
+        EmbedBatchReply(
             model=encoder.model,
             version=encoder.version,
             usage=Usage(tokens=part.tokens),
-            embeddings=part.vectors,
+            encoding_format=request.encoding_format,
             dimensions=len(part.vectors[0]),
+            embeddings=list(encode(np.stack(part.vectors), request.encoding_format)),
             truncated=part.truncated,
-        )
+        ),
+    )
 
-    async def stream(self, request: EmbedBatchRequest, call: Call) -> Frames:
-        encoder = self._embedder.encoder(request.model)
-        call.encoding_format = request.encoding_format
-        window = max(1, min(WINDOW, call.reply_limit // self._vector_bytes(request, call)))
-        asked = how(request, call, request.normalize)
-        tokens = 0
-        async with aclosing(self._embedder.embed_parts(request.model, request.texts, asked, window)) as parts:
-            async for part in parts:
-                tokens += part.tokens
-                yield CHUNK, EmbedChunk(index=part.index, embeddings=part.vectors, truncated=part.truncated)
-        yield (
-            DONE,
-            EmbedDone(
-                model=encoder.model,
-                version=encoder.version,
-                usage=Usage(tokens=tokens),
-                count=len(request.texts),
-                dimensions=request.dimensions or encoder.dimensions,
-            ),
-        )
 
-    def _vector_bytes(self, request: EmbedOptions, call: Call) -> int:
-        dimensions = request.dimensions or self._embedder.encoder(request.model).dimensions
-        return max_bytes(dimensions, request.encoding_format, call.asked.reply_type)
-
-    def _check_fits(self, request: EmbedOptions, call: Call, texts: int) -> None:
-        """Refuse before any work what could not be sent afterwards. Raises TooLarge."""
-        each = self._vector_bytes(request, call)
-        if texts * each > call.reply_limit:
-            raise TooLarge(
-                f"the reply to {texts} texts may not fit a message of {call.reply_limit} bytes; send at most "
-                f"{call.reply_limit // each} texts, accept {names.MSGPACK}, or ask for a stream with "
-                f"{names.STREAM}: true"
+async def _chunks(request: EmbedBatchRequest, asked: How, embedder: Embedder, window: int) -> Frames:
+    encoder = embedder.encoder
+    dimensions = request.dimensions or encoder.dimensions
+    tokens = 0
+    async with aclosing(embedder.embed_parts(request.texts, asked, window)) as parts:
+        async for part in parts:
+            tokens += part.tokens
+            yield (
+                CHUNK,
+                EmbedChunk(
+                    version=encoder.version,
+                    index=part.index,
+                    encoding_format=request.encoding_format,
+                    dimensions=dimensions,
+                    embeddings=list(encode(np.stack(part.vectors), request.encoding_format)),
+                    truncated=part.truncated,
+                ),
             )
+    yield (
+        DONE,
+        EmbedDone(
+            model=encoder.model,
+            version=encoder.version,
+            usage=Usage(tokens=tokens),
+            count=len(request.texts),
+            dimensions=dimensions,
+        ),
+    )
+
+
+def _normalize(request: EmbedOptions, encoder: Encoder) -> bool:
+    """Whether vectors are scaled to unit length. Raises InvalidField where the encoding is for such vectors only."""
+    normalize = encoder.normalizes if request.normalize is None else request.normalize
+    if not normalize and request.encoding_format in UNIT_LENGTH_ONLY:
+        raise InvalidField(
+            f"field 'encoding_format': {request.encoding_format} keeps no length and is for normalised vectors; "
+            "send normalize: true, or take float32, float16 or base64"
+        )
+    return normalize
+
+
+def _vector_bytes(request: EmbedOptions, call: Call, encoder: Encoder) -> int:
+    return max_bytes(request.dimensions or encoder.dimensions, request.encoding_format, call.asked.reply_type)
+
+
+def _too_large(texts: int, vector_bytes: int, limit_bytes: int) -> TooLarge | None:
+    """Why one message may not hold the reply, if so; before any work, since it could not be sent afterwards."""
+    if texts * vector_bytes <= limit_bytes:
+        return None
+    return TooLarge(
+        f"the reply to {texts} texts may not fit a message of {limit_bytes} bytes; send at most "
+        f"{limit_bytes // vector_bytes} texts, accept {names.MSGPACK}, or ask for a stream with {names.STREAM}: true, "
+        f"or for one where it is needed with {names.STREAM}: {names.STREAM_AUTO}"
+    )

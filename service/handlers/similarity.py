@@ -10,8 +10,8 @@ from subjects.embed import Usage
 from subjects.similarity import Ranked, SimilarityRanking, SimilarityReply, SimilarityRequest, SimilarityScore
 
 from ..call import Call
-from ..embedder import Embedder
 from ..endpoint import Route
+from ..residency import Residency
 from .embed import how
 
 
@@ -22,16 +22,18 @@ def cosines(left: Vectors, right: Sequence[Vectors]) -> Vectors:
 
 
 class SimilarityHandlers:
-    def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
+    def __init__(self, residency: Residency) -> None:
+        self._residency = residency
 
     def routes(self) -> list[Route]:
         return [Route("similarity", names.SIMILARITY, SimilarityRequest, SimilarityReply, self.similarity)]
 
     async def similarity(self, request: SimilarityRequest, call: Call) -> SimilarityReply:
-        encoder = self._embedder.encoder(request.model)
         texts = [text for text in (request.a, request.b, request.query) if text is not None]
-        part = await self._embedder.embed_all(request.model, texts + (request.candidates or []), how(request, call))
+        texts += request.candidates or []
+        async with self._residency.lease(request.model) as embedder:
+            encoder = embedder.encoder
+            part = await embedder.embed_all(texts, how(request, call, len(texts)))
         scores = cosines(part.vectors[0], part.vectors[1:])
         truncated = bool(part.truncated)
         usage = Usage(tokens=part.tokens)

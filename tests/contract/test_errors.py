@@ -10,7 +10,7 @@ from subjects import errors, names
 
 
 def test_the_codes_are_those_of_the_contract():
-    assert set(errors.CODES) == {400, 404, 406, 408, 413, 415, 422, 429, 499, 500, 503, 507}
+    assert set(errors.CODES) == {400, 404, 406, 408, 409, 413, 415, 422, 429, 499, 500, 503, 507}
     assert {code for code, kind in errors.CODES.items() if kind.retryable} == {429, 503, 507}
 
 
@@ -46,6 +46,7 @@ def test_a_foreign_error_body_still_gives_the_code(body):
         (models.ModelUnavailable("x", "why"), 503),
         (models.TextTooLong(0, 300, 256), 413),
         (models.UnknownPrompt("x", ()), 422),
+        (models.UnknownTask("x", ()), 422),
         (models.BadDimensions(0, 384), 422),
         (models.OutOfDeviceMemory("cuda:0"), 507),
     ],

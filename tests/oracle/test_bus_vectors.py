@@ -17,7 +17,7 @@ from workers import running_worker
 from models.catalogue import load_catalogue
 from models.encoders.base import cosine_rows
 from models.hub import locate
-from models.loader import load
+from models.loader import LoadOptions, load
 from subjects import MLClient
 
 SOURCES = [inspect.getsource(module) for module in (textwrap, json, random)]
@@ -42,7 +42,7 @@ def snippets(count: int) -> list[str]:
 async def test_vectors_over_the_bus_equal_the_reference(nats_url, minilm):
     texts = snippets(160)
     expected = SentenceTransformer(str(locate(minilm)), device="cpu").encode(texts, convert_to_numpy=True)
-    encoder = await asyncio.to_thread(load, minilm, "cpu", "fp32")
+    encoder = await asyncio.to_thread(load, minilm, LoadOptions("cpu", "fp32"))
     async with running_worker(nats_url, encoder), await MLClient.connect(nats_url, timeout_s=100) as ml:
         single = await asyncio.gather(*(ml.embed(text) for text in texts))
         batch = await ml.embed_batch(texts[::-1])

@@ -19,7 +19,7 @@ from models.encoders.base import Encoder, TextOptions, Tokens, Vectors, cosine_r
 from models.encoders.modules import read_sentence_transformer
 from models.errors import TextTooLong, UnknownPrompt
 from models.hub import locate
-from models.loader import load
+from models.loader import LoadOptions, load
 
 FP32, BF16 = 0.99999, 0.999
 PLAIN = TextOptions()
@@ -43,12 +43,12 @@ def minilm() -> ModelSpec:
 
 @pytest.fixture(scope="module")
 def encoder(minilm: ModelSpec) -> Encoder:
-    return load(minilm, device="cpu", dtype="fp32")
+    return load(minilm, LoadOptions("cpu", "fp32"))
 
 
 @pytest.fixture(scope="module")
 def peer(minilm: ModelSpec) -> SentenceTransformer:
-    return read_sentence_transformer(locate(minilm))
+    return read_sentence_transformer(minilm, locate(minilm))
 
 
 def tokens_of(encoder: Encoder, texts: list[str], options: TextOptions = PLAIN) -> list[Tokens]:
@@ -91,7 +91,7 @@ def test_vectors_are_float32_and_not_normalised(encoder: Encoder) -> None:
 
 
 def test_bf16_stays_close(minilm: ModelSpec, peer: SentenceTransformer) -> None:
-    encoder = load(minilm, device="cpu", dtype="bf16")
+    encoder = load(minilm, LoadOptions("cpu", "bf16"))
     assert encoder.version.endswith("-bf16")
     assert cosine_rows(embed(encoder, SHORT), peer.encode(SHORT)).min() >= BF16
 
@@ -144,7 +144,7 @@ def test_a_prompt_is_put_in_front(encoder: Encoder, peer: SentenceTransformer) -
 
 def test_named_and_default_prompts(minilm: ModelSpec, peer: SentenceTransformer) -> None:
     fields = {"prompts": {"code": "code: ", "plain": ""}, "default_prompt": "code"}
-    encoder = load(minilm.model_copy(update=fields), device="cpu", dtype="fp32")
+    encoder = load(minilm.model_copy(update=fields), LoadOptions("cpu", "fp32"))
     expected = {"code": peer.encode(SHORT, prompt="code: "), "plain": peer.encode(SHORT)}
     for name, vectors in expected.items():
         assert cosine_rows(embed(encoder, SHORT, TextOptions(prompt_name=name)), vectors).min() >= FP32

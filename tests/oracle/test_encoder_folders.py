@@ -19,7 +19,7 @@ from models.catalogue import load_catalogue
 from models.encoders.base import Encoder, TextOptions, Tokens, cosine_rows
 from models.encoders.modules import read_sentence_transformer
 from models.hub import locate
-from models.loader import load
+from models.loader import LoadOptions, load
 
 FP32 = 0.99999
 TEXTS = ["def hello(): pass", "", "return the sum of the squares", "a b c d e f g h i j k l m n o p"]
@@ -29,7 +29,8 @@ TEXTS = ["def hello(): pass", "", "return the sum of the squares", "a b c d e f 
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a two-layer random BERT and a real tokeniser."""
     folder = tmp_path_factory.mktemp("backbone")
-    tokenizer = read_sentence_transformer(locate(load_catalogue().get("minilm"))).tokenizer
+    minilm = load_catalogue().get("minilm")
+    tokenizer = read_sentence_transformer(minilm, locate(minilm)).tokenizer
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -51,7 +52,7 @@ def saved(backbone: Path, folder: Path, *tail: torch.nn.Module, **options: Any) 
         str(folder), create_model_card=False
     )
     spec = load_catalogue({"mine": {"kind": "embedding", "folder": str(folder)}}).get("mine")
-    return load(spec, device="cpu", dtype="fp32"), read_sentence_transformer(folder)
+    return load(spec, LoadOptions("cpu", "fp32")), read_sentence_transformer(spec, folder)
 
 
 def tokens_of(encoder: Encoder, texts: list[str], options: TextOptions) -> list[Tokens]:
@@ -61,14 +62,13 @@ def tokens_of(encoder: Encoder, texts: list[str], options: TextOptions) -> list[
 @pytest.mark.parametrize("mode", ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"])
 def test_every_pooling(backbone: Path, tmp_path: Path, mode: str) -> None:
     encoder, peer = saved(backbone, tmp_path, Pooling(32, mode))
-    assert not encoder.normalizes
     found = encoder.encode(tokens_of(encoder, TEXTS, TextOptions()))
     np.testing.assert_allclose(found, peer.encode(TEXTS), atol=1e-5)
 
 
 def test_dense_then_normalize(backbone: Path, tmp_path: Path) -> None:
     encoder, peer = saved(backbone, tmp_path, Pooling(32, "mean"), Dense(32, 8), Normalize())
-    assert (encoder.dimensions, encoder.max_tokens, encoder.normalizes) == (8, 48, True)
+    assert (encoder.dimensions, encoder.max_tokens) == (8, 48)
     found = encoder.encode(tokens_of(encoder, TEXTS, TextOptions()))
     assert cosine_rows(found, peer.encode(TEXTS)).min() >= FP32
 
@@ -108,7 +108,8 @@ OWN_SIZES = {
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_every_architecture_is_right_packed_or_falls_back(kind: str, backbone: Path, tmp_path: Path) -> None:
-    tokenizer = read_sentence_transformer(locate(load_catalogue().get("minilm"))).tokenizer
+    minilm = load_catalogue().get("minilm")
+    tokenizer = read_sentence_transformer(minilm, locate(minilm)).tokenizer
     torch.manual_seed(1)
     config = getattr(transformers, ARCHITECTURES[kind])(vocab_size=len(tokenizer), **OWN_SIZES.get(kind, SIZES))
     transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "backbone")

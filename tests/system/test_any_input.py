@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import msgpack
 import nats
@@ -16,6 +16,7 @@ from nats_server import plain_server
 from workers import running_worker
 
 from subjects import codec, names
+from subjects.encodings import EncodingFormat
 from subjects.errors import CODES
 
 SUBJECTS = [names.EMBED, names.EMBED_BATCH, names.SIMILARITY]
@@ -36,17 +37,26 @@ FIELDS = [
     "prompt",
     "other",
 ]
-FIELDS += ["prompt_name", "truncate", "encoding_format"]
+FIELDS += ["prompt_name", "truncate", "encoding_format", "task", "priority"]
 maps = st.dictionaries(st.sampled_from(FIELDS), values, max_size=5)
 plausible = st.fixed_dictionaries(
-    {}, optional={"text": texts, "texts": st.lists(texts, max_size=6), "a": texts, "b": texts}
+    {},
+    optional={
+        "text": texts,
+        "texts": st.lists(texts, max_size=6),
+        "a": texts,
+        "b": texts,
+        "encoding_format": st.sampled_from(get_args(EncodingFormat)),
+        "normalize": st.none() | st.booleans(),
+        "priority": st.sampled_from([None, "interactive", "bulk"]),
+    },
 )
 printable = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30)
 headers = st.dictionaries(
     st.sampled_from(
         ["Content-Type", "accept", "ML-Request-Id", "Ml-Timeout-Ms", "Ml-Stream", "traceparent", "Status", "X"]
     ),
-    printable | st.sampled_from([names.JSON, names.MSGPACK, names.TEXT, "true", "0", "5", "30000", "503"]),
+    printable | st.sampled_from([names.JSON, names.MSGPACK, names.TEXT, "true", "auto", "0", "5", "30000", "503"]),
     max_size=4,
 )
 

@@ -1,17 +1,25 @@
 """Messages as large and as hostile as the shipped server lets through: refused with a code, in bounded memory."""
 
 import asyncio
+import os
 import re
+import signal
 from pathlib import Path
 
 import msgpack
 import nats
+import numpy as np
 import orjson
 import pytest
+from fake_encoder import FakeEncoder
+from nats.aio.client import Client
 from nats_server import PASSWORDS
 from serve_fake import fake_process
+from workers import running_worker
 
+from service.call import MAX_UNSENT_BYTES
 from subjects import MLClient, names
+from subjects.embed import MAX_TEXTS, EmbedDone
 from subjects.errors import TooLarge
 
 SIZE = 7_900_000
@@ -102,3 +110,54 @@ async def test_hostile_messages_are_refused_in_bounded_memory_while_others_are_s
                 assert refused.headers[names.ERROR_CODE] in ("400", "413", "422"), make.__name__
                 assert served.usage.tokens == 2
             assert resident_kb(worker, "VmHWM") - before < HEADROOM_KB, make.__name__
+
+
+class WideEncoder(FakeEncoder):
+    """Vectors of 16 KiB, at once."""
+
+    dimensions = 4096
+
+    def encode(self, batch, between_layers=None):
+        self.batches.append([len(tokens) for tokens in batch])
+        return np.ones((len(batch), self.dimensions), np.float32)
+
+
+async def test_a_server_that_does_not_read_stops_the_stream_and_fills_no_memory(nats_server, monkeypatch):
+    texts = [f"text {i}" for i in range(3000)]
+    encoder, waiting = WideEncoder(), asyncio.Event()
+    pending = []
+    flush = Client._flush_pending
+
+    async def noted(self, force_flush=False):
+        if force_flush:
+            pending.append(self.pending_data_size)
+            waiting.set()
+        await flush(self, force_flush)
+
+    monkeypatch.setattr(Client, "_flush_pending", noted)
+    async with running_worker(nats_server.url, encoder), await nats.connect(nats_server.url) as nc:
+        inbox = nc.new_inbox()
+        frames = await nc.subscribe(inbox)
+        await nc.publish(names.EMBED_BATCH, msgpack.packb({"texts": texts}), inbox, {names.STREAM: "true"})
+        await frames.next_msg(timeout=20)
+        os.kill(nats_server._process.pid, signal.SIGSTOP)
+        try:
+            await asyncio.wait_for(waiting.wait(), 20)
+            assert sum(map(len, encoder.batches)) < len(texts)
+            assert max(pending) < MAX_UNSENT_BYTES + 2 * nc.max_payload
+        finally:
+            os.kill(nats_server._process.pid, signal.SIGCONT)
+        while (message := await frames.next_msg(timeout=20)).data:
+            last = message
+        assert msgpack.unpackb(last.data)["count"] == len(texts)
+        assert max(pending) < MAX_UNSENT_BYTES + 2 * nc.max_payload
+
+
+async def test_the_largest_batch_is_streamed_in_little_memory(worker, ml):
+    texts = [f"text {i} {'x' * 100}" for i in range(MAX_TEXTS)]
+    before = resident_kb(worker)
+    count = 0
+    async for frame in ml.embed_stream(texts, timeout_s=100):
+        count += 0 if isinstance(frame, EmbedDone) else len(frame.embeddings)
+    assert count == MAX_TEXTS
+    assert resident_kb(worker, "VmHWM") - before < 5 * SIZE / 1024

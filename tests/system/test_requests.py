@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+from contextlib import AsyncExitStack
 
 import msgpack
 import nats
@@ -12,9 +13,18 @@ from fake_encoder import MAX_TOKENS, FakeEncoder, vector_of, word_id
 from workers import running_worker
 
 from models.encoders.base import finish
-from subjects import MLClient, codec, names
-from subjects.embed import EmbedDone
-from subjects.errors import DeadlinePassed, InvalidField, NotFound, NotServed, TooLarge, Unavailable
+from models.encoders.choices import Choices
+from subjects import MLClient, codec, names, to_float32
+from subjects.embed import MAX_TEXTS, EmbedChunk, EmbedDone
+from subjects.errors import (
+    DeadlinePassed,
+    InvalidField,
+    NotFound,
+    NotServed,
+    TooLarge,
+    Unavailable,
+    VersionChanged,
+)
 
 
 @pytest.fixture
@@ -127,6 +137,150 @@ async def test_the_client_streams_and_collects(ml):
     assert isinstance(last, EmbedDone)
 
 
+@pytest.mark.parametrize("encoding", ["float32", "float16", "base64", "int8", "binary"])
+async def test_each_encoding_comes_as_its_dtype_and_says_so(ml, encoding):
+    texts = [f"text {i}" for i in range(300)]
+    (dtype, tolerance) = {"float16": ("float16", 1e-3), "int8": ("int8", 0.008), "binary": ("uint8", 1)}.get(
+        encoding, ("float32", 1e-6)
+    )
+    one = await ml.embed(texts[0], encoding_format=encoding)
+    batch = await ml.embed_batch(texts, encoding_format=encoding)
+    chunks = [chunk async for chunk in ml.embed_stream(texts, encoding_format=encoding)][:-1]
+    streamed = [vector for chunk in chunks for vector in chunk.embeddings]
+    for reply in (one, batch, *chunks):
+        assert (reply.encoding_format, reply.dimensions) == (encoding, 8)
+    for vectors in ([one.embedding], batch.embeddings, streamed):
+        assert {vector.dtype.name for vector in vectors} == {dtype}
+        for text, vector in zip(texts, vectors, strict=False):
+            back = to_float32(vector, encoding, 8)
+            np.testing.assert_allclose(back, expected(text), atol=tolerance)
+            np.testing.assert_array_equal(back > 0, np.where(np.abs(back) > 0, expected(text) > 0, False))
+
+
+async def test_what_a_model_lacks_is_named_with_what_it_has(nats_url):
+    encoder = FakeEncoder(choices=Choices(prompts={"query": "query: "}, tasks={"clustering": 0, "retrieval": 1}))
+    encoder.matryoshka = (2, 4)
+    async with running_worker(nats_url, encoder), await MLClient.connect(nats_url) as ml:
+        for lacking, had in (
+            ({"task": "nope"}, "clustering, retrieval"),
+            ({"prompt_name": "nope"}, "query"),
+            ({"dimensions": 3}, "2, 4"),
+        ):
+            asked = [
+                ml.embed("a", **lacking),
+                ml.embed_batch(["a"], **lacking),
+                ml.similarity("a", "b", **lacking),
+                ml.rank("a", ["b"], **lacking),
+            ]
+            for error in await asyncio.gather(*asked, return_exceptions=True):
+                assert isinstance(error, InvalidField)
+                assert had in str(error)
+        assert (await ml.embed("a", task="retrieval", dimensions=4)).dimensions == 4
+        assert (await ml.similarity("a", "a", task="clustering")).score == pytest.approx(1, abs=1e-6)
+
+
+async def test_a_request_that_does_not_say_is_normalised_as_the_models_entry_says(nats_url):
+    encoder = FakeEncoder()
+    encoder.normalizes = False
+    raw = vector_of([word_id("word")])
+    async with running_worker(nats_url, encoder), await MLClient.connect(nats_url) as ml:
+        np.testing.assert_allclose((await ml.embed("word")).embedding, raw, atol=1e-5)
+        np.testing.assert_allclose((await ml.embed("word", normalize=True)).embedding, expected("word"), atol=1e-6)
+        assert (await ml.similarity("word", "word")).score == pytest.approx(1, abs=1e-6)
+        for encoding in ("int8", "binary"):
+            with pytest.raises(InvalidField, match="normalize: true"):
+                await ml.embed_batch(["word"], encoding_format=encoding)
+
+
+async def answers_to(nc, texts: list[str], stream: str) -> list:
+    """All messages up to the reply or the sentinel, on the batch subject."""
+    inbox = nc.new_inbox()
+    frames = await nc.subscribe(inbox)
+    await nc.publish(names.EMBED_BATCH, json.dumps({"texts": texts}).encode(), inbox, {names.STREAM: stream})
+    messages = [await frames.next_msg(timeout=20)]
+    while messages[-1].data and names.EVENT in messages[-1].headers:
+        messages.append(await frames.next_msg(timeout=20))
+    return messages
+
+
+async def test_auto_streams_only_what_may_not_fit(nc, encoder):
+    (one,) = await answers_to(nc, ["a", "b"], "auto")
+    assert len(codec.loads(one.data, names.JSON)["embeddings"]) == 2
+    many = [f"t{i}" for i in range(10_000)]
+    *frames, last, sentinel = await answers_to(nc, many, "AUTO")
+    assert {frame.headers[names.EVENT] for frame in frames} == {"chunk"}
+    assert (last.headers[names.EVENT], sentinel.data) == ("done", b"")
+    assert codec.loads(last.data, names.JSON)["count"] == 10_000
+    (refused,) = await answers_to(nc, ["\0"], "auto")
+    assert error_of(refused)["code"] == 422
+
+
+async def test_a_reply_that_may_not_fit_is_refused_before_any_work(nc, encoder):
+    (refused,) = await answers_to(nc, [f"t{i}" for i in range(10_000)], "false")
+    error = error_of(refused)
+    assert error["code"] == 413
+    for way_out in ("Ml-Stream: true", "Ml-Stream: auto", names.MSGPACK, "at most"):
+        assert way_out in error["message"]
+    assert not encoder.seen
+
+
+async def test_auto_on_a_subject_without_streams_is_one_reply(nc):
+    reply = await ask(nc, b"a", Ml_Stream="auto")
+    assert names.EVENT not in reply.headers
+    assert len(json.loads(reply.data)["embedding"]) == 8
+
+
+async def test_any_number_of_texts_are_so_many_requests(ml):
+    texts = [f"text {i}" for i in range(3000)] + [" ".join(f"w{i}" for i in range(MAX_TOKENS + 1))]
+    *chunks, done = [frame async for frame in ml.embed_all(iter(texts))]
+    assert [chunk.index for chunk in chunks] == np.cumsum([0, *(len(c.embeddings) for c in chunks[:-1])]).tolist()
+    vectors = [vector for chunk in chunks for vector in chunk.embeddings]
+    np.testing.assert_allclose(vectors[:3000], [expected(text) for text in texts[:3000]], atol=1e-6)
+    assert [index for chunk in chunks for index in chunk.truncated] == [3000]
+    assert isinstance(done, EmbedDone)
+    assert (done.count, done.usage.tokens) == (3001, 6000 + MAX_TOKENS)
+
+
+async def test_a_request_that_breaks_off_goes_on_at_another_worker_and_nothing_comes_twice(nats_url):
+    texts = [f"text {i}" for i in range(1500)]
+    leaving, staying = FakeEncoder(), FakeEncoder()
+    async with AsyncExitStack() as first, await MLClient.connect(nats_url) as ml:
+        await first.enter_async_context(running_worker(nats_url, leaving, grace_s=0))
+        stream = ml.embed_all(texts)
+        frames = [await anext(stream)]
+        leaving.gate.clear()
+        async with running_worker(nats_url, staying):
+            closing = asyncio.create_task(first.aclose())
+            frames += [frame async for frame in stream]
+            leaving.gate.set()
+            await closing
+    chunks = [frame for frame in frames if isinstance(frame, EmbedChunk)]
+    vectors = [vector for chunk in chunks for vector in chunk.embeddings]
+    assert [chunk.index for chunk in chunks] == np.cumsum([0, *(len(c.embeddings) for c in chunks[:-1])]).tolist()
+    np.testing.assert_allclose(vectors, [expected(text) for text in texts], atol=1e-6)
+    assert staying.seen
+
+
+class Swapped(FakeEncoder):
+    """Another version from its eighth batch on."""
+
+    @property
+    def version(self) -> str:
+        return "old-fp32" if len(self.batches) < 8 else "new-fp32"
+
+
+async def test_vectors_of_two_versions_are_not_mixed(nats_url):
+    async with running_worker(nats_url, Swapped()), await MLClient.connect(nats_url) as ml:
+        with pytest.raises(VersionChanged, match=r"old-fp32 to new-fp32.*start again"):
+            [frame async for frame in ml.embed_all(f"text {i}" for i in range(20_000))]
+
+
+async def test_a_fault_in_a_later_request_is_placed(ml):
+    texts = [*(f"text {i}" for i in range(1024)), "fine", "\0"]
+    with pytest.raises(InvalidField, match=r"texts\.1.*counted from text 1024"):
+        [frame async for frame in ml.embed_all(texts)]
+
+
 async def test_similarity_and_ranking(ml):
     assert (await ml.similarity("a b c", "a b c")).score == pytest.approx(1, abs=1e-6)
     pair = await ml.similarity("a b", "c d")
@@ -157,6 +311,10 @@ BAD = {
     "deadline passed": (b"a", {"Ml_Timeout_Ms": "0"}, 408),
     "deadline no number": (b"a", {"Ml_Timeout_Ms": "soon"}, 400),
     "stream flag": (b"a", {"Ml_Stream": "maybe"}, 400),
+    "unknown task": (b'{"text": "a", "task": "nope"}', {}, 422),
+    "the old name of an encoding": (b'{"text": "a", "encoding_format": "float"}', {}, 422),
+    "no unit length": (b'{"text": "a", "encoding_format": "int8", "normalize": false}', {}, 422),
+    "no such priority": (b'{"text": "a", "priority": "urgent"}', {}, 422),
     "request id": (b"a", {"Ml_Request_Id": "a.b *"}, 422),
     "header flood": (b"a", {f"X-{i}": "y" * 100 for i in range(300)}, 413),
     "a million characters": (b"a" * 1_000_001, {}, 413),
@@ -177,10 +335,10 @@ async def test_bad_input_gets_its_code_and_harms_nobody(nc, encoder, name):
 
 
 async def test_too_many_texts(nc):
-    body = msgpack.packb({"texts": ["x"] * 100_000})
+    body = msgpack.packb({"texts": ["x"] * (MAX_TEXTS + 1)})
     error = error_of(await ask(nc, body, names.EMBED_BATCH))
     assert error["code"] == 413
-    assert "8192" in error["message"]
+    assert str(MAX_TEXTS) in error["message"]
 
 
 async def test_plain_text_is_no_batch(nc):

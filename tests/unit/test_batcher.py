@@ -1,4 +1,4 @@
-"""The batcher on a fake encoder: what runs together, what fails alone, what is never run."""
+"""The batcher on a fake encoder: what runs together, what goes first, what fails alone, what is never run."""
 
 import asyncio
 import threading
@@ -11,10 +11,12 @@ import pytest
 from fake_encoder import MAX_TOKENS, FakeEncoder, vector_of, word_id
 
 from models.encoders.base import TextOptions, finish
+from models.encoders.choices import Choices
 from models.errors import OutOfDeviceMemory, TextTooLong
+from service import runner
 from service.batcher import Batcher
 from service.device_thread import DeviceThread
-from service.work import BatchLimits, Embedded, Finish, NonFinite
+from service.work import BatchLimits, Embedded, Finish, NonFinite, Priority
 from subjects.errors import Busy, DeadlinePassed, InvalidField, Unavailable
 
 PLAIN = TextOptions()
@@ -31,10 +33,22 @@ def encoder(request) -> FakeEncoder:
     return FakeEncoder(packed=request.param)
 
 
+class Watched(DeviceThread):
+    """Says of each job that is handed over whether it is urgent."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.handed: asyncio.Queue[bool] = asyncio.Queue()
+
+    async def run(self, function, *arguments, urgent=False):
+        self.handed.put_nowait(urgent)  # heard only after the next line has queued the job
+        return await super().run(function, *arguments, urgent=urgent)
+
+
 @asynccontextmanager
-async def batching(encoder: FakeEncoder, **limits: int) -> AsyncIterator[Batcher]:
-    device = DeviceThread()
-    with ThreadPoolExecutor(2) as pool:
+async def batching(encoder: FakeEncoder, device: DeviceThread | None = None, **limits: int) -> AsyncIterator[Batcher]:
+    device = device or DeviceThread()
+    with ThreadPoolExecutor(3) as pool:
         batcher = Batcher(encoder, device, pool, BatchLimits(**limits), Silent())
         task = asyncio.create_task(batcher.run())
         try:
@@ -46,9 +60,28 @@ async def batching(encoder: FakeEncoder, **limits: int) -> AsyncIterator[Batcher
             device.close()
 
 
-def submit(batcher: Batcher, *texts: str, options: TextOptions = PLAIN, how: Finish = UNIT, within_s: float = 30):
+def submit(
+    batcher: Batcher,
+    *texts: str,
+    options: TextOptions = PLAIN,
+    how: Finish = UNIT,
+    within_s: float = 30,
+    priority: Priority = "interactive",
+):
     deadline = asyncio.get_running_loop().time() + within_s
-    return [work.future for work in batcher.submit(texts, options, how, deadline)]
+    return [work.future for work in batcher.submit(texts, options, how, deadline, priority=priority)]
+
+
+async def tokenised(batcher: Batcher) -> None:
+    """Wait until all that was submitted so far waits for the device."""
+    with pytest.raises(InvalidField):
+        await asyncio.gather(*submit(batcher, " "))  # ends at the tokeniser, behind all the others
+
+
+async def handed(device: Watched, urgent: bool) -> None:
+    """Wait until a job of this kind is with the device."""
+    while await asyncio.wait_for(device.handed.get(), 10) != urgent:
+        pass
 
 
 def expected(text: str) -> np.ndarray:
@@ -125,13 +158,14 @@ async def test_a_caller_that_left_costs_the_model_nothing():
     assert word_id("forsaken") not in encoder.seen
 
 
-async def test_expired_work_never_reaches_the_model():
+@pytest.mark.parametrize("priority", ["interactive", "bulk"])
+async def test_expired_work_never_reaches_the_model(priority):
     encoder = FakeEncoder()
     encoder.gate.clear()
     async with batching(encoder) as batcher:
-        first = submit(batcher, "first")
+        first = submit(batcher, "first", priority="bulk")
         await entered(encoder)
-        (late,) = submit(batcher, "late", within_s=0)
+        (late,) = submit(batcher, "late", within_s=0, priority=priority)
         encoder.gate.set()
         with pytest.raises(DeadlinePassed):
             await late
@@ -263,10 +297,11 @@ async def test_texts_left_over_wait_for_company_while_the_device_works():
     encoder = FakeEncoder(packed=True)
     encoder.gate.clear()
     async with batching(encoder, budget_tokens=100) as batcher:
-        batcher._token_s = 0.1  # as if a full batch took ten seconds
+        batcher._runner.token_s = 0.1  # as if a full batch took ten seconds
         futures = submit(batcher, *(f"t{n}" for n in range(101)))
         await entered(encoder)
         futures += submit(batcher, *(f"u{n}" for n in range(50)))
+        await tokenised(batcher)
         encoder.gate.set()
         await asyncio.gather(*futures)
     assert [len(batch) for batch in encoder.batches] == [100, 51]
@@ -302,3 +337,184 @@ async def test_a_batcher_that_has_ended_refuses():
         await asyncio.gather(*submit(batcher, "a"))
     with pytest.raises(Unavailable):
         submit(batcher, "b")
+
+
+# Beside bulk
+
+
+async def test_a_text_that_somebody_waits_for_runs_between_the_layers_of_a_bulk_pass(encoder):
+    encoder.layers = 2
+    encoder.gate.clear()
+    async with batching(encoder, device := Watched()) as batcher:
+        bulk = submit(batcher, "a b", "c d", "e f", priority="bulk")
+        await entered(encoder)
+        (single,) = submit(batcher, "g h i")
+        await handed(device, urgent=True)
+        encoder.gate.set()
+        done = await asyncio.gather(*bulk, single)
+    assert encoder.batches == [[2, 2, 2], [3]]
+    assert encoder.ended == [[3], [2, 2, 2]]
+    for text, embedded in zip(("a b", "c d", "e f", "g h i"), done, strict=True):
+        np.testing.assert_allclose(embedded.vector, expected(text), atol=1e-6)
+
+
+async def test_bulk_and_interactive_texts_share_no_batch(encoder):
+    encoder.gate.clear()
+    async with batching(encoder) as batcher:
+        first = submit(batcher, "first")
+        await entered(encoder)
+        bulk = submit(batcher, *(f"a b {n}" for n in range(20)), priority="bulk")
+        singles = submit(batcher, *(f"{n}" for n in range(20)))
+        encoder.gate.set()
+        await asyncio.gather(*first, *bulk, *singles)
+    assert all(len(set(batch)) == 1 for batch in encoder.batches)
+
+
+async def test_bulk_keeps_its_batches_full_whatever_comes_between():
+    encoder = FakeEncoder(packed=True, layers=3)
+    encoder.gate.clear()
+    async with batching(encoder, device := Watched(), budget_tokens=100) as batcher:
+        bulk = submit(batcher, *(f"t{n}" for n in range(250)), priority="bulk")
+        await entered(encoder)
+        for n in range(5):
+            (single,) = submit(batcher, f"a b {n}")
+            await handed(device, urgent=True)
+            encoder.gate.set()
+            await single
+        await asyncio.gather(*bulk)
+    assert [len(batch) for batch in encoder.batches if batch[0] == 1] == [100, 100, 50]
+
+
+async def test_bulk_batches_shrink_where_a_pass_cannot_stop_in_time(monkeypatch):
+    monkeypatch.setattr(runner, "HOLD_S", 0.0)
+    encoder = FakeEncoder(packed=True)
+    async with batching(encoder, budget_tokens=1000) as batcher:
+        await asyncio.gather(*submit(batcher, *(f"t{n}" for n in range(1000)), priority="bulk"))
+        await asyncio.gather(*submit(batcher, *(f"t{n}" for n in range(1000)), priority="bulk"))
+        await asyncio.gather(*submit(batcher, *(f"t{n}" for n in range(1000))))
+    least = runner.LEAST_TOKENS
+    assert list(map(len, encoder.batches)) == [1000, *[least] * (1000 // least), 1000 % least, 1000]
+
+
+async def test_bulk_ends_although_others_never_stop_asking():
+    passed_s = 0.0
+    ended = asyncio.Event()
+
+    class Slow(FakeEncoder):
+        def encode(self, batch, between_layers=None):
+            nonlocal passed_s
+            passed_s += 0.25
+            return super().encode(batch, between_layers)
+
+    async def ask_on(batcher: Batcher) -> None:
+        while not ended.is_set():
+            await asyncio.gather(*submit(batcher, "please", "and thanks"))
+
+    encoder = Slow(layers=4)
+    async with batching(encoder, DeviceThread(clock=lambda: passed_s)) as batcher, asyncio.TaskGroup() as callers:
+        for _ in range(4):
+            callers.create_task(ask_on(batcher))
+        await asyncio.wait_for(asyncio.gather(*submit(batcher, *["a b c"] * 10, priority="bulk")), 30)
+        ended.set()
+
+
+async def test_a_text_that_fails_inside_a_bulk_pass_harms_nobody_else():
+    encoder = FakeEncoder(layers=2)
+    encoder.gate.clear()
+    async with batching(encoder, device := Watched()) as batcher:
+        bulk = submit(batcher, "a b", "c d", priority="bulk")
+        await entered(encoder)
+        singles = submit(batcher, "poison", "nan", "fine")
+        await handed(device, urgent=True)
+        encoder.gate.set()
+        results = await asyncio.gather(*bulk, *singles, return_exceptions=True)
+        assert batcher.queued_texts == batcher.queued_tokens == 0
+    assert [type(result) for result in results] == [Embedded, Embedded, RuntimeError, NonFinite, Embedded]
+
+
+async def test_a_text_without_memory_inside_a_bulk_pass_runs_after_it():
+    encoder = FakeEncoder(memory_tokens=8, layers=2)
+    encoder.gate.clear()
+    async with batching(encoder, device := Watched()) as batcher:
+        bulk = submit(batcher, "a b c", "d e f", priority="bulk")
+        await entered(encoder)
+        (single,) = submit(batcher, "g h i")
+        await handed(device, urgent=True)
+        encoder.gate.set()
+        await asyncio.gather(*bulk, single)
+        assert batcher.budget_tokens == BatchLimits().budget_tokens
+    assert encoder.ended == [[3, 3], [3]]
+
+
+async def test_a_bulk_that_is_given_up_ends_between_the_layers():
+    encoder = FakeEncoder(layers=2)
+    encoder.gate.clear()
+    async with batching(encoder, budget_tokens=6) as batcher:
+        bulk = submit(batcher, "a b c", "d e f", "forsaken", priority="bulk")
+        await entered(encoder)
+        for future in bulk:
+            future.cancel()
+        encoder.gate.set()
+        await asyncio.gather(*submit(batcher, "another one here", priority="bulk"))
+        assert batcher.queued_texts == batcher.queued_tokens == 0
+    assert encoder.ended == [[3]]
+    assert word_id("forsaken") not in encoder.seen
+
+
+async def test_a_bulk_that_is_given_up_in_part_goes_on_for_the_rest():
+    encoder = FakeEncoder(layers=2)
+    encoder.gate.clear()
+    async with batching(encoder) as batcher:
+        gone, stays = submit(batcher, "a b", "c d", priority="bulk")
+        await entered(encoder)
+        gone.cancel()
+        encoder.gate.set()
+        np.testing.assert_allclose((await stays).vector, expected("c d"), atol=1e-6)
+
+
+@pytest.mark.parametrize(("full", "other"), [("bulk", "interactive"), ("interactive", "bulk")])
+async def test_each_priority_has_room_of_its_own(full, other):
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    async with batching(encoder, queue_texts=10) as batcher:
+        admitted = submit(batcher, *(f"text {n}" for n in range(10)), priority=full)
+        with pytest.raises(Busy):
+            submit(batcher, "one more", priority=full)
+        await asyncio.wait_for(batcher.room(["one more"], other), 10)
+        admitted += submit(batcher, "one more", priority=other)
+        encoder.gate.set()
+        await asyncio.gather(*admitted)
+
+
+async def test_bulk_at_the_tokeniser_does_not_hold_up_a_text_that_somebody_waits_for():
+    held = threading.Event()
+
+    class Slow(FakeEncoder):
+        def tokenize(self, texts, options):
+            if texts[0] == "bulk":
+                assert held.wait(30)
+            return super().tokenize(texts, options)
+
+    async with batching(Slow()) as batcher:
+        bulk = submit(batcher, *["bulk"] * 100, priority="bulk")
+        (single,) = submit(batcher, "single")
+        assert (await asyncio.wait_for(single, 10)).tokens == 1
+        held.set()
+        await asyncio.gather(*bulk)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+async def test_a_batch_holds_texts_of_one_task(packed):
+    encoder = FakeEncoder(packed=packed, choices=Choices(tasks={"find": 0, "match": 1}, default_task="match"))
+    tasks = [TextOptions(task="find"), TextOptions(task="match"), TextOptions()]
+    encoder.gate.clear()
+    async with batching(encoder) as batcher:
+        batcher._runner.token_s = 10  # so that the next batches wait for company
+        first = submit(batcher, "first")
+        await entered(encoder)
+        futures = [future for n in range(30) for future in submit(batcher, f"text {n}", options=tasks[n % 3])]
+        await tokenised(batcher)
+        encoder.gate.set()
+        done = await asyncio.gather(*first, *futures)
+    assert len(done) == 31
+    assert sorted(map(len, encoder.batches)) == [1, 10, 20]

@@ -1,93 +1,80 @@
-"""Where weights lie, and which ones are refused before anything reads them."""
+"""The way from an entry to a folder: from a package, from a folder, and from a Hub that can fail in every manner."""
 
+import errno
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-from huggingface_hub import errors as hub_errors
+from hub_server import Hub, hub_server
+from huggingface_hub import close_session, constants, file_download
+from huggingface_hub.utils import WeakFileLock
+from safetensors.numpy import save_file
 
-from models import hub
+from models import hub, hub_cache
 from models.catalogue import ModelSpec, load_catalogue
-from models.errors import CorruptWeights, ModelUnavailable
+from models.errors import ModelUnavailable, NoSpace, WrongDownload
 
-PINNED = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+REPOSITORY = "me/mine"
 
 
 def own(**fields: object) -> ModelSpec:
     return load_catalogue({"mine": {"kind": "embedding", **fields}}).get("mine")
 
 
-def layout(folder: Path, *modules: str, type_: str = "sentence_transformers.models.Transformer") -> Path:
-    """A folder with a modules.json and one sub-folder a module."""
-    for path in modules:
-        (folder / path).mkdir(parents=True, exist_ok=True)
-    (folder / "modules.json").write_text(json.dumps([{"path": path, "type": type_} for path in modules]))
+MINE = own(repository=REPOSITORY)
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub that has the repository me/mine, and an empty cache; huggingface_hub read its own at import."""
+    with hub_server() as server:
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        # Its pauses between two tries; the module's own sleep only.
+        monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        server.add(REPOSITORY, source(tmp_path / "source"))
+        yield server
+        close_session()
+
+
+def source(folder: Path, value: float = 1.0) -> Path:
+    """What an author would upload: a model, and what nobody here should fetch."""
+    (folder / "1_Pooling").mkdir(parents=True, exist_ok=True)
+    (folder / "onnx").mkdir(exist_ok=True)
+    types = {"": "Transformer", "1_Pooling": "Pooling"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{name}"} for path, name in types.items()]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    save_file({"a": np.full(30_000, value, np.float32)}, folder / "model.safetensors")
+    for name in ("pytorch_model.bin", "modeling_mine.py", "README.md", "onnx/model.onnx", "onnx/model.onnx_data"):
+        (folder / name).write_bytes(name.encode())
     return folder
+
+
+def cached() -> list[str]:
+    """Everything in the cache below `snapshots/<commit>`."""
+    found = hub_cache.storage(REPOSITORY).glob("snapshots/*/**/*")
+    return sorted("/".join(path.parts[path.parts.index("snapshots") + 2 :]) for path in found if path.is_file())
+
+
+def partial() -> list[Path]:
+    return list(hub_cache.storage(REPOSITORY).glob("blobs/*.incomplete"))
 
 
 def test_the_package_is_found_without_importing_it() -> None:
     minilm = load_catalogue().get("minilm")
-    folder = hub.locate(minilm)
-    assert (folder / "model.safetensors").is_file()
+    assert (hub.locate(minilm) / "model.safetensors").is_file()
     assert hub.is_present(minilm)
-    assert hub.check_weights(minilm, folder) == PINNED
-
-
-def test_a_flipped_byte_is_noticed(tmp_path: Path) -> None:
-    minilm = load_catalogue().get("minilm")
-    folder = shutil.copytree(hub.locate(minilm), tmp_path / "copy")
-    with (folder / "model.safetensors").open("r+b") as file:
-        file.seek(50_000_000)
-        byte = file.read(1)[0]
-        file.seek(50_000_000)
-        file.write(bytes([byte ^ 1]))
-    with pytest.raises(CorruptWeights) as caught:
-        hub.check_weights(minilm, folder)
-    assert caught.value.expected == PINNED
-    assert caught.value.found not in {PINNED, "nothing"}
-
-
-def test_a_pinned_file_must_be_there(tmp_path: Path) -> None:
-    (layout(tmp_path, "") / "model.safetensors").write_bytes(b"weights")
-    with pytest.raises(CorruptWeights) as caught:
-        hub.check_weights(own(folder=str(tmp_path), sha256={"config.json": PINNED}), tmp_path)
-    assert caught.value.found == "nothing"
-
-
-@pytest.mark.parametrize("pickled", ["", "1_Dense"])
-def test_a_pickle_is_never_read(tmp_path: Path, pickled: str) -> None:
-    layout(tmp_path, "", "1_Dense")
-    for path in {"", "1_Dense"} - {pickled}:
-        (tmp_path / path / "model.safetensors").write_bytes(b"weights")
-    (tmp_path / pickled / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    with pytest.raises(ModelUnavailable, match="pickle"):
-        hub.check_weights(own(folder=str(tmp_path)), tmp_path)
-
-
-def test_several_weight_files_have_one_digest_that_changes_with_each(tmp_path: Path) -> None:
-    layout(tmp_path, "", "1_Dense")
-    spec = own(folder=str(tmp_path))
-    seen = set()
-    for first, second in [(b"a", b"b"), (b"a", b"c"), (b"b", b"b")]:
-        (tmp_path / "model.safetensors").write_bytes(first)
-        (tmp_path / "1_Dense" / "model.safetensors").write_bytes(second)
-        seen.add(hub.check_weights(spec, tmp_path))
-    assert len(seen) == 3
-
-
-def test_layouts_that_are_refused(tmp_path: Path) -> None:
-    spec = own(folder=str(tmp_path))
-    with pytest.raises(ModelUnavailable, match=r"modules\.json"):
-        hub.check_weights(spec, tmp_path)
-    with pytest.raises(ModelUnavailable, match="no safetensors"):
-        hub.check_weights(spec, layout(tmp_path, ""))
-    with pytest.raises(ModelUnavailable, match="outside"):
-        hub.check_weights(spec, layout(tmp_path / "inner", "../elsewhere"))
-    with pytest.raises(ModelUnavailable, match="never run"):
-        hub.check_weights(spec, layout(tmp_path, "", type_="modeling_mine.Encoder"))
+    assert not hub.from_hub(minilm)
 
 
 def test_missing_folder_and_package_say_what_to_do(tmp_path: Path) -> None:
@@ -101,41 +88,237 @@ def test_missing_folder_and_package_say_what_to_do(tmp_path: Path) -> None:
         hub.locate(load_catalogue().get("tiny_coder"))
 
 
-def test_a_repository_that_is_not_cached_is_not_present(tmp_path: Path) -> None:
-    assert not hub.is_present(own(repository="nobody/no-such-model"))
+def test_a_download_brings_what_serving_needs_and_no_pickle_and_no_code(remote: Hub, tmp_path: Path) -> None:
+    assert not hub.is_present(MINE)
+    with pytest.raises(ModelUnavailable, match="mlbus models pull mine"):
+        hub.locate(MINE, download=False)
+    remote.licence = "apache-2.0"
+    steps: list[str] = []
+    counts: list[tuple[int, int]] = []
+    pulled = hub.pull(MINE, on_step=steps.append, on_bytes=lambda *count: counts.append(count))
+    assert cached() == ["1_Pooling/config.json", "model.safetensors", "modules.json"]
+    assert (pulled.licence, pulled.fetched_bytes > 120_000) == ("apache-2.0", True)
+    assert steps[1] == "fetching 3 files"
+    assert counts == sorted(counts)
+    assert counts[-1] == (pulled.fetched_bytes, pulled.fetched_bytes)
+    assert hub.is_present(MINE)
+    asked = len(remote.requests)
+    assert hub.locate(MINE) == pulled.folder
+    assert hub.locate(MINE, download=False) == pulled.folder
+    assert len(remote.requests) == asked
+    assert hub.pull(MINE).fetched_bytes == 0
 
 
-RESPONSE: Any = SimpleNamespace(headers={}, request=None)
+def test_an_entry_chooses_files_but_never_pickles_or_code(remote: Hub) -> None:
+    hub.pull(own(repository=REPOSITORY, allow_patterns=["*"]))
+    assert "README.md" in cached()
+    assert not {"pytorch_model.bin", "modeling_mine.py"} & set(cached())
 
 
-@pytest.mark.parametrize(
-    ("failure", "next_step"),
-    [
-        (hub_errors.GatedRepoError("gated", response=RESPONSE), "accept its licence"),
-        (hub_errors.RepositoryNotFoundError("none", response=RESPONSE), "no repository me/mine"),
-        (hub_errors.RevisionNotFoundError("none", response=RESPONSE), "no revision v9"),
-        (hub_errors.LocalEntryNotFoundError("offline"), "not in the cache"),
-        (ConnectionResetError(), "check the connection"),
-    ],
-)
-def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch, failure: Exception, next_step: str) -> None:
-    def fail(*_: object, **__: object) -> str:
-        raise failure
+def test_an_onnx_model_brings_its_graph_and_the_data_beside_it(remote: Hub, tmp_path: Path) -> None:
+    (tmp_path / "source" / "onnx" / "model_fp16.onnx").write_bytes(b"half")
+    remote.add(REPOSITORY, tmp_path / "source")
+    graphs = {"fp32": "onnx/model.onnx", "fp16": "onnx/model_fp16.onnx"}
+    spec = own(repository=REPOSITORY, served_by="onnx", onnx_files=graphs)
+    hub.pull(spec)
+    texts = ["1_Pooling/config.json", "modules.json"]
+    assert cached() == sorted([*texts, "onnx/model.onnx", "onnx/model.onnx_data"])
+    assert hub.is_present(spec)
+    assert not hub.is_present(spec, "fp16")
+    hub.locate(spec, dtype="fp16")
+    assert hub.is_present(spec, "fp16")
+    assert "onnx/model_fp16.onnx" in cached()
+    hub_cache.discard(hub.locate(spec) / "onnx/model.onnx")
+    assert hub.is_present(spec)
+    assert not hub.is_present(spec, "fp32")
 
-    monkeypatch.setattr(hub, "snapshot_download", fail)
-    with pytest.raises(ModelUnavailable, match=next_step):
-        hub.locate(own(repository="me/mine", revision="v9"))
+
+def test_a_broken_transfer_goes_on_where_it_stopped(remote: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
+    remote.cut["model.safetensors"] = 50_000
+    folder = hub.pull(MINE).folder
+    assert remote.asked("model.safetensors") == [None, "bytes=50000-"]
+    assert hub.check_weights(MINE, folder) == hub.file_sha256(folder / "model.safetensors")
 
 
-def test_a_download_asks_for_safetensors_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: dict[str, object] = {}
+def test_what_came_whole_is_not_fetched_again(remote: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            file_download, "http_get", _fails_on("model.safetensors", ConnectionResetError("reset by peer"))
+        )
+        with pytest.raises(ModelUnavailable, match=r"me/mine could not be fetched from .*pull again"):
+            hub.pull(MINE)
+    assert cached() == ["1_Pooling/config.json", "modules.json"]
+    assert not partial()
+    assert not hub.is_present(MINE)
+    hub.locate(MINE)
+    assert len(remote.asked("modules.json")) == 1
 
-    def download(repository: str, **options: object) -> str:
-        asked.update(options, repository=repository)
-        return str(tmp_path)
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
-    assert hub.locate(own(repository="me/mine", revision="v9")) == tmp_path
-    assert (asked["repository"], asked["revision"]) == ("me/mine", "v9")
-    assert "*.safetensors" in str(asked["allow_patterns"])
-    assert "*.bin" in str(asked["ignore_patterns"])
+def _fails_on(name: str, error: Exception) -> Any:
+    """A transfer that fails for one file after some bytes of it."""
+    get = file_download.http_get
+
+    def transfer(url: str, temp_file: Any, **options: Any) -> None:
+        if url.endswith(name):
+            temp_file.write(b"some")
+            raise error
+        get(url, temp_file, **options)
+
+    return transfer
+
+
+def test_wrong_bytes_are_deleted_and_fetched_anew(remote: Hub, tmp_path: Path) -> None:
+    right = (tmp_path / "source" / "model.safetensors").read_bytes()
+    remote.wrong["model.safetensors"] = right[:-1] + b"!"
+    with pytest.raises(WrongDownload, match=r"model\.safetensors of model 'mine'.*mlbus models pull mine"):
+        hub.pull(MINE)
+    assert cached() == ["1_Pooling/config.json", "modules.json"]
+    assert not hub.is_present(MINE)
+    remote.wrong.clear()
+    assert (hub.pull(MINE).folder / "model.safetensors").read_bytes() == right
+
+
+def test_wrong_bytes_of_a_small_file_are_noticed_too(remote: Hub) -> None:
+    remote.wrong["modules.json"] = b"[]"
+    with pytest.raises(WrongDownload, match=r"modules\.json .* came with 2 bytes"):
+        hub.pull(MINE)
+    remote.wrong["1_Pooling/config.json"] = b"[]"
+    del remote.wrong["modules.json"]
+    hub_cache.discard(next(hub_cache.storage(REPOSITORY).glob("snapshots/*/1_Pooling/config.json")))
+    with pytest.raises(WrongDownload, match=r"1_Pooling/config\.json"):
+        hub.pull(MINE)
+
+
+def test_a_damaged_copy_in_the_cache_is_repaired(remote: Hub) -> None:
+    folder = hub.pull(MINE).folder
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    file.resolve().write_bytes(whole[:1000])
+    with pytest.raises(ModelUnavailable, match=r"model\.safetensors cannot be read.*mlbus models pull mine"):
+        hub.check_weights(MINE, hub.locate(MINE))
+    hub.pull(MINE)
+    assert file.read_bytes() == whole
+
+
+def test_a_shard_that_the_repository_lacks_is_named(remote: Hub, tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "source" / "model.safetensors.index.json").write_text(json.dumps(index))
+    remote.add(REPOSITORY, tmp_path / "source")
+    with pytest.raises(ModelUnavailable, match=r"model-2\.safetensors"):
+        hub.pull(MINE)
+    assert not hub.is_present(MINE)
+
+
+def test_a_repository_of_pickles_is_refused_before_a_byte_is_fetched(remote: Hub, tmp_path: Path) -> None:
+    (tmp_path / "source" / "model.safetensors").unlink()
+    remote.add(REPOSITORY, tmp_path / "source")
+    with pytest.raises(ModelUnavailable, match="no safetensors"):
+        hub.pull(MINE)
+    assert not cached()
+
+
+def test_a_full_disk_is_known_before_a_byte_is_fetched(remote: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
+    with pytest.raises(NoSpace, match=r"model 'mine' needs .* HF_HOME") as caught:
+        hub.pull(MINE)
+    assert caught.value.free == 100_000 < caught.value.needed
+    assert not [path for _, path, _ in remote.requests if "/resolve/" in path]
+
+
+def test_a_disk_that_fills_up_loses_nothing(remote: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = hub.pull(MINE).folder
+    remote.add(REPOSITORY, source(tmp_path / "newer", 2.0))
+    with monkeypatch.context() as patched:
+        patched.setattr(file_download, "http_get", _fails_on("model.safetensors", OSError(errno.ENOSPC, "full")))
+        with pytest.raises(NoSpace):
+            hub.pull(MINE)
+    assert not partial()
+    assert hub.locate(MINE, download=False) == before
+    assert hub.pull(MINE).folder != before
+    assert hub.locate(MINE, download=False) != before
+
+
+def test_a_cache_that_may_not_be_written_is_named(remote: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ModelUnavailable, match="set HF_HOME"):
+        hub.pull(MINE)
+
+
+def test_each_refusal_of_the_hub_says_what_to_do(remote: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(match: str, **fields: object) -> None:
+        with pytest.raises(ModelUnavailable, match=match):
+            hub.pull(own(**{"repository": REPOSITORY, **fields}))
+
+    refused("no repository nobody/nothing", repository="nobody/nothing")
+    refused("no revision v9; correct `revision`", revision="v9")
+    remote.gated = True
+    refused("accept its licence on the Hub and set HF_TOKEN")
+    remote.gated, remote.token = False, "secret"
+    refused("or it is private")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    hub.pull(MINE)
+    remote.rate_limited = True
+    refused("too many requests from here; try again in 7 s")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    refused("HF_HUB_OFFLINE forbids")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    refused("could not be fetched from http://127.0.0.1:1 .*check the connection")
+    assert hub.is_present(MINE)
+    assert hub.locate(MINE)
+
+
+def test_a_pinned_revision_stays_when_the_branch_moves(remote: Hub, tmp_path: Path) -> None:
+    first = remote.add(REPOSITORY, tmp_path / "source")
+    remote.add(REPOSITORY, source(tmp_path / "newer", 2.0))
+    pinned = own(repository=REPOSITORY, revision=first)
+    assert hub.pull(pinned).folder.name == first
+    assert not hub.is_present(MINE)
+    assert hub.pull(MINE).folder.name != first
+    assert hub.locate(pinned).name == first
+
+
+def test_what_no_entry_uses_may_go_and_nothing_else(remote: Hub, tmp_path: Path) -> None:
+    first = hub.pull(MINE).folder
+    remote.add("you/other", tmp_path / "source")
+    other = hub.pull(own(repository="you/other")).folder
+    remote.add(REPOSITORY, source(tmp_path / "newer", 2.0))
+    second = hub.pull(MINE).folder
+    blobs = hub_cache.storage(REPOSITORY) / "blobs"
+    (blobs / "abc.12345678.incomplete").write_bytes(b"x" * 1000)
+    running = blobs / "def.12345678.incomplete"
+    running.write_bytes(b"x")
+    locks = Path(constants.HF_HUB_CACHE) / ".locks" / blobs.parent.name
+    with WeakFileLock(locks / "def.lock"):
+        (found,) = hub_cache.survey({REPOSITORY}, [MINE]).superfluous
+    assert found.revisions == (first.name,)
+    assert 121_000 < found.size_bytes < 122_000
+    found.remove()
+    assert not first.exists()
+    assert partial() == [running]
+    assert hub.locate(MINE, download=False) == second
+    assert hub.check_weights(MINE, second)
+    assert (other / "model.safetensors").is_file()
+
+
+def test_the_weights_of_a_model_go_unless_another_entry_uses_them(remote: Hub) -> None:
+    hub.pull(MINE)
+    assert not hub_cache.survey({REPOSITORY}, [MINE]).superfluous
+    survey = hub_cache.survey({REPOSITORY}, [])
+    for one in survey.superfluous:
+        one.remove()
+    assert survey.size_bytes > 120_000
+    assert not hub.is_present(MINE)
+    assert not hub_cache.survey({REPOSITORY}, []).superfluous
+
+
+def test_a_cache_that_is_damaged_is_left_alone_and_named(remote: Hub) -> None:
+    folder = hub.pull(MINE).folder
+    (folder / "model.safetensors").resolve().unlink()
+    survey = hub_cache.survey({REPOSITORY}, [])
+    assert not survey.superfluous
+    assert REPOSITORY.replace("/", "--") in survey.unreadable[0]
+    hub.pull(MINE)
+    assert hub_cache.survey({REPOSITORY}, []).superfluous

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from models.catalogue import load_catalogue
 from models.encoders.base import TextOptions
-from models.loader import load
+from models.loader import LoadOptions, load
 
 CASES = [
     (["def f(): pass", "x " * 400], TextOptions()),
@@ -15,7 +15,7 @@ CASES = [
 
 
 def test_calls_from_many_threads_give_what_single_ones_give() -> None:
-    encoder = load(load_catalogue().get("minilm"), device="cpu", dtype="fp32")
+    encoder = load(load_catalogue().get("minilm"), LoadOptions("cpu", "fp32"))
 
     def run(case: int) -> str:
         return repr(encoder.tokenize(*CASES[case % len(CASES)]))
@@ -27,5 +27,5 @@ def test_calls_from_many_threads_give_what_single_ones_give() -> None:
 
 
 def test_no_texts_are_no_tokens() -> None:
-    encoder = load(load_catalogue().get("minilm"), device="cpu", dtype="fp32")
+    encoder = load(load_catalogue().get("minilm"), LoadOptions("cpu", "fp32"))
     assert encoder.tokenize([], TextOptions()) == []

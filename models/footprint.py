@@ -1,0 +1,123 @@
+"""How many bytes a model takes at each precision, from its configuration alone.
+
+Owns the way from a catalogue entry to its configuration, and builds the architecture without weights (torch's meta
+device). Reads no weights, asks no network and no device.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
+
+from . import hub
+from .catalogue import ModelSpec, Quantization
+from .errors import ModelUnavailable, UnknownArchitecture
+from .quantize import quantizable, stored_bytes
+
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8", "int4"]
+
+_PLAIN: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+_QUANTIZED: tuple[Quantization, ...] = ("int8", "int4")
+_KV_BYTES = 2  # keys and values are kept in bf16
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a model takes. sizes: precision -> bytes of its weights, for every precision in which it can be served.
+
+    In int8 and int4 what is not quantised is in bf16. kv_bytes_per_token: keys and values of one token while text is
+    generated, in bf16; 0 for an embedding model, which keeps none.
+    """
+
+    model: str
+    parameters: int
+    sizes: Mapping[Precision, int]
+    kv_bytes_per_token: int = 0
+
+
+def footprint(spec: ModelSpec) -> Footprint:
+    """What an entry's model takes. Raises UnknownArchitecture where its configuration is not to be had or not known."""
+    raw = model_config(spec)
+    try:
+        config = _config(raw)
+        model = _skeleton(spec, config)
+    except Exception as error:  # a foreign configuration can make the library raise anything
+        raise UnknownArchitecture(spec.id, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
+    parameters = sum(parameter.numel() for parameter in model.parameters()) + _adapter_parameters(model, raw)
+    if spec.served_by == "onnx":
+        sizes: dict[Precision, int] = {dtype: parameters * _PLAIN[dtype] for dtype in spec.onnx_files}
+    else:
+        sizes = _sizes(model, parameters)
+    return Footprint(spec.id, parameters, sizes, _kv_bytes(config) if spec.kind == "generation" else 0)
+
+
+def model_config(spec: ModelSpec) -> dict[str, Any]:
+    """The configuration in the model's folder where that is on this machine, else the one that ships with mlbus.
+
+    Raises UnknownArchitecture.
+    """
+    try:
+        return _of_folder(hub.locate(spec, download=False))
+    except (ModelUnavailable, OSError, ValueError, LookupError) as error:
+        shipped = resources.files(__package__).joinpath("configs", f"{spec.id}.json")
+        config: dict[str, Any] = json.loads(shipped.read_text("utf-8")) if shipped.is_file() else {}
+        if config.get("_name_or_path") != spec.repository or not config:
+            raise UnknownArchitecture(spec.id, "its config.json is not on this machine; fetch the model") from error
+        return config
+
+
+def _of_folder(folder: Path) -> dict[str, Any]:
+    """That of the first module, which is the transformer, or of the folder itself."""
+    modules = folder / "modules.json"
+    first = json.loads(modules.read_text("utf-8"))[0]["path"] if modules.is_file() else ""
+    config: dict[str, Any] = json.loads((folder / first / "config.json").read_text("utf-8"))
+    return config
+
+
+def _config(raw: Mapping[str, Any]) -> PretrainedConfig:
+    fields = {name: value for name, value in raw.items() if name not in ("auto_map", "model_type")}
+    kind = raw["model_type"]
+    if kind == "xlm-roberta" and raw.get("position_embedding_type") == "rotary":
+        kind = "jina_embeddings_v3"  # the repository's own code, by the name that transformers gave it
+    return AutoConfig.for_model(kind, **fields)
+
+
+def _skeleton(spec: ModelSpec, config: PretrainedConfig) -> torch.nn.Module:
+    """The architecture with shapes and no weights."""
+    auto = AutoModelForCausalLM if spec.kind == "generation" else AutoModel
+    with torch.device("meta"):
+        model: torch.nn.Module = auto.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    return model
+
+
+def _sizes(model: torch.nn.Module, parameters: int) -> dict[Precision, int]:
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    sizes = {precision: parameters * width + buffers for precision, width in _PLAIN.items()}
+    for how in _QUANTIZED:
+        layers = quantizable(model, how).values()
+        saved = sum(layer.weight.numel() * _PLAIN["bf16"] - stored_bytes(layer, how) for layer in layers)
+        sizes[how] = sizes["bf16"] - saved
+    return sizes
+
+
+def _adapter_parameters(model: torch.nn.Module, raw: Mapping[str, Any]) -> int:
+    """The low-rank adapters that a configuration names: two thin matrices for each linear and embedding layer."""
+    rank, adapters = raw.get("lora_rank"), raw.get("lora_adaptations")
+    if not rank or not adapters:
+        return 0
+    held = (torch.nn.Linear, torch.nn.Embedding)
+    widths = sum(sum(module.weight.shape) for module in model.modules() if isinstance(module, held))
+    return len(adapters) * int(rank) * widths
+
+
+def _kv_bytes(config: PretrainedConfig) -> int:
+    """Keys and values of one token in all layers."""
+    heads = config.num_attention_heads
+    kv_heads = 1 if getattr(config, "multi_query", False) else getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(2 * _KV_BYTES * config.num_hidden_layers * kv_heads * head_dim)

@@ -1,0 +1,108 @@
+"""Linear layers with weights of four bits: how they are chosen, stored and multiplied.
+
+Owns two layouts of the same numbers: torch's own for its CPU kernel, which takes bfloat16, and a plain one that any
+device can unpack. Knows no model.
+"""
+
+import torch
+from torch.nn.functional import linear
+
+GROUP = 32
+"""Weights of a row that share a scale and a zero point: the smallest group that torch's kernel takes."""
+
+_ROWS = 16  # the kernel's blocks
+_MIDDLE = 8  # the four-bit number that stands for the zero point
+_BLOCK_WEIGHTS = 1 << 24  # quantised at once, so that the largest layer needs no second copy in float32
+
+
+def fits(out_features: int, in_features: int) -> bool:
+    """Whether a layer of this shape can be stored."""
+    return in_features % GROUP == 0 and out_features % _ROWS == 0
+
+
+def stored_bytes(out_features: int, in_features: int) -> int:
+    """What the weights of a layer take: half a byte each, and two bfloat16 numbers a group."""
+    weights = out_features * in_features
+    return weights // 2 + weights // GROUP * 4
+
+
+def int4_layer(layer: torch.nn.Linear, device: torch.device) -> torch.nn.Module:
+    """The layer in four bits, laid out for `device`, on which it still has to be put."""
+    numbers, scales_and_zeros = _quantized(layer.weight.detach())
+    if device.type == "cpu" and layer.weight.dtype == torch.bfloat16:
+        return KernelInt4Linear(numbers, scales_and_zeros, layer.bias)
+    return PlainInt4Linear(numbers, scales_and_zeros, layer.bias)
+
+
+class PlainInt4Linear(torch.nn.Module):
+    """y = x W^T + b, with W unpacked for each call; for every device and dtype.
+
+    numbers (out, in) uint8 below 16; scales_and_zeros (in / 32, out, 2) bfloat16; a weight is
+    (number - 8) * scale + zero.
+    """
+
+    packed: torch.Tensor
+    scales_and_zeros: torch.Tensor
+    bias: torch.nn.Parameter | None
+
+    def __init__(self, numbers: torch.Tensor, scales_and_zeros: torch.Tensor, bias: torch.nn.Parameter | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = numbers.shape
+        self.register_buffer("packed", self._pack(numbers))
+        self.register_buffer("scales_and_zeros", scales_and_zeros)
+        self.register_parameter("bias", bias)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden (..., in) -> (..., out), in the same dtype."""
+        return linear(hidden, self._unpacked(hidden.dtype), self.bias)
+
+    def extra_repr(self) -> str:
+        """What printing the model says of this layer."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+    def _pack(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Two neighbours of a row in a byte: (out, in) -> (out, in / 2)."""
+        return numbers[:, ::2] | numbers[:, 1::2] << 4
+
+    def _unpacked(self, dtype: torch.dtype) -> torch.Tensor:
+        numbers = torch.stack((self.packed & 15, self.packed >> 4), dim=-1)
+        grouped = numbers.view(self.out_features, -1, GROUP).to(dtype)
+        scales, zeros = self.scales_and_zeros.to(dtype).transpose(0, 1).chunk(2, dim=-1)
+        weights = grouped.sub_(_MIDDLE).mul_(scales).add_(zeros)
+        return weights.view(self.out_features, self.in_features)
+
+
+class KernelInt4Linear(PlainInt4Linear):
+    """The same, by the kernel that torch has for bfloat16 on the CPU; it cannot be moved elsewhere."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden (..., in) bfloat16 -> (..., out) bfloat16."""
+        rows = hidden.reshape(-1, self.in_features).contiguous()
+        out: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, GROUP, self.scales_and_zeros)
+        if self.bias is not None:
+            out += self.bias
+        return out.view(*hidden.shape[:-1], self.out_features)
+
+    def _pack(self, numbers: torch.Tensor) -> torch.Tensor:
+        packed: torch.Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers.int(), 1)
+        return packed
+
+
+def _quantized(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The numbers and the scales and zeros of weights (out, in), block of rows by block of rows."""
+    rows = max(1, _BLOCK_WEIGHTS // weight.shape[1])
+    numbers, scales_and_zeros = zip(*map(_quantized_rows, torch.split(weight, rows)), strict=True)
+    return torch.cat(numbers), torch.cat(scales_and_zeros, dim=1).contiguous()
+
+
+def _quantized_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A zero stays a zero: there the loss was smaller than with a free zero point (all-MiniLM-L6-v2)."""
+    from torchao.quantization import quant_primitives as primitives
+
+    block, bounds, asymmetric = (1, GROUP), (0, 15), primitives.MappingType.ASYMMETRIC
+    exact = weight.float()
+    chosen, zero_points = primitives.choose_qparams_affine(exact, asymmetric, block, torch.uint8, *bounds)
+    scales = chosen.to(torch.bfloat16)
+    numbers = primitives.quantize_affine(exact, block, scales.float(), zero_points, torch.uint8, *bounds)
+    zeros = (_MIDDLE - zero_points).float() * scales.float()
+    return numbers, torch.stack((scales, zeros.to(torch.bfloat16)), dim=-1).transpose(0, 1)

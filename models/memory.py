@@ -1,0 +1,108 @@
+"""Memory of a device: how much is free, how much a model will take, and how it is given back.
+
+Asks the operating system, and torch where there is a GPU. Knows no registry and no model in particular.
+"""
+
+import ctypes
+import math
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from .catalogue import Dtype, Quantization
+
+MARGIN_BYTES = 1 << 30
+MARGIN_SHARE = 0.1
+"""What stays free for activations, arenas and whatever else runs: a gibibyte or a tenth, whichever is more."""
+
+_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.01, "int4": 0.64}
+"""Bytes that a weight takes, scales of quantised ones included; what is measured after the load counts."""
+
+
+def default_budget(device: str) -> int:
+    """Bytes that models may take on a device ("cpu", "cuda:0"): what is free now, less a margin."""
+    free, total = device_memory(device)
+    return max(0, free - max(MARGIN_BYTES, int(MARGIN_SHARE * total)))
+
+
+def device_memory(device: str) -> tuple[int, int]:
+    """Free and total bytes of a device. Raises nothing: what cannot be known counts as 4 GiB."""
+    if device.startswith("cuda"):
+        import torch
+
+        free, total = torch.cuda.mem_get_info(torch.device(device))
+        return int(free), int(total)
+    return _host_memory()
+
+
+def _host_memory() -> tuple[int, int]:
+    """Of this machine, or of the control group that this process is confined to."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        facts = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+        free, total = facts["MemAvailable"], facts["MemTotal"]
+    except (OSError, ValueError, KeyError, IndexError):
+        with suppress(ValueError, OSError):
+            total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            return total // 2, total
+        return 4 << 30, 4 << 30
+    limit = _number(Path("/sys/fs/cgroup/memory.max"))
+    if limit is None or limit >= total:
+        return free, total
+    return min(free, limit - (_number(Path("/sys/fs/cgroup/memory.current")) or 0)), limit
+
+
+def _number(file: Path) -> int | None:
+    with suppress(OSError, ValueError):
+        return int(file.read_text())
+    return None
+
+
+def estimated_bytes(files: list[Path], dtype: Dtype, quantization: Quantization | None = None) -> int:
+    """What the weights in these files will take once loaded, from their headers alone.
+
+    Safetensors: as many weights as they hold, in `dtype`, matrices that are no embeddings as quantised. Others (ONNX
+    graphs): their size.
+    """
+    return sum(
+        _tensor_bytes(file, dtype, quantization) if file.suffix == ".safetensors" else _size(file) for file in files
+    )
+
+
+def _tensor_bytes(file: Path, dtype: Dtype, quantization: Quantization | None) -> int:
+    plain = _BYTES.get(dtype, _BYTES["fp32"])
+    total = 0.0
+    with safe_open(file, framework="numpy") as tensors:
+        for name in tensors.keys():  # noqa: SIM118  no mapping
+            shape = tensors.get_slice(name).get_shape()
+            is_linear = len(shape) == 2 and "embed" not in name
+            total += math.prod(shape) * (_BYTES[quantization] if quantization and is_linear else plain)
+    return int(total)
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size
+
+
+def give_back(device: str = "cpu") -> None:
+    """Return the memory of closed models to the device and to the operating system, which allocators put off."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+def _malloc_trim() -> Any:
+    """glibc's own way to give free pages back; None with other C libraries."""
+    if not sys.platform.startswith("linux"):
+        return None
+    with suppress(OSError, AttributeError):
+        return ctypes.CDLL(None).malloc_trim
+    return None

@@ -1,0 +1,187 @@
+"""Which files a model's weights are, that they are all there and whole, and that they are the right ones.
+
+Reads folders; knows no Hub and nothing of torch. Only safetensors and ONNX graphs are accepted: a pickle can run code
+when read.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable
+from mmap import ACCESS_READ, mmap
+from pathlib import Path, PurePosixPath
+from typing import Literal, TypeAlias
+
+from .catalogue import ModelSpec
+from .errors import CorruptWeights, ModelUnavailable
+
+GraphDtype: TypeAlias = Literal["fp32", "fp16"]
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+MAX_HEADER_BYTES = 100_000_000
+"""The safetensors format allows no longer one."""
+
+_LOCATION = re.compile(rb"\x0a\x08location\x12(?P<length>[\x01-\x7f])", re.DOTALL)
+"""How a tensor of an ONNX graph begins to name the file that holds its data: a protobuf map entry."""
+
+
+def default_graph(spec: ModelSpec) -> GraphDtype:
+    """The ONNX graph that stands for a model where nobody chooses: that of the entry's own dtype, else the first."""
+    return next((dtype for dtype in spec.onnx_files if dtype == spec.dtype), next(iter(spec.onnx_files)))
+
+
+def weight_files(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None) -> list[str]:
+    """Paths in the folder, sorted, of the weights: safetensors of all modules, or an ONNX graph and its data.
+
+    `dtype` None: default_graph. Raises ModelUnavailable: it names what is missing, or what is not safe to read.
+    """
+    if spec.served_by == "onnx":
+        return _graph_files(spec, folder, spec.onnx_files[dtype or default_graph(spec)])
+    found: list[str] = []
+    for module in _module_folders(spec, folder):
+        files = sorted(module.glob("*.safetensors"))
+        _require_safetensors(spec, module, files)
+        _require_shards(spec, module)
+        found += [file.relative_to(folder).as_posix() for file in files]
+    if not found:
+        raise ModelUnavailable(spec.id, f"there are no safetensors in {folder}; {next_step(spec)}")
+    return sorted(found)
+
+
+def check_weights(
+    spec: ModelSpec,
+    folder: Path,
+    sha256_of: Callable[[Path], str] | None = None,
+    dtype: GraphDtype | None = None,
+) -> str:
+    """Check that the weights are whole, safe to read, and where they are pinned the right ones.
+
+    Returns the SHA-256 that identifies them: of the one file, or of the list of names and digests where there are
+    several. `sha256_of` may remember digests between runs. Raises ModelUnavailable, CorruptWeights.
+    """
+    digest_of = sha256_of or file_sha256
+    names = weight_files(spec, folder, dtype)
+    require_whole(spec, folder, names)
+    digests = {name: digest_of(folder / name) for name in names}
+    for name, expected in _pins(spec, dtype):
+        found = digests.get(name) or (digest_of(folder / name) if (folder / name).is_file() else "nothing")
+        if found != expected:
+            raise CorruptWeights(spec.id, name, expected, found)
+    if len(names) == 1:
+        return digests[names[0]]
+    listing = "".join(f"{name} {digests[name]}\n" for name in names)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_whole(spec: ModelSpec, folder: Path, names: Iterable[str]) -> None:
+    """Refuse safetensors that are cut short or damaged, by their headers and sizes; no tensor is read.
+
+    Raises ModelUnavailable, which names the file.
+    """
+    for name in names:
+        fault = _fault(folder / name) if name.endswith(".safetensors") else None
+        if fault:
+            raise ModelUnavailable(spec.id, f"{name} cannot be read, {fault}; {next_step(spec)}")
+
+
+def next_step(spec: ModelSpec) -> str:
+    """What to do about weights that are missing or damaged, as the end of a sentence."""
+    if spec.folder is None and spec.repository is not None:
+        return f"fetch it again: mlbus models pull {spec.id}."
+    return "point its entry at a complete copy."
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a safetensors file: eight bytes of length, a JSON header, then the tensors without gaps."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > MAX_HEADER_BYTES:
+            return "it is not a safetensors file"
+        try:
+            header = json.loads(file.read(length))
+            tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+            expected = 8 + length + max((int(tensor["data_offsets"][1]) for tensor in tensors), default=0)
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+            return "its header is cut short or damaged"
+    return None if size == expected else f"it has {size} bytes and its header tells of {expected}"
+
+
+def _require_safetensors(spec: ModelSpec, module: Path, files: list[Path]) -> None:
+    pickles = sorted(file.name for pattern in PICKLES for file in module.glob(pattern))
+    if pickles and not files:
+        raise ModelUnavailable(
+            spec.id,
+            f"{pickles[0]} is a pickle, which can run code when read, so it never is; save the model as safetensors.",
+        )
+
+
+def _require_shards(spec: ModelSpec, module: Path) -> None:
+    """Every shard that the index of a module names must be there, and beside it."""
+    for index in sorted(module.glob("*.safetensors.index.json")):
+        try:
+            shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelUnavailable(spec.id, f"{index.name} cannot be read; {next_step(spec)}") from error
+        for shard in shards:
+            if shard != PurePosixPath(shard).name or not (module / shard).is_file():
+                raise ModelUnavailable(
+                    spec.id, f"{shard}, which {index.name} names, is not in {module}; {next_step(spec)}"
+                )
+
+
+def _module_folders(spec: ModelSpec, folder: Path) -> list[Path]:
+    if spec.kind == "generation":
+        return [folder]
+    try:
+        modules = json.loads((folder / "modules.json").read_text("utf-8"))
+        paths = [folder / module["path"] for module in modules]
+        types = [str(module["type"]) for module in modules]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelUnavailable(
+            spec.id,
+            f"{folder} has no readable modules.json; save the model with sentence-transformers.",
+        ) from error
+    foreign = [name for name in types if not name.startswith("sentence_transformers.")]
+    if foreign:
+        raise ModelUnavailable(spec.id, f"it needs code of its own, {foreign[0]}, which is never run; use another.")
+    if any(not path.resolve().is_relative_to(folder.resolve()) for path in paths):
+        raise ModelUnavailable(spec.id, "its modules.json points outside its folder; use another copy.")
+    return paths
+
+
+def _graph_files(spec: ModelSpec, folder: Path, graph: str) -> list[str]:
+    path = folder / graph
+    if not path.is_file():
+        raise ModelUnavailable(spec.id, f"there is no {graph} in {folder}; {next_step(spec)}")
+    names = [(PurePosixPath(graph).parent / name).as_posix() for name in _external_data(path)]
+    for name in names:
+        if ".." in PurePosixPath(name).parts or name.startswith("/"):
+            raise ModelUnavailable(spec.id, f"{graph} points outside its folder, at {name}; use another copy.")
+        if not (folder / name).is_file():
+            raise ModelUnavailable(spec.id, f"{name}, which {graph} needs, is not in {folder}; {next_step(spec)}")
+    return sorted({graph, *names})
+
+
+def _external_data(graph: Path) -> set[str]:
+    """Names, beside the graph, of the files that hold its tensors; they are in the graph only up to 2 GB."""
+    if not graph.stat().st_size:
+        return set()
+    with graph.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        spans = [(found.end(), found["length"][0]) for found in _LOCATION.finditer(content)]
+        return {content[start : start + length].decode(errors="replace") for start, length in spans}
+
+
+def _pins(spec: ModelSpec, dtype: GraphDtype | None) -> list[tuple[str, str]]:
+    """The pinned files and their digests, without those of graphs in another dtype, which need not be there."""
+    if spec.served_by != "onnx":
+        return list(spec.sha256.items())
+    chosen = dtype or default_graph(spec)
+    others = tuple(graph for other, graph in spec.onnx_files.items() if other != chosen)
+    return [(name, digest) for name, digest in spec.sha256.items() if not name.startswith(others)]

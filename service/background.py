@@ -1,0 +1,43 @@
+"""Tasks that outlive whoever asked for them, and their owner. Knows nothing of what they do."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import structlog
+
+from models.errors import ModelError
+
+log = structlog.get_logger(__name__)
+
+ResultT = TypeVar("ResultT")
+
+
+class Background:
+    """Owns tasks until they end; one that fails unforeseen is logged, whether or not somebody waits for it."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, ResultT], name: str) -> asyncio.Task[ResultT]:
+        """Begin to work on it."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def shielded(self, work: Coroutine[Any, Any, ResultT], name: str) -> ResultT:
+        """Its result; whoever waits for it may leave without stopping it."""
+        return await asyncio.shield(self.spawn(work, name))
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, ModelError):
+            log.error("task.failed", task=task.get_name(), exc_info=error)
+
+    async def close(self) -> None:
+        """Cancel what has not ended, and wait for that."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

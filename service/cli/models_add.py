@@ -1,0 +1,107 @@
+"""`mlbus models add`: an entry of the user's own, checked and appended to the settings file; the rest of that stays."""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from models.catalogue import ModelSpec, load_catalogue
+from models.errors import BadEntry
+from models.weights import require_whole, weight_files
+
+from ..config import CONFIG_FILE, BadSettings, as_toml, read_settings
+from .output import out, print_json
+
+GRAPHS = ("onnx/model.onnx", "model.onnx")
+"""Where exporters put an fp32 graph."""
+
+
+class Added(BaseModel):
+    """The part of the settings that is appended."""
+
+    catalogue: dict[str, dict[str, Any]]
+
+
+def add_model(config: Path | None, model: str, source: str, given: Mapping[str, Any], *, as_json: bool) -> None:
+    """Check the entry and append it to the settings. `given`: fields as typed; None or empty: not given.
+
+    Raises BadEntry, BadSettings, and ModelUnavailable where a folder cannot be served.
+    """
+    path = config or Path(os.environ.get("MLBUS_CONFIG", CONFIG_FILE))
+    known = read_settings(path).catalogue if path.is_file() else {}
+    if model in known or model in load_catalogue().specs:
+        raise BadEntry(model, "is in the catalogue already; choose another id, or change its entry in the settings")
+    entry = _entry(model, source, given)
+    spec = load_catalogue({model: entry}).get(model)
+    if spec.folder is not None:
+        for dtype in spec.onnx_files if spec.served_by == "onnx" else (None,):
+            require_whole(spec, spec.folder, weight_files(spec, spec.folder, dtype))
+    _append(path, model, entry)
+    _tell(path, spec, as_json=as_json)
+
+
+def _entry(model: str, source: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    origin = _source(model, source)
+    graphs = dict(_graph(one) for one in given["onnx_files"])
+    prompts = dict(_prompt(model, one) for one in given["prompts"])
+    found = _graph_in(origin.get("folder")) if given["served_by"] != "torch" else {}
+    only_graphs = bool(found) and not any(Path(origin["folder"]).rglob("*.safetensors"))
+    served_by = given["served_by"] or ("onnx" if graphs or only_graphs else "torch")
+    chosen = {"served_by": served_by, "onnx_files": graphs or (found if served_by == "onnx" else {})}
+    fields = {**origin, **given, **chosen, "prompts": prompts}
+    return {name: value for name, value in fields.items() if value not in (None, {})}
+
+
+def _source(model: str, source: str) -> dict[str, str]:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return {"folder": str(folder.resolve())}
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith("."):
+        return {"repository": source}
+    raise BadEntry(model, f"{source} is neither a folder that is there nor OWNER/NAME of a repository on the Hub")
+
+
+def _graph_in(folder: str | None) -> dict[str, str]:
+    """The graph in a folder; what a repository has is not known before a pull."""
+    return next(({"fp32": graph} for graph in GRAPHS if folder and (Path(folder) / graph).is_file()), {})
+
+
+def _graph(text: str) -> tuple[str, str]:
+    dtype, separator, path = text.partition("=")
+    return (dtype, path) if separator else ("fp32", text)
+
+
+def _prompt(model: str, text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise BadEntry(model, f"--prompt takes NAME=TEXT, not {text!r}")
+    return name, value
+
+
+def _append(path: Path, model: str, entry: dict[str, Any]) -> None:
+    """Append a table, once it is sure that the file with it still is one of settings."""
+    before = path.read_text("utf-8") if path.is_file() else ""
+    gap = "" if not before else "\n" if before.endswith("\n") else "\n\n"
+    added = gap + as_toml(Added(catalogue={model: entry})).lstrip("\n")
+    try:
+        tomllib.loads(before + added)
+    except ValueError as error:
+        raise BadSettings(
+            f"{path} cannot take a table [catalogue.{model}] at its end ({error}); add it by hand"
+        ) from None
+    with path.open("a", encoding="utf-8") as file:
+        file.write(added)
+
+
+def _tell(path: Path, spec: ModelSpec, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"id": spec.id, "settings": str(path), "entry": spec.model_dump(mode="json", exclude_unset=True)})
+        return
+    out.print(f"added [catalogue.{spec.id}] to {path}", markup=False)
+    if spec.repository is not None:
+        out.print(f"fetch it:  mlbus models pull {spec.id}", markup=False)
+    out.print(f"serve it:  mlbus serve --model {spec.id}", markup=False)

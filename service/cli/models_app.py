@@ -1,0 +1,228 @@
+"""`mlbus models`: what can be typed below it. What a sub-command does is in its own module, imported when it runs."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from .options import Config, Json, NatsUrl, Timeout
+
+models_app = typer.Typer(
+    help="The catalogue and the weights on this machine. Alone: the list.", invoke_without_command=True
+)
+
+_WORKERS = "Ask workers; what changes them needs the role admin"
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")]
+ModelId = Annotated[str, typer.Argument(metavar="MODEL", help="Id of the catalogue.")]
+WorkerId = Annotated[
+    str | None, typer.Option("--worker", metavar="ID", help="A worker of `mlbus ping`.", show_default="every worker")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@models_app.callback()
+def models(
+    context: typer.Context,
+    config: Config = None,
+    as_json: Json = False,
+    nats_url: NatsUrl = None,
+    timeout: Timeout = 30.0,
+) -> None:
+    """Show the catalogue: which models there are, which are here, and which worker has them loaded. Or one of these:"""
+    if context.invoked_subcommand is None:
+        show_list(config, as_json, nats_url, timeout)
+
+
+@models_app.command("list")
+def show_list(config: Config = None, as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.0) -> None:
+    """Show the catalogue: which models there are, which are here, and which worker has them loaded."""
+    from ..config import read_settings
+    from .models import print_models
+
+    print_models(read_settings(config, nats_url=nats_url), timeout, as_json=as_json)
+
+
+@models_app.command()
+def pull(
+    model: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Ids of the catalogue.")],
+    dtype: Annotated[
+        Literal["fp32", "fp16"] | None,
+        typer.Option(help="For ONNX models: which graph.", show_default="the entry's own"),
+    ] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch models from the Hub, as far as they are not here, and verify their files; show their licences."""
+    from ..config import read_settings
+    from .models_pull import pull_models
+
+    pull_models(read_settings(config), model, dtype, as_json=as_json)
+
+
+@models_app.command()
+def info(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Id of the catalogue.")],
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show all that is known of a model: its entry, where its weights are and which, its versions."""
+    from ..config import read_settings
+    from .models_info import print_info
+
+    print_info(read_settings(config), model, as_json=as_json)
+
+
+@models_app.command()
+def prune(
+    model: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL...]", help="Models whose downloaded weights go; none: what no entry uses."),
+    ] = None,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Free disk space: delete downloads that no entry uses any more, or those of the models named.
+
+    Touches nothing but the catalogue's repositories in the Hub's cache: no folder of yours, no package.
+    """
+    from ..config import read_settings
+    from .models_prune import prune_models
+
+    prune_models(read_settings(config), model or [], yes=yes, dry_run=dry_run, as_json=as_json)
+
+
+@models_app.command()
+def add(
+    model: Annotated[str, typer.Argument(metavar="ID", help="How it will be called.")],
+    source: Annotated[str, typer.Argument(help="A folder, or OWNER/NAME on the Hub.")],
+    kind: Annotated[Literal["embedding", "generation"], typer.Option(help="What it does.")] = "embedding",
+    served_by: Annotated[
+        Literal["torch", "onnx"] | None,
+        typer.Option(help="What runs it.", show_default="onnx where it is given a graph or finds only that"),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Commit, tag or branch.", show_default="main")
+    ] = None,
+    onnx_file: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[DTYPE=]PATH", help="Graph, by its path in the folder; fp16=PATH for one in fp16."),
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(metavar="NAME=TEXT", help="Named prompt; repeat.")] = None,
+    default_prompt: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The one that is used where none is named.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens that it takes at most.")] = None,
+    pooling: Annotated[
+        str | None, typer.Option(metavar="NAME", help="mean, cls, lasttoken …; absent: the folder says.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(metavar="NAME", help="Its licence.")] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Add a model of your own to the settings file."""
+    from .models_add import add_model
+
+    given = {
+        "kind": kind,
+        "served_by": served_by,
+        "revision": revision,
+        "max_tokens": max_tokens,
+        "pooling": pooling,
+        "default_prompt": default_prompt,
+        "licence": licence,
+        "onnx_files": onnx_file or [],
+        "prompts": prompt or [],
+    }
+    add_model(config, model, source, given, as_json=as_json)
+
+
+@models_app.command(rich_help_panel=_WORKERS)
+def load(
+    model: ModelId,
+    dtype: Annotated[
+        Literal["fp32", "bf16", "fp16"] | None, typer.Option(help="To compute in.", show_default="the entry's own")
+    ] = None,
+    quantization: Annotated[
+        Literal["int8", "int4"] | None, typer.Option(help="To store the weights in.", show_default="the entry's own")
+    ] = None,
+    pin: Annotated[
+        bool | None, typer.Option("--pin/--no-pin", help="Never evict it, nor unload it when idle.", show_default="")
+    ] = None,
+    worker: WorkerId = None,
+    as_json: Json = False,
+    nats_url: NatsUrl = None,
+    timeout: Timeout = 300.0,
+) -> None:
+    """Have workers load a model, downloaded first where it is not on their machine."""
+    from .ask import Connection
+    from .models_remote import change_workers
+
+    change_workers(
+        lambda models, name: models.load(model, dtype=dtype, quantization=quantization, pin=pin, worker=name),
+        worker,
+        Connection(nats_url, timeout),
+        as_json=as_json,
+    )
+
+
+@models_app.command(rich_help_panel=_WORKERS)
+def unload(
+    model: ModelId,
+    force: Annotated[bool, typer.Option("--force", help="Although requests use it; they finish first.")] = False,
+    worker: WorkerId = None,
+    as_json: Json = False,
+    nats_url: NatsUrl = None,
+    timeout: Timeout = 60.0,
+) -> None:
+    """Have workers take a model out of memory."""
+    from .ask import Connection
+    from .models_remote import change_workers
+
+    change_workers(
+        lambda models, name: models.unload(model, force=force, worker=name),
+        worker,
+        Connection(nats_url, timeout),
+        as_json=as_json,
+    )
+
+
+@models_app.command(rich_help_panel=_WORKERS)
+def reload(
+    model: ModelId,
+    version: Annotated[
+        str | None,
+        typer.Option("--version", metavar="NAME", help="As `info` names it, or base.", show_default="the live one"),
+    ] = None,
+    worker: WorkerId = None,
+    as_json: Json = False,
+    nats_url: NatsUrl = None,
+    timeout: Timeout = 300.0,
+) -> None:
+    """Have workers swap a model's weights, without a request that fails."""
+    from .ask import Connection
+    from .models_remote import change_workers
+
+    change_workers(
+        lambda models, name: models.reload(model, version=version, worker=name),
+        worker,
+        Connection(nats_url, timeout),
+        as_json=as_json,
+    )
+
+
+@models_app.command(rich_help_panel=_WORKERS)
+def recommended(
+    use: Annotated[
+        Literal["code", "general", "production", "dev"] | None,
+        typer.Argument(metavar="[USE]", help="code, general: embedding; production, dev: generation."),
+    ] = None,
+    as_json: Json = False,
+    nats_url: NatsUrl = None,
+    timeout: Timeout = 30.0,
+) -> None:
+    """Show the model for each use, and what to take where it is not on the worker's machine."""
+    from .ask import Connection
+    from .models_remote import print_recommended
+
+    print_recommended(use, Connection(nats_url, timeout), as_json=as_json)

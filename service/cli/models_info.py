@@ -1,0 +1,91 @@
+"""`mlbus models info`: all that is known of one model without asking anybody."""
+
+from typing import Any
+
+from rich.table import Table
+
+from models import hub
+from models.cache import LoadCache
+from models.catalogue import ModelSpec, load_catalogue
+from models.errors import ModelError
+from models.versions import versions
+from models.weights import GraphDtype
+
+from ..config import Settings
+from .models import licence_text
+from .models_pull import size_bytes, source_of
+from .output import out, print_json
+
+
+def print_info(settings: Settings, model: str, *, as_json: bool) -> None:
+    """Print the entry and what is on this machine. Raises UnknownModel, BadEntry."""
+    spec = load_catalogue(settings.catalogue).get(model)
+    facts = {
+        **spec.model_dump(mode="json", exclude_none=True),
+        "unserved_because": spec.unserved,
+        "source": source_of(spec) if spec.has_source else None,
+        "present": hub.is_present(spec),
+        "weights": _weights(spec, LoadCache(settings.cache_dir)),
+        "versions": list(versions(settings.checkpoints_dir, model)),
+    }
+    if as_json:
+        print_json(facts)
+        return
+    _show(facts)
+
+
+def _weights(spec: ModelSpec, cache: LoadCache) -> list[dict[str, Any]]:
+    """One item for the safetensors, or one for each ONNX graph."""
+    dtypes: list[GraphDtype | None] = [*spec.onnx_files] if spec.served_by == "onnx" else [None]
+    return [_copy(spec, dtype, cache) for dtype in dtypes]
+
+
+def _copy(spec: ModelSpec, dtype: GraphDtype | None, cache: LoadCache) -> dict[str, Any]:
+    try:
+        folder = hub.locate(spec, download=False, dtype=dtype)
+        files = hub.weight_files(spec, folder, dtype)
+        return {
+            "dtype": dtype,
+            "folder": str(folder),
+            "files": files,
+            "size_bytes": size_bytes(folder, files),
+            "sha256": hub.check_weights(spec, folder, cache.sha256, dtype),
+            "problem": None,
+        }
+    except ModelError as error:
+        return {"dtype": dtype, "problem": str(error)}
+
+
+def _show(facts: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    hidden = ["weights", "commercial", "licence", "unserved_because", "sha256"]
+    hidden += ["onnx_files"] if facts["served_by"] == "torch" else []
+    rows = {
+        **{name: value for name, value in facts.items() if name not in hidden and value not in ({}, [])},
+        "licence": licence_text(facts),
+        "served": f"no: {facts['unserved_because']}" if facts["unserved_because"] else "yes",
+    }
+    for name, value in rows.items():
+        table.add_row(name, _text(value))
+    for weights in facts["weights"]:
+        table.add_row("weights" + (f" {weights['dtype']}" if weights["dtype"] else ""), _weights_text(weights))
+    out.print(table, markup=False)
+
+
+def _weights_text(weights: dict[str, Any]) -> str:
+    if weights["problem"]:
+        return str(weights["problem"])
+    size = f"{weights['size_bytes'] / 1e9:.2f} GB"
+    return f"{weights['folder']}: {', '.join(weights['files'])} ({size}), SHA-256 {weights['sha256']}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={item!r}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

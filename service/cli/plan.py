@@ -1,0 +1,178 @@
+"""`mlbus models plan`: which models fit into a budget of memory, at which precision. Needs neither weights nor NATS."""
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from models.catalogue import ModelSpec, load_catalogue
+from models.errors import UnknownArchitecture
+from models.footprint import Precision, footprint
+from models.plan import KV_TOKENS, WORKING_BYTES, Candidate, Placement, Plan, Reserve, candidate, plan
+
+from ..config import BadSettings, Settings
+from .output import err, out, print_json
+
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(i?)B", re.IGNORECASE)
+_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
+_COLUMNS: dict[str, tuple[Precision, ...]] = {
+    "fp32": ("fp32",),
+    "16 bit": ("bf16", "fp16"),
+    "int8": ("int8",),
+    "int4": ("int4",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What to plan for.
+
+    budget, working: sizes such as "16GB" or "15.5GiB"; see models.plan.Reserve for what is kept free for work.
+    models: ids, the least recently used first; empty: the whole catalogue. reduce: embedding models that may go below
+    their own precision.
+    """
+
+    budget: str
+    models: Sequence[str] = ()
+    reduce: Collection[str] = ()
+    working: str | None = None
+    kv_tokens: int = KV_TOKENS
+
+
+def print_plan(settings: Settings, options: PlanOptions, *, as_json: bool) -> None:
+    """Print the plan and the settings that carry it out.
+
+    Raises BadSettings where a size cannot be read, BadEntry, UnknownModel.
+    """
+    budget_bytes = parse_size(options.budget, "budget")
+    working_bytes = WORKING_BYTES if options.working is None else parse_size(options.working, "working memory")
+    specs = _chosen(settings, options)
+    known, unknown = _candidates(specs, options.reduce)
+    planned = plan(known, budget_bytes, Reserve(working_bytes, options.kv_tokens))
+    if as_json:
+        print_json(_document(planned, unknown))
+        return
+    out.print(_table(planned))
+    out.print(_totals(planned), markup=False)
+    if lines := settings_lines(planned):
+        out.print(f"\nIn the settings file:\n\n{lines}", markup=False)
+    for error in unknown:
+        err.print(f"left out: {error}", markup=False)
+
+
+def parse_size(text: str, what: str) -> int:
+    """Bytes of a size with a unit, decimal (16GB) or binary (15.5GiB). Raises BadSettings."""
+    match = _SIZE.fullmatch(text.strip())
+    size = 0
+    if match is not None:
+        number, prefix, binary = match.groups()
+        size = int(float(number) * (1024 if binary else 1000) ** _POWERS[prefix.upper()])
+    if not size:
+        raise BadSettings(f"{what}: {text!r} is no size; give one such as 16GB, 15.5GiB or 800MB")
+    return size
+
+
+def settings_lines(planned: Plan) -> str:
+    """The part of a settings file that gives the models that fit their precision and the budget; without a newline."""
+    fitting = [placement for placement in planned.placements if placement.fate == "fits"]
+    if not fitting:
+        return ""
+    room = planned.budget_bytes - planned.reserve.working_bytes - planned.kv_bytes
+    tables = [f"[memory]\nbudget_gb = {room / 1e9:.2f}"]
+    tables += [
+        "\n".join([f"[catalogue.{placement.model}]", *_precision_lines(placement)])
+        for placement in fitting
+        if placement.reduced
+    ]
+    return "\n\n".join(tables)
+
+
+def _precision_lines(placement: Placement) -> Iterable[str]:
+    if placement.precision not in ("int8", "int4"):
+        yield f'dtype = "{placement.precision}"'
+        return
+    if placement.candidate.steps[0] == "fp32":
+        yield 'dtype = "bf16"'
+    yield f'quantization = "{placement.precision}"'
+    if not placement.candidate.generates:
+        yield "# Refused below cosine 0.999 to its fp32 vectors, unless `min_cosine` here says otherwise."
+
+
+def _chosen(settings: Settings, options: PlanOptions) -> list[ModelSpec]:
+    catalogue = load_catalogue(settings.catalogue)
+    for model in options.reduce:
+        catalogue.get(model)
+    return [catalogue.get(model) for model in dict.fromkeys(options.models)] or list(catalogue)
+
+
+def _candidates(
+    specs: Iterable[ModelSpec], reduce: Collection[str]
+) -> tuple[list[Candidate], list[UnknownArchitecture]]:
+    """The models whose size is known, and for the others why it is not."""
+    known: list[Candidate] = []
+    unknown: list[UnknownArchitecture] = []
+    for spec in specs:
+        try:
+            known.append(candidate(spec, footprint(spec), spec.kind == "generation" or spec.id in reduce))
+        except UnknownArchitecture as error:
+            unknown.append(error)
+    return known, unknown
+
+
+def _table(planned: Plan) -> Table:
+    """A row a model; the column of the precision at which it is served is marked."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("model", "result", "precision", "weights", "KV cache"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading in ("model", "result") else "right")
+    for heading in _COLUMNS:
+        table.add_column(f"at {heading}", no_wrap=True, justify="right", style="dim")
+    for placement in planned.placements:
+        sizes = placement.candidate.footprint.sizes
+        table.add_row(
+            placement.model,
+            placement.fate,
+            placement.precision + (" (reduced)" if placement.reduced else ""),
+            _gb(placement.weight_bytes),
+            _gb(placement.kv_bytes) if placement.kv_bytes else "-",
+            *(next((_gb(sizes[p]) for p in column if p in sizes), "-") for column in _COLUMNS.values()),
+        )
+    return table
+
+
+def _totals(planned: Plan) -> str:
+    reserve = planned.reserve
+    return (
+        f"\n{_gb(planned.used_bytes)} of {_gb(planned.budget_bytes)}: weights {_gb(planned.weight_bytes)}, "
+        f"KV cache for {reserve.kv_tokens} tokens a generation model {_gb(planned.kv_bytes)}, "
+        f"kept free for work {_gb(reserve.working_bytes)}"
+    )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def _document(planned: Plan, unknown: Sequence[UnknownArchitecture]) -> dict[str, Any]:
+    return {
+        "budget_bytes": planned.budget_bytes,
+        "used_bytes": planned.used_bytes,
+        "weight_bytes": planned.weight_bytes,
+        "kv_bytes": planned.kv_bytes,
+        "reserve": asdict(planned.reserve),
+        "models": [
+            {
+                "model": placement.model,
+                "result": placement.fate,
+                "precision": placement.precision,
+                "reduced": placement.reduced,
+                "weight_bytes": placement.weight_bytes,
+                "kv_bytes": placement.kv_bytes,
+                "sizes": dict(placement.candidate.footprint.sizes),
+            }
+            for placement in planned.placements
+        ],
+        "unknown": [{"model": error.model, "reason": error.reason} for error in unknown],
+        "settings": settings_lines(planned),
+    }

@@ -1,0 +1,73 @@
+"""Texts from the command line: arguments, standard input, the lines of a file. Knows no connection."""
+
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import typer
+
+from subjects.embed import MAX_TEXT_CHARS
+
+STDIN = "-"
+
+
+def read_texts(arguments: Sequence[str], file: str | None) -> Iterator[str]:
+    """The texts to embed, as they are asked for: each argument, then each line of the file; `-` is standard input.
+
+    Raises BadParameter where there is none, a line is no text or a file cannot be read.
+    """
+    lines = _lines(file) if file else iter(())
+    texts = itertools.chain((text_of(argument) for argument in arguments), lines)
+    first = next(texts, None)
+    if first is None:
+        raise typer.BadParameter(
+            f"{file} is empty" if file else "give a text, - for standard input, or --file FILE", param_hint="TEXT"
+        )
+    return itertools.chain([first], texts)
+
+
+def count_texts(arguments: Sequence[str], file: str | None) -> int | None:
+    """How many texts there are, each line checked; None where that could be known only by reading standard input."""
+    if file == STDIN or STDIN in arguments:
+        return None
+    return sum(1 for _ in read_texts(arguments, file))
+
+
+def text_of(argument: str) -> str:
+    """The argument itself, or all of standard input for `-`, without the line break at its end."""
+    if argument != STDIN:
+        return argument
+    try:
+        return sys.stdin.read().rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(STDIN, error) from None
+
+
+def _lines(file: str) -> Iterator[str]:
+    try:
+        with nullcontext(sys.stdin) if file == STDIN else Path(file).open(encoding="utf-8") as stream:
+            for number in itertools.count(1):
+                line = stream.readline(MAX_TEXT_CHARS + 1)
+                if not line:
+                    return
+                text = line.removesuffix("\n")
+                if fault := _fault(text):
+                    raise typer.BadParameter(f"line {number} of {file} {fault}", param_hint="--file")
+                yield text
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(file, error) from None
+
+
+def _fault(text: str) -> str:
+    """What keeps a line from being a text, if anything."""
+    if len(text) > MAX_TEXT_CHARS:
+        return f"is longer than {MAX_TEXT_CHARS} characters; split it"
+    if not text or text.isspace():
+        return "is blank; remove it"
+    return "holds a NUL character; remove it" if "\0" in text else ""
+
+
+def _unreadable(file: str, error: Exception) -> typer.BadParameter:
+    return typer.BadParameter(f"{file} cannot be read: {error}", param_hint="--file")

@@ -1,0 +1,147 @@
+"""`ml.models.*`: decode, call the residency, encode."""
+
+import asyncio
+from pathlib import Path
+
+from models import hub
+from models.catalogue import ModelSpec
+from models.versions import version_folder, versions
+from subjects import names
+from subjects.models import (
+    DeviceMemory,
+    LoadedModel,
+    ModelEntry,
+    ModelsChangeReply,
+    ModelsInfoReply,
+    ModelsInfoRequest,
+    ModelsListReply,
+    ModelsListRequest,
+    ModelsLoadRequest,
+    ModelsRecommendedReply,
+    ModelsRecommendedRequest,
+    ModelsReloadRequest,
+    ModelsUnloadRequest,
+    Recommendation,
+)
+
+from ..call import Call
+from ..endpoint import Route
+from ..residency import Loaded, Residency
+
+
+class ModelHandlers:
+    """worker: this worker's id; checkpoints: the folder of fine-tuned versions."""
+
+    def __init__(self, residency: Residency, worker: str, checkpoints: Path) -> None:
+        self._residency = residency
+        self._worker = worker
+        self._checkpoints = checkpoints
+
+    def routes(self) -> list[Route]:
+        """Questions go to any worker, changes to every one; both also to this one, by its id."""
+        ask = [
+            Route("models-list", names.MODELS_LIST, ModelsListRequest, ModelsListReply, self.list, "kind"),
+            Route("models-info", names.MODELS_INFO, ModelsInfoRequest, ModelsInfoReply, self.info, "model"),
+        ]
+        change = [
+            Route("models-load", names.MODELS_LOAD, ModelsLoadRequest, ModelsChangeReply, self.load, "model"),
+            Route("models-unload", names.MODELS_UNLOAD, ModelsUnloadRequest, ModelsChangeReply, self.unload, "model"),
+            Route("models-reload", names.MODELS_RELOAD, ModelsReloadRequest, ModelsChangeReply, self.reload, "model"),
+        ]
+        recommended = Route(
+            "models-recommended",
+            names.MODELS_RECOMMENDED,
+            ModelsRecommendedRequest,
+            ModelsRecommendedReply,
+            self.recommended,
+            "use",
+        )
+        every = [route.to_every_worker() for route in change]
+        return [*ask, recommended, *every, *(route.to_worker(self._worker) for route in (*ask, *change))]
+
+    async def list(self, request: ModelsListRequest, _call: Call) -> ModelsListReply:
+        specs = [spec for spec in self._residency.catalogue if request.kind in (None, spec.kind)]
+        entries = [await self._entry(spec) for spec in specs]
+        registry = self._residency.registry
+        memory = [
+            DeviceMemory(device=device, budget_bytes=registry.budget(device), used_bytes=registry.used_bytes(device))
+            for device in registry.devices()
+        ]
+        return ModelsListReply(worker=self._worker, models=entries, memory=memory)
+
+    async def info(self, request: ModelsInfoRequest, _call: Call) -> ModelsInfoReply:
+        entry = await self._entry(self._residency.catalogue.get(request.model))
+        known = await asyncio.to_thread(versions, self._checkpoints, request.model)
+        return ModelsInfoReply(worker=self._worker, model=entry, versions=list(known))
+
+    async def recommended(self, request: ModelsRecommendedRequest, _call: Call) -> ModelsRecommendedReply:
+        present = await asyncio.to_thread(self._present)
+        uses = [spec for spec in self._residency.catalogue if spec.recommended_for]
+        found = [self._recommendation(spec, present) for spec in uses if request.use in (None, spec.recommended_for)]
+        return ModelsRecommendedReply(worker=self._worker, recommended=found)
+
+    async def load(self, request: ModelsLoadRequest, _call: Call) -> ModelsChangeReply:
+        asked = {"dtype": request.dtype, "quantization": request.quantization}
+        changes = {name: value for name, value in asked.items() if value is not None}
+        return self._changed(await self._residency.load(request.model, changes, pin=request.pin))
+
+    async def reload(self, request: ModelsReloadRequest, _call: Call) -> ModelsChangeReply:
+        self._residency.catalogue.get(request.model)
+        folder = await asyncio.to_thread(version_folder, self._checkpoints, request.model, request.version)
+        return self._changed(await self._residency.reload(request.model, {"folder": folder}))
+
+    async def unload(self, request: ModelsUnloadRequest, _call: Call) -> ModelsChangeReply:
+        resident = await self._residency.unload(request.model, force=request.force)
+        return ModelsChangeReply(worker=self._worker, model=resident.model, unloaded=self._loaded(resident))
+
+    def _changed(self, resident: Loaded) -> ModelsChangeReply:
+        return ModelsChangeReply(worker=self._worker, model=resident.model, loaded=self._loaded(resident))
+
+    async def _entry(self, spec: ModelSpec) -> ModelEntry:
+        resident = self._residency.registry.current(spec.id)
+        failure = self._residency.registry.failure(spec.id)
+        encoder = resident.serves.encoder if resident else None
+        return ModelEntry(
+            id=spec.id,
+            kind=spec.kind,
+            default=spec.id == self._residency.default,
+            served=spec.unserved is None,
+            dimensions=encoder.dimensions if encoder else spec.dimensions,
+            max_tokens=encoder.max_tokens if encoder else spec.max_tokens,
+            matryoshka=list(spec.matryoshka),
+            prompts=list(encoder.prompts if encoder else spec.prompts),
+            tasks=list(spec.tasks),
+            default_task=spec.default_task,
+            licence=spec.licence,
+            commercial=spec.commercial,
+            repository=spec.repository,
+            revision=spec.revision,
+            size_gb=spec.size_gb,
+            present=await asyncio.to_thread(hub.is_present, spec),
+            loaded=self._loaded(resident) if resident else None,
+            failure=str(failure.error) if failure else None,
+        )
+
+    def _loaded(self, resident: Loaded) -> LoadedModel:
+        encoder = resident.serves.encoder
+        return LoadedModel(
+            version=resident.version,
+            device=resident.device,
+            dtype=encoder.dtype,
+            quantization=encoder.quantization,
+            memory_bytes=resident.memory_bytes,
+            pinned=resident.pinned,
+            requests=resident.leases,
+            idle_s=round(self._residency.registry.clock() - resident.used_at, 3),
+            notes=list(encoder.notes),
+        )
+
+    def _present(self) -> set[str]:
+        return {spec.id for spec in self._residency.catalogue if spec.unserved is None and hub.is_present(spec)}
+
+    def _recommendation(self, spec: ModelSpec, present: set[str]) -> Recommendation:
+        same_kind = [other.id for other in self._residency.catalogue if other.kind == spec.kind]
+        candidates = [spec.id, self._residency.default, *same_kind]
+        model = next((name for name in candidates if name in present and name in same_kind), None)
+        assert spec.recommended_for is not None
+        return Recommendation(use=spec.recommended_for, recommended=spec.id, model=model, present=spec.id in present)

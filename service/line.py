@@ -1,0 +1,193 @@
+"""The line that texts of one priority stand in, from their admission to their answers.
+
+They wait in two places, before and after tokenisation; in the second one batches form. Knows one model's runner and
+tokeniser, not the other lines nor who asks.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+
+from models.encoders.base import Tokens
+from models.errors import TextTooLong
+from subjects.errors import InvalidField
+
+from .packing import like_oldest_within, oldest_within
+from .runner import Runner, overdue
+from .tokenising import Lane
+from .work import Embedded, Priority, Work
+
+LONG_CHARS = 20_000
+"""A text with more characters than these waits in a lane of its own: it must not hold up the short ones."""
+SLICE_CHARS = {"interactive": 262_144, "bulk": 16_384}
+"""Characters that a job for the tokeniser takes on: all of a crowd at once, of bulk no more than some batches."""
+LINGER_S = 0.002
+"""How long an idle device waits for the rest of a crowd."""
+AHEAD_S = 0.002
+"""How long before the device is free the next batch is handed to it."""
+
+
+class Line:
+    """Texts of one priority. `put` hands them in, `run` works until it is cancelled; each future brings its Embedded.
+
+    unfinished: those that wait or run; tokens: what they cost together. on_answered hears when they get fewer.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        pool: Executor,
+        overhead_tokens: int,
+        priority: Priority,
+        on_answered: Callable[[], None],
+    ) -> None:
+        self.unfinished: set[Work] = set()
+        self.tokens = 0
+        self._runner = runner
+        self._overhead_tokens = overhead_tokens
+        self._urgent = priority == "interactive"
+        self._on_answered = on_answered
+        slice_chars = SLICE_CHARS[priority]
+        self._short = Lane(runner.encoder, pool, self._tokenized, slice_chars)
+        self._long = Lane(runner.encoder, pool, self._tokenized, slice_chars) if self._urgent else self._short
+        self._lanes = {self._short, self._long}
+        self._ready: list[Work] = []
+        self._ready_tokens = 0
+        self._ready_waits = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._slots = asyncio.Semaphore(2)  # one batch runs, one waits at the device
+        self._running = 0
+        self._running_tokens = 0
+        self._busy_until = 0.0
+        self._crowd = 1.0
+
+    def put(self, works: list[Work]) -> None:
+        """Let texts in at the end."""
+        self.unfinished.update(works)
+        self.tokens += sum(work.cost for work in works)
+        self._short.put(work for work in works if len(work.text) <= LONG_CHARS)
+        self._long.put(work for work in works if len(work.text) > LONG_CHARS)
+
+    async def run(self) -> None:
+        """Tokenise and dispatch for ever."""
+        async with asyncio.TaskGroup() as group:
+            for lane in self._lanes:
+                group.create_task(lane.run())
+            group.create_task(self._dispatch(group))
+
+    def _answer(self, work: Work, outcome: Embedded | Exception) -> None:
+        if not work.future.done():
+            if isinstance(outcome, Exception):
+                work.future.set_exception(outcome)
+            else:
+                work.future.set_result(outcome)
+        self.unfinished.discard(work)
+        self.tokens -= work.cost
+        self._on_answered()
+
+    def _tokenized(self, work: Work, result: Tokens | Exception) -> None:
+        if isinstance(result, TextTooLong):
+            result.index = work.index
+        if isinstance(result, Exception):
+            self._answer(work, result)
+        elif not len(result):
+            nothing = f"the model's tokeniser leaves nothing of text {work.index}; send another"
+            self._answer(work, InvalidField(nothing))
+        else:
+            self.tokens += len(result) - work.cost
+            work.tokens, work.text, work.cost = result, "", len(result)
+            self._push(work)
+
+    # Between tokenisation and the device
+
+    def _push(self, work: Work) -> None:
+        self._ready.append(work)
+        self._ready_tokens += work.cost
+        self._ready_waits.set()
+        if self._enough():
+            self._changed.set()
+
+    def _enough(self) -> bool:
+        """A full batch waits; or, with an idle device, as much as can be expected to come together."""
+        crowd_is_here = self._running == 0 and 2 * len(self._ready) >= self._crowd
+        return crowd_is_here or self._ready_tokens >= self._runner.budget(self._urgent)
+
+    async def _dispatch(self, group: asyncio.TaskGroup) -> None:
+        while True:
+            await self._slots.acquire()
+            batch: list[Work] = []
+            while not batch:
+                await self._ready_waits.wait()
+                await self._fill()
+                batch = self._take()
+            tokens = self._runner.cost(batch)
+            self._running += 1
+            self._running_tokens += tokens
+            now = asyncio.get_running_loop().time()
+            self._busy_until = max(now, self._busy_until) + tokens * self._runner.token_s
+            group.create_task(self._run(batch, tokens))
+
+    async def _fill(self) -> None:
+        """Wait for company where waiting costs nothing (the device is busy) or little (others were just here)."""
+        while not self._enough():
+            self._changed.clear()
+            try:
+                async with asyncio.timeout_at(self._patience()):
+                    await self._changed.wait()
+            except TimeoutError:
+                return
+
+    def _patience(self) -> float | None:
+        """Until when (loop time) the next batch may grow: just before the device is free, or a moment if it is.
+
+        How long a pass takes that gives way to others nobody can tell; its end is waited for.
+        """
+        if self._running:
+            return self._busy_until - AHEAD_S if self._urgent else None
+        return self._ready[0].arrived + LINGER_S
+
+    def _take(self) -> list[Work]:
+        """The next batch, the oldest text in it, and with it only texts of its task."""
+        waiting = [work for work in self._ready if self._wanted(work)]
+        if not waiting:
+            self._keep(waiting)
+            return []
+        coming = sum(len(lane) for lane in self._lanes)
+        self._crowd += 0.5 * (len(self.unfinished) - coming - self._crowd)
+        alike = [i for i, work in enumerate(waiting) if work.tokens.task == waiting[0].tokens.task]
+        lengths = [waiting[i].cost for i in alike]
+        budget = self._runner.budget(self._urgent)
+        if self._runner.encoder.packed:
+            chosen = oldest_within(lengths, budget)
+        else:
+            chosen = like_oldest_within(lengths, budget, self._overhead_tokens)
+        batch = [waiting[alike[i]] for i in chosen]
+        going = set(batch)
+        self._keep([work for work in waiting if work not in going])
+        return batch
+
+    def _keep(self, works: Iterable[Work]) -> None:
+        self._ready = list(works)
+        self._ready_tokens = sum(work.cost for work in self._ready)
+        if self._ready:
+            self._ready_waits.set()
+        else:
+            self._ready_waits.clear()
+
+    def _wanted(self, work: Work) -> bool:
+        """Whether anyone still waits for it; one that is not wanted is dropped."""
+        if work.wanted():
+            return True
+        self._answer(work, overdue())
+        return False
+
+    async def _run(self, batch: list[Work], tokens: int) -> None:
+        try:
+            if again := await self._runner.run(batch, self._answer, self._urgent):
+                self._keep([*again, *self._ready])
+        finally:
+            self._running -= 1
+            self._running_tokens -= tokens
+            self._busy_until = asyncio.get_running_loop().time() + self._running_tokens * self._runner.token_s
+            self._slots.release()
+            self._changed.set()

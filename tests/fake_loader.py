@@ -1,0 +1,69 @@
+"""A loader of fake encoders, for tests of what happens around a load: how long it takes, how it fails, what it weighs.
+
+Each load waits for `gate`; the n-th load of a model gives version `v<n>-fp32`. Knows no file and no torch.
+"""
+
+import threading
+from collections import Counter
+
+from fake_encoder import FakeEncoder
+
+from models.catalogue import ModelSpec
+from models.loader import LoadOptions
+from service.config import Settings
+from service.model_loader import ModelLoader
+
+GB = 10**9
+
+
+class FakeLoader(ModelLoader):
+    """sizes: model -> bytes, measured; expected_sizes: what is believed before. failures: model -> what a load raises.
+
+    entered: set once a load began. loads: how many of each model did. given_back: devices, one for each model that went.
+    """
+
+    def __init__(self, budget_bytes: int = 10 * GB) -> None:
+        super().__init__(Settings())
+        self.budget = budget_bytes
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.loads: Counter[str] = Counter()
+        self.encoders: dict[str, list[FakeEncoder]] = {}
+        self.sizes: dict[str, int] = {}
+        self.expected_sizes: dict[str, int] = {}
+        self.dimensions: dict[str, int] = {}
+        self.failures: dict[str, Exception] = {}
+        self.given_back: list[str] = []
+
+    def prepare(self) -> None:
+        """Nothing computes here."""
+
+    def fetch(self, spec: ModelSpec) -> None:
+        """All fakes are on this machine."""
+
+    def options(self, spec: ModelSpec) -> LoadOptions:
+        return LoadOptions()
+
+    def expected(self, spec: ModelSpec, options: LoadOptions) -> tuple[str, int]:
+        return "cpu", self.expected_sizes.get(spec.id, self.sizes.get(spec.id, GB))
+
+    def load(self, spec: ModelSpec, options: LoadOptions) -> FakeEncoder:
+        self.loads[spec.id] += 1
+        number = self.loads[spec.id]
+        self.entered.set()
+        assert self.gate.wait(60)
+        if spec.id in self.failures:
+            raise self.failures[spec.id]
+        encoder = FakeEncoder(spec.id)
+        encoder.version = f"v{number}-fp32"
+        encoder.weight_bytes = self.sizes.get(spec.id, GB)
+        encoder.dimensions = self.dimensions.get(spec.id, encoder.dimensions)
+        self.encoders.setdefault(spec.id, []).append(encoder)
+        return encoder
+
+    def give_back(self, device: str) -> None:
+        self.given_back.append(device)
+
+    def budget_bytes(self, device: str) -> int:
+        return self.budget

@@ -1,0 +1,176 @@
+"""Footprints against the sizes that the models' authors publish, and the arithmetic of what fits where."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.random_models import write_qodo
+from models.catalogue import load_catalogue
+from models.errors import UnknownArchitecture
+from models.footprint import Footprint, Precision, footprint, model_config
+from models.plan import Candidate, Fate, Plan, Reserve, candidate, native, plan
+from service.cli.plan import PlanOptions, parse_size, print_plan, settings_lines
+from service.config import BadSettings, Settings
+
+GB = 10**9
+NO_RESERVE = Reserve(working_bytes=0, kv_tokens=0)
+PUBLISHED: list[tuple[str, Precision, float]] = [
+    ("qodo", "fp32", 6.17),
+    ("qodo", "bf16", 3.09),
+    ("jina_v3", "fp32", 2.29),
+    ("jina_v3", "fp16", 1.14),
+    ("minilm", "fp32", 0.0909),
+    ("codellama_7b", "bf16", 13.48),
+    ("starcoder_1b", "bf16", 2.3),
+]
+"""Gigabytes of the files in the models' repositories; StarCoder's to one decimal place."""
+
+
+def model(name: str, bf16: float, generates: bool = False, steps: tuple[Precision, ...] = ("bf16",)) -> Candidate:
+    """One of `bf16` gigabytes in bf16, half and a quarter of that in int8 and int4."""
+    sizes = {"bf16": int(bf16 * GB), "int8": int(bf16 * GB / 2), "int4": int(bf16 * GB / 4)}
+    return Candidate(Footprint(name, 0, sizes, kv_bytes_per_token=1000 if generates else 0), generates, steps)
+
+
+ALL: tuple[Precision, ...] = ("bf16", "int8", "int4")
+
+
+def outcome(planned: Plan) -> dict[str, tuple[Precision, Fate]]:
+    return {placement.model: (placement.precision, placement.fate) for placement in planned.placements}
+
+
+@pytest.mark.parametrize(("name", "precision", "gigabytes"), PUBLISHED)
+def test_published_sizes(name: str, precision: Precision, gigabytes: float) -> None:
+    found = footprint(load_catalogue().get(name)).sizes[precision] / GB
+    assert found == pytest.approx(gigabytes, rel=0.02 if name == "starcoder_1b" else 0.01)
+
+
+def test_keys_and_values_of_a_token() -> None:
+    catalogue = load_catalogue()
+    kv = {name: footprint(catalogue.get(name)).kv_bytes_per_token for name in ("qodo", "codellama_7b", "starcoder_1b")}
+    assert kv == {"qodo": 0, "codellama_7b": 512 * 1024, "starcoder_1b": 12 * 1024}
+
+
+def test_an_onnx_model_comes_in_the_precisions_of_its_graphs() -> None:
+    assert set(footprint(load_catalogue().get("jina_v3")).sizes) == {"fp32", "fp16"}
+
+
+def test_a_configuration_in_the_folder_comes_first(tmp_path: Path) -> None:
+    write_qodo(tmp_path)
+    catalogue = load_catalogue({"qodo": {"kind": "embedding", "folder": str(tmp_path)}})
+    assert footprint(catalogue.get("qodo")).parameters < 10**6
+
+
+def test_a_shipped_configuration_is_for_its_own_repository_alone() -> None:
+    catalogue = load_catalogue({"qodo": {"kind": "embedding", "repository": "somebody/else"}})
+    with pytest.raises(UnknownArchitecture, match=r"config\.json"):
+        footprint(catalogue.get("qodo"))
+
+
+def test_shipped_configurations_name_the_repositories_of_the_catalogue() -> None:
+    for spec in load_catalogue():
+        if spec.repository is not None and spec.package is None:
+            assert model_config(spec)["_name_or_path"] == spec.repository
+
+
+def test_an_unknown_architecture_says_so(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no_such_thing"}))
+    catalogue = load_catalogue({"mine": {"kind": "embedding", "folder": str(tmp_path)}})
+    with pytest.raises(UnknownArchitecture, match="mine"):
+        footprint(catalogue.get("mine"))
+
+
+def test_its_own_precision_where_all_fit() -> None:
+    planned = plan([model("a", 2, True, ALL), model("b", 3)], 5 * GB, NO_RESERVE)
+    assert outcome(planned) == {"a": ("bf16", "fits"), "b": ("bf16", "fits")}
+    assert (planned.fits, planned.weight_bytes) == (True, 5 * GB)
+
+
+def test_generation_goes_down_before_a_larger_embedding_model() -> None:
+    planned = plan([model("embeds", 8, False, ALL), model("writes", 4, True, ALL)], 10 * GB, NO_RESERVE)
+    assert outcome(planned) == {"embeds": ("bf16", "fits"), "writes": ("int8", "fits")}
+    planned = plan([model("embeds", 8, False, ALL), model("writes", 4, True, ALL)], 5 * GB, NO_RESERVE)
+    assert outcome(planned) == {"embeds": ("int8", "fits"), "writes": ("int4", "fits")}
+
+
+def test_the_largest_goes_down_first() -> None:
+    planned = plan([model("small", 2, True, ALL), model("large", 8, True, ALL)], 7 * GB, NO_RESERVE)
+    assert outcome(planned) == {"small": ("bf16", "fits"), "large": ("int8", "fits")}
+
+
+def test_what_still_does_not_fit_is_evicted_by_use() -> None:
+    planned = plan([model("first", 3), model("second", 2), model("third", 2)], 4 * GB, NO_RESERVE)
+    assert outcome(planned) == {"first": ("bf16", "evicted"), "second": ("bf16", "fits"), "third": ("bf16", "fits")}
+
+
+def test_what_is_too_large_evicts_nobody() -> None:
+    planned = plan([model("a", 2), model("huge", 40, True, ALL)], 4 * GB, NO_RESERVE)
+    assert outcome(planned) == {"a": ("bf16", "fits"), "huge": ("bf16", "too large")}
+
+
+def test_the_reserve_counts() -> None:
+    writes = model("writes", 4, True, ALL)
+    assert outcome(plan([writes], 4 * GB, NO_RESERVE))["writes"] == ("bf16", "fits")
+    assert outcome(plan([writes], 4 * GB, Reserve(1, 0)))["writes"] == ("int8", "fits")
+    planned = plan([writes], 4 * GB, Reserve(0, 1))
+    assert outcome(planned)["writes"] == ("int8", "fits")
+    assert planned.kv_bytes == 1000
+
+
+def test_own_precision() -> None:
+    catalogue = load_catalogue(
+        {
+            "int8": {"kind": "embedding", "folder": "x", "quantization": "int8"},
+            "fp32": {"kind": "generation", "folder": "x", "dtype": "fp32"},
+        }
+    )
+    names = ("qodo", "minilm", "jina_v3", "int8", "fp32")
+    assert [native(catalogue.get(name)) for name in names] == ["bf16", "bf16", "fp16", "int8", "fp32"]
+    sizes = Footprint("x", 0, {})
+    assert candidate(catalogue.get("fp32"), sizes, True).steps == ("fp32", "bf16", "int8", "int4")
+    assert candidate(catalogue.get("int8"), sizes, True).steps == ("int8", "int4")
+    assert candidate(catalogue.get("jina_v3"), sizes, True).steps == ("fp16",)
+    assert candidate(catalogue.get("qodo"), sizes, False).steps == ("bf16",)
+
+
+def test_the_whole_catalogue_fits_one_16_gb_card(capsys: pytest.CaptureFixture[str]) -> None:
+    print_plan(Settings(), PlanOptions("16GB"), as_json=True)
+    document = json.loads(capsys.readouterr().out)
+    models = {placed["model"]: placed for placed in document["models"]}
+    assert {placed["result"] for placed in models.values()} == {"fits"}
+    assert document["used_bytes"] <= 16 * GB
+    assert models["qodo"]["precision"] == "bf16"
+    assert models["codellama_7b"]["precision"] == "int4"
+    assert '[catalogue.codellama_7b]\nquantization = "int4"' in document["settings"]
+
+
+def test_an_embedding_model_is_reduced_only_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    for reduce, result in (((), "too large"), (("qodo",), "fits")):
+        print_plan(Settings(), PlanOptions("4GB", ("qodo",), reduce), as_json=True)
+        assert json.loads(capsys.readouterr().out)["models"][0]["result"] == result
+
+
+def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    print_plan(Settings(), PlanOptions("16GB"), as_json=False)
+    out, err = capsys.readouterr()
+    assert "int4 (reduced)" in out
+    assert "of 16.00 GB" in out
+    assert "left out: the size of model 'tiny_coder' is not known" in err
+
+
+def test_the_settings_carry_the_plan_out() -> None:
+    planned = plan([model("writes", 4, True, ALL), model("embeds", 8, False, ALL)], 5 * GB, NO_RESERVE)
+    lines = settings_lines(planned)
+    assert "budget_gb = 5.00" in lines
+    assert '[catalogue.writes]\nquantization = "int4"' in lines
+    assert "min_cosine" in lines.partition("[catalogue.embeds]")[2]
+    assert settings_lines(plan([], GB)) == ""
+
+
+def test_sizes_are_read_with_their_units() -> None:
+    sizes = {"16GB": 16 * GB, "15.5 GiB": 15.5 * 2**30, "800mb": 800 * 10**6, "1TB": 10**12}
+    assert {text: parse_size(text, "budget") for text in sizes} == sizes
+    for text in ("16", "GB", "-1GB", "0GB", "16 gigabytes", "nanGB"):
+        with pytest.raises(BadSettings, match="budget"):
+            parse_size(text, "budget")

@@ -1,0 +1,169 @@
+"""Which files are a model's weights, and which are refused before anything reads them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from safetensors.numpy import save_file
+
+from models import hub
+from models.catalogue import ModelSpec, load_catalogue
+from models.errors import CorruptWeights, ModelUnavailable
+from models.weights import check_weights, default_graph, weight_files
+
+PINNED = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def own(**fields: object) -> ModelSpec:
+    return load_catalogue({"mine": {"kind": "embedding", **fields}}).get("mine")
+
+
+def layout(folder: Path, *modules: str, type_: str = "sentence_transformers.models.Transformer") -> Path:
+    """A folder with a modules.json and one sub-folder a module."""
+    for path in modules:
+        (folder / path).mkdir(parents=True, exist_ok=True)
+    (folder / "modules.json").write_text(json.dumps([{"path": path, "type": type_} for path in modules]))
+    return folder
+
+
+def weights(path: Path, value: float = 1.0) -> Path:
+    """A safetensors file of a hundred equal numbers."""
+    save_file({"a": np.full(100, value, np.float32)}, path)
+    return path
+
+
+def test_a_flipped_byte_is_noticed(tmp_path: Path) -> None:
+    minilm = load_catalogue().get("minilm")
+    folder = shutil.copytree(hub.locate(minilm), tmp_path / "copy")
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(50_000_000)
+        byte = file.read(1)[0]
+        file.seek(50_000_000)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(CorruptWeights) as caught:
+        check_weights(minilm, folder)
+    assert caught.value.expected == PINNED
+    assert caught.value.found not in {PINNED, "nothing"}
+
+
+def test_a_pinned_file_must_be_there(tmp_path: Path) -> None:
+    weights(layout(tmp_path, "") / "model.safetensors")
+    with pytest.raises(CorruptWeights) as caught:
+        check_weights(own(folder=str(tmp_path), sha256={"config.json": PINNED}), tmp_path)
+    assert caught.value.found == "nothing"
+
+
+@pytest.mark.parametrize("pickled", ["", "1_Dense"])
+def test_a_pickle_is_never_read(tmp_path: Path, pickled: str) -> None:
+    layout(tmp_path, "", "1_Dense")
+    for path in {"", "1_Dense"} - {pickled}:
+        weights(tmp_path / path / "model.safetensors")
+    (tmp_path / pickled / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(ModelUnavailable, match="pickle"):
+        check_weights(own(folder=str(tmp_path)), tmp_path)
+
+
+def test_several_weight_files_have_one_digest_that_changes_with_each(tmp_path: Path) -> None:
+    layout(tmp_path, "", "1_Dense")
+    spec = own(folder=str(tmp_path))
+    seen = set()
+    for first, second in [(1, 2), (1, 3), (2, 2)]:
+        weights(tmp_path / "model.safetensors", first)
+        weights(tmp_path / "1_Dense" / "model.safetensors", second)
+        seen.add(check_weights(spec, tmp_path))
+    assert len(seen) == 3
+
+
+def test_layouts_that_are_refused(tmp_path: Path) -> None:
+    spec = own(folder=str(tmp_path))
+    with pytest.raises(ModelUnavailable, match=r"modules\.json"):
+        check_weights(spec, tmp_path)
+    with pytest.raises(ModelUnavailable, match="no safetensors"):
+        check_weights(spec, layout(tmp_path, ""))
+    with pytest.raises(ModelUnavailable, match="outside"):
+        check_weights(spec, layout(tmp_path / "inner", "../elsewhere"))
+    with pytest.raises(ModelUnavailable, match="never run"):
+        check_weights(spec, layout(tmp_path, "", type_="modeling_mine.Encoder"))
+
+
+@pytest.mark.parametrize("kept", [0, 7, 40, -1], ids=["nothing", "half a length", "half a header", "all but a byte"])
+def test_safetensors_that_are_cut_short_are_refused_by_name(tmp_path: Path, kept: int) -> None:
+    path = weights(layout(tmp_path, "") / "model.safetensors")
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ModelUnavailable, match=r"model 'mine' .* model\.safetensors cannot be read.*complete copy"):
+        check_weights(own(folder=str(tmp_path)), tmp_path)
+
+
+def test_a_damaged_header_is_refused_by_name(tmp_path: Path) -> None:
+    path = weights(layout(tmp_path, "") / "model.safetensors")
+    whole = path.read_bytes()
+    for broken in (b"\xff" * 8 + whole[8:], whole[:8] + b"[" + whole[9:], whole + b"\0", b"not safetensors"):
+        path.write_bytes(broken)
+        with pytest.raises(ModelUnavailable, match=r"model\.safetensors cannot be read"):
+            check_weights(own(folder=str(tmp_path)), tmp_path)
+
+
+def test_every_shard_that_an_index_names_must_be_there(tmp_path: Path) -> None:
+    layout(tmp_path, "")
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = {"metadata": {}, "weight_map": {"a": shards[0], "b": shards[1]}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    weights(tmp_path / shards[0])
+    with pytest.raises(ModelUnavailable, match=shards[1]):
+        weight_files(own(folder=str(tmp_path)), tmp_path)
+    with pytest.raises(ModelUnavailable, match="mlbus models pull mine"):
+        weight_files(own(repository="me/mine"), tmp_path)
+    weights(tmp_path / shards[1])
+    assert weight_files(own(folder=str(tmp_path)), tmp_path) == shards
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": []}')
+    with pytest.raises(ModelUnavailable, match="index"):
+        weight_files(own(folder=str(tmp_path)), tmp_path)
+
+
+def graph(path: Path, data: str | None) -> None:
+    """An ONNX graph of one tensor, which is beside it in `data` where that is named."""
+    path.parent.mkdir(exist_ok=True)
+    tensor = onnx.numpy_helper.from_array(np.ones(2000, np.float32), "weight")
+    node = onnx.helper.make_node("Identity", ["weight"], ["out"])
+    output = onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [2000])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [output], [tensor]))
+    onnx.save_model(model, path, save_as_external_data=data is not None, location=data)
+
+
+def test_the_weights_of_an_onnx_model_are_its_graph_and_the_data_that_it_names(tmp_path: Path) -> None:
+    spec = own(
+        folder=str(tmp_path),
+        served_by="onnx",
+        onnx_files={"fp32": "onnx/model.onnx", "fp16": "onnx/half.onnx"},
+        sha256={"onnx/half.onnx": PINNED},
+    )
+    assert default_graph(spec) == "fp32"
+    with pytest.raises(ModelUnavailable, match=r"no onnx/model\.onnx"):
+        weight_files(spec, tmp_path)
+    graph(tmp_path / "onnx/model.onnx", "some.data")
+    assert weight_files(spec, tmp_path) == ["onnx/model.onnx", "onnx/some.data"]
+    digest = check_weights(spec, tmp_path)
+    graph(tmp_path / "onnx/half.onnx", None)
+    assert weight_files(spec, tmp_path, "fp16") == ["onnx/half.onnx"]
+    with pytest.raises(CorruptWeights, match="half"):
+        check_weights(spec, tmp_path, dtype="fp16")
+    assert check_weights(spec, tmp_path) == digest
+    (tmp_path / "onnx/some.data").unlink()
+    with pytest.raises(ModelUnavailable, match=r"onnx/some\.data, which onnx/model\.onnx needs"):
+        check_weights(spec, tmp_path)
+
+
+def test_digests_may_be_remembered(tmp_path: Path) -> None:
+    minilm = load_catalogue().get("minilm")
+    asked: list[Path] = []
+
+    def remembered(path: Path) -> str:
+        asked.append(path)
+        return PINNED
+
+    folder = hub.locate(minilm)
+    assert check_weights(minilm, folder, remembered) == PINNED
+    assert asked == [folder / "model.safetensors"]
