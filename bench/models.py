@@ -12,7 +12,7 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ PACKAGES = ("torch", "sentence-transformers", "transformers", "safetensors")
 SHAPES = ((1, 32), (32, 128), (32, 512))
 """Texts and the tokens of each."""
 CPU_LAYERS = 4
+BUFFER_BYTES = 1 << 24
 BATCH_S, PASSES = 1.0, 20
 """A round passes over a batch until so many seconds are over, and so many times at most."""
 
@@ -117,19 +118,27 @@ def texts_of(folder: Path, count: int, tokens: int, seed: int = 0) -> list[str]:
     return ["".join(f" {word}" for word in row) for row in chosen]
 
 
-def read_rate(folder: Path) -> float:
-    """Bytes a second of reading the weights into fresh memory, as a load has to.
-
-    From the page cache, into which the first pass brings them.
-    """
-    return max([_read_once(folder) for _ in range(3)][1:])
-
-
-def _read_once(folder: Path) -> float:
+def read_rate(folder: Path, read: Callable[[Path], int]) -> float:
+    """Bytes a second of reading the weights, from the page cache into which a first pass brings them."""
     files = sorted(folder.glob("*.safetensors"))
-    started = time.perf_counter()
-    read = sum(len(file.read_bytes()) for file in files)
-    return read / (time.perf_counter() - started)
+    rates = []
+    for _ in range(3):
+        started = time.perf_counter()
+        size = sum(map(read, files))
+        rates.append(size / (time.perf_counter() - started))
+    return max(rates[1:])
+
+
+def into_fresh_memory(file: Path) -> int:
+    """Read a file as a load has to: into memory that the kernel has yet to give. Returns its size."""
+    return len(file.read_bytes())
+
+
+def through_a_buffer(file: Path) -> int:
+    """Read a file piece by piece into the same memory, which keeps nothing. Returns its size."""
+    buffer = bytearray(BUFFER_BYTES)
+    with file.open("rb", buffering=0) as source:
+        return sum(iter(lambda: source.readinto(buffer) or 0, 0))
 
 
 async def measure(model: Model, options: argparse.Namespace) -> None:
@@ -138,9 +147,12 @@ async def measure(model: Model, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as parent:
         folder = model.write(Path(parent) / "model", layers)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        rate = read_rate(folder)
+        rate, buffered = read_rate(folder, into_fresh_memory), read_rate(folder, through_a_buffer)
         print(f"{model.name}: {layers} of {model.layers} layers, {size / 1e9:.2f} GB in fp32")
-        print(f"the files are read at {rate / 1e9:.2f} GB/s, from the warm page cache into fresh memory\n", flush=True)
+        print(
+            f"read from the warm page cache at {rate / 1e9:.2f} GB/s into fresh memory, which the shares below are of,"
+        )
+        print(f"and at {buffered / 1e9:.2f} GB/s through one buffer of 16 MiB\n", flush=True)
         cache = str(Path(parent) / "cache")
         settings = [
             Setting(by, str(folder), cache, options.device, options.dtype, options.threads)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from models.encoders.base import Encoder, TextOptions, Vectors, check_options
 
-from .batcher import Batcher, BatchObserver
+from .batcher import Batcher
 from .device_thread import DeviceThread
+from .runner import BatchObserver
 from .work import BatchLimits, Embedded, Finish, Priority, Work
 
 WINDOW = 256
@@ -97,7 +98,7 @@ class Embedder:
             for start in range(0, len(texts), window):
                 part = texts[start : start + window]
                 if start:
-                    await self.batcher.room(part)
+                    await self.batcher.room(part, how.priority)
                 ahead.append(
                     self.batcher.submit(part, how.options, how.finish, how.deadline, start, priority=how.priority)
                 )

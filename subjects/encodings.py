@@ -53,8 +53,8 @@ def encode(vectors: FloatArray, encoding_format: EncodingFormat) -> WireArray:
             within: FloatArray = np.clip(vectors, -_LARGEST_HALF, _LARGEST_HALF)
             return within.astype(DTYPES["float16"])
         case "int8":
-            scaled = vectors * np.float32(127 * np.sqrt(vectors.shape[-1]) / INT8_RANGE)
-            return np.clip(np.rint(scaled), -127, 127).astype(DTYPES["int8"])
+            steps: FloatArray = np.rint(vectors * np.float32(127 * np.sqrt(vectors.shape[-1]) / INT8_RANGE))
+            return steps.clip(-127, 127).astype(DTYPES["int8"])
         case "binary":
             return np.packbits(vectors > 0, axis=-1)
         case _:

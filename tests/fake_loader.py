@@ -19,7 +19,7 @@ GB = 10**9
 class FakeLoader(ModelLoader):
     """sizes: model -> bytes, measured; expected_sizes: what is believed before. failures: model -> what a load raises.
 
-    entered: set once a load began. loads: how many of each model did. given_back: devices, one for each model that went.
+    entered: set once a load began. loads: how many of each model did. given_back: a device for each model that went.
     """
 
     def __init__(self, budget_bytes: int = 10 * GB) -> None:

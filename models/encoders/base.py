@@ -118,7 +118,7 @@ class Encoder(Protocol):
         """Pooled vectors (B, dimensions) float32, in order, not normalised.
 
         All texts of a batch have the same task. `between_layers` is called, where the model has layers to stop
-        between, before each of them; it may itself encode another batch.
+        between, before each of them but the first; it may itself encode another batch.
         To be called on the device's own thread only. Raises OutOfDeviceMemory.
         """
 

@@ -19,8 +19,8 @@ from nats_server import PASSWORDS
 from workers import clean_environment
 
 from service.bus.settings import NatsSettings
-from service.cli.embed import slices
 from service.cli.serve import ready_text
+from subjects.bulk import slices
 
 MLBUS = str(Path(sys.executable).with_name("mlbus"))
 NOWHERE = "nats://127.0.0.1:1"
@@ -137,7 +137,8 @@ def test_ping_and_models_name_the_worker(served):
     assert models["minilm"]["loaded_by"] == [worker["id"]]
     assert models["minilm"]["present"]
     assert models["jina_v3"]["commercial"] is False
-    assert not models["jina_v3"]["served"]
+    assert models["jina_v3"]["served"]
+    assert not models["codellama_7b"]["served"]
 
 
 def test_doctor_finds_a_sound_worker(served):

@@ -35,12 +35,12 @@ async def test_info_carries_the_schemas_of_request_and_reply(nats_url, nc):
     async with running_worker(nats_url):
         (info,) = await MLClient(nc).discover("INFO")
     endpoints = {endpoint["name"]: endpoint for endpoint in info["endpoints"]}
-    assert {endpoint["subject"] for endpoint in endpoints.values()} == {
-        names.EMBED,
-        names.EMBED_BATCH,
-        names.SIMILARITY,
-    }
-    assert {endpoint["queue_group"] for endpoint in endpoints.values()} == {"ml"}
+    shared = [names.EMBED, names.EMBED_BATCH, names.SIMILARITY]
+    shared += [names.MODELS_LIST, names.MODELS_INFO, names.MODELS_RECOMMENDED]
+    changes = [names.MODELS_LOAD, names.MODELS_UNLOAD, names.MODELS_RELOAD]
+    here = [f"{subject}.{info['id']}" for subject in (names.MODELS_LIST, names.MODELS_INFO, *changes)]
+    subjects = {endpoint["subject"]: endpoint["queue_group"] for endpoint in endpoints.values()}
+    assert subjects == {**dict.fromkeys(shared, "ml"), **dict.fromkeys([*changes, *here], "")}
     request = json.loads(endpoints["embed"]["metadata"]["request_schema"])
     jsonschema.validate({"text": "a", "dimensions": 4}, request)
     with pytest.raises(jsonschema.ValidationError):

@@ -22,9 +22,9 @@ from subjects.errors import Busy, DeadlinePassed, MLError, Unavailable
 class SlowEncoder(FakeEncoder):
     """Each pass takes 50 ms, whatever its size."""
 
-    def encode(self, batch):
+    def encode(self, batch, between_layers=None):
         threading.Event().wait(0.05)
-        return super().encode(batch)
+        return super().encode(batch, between_layers)
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ class Recorder:
     """Takes what is published; swallows a cancellation meanwhile, as nats-py does while it flushes."""
 
     max_payload: int = 1 << 20
+    is_connected: bool = True
+    pending_data_size: int = 0
     sent: list[tuple[bytes, Any]] = field(default_factory=list)
     stalled: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -39,7 +41,7 @@ def streaming_call(nc: Recorder, timeout_s: float = 30) -> Call:
 
 async def frames(count: int):
     for _ in range(count):
-        yield "chunk", EmbedChunk(index=0, embeddings=[])
+        yield "chunk", EmbedChunk(version="v", dimensions=1, index=0, embeddings=[])
     yield "done", EmbedDone(model="m", version="v", usage=Usage(tokens=0), count=0, dimensions=1)
 
 
