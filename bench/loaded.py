@@ -159,6 +159,8 @@ def _load_ours(setting: Setting) -> Callable[[], tuple[Encode, dict[str, Any]]]:
     from models.catalogue import load_catalogue
     from models.encoders.base import TextOptions, Tokens
     from models.loader import LoadOptions, load
+    from service.app import BUDGET_TOKENS
+    from service.packing import oldest_within
 
     spec = load_catalogue({"bench": {"kind": "embedding", "folder": setting.folder}}).get("bench")
     device: Literal["cpu", "cuda"] = "cuda" if setting.device == "cuda" else "cpu"
@@ -174,8 +176,13 @@ def _load_ours(setting: Setting) -> Callable[[], tuple[Encode, dict[str, Any]]]:
         after = [at for _, at in steps if at > starts[0]]
 
         def encode(texts: list[str]) -> np.ndarray:
-            tokens = encoder.tokenize(texts, TextOptions())
-            return encoder.encode([item for item in tokens if isinstance(item, Tokens)])
+            tokens = [item for item in encoder.tokenize(texts, TextOptions()) if isinstance(item, Tokens)]
+            parts = []
+            while tokens:  # in batches as large as a worker's
+                chosen = oldest_within([len(item) for item in tokens], BUDGET_TOKENS[device])
+                parts.append(encoder.encode(tokens[: len(chosen)]))
+                tokens = tokens[len(chosen) :]
+            return np.concatenate(parts)
 
         facts = {"total_s": ended_at - started, "read_s": after[0] - starts[0], "weight_bytes": encoder.weight_bytes}
         return encode, facts

@@ -249,10 +249,10 @@ def _print_targets(
     held = ours.load.anon_bytes + ours.load.device_bytes
     report.print_target(f"{model.name}: peak of own memory, x its weights", held / ours.load.weight_bytes, 1.15, True)
     one, _, full = SHAPES
-    for shape in SHAPES:
-        times = report.ratio(theirs.rounds[shape], ours.rounds[shape])
-        report.print_target(f"{model.name}: {shape[0]} x {shape[1]}, x sentence-transformers", times, 1.3)
     if options.device == "cuda" and layers == model.layers and model.name == "qodo":
+        for shape in SHAPES:
+            times = report.ratio(theirs.rounds[shape], ours.rounds[shape])
+            report.print_target(f"qodo: {shape[0]} x {shape[1]}, x sentence-transformers", times, 1.3)
         report.print_target("qodo: one text, ms", statistics.median(ours.rounds[one]), 12, True)
         report.print_target("qodo: 32 texts of 512 tokens, ms", statistics.median(ours.rounds[full]), 120, True)
         report.print_target("qodo: full batch, of the peak", _share(model, ours, full, layers, peak), 0.45)

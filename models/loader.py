@@ -18,7 +18,7 @@ from .encoders.base import Encoder, Vectors
 from .encoders.modules import read_sentence_transformer
 from .encoders.onnx_encoder import OnnxEncoder, OnnxOptions
 from .encoders.torch_encoder import TorchEncoder
-from .errors import ModelUnavailable, SelfTestFailed
+from .errors import CannotQuantize, ModelUnavailable, SelfTestFailed
 from .memory import estimated_bytes, give_back
 
 OnStep = Callable[[str], None]
@@ -120,7 +120,10 @@ class _Loading:
         """
         self.on_step("reading the model")
         source = read_sentence_transformer(self.spec, self.folder, TORCH_DTYPES[dtype])
-        encoder = TorchEncoder(self.spec, self.digest, source, self.device, quantization)
+        try:
+            encoder = TorchEncoder(self.spec, self.digest, source, self.device, quantization)
+        except CannotQuantize as error:
+            raise ModelUnavailable(self.spec.id, f"{error}; load it without that.") from error
         self.on_step(f"testing the model in {dtype} on {self.device}")
         if self.device.type == "cpu":
             try:

@@ -78,8 +78,8 @@ def encode_probes(source: SentenceTransformer) -> Vectors:
 def self_test(encoder: Encoder, expected: Vectors, reference: str, min_cosine: float) -> float:
     """Encode the probe texts in one batch and compare with `expected` (12, dimensions).
 
-    Those too long for the encoder are left out: an entry may set a lower limit than the model's own. `min_cosine`
-    holds for what is not plain fp32.
+    Those too long for the encoder are left out: an entry may set a lower limit than the model's own. `min_cosine` holds
+    for what is not plain fp32.
 
     Returns the lowest cosine. Raises SelfTestFailed where it is below the tolerance.
     """
@@ -103,8 +103,9 @@ def consistency_test(encoder: Encoder) -> float:
 
 
 def _fitting(encoder: Encoder) -> dict[int, Tokens]:
+    """The probe texts that somebody could send: blank ones are refused, and so are those that are too long."""
     tokens = encoder.tokenize(PROBES, TextOptions(prompt="", truncate="error"))
-    return {i: item for i, item in enumerate(tokens) if isinstance(item, Tokens) and len(item)}
+    return {i: item for i, item in enumerate(tokens) if isinstance(item, Tokens) and PROBES[i].strip()}
 
 
 def _require(encoder: Encoder, cosines: Vectors, required: float, reference: str, advice: str = "") -> float:

@@ -63,7 +63,7 @@ class TorchEncoder:
         self._padding_left = transformer.tokenizer.padding_side == "left"
         self._pad_id = int(transformer.tokenizer.pad_token_id or 0)
         if quantization is not None:
-            quantize(transformer.auto_model, quantization)
+            quantize(transformer.auto_model, quantization, device)
         self._transformer = transformer.to(device)
         self._head = [module.float().to(device) for module in _tail(take_apart(source))]
         self._prompt_left_out = any(isinstance(m, Pooling) and not m.include_prompt for m in self._head)

@@ -137,6 +137,34 @@ def add(
     add_model(config, model, source, given, as_json=as_json)
 
 
+@models_app.command()
+def plan(
+    model: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL...]", help="Least recently used first; none: the whole catalogue."),
+    ] = None,
+    budget: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the device: 16GB, 15.5GiB.")] = "16GB",
+    reduce: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Embedding model that may go below its own precision; repeat."),
+    ] = None,
+    working: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Kept free for work.", show_default="1.5GB")
+    ] = None,
+    kv_tokens: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Tokens in flight of each generation model.")
+    ] = 4096,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show which models fit into a budget of memory, at which precision, and what would be evicted."""
+    from ..config import read_settings
+    from .plan import PlanOptions, print_plan
+
+    options = PlanOptions(budget, model or [], reduce or [], working, kv_tokens)
+    print_plan(read_settings(config), options, as_json=as_json)
+
+
 @models_app.command(rich_help_panel=_WORKERS)
 def load(
     model: ModelId,

@@ -24,7 +24,12 @@ def test_facts_that_the_service_stands_on() -> None:
     assert not catalogue.get("jina_v3").commercial
     assert (catalogue.get("qodo").causal, catalogue.get("qodo").append_eos) == (False, True)
     recommended = {spec.recommended_for: spec.id for spec in catalogue if spec.recommended_for}
-    assert recommended == {"production": "codellama_7b", "dev": "starcoder_1b"}
+    assert recommended == {
+        "code": "qodo",
+        "general": "jina_v3",
+        "production": "codellama_7b",
+        "dev": "starcoder_1b",
+    }
     assert (catalogue.default("embedding").id, catalogue.default("generation").id) == ("minilm", "tiny_coder")
 
 
@@ -48,9 +53,19 @@ def test_own_entries_stand_beside_the_shipped_and_may_replace_them() -> None:
     assert catalogue.get("minilm").sha256 == {}
 
 
+def test_an_entry_without_a_source_changes_the_shipped_one() -> None:
+    changed = load_catalogue({"qodo": {"quantization": "int8", "min_cosine": 0.99}}).get("qodo")
+    shipped = load_catalogue().get("qodo")
+    assert changed == shipped.model_copy(update={"quantization": "int8", "min_cosine": 0.99})
+
+
 @pytest.mark.parametrize(
     ("model", "fields", "word"),
     [
+        ("mine", {"kind": "embedding", "folder": "x", "default_task": "poetry"}, "default_task"),
+        ("mine", {"kind": "embedding", "folder": "x", "served_by": "onnx", "quantization": "int8"}, "quantization"),
+        ("mine", {"kind": "embedding", "folder": "x", "onnx_files": {}}, "onnx_files"),
+        ("mine", {"quantization": "int8"}, "kind"),
         ("mine", {"kind": "embedding"}, "folder"),
         ("mine", {"kind": "embedding", "folder": "x", "colour": "red"}, "colour"),
         ("mine", {"kind": "poetry", "folder": "x"}, "kind"),

@@ -1,11 +1,14 @@
 """Loading: what is refused and why, what falls back, what is said on the way."""
 
+import gc
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from models import device, hub, loader, verify
 from models.catalogue import ModelSpec, load_catalogue
@@ -97,6 +100,43 @@ def test_auto_falls_back_to_fp32_where_bf16_strays(minilm: ModelSpec, monkeypatc
 def test_bf16_asked_for_by_name_does_not_fall_back(minilm: ModelSpec) -> None:
     with pytest.raises(SelfTestFailed, match="min_cosine"):
         loader.load(minilm.model_copy(update={"min_cosine": 1.1}), LoadOptions("cpu", "bf16"))
+
+
+def test_quantised_weights_are_named_in_the_version_and_smaller(minilm: ModelSpec) -> None:
+    plain = loader.load(minilm, LoadOptions("cpu", "fp32"))
+    encoder = loader.load(minilm, LoadOptions("cpu", "fp32", "int8"))
+    assert encoder.version == "53aa51172d14-fp32-int8"
+    assert (encoder.dtype, encoder.quantization) == ("fp32", "int8")
+    assert encoder.weight_bytes < 0.7 * plain.weight_bytes
+
+
+def test_an_embedder_that_loses_too_much_is_refused_unless_its_entry_accepts_it(minilm: ModelSpec) -> None:
+    with pytest.raises(SelfTestFailed, match="min_cosine"):
+        loader.load(minilm, LoadOptions("cpu", "bf16", "int4"))
+    accepted = minilm.model_copy(update={"quantization": "int4", "min_cosine": 0.9})
+    assert loader.load(accepted, LoadOptions("cpu", "bf16")).version == "53aa51172d14-bf16-int4"
+
+
+def test_new_weights_are_not_held_to_the_pins_of_the_old(minilm: ModelSpec, tmp_path: Path) -> None:
+    shutil.copytree(hub.locate(minilm), tmp_path / "tuned")
+    weights = load_file(tmp_path / "tuned" / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"] *= 1.01
+    save_file(weights, tmp_path / "tuned" / "model.safetensors", {"format": "pt"})
+    encoder = loader.load(minilm, LoadOptions("cpu", "fp32", folder=tmp_path / "tuned"))
+    assert not encoder.version.startswith("53aa51172d14")
+
+
+def test_what_is_closed_goes_at_once(minilm: ModelSpec) -> None:
+    encoder = loader.load(minilm, LoadOptions("cpu", "fp32"))
+    assert isinstance(encoder, TorchEncoder)
+    transformer = weakref.ref(encoder._transformer)
+    gc.disable()
+    try:
+        encoder.close()
+        del encoder
+        assert transformer() is None
+    finally:
+        gc.enable()
 
 
 def test_wrong_vectors_fail_the_self_test(minilm: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
