@@ -1,0 +1,72 @@
+"""Memory: what a model will take, what is free, and that it is really given back, measured in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.random_models import write_qodo
+from models import memory
+
+GIVES_BACK = """
+import sys
+from pathlib import Path
+import torch
+from models.cache import LoadCache
+from models.catalogue import load_catalogue
+from models.encoders.base import TextOptions
+from models.loader import LoadOptions, load
+from models.memory import give_back
+
+torch.set_num_threads(1)
+entry = {"kind": "embedding", "folder": sys.argv[1], "dtype": "bf16", "min_cosine": -1}
+spec, options = load_catalogue({"m": entry}).get("m"), LoadOptions("cpu", cache=LoadCache(Path(sys.argv[2])))
+
+def own_mib():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) // 1024
+
+load(spec, options).close()
+give_back()
+for _ in range(3):
+    before = own_mib()
+    encoder = load(spec, options)
+    encoder.encode(encoder.tokenize(["def hello(): pass"], TextOptions()))
+    loaded, weights = own_mib(), encoder.weight_bytes // 2**20
+    encoder.close()
+    del encoder
+    give_back()
+    print(loaded - before, own_mib() - before, weights)
+"""
+
+
+def test_a_closed_model_gives_its_memory_back_to_the_system(tmp_path: Path) -> None:
+    # Cast to bf16, for weights that stay as they are in the file are mapped and not read.
+    folder = write_qodo(tmp_path / "model", layers=2, hidden=512, heads=8, kv_heads=2, intermediate=2048, vocab=30000)
+    command = [sys.executable, "-c", GIVES_BACK, str(folder), str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        took, kept, weights = map(int, line.split())
+        assert took >= 0.9 * weights > 40
+        assert kept <= 0.2 * weights
+
+
+def test_what_a_model_will_take_is_read_from_its_headers(tmp_path: Path) -> None:
+    folder = write_qodo(tmp_path, layers=2, hidden=256, heads=4, kv_heads=2, intermediate=1024, vocab=2000)
+    files = sorted(folder.glob("*.safetensors"))
+    weights = sum(file.stat().st_size for file in files) / 4
+    assert memory.estimated_bytes(files, "fp32") == pytest.approx(4 * weights, rel=0.01)
+    assert memory.estimated_bytes(files, "bf16") == pytest.approx(2 * weights, rel=0.01)
+    embedding = 2000 * 256
+    assert memory.estimated_bytes(files, "bf16", "int8") == pytest.approx(2 * embedding + weights - embedding, rel=0.05)
+    graph = tmp_path / "model.onnx"
+    graph.write_bytes(b"x" * 1000)
+    assert memory.estimated_bytes([graph], "fp32") == 1000
+
+
+def test_the_default_budget_leaves_a_margin() -> None:
+    free, total = memory.device_memory("cpu")
+    assert 0 < free <= total
+    assert 0 <= memory.default_budget("cpu") <= free - memory.MARGIN_BYTES
