@@ -49,7 +49,7 @@ def test_a_closed_model_gives_its_memory_back_to_the_system(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
         took, kept, weights = map(int, line.split())
-        assert took >= 0.9 * weights > 40
+        assert took >= 0.9 * weights > 30
         assert kept <= 0.2 * weights
 
 
