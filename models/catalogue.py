@@ -79,7 +79,7 @@ class ModelSpec(BaseModel):
     @property
     def unserved(self) -> str | None:
         """Why this version cannot serve the model, as a clause; None where it can."""
-        return "text generation is not part of it" if self.kind == "generation" else None
+        return "text generation is not in this version" if self.kind == "generation" else None
 
     @property
     def has_source(self) -> bool:

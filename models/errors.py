@@ -35,7 +35,7 @@ class BadEntry(ModelError):
 
 @dataclass(eq=False)
 class ModelUnavailable(ModelError):
-    """The model is known but cannot be loaded here; `reason` is a sentence with the next step."""
+    """The model is known but cannot be loaded here; `reason` is a clause with the next step."""
 
     model: str
     reason: str

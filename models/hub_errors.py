@@ -16,25 +16,25 @@ from .catalogue import ModelSpec
 
 _OFFLINE = (
     "{repository} is not, or not all, in the cache, and HF_HUB_OFFLINE forbids asking the Hub; unset it, or give the "
-    "entry a `folder`."
+    "entry a `folder`"
 )
 
 _KINDS: tuple[tuple[type[Exception], str], ...] = (
-    (GatedRepoError, "{repository} asks for consent; accept its licence on the Hub and set HF_TOKEN to your token."),
-    (DisabledRepoError, "the Hub has disabled {repository}; give the entry a `folder`, or choose another model."),
-    (RevisionNotFoundError, "{repository} has no revision {revision}; correct `revision` in its entry."),
+    (GatedRepoError, "{repository} asks for consent; accept its licence on the Hub and set HF_TOKEN to your token"),
+    (DisabledRepoError, "the Hub has disabled {repository}; give the entry a `folder`, or choose another model"),
+    (RevisionNotFoundError, "{repository} has no revision {revision}; correct `revision` in its entry"),
     (
         RepositoryNotFoundError,
         "there is no repository {repository}, or it is private; correct it, or set HF_TOKEN to the token of somebody "
-        "who may read it.",
+        "who may read it",
     ),
     (OfflineModeIsEnabled, _OFFLINE),
 )
 
 _STATUSES = {
-    401: "the Hub does not take the token; correct or unset HF_TOKEN.",
-    403: "the token may not read {repository}; set HF_TOKEN to one that may.",
-    429: "the Hub has had too many requests from here; try again {later}, or set HF_TOKEN, which allows more.",
+    401: "the Hub does not take the token; correct or unset HF_TOKEN",
+    403: "the token may not read {repository}; set HF_TOKEN to one that may",
+    429: "the Hub has had too many requests from here; try again {later}, or set HF_TOKEN, which allows more",
 }
 
 
@@ -60,7 +60,7 @@ def _unforeseen(error: BaseException) -> str:
     first_line = " ".join(str(error).split("\n")[:1]).replace("{", "{{").replace("}", "}}")
     return (
         f"{{repository}} could not be fetched from {constants.ENDPOINT} ({type(error).__name__}: {first_line}); check "
-        "the connection and HF_ENDPOINT, then pull again: files that came whole are kept."
+        "the connection and HF_ENDPOINT, then pull again: files that came whole are kept"
     )
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.utils.tqdm import tqdm
 
-from .catalogue import ModelSpec
+from .catalogue import GraphDtype, ModelSpec
 from .errors import ModelError, ModelUnavailable, NoSpace, WrongDownload
 from .hub_cache import discard, patterns, storage
 from .hub_errors import next_step
 from .hub_progress import OnBytes, telling
-from .weights import GraphDtype, file_sha256, weight_files
+from .weights import file_sha256, weight_files
 
 MARGIN = 1.05
 """Of what is to be fetched, so that a download does not take a disk's last byte."""
@@ -110,7 +110,7 @@ def _ask(spec: ModelSpec, repository: str, dtype: GraphDtype | None) -> _Listing
         raise ModelUnavailable(
             spec.id,
             f"{repository} has no safetensors and no ONNX graph that its entry allows; correct the entry, or save the "
-            "model as safetensors.",
+            "model as safetensors",
         )
     return _Listing(info.sha, kept, info.card_data.get("license") if info.card_data else None)
 

@@ -52,7 +52,7 @@ def load(
     `on_step` hears of each step, in the present tense. Raises ModelUnavailable, DeviceUnavailable, CorruptWeights,
     SelfTestFailed, OutOfDeviceMemory.
     """
-    _require_served(spec)
+    require_served(spec)
     device = pick_device(options.device)
     on_step("locating the weights")
     folder = options.folder or hub.locate(spec, options.download, graph_dtype(spec, options))
@@ -67,6 +67,7 @@ def load(
 
 def expected_bytes(spec: ModelSpec, options: LoadOptions) -> tuple[str, int]:
     """Where a model will be loaded, and about how many bytes it will take there. Raises what `load` does."""
+    require_served(spec)
     device = pick_device(options.device)
     graph = graph_dtype(spec, options)
     folder = options.folder or hub.locate(spec, options.download, graph)
@@ -123,7 +124,7 @@ class _Loading:
         try:
             encoder = TorchEncoder(self.spec, self.digest, source, self.device, quantization)
         except CannotQuantize as error:
-            raise ModelUnavailable(self.spec.id, f"{error}; load it without that.") from error
+            raise ModelUnavailable(self.spec.id, f"{error}; load it without that") from error
         self.on_step(f"testing the model in {dtype} on {self.device}")
         if self.device.type == "cpu":
             try:
@@ -143,7 +144,7 @@ def _load_onnx(
 ) -> OnnxEncoder:
     """An ONNX graph: in the dtype that is asked for, else in fp16 on a GPU where the entry names that, else in fp32."""
     if options.quantization is not None:
-        raise ModelUnavailable(spec.id, f"an ONNX graph is not made {options.quantization}; load it without that.")
+        raise ModelUnavailable(spec.id, f"an ONNX graph is not made {options.quantization}; load it without that")
     encoder = _opened(spec, folder, device.type, _onnx_dtype(spec, device.type, options.dtype), options, on_step)
     if encoder.device == "cpu" and device.type != "cpu":
         dtype = _onnx_dtype(spec, "cpu", options.dtype)
@@ -179,9 +180,10 @@ def _onnx_dtype(spec: ModelSpec, device: str, asked: Dtype | None) -> GraphDtype
     return next(iter(spec.onnx_files))
 
 
-def _require_served(spec: ModelSpec) -> None:
+def require_served(spec: ModelSpec) -> None:
+    """Raises ModelUnavailable where this version cannot serve the model at all."""
     if spec.unserved is None:
         return
     available = ", ".join(other.id for other in load_catalogue() if other.unserved is None)
-    reason = "it is in the catalogue, but this version of mlbus does not serve it yet"
-    raise ModelUnavailable(spec.id, f"{reason}: {spec.unserved}; available: {available}.")
+    reason = f"it is in the catalogue, but this version of mlbus does not serve it yet: {spec.unserved}"
+    raise ModelUnavailable(spec.id, f"{reason}; of the catalogue's own there are {available}")

@@ -76,11 +76,6 @@ class Placement:
         """Bytes of its weights."""
         return self.candidate.footprint.sizes[self.precision]
 
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of its weights and of its keys and values."""
-        return self.weight_bytes + self.kv_bytes
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:

@@ -93,8 +93,8 @@ def require_whole(spec: ModelSpec, folder: Path, names: Iterable[str]) -> None:
 def next_step(spec: ModelSpec) -> str:
     """What to do about weights that are missing or damaged, as the end of a sentence."""
     if spec.folder is None and spec.repository is not None:
-        return f"fetch it again: mlbus models pull {spec.id}."
-    return "point its entry at a complete copy."
+        return f"fetch it again: mlbus models pull {spec.id}"
+    return "point its entry at a complete copy"
 
 
 def _fault(path: Path) -> str | None:
@@ -118,7 +118,7 @@ def _require_safetensors(spec: ModelSpec, module: Path, files: list[Path]) -> No
     if pickles and not files:
         raise ModelUnavailable(
             spec.id,
-            f"{pickles[0]} is a pickle, which can run code when read, so it never is; save the model as safetensors.",
+            f"{pickles[0]} is a pickle, which can run code when read, so it never is; save the model as safetensors",
         )
 
 
@@ -146,13 +146,13 @@ def _module_folders(spec: ModelSpec, folder: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelUnavailable(
             spec.id,
-            f"{folder} has no readable modules.json; save the model with sentence-transformers.",
+            f"{folder} has no readable modules.json; save the model with sentence-transformers",
         ) from error
     foreign = [name for name in types if not name.startswith("sentence_transformers.")]
     if foreign:
-        raise ModelUnavailable(spec.id, f"it needs code of its own, {foreign[0]}, which is never run; use another.")
+        raise ModelUnavailable(spec.id, f"it needs code of its own, {foreign[0]}, which is never run; use another")
     if any(not path.resolve().is_relative_to(folder.resolve()) for path in paths):
-        raise ModelUnavailable(spec.id, "its modules.json points outside its folder; use another copy.")
+        raise ModelUnavailable(spec.id, "its modules.json points outside its folder; use another copy")
     return paths
 
 
@@ -163,7 +163,7 @@ def _graph_files(spec: ModelSpec, folder: Path, graph: str) -> list[str]:
     names = [(PurePosixPath(graph).parent / name).as_posix() for name in _external_data(path)]
     for name in names:
         if ".." in PurePosixPath(name).parts or name.startswith("/"):
-            raise ModelUnavailable(spec.id, f"{graph} points outside its folder, at {name}; use another copy.")
+            raise ModelUnavailable(spec.id, f"{graph} points outside its folder, at {name}; use another copy")
         if not (folder / name).is_file():
             raise ModelUnavailable(spec.id, f"{name}, which {graph} needs, is not in {folder}; {next_step(spec)}")
     return sorted({graph, *names})

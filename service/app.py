@@ -118,6 +118,7 @@ async def worker(
             raise NotPermitted(nats.identity, tuple(ours_first[:3]))
         loaded = [resident.serves.encoder for resident in residency.registry]
         log.info("worker.ready", models={encoder.model: encoder.version for encoder in loaded}, metrics_port=port)
+        loader.on_step = lambda step: log.info("model.step_began", step=step)
         yield Started(nats, server, loaded, port)
 
 

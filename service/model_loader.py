@@ -1,11 +1,12 @@
 """How this worker loads models: as its settings say. torch takes seconds to import, and comes with the first model."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from models import hub, memory
 from models.cache import LoadCache
-from models.catalogue import ModelSpec
+from models.catalogue import Dtype, ModelSpec, Quantization
 from models.encoders.base import Encoder
 from models.versions import version_folder
 
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
 OnStep = Callable[[str], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How an operator wants a model loaded. None: as its entry and the settings say, and in its live version."""
+
+    dtype: Dtype | None = None
+    quantization: Quantization | None = None
+    version: str | None = None
+
+
 class ModelLoader:
     """Everything about a load that blocks; `prepare` is for the device's thread, most of the rest for the loader's.
 
@@ -25,7 +35,7 @@ class ModelLoader:
 
     def __init__(self, settings: Settings, on_step: OnStep = lambda step: None) -> None:
         self._settings = settings
-        self._on_step = on_step
+        self.on_step = on_step
 
     def prepare(self) -> None:
         """Set up the calling thread to compute with all threads that it may."""
@@ -35,22 +45,24 @@ class ModelLoader:
 
     def fetch(self, spec: ModelSpec) -> None:
         """Download a model that is not on this machine, from any thread. Raises ModelError."""
-        from models.loader import graph_dtype
+        from models.loader import graph_dtype, require_served
 
-        graph = graph_dtype(spec, self.options(spec))
+        require_served(spec)
+        graph = graph_dtype(spec, self.options(spec, Choice()))
         if not hub.is_present(spec, graph):
-            self._on_step(f"downloading {spec.id}")
+            self.on_step(f"downloading {spec.id}")
             hub.locate(spec, True, graph)
 
-    def options(self, spec: ModelSpec) -> "LoadOptions":
-        """How a model is loaded where nobody says otherwise: its live version, as the settings want it."""
+    def options(self, spec: ModelSpec, choice: Choice) -> "LoadOptions":
+        """How a model is loaded. Raises UnknownVersion."""
         from models.loader import LoadOptions
 
         settings = self._settings
         return LoadOptions(
             device=settings.device,
-            dtype=None if settings.dtype == "auto" else settings.dtype,
-            folder=version_folder(settings.checkpoints_dir, spec.id),
+            dtype=choice.dtype or (None if settings.dtype == "auto" else settings.dtype),
+            quantization=choice.quantization,
+            folder=version_folder(settings.checkpoints_dir, spec.id, choice.version),
             download=False,
             threads=self._threads,
             memory_limit_bytes=self._limit_bytes,
@@ -65,13 +77,12 @@ class ModelLoader:
 
     def load(self, spec: ModelSpec, options: "LoadOptions") -> Encoder:
         """Load a model, computing with one thread alone. Raises ModelError."""
-        self._on_step("importing torch")
+        self.on_step("importing torch")
         from models import loader
         from models.device import configure_threads
 
         configure_threads(1)
-        self._on_step(f"loading {spec.id}")
-        return loader.load(spec, options, self._on_step)
+        return loader.load(spec, options, lambda step: self.on_step(f"{spec.id}: {step}"))
 
     def drop(self, encoder: Encoder) -> None:
         """Let go of an encoder that never served."""

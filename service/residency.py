@@ -9,11 +9,11 @@ import functools
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 
-from models.catalogue import Catalogue, ModelSpec
+from models.catalogue import Catalogue, Dtype, ModelSpec, Quantization
 from models.encoders.base import Encoder
 from models.errors import InUse, ModelError, ModelUnavailable, NotLoaded, OtherDimensions
 from models.registry import Registry, Resident
@@ -21,10 +21,7 @@ from models.registry import Registry, Resident
 from .background import Background
 from .embedder import Embedder
 from .loader_thread import LoaderThread
-from .model_loader import ModelLoader
-
-if TYPE_CHECKING:  # torch takes seconds to import: only a process that loads models pays for it
-    from models.loader import LoadOptions
+from .model_loader import Choice, ModelLoader
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +55,7 @@ class Residency:
         self._thread = LoaderThread()
         self._loads: dict[str, asyncio.Task[Loaded]] = {}
         self._background = Background()
-        self._chosen: dict[str, LoadOptions] = {}
+        self._chosen: dict[str, Choice] = {}
         self._one_at_a_time = asyncio.Lock()
         self._freed = asyncio.Event()
         self._used = asyncio.Event()
@@ -106,50 +103,53 @@ class Residency:
         async with self._one_at_a_time:
             if current := self.registry.current(spec.id):
                 return current
-            return await self._load(spec, await self._options(spec))
+            return await self._load(spec, self._chosen.get(spec.id, Choice()))
 
     # Loading
 
-    async def load(self, model: str, changes: Mapping[str, Any] | None = None, *, pin: bool | None = None) -> Loaded:
-        """Load a model, downloaded first if need be; one that is loaded already is loaded again where changes differ.
+    async def load(
+        self,
+        model: str,
+        dtype: Dtype | None = None,
+        quantization: Quantization | None = None,
+        *,
+        pin: bool | None = None,
+    ) -> Loaded:
+        """Load a model, downloaded first if need be; one that is loaded otherwise is loaded again.
 
-        changes: fields of LoadOptions, which hold for this model from now on. pin: keep it from being evicted.
+        dtype, quantization: hold for this model from now on, None: as its entry says. pin: keep it from being evicted.
         """
-        await asyncio.to_thread(
-            self._loader.fetch, self.catalogue.get(model)
-        )  # a download must not hold up other loads
-        return await self._background.shielded(
-            self._change(model, changes or {}, pin=pin, always=False), f"load.{model}"
-        )
+        spec = self.catalogue.get(model)
+        await asyncio.to_thread(self._loader.fetch, spec)  # a download must not hold up other loads
+        change = self._change(spec, {"dtype": dtype, "quantization": quantization}, always=False)
+        resident = await self._background.shielded(change, f"load.{model}")
+        if pin is not None:
+            resident.pinned = pin
+        return resident
 
-    async def reload(self, model: str, changes: Mapping[str, Any]) -> Loaded:
-        """Load a model's weights anew, as `changes` say, beside those that serve, and swap.
+    async def reload(self, model: str, version: str | None = None) -> Loaded:
+        """Load a model's weights anew, in its live version or a named one, beside those that serve, and swap.
 
         Requests in flight finish on the old weights, later ones see the new. Raises OtherDimensions and what loading
         raises; the old weights then go on serving.
         """
-        return await self._background.shielded(self._change(model, changes, pin=None, always=True), f"reload.{model}")
+        change = self._change(self.catalogue.get(model), {"version": version}, always=True)
+        return await self._background.shielded(change, f"reload.{model}")
 
-    async def _change(self, model: str, changes: Mapping[str, Any], *, pin: bool | None, always: bool) -> Loaded:
-        spec = self.catalogue.get(model)
+    async def _change(self, spec: ModelSpec, changes: Mapping[str, Any], *, always: bool) -> Loaded:
         async with self._one_at_a_time:
-            before = await self._options(spec)
-            options = replace(before, **changes)
-            resident = self.registry.current(model)
-            if resident is None or always or options != before:
-                resident = await self._load(spec, options)
-                self._chosen[model] = options
-            if pin is not None:
-                resident.pinned = pin
+            before = self._chosen.get(spec.id, Choice())
+            chosen = replace(before, **changes)
+            resident = self.registry.current(spec.id)
+            if resident is None or always or chosen != before:
+                resident = await self._load(spec, chosen)
+                self._chosen[spec.id] = chosen
             return resident
 
-    async def _options(self, spec: ModelSpec) -> "LoadOptions":
-        chosen = self._chosen.get(spec.id)
-        return await self._thread.run(self._loader.options, spec) if chosen is None else chosen
-
-    async def _load(self, spec: ModelSpec, options: "LoadOptions") -> Loaded:
+    async def _load(self, spec: ModelSpec, choice: Choice) -> Loaded:
         log.info("model.load_began", model=spec.id)
         try:
+            options = await self._thread.run(self._loader.options, spec, choice)
             await self._make_room(spec, *await self._thread.run(self._loader.expected, spec, options))
             return await self._proved(spec, await self._thread.run(self._loader.load, spec, options))
         except ModelError as error:
@@ -159,7 +159,7 @@ class Residency:
         except Exception as error:
             log.exception("model.load_broke", model=spec.id)
             broken = ModelUnavailable(
-                spec.id, f"loading it broke ({type(error).__name__}); the worker's log tells more."
+                spec.id, f"loading it broke ({type(error).__name__}); the worker's log tells more"
             )
             self._remember(spec, broken)
             raise broken from error

@@ -9,9 +9,10 @@ from collections import Counter
 from fake_encoder import FakeEncoder
 
 from models.catalogue import ModelSpec
+from models.errors import UnknownVersion
 from models.loader import LoadOptions
 from service.config import Settings
-from service.model_loader import ModelLoader
+from service.model_loader import Choice, ModelLoader
 
 GB = 10**9
 
@@ -35,6 +36,9 @@ class FakeLoader(ModelLoader):
         self.dimensions: dict[str, int] = {}
         self.failures: dict[str, Exception] = {}
         self.given_back: list[str] = []
+        self.gave_back = threading.Event()
+        self.choices: dict[str, list[Choice]] = {}
+        self.versions: tuple[str, ...] = ("base",)
 
     def prepare(self) -> None:
         """Nothing computes here."""
@@ -42,7 +46,10 @@ class FakeLoader(ModelLoader):
     def fetch(self, spec: ModelSpec) -> None:
         """All fakes are on this machine."""
 
-    def options(self, spec: ModelSpec) -> LoadOptions:
+    def options(self, spec: ModelSpec, choice: Choice) -> LoadOptions:
+        if choice.version not in (None, *self.versions):
+            raise UnknownVersion(spec.id, str(choice.version), self.versions)
+        self.choices.setdefault(spec.id, []).append(choice)
         return LoadOptions()
 
     def expected(self, spec: ModelSpec, options: LoadOptions) -> tuple[str, int]:
@@ -64,6 +71,7 @@ class FakeLoader(ModelLoader):
 
     def give_back(self, device: str) -> None:
         self.given_back.append(device)
+        self.gave_back.set()
 
     def budget_bytes(self, device: str) -> int:
         return self.budget

@@ -38,7 +38,7 @@ def read_sentence_transformer(spec: ModelSpec, folder: Path, dtype: torch.dtype 
         raise
     except Exception as error:  # a foreign folder can make the libraries raise anything
         first_line = str(error).partition("\n")[0]
-        reason = f"{folder} cannot be read ({type(error).__name__}: {first_line}); point its entry at a sound copy."
+        reason = f"{folder} cannot be read ({type(error).__name__}: {first_line}); point its entry at a sound copy"
         raise ModelUnavailable(spec.id, reason) from error
     _apply(spec, text_transformer(spec, model))
     return model.eval()
@@ -55,8 +55,8 @@ def text_transformer(spec: ModelSpec, model: SentenceTransformer) -> Any:
     """The transformer that begins the module list. Raises ModelUnavailable where it is none that reads text."""
     first = next(iter(model.children()))
     if not isinstance(first, Transformer) or not hasattr(first.tokenizer, "backend_tokenizer"):
-        reason = f"it begins with {type(first).__name__}, and only transformers with a Rust tokeniser are served."
-        raise ModelUnavailable(spec.id, reason + " Choose another model.")
+        reason = f"it begins with {type(first).__name__}, and only transformers with a Rust tokeniser are served"
+        raise ModelUnavailable(spec.id, reason + " Choose another model")
     return first
 
 
@@ -77,7 +77,7 @@ def _append_eos(spec: ModelSpec, backend: Tokenizer, eos: str | None) -> None:
     """Let the tokeniser end every text with its end token, unless it does so already."""
     eos_id = backend.token_to_id(eos) if eos else None
     if eos is None or eos_id is None:
-        raise ModelUnavailable(spec.id, "its tokeniser has no end token; take `append_eos` out of its entry.")
+        raise ModelUnavailable(spec.id, "its tokeniser has no end token; take `append_eos` out of its entry")
     if backend.encode("a").ids[-1:] == [eos_id]:
         return
     template = processors.TemplateProcessing(single=f"$A {eos}", special_tokens=[(eos, eos_id)])

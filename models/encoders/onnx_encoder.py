@@ -55,7 +55,7 @@ class OnnxEncoder:
         self._pooling = None if pooled else facts.pooling()
         if spec.dimensions not in (None, self.dimensions):
             reason = f"its entry says {spec.dimensions} dimensions, its graph gives {self.dimensions}"
-            raise ModelUnavailable(spec.id, f"{reason}; correct `dimensions` in its entry.")
+            raise ModelUnavailable(spec.id, f"{reason}; correct `dimensions` in its entry")
 
     def close(self) -> None:
         """See Encoder.close."""
@@ -90,4 +90,4 @@ def _require_own(spec: ModelSpec) -> None:
     stated = [field for field, value in settled.items() if value is not None]
     if stated:
         reason = f"`{stated[0]}` is for torch models; in an ONNX graph and its tokenizer.json it is settled"
-        raise ModelUnavailable(spec.id, f"{reason}; take it out of its entry.")
+        raise ModelUnavailable(spec.id, f"{reason}; take it out of its entry")

@@ -117,7 +117,7 @@ class OnnxFolder:
             raise self._unavailable(f"its {name} is not JSON; use another copy") from error
 
     def _unavailable(self, reason: str) -> ModelUnavailable:
-        return ModelUnavailable(self._spec.id, f"{reason}.")
+        return ModelUnavailable(self._spec.id, f"{reason}")
 
 
 def _mode(config: dict[str, Any]) -> str:

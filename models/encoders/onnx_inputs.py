@@ -60,17 +60,17 @@ def _misfit(spec: ModelSpec, inputs: Mapping[str, onnxruntime.NodeArg]) -> str |
     typed = {name: each.type for name, each in inputs.items() if each.type not in INTEGERS}
     fixed = [each.shape for name, each in inputs.items() if name != "task_id" and not _is_dynamic(each.shape)]
     if foreign or absent:
-        return f"takes {', '.join(inputs)}; fed can be {', '.join(FED)}, of which it must take the first two."
+        return f"takes {', '.join(inputs)}; fed can be {', '.join(FED)}, of which it must take the first two"
     if typed:
-        return f"takes {typed}, and only int64 and int32 are fed; export it with those."
+        return f"takes {typed}, and only int64 and int32 are fed; export it with those"
     if fixed:
-        return f"takes only the shape {fixed[0]}; export it with a dynamic batch and sequence."
+        return f"takes only the shape {fixed[0]}; export it with a dynamic batch and sequence"
     if "task_id" not in inputs:
-        return "takes no task_id; take `tasks` out of its entry." if spec.tasks else None
+        return "takes no task_id; take `tasks` out of its entry" if spec.tasks else None
     if spec.default_task is None:
-        return "takes a task_id; name its `tasks` and a `default_task` in its entry."
+        return "takes a task_id; name its `tasks` and a `default_task` in its entry"
     shape = inputs["task_id"].shape
-    return None if shape in ([], [1]) else f"takes a task_id of shape {shape}, not [] or [1]; export it so."
+    return None if shape in ([], [1]) else f"takes a task_id of shape {shape}, not [] or [1]; export it so"
 
 
 def _is_dynamic(shape: Sequence[int | str | None]) -> bool:

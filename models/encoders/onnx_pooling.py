@@ -69,4 +69,4 @@ def chosen_output(spec: ModelSpec, outputs: dict[str, Array]) -> tuple[str, int,
         return vectors[0], outputs[vectors[0]].shape[1], True
     shapes = {name: list(value.shape) for name, value in outputs.items()}
     reason = f"of its outputs {shapes} none is (texts, tokens, dimensions) or the only (texts, dimensions)"
-    raise ModelUnavailable(spec.id, f"{reason}; export it with token embeddings or one vector a text.")
+    raise ModelUnavailable(spec.id, f"{reason}; export it with token embeddings or one vector a text")

@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeAlias
 import onnxruntime
 from numpy.typing import NDArray
 
-from ..catalogue import ModelSpec
+from ..catalogue import GraphDtype, ModelSpec
 from ..errors import ModelUnavailable, OutOfDeviceMemory
-from ..weights import GraphDtype, next_step, weight_files
+from ..weights import next_step, weight_files
 
 Array: TypeAlias = NDArray[Any]
 
@@ -87,7 +87,7 @@ class Graph:
             raise
         except Exception as error:  # its exceptions have no common base
             reason = textwrap.shorten(NOISE.sub("", str(error)), 200)
-            remedy = "export it with an older opset." if "opset" in reason.lower() else next_step(self._spec)
+            remedy = "export it with an older opset" if "opset" in reason.lower() else next_step(self._spec)
             reason = f"ONNX Runtime cannot {verb} {self.name} ({reason}); {remedy}"
             raise ModelUnavailable(self._spec.id, reason) from error
 
@@ -95,7 +95,7 @@ class Graph:
 def _graph_name(spec: ModelSpec, dtype: GraphDtype) -> str:
     if dtype not in spec.onnx_files:
         known = ", ".join(spec.onnx_files)
-        raise ModelUnavailable(spec.id, f"its entry names no {dtype} graph; choose {known}, or add it to `onnx_files`.")
+        raise ModelUnavailable(spec.id, f"its entry names no {dtype} graph; choose {known}, or add it to `onnx_files`")
     return spec.onnx_files[dtype]
 
 

@@ -157,7 +157,7 @@ def _check_facts(spec: ModelSpec, source: SentenceTransformer) -> None:
     }
     for field, (stated, found) in facts.items():
         if stated is not None and stated not in found:
-            reason = f"its entry says {stated!r}, its folder has {found}; correct `{field}` in its entry."
+            reason = f"its entry says {stated!r}, its folder has {found}; correct `{field}` in its entry"
             raise ModelUnavailable(spec.id, reason)
 
 
@@ -169,5 +169,5 @@ def _prompts(spec: ModelSpec, source: SentenceTransformer) -> dict[str, str]:
 def _max_tokens(spec: ModelSpec, source: SentenceTransformer) -> int:
     stated = [limit for limit in (source.max_seq_length, spec.max_tokens) if limit and limit < LONGEST_BELIEVED]
     if not stated:
-        raise ModelUnavailable(spec.id, "it states no maximum length; give `max_tokens` in its entry.")
+        raise ModelUnavailable(spec.id, "it states no maximum length; give `max_tokens` in its entry")
     return min(stated)

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from models import hub
+from models import hub, weights
 from models.catalogue import Catalogue, load_catalogue
 from models.errors import ModelError
 
@@ -143,7 +143,7 @@ def _model(catalogue: Catalogue, model: str) -> Finding:
         if hub.from_hub(spec) and not hub.is_present(spec):
             size = f"{spec.size_gb} GB are" if spec.size_gb else "it is"
             return Finding(name, "warn", "not on this machine", f"{size} fetched at the first start, from the Hub")
-        digest = hub.check_weights(spec, hub.locate(spec, download=False))
+        digest = weights.check_weights(spec, hub.locate(spec, download=False))
     except ModelError as error:
         return Finding(name, "fail", str(error), "see the message")
     return Finding(

@@ -6,10 +6,10 @@ from rich.table import Table
 
 from models import hub
 from models.cache import LoadCache
-from models.catalogue import ModelSpec, load_catalogue
+from models.catalogue import GraphDtype, ModelSpec, load_catalogue
 from models.errors import ModelError
 from models.versions import versions
-from models.weights import GraphDtype
+from models.weights import check_weights, weight_files
 
 from ..config import Settings
 from .models import licence_text
@@ -21,6 +21,8 @@ def print_info(settings: Settings, model: str, *, as_json: bool) -> None:
     """Print the entry and what is on this machine. Raises UnknownModel, BadEntry."""
     spec = load_catalogue(settings.catalogue).get(model)
     facts = {
+        "licence": None,
+        "commercial": None,
         **spec.model_dump(mode="json", exclude_none=True),
         "unserved_because": spec.unserved,
         "source": source_of(spec) if spec.has_source else None,
@@ -43,13 +45,13 @@ def _weights(spec: ModelSpec, cache: LoadCache) -> list[dict[str, Any]]:
 def _copy(spec: ModelSpec, dtype: GraphDtype | None, cache: LoadCache) -> dict[str, Any]:
     try:
         folder = hub.locate(spec, download=False, dtype=dtype)
-        files = hub.weight_files(spec, folder, dtype)
+        files = weight_files(spec, folder, dtype)
         return {
             "dtype": dtype,
             "folder": str(folder),
             "files": files,
             "size_bytes": size_bytes(folder, files),
-            "sha256": hub.check_weights(spec, folder, cache.sha256, dtype),
+            "sha256": check_weights(spec, folder, cache.sha256, dtype),
             "problem": None,
         }
     except ModelError as error:
@@ -63,7 +65,7 @@ def _show(facts: dict[str, Any]) -> None:
     hidden = ["weights", "commercial", "licence", "unserved_because", "sha256"]
     hidden += ["onnx_files"] if facts["served_by"] == "torch" else []
     rows = {
-        **{name: value for name, value in facts.items() if name not in hidden and value not in ({}, [])},
+        **{name: value for name, value in facts.items() if name not in hidden and value not in (None, {}, [])},
         "licence": licence_text(facts),
         "served": f"no: {facts['unserved_because']}" if facts["unserved_because"] else "yes",
     }

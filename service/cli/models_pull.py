@@ -9,11 +9,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from models import hub
-from models.catalogue import ModelSpec, load_catalogue
+from models.catalogue import GraphDtype, ModelSpec, load_catalogue
 from models.errors import BadEntry
 from models.hub_progress import OnBytes
 from models.hub_pull import OnStep
-from models.weights import GraphDtype
+from models.weights import check_weights
 
 from ..config import Settings
 from .models import licence_text
@@ -50,7 +50,7 @@ def _pull(spec: ModelSpec, dtype: GraphDtype | None) -> dict[str, Any]:
         folder, fetched, licence = pulled.folder, pulled.fetched_bytes, spec.licence or pulled.licence
     else:
         folder, fetched, licence = hub.locate(spec, download=False), 0, spec.licence
-        hub.check_weights(spec, folder, dtype=dtype)
+        check_weights(spec, folder, dtype=dtype)
     return {
         "id": spec.id,
         "source": source_of(spec),

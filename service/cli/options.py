@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 import typer
 
 DeviceName: TypeAlias = Literal["auto", "cuda", "cpu"]
-DtypeName: TypeAlias = Literal["auto", "fp32", "bf16"]
+DtypeName: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 LogFormat: TypeAlias = Literal["auto", "console", "json"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 TruncateSide: TypeAlias = Literal["end", "start", "error"]

@@ -35,6 +35,8 @@ def vector_file(path: Path, encoding: EncodingFormat) -> Iterator[VectorFile]:
     kind = _KINDS.get(path.suffix.lower())
     if kind is None:
         raise typer.BadParameter(f"{path} must end in {' or '.join(_KINDS)}", param_hint="--out")
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}; make it first", param_hint="--out")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as stream, closing(kind(stream, encoding)) as vectors:
@@ -81,7 +83,7 @@ class ParquetFile:
             self._pa, self._parquet = (importlib.import_module(name) for name in ("pyarrow", "pyarrow.parquet"))
         except ImportError:
             raise typer.BadParameter(
-                "writing .parquet needs pyarrow: pip install 'mlbus[parquet]'; .npy needs nothing", param_hint="--out"
+                "writing .parquet needs pyarrow, which pip installs; .npy needs nothing", param_hint="--out"
             ) from None
         self._stream = stream
         self._dtype = DTYPES[encoding]

@@ -4,8 +4,8 @@ import asyncio
 from pathlib import Path
 
 from models import hub
-from models.catalogue import ModelSpec
-from models.versions import version_folder, versions
+from models.catalogue import ModelSpec, Use
+from models.versions import versions
 from subjects import names
 from subjects.models import (
     DeviceMemory,
@@ -76,19 +76,16 @@ class ModelHandlers:
 
     async def recommended(self, request: ModelsRecommendedRequest, _call: Call) -> ModelsRecommendedReply:
         present = await asyncio.to_thread(self._present)
-        uses = [spec for spec in self._residency.catalogue if spec.recommended_for]
-        found = [self._recommendation(spec, present) for spec in uses if request.use in (None, spec.recommended_for)]
+        uses = [(spec.recommended_for, spec) for spec in self._residency.catalogue]
+        found = [self._recommendation(use, spec, present) for use, spec in uses if use and request.use in (None, use)]
         return ModelsRecommendedReply(worker=self._worker, recommended=found)
 
     async def load(self, request: ModelsLoadRequest, _call: Call) -> ModelsChangeReply:
-        asked = {"dtype": request.dtype, "quantization": request.quantization}
-        changes = {name: value for name, value in asked.items() if value is not None}
-        return self._changed(await self._residency.load(request.model, changes, pin=request.pin))
+        loaded = await self._residency.load(request.model, request.dtype, request.quantization, pin=request.pin)
+        return self._changed(loaded)
 
     async def reload(self, request: ModelsReloadRequest, _call: Call) -> ModelsChangeReply:
-        self._residency.catalogue.get(request.model)
-        folder = await asyncio.to_thread(version_folder, self._checkpoints, request.model, request.version)
-        return self._changed(await self._residency.reload(request.model, {"folder": folder}))
+        return self._changed(await self._residency.reload(request.model, request.version))
 
     async def unload(self, request: ModelsUnloadRequest, _call: Call) -> ModelsChangeReply:
         resident = await self._residency.unload(request.model, force=request.force)
@@ -139,9 +136,8 @@ class ModelHandlers:
     def _present(self) -> set[str]:
         return {spec.id for spec in self._residency.catalogue if spec.unserved is None and hub.is_present(spec)}
 
-    def _recommendation(self, spec: ModelSpec, present: set[str]) -> Recommendation:
+    def _recommendation(self, use: Use, spec: ModelSpec, present: set[str]) -> Recommendation:
         same_kind = [other.id for other in self._residency.catalogue if other.kind == spec.kind]
         candidates = [spec.id, self._residency.default, *same_kind]
         model = next((name for name in candidates if name in present and name in same_kind), None)
-        assert spec.recommended_for is not None
-        return Recommendation(use=spec.recommended_for, recommended=spec.id, model=model, present=spec.id in present)
+        return Recommendation(use=use, recommended=spec.id, model=model, present=spec.id in present)

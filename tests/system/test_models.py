@@ -278,9 +278,8 @@ async def test_unloading_waits_for_nobody_unless_forced(nats_url, nc, ml, loader
 async def test_an_idle_model_is_unloaded_and_a_pinned_one_stays(nats_url, nc, ml, loader):
     async with serving(nats_url, loader, memory={"idle_unload_s": 0.2, "pinned": ["minilm"]}):
         await ml.embed("x", model="a")
-        async with asyncio.timeout(10):
-            while (await entry(nc, "a")).get("loaded"):
-                pass
+        assert await asyncio.to_thread(loader.gave_back.wait, 10)
+        assert (await entry(nc, "a")).get("loaded") is None
         assert (await entry(nc, "minilm"))["loaded"]["pinned"]
         assert (await ml.embed("x", model="a")).version == "v2-fp32"
 
@@ -291,6 +290,20 @@ async def test_a_worker_may_load_nothing_on_demand(nats_url, nc, ml, loader):
             await ml.embed("x", model="a")
         await ask(nc, names.MODELS_LOAD, model="a")
         assert (await ml.embed("x", model="a")).model == "a"
+
+
+async def test_what_an_operator_chose_holds_until_another_choice(nats_url, nc, ml, loader):
+    loader.versions = ("base", "v2")
+    async with serving(nats_url, loader, memory={"pinned": ["minilm"]}):
+        await ask(nc, names.MODELS_LOAD, model="a", quantization="int8")
+        await ask(nc, names.MODELS_RELOAD, model="a", version="v2")
+        await ask(nc, names.MODELS_UNLOAD, model="a")
+        await ml.embed("x", model="a")  # as chosen
+        await ask(nc, names.MODELS_LOAD, model="a", quantization="int8")  # nothing to do
+        await ask(nc, names.MODELS_LOAD, model="a")  # as its entry says
+        await ask(nc, names.MODELS_RELOAD, model="a")  # the live version
+    made = [(choice.quantization, choice.version) for choice in loader.choices["a"]]
+    assert made == [("int8", None), ("int8", "v2"), ("int8", "v2"), (None, "v2"), (None, None)]
 
 
 async def test_list_info_and_recommended(nats_url, nc, loader):

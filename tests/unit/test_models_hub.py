@@ -15,7 +15,7 @@ from huggingface_hub import close_session, constants, file_download
 from huggingface_hub.utils import WeakFileLock
 from safetensors.numpy import save_file
 
-from models import hub, hub_cache
+from models import hub, hub_cache, weights
 from models.catalogue import ModelSpec, load_catalogue
 from models.errors import ModelUnavailable, NoSpace, WrongDownload
 
@@ -138,7 +138,7 @@ def test_a_broken_transfer_goes_on_where_it_stopped(remote: Hub, monkeypatch: py
     remote.cut["model.safetensors"] = 50_000
     folder = hub.pull(MINE).folder
     assert remote.asked("model.safetensors") == [None, "bytes=50000-"]
-    assert hub.check_weights(MINE, folder) == hub.file_sha256(folder / "model.safetensors")
+    assert weights.check_weights(MINE, folder) == weights.file_sha256(folder / "model.safetensors")
 
 
 def test_what_came_whole_is_not_fetched_again(remote: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +196,7 @@ def test_a_damaged_copy_in_the_cache_is_repaired(remote: Hub) -> None:
     whole = file.read_bytes()
     file.resolve().write_bytes(whole[:1000])
     with pytest.raises(ModelUnavailable, match=r"model\.safetensors cannot be read.*mlbus models pull mine"):
-        hub.check_weights(MINE, hub.locate(MINE))
+        weights.check_weights(MINE, hub.locate(MINE))
     hub.pull(MINE)
     assert file.read_bytes() == whole
 
@@ -299,7 +299,7 @@ def test_what_no_entry_uses_may_go_and_nothing_else(remote: Hub, tmp_path: Path)
     assert not first.exists()
     assert partial() == [running]
     assert hub.locate(MINE, download=False) == second
-    assert hub.check_weights(MINE, second)
+    assert weights.check_weights(MINE, second)
     assert (other / "model.safetensors").is_file()
 
 
