@@ -27,8 +27,7 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	$(BIN)/python -m bench.overhead
-	$(BIN)/python -m bench.embed
+	for measurement in overhead embed onnx models swap fairness; do $(BIN)/python -m bench.$$measurement || exit 1; done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage*

@@ -4,14 +4,25 @@ Owns the schema of an entry, the entries that ship in catalogue.toml and the use
 Does not know where weights lie (hub.py) or how they are read (loader.py).
 """
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from .errors import BadEntry, UnknownModel
 
@@ -20,6 +31,10 @@ Use = Literal["code", "general", "production", "dev"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 Quantization = Literal["int8", "int4"]
 GraphDtype = Literal["fp32", "fp16"]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$", to_lower=True)]
+
+_REPOSITORY = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
+"""The Hub's rules for a name; its own library raises where they are broken, and would for every listing of models."""
 
 
 class ModelSpec(BaseModel):
@@ -40,14 +55,14 @@ class ModelSpec(BaseModel):
 
     folder: Path | None = None
     package: str | None = None
-    repository: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$")
-    revision: str | None = None
+    repository: str | None = None
+    revision: str | None = Field(default=None, pattern=r"^\w[\w.@+-]*(/\w[\w.@+-]*)*$")
     allow_patterns: tuple[str, ...] = ()
-    sha256: dict[str, str] = Field(default_factory=dict)
+    sha256: dict[str, Sha256] = Field(default_factory=dict)
 
     dimensions: int | None = Field(default=None, ge=1)
     max_tokens: int | None = Field(default=None, ge=1)
-    matryoshka: tuple[int, ...] = ()
+    matryoshka: tuple[PositiveInt, ...] = ()
     """Lengths to which vectors may be cut; empty: any."""
     normalize: bool = True
     """Whether vectors are scaled to unit length where a request does not say."""
@@ -63,7 +78,7 @@ class ModelSpec(BaseModel):
     """Whether the tokeniser's end-of-sequence token closes each text."""
     padding_side: Literal["left", "right"] | None = None
 
-    tasks: dict[str, int] = Field(default_factory=dict)
+    tasks: dict[str, NonNegativeInt] = Field(default_factory=dict)
     """Task name -> the `task_id` that a model with adapters takes."""
     default_task: str | None = None
     prompts: dict[str, str] = Field(default_factory=dict)
@@ -86,10 +101,19 @@ class ModelSpec(BaseModel):
         """Whether it says where its weights come from."""
         return any(source is not None for source in (self.folder, self.package, self.repository))
 
+    @field_validator("repository")
+    @classmethod
+    def _named_as_the_hub_does(cls, repository: str | None) -> str | None:
+        if repository is not None and not _REPOSITORY.fullmatch(repository):
+            raise ValueError(f"{repository!r} is not OWNER/NAME of a repository on the Hub")
+        return repository
+
     @model_validator(mode="after")
     def _consistent(self) -> "ModelSpec":
         if self.default_task is not None and self.default_task not in self.tasks:
             raise ValueError(f"default_task {self.default_task!r} is none of its tasks: {', '.join(self.tasks) or '-'}")
+        if self.dimensions is not None and max(self.matryoshka, default=0) > self.dimensions:
+            raise ValueError(f"matryoshka has {max(self.matryoshka)}, and vectors have {self.dimensions} dimensions")
         if self.served_by == "onnx" and self.quantization is not None:
             raise ValueError("quantization is for torch models; give the ONNX graph in the precision wanted")
         return self

@@ -209,11 +209,17 @@ class OverBudget(ModelError):
     in_use: int
 
     def __str__(self) -> str:
+        takes = f"model {self.model!r} takes {_size(self.needed)}"
+        if not self.in_use:
+            return f"{takes}, the budget is {_size(self.budget)}; raise memory.budget_gb, or load it as int8 or int4"
         return (
-            f"model {self.model!r} takes {self.needed / 1e9:.2f} GB and {self.in_use / 1e9:.2f} of "
-            f"{self.budget / 1e9:.2f} GB are in use by models that may not be unloaded; raise memory.budget_gb, "
-            "unload or unpin another model, or load it as int8 or int4"
+            f"{takes}, and {_size(self.in_use)} of {_size(self.budget)} are in use by models that may not be unloaded; "
+            "raise memory.budget_gb, unload or unpin another model, or load it as int8 or int4"
         )
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.2f} GB" if number >= 10**9 else f"{number / 1e6:.0f} MB"
 
 
 @dataclass(eq=False)
@@ -245,6 +251,19 @@ class WrongDownload(ModelError):
         return (
             f"{self.file} of model {self.model!r} came with {self.found}, the Hub lists {self.expected}; it has been "
             f"deleted, and the rest is kept. Fetch it again: mlbus models pull {self.model}"
+        )
+
+
+@dataclass(eq=False)
+class Crowded(OverBudget):
+    """There would be room, were it not for models that requests use."""
+
+    busy: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return (
+            f"model {self.model!r} takes {self.needed / 1e9:.2f} GB, for which {', '.join(self.busy)} would have to "
+            "go, and requests use that; ask again later, raise memory.budget_gb, or load one of them as int8 or int4"
         )
 
 

@@ -18,6 +18,7 @@ from . import hub
 from .catalogue import ModelSpec, Quantization
 from .errors import ModelUnavailable, UnknownArchitecture
 from .quantize import quantizable, stored_bytes
+from .weights import next_step
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 
@@ -44,10 +45,14 @@ def footprint(spec: ModelSpec) -> Footprint:
     """What an entry's model takes. Raises UnknownArchitecture where its configuration is not to be had or not known."""
     raw = model_config(spec)
     try:
-        config = _config(raw)
-        model = _skeleton(spec, config)
+        return _measured(spec, raw)
     except Exception as error:  # a foreign configuration can make the library raise anything
-        raise UnknownArchitecture(spec.id, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
+        raise UnknownArchitecture(spec.id, _told(error)) from error
+
+
+def _measured(spec: ModelSpec, raw: Mapping[str, Any]) -> Footprint:
+    config = _config(raw)
+    model = _skeleton(spec, config)
     parameters = sum(parameter.numel() for parameter in model.parameters()) + _adapter_parameters(model, raw)
     if spec.served_by == "onnx":
         sizes: dict[Precision, int] = {dtype: parameters * _PLAIN[dtype] for dtype in spec.onnx_files}
@@ -63,20 +68,36 @@ def model_config(spec: ModelSpec) -> dict[str, Any]:
     """
     try:
         return _of_folder(hub.locate(spec, download=False))
-    except (ModelUnavailable, OSError, ValueError, LookupError) as error:
-        shipped = resources.files(__package__).joinpath("configs", f"{spec.id}.json")
-        config: dict[str, Any] = json.loads(shipped.read_text("utf-8")) if shipped.is_file() else {}
-        if config.get("_name_or_path") != spec.repository or not config:
-            raise UnknownArchitecture(spec.id, "its config.json is not on this machine; fetch the model") from error
-        return config
+    except ModelUnavailable as error:
+        return _shipped(spec, error.reason)
+    except FileNotFoundError as error:
+        return _shipped(spec, f"there is no {error.filename}; {next_step(spec)}")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = f"its configuration cannot be read ({_told(error)}); {next_step(spec)}"
+        raise UnknownArchitecture(spec.id, reason) from error
+
+
+def _shipped(spec: ModelSpec, reason: str) -> dict[str, Any]:
+    """The configuration that ships with mlbus for the entry's repository. `reason`: why it is needed."""
+    shipped = resources.files(__package__).joinpath("configs", f"{spec.id}.json")
+    config: dict[str, Any] = json.loads(shipped.read_text("utf-8")) if shipped.is_file() else {}
+    if not config or config.get("_name_or_path") != spec.repository:
+        raise UnknownArchitecture(spec.id, reason)
+    return config
 
 
 def _of_folder(folder: Path) -> dict[str, Any]:
     """That of the first module, which is the transformer, or of the folder itself."""
     modules = folder / "modules.json"
     first = json.loads(modules.read_text("utf-8"))[0]["path"] if modules.is_file() else ""
-    config: dict[str, Any] = json.loads((folder / first / "config.json").read_text("utf-8"))
+    config = json.loads((folder / first / "config.json").read_text("utf-8"))
+    if not isinstance(config, dict):
+        raise TypeError("config.json is not a JSON object")
     return config
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _config(raw: Mapping[str, Any]) -> PretrainedConfig:

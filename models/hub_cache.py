@@ -6,7 +6,7 @@ Asks no network. Touches only repositories that the catalogue names. What the fi
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from huggingface_hub import (
     CachedRepoInfo,
@@ -22,10 +22,13 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # the one that its downloads take
 
 from .catalogue import GraphDtype, ModelSpec
+from .onnx_data import usual_files
 from .weights import default_graph
 
 TEXTS = ["*.json", "*.txt", "*.model"]
-NEVER = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py"]
+NEVER_DATA = ["*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py", "*pytorch_model*.bin"]
+"""Pickles and code, which no data of an ONNX graph is called."""
+NEVER = ["*.bin", *NEVER_DATA]
 """Pickles and code: nothing here reads or runs them, so nothing fetches them, whatever an entry allows."""
 ELSEWHERE = ["openvino/*", "checkpoint-*/*"]
 LOCK_PATIENCE_S = 0.1
@@ -67,12 +70,7 @@ def patterns(spec: ModelSpec, dtype: GraphDtype | None) -> tuple[list[str], list
         return list(spec.allow_patterns), NEVER
     if spec.served_by != "onnx":
         return ["*.safetensors", *TEXTS], [*NEVER, *ELSEWHERE, "onnx/*"]
-    return [*TEXTS, *_with_data(spec.onnx_files[dtype or default_graph(spec)])], [*NEVER, *ELSEWHERE]
-
-
-def _with_data(graph: str) -> list[str]:
-    """A graph and the files that exporters put beside it, for what is past the 2 GB of one protobuf."""
-    return [graph, f"{graph}_data*", f"{graph}.data*", str(PurePosixPath(graph).with_suffix(".data"))]
+    return [*TEXTS, *usual_files(spec.onnx_files[dtype or default_graph(spec)])], [*NEVER, *ELSEWHERE]
 
 
 def storage(repository: str) -> Path:

@@ -45,22 +45,22 @@ def next_step(error: BaseException, spec: ModelSpec) -> str:
     refused = next((one for one in chain if isinstance(one, HfHubHTTPError)), None)
     if known is None and refused is not None:
         known = _STATUSES.get(refused.response.status_code)
-    return (known or _unforeseen(chain[-1])).format(
+    if known is None:
+        return _unforeseen(chain[-1], spec)
+    return known.format(
         repository=spec.repository,
         revision=spec.revision or constants.DEFAULT_REVISION,
         later=_later(refused),
     )
 
 
-def _unforeseen(error: BaseException) -> str:
+def _unforeseen(error: BaseException, spec: ModelSpec) -> str:
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return f"{error.filename} cannot be written ({error.strerror}); set HF_HOME to a folder that can.".replace(
-            "{", "{{"
-        )
-    first_line = " ".join(str(error).split("\n")[:1]).replace("{", "{{").replace("}", "}}")
+        return f"{error.filename} cannot be written ({error.strerror}); set HF_HOME to a folder that can"
+    first_line = str(error).partition("\n")[0]
     return (
-        f"{{repository}} could not be fetched from {constants.ENDPOINT} ({type(error).__name__}: {first_line}); check "
-        "the connection and HF_ENDPOINT, then pull again: files that came whole are kept"
+        f"{spec.repository} could not be fetched from {constants.ENDPOINT} ({type(error).__name__}: {first_line}); "
+        "check the connection and HF_ENDPOINT, then pull again: files that came whole are kept"
     )
 
 

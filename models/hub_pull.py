@@ -1,6 +1,6 @@
 """The download of a model's files into the Hugging Face Hub's cache, and their verification against what the Hub lists.
 
-Owns what is asked of the Hub, and that a failure leaves the cache as usable as it was. HF_HOME, HF_TOKEN, HF_ENDPOINT
+Owns the order of steps, and that a failure leaves the cache as usable as it was. HF_HOME, HF_TOKEN, HF_ENDPOINT
 and HF_HUB_OFFLINE are honoured by huggingface_hub. Knows no folders of the user's own.
 """
 
@@ -10,18 +10,19 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.utils.tqdm import tqdm
 
 from .catalogue import GraphDtype, ModelSpec
 from .errors import ModelError, ModelUnavailable, NoSpace, WrongDownload
-from .hub_cache import discard, patterns, storage
+from .hub_cache import NEVER_DATA, discard, patterns, storage
 from .hub_errors import next_step
+from .hub_listing import File, Listing, ask
 from .hub_progress import OnBytes, telling
-from .weights import file_sha256, weight_files
+from .weights import default_graph, file_sha256, graph_data, weight_files
 
 MARGIN = 1.05
 """Of what is to be fetched, so that a download does not take a disk's last byte."""
@@ -38,24 +39,6 @@ class Pulled:
     licence: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    """One file as the Hub lists it; `digest` is the SHA-256 of a large file, else git's SHA-1; None: not told."""
-
-    name: str
-    size: int | None
-    digest: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Listing:
-    """A revision, resolved to its commit, with those of its files that are wanted."""
-
-    commit: str
-    files: Sequence[_File]
-    licence: str | None
-
-
 def pull(
     spec: ModelSpec,
     dtype: GraphDtype | None = None,
@@ -67,22 +50,20 @@ def pull(
     dtype: which ONNX graph; None: default_graph. on_step hears of each step, on_bytes of the bytes of the download.
     Raises ModelUnavailable, NoSpace before a byte is fetched, WrongDownload.
     """
-    assert spec.repository is not None
     on_step(f"asking {constants.ENDPOINT} for {spec.repository}")
     with _explained(spec):
-        listing = _ask(spec, spec.repository, dtype)
-        missing = _missing(spec.repository, listing)
-    _require_space(spec, _total(missing))
-    if missing:
-        on_step(f"fetching {len(missing)} files")
-    with _explained(spec, _total(missing)):
-        folder = _fetch(spec.repository, listing, telling(on_bytes, _total(missing)))
-        on_step("verifying the files")
-        for file in listing.files:
-            _verify(spec, folder, file)
-        weight_files(spec, folder, dtype)
+        listing = ask(spec)
+        files = _wanted(listing, dtype)
+    folder, fetched = _bring(listing, files, on_step, on_bytes)
+    foreseen = {file.name for file in files}
+    data = [escape(name) for name in _found(graph_data, spec, folder, dtype) if name not in foreseen]
+    more = listing.matching(data, NEVER_DATA)
+    if more:
+        fetched += _bring(listing, more, on_step, on_bytes)[1]
+    _found(weight_files, spec, folder, dtype)
+    with _explained(spec):
         _point(spec.revision or constants.DEFAULT_REVISION, folder)
-    return Pulled(folder, _total(missing), listing.licence)
+    return Pulled(folder, fetched, listing.licence)
 
 
 @contextmanager
@@ -93,37 +74,63 @@ def _explained(spec: ModelSpec, needed_bytes: int = 0) -> Iterator[None]:
     except ModelError:
         raise
     except Exception as error:  # the HTTP library below raises its own, and has changed between versions
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise NoSpace(spec.id, needed_bytes, _free(), str(constants.HF_HUB_CACHE)) from error
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            free = _free() if number == errno.ENOSPC else 0  # of a quota, whatever the disk has
+            raise NoSpace(spec.id, needed_bytes, free, str(constants.HF_HUB_CACHE)) from error
         raise ModelUnavailable(spec.id, next_step(error, spec)) from error
 
 
-def _ask(spec: ModelSpec, repository: str, dtype: GraphDtype | None) -> _Listing:
-    info = HfApi().model_info(repository, revision=spec.revision, files_metadata=True)
-    allow, ignore = patterns(spec, dtype)
-    files = [
-        _File(one.rfilename, one.lfs.size, one.lfs.sha256) if one.lfs else _File(one.rfilename, one.size, one.blob_id)
-        for one in info.siblings or ()
-    ]
-    kept = [file for file in files if _matches(file.name, allow) and not _matches(file.name, ignore)]
-    if info.sha is None or not any(file.name.endswith((".safetensors", ".onnx")) for file in kept):
-        raise ModelUnavailable(
-            spec.id,
-            f"{repository} has no safetensors and no ONNX graph that its entry allows; correct the entry, or save the "
-            "model as safetensors",
-        )
-    return _Listing(info.sha, kept, info.card_data.get("license") if info.card_data else None)
+def _wanted(listing: Listing, dtype: GraphDtype | None) -> list[File]:
+    """What the entry asks for. Raises ModelUnavailable where no weights are among it."""
+    spec = listing.spec
+    files = listing.matching(*patterns(spec, dtype))
+    graph = spec.onnx_files[dtype or default_graph(spec)] if spec.served_by == "onnx" else None
+    if graph is not None and all(file.name != graph for file in files):
+        reason = f"{spec.repository} has no {graph} that its entry allows; correct `onnx_files` in its entry"
+        raise ModelUnavailable(spec.id, reason)
+    if graph is None and not any(file.name.endswith(".safetensors") for file in files):
+        reason = f"{spec.repository} has no safetensors that its entry allows; correct the entry, or save the model as"
+        raise ModelUnavailable(spec.id, f"{reason} safetensors")
+    return files
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
+def _found(
+    ask_for: Callable[[ModelSpec, Path, GraphDtype | None], list[str]],
+    spec: ModelSpec,
+    folder: Path,
+    dtype: GraphDtype | None,
+) -> list[str]:
+    """Names of weight files in a folder that has all that may be fetched, so that to fetch it again is no help."""
+    try:
+        return ask_for(spec.model_copy(update={"folder": folder}), folder, dtype)
+    except ModelUnavailable as error:
+        reason = f"{spec.repository} has no more that may be fetched, and that does not suffice: {error.reason}"
+        raise ModelUnavailable(spec.id, reason) from error
 
 
-def _missing(repository: str, listing: _Listing) -> list[_File]:
+def _bring(listing: Listing, files: Sequence[File], on_step: OnStep, on_bytes: OnBytes) -> tuple[Path, int]:
+    """Fetch those of the files that are missing and verify all -> their snapshot, and the bytes that were missing."""
+    spec = listing.spec
+    with _explained(spec):
+        missing = _missing(listing, files)
+    size = _total(missing)
+    _require_space(spec, size)
+    if missing:
+        on_step(f"fetching {len(missing)} files")
+    with _explained(spec, size):
+        folder = _fetch(listing, files, telling(on_bytes, size))
+        on_step("verifying the files")
+        for file in files:
+            _verify(spec, folder, file)
+    return folder, size
+
+
+def _missing(listing: Listing, files: Sequence[File]) -> list[File]:
     """The files that are not in the cache; one of a wrong size is deleted, and counts as missing."""
-    home = storage(repository)
+    home = storage(str(listing.spec.repository))
     missing = []
-    for file in listing.files:
+    for file in files:
         path = home / "snapshots" / listing.commit / file.name
         blob = home / "blobs" / (file.digest or "unknown")
         for place in (path, blob):
@@ -134,7 +141,7 @@ def _missing(repository: str, listing: _Listing) -> list[_File]:
     return missing
 
 
-def _total(files: Sequence[_File]) -> int:
+def _total(files: Sequence[File]) -> int:
     return sum(file.size or 0 for file in files)
 
 
@@ -150,13 +157,14 @@ def _free() -> int:
     return shutil.disk_usage(there).free
 
 
-def _fetch(repository: str, listing: _Listing, bars: type[tqdm]) -> Path:
+def _fetch(listing: Listing, files: Sequence[File], bars: type[tqdm]) -> Path:
     """By commit and not by branch: huggingface_hub moves a branch's pointer before the files are there."""
-    names = [file.name for file in listing.files]
+    names = [escape(file.name) for file in files]
+    repository = str(listing.spec.repository)
     return Path(snapshot_download(repository, revision=listing.commit, allow_patterns=names, tqdm_class=bars))
 
 
-def _verify(spec: ModelSpec, folder: Path, file: _File) -> None:
+def _verify(spec: ModelSpec, folder: Path, file: File) -> None:
     path = folder / file.name
     size = path.stat().st_size
     if file.size not in (None, size):

@@ -18,7 +18,7 @@ from .encoders.base import Encoder, Vectors
 from .encoders.modules import read_sentence_transformer
 from .encoders.onnx_encoder import OnnxEncoder, OnnxOptions
 from .encoders.torch_encoder import TorchEncoder
-from .errors import CannotQuantize, ModelUnavailable, SelfTestFailed
+from .errors import CannotQuantize, ModelError, ModelUnavailable, SelfTestFailed
 from .memory import estimated_bytes, give_back
 
 OnStep = Callable[[str], None]
@@ -58,9 +58,16 @@ def load(
     folder = options.folder or hub.locate(spec, options.download, graph_dtype(spec, options))
     if options.folder:
         spec = spec.model_copy(update={"sha256": {}})  # the entry pins its own weights
-    with memory_errors(str(device), spec.id):
-        load_by = _load_onnx if spec.served_by == "onnx" else _load_torch
-        encoder = load_by(spec, folder, device, options, on_step)
+    load_by = _load_onnx if spec.served_by == "onnx" else _load_torch
+    try:
+        with memory_errors(str(device), spec.id):
+            encoder = load_by(spec, folder, device, options, on_step)
+    except ModelError:
+        raise
+    except Exception as error:  # a foreign model can make the libraries raise anything
+        first_line = str(error).partition("\n")[0]
+        reason = f"{folder} cannot be used ({type(error).__name__}: {first_line}); {weights.next_step(spec)}"
+        raise ModelUnavailable(spec.id, reason) from error
     give_back(str(device))  # what reading left behind, half as much again as the weights
     return encoder
 

@@ -116,14 +116,11 @@ def candidate(spec: ModelSpec, footprint: Footprint, reducible: bool) -> Candida
 
 
 def native(spec: ModelSpec) -> Precision:
-    """What a model is served at on a GPU where nothing else is asked for."""
-    if spec.quantization is not None:
-        return spec.quantization
-    if spec.dtype != "auto":
-        return spec.dtype
-    if spec.served_by == "torch":
-        return "bf16"
-    return "fp16" if "fp16" in spec.onnx_files else "fp32"
+    """What a model is served at on a GPU where nothing else is asked for; of ONNX graphs, what the loader takes."""
+    if spec.served_by == "onnx":
+        chosen = [graph for wanted in (spec.dtype, "fp16") for graph in spec.onnx_files if graph == wanted]
+        return [*chosen, *spec.onnx_files][0]
+    return spec.quantization or ("bf16" if spec.dtype == "auto" else spec.dtype)
 
 
 def plan(candidates: Sequence[Candidate], budget_bytes: int, reserve: Reserve = Reserve()) -> Plan:
@@ -132,14 +129,17 @@ def plan(candidates: Sequence[Candidate], budget_bytes: int, reserve: Reserve = 
     candidates: in the order of their use, the least recently used first. While they do not fit together, the largest
     that has a smaller precision takes one step down, generation models before embedding models, which lose quality
     that shows. What still does not fit is evicted, the least recently used first; a model that does not even fit alone
-    is too large and evicts nobody.
+    is too large and evicts nobody. Reductions that the others' going has made needless are taken back.
     """
     start = tuple(Placement(item, 0, item.footprint.kv_bytes_per_token * reserve.kv_tokens) for item in candidates)
     planned = Plan(start, budget_bytes, reserve)
     planned = _settled(planned, _too_large, "too large")
     while not planned.fits and (larger := _largest_reducible(planned)) is not None:
         planned = _with(planned, replace(larger, step=larger.step + 1))
-    return _settled(planned, _least_recently_used, "evicted")
+    planned = _settled(planned, _least_recently_used, "evicted")
+    while (raised := _raised(planned)) is not None:
+        planned = raised
+    return planned
 
 
 def _settled(planned: Plan, chosen: Callable[[Plan], Placement | None], fate: Fate) -> Plan:
@@ -166,6 +166,14 @@ def _least_recently_used(planned: Plan) -> Placement | None:
 def _largest_reducible(planned: Plan) -> Placement | None:
     reducible = [placement for placement in planned.placements if placement.reducible]
     return max(reducible, key=lambda p: (p.candidate.generates, p.weight_bytes), default=None)
+
+
+def _raised(planned: Plan) -> Plan | None:
+    """The plan with a model one step up again, if any of them then fits: embedding models first, then the smallest."""
+    reduced = [placement for placement in planned.placements if placement.fate == "fits" and placement.reduced]
+    reduced.sort(key=lambda p: (p.candidate.generates, p.weight_bytes))
+    plans = (_with(planned, replace(placement, step=placement.step - 1)) for placement in reduced)
+    return next((raised for raised in plans if raised.fits), None)
 
 
 def _with(planned: Plan, changed: Placement) -> Plan:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from .errors import OverBudget
+from .errors import Crowded, OverBudget
 
 T = TypeVar("T")
 FAILURE_REMEMBERED_S = 30.0
@@ -96,8 +96,9 @@ class Registry(Generic[T]):
     def reserve(self, model: str, device: str, memory_bytes: int) -> list[Resident[T]]:
         """Set memory aside for a load -> the residents that have to go for it, already retired.
 
-        Idle ones go before those in use, the least recently used first; pinned ones and the model itself, which serves
-        until its successor does, stay. Raises OverBudget, with nothing changed.
+        The least recently used goes first. Those in use, pinned ones and the model itself, which serves until its
+        successor does, stay. Raises OverBudget, or Crowded where it is those in use that stand in the way; then
+        nothing has changed.
         """
         self.cancel(model)
         leaving = self._leaving(model, device, memory_bytes)
@@ -112,19 +113,23 @@ class Registry(Generic[T]):
 
     def _leaving(self, model: str, device: str, memory_bytes: int) -> list[Resident[T]]:
         budget = self.budget(device)
-        # What has been retired already goes by itself, as soon as its last user is done.
-        going = sum(resident.memory_bytes for resident in self._retired if resident.device == device)
-        excess = self.used_bytes(device) - going + memory_bytes - budget
-        evictable = [r for r in self._current.values() if r.device == device and not r.pinned and r.model != model]
+        here = [resident for resident in self.everything() if resident.device == device]
+        used = self.used_bytes(device)
+        # What has been retired and is not used any more is about to go by itself.
+        used -= sum(resident.memory_bytes for resident in here if resident.retired and not resident.leases)
+        movable = [r for r in here if not r.pinned and not r.retired and r.model != model]
         leaving: list[Resident[T]] = []
-        for resident in sorted(evictable, key=lambda r: (r.leases > 0, r.used_at)):
-            if excess <= 0:
+        for resident in sorted((r for r in movable if not r.leases), key=lambda r: r.used_at):
+            if used + memory_bytes <= budget:
                 break
             leaving.append(resident)
-            excess -= resident.memory_bytes
-        if excess > 0:
-            stays = self.used_bytes(device) - going - sum(resident.memory_bytes for resident in evictable)
-            raise OverBudget(model, memory_bytes, budget, stays)
+            used -= resident.memory_bytes
+        if used + memory_bytes > budget:
+            in_use = [r for r in here if r.leases and (r in movable or r.retired)]
+            fixed = used - sum(resident.memory_bytes for resident in in_use)
+            if fixed + memory_bytes <= budget:
+                raise Crowded(model, memory_bytes, budget, used, tuple(dict.fromkeys(r.model for r in in_use)))
+            raise OverBudget(model, memory_bytes, budget, fixed)
         return leaving
 
     def fits(self, device: str) -> bool:

@@ -5,6 +5,7 @@ file anew, with sentence-transformers' own encode.
 """
 
 import base64
+import hashlib
 import json
 import sys
 from importlib import metadata
@@ -18,7 +19,7 @@ from .cache import LoadCache
 from .catalogue import ModelSpec, load_catalogue
 from .encoders.base import Encoder, TextOptions, Tokens, Vectors, cosine_rows
 from .encoders.modules import read_sentence_transformer, take_apart
-from .errors import SelfTestFailed
+from .errors import ModelUnavailable, SelfTestFailed
 
 GOLDEN = Path(__file__).parent / "golden"
 FP32_COSINE = 0.99999
@@ -49,7 +50,7 @@ def reference_vectors(spec: ModelSpec, digest: str, folder: Path, cache: LoadCac
     stored = golden_vectors(GOLDEN / f"{spec.id}.json", digest)
     if stored is not None:
         return stored, "its golden vectors"
-    key = f"{digest} {spec.causal} {spec.append_eos} {PROBES}"
+    key = f"{digest} {_setup_digest(folder)} {spec.causal} {spec.append_eos} {PROBES}"
     vectors = cache.vectors(key)
     if vectors is None:
         source = read_sentence_transformer(spec, folder)
@@ -57,6 +58,13 @@ def reference_vectors(spec: ModelSpec, digest: str, folder: Path, cache: LoadCac
         take_apart(source)
         cache.keep_vectors(key, vectors)
     return vectors, "sentence-transformers"
+
+
+def _setup_digest(folder: Path) -> str:
+    """Of all files that say how the weights are used: configurations, tokeniser, vocabulary."""
+    files = sorted(file for file in folder.rglob("*") if file.suffix in (".json", ".txt", ".model") and file.is_file())
+    named = "".join(f"{file.relative_to(folder)} {weights.file_sha256(file)}\n" for file in files)
+    return hashlib.sha256(named.encode()).hexdigest()
 
 
 def golden_vectors(file: Path, digest: str) -> Vectors | None:
@@ -105,7 +113,11 @@ def consistency_test(encoder: Encoder) -> float:
 def _fitting(encoder: Encoder) -> dict[int, Tokens]:
     """The probe texts that somebody could send: blank ones are refused, and so are those that are too long."""
     tokens = encoder.tokenize(PROBES, TextOptions(prompt="", truncate="error"))
-    return {i: item for i, item in enumerate(tokens) if isinstance(item, Tokens) and PROBES[i].strip()}
+    fitting = {i: item for i, item in enumerate(tokens) if isinstance(item, Tokens) and PROBES[i].strip()}
+    if not fitting:
+        reason = f"{encoder.max_tokens} tokens are too few to test it with; give a higher `max_tokens` in its entry"
+        raise ModelUnavailable(encoder.model, reason)
+    return fitting
 
 
 def _require(encoder: Encoder, cosines: Vectors, required: float, reference: str, advice: str = "") -> float:

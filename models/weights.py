@@ -6,14 +6,14 @@ when read.
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable
-from mmap import ACCESS_READ, mmap
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeAlias
 
 from .catalogue import ModelSpec
 from .errors import CorruptWeights, ModelUnavailable
+from .onnx_data import data_names, usual_files
 
 GraphDtype: TypeAlias = Literal["fp32", "fp16"]
 
@@ -21,8 +21,8 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MAX_HEADER_BYTES = 100_000_000
 """The safetensors format allows no longer one."""
 
-_LOCATION = re.compile(rb"\x0a\x08location\x12(?P<length>[\x01-\x7f])", re.DOTALL)
-"""How a tensor of an ONNX graph begins to name the file that holds its data: a protobuf map entry."""
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
+"""What reading a JSON file can raise that is damaged, or of another shape than it should be."""
 
 
 def default_graph(spec: ModelSpec) -> GraphDtype:
@@ -36,9 +36,10 @@ def weight_files(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None)
     `dtype` None: default_graph. Raises ModelUnavailable: it names what is missing, or what is not safe to read.
     """
     if spec.served_by == "onnx":
-        return _graph_files(spec, folder, spec.onnx_files[dtype or default_graph(spec)])
+        return _graph_files(spec, folder, dtype or default_graph(spec))
     found: list[str] = []
     for module in _module_folders(spec, folder):
+        _require_merged(spec, module)
         files = sorted(module.glob("*.safetensors"))
         _require_safetensors(spec, module, files)
         _require_shards(spec, module)
@@ -46,6 +47,26 @@ def weight_files(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None)
     if not found:
         raise ModelUnavailable(spec.id, f"there are no safetensors in {folder}; {next_step(spec)}")
     return sorted(found)
+
+
+def graph_data(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None) -> list[str]:
+    """Paths in the folder, sorted, of the files that an ONNX graph names as its data, there or not; none for torch.
+
+    `dtype` None: default_graph. Raises ModelUnavailable where the graph cannot be read or names a place elsewhere.
+    """
+    if spec.served_by != "onnx":
+        return []
+    graph = spec.onnx_files[dtype or default_graph(spec)]
+    if not (folder / graph).is_file():
+        raise ModelUnavailable(spec.id, f"there is no {graph} in {folder}; {next_step(spec)}")
+    try:
+        names = {(PurePosixPath(graph).parent / name).as_posix() for name in data_names(folder / graph)}
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(spec.id, f"{graph} cannot be read, {error}; {next_step(spec)}") from error
+    for name in names:
+        if ".." in PurePosixPath(name).parts or name.startswith("/"):
+            raise ModelUnavailable(spec.id, f"{graph} points outside its folder, at {name}; use another copy")
+    return sorted(names)
 
 
 def check_weights(
@@ -63,7 +84,7 @@ def check_weights(
     names = weight_files(spec, folder, dtype)
     require_whole(spec, folder, names)
     digests = {name: digest_of(folder / name) for name in names}
-    for name, expected in _pins(spec, dtype):
+    for name, expected in _pins(spec, names, dtype):
         found = digests.get(name) or (digest_of(folder / name) if (folder / name).is_file() else "nothing")
         if found != expected:
             raise CorruptWeights(spec.id, name, expected, found)
@@ -99,18 +120,27 @@ def next_step(spec: ModelSpec) -> str:
 
 def _fault(path: Path) -> str | None:
     """What is wrong with a safetensors file: eight bytes of length, a JSON header, then the tensors without gaps."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > MAX_HEADER_BYTES:
-            return "it is not a safetensors file"
-        try:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > MAX_HEADER_BYTES:
+                return "it is not a safetensors file"
             header = json.loads(file.read(length))
-            tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
-            expected = 8 + length + max((int(tensor["data_offsets"][1]) for tensor in tensors), default=0)
-        except (ValueError, AttributeError, KeyError, TypeError, IndexError):
-            return "its header is cut short or damaged"
+        tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+        expected = 8 + length + max((int(tensor["data_offsets"][1]) for tensor in tensors), default=0)
+    except OSError as error:
+        return f"it cannot be opened ({error.strerror})"
+    except _DAMAGE:
+        return "its header is cut short or damaged"
     return None if size == expected else f"it has {size} bytes and its header tells of {expected}"
+
+
+def _require_merged(spec: ModelSpec, module: Path) -> None:
+    """Refuse an adapter: it is no model by itself, and the libraries would load it beside one, even as a pickle."""
+    if (module / "adapter_config.json").is_file():
+        reason = f"{module} has an adapter (adapter_config.json), and adapters are not loaded"
+        raise ModelUnavailable(spec.id, f"{reason}; merge it into its model, and save that as safetensors")
 
 
 def _require_safetensors(spec: ModelSpec, module: Path, files: list[Path]) -> None:
@@ -126,8 +156,8 @@ def _require_shards(spec: ModelSpec, module: Path) -> None:
     """Every shard that the index of a module names must be there, and beside it."""
     for index in sorted(module.glob("*.safetensors.index.json")):
         try:
-            shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            shards = sorted({str(shard) for shard in json.loads(index.read_text("utf-8"))["weight_map"].values()})
+        except _DAMAGE as error:
             raise ModelUnavailable(spec.id, f"{index.name} cannot be read; {next_step(spec)}") from error
         for shard in shards:
             if shard != PurePosixPath(shard).name or not (module / shard).is_file():
@@ -143,7 +173,7 @@ def _module_folders(spec: ModelSpec, folder: Path) -> list[Path]:
         modules = json.loads((folder / "modules.json").read_text("utf-8"))
         paths = [folder / module["path"] for module in modules]
         types = [str(module["type"]) for module in modules]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _DAMAGE as error:
         raise ModelUnavailable(
             spec.id,
             f"{folder} has no readable modules.json; save the model with sentence-transformers",
@@ -156,32 +186,21 @@ def _module_folders(spec: ModelSpec, folder: Path) -> list[Path]:
     return paths
 
 
-def _graph_files(spec: ModelSpec, folder: Path, graph: str) -> list[str]:
-    path = folder / graph
-    if not path.is_file():
-        raise ModelUnavailable(spec.id, f"there is no {graph} in {folder}; {next_step(spec)}")
-    names = [(PurePosixPath(graph).parent / name).as_posix() for name in _external_data(path)]
-    for name in names:
-        if ".." in PurePosixPath(name).parts or name.startswith("/"):
-            raise ModelUnavailable(spec.id, f"{graph} points outside its folder, at {name}; use another copy")
+def _graph_files(spec: ModelSpec, folder: Path, dtype: GraphDtype) -> list[str]:
+    graph, data = spec.onnx_files[dtype], graph_data(spec, folder, dtype)
+    for name in data:
         if not (folder / name).is_file():
             raise ModelUnavailable(spec.id, f"{name}, which {graph} needs, is not in {folder}; {next_step(spec)}")
-    return sorted({graph, *names})
+    return sorted({graph, *data})
 
 
-def _external_data(graph: Path) -> set[str]:
-    """Names, beside the graph, of the files that hold its tensors; they are in the graph only up to 2 GB."""
-    if not graph.stat().st_size:
-        return set()
-    with graph.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-        spans = [(found.end(), found["length"][0]) for found in _LOCATION.finditer(content)]
-        return {content[start : start + length].decode(errors="replace") for start, length in spans}
-
-
-def _pins(spec: ModelSpec, dtype: GraphDtype | None) -> list[tuple[str, str]]:
+def _pins(spec: ModelSpec, names: list[str], dtype: GraphDtype | None) -> list[tuple[str, str]]:
     """The pinned files and their digests, without those of graphs in another dtype, which need not be there."""
-    if spec.served_by != "onnx":
-        return list(spec.sha256.items())
     chosen = dtype or default_graph(spec)
-    others = tuple(graph for other, graph in spec.onnx_files.items() if other != chosen)
-    return [(name, digest) for name, digest in spec.sha256.items() if not name.startswith(others)]
+    others = [file for other, graph in spec.onnx_files.items() if other != chosen for file in usual_files(graph)]
+    elsewhere = others if spec.served_by == "onnx" else []
+    return [
+        (name, digest)
+        for name, digest in spec.sha256.items()
+        if name in names or not any(fnmatch(name, file) for file in elsewhere)
+    ]

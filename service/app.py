@@ -1,6 +1,5 @@
 """The worker process: the only place where parts are wired. Contexts nest: leaving them is the shutdown order."""
 
-import asyncio
 import gc
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -15,6 +14,7 @@ from nats.nuid import NUID
 from models.catalogue import Catalogue, load_catalogue
 from models.encoders.base import Encoder
 
+from . import residents
 from .bus.causes import Denied
 from .bus.connection import connected
 from .bus.embedded import EmbeddedServer, EmbeddedSettings, embedded_server
@@ -48,30 +48,34 @@ class Started:
     server: EmbeddedServer | None
     models: Sequence[Encoder]
     metrics_port: int | None
+    residency: Residency
 
 
 async def serve(
     settings: Settings,
     *,
     encoders: Sequence[Encoder] | None = None,
+    loader: ModelLoader | None = None,
     on_step: OnStep = lambda step: None,
     on_ready: Callable[[Started], None] = lambda started: None,
 ) -> int:
     """Run a worker until it is told to stop -> exit code.
 
-    encoders: loaded models, instead of those that the settings name. on_step hears what start-up is doing.
-    Raises BusError or ModelError when it cannot start.
+    encoders: loaded models, instead of those that the settings name; loader: how others are loaded, instead of as the
+    settings say. on_step hears what start-up is doing. Raises BusError or ModelError when it cannot start.
     """
     stop = Stop()
     end_on_signals(stop)
     try:
-        async with worker(settings, stop, encoders, on_step) as started:
+        async with worker(settings, stop, encoders, on_step, loader) as started:
             on_ready(started)
             await stop.asked.wait()
+        unfinished = started.residency.is_loading
     except StoppedEarly:
-        log.info("worker.stopped", code=stop.code)
-        os._exit(stop.code)  # the thread that loads a model cannot be interrupted, and would keep the process
+        unfinished = True
     log.info("worker.stopped", code=stop.code)
+    if unfinished:
+        os._exit(stop.code)  # the thread that loads a model cannot be interrupted, and would keep the process
     return stop.code
 
 
@@ -101,7 +105,8 @@ async def worker(
         )
         device = stack.enter_context(closing(DeviceThread()))
         loader = loader or ModelLoader(settings, on_step)
-        residency = await stack.enter_async_context(_residency(catalogue, settings, loader, device, telemetry, stop))
+        residency = _residency(catalogue, settings, loader, device, telemetry, stop)
+        await stack.enter_async_context(residency.running())
         if encoders:
             residency.default = encoders[0].model
             for encoder in encoders:
@@ -119,7 +124,7 @@ async def worker(
         loaded = [resident.serves.encoder for resident in residency.registry]
         log.info("worker.ready", models={encoder.model: encoder.version for encoder in loaded}, metrics_port=port)
         loader.on_step = lambda step: log.info("model.step_began", step=step)
-        yield Started(nats, server, loaded, port)
+        yield Started(nats, server, loaded, port, residency)
 
 
 def _note_denied(denied: Denied, silent: set[str]) -> None:
@@ -146,15 +151,14 @@ def nats_settings(settings: Settings) -> NatsSettings:
     return nats.model_copy(update={"inbox_prefix": WORKER_INBOX}) if nats.inbox_prefix == "_INBOX" else nats
 
 
-@asynccontextmanager
-async def _residency(
+def _residency(
     catalogue: Catalogue,
     settings: Settings,
     loader: ModelLoader,
     device: DeviceThread,
     telemetry: Telemetry,
     stop: Stop,
-) -> AsyncIterator[Residency]:
+) -> Residency:
     """The models of this worker, none loaded yet; all of them share the device's thread."""
 
     def embedder(encoder: Encoder) -> Embedder:
@@ -164,21 +168,15 @@ async def _residency(
         log.error("batcher.died", exc_info=error)
         stop.fail(error)
 
-    on_demand, idle_s = settings.memory.load_on_demand, settings.memory.idle_unload_s
-    residency = Residency(catalogue, loader, embedder, settings.models[0], died, on_demand=on_demand)
-    unloading = asyncio.create_task(residency.unload_idle(idle_s)) if idle_s else None
-    try:
-        yield residency
-    finally:
-        if unloading:
-            unloading.cancel()
-        await residency.close()
+    return Residency(catalogue, loader, embedder, settings.models[0], died, settings.memory)
 
 
 async def _load_first(residency: Residency, settings: Settings) -> None:
-    """The models that the settings name. Raises ModelError."""
-    for model in dict.fromkeys((*settings.models, *settings.memory.pinned)):
-        await residency.load(model, pin=model in settings.memory.pinned)
+    """The models that the settings name, none at the cost of another. Raises ModelError."""
+    named = dict.fromkeys((*settings.models, *settings.memory.pinned))
+    loaded = [await residency.load(model, pin=True) for model in named]
+    for resident in loaded:
+        await residency.load(resident.model, pin=resident.model in settings.memory.pinned)
 
 
 def _batch_limits(settings: Settings, device: str) -> BatchLimits:
@@ -193,8 +191,10 @@ def _batch_limits(settings: Settings, device: str) -> BatchLimits:
 
 
 def _endpoint(nc: Client, residency: Residency, settings: Settings, telemetry: Telemetry) -> Endpoint:
+    registry = residency.registry
+
     def figures() -> dict[str, Any]:
-        texts, tokens = residency.queued()
+        texts, tokens = residents.queued(registry)
         return {**telemetry.figures(), "in_flight": len(endpoint.calls), "queued_texts": texts, "queued_tokens": tokens}
 
     limits = settings.limits
@@ -210,15 +210,15 @@ def _endpoint(nc: Client, residency: Residency, settings: Settings, telemetry: T
         routes=[route for family in families for route in family.routes()],
         limits=Limits(limits.requests, limits.request_bytes, limits.default_timeout_s),
         observer=telemetry,
-        metadata=residency.described,
+        metadata=lambda: residents.described(registry, residency.default),
         data=figures,
     )
     telemetry.gauge("mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls))
     telemetry.gauge("mlbus_request_bytes_in_flight", "Bytes of their bodies", lambda: endpoint.bytes_in_flight)
-    telemetry.gauge("mlbus_queued_texts", "Texts waiting or running", lambda: residency.queued()[0])
-    telemetry.gauge("mlbus_queued_tokens", "Tokens waiting or running", lambda: residency.queued()[1])
-    telemetry.gauge("mlbus_models_loaded", "Models that take requests", lambda: len(list(residency.registry)))
-    telemetry.gauge("mlbus_model_memory_bytes", "Memory of all models", lambda: residency.memory_bytes())
+    telemetry.gauge("mlbus_queued_texts", "Texts waiting or running", lambda: residents.queued(registry)[0])
+    telemetry.gauge("mlbus_queued_tokens", "Tokens waiting or running", lambda: residents.queued(registry)[1])
+    telemetry.gauge("mlbus_models_loaded", "Models that take requests", lambda: len(list(registry)))
+    telemetry.gauge("mlbus_model_memory_bytes", "Memory of all models", lambda: residents.memory_bytes(registry))
     return endpoint
 
 

@@ -65,7 +65,7 @@ class Batcher:
         """
         if self._stopped:
             raise Unavailable("this worker is shutting down; ask again", retry_after_ms=100)
-        costs = self._estimates(texts)
+        costs = self.estimates(texts)
         if not self.fits(len(texts), sum(costs), priority):
             raise self._busy(priority)
         loop = asyncio.get_running_loop()
@@ -77,7 +77,12 @@ class Batcher:
         self._lines[priority].put(works)
         return works
 
-    def _estimates(self, texts: Sequence[str]) -> list[int]:
+    @property
+    def window_tokens(self) -> int:
+        """How much of one request should wait at a time, so that two windows of two requests fit."""
+        return max(1, self._limits.queue_tokens // 4)
+
+    def estimates(self, texts: Sequence[str]) -> list[int]:
         """What each text costs until it is tokenised: a token a character, special tokens, and no more than fit."""
         return [min(len(text) + 2, self.encoder.max_tokens) for text in texts]
 
@@ -88,10 +93,9 @@ class Batcher:
         return not line.unfinished or (fits_texts and line.tokens + tokens <= self._limits.queue_tokens)
 
     async def room(self, texts: Sequence[str], priority: Priority = "interactive") -> None:
-        """Return once these texts fit, or half the queue is free where they are more than that."""
-        count = min(len(texts), self._limits.queue_texts // 2)
-        tokens = min(sum(self._estimates(texts)), self._limits.queue_tokens // 2)
-        while not self.fits(count, tokens, priority):
+        """Return once these texts fit."""
+        tokens = sum(self.estimates(texts))
+        while not self.fits(len(texts), tokens, priority):
             self._room.clear()
             await self._room.wait()
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -74,6 +74,12 @@ class MemorySettings(BaseModel):
     )
     pinned: tuple[str, ...] = Field((), description="models that are never evicted nor unloaded when idle")
     load_on_demand: bool = Field(True, description="load a model when a request asks for it, if its weights are here")
+
+    @model_validator(mode="after")
+    def _comes_back(self) -> "MemorySettings":
+        if self.idle_unload_s is not None and not self.load_on_demand:
+            raise ValueError("idle_unload_s without load_on_demand would unload models for good; leave one of them out")
+        return self
 
 
 class Settings(BaseSettings):

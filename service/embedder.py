@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -95,8 +95,7 @@ class Embedder:
         check_options(self.encoder, how.options, how.finish.dimensions)
         ahead: deque[list[Work]] = deque()
         try:
-            for start in range(0, len(texts), window):
-                part = texts[start : start + window]
+            for start, part in self._windows(texts, window):
                 if start:
                     await self.batcher.room(part, how.priority)
                 ahead.append(
@@ -110,6 +109,17 @@ class Embedder:
                 ahead.popleft()
         finally:
             _abandon(work for works in ahead for work in works)
+
+    def _windows(self, texts: Sequence[str], window: int) -> Iterator[tuple[int, Sequence[str]]]:
+        """The texts in parts, each with the index of its first: so many texts, or as many tokens as may wait."""
+        start = tokens = 0
+        for end, text in enumerate(texts):
+            (cost,) = self.batcher.estimates([text])
+            if end > start and (end - start == window or tokens + cost > self.batcher.window_tokens):
+                yield start, texts[start:end]
+                start, tokens = end, 0
+            tokens += cost
+        yield start, texts[start:]
 
 
 def _abandon(works: Iterable[Work]) -> None:

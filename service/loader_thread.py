@@ -4,12 +4,13 @@ Knows nothing of what it runs.
 """
 
 import asyncio
+import functools
 import os
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar, TypeVarTuple, Unpack
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 ArgTs = TypeVarTuple("ArgTs")
 ResultT = TypeVar("ResultT")
@@ -24,14 +25,36 @@ class LoaderThread:
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=_step_back)
+        self._pending = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something runs or waits to."""
+        return self._pending > 0
 
     async def run(self, function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs) -> ResultT:
         """The function's result, or its exception. A caller that is cancelled does not stop a function that runs."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+        self._pending += 1
+        future = self._executor.submit(_guarded, functools.partial(function, *arguments))
+        future.add_done_callback(self._ended)
+        return await asyncio.wrap_future(future)
+
+    def _ended(self, _: Any) -> None:
+        self._pending -= 1
 
     def close(self) -> None:
         """Drop what has not begun. What runs finishes, and the process with it, but nobody waits here."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _guarded(call: Callable[[], ResultT]) -> ResultT:
+    try:
+        return call()
+    except BaseException as error:
+        if isinstance(error, Exception):
+            raise
+        # A panic in Rust, as on a broken file, is no Exception, and nobody would answer for it.
+        raise RuntimeError(f"the libraries broke: {error!r}") from error
 
 
 def _step_back() -> None:

@@ -25,6 +25,7 @@ class Choice:
     dtype: Dtype | None = None
     quantization: Quantization | None = None
     version: str | None = None
+    pinned: bool = False
 
 
 class ModelLoader:

@@ -4,10 +4,11 @@ Knows the frames of a streamed batch and how they fail; knows no connection and 
 """
 
 import asyncio
-from collections import deque
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import aclosing
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from .embed import EmbedChunk, EmbedDone, Usage
 from .errors import DeadlinePassed, MLError, VersionChanged
@@ -15,6 +16,7 @@ from .errors import DeadlinePassed, MLError, VersionChanged
 REQUEST_TEXTS = 1024
 IN_FLIGHT = 2
 PAUSE_S = 0.05
+T = TypeVar("T")
 Frames: TypeAlias = AsyncGenerator[EmbedChunk | EmbedDone, None]
 Ask: TypeAlias = Callable[[Sequence[str]], Frames]
 
@@ -24,28 +26,62 @@ async def embed_all(texts: Iterable[str], ask: Ask, limit_bytes: int) -> Frames:
 
     ask: one streamed request. limit_bytes: of the texts of a request. Raises VersionChanged, and what `ask` raises.
     """
-    parts = slices(texts, limit_bytes)
-    flights: deque[_Flight] = deque()
+    flights: asyncio.Queue[_Flight | Exception | None] = asyncio.Queue()
+    seats = asyncio.Semaphore(IN_FLIGHT)
+    sending = asyncio.create_task(_send(slices(texts, limit_bytes), ask, flights, seats))
     total = _Total()
-    first = 0
     try:
-        while True:
-            while len(flights) < IN_FLIGHT and (part := await asyncio.to_thread(next, parts, None)):
-                flights.append(_Flight(_resumed(part, first, ask)))
-                first += len(part)
-            if not flights:
-                break
-            async with aclosing(flights[0].frames()) as frames:
-                async for frame in frames:
+        while (flight := await flights.get()) is not None:
+            if isinstance(flight, Exception):
+                raise flight
+            try:
+                async for frame in flight.frames():
                     total.add(frame)
                     if isinstance(frame, EmbedChunk):
                         yield frame
-            flights.popleft()
+            finally:
+                await flight.stop()
+            seats.release()
     finally:
-        for flight in flights:
-            await flight.stop()
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        while not flights.empty():
+            if isinstance(flight := flights.get_nowait(), _Flight):
+                await flight.stop()
     if total.done is not None:
         yield total.done
+
+
+async def _send(
+    parts: Iterator[list[str]], ask: Ask, flights: "asyncio.Queue[_Flight | Exception | None]", seats: asyncio.Semaphore
+) -> None:
+    """Let a request for each part take off as soon as there is a seat; what goes wrong with the parts goes last."""
+    first = 0
+    last: Exception | None = None
+    try:
+        while True:
+            await seats.acquire()
+            if (part := await _aside(next, parts, None)) is None:
+                break
+            flights.put_nowait(_Flight(_resumed(part, first, ask)))
+            first += len(part)
+    except Exception as error:
+        last = error
+    flights.put_nowait(last)
+
+
+async def _aside(function: Callable[..., T], *arguments: Any) -> T:
+    """The result of what may block for ever, as on a terminal: in a thread that holds up nobody's end."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="texts", daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 def slices(texts: Iterable[str], limit_bytes: int) -> Iterator[list[str]]:
@@ -95,11 +131,12 @@ def _counted(error: MLError, first: int) -> MLError:
 
 
 class _Total:
-    """What was served so far, by which weights."""
+    """What was served so far, by which weights. The tokens of a request that broke off are not known."""
 
     def __init__(self) -> None:
         self.done: EmbedDone | None = None
         self._version = ""
+        self._count = 0
 
     def add(self, frame: EmbedChunk | EmbedDone) -> None:
         """Raises VersionChanged."""
@@ -109,11 +146,11 @@ class _Total:
                 "vectors of two versions do not mix, so start again"
             )
         self._version = frame.version
-        if isinstance(frame, EmbedDone):
-            before = self.done
-            count, tokens = (before.count, before.usage.tokens) if before else (0, 0)
-            usage = Usage(tokens=tokens + frame.usage.tokens)
-            self.done = frame.model_copy(update={"count": count + frame.count, "usage": usage})
+        if isinstance(frame, EmbedChunk):
+            self._count += len(frame.embeddings)
+        else:
+            tokens = frame.usage.tokens + (self.done.usage.tokens if self.done else 0)
+            self.done = frame.model_copy(update={"count": self._count, "usage": Usage(tokens=tokens)})
 
 
 class _Flight:

@@ -47,8 +47,13 @@ class EncodeOptions(Message):
         "end", description="which side of a text past the model's length is cut; error: refuse it"
     )
     priority: Priority | None = Field(
-        None, description=f"absent: interactive for up to {MAX_INTERACTIVE_TEXTS} texts, else bulk"
+        None, description=f"absent: interactive for up to {MAX_INTERACTIVE_TEXTS} texts, else bulk; past them only bulk"
     )
+
+    def _check_priority(self, texts: int) -> None:
+        """What a person waits for is little; much would make other persons wait."""
+        if self.priority == "interactive" and texts > MAX_INTERACTIVE_TEXTS:
+            raise ValueError(f"priority interactive is for up to {MAX_INTERACTIVE_TEXTS} texts, not {texts}; send bulk")
 
     @model_validator(mode="after")
     def _one_prompt(self) -> "EncodeOptions":
@@ -73,6 +78,11 @@ class EmbedRequest(EmbedOptions):
 
 class EmbedBatchRequest(EmbedOptions):
     texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
+
+    @model_validator(mode="after")
+    def _few_if_interactive(self) -> "EmbedBatchRequest":
+        self._check_priority(len(self.texts))
+        return self
 
 
 class Reply(BaseModel):

@@ -29,8 +29,10 @@ class ModelsRecommendedRequest(Message):
 
 class ModelsLoadRequest(Message):
     model: Token
-    dtype: Dtype | None = Field(None, description="absent: as the model's entry says")
-    quantization: Quantization | None = Field(None, description="weight-only; absent: as its entry says")
+    dtype: Dtype | None = Field(
+        None, description="auto: as the model's entry says; absent, like quantization: as was chosen last"
+    )
+    quantization: Quantization | None = Field(None, description="weight-only; absent beside a dtype: as its entry says")
     pin: bool | None = Field(None, description="true: never evict it to make room, nor unload it when idle")
 
 

@@ -25,6 +25,7 @@ class SimilarityRequest(EncodeOptions):
         if all(pair) and not any(ranking) and self.top_k is None:
             return self
         if all(ranking) and not any(pair):
+            self._check_priority(1 + len(self.candidates or []))
             return self
         raise ValueError("send either 'a' and 'b', or 'query' and 'candidates' (and 'top_k' if wanted)")
 

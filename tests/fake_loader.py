@@ -34,7 +34,7 @@ class FakeLoader(ModelLoader):
         self.sizes: dict[str, int] = {}
         self.expected_sizes: dict[str, int] = {}
         self.dimensions: dict[str, int] = {}
-        self.failures: dict[str, Exception] = {}
+        self.failures: dict[str, BaseException] = {}
         self.given_back: list[str] = []
         self.gave_back = threading.Event()
         self.choices: dict[str, list[Choice]] = {}

@@ -57,6 +57,17 @@ def save(folder: Path, tiny: TinyGraph = TinyGraph(), graph: str = "onnx/model.o
     return folder
 
 
+def save_constant(path: Path, data: str | None) -> None:
+    """Write a graph of one tensor, which is beside it in `data` where that is named."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensor = numpy_helper.from_array(np.ones(2000, np.float32), "weight")
+    output = helper.make_tensor_value_info("out", TensorProto.FLOAT, [2000])
+    body = helper.make_graph([helper.make_node("Identity", ["weight"], ["out"])], "g", [], [output], [tensor])
+    if data is not None:
+        path.with_name(data).unlink(missing_ok=True)  # or the tensor would be appended
+    onnx.save_model(helper.make_model(body), path, save_as_external_data=data is not None, location=data)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, making the folder first."""
     path.parent.mkdir(parents=True, exist_ok=True)

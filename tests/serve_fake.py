@@ -1,6 +1,7 @@
-"""A worker process on a fake encoder, for tests that end one: `python serve_fake.py URL [LEVEL] [--held]`.
+"""A worker process on a fake encoder, for tests that end one: `python serve_fake.py URL [LEVEL] [--held] [--loading]`.
 
 It prints `ready` once it serves. held: the encoder never finishes a pass, so that what is admitted stays in flight.
+loading: other models are known, and never get loaded.
 """
 
 import argparse
@@ -31,14 +32,22 @@ def main() -> int:
     parser.add_argument("url")
     parser.add_argument("level", nargs="?", default="warning")
     parser.add_argument("--held", action="store_true")
+    parser.add_argument("--loading", action="store_true")
     chosen = parser.parse_args()
     configure_logging("auto", chosen.level)
     encoder = FakeEncoder()
     if chosen.held:
         encoder.gate.clear()
-    settings = Settings(nats_url=chosen.url, metrics_port=-1)
+    loader = None
+    if chosen.loading:
+        from fake_loader import FakeLoader
+
+        loader = FakeLoader()
+        loader.gate.clear()
+    catalogue = {"a": {"kind": "embedding", "folder": "weights/a"}}
+    settings = Settings(nats_url=chosen.url, metrics_port=-1, catalogue=catalogue)
     ready = lambda started: print("ready", flush=True)  # noqa: E731, T201
-    return asyncio.run(serve(settings, encoders=[encoder], on_ready=ready))
+    return asyncio.run(serve(settings, encoders=[encoder], loader=loader, on_ready=ready))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from transformers.utils import logging as hf_logging
 
 from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable
+from ..weights import next_step
+from .load_report import first_fault, reported_faults
 
 
 def read_sentence_transformer(spec: ModelSpec, folder: Path, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
@@ -26,7 +28,7 @@ def read_sentence_transformer(spec: ModelSpec, folder: Path, dtype: torch.dtype 
     Raises ModelUnavailable.
     """
     try:
-        with _quiet():
+        with _quiet(), reported_faults() as faults:
             model = SentenceTransformer(
                 str(folder),
                 device="cpu",
@@ -40,7 +42,13 @@ def read_sentence_transformer(spec: ModelSpec, folder: Path, dtype: torch.dtype 
         first_line = str(error).partition("\n")[0]
         reason = f"{folder} cannot be read ({type(error).__name__}: {first_line}); point its entry at a sound copy"
         raise ModelUnavailable(spec.id, reason) from error
-    _apply(spec, text_transformer(spec, model))
+    transformer = text_transformer(spec, model)
+    if fault := first_fault(faults, transformer.auto_model):
+        raise ModelUnavailable(
+            spec.id, f"the weights in {folder} do not fit its config.json: {fault}; {next_step(spec)}"
+        )
+    _require_vocabulary(spec, folder, transformer.tokenizer.backend_tokenizer)
+    _apply(spec, transformer)
     return model.eval()
 
 
@@ -56,8 +64,15 @@ def text_transformer(spec: ModelSpec, model: SentenceTransformer) -> Any:
     first = next(iter(model.children()))
     if not isinstance(first, Transformer) or not hasattr(first.tokenizer, "backend_tokenizer"):
         reason = f"it begins with {type(first).__name__}, and only transformers with a Rust tokeniser are served"
-        raise ModelUnavailable(spec.id, reason + " Choose another model")
+        raise ModelUnavailable(spec.id, f"{reason}; choose another model")
     return first
+
+
+def _require_vocabulary(spec: ModelSpec, folder: Path, backend: Tokenizer) -> None:
+    """A tokeniser whose files are missing is made without a word in it, and takes every text for the same."""
+    known = set(backend.encode("def the return of 1", add_special_tokens=False).tokens)
+    if len(known) < 2:
+        raise ModelUnavailable(spec.id, f"the tokeniser in {folder} knows no words; {next_step(spec)}")
 
 
 def _apply(spec: ModelSpec, transformer: Any) -> None:
@@ -67,10 +82,25 @@ def _apply(spec: ModelSpec, transformer: Any) -> None:
         for layer in transformer.auto_model.modules():
             if hasattr(layer, "is_causal"):
                 layer.is_causal = spec.causal
+        _require_mask(spec, transformer.auto_model)
     if spec.append_eos:
         _append_eos(spec, transformer.tokenizer.backend_tokenizer, transformer.tokenizer.eos_token)
     if spec.padding_side is not None:
         transformer.tokenizer.padding_side = spec.padding_side
+
+
+def _require_mask(spec: ModelSpec, model: Any) -> None:
+    """Refuse a model that has no use for the switch: what a first token becomes must hang on the next one, or not.
+
+    With padding and without: a model may heed the one switch and not the other.
+    """
+    ids = torch.tensor([[5, 6, 0], [5, 7, 0]])
+    padded = {"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 0]])}
+    with torch.inference_mode():
+        for features in (padded, {"input_ids": ids[:, :2]}):
+            first, other = model(**features).last_hidden_state[:, 0]
+            if torch.equal(first, other) != spec.causal:
+                raise ModelUnavailable(spec.id, "its kind of model has one mask only; take `causal` out of its entry")
 
 
 def _append_eos(spec: ModelSpec, backend: Tokenizer, eos: str | None) -> None:

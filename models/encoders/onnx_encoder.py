@@ -17,7 +17,7 @@ from .choices import Choices
 from .onnx_folder import OnnxFolder
 from .onnx_inputs import GraphInputs
 from .onnx_pooling import POOLED, chosen_output
-from .onnx_session import Graph, OnnxOptions
+from .onnx_session import Array, Graph, OnnxOptions
 from .tokenise import TextTokenizer
 
 __all__ = ["OnnxEncoder", "OnnxOptions"]
@@ -48,8 +48,8 @@ class OnnxEncoder:
         self._tokenizer = TextTokenizer(facts.tokenizer, self.max_tokens)
         self._inputs = GraphInputs(spec, graph, facts.pad_id)
         self._graph: Graph | None = graph
-        trial = [item for item in self.tokenize(["a"], TextOptions(prompt="")) if isinstance(item, Tokens)]
-        self._output, self.dimensions, pooled = chosen_output(spec, graph.trial(self._inputs.arrays(trial)))
+        trials = [self._trial(graph, task) for task in self.tasks or [None]]
+        self._output, self.dimensions, pooled = chosen_output(spec, trials[0])
         if self._output != POOLED:
             facts.require_complete()
         self._pooling = None if pooled else facts.pooling()
@@ -76,6 +76,11 @@ class OnnxEncoder:
         if filled:
             vectors[filled] = self._forward([batch[i] for i in filled])
         return vectors
+
+    def _trial(self, graph: Graph, task: str | None) -> dict[str, Array]:
+        """A first run with a task, all outputs by name; that a graph has a task shows only when it is run."""
+        tokens = [item for item in self.tokenize(["a"], TextOptions(prompt="", task=task)) if isinstance(item, Tokens)]
+        return graph.trial(self._inputs.arrays(tokens), task)
 
     def _forward(self, batch: Sequence[Tokens]) -> Vectors:
         if self._graph is None:

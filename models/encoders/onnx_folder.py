@@ -21,6 +21,8 @@ POOLING_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+POSITIONS_LOST = dict.fromkeys(("camembert", "data2vec-text", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"), 2)
+"""What architectures count their positions from, behind that of the padding."""
 LONGEST_BELIEVED = 1_000_000  # tokenisers without a maximum length state an astronomical one
 
 
@@ -33,10 +35,9 @@ class OnnxFolder:
         self._tokenizer_config = self._json("tokenizer_config.json")
         self._config = self._json("config.json")
         sentences = self._json("config_sentence_transformers.json")
-        own = {name: text or "" for name, text in (sentences.get("prompts") or {}).items()}
-        self.prompts: dict[str, str] = own | spec.prompts
+        self.prompts: dict[str, str] = self._prompts(sentences.get("prompts") or {}) | spec.prompts
         self.default_prompt: str | None = spec.default_prompt or sentences.get("default_prompt_name")
-        if self.default_prompt is not None and self.default_prompt not in self.prompts:
+        if self.default_prompt not in (None, *self.prompts):
             known = ", ".join(self.prompts) or "none"
             raise self._unavailable(f"it has no prompt {self.default_prompt!r}, only {known}; correct `default_prompt`")
         self.tokenizer = self._tokenizer()
@@ -44,14 +45,14 @@ class OnnxFolder:
     @property
     def max_tokens(self) -> int:
         """The most tokens of a text. Raises ModelUnavailable where nothing states it."""
-        if self._spec.max_tokens is not None:
-            return self._spec.max_tokens
-        stated = (
-            self._json("sentence_bert_config.json").get("max_seq_length"),
-            self._tokenizer_config.get("model_max_length"),
-            self._config.get("max_position_embeddings"),
-        )
-        believed = [int(limit) for limit in stated if limit and limit < LONGEST_BELIEVED]
+        tokenizer = self._limit("tokenizer_config.json", "model_max_length")
+        sentences = self._limit("sentence_bert_config.json", "max_seq_length")
+        positions = self._positions()
+        # An entry may go past what the authors cut at, but not past the positions; where no count of those is stated,
+        # the tokeniser's limit is the only word on it.
+        own = self._spec.max_tokens
+        stated = (tokenizer, sentences, positions) if own is None else (own, positions or tokenizer)
+        believed = [limit for limit in stated if limit is not None]
         if not believed:
             raise self._unavailable("it states no maximum length; give `max_tokens` in its entry")
         return min(believed)
@@ -63,8 +64,8 @@ class OnnxFolder:
             return int(self.tokenizer.padding["pad_id"])
         token = self._tokenizer_config.get("pad_token")
         name = token.get("content") if isinstance(token, dict) else token
-        found = self.tokenizer.token_to_id(name) if name else self._config.get("pad_token_id")
-        return int(found or 0)
+        found = self.tokenizer.token_to_id(name) if isinstance(name, str) else self._config.get("pad_token_id")
+        return found if isinstance(found, int) else 0
 
     def pooling(self) -> Pooling:
         """How hidden states are pooled: as the entry says, else the folder, else by their mean.
@@ -84,6 +85,26 @@ class OnnxFolder:
         if undone:
             reason = f"a module {undone[0]} comes behind its graph, and is not run outside of one"
             raise self._unavailable(f"{reason}; export all of it, with an output sentence_embedding")
+
+    def _positions(self) -> int | None:
+        """The tokens of the longest text that its positions are enough for; None where it states none."""
+        positions = self._limit("config.json", "max_position_embeddings")
+        return positions and max(1, positions - POSITIONS_LOST.get(str(self._config.get("model_type")), 0))
+
+    def _limit(self, file: str, field: str) -> int | None:
+        """A maximum length that a file states. Raises ModelUnavailable where it is none."""
+        found = self._json(file).get(field)
+        if found is None or (isinstance(found, int | float) and found >= LONGEST_BELIEVED):
+            return None
+        if isinstance(found, bool) or not isinstance(found, int | float) or not found >= 1:
+            raise self._unavailable(f"its {file} has {field} {found!r}, which is no length; correct it there")
+        return int(found)
+
+    def _prompts(self, found: Any) -> dict[str, str]:
+        if not isinstance(found, dict) or not all(isinstance(text, str | None) for text in found.values()):
+            reason = "the `prompts` of its config_sentence_transformers.json are no names with texts"
+            raise self._unavailable(f"{reason}; correct them there")
+        return {name: text or "" for name, text in found.items()}
 
     def _modules(self) -> list[tuple[str, str]]:
         """Class and folder of each module that sentence-transformers would run."""
@@ -113,7 +134,7 @@ class OnnxFolder:
         path = self._folder / name
         try:
             return json.loads(path.read_text("utf-8")) if path.is_file() else None
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise self._unavailable(f"its {name} is not JSON; use another copy") from error
 
     def _unavailable(self, reason: str) -> ModelUnavailable:
@@ -123,4 +144,4 @@ class OnnxFolder:
 def _mode(config: dict[str, Any]) -> str:
     """The mode of a pooling module, from the compact form of its configuration or that with a boolean a mode."""
     modes = config.get("pooling_mode") or [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)] or "mean"
-    return modes if isinstance(modes, str) else " + ".join(modes)
+    return " + ".join(map(str, modes)) if isinstance(modes, list) else str(modes)

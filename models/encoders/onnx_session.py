@@ -50,7 +50,7 @@ class Graph:
         self.name = _graph_name(spec, options.dtype)
         files = weight_files(spec, folder, options.dtype)  # which are all in the folder, external data too
         self.weight_bytes = sum((folder / name).stat().st_size for name in files)
-        with self._translated("open", options.device):
+        with self._translated("open", options.device, next_step(spec)):
             self._session = _open(folder / self.name, options)
         self.device = "cuda:0" if CUDA in self._session.get_providers() else "cpu"
         self.notes: tuple[str, ...] = ()
@@ -62,9 +62,13 @@ class Graph:
         # The arena keeps for ever what the largest batch took, unless it is shrunk behind each.
         self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
-    def trial(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """A first run, of which nothing is known: all outputs by name. Raises ModelUnavailable, OutOfDeviceMemory."""
-        with self._translated("run", self.device):
+    def trial(self, feeds: Mapping[str, Array], task: str | None = None) -> dict[str, Array]:
+        """A first run, of which nothing is known: all outputs by name. `task`: which one `feeds` is for, if any.
+
+        Raises ModelUnavailable, OutOfDeviceMemory.
+        """
+        remedy = f"correct the task {task!r} in its entry, or " if task else ""
+        with self._translated("run", self.device, remedy + next_step(self._spec)):
             return dict(zip(self.outputs, self.run(feeds, self.outputs), strict=True))
 
     def run(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
@@ -79,7 +83,7 @@ class Graph:
             return [output.numpy() for output in binding.get_outputs()]
 
     @contextmanager
-    def _translated(self, verb: str, device: str) -> Iterator[None]:
+    def _translated(self, verb: str, device: str, remedy: str) -> Iterator[None]:
         try:
             with _memory_errors(device, self._spec.id):
                 yield
@@ -87,7 +91,7 @@ class Graph:
             raise
         except Exception as error:  # its exceptions have no common base
             reason = textwrap.shorten(NOISE.sub("", str(error)), 200)
-            remedy = "export it with an older opset" if "opset" in reason.lower() else next_step(self._spec)
+            remedy = "export it with an older opset" if "opset" in reason.lower() else remedy
             reason = f"ONNX Runtime cannot {verb} {self.name} ({reason}); {remedy}"
             raise ModelUnavailable(self._spec.id, reason) from error
 

@@ -83,10 +83,11 @@ class TorchEncoder:
         self.packed = False
 
     def close(self) -> None:
-        """See Encoder.close. Whatever still refers to a module then keeps no weights."""
+        """See Encoder.close. Whatever still refers to this object or a module then keeps nothing large."""
         for module in torch.nn.ModuleList([self._transformer, *self._head]).modules():
             module._parameters.clear()
             module._buffers.clear()
+        del self._transformer, self._head, self._tokenizer, self._layers
 
     def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
         """See Encoder.tokenize."""
@@ -167,7 +168,17 @@ def _prompts(spec: ModelSpec, source: SentenceTransformer) -> dict[str, str]:
 
 
 def _max_tokens(spec: ModelSpec, source: SentenceTransformer) -> int:
-    stated = [limit for limit in (source.max_seq_length, spec.max_tokens) if limit and limit < LONGEST_BELIEVED]
+    limits = (source.max_seq_length, spec.max_tokens, _positions(source))
+    stated = [limit for limit in limits if limit and limit < LONGEST_BELIEVED]
     if not stated:
         raise ModelUnavailable(spec.id, "it states no maximum length; give `max_tokens` in its entry")
     return min(stated)
+
+
+def _positions(source: SentenceTransformer) -> int | None:
+    """How many tokens a model has learned positions for; None where it has no table of them."""
+    for name, module in source.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            # Those with a padding position count behind it.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None

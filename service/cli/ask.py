@@ -11,12 +11,15 @@ from typing import TypeVar
 import structlog
 from nats.aio.client import Client
 
+from subjects import names
+
 from ..bus.causes import Denied
 from ..bus.connection import connected
 from ..bus.errors import BusError
 from ..bus.settings import NatsSettings
 
 STALL_S = 0.3
+_CHANGES = (names.MODELS_LOAD, names.MODELS_UNLOAD, names.MODELS_RELOAD)
 T = TypeVar("T")
 
 
@@ -40,6 +43,12 @@ class MayNotAsk(BusError):
     denied: Denied
 
     def __str__(self) -> str:
+        if self.denied.subject.startswith(_CHANGES):
+            return (
+                f"the NATS server does not let {self.identity} change what workers keep in memory, which needs the "
+                "role admin: set NATS_USER=admin and NATS_PASSWORD; beside an embedded server the password is "
+                "MLBUS_ADMIN_PASSWORD in var/nats-credentials.env"
+            )
         verb = "publish on" if self.denied.operation == "publish" else "subscribe to"
         other = (
             "set NATS_INBOX_PREFIX to that of the user"

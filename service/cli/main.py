@@ -1,7 +1,8 @@
 """The `mlbus` command: what can be typed, and how its errors read.
 
-Owns names, options and exit codes: 0 done, 1 failed, 2 not usable as typed or as set. What a command does is in its own
-module, imported when the command runs: `mlbus --help` must not wait for numpy, nor `mlbus ping` for torch.
+Owns names, options and exit codes: 0 done, 1 failed, 2 not usable as typed or as set. `embed` and `similarity` are in
+text_commands.py, what is typed below `mlbus models` is in models_app.py. What a command does is in its own module,
+imported when the command runs: `mlbus --help` must not wait for numpy, nor `mlbus ping` for torch.
 """
 
 import io
@@ -13,25 +14,8 @@ from typing import Annotated
 import typer
 
 from .models_app import models_app
-from .options import (
-    NATS,
-    Config,
-    DeviceName,
-    Dimensions,
-    DtypeName,
-    FileEncoding,
-    Json,
-    LogFormat,
-    LogLevel,
-    Model,
-    NatsUrl,
-    Priority,
-    Prompt,
-    PromptName,
-    Task,
-    Timeout,
-    Truncate,
-)
+from .options import NATS, Config, DeviceName, DtypeName, Json, LogFormat, LogLevel, NatsUrl, Timeout
+from .text_commands import embed, similarity
 
 app = typer.Typer(
     name="mlbus",
@@ -44,7 +28,6 @@ app = typer.Typer(
 )
 
 _WORKER, _ASK, _LOOK = "Run", "Ask a worker", "Look around"
-_FILE, _MODEL = "Into a file", "How the texts are read"
 _LOADING = "Models and device"
 _WATCHING = "Logs and metrics"
 
@@ -138,7 +121,11 @@ def serve(
     ] = None,
     dtype: Annotated[
         DtypeName | None,
-        typer.Option(help="auto: bf16 where the device computes in it.", show_default="auto", rich_help_panel=_LOADING),
+        typer.Option(
+            help="auto: as the model's entry says, for most bf16 where the device computes in it.",
+            show_default="auto",
+            rich_help_panel=_LOADING,
+        ),
     ] = None,
     threads: Annotated[
         int | None,
@@ -191,131 +178,8 @@ def serve(
     raise typer.Exit(run(settings, print_config))
 
 
-@app.command(rich_help_panel=_ASK)
-def embed(
-    text: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT", help="Texts; - reads one from standard input.")
-    ] = None,
-    file: Annotated[
-        str | None, typer.Option("--file", metavar="FILE", help="One text a line; - reads standard input.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="FILE",
-            dir_okay=False,
-            help="Write the vectors to a .npy or .parquet file, as they come.",
-            rich_help_panel=_FILE,
-        ),
-    ] = None,
-    encoding: Annotated[
-        FileEncoding | None,
-        typer.Option(
-            "--encoding",
-            help="Of the values in the file; int8 and binary as in the reply to a request.",
-            show_default="float32",
-            rich_help_panel=_FILE,
-        ),
-    ] = None,
-    model: Model = None,
-    dimensions: Dimensions = None,
-    task: Task = None,
-    prompt_name: PromptName = None,
-    prompt: Prompt = None,
-    truncate: Truncate = "end",
-    normalize: Annotated[
-        bool | None,
-        typer.Option(
-            "--normalize/--no-normalize",
-            help="Scale each vector to length 1.",
-            show_default="as the model's entry says",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    priority: Priority = None,
-    as_json: Json = False,
-    nats_url: NatsUrl = None,
-    timeout: Timeout = 30.0,
-) -> None:
-    """Turn texts into vectors.
-
-    With --json one text gives an object, several or a --file give a list of objects.
-
-    With --out the vectors go to a file, which appears when it is complete; any number of texts takes little memory.
-    """
-    from subjects.client import EmbedCallOptions
-
-    from .ask import Connection
-
-    options = EmbedCallOptions(
-        model=model,
-        dimensions=dimensions,
-        task=task,
-        prompt_name=prompt_name,
-        prompt=prompt,
-        truncate=truncate,
-        normalize=normalize,
-        priority=priority,
-    )
-    texts, connection = text or [], Connection(nats_url, timeout)
-    if out is not None:
-        from .embed_file import write_vectors
-
-        write_vectors(texts, file, out, encoding or "float32", options, connection, as_json=as_json)
-    elif encoding is not None:
-        raise typer.BadParameter("is for --out FILE", param_hint="--encoding")
-    else:
-        from .embed import print_vectors
-        from .texts import read_texts
-
-        as_list = file is not None or len(texts) > 1
-        print_vectors(list(read_texts(texts, file)), options, connection, as_list=as_list, as_json=as_json)
-
-
-@app.command(rich_help_panel=_ASK)
-def similarity(
-    texts: Annotated[
-        list[str],
-        typer.Argument(metavar="TEXT", help="Two texts; or with --query the candidates. - reads standard input."),
-    ],
-    query: Annotated[
-        str | None, typer.Option("--query", metavar="TEXT", help="Rank the texts by their likeness to this one.")
-    ] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", metavar="N", help="With --query: only the best N.")] = None,
-    model: Model = None,
-    dimensions: Dimensions = None,
-    task: Task = None,
-    prompt_name: PromptName = None,
-    prompt: Prompt = None,
-    truncate: Truncate = "end",
-    priority: Priority = None,
-    as_json: Json = False,
-    nats_url: NatsUrl = None,
-    timeout: Timeout = 30.0,
-) -> None:
-    """Compare two texts, or rank candidates by their likeness to a query. The score is the cosine, -1 to 1."""
-    from subjects.client import CallOptions
-
-    from .ask import Connection
-    from .similarity import print_ranking, print_score
-
-    options = CallOptions(
-        model=model,
-        dimensions=dimensions,
-        task=task,
-        prompt_name=prompt_name,
-        prompt=prompt,
-        truncate=truncate,
-        priority=priority,
-    )
-    connection = Connection(nats_url, timeout)
-    if query is not None:
-        print_ranking(query, texts, top_k, options, connection, as_json=as_json)
-    elif len(texts) == 2 and top_k is None:
-        print_score(texts[0], texts[1], options, connection, as_json=as_json)
-    else:
-        raise typer.BadParameter("give two texts, or --query TEXT and candidates (and --top-k if wanted)")
+app.command(rich_help_panel=_ASK)(embed)
+app.command(rich_help_panel=_ASK)(similarity)
 
 
 @app.command(rich_help_panel=_LOOK)

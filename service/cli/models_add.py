@@ -10,11 +10,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from models.catalogue import ModelSpec, load_catalogue
+from models.encoders.onnx_pooling import POOLINGS
 from models.errors import BadEntry
 from models.weights import require_whole, weight_files
 
 from ..config import CONFIG_FILE, BadSettings, as_toml, read_settings
 from .output import out, print_json
+from .prompts import prompts_of
 
 GRAPHS = ("onnx/model.onnx", "model.onnx")
 """Where exporters put an fp32 graph."""
@@ -37,6 +39,7 @@ def add_model(config: Path | None, model: str, source: str, given: Mapping[str, 
         raise BadEntry(model, "is in the catalogue already; choose another id, or change its entry in the settings")
     entry = _entry(model, source, given)
     spec = load_catalogue({model: entry}).get(model)
+    _require_known(spec)
     if spec.folder is not None:
         for dtype in spec.onnx_files if spec.served_by == "onnx" else (None,):
             require_whole(spec, spec.folder, weight_files(spec, spec.folder, dtype))
@@ -54,6 +57,16 @@ def _entry(model: str, source: str, given: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {"served_by": served_by, "onnx_files": graphs or (found if served_by == "onnx" else {})}
     fields = {**origin, **given, **chosen, "prompts": prompts}
     return {name: value for name, value in fields.items() if value not in (None, {})}
+
+
+def _require_known(spec: ModelSpec) -> None:
+    """Raises BadEntry where the entry names a pooling that nothing does, or a prompt that is not there."""
+    if spec.pooling is not None and spec.pooling not in POOLINGS:
+        raise BadEntry(spec.id, f"--pooling takes one of {', '.join(POOLINGS)}, not {spec.pooling!r}")
+    known = prompts_of(spec)
+    if known.complete and known.default is not None and known.default not in known.by_name:
+        reason = f"its default prompt {known.default!r} is none of its prompts: {', '.join(known.by_name) or '-'}"
+        raise BadEntry(spec.id, f"{reason}; name one with --default-prompt, or add it with --prompt")
 
 
 def _source(model: str, source: str) -> dict[str, str]:

@@ -1,10 +1,24 @@
 """`mlbus models`: what can be typed below it. What a sub-command does is in its own module, imported when it runs."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Config, Json, NatsUrl, Timeout
+from .options import (
+    Config,
+    DtypeName,
+    GraphName,
+    Json,
+    KindName,
+    NatsUrl,
+    QuantizationName,
+    RuntimeName,
+    Timeout,
+    UseName,
+)
+
+if TYPE_CHECKING:
+    from .models_remote import Change
 
 models_app = typer.Typer(
     help="The catalogue and the weights on this machine. Alone: the list.", invoke_without_command=True
@@ -30,6 +44,17 @@ def models(
     """Show the catalogue: which models there are, which are here, and which worker has them loaded. Or one of these:"""
     if context.invoked_subcommand is None:
         show_list(config, as_json, nats_url, timeout)
+    else:
+        _require_none_given(context, context.invoked_subcommand)
+
+
+def _require_none_given(context: typer.Context, command: str) -> None:
+    """A sub-command has options of its own, and would not hear of those typed before it."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if source is not None and source.name == "COMMANDLINE":
+            option = parameter.opts[0]
+            raise typer.BadParameter(f"write it behind the command: mlbus models {command} {option}", param_hint=option)
 
 
 @models_app.command("list")
@@ -43,9 +68,9 @@ def show_list(config: Config = None, as_json: Json = False, nats_url: NatsUrl = 
 
 @models_app.command()
 def pull(
-    model: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Ids of the catalogue.")],
+    model: Annotated[list[str], typer.Argument(metavar="MODEL", help="Ids of the catalogue.")],
     dtype: Annotated[
-        Literal["fp32", "fp16"] | None,
+        GraphName | None,
         typer.Option(help="For ONNX models: which graph.", show_default="the entry's own"),
     ] = None,
     config: Config = None,
@@ -60,7 +85,7 @@ def pull(
 
 @models_app.command()
 def info(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Id of the catalogue.")],
+    model: ModelId,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -75,7 +100,7 @@ def info(
 def prune(
     model: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL...]", help="Models whose downloaded weights go; none: what no entry uses."),
+        typer.Argument(metavar="MODEL", help="Models whose downloaded weights go; none: what no entry uses."),
     ] = None,
     yes: Yes = False,
     dry_run: DryRun = False,
@@ -95,10 +120,10 @@ def prune(
 @models_app.command()
 def add(
     model: Annotated[str, typer.Argument(metavar="ID", help="How it will be called.")],
-    source: Annotated[str, typer.Argument(help="A folder, or OWNER/NAME on the Hub.")],
-    kind: Annotated[Literal["embedding", "generation"], typer.Option(help="What it does.")] = "embedding",
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder, or OWNER/NAME on the Hub.")],
+    kind: Annotated[KindName, typer.Option(help="What it does.")] = "embedding",
     served_by: Annotated[
-        Literal["torch", "onnx"] | None,
+        RuntimeName | None,
         typer.Option(help="What runs it.", show_default="onnx where it is given a graph or finds only that"),
     ] = None,
     revision: Annotated[
@@ -141,7 +166,7 @@ def add(
 def plan(
     model: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL...]", help="Least recently used first; none: the whole catalogue."),
+        typer.Argument(metavar="MODEL", help="Least recently used first; none: the whole catalogue."),
     ] = None,
     budget: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the device: 16GB, 15.5GiB.")] = "16GB",
     reduce: Annotated[
@@ -152,7 +177,7 @@ def plan(
         str | None, typer.Option(metavar="SIZE", help="Kept free for work.", show_default="1.5GB")
     ] = None,
     kv_tokens: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Tokens in flight of each generation model.")
+        int, typer.Option(min=0, max=10**9, metavar="N", help="Tokens in flight of each generation model.")
     ] = 4096,
     config: Config = None,
     as_json: Json = False,
@@ -169,13 +194,14 @@ def plan(
 def load(
     model: ModelId,
     dtype: Annotated[
-        Literal["fp32", "bf16", "fp16"] | None, typer.Option(help="To compute in.", show_default="the entry's own")
+        DtypeName | None,
+        typer.Option(help="To compute in; auto alone: as the model's entry says.", show_default="as chosen before"),
     ] = None,
     quantization: Annotated[
-        Literal["int8", "int4"] | None, typer.Option(help="To store the weights in.", show_default="the entry's own")
+        QuantizationName | None, typer.Option(help="To store the weights in.", show_default="as chosen before")
     ] = None,
     pin: Annotated[
-        bool | None, typer.Option("--pin/--no-pin", help="Never evict it, nor unload it when idle.", show_default="")
+        bool | None, typer.Option("--pin/--no-pin", help="Never evict it, nor unload it when idle.", show_default=False)
     ] = None,
     worker: WorkerId = None,
     as_json: Json = False,
@@ -183,13 +209,11 @@ def load(
     timeout: Timeout = 300.0,
 ) -> None:
     """Have workers load a model, downloaded first where it is not on their machine."""
-    from .ask import Connection
-    from .models_remote import change_workers
-
-    change_workers(
+    _change(
         lambda models, name: models.load(model, dtype=dtype, quantization=quantization, pin=pin, worker=name),
         worker,
-        Connection(nats_url, timeout),
+        nats_url,
+        timeout,
         as_json=as_json,
     )
 
@@ -204,13 +228,11 @@ def unload(
     timeout: Timeout = 60.0,
 ) -> None:
     """Have workers take a model out of memory."""
-    from .ask import Connection
-    from .models_remote import change_workers
-
-    change_workers(
+    _change(
         lambda models, name: models.unload(model, force=force, worker=name),
         worker,
-        Connection(nats_url, timeout),
+        nats_url,
+        timeout,
         as_json=as_json,
     )
 
@@ -228,22 +250,27 @@ def reload(
     timeout: Timeout = 300.0,
 ) -> None:
     """Have workers swap a model's weights, without a request that fails."""
+    _change(
+        lambda models, name: models.reload(model, version=version, worker=name),
+        worker,
+        nats_url,
+        timeout,
+        as_json=as_json,
+    )
+
+
+def _change(change: "Change", worker: str | None, nats_url: str | None, timeout: float, *, as_json: bool) -> None:
     from .ask import Connection
     from .models_remote import change_workers
 
-    change_workers(
-        lambda models, name: models.reload(model, version=version, worker=name),
-        worker,
-        Connection(nats_url, timeout),
-        as_json=as_json,
-    )
+    change_workers(change, worker, Connection(nats_url, timeout), as_json=as_json)
 
 
 @models_app.command(rich_help_panel=_WORKERS)
 def recommended(
     use: Annotated[
-        Literal["code", "general", "production", "dev"] | None,
-        typer.Argument(metavar="[USE]", help="code, general: embedding; production, dev: generation."),
+        UseName | None,
+        typer.Argument(metavar="USE", help="code, general: embedding; production, dev: generation."),
     ] = None,
     as_json: Json = False,
     nats_url: NatsUrl = None,

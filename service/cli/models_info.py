@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from rich.table import Table
-
 from models import hub
 from models.cache import LoadCache
 from models.catalogue import GraphDtype, ModelSpec, load_catalogue
@@ -14,7 +12,8 @@ from models.weights import check_weights, weight_files
 from ..config import Settings
 from .models import licence_text
 from .models_pull import size_bytes, source_of
-from .output import out, print_json
+from .output import err, out, print_json
+from .prompts import prompts_of
 
 
 def print_info(settings: Settings, model: str, *, as_json: bool) -> None:
@@ -24,6 +23,7 @@ def print_info(settings: Settings, model: str, *, as_json: bool) -> None:
         "licence": None,
         "commercial": None,
         **spec.model_dump(mode="json", exclude_none=True),
+        **_prompts(spec),
         "unserved_because": spec.unserved,
         "source": source_of(spec) if spec.has_source else None,
         "present": hub.is_present(spec),
@@ -34,6 +34,15 @@ def print_info(settings: Settings, model: str, *, as_json: bool) -> None:
         print_json(facts)
         return
     _show(facts)
+
+
+def _prompts(spec: ModelSpec) -> dict[str, Any]:
+    try:
+        known = prompts_of(spec)
+    except ModelError as error:
+        err.print(str(error), markup=False)
+        return {}
+    return {"prompts": known.by_name, **({"default_prompt": known.default} if known.default else {})}
 
 
 def _weights(spec: ModelSpec, cache: LoadCache) -> list[dict[str, Any]]:
@@ -59,21 +68,18 @@ def _copy(spec: ModelSpec, dtype: GraphDtype | None, cache: LoadCache) -> dict[s
 
 
 def _show(facts: dict[str, Any]) -> None:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
     hidden = ["weights", "commercial", "licence", "unserved_because", "sha256"]
     hidden += ["onnx_files"] if facts["served_by"] == "torch" else []
     rows = {
-        **{name: value for name, value in facts.items() if name not in hidden and value not in (None, {}, [])},
+        **{name: _text(value) for name, value in facts.items() if name not in hidden and value not in (None, {}, [])},
         "licence": licence_text(facts),
         "served": f"no: {facts['unserved_because']}" if facts["unserved_because"] else "yes",
     }
-    for name, value in rows.items():
-        table.add_row(name, _text(value))
     for weights in facts["weights"]:
-        table.add_row("weights" + (f" {weights['dtype']}" if weights["dtype"] else ""), _weights_text(weights))
-    out.print(table, markup=False)
+        rows["weights" + (f" {weights['dtype']}" if weights["dtype"] else "")] = _weights_text(weights)
+    width = max(map(len, rows))
+    for name, text in rows.items():
+        out.print(f"{name:<{width}}  {text}", markup=False)
 
 
 def _weights_text(weights: dict[str, Any]) -> str:

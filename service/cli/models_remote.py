@@ -8,7 +8,7 @@ from rich.table import Table
 
 from subjects.client import MLClient
 from subjects.discovery import ask_workers
-from subjects.errors import MLError, Unavailable
+from subjects.errors import MLError, NotFound, Unavailable
 from subjects.models import LoadedModel, ModelsChangeReply, Use
 from subjects.models_client import ModelsClient
 
@@ -22,17 +22,21 @@ NO_WORKER = "no worker answers on this NATS server; start one with `mlbus serve`
 def change_workers(change: Change, worker: str | None, connection: Connection, *, as_json: bool) -> None:
     """Have one worker, or each, change what it keeps in memory; print what it keeps then.
 
-    change: asks one worker, by its id. Raises the first error that a worker answers with, once all have answered.
+    change: asks one worker, by its id. Raises the first error that a worker answers with, once all have answered. That
+    a worker lacks what another has unloaded is no failure.
     """
     replies, errors = ask(connection, lambda nc: _change(nc, change, worker, connection.timeout_s))
     if as_json:
         print_json([reply.model_dump(exclude_none=True) for reply in replies])
     elif replies:
         _show(replies)
-    for error in errors[1:]:
-        err.print(str(error), markup=False)
-    if errors:
-        raise errors[0]
+    unloaded = any(reply.unloaded for reply in replies)
+    failures = [error for error in errors if not (unloaded and isinstance(error, NotFound))]
+    for error in errors:
+        if error not in failures[:1]:
+            err.print(str(error), markup=False)
+    if failures:
+        raise failures[0]
 
 
 async def _change(
@@ -44,12 +48,17 @@ async def _change(
     if not workers:
         raise Unavailable(NO_WORKER)
     models = MLClient(nc, timeout_s=timeout_s, retries=0).models
-    results = await asyncio.gather(*(change(models, name) for name in workers), return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException) and not isinstance(result, MLError):
-            raise result
+    results = await asyncio.gather(*(_asked(change, models, name) for name in workers))
     replies = [result for result in results if isinstance(result, ModelsChangeReply)]
     return replies, [result for result in results if isinstance(result, MLError)]
+
+
+async def _asked(change: Change, models: ModelsClient, worker: str) -> ModelsChangeReply | MLError:
+    """One worker's answer; an error names the worker."""
+    try:
+        return await change(models, worker)
+    except MLError as error:
+        return type(error)(f"worker {worker}: {error.message}")
 
 
 def _show(replies: Sequence[ModelsChangeReply]) -> None:

@@ -8,6 +8,11 @@ import typer
 
 DeviceName: TypeAlias = Literal["auto", "cuda", "cpu"]
 DtypeName: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
+GraphName: TypeAlias = Literal["fp32", "fp16"]
+QuantizationName: TypeAlias = Literal["int8", "int4"]
+KindName: TypeAlias = Literal["embedding", "generation"]
+RuntimeName: TypeAlias = Literal["torch", "onnx"]
+UseName: TypeAlias = Literal["code", "general", "production", "dev"]
 LogFormat: TypeAlias = Literal["auto", "console", "json"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 TruncateSide: TypeAlias = Literal["end", "start", "error"]
@@ -15,7 +20,7 @@ PriorityName: TypeAlias = Literal["interactive", "bulk"]
 FileEncoding: TypeAlias = Literal["float32", "float16", "int8", "binary"]
 
 NATS = "NATS"
-_MODEL = "How the texts are read"
+MODEL = "How the texts are read"
 
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Settings file; absent: MLBUS_CONFIG, else mlbus.toml.")
@@ -53,31 +58,31 @@ Timeout = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text for people.")]
 Model = Annotated[
     str | None,
-    typer.Option("--model", metavar="ID", help="Model; absent: the worker's default.", rich_help_panel=_MODEL),
+    typer.Option("--model", metavar="ID", help="Model; absent: the worker's default.", rich_help_panel=MODEL),
 ]
 Dimensions = Annotated[
     int | None,
-    typer.Option("--dimensions", metavar="N", help="Cut vectors to N values.", rich_help_panel=_MODEL),
+    typer.Option("--dimensions", metavar="N", help="Cut vectors to N values.", rich_help_panel=MODEL),
 ]
 Task = Annotated[
     str | None,
-    typer.Option("--task", metavar="NAME", help="One of the model's tasks.", rich_help_panel=_MODEL),
+    typer.Option("--task", metavar="NAME", help="One of the model's tasks.", rich_help_panel=MODEL),
 ]
 PromptName = Annotated[
     str | None,
-    typer.Option("--prompt-name", metavar="NAME", help="One of the model's own prompts.", rich_help_panel=_MODEL),
+    typer.Option("--prompt-name", metavar="NAME", help="One of the model's own prompts.", rich_help_panel=MODEL),
 ]
 Prompt = Annotated[
     str | None,
-    typer.Option("--prompt", metavar="TEXT", help="Put before each text.", rich_help_panel=_MODEL),
+    typer.Option("--prompt", metavar="TEXT", help="Put before each text.", rich_help_panel=MODEL),
 ]
 Truncate = Annotated[
     TruncateSide,
     typer.Option(
-        "--truncate", help="Which end of a text that is too long is cut; error: refuse it.", rich_help_panel=_MODEL
+        "--truncate", help="Which end of a text that is too long is cut; error: refuse it.", rich_help_panel=MODEL
     ),
 ]
 Priority = Annotated[
     PriorityName | None,
-    typer.Option("--priority", help="Who waits for whom.", show_default="bulk past 32 texts", rich_help_panel=_MODEL),
+    typer.Option("--priority", help="Who waits for whom.", show_default="bulk past 32 texts", rich_help_panel=MODEL),
 ]

@@ -1,10 +1,12 @@
 """`mlbus models plan`: which models fit into a budget of memory, at which precision. Needs neither weights nor NATS."""
 
+import math
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import typer
 from rich.table import Table
 
 from models.catalogue import ModelSpec, load_catalogue
@@ -13,7 +15,7 @@ from models.footprint import Precision, footprint
 from models.plan import KV_TOKENS, WORKING_BYTES, Candidate, Placement, Plan, Reserve, candidate, plan
 
 from ..config import BadSettings, Settings
-from .output import err, out, print_json
+from .output import err, out, print_json, shortened
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(i?)B", re.IGNORECASE)
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
@@ -44,10 +46,13 @@ class PlanOptions:
 def print_plan(settings: Settings, options: PlanOptions, *, as_json: bool) -> None:
     """Print the plan and the settings that carry it out.
 
-    Raises BadSettings where a size cannot be read, BadEntry, UnknownModel.
+    Raises BadSettings where a size cannot be used, BadParameter, BadEntry, UnknownModel.
     """
     budget_bytes = parse_size(options.budget, "budget")
     working_bytes = WORKING_BYTES if options.working is None else parse_size(options.working, "working memory")
+    if working_bytes >= budget_bytes:
+        kept = f"the {_gb(working_bytes)} that are kept free for work"
+        raise BadSettings(f"budget: {options.budget} is no more than {kept}; give more, or a smaller --working")
     specs = _chosen(settings, options)
     known, unknown = _candidates(specs, options.reduce)
     planned = plan(known, budget_bytes, Reserve(working_bytes, options.kv_tokens))
@@ -65,13 +70,13 @@ def print_plan(settings: Settings, options: PlanOptions, *, as_json: bool) -> No
 def parse_size(text: str, what: str) -> int:
     """Bytes of a size with a unit, decimal (16GB) or binary (15.5GiB). Raises BadSettings."""
     match = _SIZE.fullmatch(text.strip())
-    size = 0
+    size = 0.0
     if match is not None:
         number, prefix, binary = match.groups()
-        size = int(float(number) * (1024 if binary else 1000) ** _POWERS[prefix.upper()])
-    if not size:
-        raise BadSettings(f"{what}: {text!r} is no size; give one such as 16GB, 15.5GiB or 800MB")
-    return size
+        size = float(number) * (1024 if binary else 1000) ** _POWERS[prefix.upper()]
+    if not 1 <= size < math.inf:
+        raise BadSettings(f"{what}: {shortened(text)!r} is no size; give one such as 16GB, 15.5GiB or 800MB")
+    return int(size)
 
 
 def settings_lines(planned: Plan) -> str:
@@ -101,10 +106,18 @@ def _precision_lines(placement: Placement) -> Iterable[str]:
 
 
 def _chosen(settings: Settings, options: PlanOptions) -> list[ModelSpec]:
+    """The models named, else all that say where their weights come from."""
     catalogue = load_catalogue(settings.catalogue)
-    for model in options.reduce:
-        catalogue.get(model)
-    return [catalogue.get(model) for model in dict.fromkeys(options.models)] or list(catalogue)
+    named = [catalogue.get(model) for model in dict.fromkeys(options.models)]
+    specs = named or [spec for spec in catalogue if spec.has_source]
+    for spec in map(catalogue.get, options.reduce):
+        if spec not in specs:
+            raise typer.BadParameter(f"{spec.id} is none of the models to be planned", param_hint="--reduce")
+        if spec.served_by == "onnx":
+            raise typer.BadParameter(
+                f"{spec.id} is served by ONNX graphs, as precise as they are", param_hint="--reduce"
+            )
+    return specs
 
 
 def _candidates(

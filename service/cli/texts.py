@@ -1,10 +1,11 @@
 """Texts from the command line: arguments, standard input, the lines of a file. Knows no connection."""
 
 import itertools
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
+from typing import TextIO
 
 import typer
 
@@ -47,7 +48,7 @@ def text_of(argument: str) -> str:
 
 def _lines(file: str) -> Iterator[str]:
     try:
-        with nullcontext(sys.stdin) if file == STDIN else Path(file).open(encoding="utf-8") as stream:
+        with _standard_input() if file == STDIN else Path(file).open(encoding="utf-8") as stream:
             for number in itertools.count(1):
                 line = stream.readline(MAX_TEXT_CHARS + 1)
                 if not line:
@@ -58,6 +59,11 @@ def _lines(file: str) -> Iterator[str]:
                 yield text
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(file, error) from None
+
+
+def _standard_input() -> TextIO:
+    """A file of our own: Python cannot end while a thread reads the one that it closes."""
+    return os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8")
 
 
 def _fault(text: str) -> str:

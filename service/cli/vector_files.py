@@ -83,7 +83,8 @@ class ParquetFile:
             self._pa, self._parquet = (importlib.import_module(name) for name in ("pyarrow", "pyarrow.parquet"))
         except ImportError:
             raise typer.BadParameter(
-                "writing .parquet needs pyarrow, which pip installs; .npy needs nothing", param_hint="--out"
+                "writing .parquet needs pyarrow: .venv/bin/python -m pip install pyarrow; .npy needs nothing",
+                param_hint="--out",
             ) from None
         self._stream = stream
         self._dtype = DTYPES[encoding]

@@ -214,6 +214,10 @@ def test_what_the_server_forbids_is_said_at_once(secured_server, tmp_path):
     done = mlbus("embed", "text", cwd=tmp_path, NATS_URL=secured_server.url, **as_worker)
     assert done.returncode == 1
     assert "does not let user 'worker' publish on ml.embed" in done.stderr
+    change = mlbus("models", "unload", "MiniLM", "--worker", "x", cwd=tmp_path, NATS_URL=secured_server.url)
+    assert change.returncode == 1
+    assert "needs the role admin" in change.stderr
+    assert "MLBUS_ADMIN_PASSWORD in var/nats-credentials.env" in change.stderr
     wrong = mlbus("ping", cwd=tmp_path, NATS_URL=secured_server.url, NATS_USER="worker", NATS_PASSWORD="guess")
     assert wrong.returncode == 1
     assert "refused user 'worker'" in wrong.stderr

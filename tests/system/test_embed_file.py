@@ -216,5 +216,5 @@ async def test_without_pyarrow_it_says_what_to_install(lines):
     )
     _, err = await process.communicate()
     assert process.returncode == 2
-    assert "pip install 'mlbus[parquet]'" in " ".join(err.decode().replace("│", "").split())
+    assert "python -m pip install pyarrow" in " ".join(err.decode().replace("│", "").split())
     assert left(lines) == []

@@ -196,6 +196,19 @@ async def test_sigterm_ends_a_worker_with_code_0_and_a_lost_server_does_not_end_
     assert await asyncio.wait_for(process.wait(), 20) == 0
 
 
+async def test_a_load_that_does_not_end_holds_up_no_shutdown(nats_url, ml):
+    ml._retries = 0
+    process = await fake_process(nats_url, "--loading", MLBUS_GRACE_S="0.2")
+    waiting = asyncio.create_task(ml.embed("x", model="a"))
+    async with asyncio.timeout(5):
+        while await in_flight(ml) < 1:
+            pass
+    process.terminate()
+    with pytest.raises(Unavailable, match="shutting down"):
+        await waiting
+    assert await asyncio.wait_for(process.wait(), 10) == 0
+
+
 async def test_after_a_restart_of_the_server_the_worker_answers_again(nats_server, ml):
     async with running_worker(nats_server.url):
         await ml.embed("before")

@@ -12,7 +12,7 @@ from fake_loader import GB, FakeLoader
 from workers import running_worker
 
 from models.encoders.base import finish
-from models.errors import ModelUnavailable
+from models.errors import ModelUnavailable, OverBudget
 from subjects import MLClient, names
 from subjects.errors import Conflict, MLError, NotFound, NotServed, OutOfMemory, from_reply
 
@@ -114,22 +114,36 @@ async def test_the_least_recently_used_model_makes_room(nats_url, nc, ml, loader
     assert loader.given_back == ["cpu", "cpu"]
 
 
-async def test_a_model_in_use_is_evicted_only_when_its_requests_are_done(nats_url, nc, ml, loader):
+async def test_a_model_in_use_is_evicted_once_its_requests_are_done(nats_url, nc, ml, loader):
     loader.budget = GB
     async with serving(nats_url, loader):
         encoder = held(loader, "minilm")
         in_flight = asyncio.create_task(ml.embed("in flight"))
         await entered(encoder)
         newcomer = asyncio.create_task(ml.embed("x", model="a"))
-        async with asyncio.timeout(10):
-            while (await entry(nc, "minilm")).get("loaded"):
-                pass
-        assert not encoder.closed
+        later = asyncio.create_task(ml.embed("others are still served"))
+        await until_leased(nc, "minilm", 2)
         assert loader.loads["a"] == 0
         encoder.gate.set()
-        assert (await in_flight).version == "v1-fp32"
-        assert (await newcomer).model == "a"
+        replies = await asyncio.gather(in_flight, later, newcomer)
+        assert [reply.version for reply in replies] == ["v1-fp32"] * 3
         assert encoder.closed
+
+
+async def test_a_model_for_which_others_would_have_to_stop_is_refused_after_a_while(
+    nats_url, nc, ml, loader, monkeypatch
+):
+    monkeypatch.setattr("service.residency.ROOM_PATIENCE_S", 0.2)
+    loader.budget = GB
+    async with serving(nats_url, loader):
+        encoder = held(loader, "minilm")
+        in_flight = asyncio.create_task(ml.embed("in flight"))
+        await entered(encoder)
+        with pytest.raises(OutOfMemory, match="minilm would have to go, and requests use that"):
+            await ml.embed("x", model="a")
+        encoder.gate.set()
+        assert (await in_flight).version == "v1-fp32"
+        assert (await ml.embed("x", model="a")).model == "a"  # the refusal is not remembered
 
 
 async def test_more_models_than_fit_serve_everybody_in_the_end(nats_url, ml, loader):
@@ -295,15 +309,63 @@ async def test_a_worker_may_load_nothing_on_demand(nats_url, nc, ml, loader):
 async def test_what_an_operator_chose_holds_until_another_choice(nats_url, nc, ml, loader):
     loader.versions = ("base", "v2")
     async with serving(nats_url, loader, memory={"pinned": ["minilm"]}):
-        await ask(nc, names.MODELS_LOAD, model="a", quantization="int8")
+        await ask(nc, names.MODELS_LOAD, model="a", quantization="int8", pin=True)
         await ask(nc, names.MODELS_RELOAD, model="a", version="v2")
         await ask(nc, names.MODELS_UNLOAD, model="a")
         await ml.embed("x", model="a")  # as chosen
-        await ask(nc, names.MODELS_LOAD, model="a", quantization="int8")  # nothing to do
-        await ask(nc, names.MODELS_LOAD, model="a")  # as its entry says
+        assert (await entry(nc, "a"))["loaded"]["pinned"]
+        await ask(nc, names.MODELS_LOAD, model="a", pin=False)  # nothing to load
+        await ask(nc, names.MODELS_LOAD, model="a", dtype="auto")  # as its entry says
         await ask(nc, names.MODELS_RELOAD, model="a")  # the live version
+        assert not (await entry(nc, "a"))["loaded"]["pinned"]
+        await ask(nc, names.MODELS_UNLOAD, model="minilm")
+        await ml.embed("x")
+        assert (await entry(nc, "minilm"))["loaded"]["pinned"]
     made = [(choice.quantization, choice.version) for choice in loader.choices["a"]]
     assert made == [("int8", None), ("int8", "v2"), ("int8", "v2"), (None, "v2"), (None, None)]
+
+
+async def test_a_model_that_is_unpinned_may_go_when_idle(nats_url, nc, loader):
+    async with serving(nats_url, loader, memory={"idle_unload_s": 0.1, "pinned": ["minilm"]}):
+        await ask(nc, names.MODELS_LOAD, model="a", pin=True)
+        await ask(nc, names.MODELS_LOAD, model="a", pin=False)
+        assert await asyncio.to_thread(loader.gave_back.wait, 10)
+        assert loader.encoders["a"][0].closed
+
+
+async def test_the_models_of_the_start_do_not_evict_each_other(nats_url, loader):
+    loader.budget = GB
+    with pytest.raises(OverBudget, match="'a' takes"):
+        async with serving(nats_url, loader, models=["minilm", "a"]):
+            pass
+
+
+async def test_a_load_that_panics_is_answered(nats_url, nc, ml, loader):
+    class Panic(BaseException):
+        pass
+
+    loader.failures = {"a": Panic("index out of bounds")}
+    async with serving(nats_url, loader):
+        with pytest.raises(NotServed, match="loading it broke"):
+            await ml.embed("x", model="a")
+        assert (await ml.embed("others go on")).model == "minilm"
+
+
+async def test_weights_of_other_dimensions_are_refused_although_nothing_is_loaded(nats_url, nc, ml, loader):
+    async with serving(nats_url, loader):
+        await ml.embed("x", model="a")
+        await ask(nc, names.MODELS_UNLOAD, model="a")
+        loader.dimensions = {"a": 4}
+        with pytest.raises(Conflict, match="4 dimensions"):
+            await ask(nc, names.MODELS_RELOAD, model="a")
+
+
+async def test_a_stream_of_long_texts_fits_a_small_queue(nats_url, ml, loader):
+    texts = ["word " * 64 for _ in range(300)]
+    async with serving(nats_url, loader, limits={"queue_tokens": 1000, "queue_texts": 64}):
+        batch, other = await asyncio.gather(ml.embed_batch(texts), ml.embed("a person"))
+    assert len(batch.embeddings) == 300
+    assert other.usage.tokens == 2
 
 
 async def test_list_info_and_recommended(nats_url, nc, loader):

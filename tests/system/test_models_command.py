@@ -74,7 +74,7 @@ def refused(code: int, told: str, *arguments: str, cwd: Path, **variables: str) 
     """It ends with this code and one line that tells."""
     done = run(*arguments, cwd=cwd, **variables)
     assert (done.returncode, done.stdout) == (code, "")
-    assert told in " ".join(done.stderr.split())
+    assert told in " ".join(done.stderr.replace("│", "").split())
     assert "Traceback" not in done.stderr
 
 
@@ -162,6 +162,19 @@ def test_a_folder_or_a_repository_is_added_without_disturbing_the_settings(remot
     assert (tmp_path / "source" / "model.safetensors").is_file()
 
 
+def test_the_prompts_that_a_folder_brings_are_shown(remote: Hub, tmp_path: Path) -> None:
+    own = tmp_path / "source" / "config_sentence_transformers.json"
+    own.write_text('{"prompts": {"own": "read: "}}')
+    facts("add", "local", "source", "--prompt", "query=find: ", "--default-prompt", "own", cwd=tmp_path)
+    info = facts("info", "local", cwd=tmp_path)
+    assert (info["prompts"], info["default_prompt"]) == ({"own": "read: ", "query": "find: "}, "own")
+    lines = run("info", "local", cwd=tmp_path).stdout.splitlines()
+    assert "prompts         own='read: ', query='find: '" in lines
+    assert all(line == line.rstrip() for line in lines)
+    own.write_text("[]")
+    assert "config_sentence_transformers.json cannot be read" in run("info", "local", cwd=tmp_path).stderr
+
+
 def test_settings_are_made_where_there_are_none(tmp_path: Path) -> None:
     model(tmp_path / "source")
     facts("add", "mine", "source", "--config", "own.toml", cwd=tmp_path)
@@ -179,6 +192,11 @@ def test_settings_are_made_where_there_are_none(tmp_path: Path) -> None:
         (["add", "new", "me/other", "--onnx-file", "int3=x"], 2, "onnx_files"),
         (["add", "new", "empty"], 1, "no readable modules.json"),
         (["add", "new", "broken"], 1, "model.safetensors cannot be read"),
+        (["add", "new", "source", "--default-prompt", "zz"], 2, "default prompt 'zz' is none of its prompts: -"),
+        (["add", "new", "me/other", "--pooling", "median"], 2, "--pooling takes one of mean, cls"),
+        (["--json", "list"], 2, "write it behind the command: mlbus models list --json"),
+        (["--config", "nowhere.toml", "list"], 2, "write it behind the command: mlbus models list --config"),
+        (["plan", "mine", "--reduce", "qodo"], 2, "qodo is none of the models to be planned"),
         (["pull", "nobody"], 2, "unknown model 'nobody'"),
         (["pull", "jina_v3", "nobody"], 2, "unknown model 'nobody'"),
         (["info", "nobody"], 2, "unknown model 'nobody'"),

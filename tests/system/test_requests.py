@@ -315,6 +315,10 @@ BAD = {
     "the old name of an encoding": (b'{"text": "a", "encoding_format": "float"}', {}, 422),
     "no unit length": (b'{"text": "a", "encoding_format": "int8", "normalize": false}', {}, 422),
     "no such priority": (b'{"text": "a", "priority": "urgent"}', {}, 422),
+        b'{"texts": [' + b'"a",' * 32 + b'"a"], "priority": "interactive"}',
+        {},
+        422,
+    ),
     "request id": (b"a", {"Ml_Request_Id": "a.b *"}, 422),
     "header flood": (b"a", {f"X-{i}": "y" * 100 for i in range(300)}, 413),
     "a million characters": (b"a" * 1_000_001, {}, 413),
@@ -339,6 +343,16 @@ async def test_too_many_texts(nc):
     error = error_of(await ask(nc, body, names.EMBED_BATCH))
     assert error["code"] == 413
     assert str(MAX_TEXTS) in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("subject", "fields"),
+    [(names.EMBED_BATCH, {"texts": ["x"] * 33}), (names.SIMILARITY, {"query": "x", "candidates": ["x"] * 32})],
+)
+async def test_a_crowd_is_not_interactive(nc, subject, fields):
+    error = error_of(await ask(nc, msgpack.packb({**fields, "priority": "interactive"}), subject))
+    assert error["code"] == 422
+    assert "up to 32 texts, not 33" in error["message"]
 
 
 async def test_plain_text_is_no_batch(nc):

@@ -1,6 +1,8 @@
 """The catalogue: its six entries, the user's own, and what is refused."""
 
 import pytest
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from models.catalogue import load_catalogue
 from models.errors import BadEntry, UnknownModel
@@ -59,6 +61,28 @@ def test_an_entry_without_a_source_changes_the_shipped_one() -> None:
     assert changed == shipped.model_copy(update={"quantization": "int8", "min_cosine": 0.99})
 
 
+def test_names_of_repositories_are_those_of_the_hub() -> None:
+    names = ["a/b", "me/mine", "Qodo/Qodo-Embed-1-1.5B", "_a/b_", "me/..", "me/.b", "-a/b", "a/b-", "a/b.git", "a/é"]
+    names += ["a/b/c", "a", "a--b/c", "a/b..c", "a/" + "b" * 96, "a/" + "b" * 97, "a/b\n", ""]
+    for name in names:
+        try:
+            validate_repo_id(name)
+            allowed = name.count("/") == 1  # the Hub has some without an owner, which are aliases
+        except HFValidationError:
+            allowed = False
+        given = {"mine": {"kind": "embedding", "repository": name}}
+        if allowed:
+            assert load_catalogue(given).get("mine").repository == name
+        else:
+            with pytest.raises(BadEntry, match="repository"):
+                load_catalogue(given)
+
+
+def test_a_pinned_digest_may_be_written_in_either_case() -> None:
+    given = {"mine": {"kind": "embedding", "folder": "x", "sha256": {"a": "AB" * 32}}}
+    assert load_catalogue(given).get("mine").sha256 == {"a": "ab" * 32}
+
+
 @pytest.mark.parametrize(
     ("model", "fields", "word"),
     [
@@ -71,6 +95,14 @@ def test_an_entry_without_a_source_changes_the_shipped_one() -> None:
         ("mine", {"kind": "poetry", "folder": "x"}, "kind"),
         ("mine", {"folder": "x"}, "kind"),
         ("mine", {"kind": "embedding", "repository": "no-owner"}, "repository"),
+        ("mine", {"kind": "embedding", "repository": "me/.."}, "OWNER/NAME"),
+        ("mine", {"kind": "embedding", "repository": "me/a--b"}, "OWNER/NAME"),
+        ("mine", {"kind": "embedding", "repository": "me/mine.git"}, "OWNER/NAME"),
+        ("mine", {"kind": "embedding", "repository": "me/mine", "revision": "../.."}, "revision"),
+        ("mine", {"kind": "embedding", "folder": "x", "sha256": {"model.safetensors": "abc"}}, "sha256"),
+        ("mine", {"kind": "embedding", "folder": "x", "tasks": {"query": -1}}, "tasks"),
+        ("mine", {"kind": "embedding", "folder": "x", "matryoshka": [0, -3]}, "matryoshka"),
+        ("mine", {"kind": "embedding", "folder": "x", "matryoshka": [4, 99], "dimensions": 16}, "99"),
         ("mine", {"kind": "embedding", "folder": "x", "dimensions": 0}, "dimensions"),
         ("mine.too", {"kind": "embedding", "folder": "x"}, "id"),
     ],

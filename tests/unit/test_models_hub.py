@@ -13,9 +13,10 @@ import pytest
 from hub_server import Hub, hub_server
 from huggingface_hub import close_session, constants, file_download
 from huggingface_hub.utils import WeakFileLock
+from onnx_models import save_constant
 from safetensors.numpy import save_file
 
-from models import hub, hub_cache, weights
+from models import hub, hub_cache, hub_listing, weights
 from models.catalogue import ModelSpec, load_catalogue
 from models.errors import ModelUnavailable, NoSpace, WrongDownload
 
@@ -55,8 +56,9 @@ def source(folder: Path, value: float = 1.0) -> Path:
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling" / "config.json").write_text("{}")
     save_file({"a": np.full(30_000, value, np.float32)}, folder / "model.safetensors")
-    for name in ("pytorch_model.bin", "modeling_mine.py", "README.md", "onnx/model.onnx", "onnx/model.onnx_data"):
+    for name in ("pytorch_model.bin", "modeling_mine.py", "README.md"):
         (folder / name).write_bytes(name.encode())
+    save_constant(folder / "onnx/model.onnx", "model.onnx_data")
     return folder
 
 
@@ -116,7 +118,7 @@ def test_an_entry_chooses_files_but_never_pickles_or_code(remote: Hub) -> None:
 
 
 def test_an_onnx_model_brings_its_graph_and_the_data_beside_it(remote: Hub, tmp_path: Path) -> None:
-    (tmp_path / "source" / "onnx" / "model_fp16.onnx").write_bytes(b"half")
+    save_constant(tmp_path / "source" / "onnx" / "model_fp16.onnx", None)
     remote.add(REPOSITORY, tmp_path / "source")
     graphs = {"fp32": "onnx/model.onnx", "fp16": "onnx/model_fp16.onnx"}
     spec = own(repository=REPOSITORY, served_by="onnx", onnx_files=graphs)
@@ -131,6 +133,71 @@ def test_an_onnx_model_brings_its_graph_and_the_data_beside_it(remote: Hub, tmp_
     hub_cache.discard(hub.locate(spec) / "onnx/model.onnx")
     assert hub.is_present(spec)
     assert not hub.is_present(spec, "fp32")
+
+
+@pytest.mark.parametrize("data", ["weights.bin", "weights.pb", "Constant_0_attr", "odd [1] name"])
+def test_data_of_any_name_that_a_graph_gives_is_fetched_and_verified(remote: Hub, tmp_path: Path, data: str) -> None:
+    folder = tmp_path / "source"
+    save_constant(folder / "onnx/model.onnx", data)
+    (folder / "onnx/model.onnx_data").unlink()
+    (folder / "onnx/other.bin").write_bytes(b"of no graph")
+    remote.add(REPOSITORY, folder)
+    spec = own(repository=REPOSITORY, served_by="onnx")
+    remote.wrong[f"onnx/{data}"] = b"x" * 8000
+    with pytest.raises(WrongDownload, match="of model 'mine'"):
+        hub.pull(spec)
+    assert not hub.is_present(spec)
+    remote.wrong.clear()
+    pulled = hub.pull(spec)
+    assert pulled.fetched_bytes == 8000
+    assert weights.weight_files(spec, pulled.folder) == sorted(["onnx/model.onnx", f"onnx/{data}"])
+    assert hub.locate(spec, download=False) == pulled.folder
+    assert "onnx/other.bin" not in cached()
+    assert hub.pull(spec).fetched_bytes == 0
+
+
+@pytest.mark.parametrize("data", ["weights.pt", "weights.py", "pytorch_model.bin"])
+def test_code_and_pickles_are_not_fetched_as_the_data_of_a_graph(remote: Hub, tmp_path: Path, data: str) -> None:
+    save_constant(tmp_path / "source/onnx/model.onnx", data)
+    remote.add(REPOSITORY, tmp_path / "source")
+    with pytest.raises(ModelUnavailable, match=rf"does not suffice: onnx/{data}.*complete copy"):
+        hub.pull(own(repository=REPOSITORY, served_by="onnx"))
+    assert not remote.asked(data)
+
+
+def test_a_repository_without_the_graph_of_the_entry_is_refused_before_a_byte_is_fetched(remote: Hub) -> None:
+    with pytest.raises(ModelUnavailable, match=r"has no model\.onnx that its entry allows; correct `onnx_files`"):
+        hub.pull(own(repository=REPOSITORY, served_by="onnx", onnx_files={"fp32": "model.onnx"}))
+    assert not cached()
+
+
+@pytest.mark.parametrize(
+    ("name", "digest", "commit"),
+    [
+        ("../../../../victim.safetensors", None, None),
+        ("{victim}", None, None),
+        ("a\\..\\victim.safetensors", None, None),
+        ("model.safetensors", "../../../victim.safetensors", None),
+        ("model.safetensors", None, "../../.."),
+    ],
+    ids=["up", "absolute", "backslashes", "digest", "commit"],
+)
+def test_a_listing_that_leads_out_of_the_cache_is_refused_before_anything_is_touched(
+    remote: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, digest: str | None, commit: str | None
+) -> None:
+    hub.pull(MINE)
+    victim = tmp_path / "victim.safetensors"
+    victim.write_bytes(b"precious")
+    info = hub_listing.HfApi().model_info(REPOSITORY, files_metadata=True)
+    listed = next(one for one in info.siblings or () if one.rfilename == "model.safetensors")
+    listed.rfilename, info.sha = name.format(victim=victim), commit or info.sha
+    if digest is not None:
+        listed.lfs, listed.blob_id = None, digest
+    monkeypatch.setattr(hub_listing.HfApi, "model_info", lambda *_, **__: info)
+    with pytest.raises(ModelUnavailable, match="which cannot be"):
+        hub.pull(MINE)
+    assert victim.read_bytes() == b"precious"
+    assert "model.safetensors" in cached()
 
 
 def test_a_broken_transfer_goes_on_where_it_stopped(remote: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +272,8 @@ def test_a_shard_that_the_repository_lacks_is_named(remote: Hub, tmp_path: Path)
     index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
     (tmp_path / "source" / "model.safetensors.index.json").write_text(json.dumps(index))
     remote.add(REPOSITORY, tmp_path / "source")
-    with pytest.raises(ModelUnavailable, match=r"model-2\.safetensors"):
+    reason = r"me/mine has no more that may be fetched, and that does not suffice: model-2\.safetensors.*complete copy"
+    with pytest.raises(ModelUnavailable, match=reason):
         hub.pull(MINE)
     assert not hub.is_present(MINE)
 
@@ -233,6 +301,10 @@ def test_a_disk_that_fills_up_loses_nothing(remote: Hub, tmp_path: Path, monkeyp
         patched.setattr(file_download, "http_get", _fails_on("model.safetensors", OSError(errno.ENOSPC, "full")))
         with pytest.raises(NoSpace):
             hub.pull(MINE)
+        patched.setattr(file_download, "http_get", _fails_on("model.safetensors", OSError(errno.EDQUOT, "quota")))
+        with pytest.raises(NoSpace) as caught:
+            hub.pull(MINE)
+        assert caught.value.free == 0
     assert not partial()
     assert hub.locate(MINE, download=False) == before
     assert hub.pull(MINE).folder != before
@@ -244,6 +316,17 @@ def test_a_cache_that_may_not_be_written_is_named(remote: Hub, tmp_path: Path, m
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(ModelUnavailable, match="set HF_HOME"):
         hub.pull(MINE)
+
+
+def test_what_the_system_says_may_have_braces(remote: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, words in [
+        (PermissionError(errno.EACCES, "no", "/a/{b}c}"), r"/a/\{b\}c\} cannot be written \(no\)"),
+        (RuntimeError("odd {name}}"), r"RuntimeError: odd \{name\}\}"),
+    ]:
+        with monkeypatch.context() as patched:
+            patched.setattr(file_download, "http_get", _fails_on("model.safetensors", error))
+            with pytest.raises(ModelUnavailable, match=words):
+                hub.pull(MINE)
 
 
 def test_each_refusal_of_the_hub_says_what_to_do(remote: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

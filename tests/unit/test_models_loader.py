@@ -1,6 +1,7 @@
 """Loading: what is refused and why, what falls back, what is said on the way."""
 
 import gc
+import json
 import shutil
 import weakref
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from models import device, hub, loader, verify
+from models.cache import LoadCache
 from models.catalogue import ModelSpec, load_catalogue
 from models.encoders.base import TextOptions, Tokens, check_options, cosine_rows
 from models.encoders.torch_encoder import TorchEncoder
@@ -52,7 +54,7 @@ def test_what_is_not_served_yet_says_why_and_what_is(model: str) -> None:
     with pytest.raises(ModelUnavailable) as caught:
         loader.load(load_catalogue().get(model))
     assert "text generation" in caught.value.reason
-    assert caught.value.reason.endswith("available: qodo, jina_v3, minilm.")
+    assert caught.value.reason.endswith("there are qodo, jina_v3, minilm")
 
 
 def test_corrupt_weights_are_refused_before_they_are_read(
@@ -72,6 +74,67 @@ def test_a_folder_that_cannot_be_read_is_unavailable(minilm: ModelSpec, tmp_path
     (tmp_path / "mine" / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(ModelUnavailable, match="cannot be read"):
         loader.load(own, LoadOptions("cpu"))
+
+
+def edited(folder: Path, name: str, **changes: object) -> None:
+    file = folder / name
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def without_norms(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "LayerNorm" not in name}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+
+def without_words(folder: Path) -> None:
+    for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda folder: edited(folder, "config.json", num_hidden_layers=3), "one too many"),
+        (lambda folder: edited(folder, "config.json", num_hidden_layers=8), "is missing"),
+        (lambda folder: edited(folder, "config.json", hidden_size=192), "do not fit its config.json|cannot be read"),
+        (lambda folder: edited(folder, "config.json", model_type="qwen2"), "do not fit its config.json|cannot be read"),
+        (without_norms, "LayerNorm.* is missing"),
+        (without_words, "knows no words|cannot be read"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(minilm: ModelSpec, tmp_path: Path, spoil, why: str) -> None:
+    own = copied(minilm, tmp_path / "mine")
+    spoil(tmp_path / "mine")
+    with pytest.raises(ModelUnavailable, match=why):
+        loader.load(own, LoadOptions("cpu", "fp32"))
+
+
+def test_a_model_that_has_one_mask_only_takes_no_other(minilm: ModelSpec) -> None:
+    loader.load(minilm.model_copy(update={"causal": False}), LoadOptions("cpu", "fp32"))
+    with pytest.raises(ModelUnavailable, match="`causal`"):
+        loader.load(minilm.model_copy(update={"causal": True}), LoadOptions("cpu", "fp32"))
+
+
+def test_no_text_is_longer_than_the_positions_that_a_model_has_learned(minilm: ModelSpec, tmp_path: Path) -> None:
+    own = copied(minilm, tmp_path / "mine")
+    edited(tmp_path / "mine", "sentence_bert_config.json", max_seq_length=4096)
+    encoder = loader.load(own, LoadOptions("cpu", "fp32"))
+    assert encoder.max_tokens == 512
+    assert np.isfinite(encoder.encode(encoder.tokenize(["word " * 5000], TextOptions()))).all()
+
+
+def test_too_few_tokens_to_test_a_model_with_are_an_error(minilm: ModelSpec) -> None:
+    with pytest.raises(ModelUnavailable, match="max_tokens"):
+        loader.load(minilm.model_copy(update={"max_tokens": 4}), LoadOptions("cpu", "fp32"))
+
+
+def test_what_is_remembered_of_weights_is_of_their_setup_too(minilm: ModelSpec, tmp_path: Path) -> None:
+    options = LoadOptions("cpu", "fp32", cache=LoadCache(tmp_path / "cache"))
+    own = copied(minilm, tmp_path / "mine")
+    loader.load(own, options)
+    edited(tmp_path / "mine", "1_Pooling/config.json", pooling_mode_mean_tokens=False, pooling_mode_cls_token=True)
+    assert loader.load(own, options).version.startswith("53aa51172d14")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """Footprints against the sizes that the models' authors publish, and the arithmetic of what fits where."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import typer
 
 from bench.random_models import write_qodo
 from models.catalogue import load_catalogue
@@ -64,8 +66,27 @@ def test_a_configuration_in_the_folder_comes_first(tmp_path: Path) -> None:
 
 def test_a_shipped_configuration_is_for_its_own_repository_alone() -> None:
     catalogue = load_catalogue({"qodo": {"kind": "embedding", "repository": "somebody/else"}})
-    with pytest.raises(UnknownArchitecture, match=r"config\.json"):
+    with pytest.raises(UnknownArchitecture, match="on this machine; fetch them: mlbus models pull qodo"):
         footprint(catalogue.get("qodo"))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "told"),
+    [
+        ("modules.json", '["a"]', "cannot be read (TypeError"),
+        ("config.json", '{"model_type"', "cannot be read (JSONDecodeError"),
+        ("config.json", '["bert"]', "config.json is not a JSON object"),
+        ("config.json", '{"model_type": "bert", "hidden_size": "wide"}', "is not known: "),
+        ("modules.json", '[{"path": "elsewhere"}]', "elsewhere/config.json; point its entry at a complete copy"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_is_not_one_that_is_missing(
+    tmp_path: Path, file: str, text: str, told: str
+) -> None:
+    (tmp_path / file).write_text(text)
+    catalogue = load_catalogue({"mine": {"kind": "embedding", "folder": str(tmp_path)}})
+    with pytest.raises(UnknownArchitecture, match=f"'mine'.*{re.escape(told)}"):
+        footprint(catalogue.get("mine"))
 
 
 def test_shipped_configurations_name_the_repositories_of_the_catalogue() -> None:
@@ -109,6 +130,17 @@ def test_what_is_too_large_evicts_nobody() -> None:
     assert outcome(planned) == {"a": ("bf16", "fits"), "huge": ("bf16", "too large")}
 
 
+def test_what_eviction_made_needless_is_taken_back() -> None:
+    planned = plan([model("embeds", 3), model("writes", 8, True, ALL)], int(4.5 * GB), NO_RESERVE)
+    assert outcome(planned) == {"embeds": ("bf16", "evicted"), "writes": ("int8", "fits")}
+    three = [model("first", 5), model("embeds", 4, False, ALL), model("writes", 4, True, ALL)]
+    assert outcome(plan(three, 6 * GB, NO_RESERVE)) == {
+        "first": ("bf16", "evicted"),
+        "embeds": ("bf16", "fits"),
+        "writes": ("int8", "fits"),
+    }
+
+
 def test_the_reserve_counts() -> None:
     writes = model("writes", 4, True, ALL)
     assert outcome(plan([writes], 4 * GB, NO_RESERVE))["writes"] == ("bf16", "fits")
@@ -123,14 +155,17 @@ def test_own_precision() -> None:
         {
             "int8": {"kind": "embedding", "folder": "x", "quantization": "int8"},
             "fp32": {"kind": "generation", "folder": "x", "dtype": "fp32"},
+            "graph": {"kind": "embedding", "folder": "x", "served_by": "onnx", "dtype": "bf16"},
+            "jina_v3": {"dtype": "fp32"},
         }
     )
-    names = ("qodo", "minilm", "jina_v3", "int8", "fp32")
-    assert [native(catalogue.get(name)) for name in names] == ["bf16", "bf16", "fp16", "int8", "fp32"]
+    names = ("qodo", "minilm", "int8", "fp32", "graph", "jina_v3")
+    assert [native(catalogue.get(name)) for name in names] == ["bf16", "bf16", "int8", "fp32", "fp32", "fp32"]
+    assert native(load_catalogue().get("jina_v3")) == "fp16"
     sizes = Footprint("x", 0, {})
     assert candidate(catalogue.get("fp32"), sizes, True).steps == ("fp32", "bf16", "int8", "int4")
     assert candidate(catalogue.get("int8"), sizes, True).steps == ("int8", "int4")
-    assert candidate(catalogue.get("jina_v3"), sizes, True).steps == ("fp16",)
+    assert candidate(catalogue.get("jina_v3"), sizes, True).steps == ("fp32",)
     assert candidate(catalogue.get("qodo"), sizes, False).steps == ("bf16",)
 
 
@@ -151,12 +186,33 @@ def test_an_embedding_model_is_reduced_only_by_name(capsys: pytest.CaptureFixtur
         assert json.loads(capsys.readouterr().out)["models"][0]["result"] == result
 
 
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [("jina_v3", "served by ONNX graphs"), ("minilm", "none of the models to be planned")],
+)
+def test_what_cannot_be_reduced_is_refused(model: str, told: str) -> None:
+    with pytest.raises(typer.BadParameter, match=told):
+        print_plan(Settings(), PlanOptions("4GB", ("qodo", "jina_v3"), (model,)), as_json=True)
+
+
+@pytest.mark.parametrize(("budget", "working"), [("1GB", None), ("2GB", "2GB")])
+def test_a_budget_must_leave_room_beside_what_is_kept_free(budget: str, working: str | None) -> None:
+    with pytest.raises(BadSettings, match="kept free for work"):
+        print_plan(Settings(), PlanOptions(budget, working=working), as_json=True)
+
+
 def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     print_plan(Settings(), PlanOptions("16GB"), as_json=False)
     out, err = capsys.readouterr()
     assert "int4 (reduced)" in out
     assert "of 16.00 GB" in out
-    assert "left out: the size of model 'tiny_coder' is not known" in err
+    assert "tiny_coder" not in out
+    assert err == ""
+
+
+def test_a_model_of_unknown_size_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    print_plan(Settings(), PlanOptions("16GB", ("minilm", "tiny_coder")), as_json=False)
+    assert "left out: the size of model 'tiny_coder' is not known: its entry names no source" in capsys.readouterr().err
 
 
 def test_the_settings_carry_the_plan_out() -> None:
@@ -171,6 +227,6 @@ def test_the_settings_carry_the_plan_out() -> None:
 def test_sizes_are_read_with_their_units() -> None:
     sizes = {"16GB": 16 * GB, "15.5 GiB": 15.5 * 2**30, "800mb": 800 * 10**6, "1TB": 10**12}
     assert {text: parse_size(text, "budget") for text in sizes} == sizes
-    for text in ("16", "GB", "-1GB", "0GB", "16 gigabytes", "nanGB"):
+    for text in ("16", "GB", "-1GB", "0GB", "16 gigabytes", "nanGB", "9" * 400 + "GB"):
         with pytest.raises(BadSettings, match="budget"):
             parse_size(text, "budget")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.errors import OverBudget
+from models.errors import Crowded, OverBudget
 from models.registry import Registry, Resident
 
 GB = 10**9
@@ -46,15 +46,30 @@ def test_the_least_recently_used_idle_model_goes_first() -> None:
     assert store.fits("cpu")
 
 
-def test_a_model_in_use_goes_last_and_only_when_its_users_are_done() -> None:
+def test_nothing_in_use_is_evicted() -> None:
     store = registry()
     busy, idle = resident("busy", 4), resident("idle", 4)
     published(store, busy, idle)
     store.lease(busy)
-    assert store.reserve("new", "cpu", 9 * GB) == [idle, busy]
-    assert store.current("busy") is None
-    assert store.holds(busy)
-    assert store.release(busy)
+    with pytest.raises(Crowded, match="busy would have to go"):
+        store.reserve("new", "cpu", 9 * GB)
+    assert list(store) == [busy, idle]
+    assert store.reserve("new", "cpu", 6 * GB) == [idle]
+    assert not store.release(busy)
+    store.forget(idle)
+    assert store.reserve("new", "cpu", 9 * GB) == [busy]
+
+
+def test_an_old_version_that_is_still_used_counts_until_it_goes() -> None:
+    store = registry()
+    old, new = resident("m", 4), resident("m", 4, pinned=True)
+    published(store, old)
+    store.lease(old)
+    store.publish(new)
+    with pytest.raises(Crowded, match="m would have to go"):
+        store.reserve("other", "cpu", 6 * GB)
+    assert store.release(old)
+    assert store.reserve("other", "cpu", 6 * GB) == []
 
 
 def test_what_cannot_fit_changes_nothing() -> None:
