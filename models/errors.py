@@ -11,6 +11,12 @@ class ModelError(Exception):
     """Anything the models floor raises on purpose."""
 
 
+def _size(number: int) -> str:
+    units = ((10**9, "GB", 2), (10**6, "MB", 0), (10**3, "KB", 0))
+    unit, name, digits = next((unit for unit in units if number >= unit[0]), units[-1])
+    return f"{number / unit:.{digits}f} {name}"
+
+
 @dataclass(eq=False)
 class UnknownModel(ModelError):
     """No catalogue entry has this id."""
@@ -218,10 +224,6 @@ class OverBudget(ModelError):
         )
 
 
-def _size(number: int) -> str:
-    return f"{number / 1e9:.2f} GB" if number >= 10**9 else f"{number / 1e6:.0f} MB"
-
-
 @dataclass(eq=False)
 class NoSpace(ModelError):
     """The disk has no room for what is to be fetched; sizes in bytes, a margin included."""
@@ -233,8 +235,8 @@ class NoSpace(ModelError):
 
     def __str__(self) -> str:
         return (
-            f"model {self.model!r} needs {self.needed / 1e9:.2f} GB more in {self.folder}, where {self.free / 1e9:.2f} "
-            "GB are free; free some (`mlbus models prune` helps), or set HF_HOME to a folder on a larger disk"
+            f"model {self.model!r} needs {_size(self.needed)} more in {self.folder}, where {_size(self.free)} are "
+            "free; free some (`mlbus models prune` helps), or set HF_HOME to a folder on a larger disk"
         )
 
 
@@ -262,7 +264,7 @@ class Crowded(OverBudget):
 
     def __str__(self) -> str:
         return (
-            f"model {self.model!r} takes {self.needed / 1e9:.2f} GB, for which {', '.join(self.busy)} would have to "
+            f"model {self.model!r} takes {_size(self.needed)}, for which {', '.join(self.busy)} would have to "
             "go, and requests use that; ask again later, raise memory.budget_gb, or load one of them as int8 or int4"
         )
 

@@ -78,7 +78,9 @@ def expected_bytes(spec: ModelSpec, options: LoadOptions) -> tuple[str, int]:
     device = pick_device(options.device)
     graph = graph_dtype(spec, options)
     folder = options.folder or hub.locate(spec, options.download, graph)
-    files = [folder / name for name in weights.weight_files(spec, folder, graph)]
+    names = weights.weight_files(spec, folder, graph)
+    weights.require_whole(spec, folder, names)
+    files = [folder / name for name in names]
     dtype = pick_dtype(options.dtype or spec.dtype, device)
     return str(device), estimated_bytes(files, dtype, options.quantization or spec.quantization)
 

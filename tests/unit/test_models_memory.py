@@ -42,14 +42,15 @@ for _ in range(3):
 
 
 def test_a_closed_model_gives_its_memory_back_to_the_system(tmp_path: Path) -> None:
-    # Cast to bf16, for weights that stay as they are in the file are mapped and not read.
-    folder = write_qodo(tmp_path / "model", layers=2, hidden=512, heads=8, kv_heads=2, intermediate=2048, vocab=30000)
+    # Cast to bf16, for weights that stay as they are in the file are mapped and not read. Mostly in one large matrix, for
+    # of small ones glibc keeps up to 64 MB in the arena of each thread that has read some, for the next load.
+    folder = write_qodo(tmp_path / "model", layers=2, hidden=512, heads=8, kv_heads=2, intermediate=512, vocab=90000)
     command = [sys.executable, "-c", GIVES_BACK, str(folder), str(tmp_path / "cache")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
         took, kept, weights = map(int, line.split())
-        assert took >= 0.9 * weights > 30
+        assert took >= 0.9 * weights > 80
         assert kept <= 0.2 * weights
 
 
