@@ -42,7 +42,7 @@ for _ in range(3):
 
 
 def test_a_closed_model_gives_its_memory_back_to_the_system(tmp_path: Path) -> None:
-    # Cast to bf16, for weights that stay as they are in the file are mapped and not read. Mostly in one large matrix, for
+    # Cast to bf16, for weights that stay as they are in the file are mapped and not read. Mostly one large matrix, for
     # of small ones glibc keeps up to 64 MB in the arena of each thread that has read some, for the next load.
     folder = write_qodo(tmp_path / "model", layers=2, hidden=512, heads=8, kv_heads=2, intermediate=512, vocab=90000)
     command = [sys.executable, "-c", GIVES_BACK, str(folder), str(tmp_path / "cache")]
