@@ -68,9 +68,12 @@ class Embedder:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def close(self) -> None:
-        """Stop, then let go of the weights, on the device's thread: a pass of no interest may still run there."""
+        """Stop, then let go of the weights, on the device's thread: a pass of no interest may still run there.
+
+        Urgently: behind a flood of requests closed models would pile up.
+        """
         await self.stop()
-        await self._device.run(self.encoder.close)
+        await self._device.run(self.encoder.close, urgent=True)
 
     async def embed(self, text: str, how: How) -> Embedded:
         """One text. Raises Busy, DeadlinePassed and the errors of `models`."""
