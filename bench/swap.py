@@ -100,6 +100,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--callers", type=int, default=4, help=f"each with a batch of {BATCH_TEXTS} texts under way")
     parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--quiet-s", type=float, default=30, help="seconds of load without a swap, before and after")
+    parser.add_argument("--pause-s", type=float, default=0.5, help="seconds between the end of a swap and the next")
     return parser.parse_args()
 
 
@@ -124,14 +125,25 @@ async def reload(nc: Client, version: str) -> str:
     return str(reply["loaded"]["version"])
 
 
-async def swapped(nc: Client, count: int) -> list[tuple[float, float]]:
-    """Swap so often -> when each began and ended, in seconds."""
-    spans = []
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """When it began and ended, in seconds, and what memory the worker had for itself afterwards, in bytes."""
+
+    began: float
+    ended: float
+    held: int
+
+
+async def swapped(nc: Client, pid: int, count: int, pause_s: float) -> list[Swap]:
+    """Swap so often, there and back."""
+    swaps = []
     for number in range(count):
         began = time.perf_counter()
         await reload(nc, (OTHER, BASE)[number % 2])
-        spans.append((began, time.perf_counter()))
-    return spans
+        ended = time.perf_counter()
+        await asyncio.sleep(pause_s)  # the load runs meanwhile
+        swaps.append(Swap(began, ended, own_bytes(pid)))
+    return swaps
 
 
 def p99_ms(requests: Sequence[tuple[float, float]]) -> float:
@@ -139,9 +151,9 @@ def p99_ms(requests: Sequence[tuple[float, float]]) -> float:
     return float(np.percentile([answered - sent for sent, answered in requests], 99)) * 1000
 
 
-def during(requests: Sequence[tuple[float, float]], spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def during(requests: Sequence[tuple[float, float]], swaps: Sequence[Swap]) -> list[tuple[float, float]]:
     """The requests that were in flight while a swap went on."""
-    begins, ends = (np.array(column) for column in zip(*spans, strict=True))
+    begins, ends = np.array([swap.began for swap in swaps]), np.array([swap.ended for swap in swaps])
     return [(sent, answered) for sent, answered in requests if np.any((sent < ends) & (answered > begins))]
 
 
@@ -171,19 +183,20 @@ async def main() -> int:
 async def _measure(load: Load, nc: Client, pid: int, chosen: argparse.Namespace) -> None:
     quiet: list[tuple[float, float]] = []
     async with load.running(chosen.callers):
-        await swapped(nc, WARM_UP_SWAPS)
-    before = own_bytes(pid)
+        await swapped(nc, pid, WARM_UP_SWAPS, chosen.pause_s)
     async with load.running(chosen.callers) as seen:
         await asyncio.sleep(chosen.quiet_s)  # the load runs meanwhile
     quiet += seen.requests
     async with load.running(chosen.callers) as swapping:
-        spans = await swapped(nc, chosen.swaps)
-    after = own_bytes(pid)
+        swaps = await swapped(nc, pid, chosen.swaps, chosen.pause_s)
     async with load.running(chosen.callers) as seen:
         await asyncio.sleep(chosen.quiet_s)
     quiet += seen.requests
-    touched = during(swapping.requests, spans)
-    seconds = float(np.median([ended - began for began, ended in spans]))
+    touched = during(swapping.requests, swaps)
+    seconds = float(np.median([swap.ended - swap.began for swap in swaps]))
+    held = np.array([swap.held for swap in swaps]) / MIB
+    quarter = max(1, len(held) // 4)
+    early, late = float(np.median(held[:quarter])), float(np.median(held[-quarter:]))
     rows = [
         [
             "without a swap",
@@ -200,13 +213,14 @@ async def _measure(load: Load, nc: Client, pid: int, chosen: argparse.Namespace)
     ]
     report.print_table([f"batches of {BATCH_TEXTS} texts", "requests", "p50 ms", "p99 ms"], rows)
     print(f"{chosen.swaps} swaps, {seconds:.2f} s each (median); replies by version: {dict(swapping.versions)}")
-    print(f"memory of the worker: {before / MIB:.1f} MiB before, {after / MIB:.1f} MiB after (anonymous pages)\n")
+    print(f"memory of the worker after each swap: median {early:.0f} MiB in the first quarter, {late:.0f} in the last;")
+    print(f"{held.min():.0f} to {held.max():.0f} in all (anonymous pages)\n")
     for failure in swapping.failures[:3]:
         print(f"failed: {failure}")
     report.print_target("requests that failed", len(swapping.failures), 0, at_most=True)
     report.print_target("replies with vectors of another version", swapping.mixed, 0, at_most=True)
     report.print_target("p99 during a swap / without", p99_ms(touched) / p99_ms(quiet), 2, at_most=True)
-    report.print_target("growth of memory, %", 100 * (after / before - 1), 2, at_most=True)
+    report.print_target("growth of memory, last quarter over first, %", 100 * (late / early - 1), 2, at_most=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Asks the operating system, and torch where there is a GPU. Knows no registry and
 """
 
 import ctypes
+import functools
 import math
 import os
 import sys
@@ -19,6 +20,7 @@ MARGIN_BYTES = 1 << 30
 MARGIN_SHARE = 0.1
 """What stays free for activations, arenas and whatever else runs: a gibibyte or a tenth, whichever is more."""
 
+_M_ARENA_MAX = -8
 _BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.01, "int4": 0.64}
 """Bytes that a weight takes, scales of quantised ones included; what is measured after the load counts."""
 
@@ -88,21 +90,34 @@ def _size(file: Path) -> int:
     return file.stat().st_size
 
 
+def bound_arenas() -> None:
+    """Let all threads share two of glibc's arenas, before the first are made.
+
+    By default each thread gets one, and each keeps up to 64 MB of what small weights and batches took.
+    """
+    libc = _libc()
+    if libc is not None:
+        libc.mallopt(_M_ARENA_MAX, 2)
+
+
 def give_back(device: str = "cpu") -> None:
     """Return the memory of closed models to the device and to the operating system, which allocators put off."""
     if device.startswith("cuda"):
         import torch
 
         torch.cuda.empty_cache()
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
+    libc = _libc()
+    if libc is not None:
+        libc.malloc_trim(0)
 
 
-def _malloc_trim() -> Any:
-    """glibc's own way to give free pages back; None with other C libraries."""
+@functools.cache
+def _libc() -> Any:
+    """glibc; None with other C libraries."""
     if not sys.platform.startswith("linux"):
         return None
     with suppress(OSError, AttributeError):
-        return ctypes.CDLL(None).malloc_trim
+        libc = ctypes.CDLL(None)
+        if libc.mallopt and libc.malloc_trim:
+            return libc
     return None

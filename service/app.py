@@ -13,6 +13,7 @@ from nats.nuid import NUID
 
 from models.catalogue import Catalogue, load_catalogue
 from models.encoders.base import Encoder
+from models.memory import bound_arenas
 
 from . import residents
 from .bus.causes import Denied
@@ -64,6 +65,7 @@ async def serve(
     encoders: loaded models, instead of those that the settings name; loader: how others are loaded, instead of as the
     settings say. on_step hears what start-up is doing. Raises BusError or ModelError when it cannot start.
     """
+    bound_arenas()
     stop = Stop()
     end_on_signals(stop)
     try:

@@ -15,6 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from .base import Tokens
 
 ATTENTION = "mlbus_packed"
+ROUND_TO = 8
+"""Batches come in few sizes so: for each new one oneDNN compiles its products, which takes 2 ms, and keeps them."""
 UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias", "head_mask")
 """What a layer may ask of attention that is not computed here."""
 
@@ -56,16 +58,25 @@ def _no_mask(*_: Any, **__: Any) -> None:
     """Nothing is masked: no text sees another, and there is no padding to hide."""
 
 
-def packed_features(batch: Sequence[Tokens], device: str) -> dict[str, Any]:
-    """Token ids and positions (1, N) int64 of all texts, N tokens together, and the length of each."""
-    ids = torch.tensor([[i for tokens in batch for i in tokens.ids]])
-    positions = torch.cat([torch.arange(len(tokens)) for tokens in batch])[None]
-    lengths = [len(tokens) for tokens in batch]
+def packed_features(batch: Sequence[Tokens], pad_id: int, device: str) -> dict[str, Any]:
+    """Token ids and positions (1, N) int64 of all texts, N tokens together, and the length of each.
+
+    N is rounded up to a multiple of ROUND_TO by one more text, of padding.
+    """
+    texts = [tokens.ids for tokens in batch]
+    if missing := -sum(map(len, texts)) % ROUND_TO:
+        texts.append([pad_id] * missing)
+    lengths = [len(ids) for ids in texts]
+    ids = torch.tensor([[i for ids in texts for i in ids]])
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
     return {"input_ids": ids.to(device), "position_ids": positions.to(device), "packed_lengths": lengths}
 
 
-def unpacked(hidden: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states (1, N, D) -> a row for each text (B, T, D), zeros behind its end, and the mask (B, T) int64."""
-    rows = pad_sequence(list(torch.split(hidden[0], lengths)), batch_first=True)
-    mask = torch.arange(rows.shape[1])[None] < torch.tensor(lengths)[:, None]
+def unpacked(hidden: torch.Tensor, lengths: list[int], texts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states (1, N, D) -> a row for each of the first so many texts (B, T, D), and the mask (B, T) int64.
+
+    Behind a text's end its row is zeros.
+    """
+    rows = pad_sequence(list(torch.split(hidden[0], lengths))[:texts], batch_first=True)
+    mask = torch.arange(rows.shape[1])[None] < torch.tensor(lengths[:texts])[:, None]
     return rows, mask.to(device=hidden.device, dtype=torch.int64)

@@ -117,9 +117,9 @@ class TorchEncoder:
 
     def _packed(self, batch: Sequence[Tokens]) -> dict[str, Any]:
         """What the transformer makes of a batch without padding, as the modules behind it expect it."""
-        features = self._transformer(packed_features(batch, self.device))
+        features = self._transformer(packed_features(batch, self._pad_id, self.device))
         output = self._transformer.module_output_name
-        hidden, mask = unpacked(features[output], features.pop("packed_lengths"))
+        hidden, mask = unpacked(features[output], features.pop("packed_lengths"), len(batch))
         return {output: hidden, "attention_mask": mask}
 
     def _padded(self, batch: Sequence[Tokens]) -> dict[str, Any]:
