@@ -76,6 +76,7 @@ def configure_threads(threads: int) -> None:
     environment, where a value that the user has set wins.
     """
     torch.set_num_threads(threads)
+    torch.get_num_threads()  # a thread that has not asked yet would take what another sets after it
     torch.set_float32_matmul_precision("highest")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -4,6 +4,7 @@ import gc
 import json
 import shutil
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +247,15 @@ def test_options_are_checked_before_any_work(minilm: ModelSpec) -> None:
             check_options(encoder, TextOptions(), dimensions)
     with pytest.raises(UnknownPrompt):
         check_options(encoder, TextOptions(prompt_name="no such"), None)
+
+
+def test_each_thread_keeps_its_number_of_compute_threads() -> None:
+    with ThreadPoolExecutor(1) as device_thread, ThreadPoolExecutor(1) as loader_thread:
+        device_thread.submit(device.configure_threads, 2).result()
+        loader_thread.submit(device.configure_threads, 1).result()
+        assert device_thread.submit(torch.get_num_threads).result() == 2
+        assert loader_thread.submit(torch.get_num_threads).result() == 1
+    torch.set_num_threads(device.default_threads())
 
 
 def test_devices() -> None:
