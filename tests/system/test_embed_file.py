@@ -44,8 +44,18 @@ async def start(folder: Path, url: str, *arguments: str, **pipes: int) -> asynci
     environ = clean_environment(XDG_CONFIG_HOME=str(folder / "no-config"), NATS_URL=url, TERM="xterm")
     pipe = asyncio.subprocess.PIPE
     return await asyncio.create_subprocess_exec(
-        *(MLBUS, "embed", *arguments), cwd=folder, env=environ, stdout=pipe, **{"stdin": pipe, "stderr": pipe, **pipes}
+        *(MLBUS, "embed", *arguments),
+        cwd=folder,
+        env=environ,
+        stdout=pipe,
+        preexec_fn=_hear_ctrl_c,
+        **{"stdin": pipe, "stderr": pipe, **pipes},
     )
+
+
+def _hear_ctrl_c() -> None:
+    """As at a prompt: a suite that runs in the background has it ignored, and its children with it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 async def mlbus(folder: Path, url: str, *arguments: str, text: str = "") -> tuple[int, str, str]:
