@@ -1,7 +1,7 @@
 """Model repositories with random weights: the real file layout in any size, for measurements and tests.
 
-Owns Qodo-Embed-1-1.5B's layout and a small tokeniser of its kind, and a stand-in for jina-embeddings-v3. Knows nothing
-of how models are read; writes the shards tensor by tensor, so the true size never lies in memory.
+Owns Qodo-Embed-1-1.5B's layout and a stand-in for jina-embeddings-v3. Knows nothing of how models are read; writes the
+shards tensor by tensor, so the true size never lies in memory.
 """
 
 import json
@@ -13,18 +13,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+from .random_tokenizer import SPECIALS, small_tokenizer, write_json, write_tokenizer
+
 EMBEDDING_STD = 0.02
 QUERY_PROMPT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
-
-_WORDS = """
-def return import from class self for while if else elif try except finally with yield lambda raise not in is None
-True False print range len list dict set tuple str int float open read write close append items keys values sorted
-function const let var new this async await public private static void include struct enum match fn mut impl
-SELECT FROM WHERE GROUP BY ORDER JOIN ON INSERT INTO UPDATE DELETE the of a and to how do I read file line by over
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +64,12 @@ def write_qodo(
     The same arguments give the same bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer()
+    tokenizer = small_tokenizer()
     own = tokenizer.get_vocab_size()
     shape = _Shape(layers, hidden, heads, kv_heads, intermediate, max(own, vocab or own))
     _write_shards(folder, list(_tensors(shape, prefix)), seed, shards)
-    _write_tokenizer(folder, tokenizer)
-    _write_json(folder / "config.json", _config(shape, tokenizer.token_to_id(SPECIALS[0])))
+    write_tokenizer(folder, tokenizer)
+    write_json(folder / "config.json", _config(shape, tokenizer.token_to_id(SPECIALS[0])))
     _write_modules(folder, hidden, "lasttoken")
     return folder
 
@@ -96,7 +89,7 @@ def write_jina(
     Its tokeniser is that of `write_qodo`, and so are its arguments. Mean pooling.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer()
+    tokenizer = small_tokenizer()
     own, end = tokenizer.get_vocab_size(), tokenizer.token_to_id(SPECIALS[0])
     config = {
         "architectures": ["JinaEmbeddingsV3Model"],
@@ -113,8 +106,8 @@ def write_jina(
         "vocab_size": max(own, vocab or own),
     }
     _write_shards(folder, _tensors_of(config), seed, 1)
-    _write_tokenizer(folder, tokenizer)
-    _write_json(folder / "config.json", config)
+    write_tokenizer(folder, tokenizer)
+    write_json(folder / "config.json", config)
     _write_modules(folder, hidden, "mean_tokens")
     return folder
 
@@ -205,7 +198,7 @@ def _write_shards(folder: Path, tensors: Sequence[_Tensor], seed: int, shards: i
         _write_shard(folder / file, group, seed)
         weight_map |= {tensor.name: file for _, tensor in group}
     index_file = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(folder / "model.safetensors.index.json", index_file)
+    write_json(folder / "model.safetensors.index.json", index_file)
 
 
 def _write_shard(file: Path, group: Sequence[tuple[int, _Tensor]], seed: int) -> None:
@@ -232,58 +225,6 @@ def _values(tensor: _Tensor, seed: int, index: int) -> NDArray[np.float32]:
     return values
 
 
-def _tokenizer() -> Tokenizer:
-    """A byte-level BPE of Qwen2's kind with a few hundred merges, learned from words of code."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(_WORDS.splitlines(), trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
-    return tokenizer
-
-
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    tokenizer.save(str(folder / "tokenizer.json"))
-    tokenizer.model.save(str(folder))
-    added = {
-        str(tokenizer.token_to_id(token)): {
-            "content": token,
-            "lstrip": False,
-            "normalized": False,
-            "rstrip": False,
-            "single_word": False,
-            "special": True,
-        }
-        for token in SPECIALS
-    }
-    end = SPECIALS[0]
-    tokenizer_config = {
-        "add_prefix_space": False,
-        "add_eos_token": True,
-        "added_tokens_decoder": added,
-        "additional_special_tokens": list(SPECIALS[1:]),
-        "auto_map": {"AutoTokenizer": ["tokenization_qwen.Qwen2Tokenizer", "tokenization_qwen.Qwen2TokenizerFast"]},
-        "bos_token": None,
-        "clean_up_tokenization_spaces": False,
-        "eos_token": end,
-        "errors": "replace",
-        "model_max_length": 32768,
-        "pad_token": end,
-        "split_special_tokens": False,
-        "tokenizer_class": "Qwen2Tokenizer",
-        "unk_token": None,
-    }
-    _write_json(folder / "tokenizer_config.json", tokenizer_config)
-    _write_json(
-        folder / "special_tokens_map.json",
-        {"additional_special_tokens": list(SPECIALS[1:]), "eos_token": end, "pad_token": end},
-    )
-
-
 def _write_modules(folder: Path, hidden: int, pooling_mode: str) -> None:
     """What sentence-transformers reads: the module list, the pooling, the longest text and the prompts."""
     modules = [
@@ -303,11 +244,7 @@ def _write_modules(folder: Path, hidden: int, pooling_mode: str) -> None:
         "similarity_fn_name": "cosine",
     }
     (folder / "1_Pooling").mkdir(exist_ok=True)
-    _write_json(folder / "modules.json", modules)
-    _write_json(folder / "1_Pooling" / "config.json", pooling)
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": 32768, "do_lower_case": False})
-    _write_json(folder / "config_sentence_transformers.json", sentence_transformers)
-
-
-def _write_json(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "1_Pooling" / "config.json", pooling)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 32768, "do_lower_case": False})
+    write_json(folder / "config_sentence_transformers.json", sentence_transformers)
