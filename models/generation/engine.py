@@ -1,0 +1,243 @@
+"""The engine: completes many requests at once with one model, a step at a time.
+
+Owns every request from `add` to its one Finished. Synchronous; knows no thread, no clock and no wire.
+"""
+
+import itertools
+from collections.abc import Sequence as Rows
+
+import torch
+from torch import Tensor
+
+from . import sampling
+from .base import EngineFacts, EngineLimits, EngineLoad, Prompt, PromptTokens
+from .beam_group import BeamGroup
+from .causal_lm import CausalLM
+from .errors import DuplicateRequest, EngineFull, InvalidRequest, NonFiniteLogits, PromptTooLong
+from .kv import BLOCK, KVCache
+from .request import Event, Finished, FinishReason, Request, TokenLogprob
+from .runner import Runner
+from .sampling import NOT_FINITE, Chosen, SamplerState
+from .scheduler import Scheduler, Work
+from .sequence import Sequence
+from .text import TextOutput
+
+
+class Engine:
+    """A GenerationEngine over a loaded model, which it takes over."""
+
+    def __init__(self, loaded: CausalLM, limits: EngineLimits) -> None:
+        self._loaded = loaded
+        self._limits = limits
+        device = torch.device(loaded.device)
+        self._cache = KVCache(loaded.kv_shape, loaded.kv_shape.tokens_in(limits.kv_bytes), device)
+        self._runner = Runner(loaded.network, self._cache, device)
+        self._scheduler = Scheduler(self._cache, limits)
+        self._sequences: dict[str, Sequence] = {}
+        self._groups: dict[str, BeamGroup] = {}
+        self._events: list[Event] = []
+        self._order = itertools.count()
+        self._prompt_tokens = self._completion_tokens = 0
+        self.load = EngineLoad(kv_bytes=self._cache.nbytes)
+        self.facts = EngineFacts(
+            model=loaded.model,
+            version=loaded.version,
+            device=loaded.device,
+            dtype=loaded.dtype,
+            quantization=loaded.quantization,
+            weight_bytes=loaded.weight_bytes,
+            kv_bytes=self._cache.nbytes,
+            max_tokens=loaded.max_tokens,
+            vocabulary=loaded.vocabulary,
+            chat=loaded.prompts.chat,
+            fill=loaded.prompts.fill,
+            defaults=loaded.defaults,
+            notes=loaded.notes,
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        """See GenerationEngine."""
+        return not self._sequences and not self._events
+
+    def prompt_tokens(self, prompt: Prompt) -> PromptTokens:
+        """See GenerationEngine."""
+        return self._loaded.prompts(prompt)
+
+    def check(self, request: Request) -> None:
+        """See GenerationEngine."""
+        sampling.check(request.sampling, self.facts.vocabulary)
+        if not request.prompt:
+            raise InvalidRequest("prompt", "it has no tokens; send some text")
+        if request.max_tokens < 1:
+            raise InvalidRequest("max_tokens", "it must be at least 1")
+        if not 1 <= request.num_beams <= self._limits.max_running:
+            raise InvalidRequest("num_beams", f"it must be between 1 and {self._limits.max_running}")
+        if unknown := [token for token in request.prompt if not 0 <= token < self.facts.vocabulary]:
+            raise InvalidRequest("prompt", f"token id {unknown[0]} does not exist")
+        total = len(request.prompt) + request.max_tokens
+        cached = self._cache.tokens // BLOCK // request.num_beams * BLOCK
+        limits = ((self.facts.max_tokens, "the model's context"), (cached, "its cache on this worker"))
+        for limit, what in limits:
+            if total > limit:
+                raise PromptTooLong(len(request.prompt), request.max_tokens, limit, what)
+
+    def add(self, request: Request) -> None:
+        """See GenerationEngine."""
+        if request.id in self._sequences:
+            raise DuplicateRequest(request.id)
+        self.check(request)
+        if len(self._scheduler.waiting) >= self._limits.waiting:
+            raise EngineFull(f"{self._limits.waiting} requests wait")
+        if self._scheduler.waiting_tokens + len(request.prompt) > self._limits.waiting_tokens:
+            raise EngineFull(f"{self._limits.waiting_tokens} tokens of prompts wait")
+        self._prompt_tokens += len(request.prompt)
+        if request.num_beams > 1:
+            group = self._groups[request.id] = BeamGroup(request, next(self._order), self._scheduler)
+            sequence = group.first
+        else:
+            sequence = self._sampled(request)
+        self._sequences[request.id] = sequence
+        self._scheduler.add(sequence)
+        self._note_load()
+
+    def _sampled(self, request: Request) -> Sequence:
+        asked = request.sampling
+        sampler = SamplerState(asked, request.prompt, self.facts.vocabulary, request.stop_ids, request.min_tokens)
+        return Sequence(request, next(self._order), sampler, self._text_output(request))
+
+    def _text_output(self, request: Request) -> TextOutput:
+        return TextOutput(request, self._loaded.tokenizer)
+
+    def abort(self, request_id: str, reason: FinishReason) -> None:
+        """See GenerationEngine."""
+        if (sequence := self._sequences.get(request_id)) is not None:
+            self._finish(sequence, reason)
+
+    def step(self) -> list[Event]:
+        """See GenerationEngine."""
+        ends, rows = self._compute(self._scheduler.plan())
+        drawn = [place for place, sequence in enumerate(ends) if not sequence.is_beam]
+        if drawn:
+            self._choose([ends[place] for place in drawn], rows if len(drawn) == len(ends) else rows[drawn])
+        for request_id in dict.fromkeys(sequence.request.id for sequence in ends if sequence.is_beam):
+            group = self._groups[request_id]
+            self._search(group, rows[[ends.index(beam) for beam in group.beams]])
+        self._note_load()
+        events, self._events = self._events, []
+        return events
+
+    def _compute(self, works: Rows[Work]) -> tuple[list[Sequence], Tensor]:
+        """Run works -> the sequences whose next token can be chosen, and their scores (R, V) float32, in order.
+
+        Where that raises, each runs alone, and those that still raise fail.
+        """
+        nothing = torch.empty(0, self.facts.vocabulary)
+        if not works:
+            return [], nothing
+        try:
+            rows = self._runner.run(works)
+        except Exception as error:
+            if len(works) == 1:
+                self._fail(works[0].sequence, error)
+                return [], nothing
+            alone = [self._compute([work]) for work in works if work.sequence.request.id in self._sequences]
+            found = [sequence for sequences, _ in alone for sequence in sequences]
+            kept = [place for place, sequence in enumerate(found) if sequence.request.id in self._sequences]
+            return [found[place] for place in kept], torch.cat([rows for _, rows in alone])[kept]
+        for work in works:
+            self._scheduler.computed(work)
+        return [work.sequence for work in works if not work.sequence.missing], rows
+
+    def _choose(self, sequences: Rows[Sequence], rows: Tensor) -> None:
+        """Each sequence's next token, of its scores (R, V)."""
+        states = [sequence.sampler for sequence in sequences if sequence.sampler]
+        for sequence, chosen in zip(sequences, sampling.sample(rows, states), strict=True):
+            if chosen.id == NOT_FINITE:
+                self._fail(sequence, NonFiniteLogits(self.facts.model))
+            else:
+                self._take(sequence, chosen)
+
+    def _take(self, sequence: Sequence, chosen: Chosen) -> None:
+        """The next token of a text, and what comes of it."""
+        assert sequence.sampler is not None
+        assert sequence.output is not None
+        sequence.tokens.append(chosen.id)
+        sequence.sampler.append(chosen.id)
+        self._completion_tokens += 1
+        if chosen.id in sequence.request.stop_ids:
+            self._finish(sequence, "stop", chosen.id)
+            return
+        piece, matched = sequence.output.push(chosen.id, self._logprob(chosen))
+        if piece is not None:
+            self._events.append(piece)
+        if matched is not None:
+            self._finish(sequence, "stop", matched)
+        elif not sequence.left:
+            self._finish(sequence, "length")
+
+    def _logprob(self, chosen: Chosen) -> TokenLogprob | None:
+        if chosen.logprob is None:
+            return None
+        text = self._loaded.tokenizer.token_text
+        top = tuple((token, text(token), value) for token, value in chosen.top)
+        return TokenLogprob(chosen.id, text(chosen.id), chosen.logprob, top)
+
+    def _search(self, group: BeamGroup, rows: Tensor) -> None:
+        """The next tokens of a request's beams, of their scores (R, V) in the beams' order."""
+        if not bool(torch.isfinite(rows.amax(1)).all()):
+            self._fail(group.first, NonFiniteLogits(self.facts.model))
+            return
+        self._completion_tokens += 1
+        if (best := group.advance(rows)) is None:
+            return
+        first, end = group.first, best.stop_id
+        first.output = self._text_output(first.request)
+        first.tokens = [*first.request.prompt, *best.tokens, *([] if end is None else [end])]
+        for token in best.tokens:
+            piece, matched = first.output.push(token, None)
+            if piece is not None:
+                self._events.append(piece)
+            if matched is not None:
+                self._finish(first, "stop", matched)
+                return
+        self._finish(first, best.reason, end)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        self._finish(sequence, "error", error=error)
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        stop_reason: str | int | None = None,
+        error: Exception | None = None,
+    ) -> None:
+        """The one end of a request; text that was held back, unless a stop string ended it, comes first."""
+        request = sequence.request
+        if sequence.output is not None and not isinstance(stop_reason, str) and (piece := sequence.output.flush()):
+            self._events.append(piece)
+        self._events.append(Finished(request.id, reason, sequence.usage, stop_reason, error))
+        del self._sequences[request.id]
+        group = self._groups.pop(request.id, None)
+        for member in group.all if group else (sequence,):
+            self._scheduler.remove(member)
+
+    def _note_load(self) -> None:
+        scheduler, token_bytes = self._scheduler, self._loaded.kv_shape.token_bytes
+        self.load = EngineLoad(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            waiting_tokens=scheduler.waiting_tokens,
+            kv_used_bytes=scheduler.used_tokens * token_bytes,
+            kv_bytes=self._cache.nbytes,
+            prefix_hits=scheduler.prefix_hits,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            preempted=scheduler.preempted,
+        )
+
+    def close(self) -> None:
+        """See GenerationEngine."""
+        self._loaded.close()
+        self._cache.close()

@@ -1,0 +1,156 @@
+"""The cache of keys and values: one arena of a fixed size, in which each sequence has a run of tokens.
+
+Owns the arena and who has which part of it. A run is contiguous, so that attention reads it in place; it grows, moves
+and is copied as a whole. Knows no request and no model.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+BLOCK = 32
+"""Runs are multiples of so many tokens."""
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """A contiguous part of the arena: tokens start ... start + capacity. Moved by its cache alone."""
+
+    start: int
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """What a model keeps of each token."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the keys and values of one token, in all layers."""
+        return 2 * self.layers * self.heads * self.head_dim * self.dtype.itemsize
+
+    def tokens_in(self, budget_bytes: int) -> int:
+        """How many tokens a cache of so many bytes holds, the one behind its end for padding left out."""
+        return max(0, (budget_bytes // self.token_bytes - BLOCK) // BLOCK * BLOCK)
+
+
+class KVCache:
+    """keys, values: for each layer (heads, tokens + BLOCK, head_dim). The last block takes what nobody keeps."""
+
+    def __init__(self, shape: KVShape, tokens: int, device: torch.device) -> None:
+        self.tokens = tokens
+        self.sink = tokens
+        size = (2, shape.layers, shape.heads, tokens + BLOCK, shape.head_dim)
+        self._arena = torch.empty(size, dtype=shape.dtype, device=device)
+        self.keys, self.values = (list(part.unbind(0)) for part in self._arena.unbind(0))
+        self._runs: list[Run] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Of the whole arena."""
+        return self._arena.nbytes
+
+    @property
+    def used_tokens(self) -> int:
+        """What the runs take together."""
+        return sum(run.capacity for run in self._runs)
+
+    def allocate(self, tokens: int) -> Run | None:
+        """A run for at least so many tokens; None where there is no room, however the others lie."""
+        capacity = blocks(tokens)
+        if self.used_tokens + capacity > self.tokens:
+            return None
+        hole = next((at for at, size in self._holes() if size >= capacity), None)
+        if hole is None:
+            hole = self._compact()
+        run = Run(hole, capacity)
+        self._runs.append(run)
+        self._runs.sort(key=_start)
+        return run
+
+    def grow(self, run: Run, tokens: int, filled: int) -> bool:
+        """Make a run hold so many tokens, its first `filled` kept: in place, or elsewhere -> whether there was room."""
+        capacity = blocks(tokens)
+        behind = next((size for at, size in self._holes() if at == run.start + run.capacity), 0)
+        if run.capacity + behind >= capacity:
+            run.capacity = max(run.capacity, capacity)
+            return True
+        if self.used_tokens - run.capacity + capacity > self.tokens:
+            return False
+        larger = self.allocate(tokens)
+        if larger is None:  # only without the old run there is room: it moves to the end of the others
+            return self._grow_last(run, capacity)
+        self.copy(run, larger, filled)
+        run.start, larger.start = larger.start, run.start
+        run.capacity, larger.capacity = larger.capacity, run.capacity
+        self.free(larger)
+        self._runs.sort(key=_start)
+        return True
+
+    def shrink(self, run: Run, tokens: int) -> None:
+        """Give back what a run has beyond so many tokens."""
+        run.capacity = min(run.capacity, blocks(tokens))
+
+    def free(self, run: Run) -> None:
+        """Give a run back."""
+        self._runs.remove(run)
+
+    def copy(self, source: Run, target: Run, tokens: int) -> None:
+        """Copy the first tokens of one run to another."""
+        self._move(source.start, target.start, tokens)
+
+    def close(self) -> None:
+        """Let go of the arena."""
+        self.keys, self.values = [], []
+        del self._arena
+
+    def _holes(self) -> Iterator[tuple[int, int]]:
+        """Start and size of what is free, in order."""
+        end = 0
+        for run in self._runs:
+            if run.start > end:
+                yield end, run.start - end
+            end = run.start + run.capacity
+        if end < self.tokens:
+            yield end, self.tokens - end
+
+    def _compact(self) -> int:
+        """Move all runs to the front -> where the free part begins."""
+        end = 0
+        for run in self._runs:
+            self._move(run.start, end, run.capacity)
+            run.start = end
+            end += run.capacity
+        return end
+
+    def _grow_last(self, run: Run, capacity: int) -> bool:
+        """Move a run behind all others, where what is free adds up to enough."""
+        kept = self._arena[:, :, :, run.start : run.start + run.capacity].clone()
+        self._runs.remove(run)
+        run.start = self._compact()
+        self._arena[:, :, :, run.start : run.start + run.capacity] = kept
+        run.capacity = capacity
+        self._runs.append(run)
+        return True
+
+    def _move(self, source: int, target: int, tokens: int) -> None:
+        if source == target or not tokens:
+            return
+        part = self._arena[:, :, :, source : source + tokens]
+        overlaps = abs(source - target) < tokens
+        self._arena[:, :, :, target : target + tokens] = part.clone() if overlaps else part
+
+
+def _start(run: Run) -> int:
+    return run.start
+
+
+def blocks(tokens: int) -> int:
+    """The least multiple of BLOCK that holds so many tokens."""
+    return -(-tokens // BLOCK) * BLOCK

@@ -1,0 +1,61 @@
+"""Random numbers without a generator: each is a function of a seed, a position in the text and a token id.
+
+So a completion is the same whatever runs beside it, on whichever worker, and after it was computed anew. Owns the
+hashing, SplitMix64 (Steele, Lea and Flood, 2014): seed and position choose where its sequence starts, the token id
+counts its steps. Knows no logits. Integers wrap around alike on every device.
+"""
+
+from torch import Tensor
+
+_STEP = 0x9E3779B97F4A7C15
+_FACTORS = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_BITS = 31
+_WORD = 2**64 - 1
+_LARGEST = 1 - 2**-24
+"""The float32 next to 1."""
+
+
+def start(seed: int, position: int) -> int:
+    """Where the numbers of one position of one text start: 64 bits, as a signed integer for an int64 tensor.
+
+    seed: unsigned, 64 bits. position: tokens made before.
+    """
+    return _signed(_mixed(_mixed(seed + _STEP) + (position + 1) * _STEP))
+
+
+def uniform(starts: Tensor, ids: Tensor) -> Tensor:
+    """A number of 31 random bits for each token, never 0 or 1.
+
+    starts (R, 1) and ids (R, N) or (1, N), both int64 -> (R, N) float32. Small ones keep all their bits, those near 1
+    are rounded to 24.
+    """
+    word = starts + (ids + 1) * _signed(_STEP)
+    for shift, factor in zip((30, 27), _FACTORS, strict=True):
+        word ^= _shifted(word, shift)
+        word *= _signed(factor)
+    # SplitMix64 folds the word by 31 once more here, which leaves the bits that are taken as they are.
+    return _shifted(word, 64 - _BITS).float().add_(0.5).mul_(2.0**-_BITS).clamp_(max=_LARGEST)
+
+
+def exponential(starts: Tensor, ids: Tensor) -> Tensor:
+    """Like `uniform`, but exponentially distributed, with mean 1: minus the logarithm of Gumbel noise.
+
+    Fine where it is near 0, which is what decides a race: log1p of small uniform numbers, not log of those near 1.
+    """
+    return uniform(starts, ids).neg_().log1p_().neg_()
+
+
+def _shifted(word: Tensor, bits: int) -> Tensor:
+    """To the right, with zeros from the left: int64 would bring in its sign."""
+    return (word >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+
+
+def _mixed(word: int) -> int:
+    word &= _WORD
+    for shift, factor in zip((30, 27), _FACTORS, strict=True):
+        word = ((word ^ (word >> shift)) * factor) & _WORD
+    return word ^ (word >> 31)
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >> 63 else word

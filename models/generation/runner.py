@@ -1,0 +1,66 @@
+"""One pass of the model over a step's work: new tokens in, scores for the next ones out. Knows no queue."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from ..device import memory_errors
+from .attention import Segment, StepAttention, use_cached_attention
+from .kv import KVCache
+from .scheduler import Work
+
+ROUND_ABOVE = 8
+"""Steps of more tokens are rounded up to a multiple of so many: for each new number oneDNN compiles its products."""
+
+
+class Runner:
+    """A causal language model that keeps its keys and values in a cache."""
+
+    def __init__(self, model: PreTrainedModel, cache: KVCache, device: torch.device) -> None:
+        use_cached_attention(model)
+        self._model = model
+        self._cache = cache
+        self._device = device
+
+    def run(self, works: Sequence[Work]) -> torch.Tensor:
+        """Compute the works' tokens -> (R, V) float32, a row for each work that ends its sequence, in order.
+
+        Raises OutOfDeviceMemory and whatever the model raises; the cache then is as good as before.
+        """
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        segments: list[Segment] = []
+        last: list[int] = []
+        for work in works:
+            sequence, past = work.sequence, work.sequence.computed
+            assert sequence.run is not None
+            ids += sequence.tokens[past : past + work.length]
+            positions += range(past, past + work.length)
+            slots += range(sequence.run.start + past, sequence.run.start + past + work.length)
+            segments.append(Segment(sequence.run.start, past, work.length))
+            if work.length == sequence.missing:
+                last.append(len(ids) - 1)
+        if len(ids) > ROUND_ABOVE:
+            padding = -len(ids) % ROUND_ABOVE
+            ids += [0] * padding
+            positions += [0] * padding
+            slots += [self._cache.sink] * padding
+        return self._forward(ids, positions, slots, segments, last)
+
+    def _forward(
+        self, ids: list[int], positions: list[int], slots: list[int], segments: list[Segment], last: list[int]
+    ) -> torch.Tensor:
+        device = self._device
+        with torch.inference_mode(), memory_errors(str(device)):
+            attention = StepAttention(self._cache, segments, torch.tensor(slots, device=device))
+            output = self._model(
+                input_ids=torch.tensor([ids], device=device),
+                position_ids=torch.tensor([positions], device=device),
+                use_cache=False,
+                logits_to_keep=torch.tensor(last, dtype=torch.long, device=device),
+                step_attention=attention,
+            )
+            logits: torch.Tensor = output.logits[0].float()
+            return logits

@@ -1,0 +1,196 @@
+"""Who runs in the next step: decodes first, then prompts in chunks, each with room in the cache.
+
+Owns the queue, those that run and their place in the cache. Runs no model.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .base import EngineLimits
+from .kv import KVCache, Run
+from .prefixes import Prefixes, first_block
+from .sequence import Sequence
+
+HEADROOM = 256
+"""Tokens for which a sequence gets room ahead of need, where it may make so many."""
+ALONE = 4
+"""Where nobody decodes, and so nobody waits for the next token, chunks may be so many times as long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The next `length` tokens of a sequence, to be computed in a step."""
+
+    sequence: Sequence
+    length: int
+
+
+class Scheduler:
+    """A queue, and the sequences that run; those that came first go first, and are preempted last."""
+
+    def __init__(self, cache: KVCache, limits: EngineLimits) -> None:
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.preempted = 0
+        self.prefix_hits = 0
+        self._cache = cache
+        self._limits = limits
+        self._prefixes = Prefixes()
+        self._prompts: deque[Sequence] = deque()
+
+    @property
+    def used_tokens(self) -> int:
+        """Tokens of the cache that running sequences take."""
+        return self._cache.used_tokens - self._prefixes.kept_tokens
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens of the sequences that wait."""
+        return sum(len(sequence.tokens) for sequence in self.waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        """Put a sequence at the end of the queue."""
+        self.waiting.append(sequence)
+
+    def fork(self, sequence: Sequence, parent: Sequence) -> None:
+        """Let a beam go on from what the cache has of another one."""
+        assert sequence.run is not None
+        assert parent.run is not None
+        self._cache.copy(parent.run, sequence.run, parent.computed)
+        sequence.computed = parent.computed
+        if sequence not in self.running:
+            self.running.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take out a sequence that has ended; what the cache has of it is kept while there is room."""
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+        if sequence.run is None:
+            return
+        self._leave(sequence)
+        if sequence.keys:
+            self._cache.shrink(sequence.run, sequence.computed)
+            self._prefixes.keep(sequence)
+        else:
+            self._free(sequence)
+
+    def computed(self, work: Work) -> None:
+        """A step has computed this."""
+        work.sequence.computed += work.length
+        if not work.sequence.is_beam:  # whose tokens change
+            self._prefixes.note(work.sequence)
+
+    def plan(self) -> list[Work]:
+        """What the next step computes; empty where there is nothing to do."""
+        self._admit()
+        decodes = [Work(sequence, 1) for sequence in self._decoding() if self._has_room(sequence)]
+        decodes = [work for work in decodes if work.sequence.run is not None]  # a later one may have turned it out
+        return [*decodes, *self._chunks(self._limits.chunk_tokens * (1 if decodes else ALONE))]
+
+    def _admit(self) -> None:
+        while self.waiting and self._place(sequence := self.waiting[0]):
+            self.waiting.popleft()
+            self.running.append(sequence)
+            self._prompts.append(sequence)
+
+    def _decoding(self) -> list[Sequence]:
+        return sorted((s for s in self.running if s.missing == 1 and s not in self._prompts), key=_order)
+
+    def _chunks(self, budget: int) -> Iterator[Work]:
+        """Parts of prompts within a budget of tokens, in turn: whoever got one goes to the end."""
+        leaders = self._leaders()
+        for sequence in list(self._prompts):
+            if budget <= 0:
+                return
+            if not sequence.computed:
+                if leaders.get(first_block(sequence.tokens), sequence) is not sequence:
+                    continue
+                self._reuse(sequence)
+            length = min(budget, sequence.missing)
+            budget -= length
+            self._prompts.remove(sequence)
+            if length < sequence.missing:
+                self._prompts.append(sequence)
+            yield Work(sequence, length)
+
+    def _leaders(self) -> dict[int | None, Sequence]:
+        """Of the prompts that begin alike, the one furthest on: the others wait and find it computed."""
+        furthest: dict[int | None, Sequence] = {}
+        for sequence in self._prompts:
+            if (name := first_block(sequence.tokens)) is not None:
+                leader = furthest.setdefault(name, sequence)
+                if sequence.computed > leader.computed:
+                    furthest[name] = sequence
+        return furthest
+
+    def _reuse(self, sequence: Sequence) -> None:
+        """Copy what the cache has of the same beginning."""
+        found = self._prefixes.longest(sequence.tokens)
+        if found is None:
+            return
+        holder, tokens = found
+        assert holder.run is not None
+        assert sequence.run is not None
+        self._cache.copy(holder.run, sequence.run, tokens)
+        sequence.computed = tokens
+        sequence.cached = min(tokens, len(sequence.request.prompt))
+        self.prefix_hits += sequence.cached
+
+    def _place(self, sequence: Sequence) -> bool:
+        """Give a sequence, and its siblings, their runs, if there is room without turning out others that run."""
+        beams = (sequence, *sequence.siblings)
+        if len(self.running) + len(beams) > self._limits.max_running:
+            return False
+        ahead = sequence.left if sequence.is_beam else min(sequence.left, HEADROOM)  # beams never grow
+        for beam in beams:
+            beam.run = self._room(len(sequence.tokens) + ahead)
+        if all(beam.run for beam in beams):
+            return True
+        for beam in beams:
+            if beam.run:
+                self._free(beam)
+        return False
+
+    def _room(self, tokens: int) -> Run | None:
+        while (run := self._cache.allocate(tokens)) is None:
+            if (oldest := self._prefixes.oldest()) is None:
+                return None
+            self._free(oldest)
+        return run
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        """Whether a decoding sequence has room for its next token; others are turned out for it, the latest first."""
+        while sequence.run is not None and sequence.run.capacity < len(sequence.tokens):
+            need = len(sequence.tokens)
+            for tokens in (need + min(sequence.left, HEADROOM), need):
+                if self._cache.grow(sequence.run, tokens, sequence.computed):
+                    return True
+            if (oldest := self._prefixes.oldest()) is not None:
+                self._free(oldest)
+            else:
+                self._preempt(max((other for other in self.running if not other.is_beam), key=_order))
+        return sequence.run is not None
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Turn out a sequence: all its tokens are computed again, and none of them changes."""
+        self.preempted += 1
+        self._leave(sequence)
+        self._free(sequence)
+        self.waiting.appendleft(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        if sequence in self.running:
+            self.running.remove(sequence)
+        if sequence in self._prompts:
+            self._prompts.remove(sequence)
+
+    def _free(self, sequence: Sequence) -> None:
+        assert sequence.run is not None
+        self._prefixes.forget(sequence)
+        self._cache.free(sequence.run)
+        sequence.run, sequence.computed = None, 0
+
+
+def _order(sequence: Sequence) -> int:
+    return sequence.order

@@ -1,0 +1,56 @@
+"""A request on its way through the engine: its tokens, and how many of them the cache holds. Knows no model."""
+
+from dataclasses import dataclass, field
+
+from .kv import Run
+from .request import Request, Usage
+from .sampling import SamplerState
+from .text import TextOutput
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """tokens: of the prompt and made so far. computed: how many of them have keys and values in `run`.
+
+    cached: tokens of the prompt that came out of the prefix cache. keys: the names of its full blocks (prefixes.py).
+    sampler, output: None for a beam, whose tokens its search chooses. siblings: the other beams, for the first one.
+    """
+
+    request: Request
+    order: int
+    sampler: SamplerState | None
+    output: TextOutput | None
+    tokens: list[int] = field(default_factory=list)
+    run: Run | None = None
+    computed: int = 0
+    cached: int = 0
+    keys: list[int] = field(default_factory=list)
+    siblings: tuple["Sequence", ...] = ()
+
+    def __post_init__(self) -> None:
+        self.tokens = self.tokens or list(self.request.prompt)
+
+    @property
+    def is_beam(self) -> bool:
+        """Whether it is one of several that are searched together."""
+        return self.request.num_beams > 1
+
+    @property
+    def missing(self) -> int:
+        """Tokens to be computed before the next one can be chosen; 0 once it can."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def made(self) -> int:
+        """Tokens of the completion so far."""
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def left(self) -> int:
+        """Tokens that may still be made."""
+        return self.request.max_tokens - self.made
+
+    @property
+    def usage(self) -> Usage:
+        """See Usage."""
+        return Usage(len(self.request.prompt), self.cached, self.made)
