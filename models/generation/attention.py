@@ -44,10 +44,11 @@ class StepAttention:
         Tokens of no segment, at the end, see nothing and give zeros.
         """
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys.index_copy_(1, self._slots, key[0])
-        values.index_copy_(1, self._slots, value[0])
+        keys.index_copy_(1, self._slots, key[0].to(keys.dtype))
+        values.index_copy_(1, self._slots, value[0].to(keys.dtype))
         _, heads, tokens, _ = query.shape
         out = query.new_zeros(1, tokens, heads, value.shape[-1])
+        query = query.to(keys.dtype)
         at = 0
         for segment, mask in zip(self._segments, self._masks, strict=True):
             end = segment.start + segment.past + segment.length

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from . import noise
 from .sampler_state import SamplerState
+from .thresholds import top_k_mask, top_p_mask
 
-CANDIDATES = 64, 256, 1024
-"""How many of the likeliest tokens are looked at, fewest first, before a whole vocabulary is sorted: among 32,000
-that takes 40 times as long as the 256 largest."""
+CANDIDATES = 64, 512
+"""How many of the likeliest tokens are looked at, fewest first, before a whole vocabulary is, which is slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +50,17 @@ def draw(scores: Tensor, largest: Tensor, states: Sequence[SamplerState]) -> Ten
     """
     rows = _rows(scores, largest, states)
     drawn = torch.empty_like(largest, dtype=torch.int64)
-    if free := [place for place, state in enumerate(states) if not state.is_filtered]:
-        drawn[free] = _draw_from_all(rows.at(free))
     waiting = [place for place, state in enumerate(states) if state.is_filtered]
-    for size in _sizes(scores.shape[1]):
-        if tried := [place for place in waiting if states[place].top_k < size or size == scores.shape[1]]:
+    for size in CANDIDATES:
+        if tried := [place for place in waiting if states[place].top_k < size < scores.shape[1]]:
             drawn[tried], settled = _draw_from_likeliest(rows.at(tried), size)
             done = {place for place, is_settled in zip(tried, settled.tolist(), strict=True) if is_settled}
             waiting = [place for place in waiting if place not in done]
+    if waiting:
+        drawn[waiting] = _draw_filtered(rows.at(waiting))
+    if free := [place for place, state in enumerate(states) if not state.is_filtered]:
+        drawn[free] = _draw_from_all(rows.at(free))
     return drawn
-
-
-def _sizes(vocabulary: int) -> list[int]:
-    return [*(size for size in CANDIDATES if size < vocabulary), vocabulary]
 
 
 def _rows(scores: Tensor, largest: Tensor, states: Sequence[SamplerState]) -> _Rows:
@@ -82,37 +80,48 @@ def _rows(scores: Tensor, largest: Tensor, states: Sequence[SamplerState]) -> _R
 
 
 def _draw_from_all(rows: _Rows) -> Tensor:
-    ids = torch.arange(rows.scores.shape[1], device=rows.scores.device)[None]
-    return _fastest(rows.weights(rows.scores), rows.noise_start, ids)
+    return _fastest(rows.weights(rows.scores), rows.noise_start, _all_ids(rows))
+
+
+def _draw_filtered(rows: _Rows) -> Tensor:
+    weights = rows.weights(rows.scores)
+    if bool((rows.top_k < rows.scores.shape[1]).any()):
+        weights *= top_k_mask(rows.scores, rows.top_k)
+    kept = (weights > 0) & (weights >= rows.min_p)
+    if bool((rows.top_p < torch.inf).any()):
+        wanted = rows.top_p * weights.sum(1, keepdim=True, dtype=torch.float64)
+        kept &= top_p_mask(rows.scores, weights, wanted)
+    return _fastest(weights * kept, rows.noise_start, _all_ids(rows))
 
 
 def _draw_from_likeliest(rows: _Rows, size: int) -> tuple[Tensor, Tensor]:
     """Draw from the `size` likeliest tokens -> token ids (R,), and whether all that the filters keep is among them.
 
-    size: above each row's top_k, or the whole vocabulary.
+    size: above each row's top_k.
     """
-    vocabulary = rows.scores.shape[1]
     scores, ids = _ranked(rows.scores, size)
+    counts_all = rows.top_k == rows.scores.shape[1]
     in_top_k = scores >= scores.gather(1, rows.top_k.clamp(max=size) - 1)
     weights = rows.weights(scores) * in_top_k
-    counts_all = rows.top_k == vocabulary
     mass = weights.sum(1, keepdim=True, dtype=torch.float64)
-    if size < vocabulary and bool((counts_all & (rows.top_p < 1)).any()):
+    if bool((counts_all & (rows.top_p < torch.inf)).any()):
         mass = torch.where(counts_all, rows.weights(rows.scores).sum(1, keepdim=True, dtype=torch.float64), mass)
     above = weights.cumsum(1, dtype=torch.float64) - weights
-    kept = in_top_k & (above < rows.top_p * mass) & (weights >= rows.min_p)
-    drawn = _fastest(weights * kept, rows.noise_start, ids)
-    if size == vocabulary:
-        return drawn, torch.ones_like(drawn, dtype=torch.bool)
+    kept = (weights > 0) & (weights >= rows.min_p) & (above < rows.top_p * mass)
     # Every filter keeps a first part of the ranking. So nothing is missing where the last candidate has no weight, or
     # is out and no tie of one that is in; with top-k its ties count towards the mass, in or out.
     lowest = scores.masked_fill(~kept, torch.inf).amin(1)
-    return drawn, (weights[:, -1] == 0) | (counts_all[:, 0] & (scores[:, -1] < lowest))
+    settled = (weights[:, -1] == 0) | (counts_all[:, 0] & (scores[:, -1] < lowest))
+    return _fastest(weights * kept, rows.noise_start, ids), settled
+
+
+def _all_ids(rows: _Rows) -> Tensor:
+    return torch.arange(rows.scores.shape[1], device=rows.scores.device)[None]
 
 
 def _ranked(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The largest scores in falling order, and their ids; of equal ones the higher id first, as transformers ranks."""
-    ids = scores.topk(size, sorted=False).indices.sort(descending=True).values
+    """The largest scores in falling order, and their ids; of equal ones the lower id first."""
+    ids = scores.topk(size, sorted=False).indices.sort().values
     ranked, order = scores.gather(1, ids).sort(descending=True, stable=True)
     return ranked, ids.gather(1, order)
 

@@ -5,9 +5,11 @@ hashing, SplitMix64 (Steele, Lea and Flood, 2014): seed and position choose wher
 counts its steps. Knows no logits. Integers wrap around alike on every device.
 """
 
+import torch
 from torch import Tensor
 
 _STEP = 0x9E3779B97F4A7C15
+_SHIFTS = 30, 27
 _FACTORS = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _BITS = 31
 _WORD = 2**64 - 1
@@ -30,11 +32,12 @@ def uniform(starts: Tensor, ids: Tensor) -> Tensor:
     are rounded to 24.
     """
     word = starts + (ids + 1) * _signed(_STEP)
-    for shift, factor in zip((30, 27), _FACTORS, strict=True):
-        word ^= _shifted(word, shift)
+    scratch = torch.empty_like(word)  # fresh memory costs more than the arithmetic
+    for shift, factor in zip(_SHIFTS, _FACTORS, strict=True):
+        word ^= _shifted(word, shift, scratch)
         word *= _signed(factor)
     # SplitMix64 folds the word by 31 once more here, which leaves the bits that are taken as they are.
-    return _shifted(word, 64 - _BITS).float().add_(0.5).mul_(2.0**-_BITS).clamp_(max=_LARGEST)
+    return _shifted(word, 64 - _BITS, scratch).float().add_(0.5).mul_(2.0**-_BITS).clamp_(max=_LARGEST)
 
 
 def exponential(starts: Tensor, ids: Tensor) -> Tensor:
@@ -45,14 +48,14 @@ def exponential(starts: Tensor, ids: Tensor) -> Tensor:
     return uniform(starts, ids).neg_().log1p_().neg_()
 
 
-def _shifted(word: Tensor, bits: int) -> Tensor:
+def _shifted(word: Tensor, bits: int, out: Tensor) -> Tensor:
     """To the right, with zeros from the left: int64 would bring in its sign."""
-    return (word >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+    return torch.bitwise_right_shift(word, bits, out=out).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mixed(word: int) -> int:
     word &= _WORD
-    for shift, factor in zip((30, 27), _FACTORS, strict=True):
+    for shift, factor in zip(_SHIFTS, _FACTORS, strict=True):
         word = ((word ^ (word >> shift)) * factor) & _WORD
     return word ^ (word >> 31)
 

@@ -14,7 +14,7 @@ from . import noise
 from .request import Sampling
 
 GREEDY_BELOW = 1e-5
-"""A temperature below divides logits by so little that float32 knows the likeliest token only."""
+"""At a temperature below, only tokens whose logits hardly differ would share the odds."""
 
 Ids = NDArray[np.int64]
 Values = NDArray[np.float32]

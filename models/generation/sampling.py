@@ -4,7 +4,6 @@ Owns the order of things (biases and mask, penalties, then argmax or temperature
 what is refused, and what a row without finite scores becomes. Knows no model and no text.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,8 +40,7 @@ def check(sampling: Sampling, vocabulary: int) -> None:
     """Refuse what cannot be sampled. A top_k above the vocabulary is none. Raises InvalidRequest."""
     ranges = {
         "temperature": (0, 2),
-        "top_k": (0, math.inf),
-        "top_p": (math.nextafter(0, 1), 1),
+        "top_k": (0, 2**31 - 1),
         "min_p": (0, 1),
         "repetition_penalty": (0.01, 10),
         "presence_penalty": (-2, 2),
@@ -51,6 +49,8 @@ def check(sampling: Sampling, vocabulary: int) -> None:
     }
     for name, (low, high) in ranges.items():
         _check_range(name, getattr(sampling, name), low, high)
+    if not 0 < sampling.top_p <= 1:
+        raise InvalidRequest("top_p", f"{sampling.top_p} is not above 0 and at most 1")
     if sampling.logprobs is not None:
         _check_range("logprobs", sampling.logprobs, 0, MAX_LOGPROBS)
     for token, bias in sampling.logit_bias.items():
