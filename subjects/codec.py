@@ -4,10 +4,11 @@ Knows content types and pydantic models; knows no subject, no connection and no 
 """
 
 import functools
+import json
 from base64 import b64encode
 from collections.abc import Mapping
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import msgpack
 import numpy as np
@@ -28,9 +29,22 @@ _ALIASES = {
     "text/plain": names.TEXT,
 }
 _OFFERED = "application/json, application/msgpack"
-
+_MAX_CONTAINERS = 1000
+_MAX_NUMBERED_ENTRIES = 2048
 
 MessageT = TypeVar("MessageT", bound=BaseModel)
+T = TypeVar("T")
+
+
+@runtime_checkable
+class TextForm(Protocol):
+    """A message that can also be sent as plain text."""
+
+    def as_text(self) -> str:
+        """The body."""
+
+    def beside_text(self) -> dict[str, Any]:
+        """What the body has no room for: fields for the header Ml-Result; empty for none."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -62,8 +76,9 @@ def request_type(header: str | None, body: bytes) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _parse_accept(header: str) -> str | None:
+def _parse_accept(header: str, text: bool) -> str | None:
     """The best offered type (None: whatever the request used). Order breaks ties of q."""
+    offered = (names.JSON, names.MSGPACK, names.TEXT) if text else (names.JSON, names.MSGPACK)
     ranked: list[tuple[float, str | None]] = []
     for item in header.split(","):
         media, *parameters = (part.strip().lower() for part in item.split(";"))
@@ -72,10 +87,10 @@ def _parse_accept(header: str) -> str | None:
             continue
         if media in ("*/*", "application/*"):
             ranked.append((quality, None))
-        elif _ALIASES.get(media) in (names.JSON, names.MSGPACK):
+        elif _ALIASES.get(media) in offered:
             ranked.append((quality, _ALIASES[media]))
     if not ranked:
-        raise NotAcceptable(f"Accept {header[:80]!r} asks for nothing that is sent here; accept {_OFFERED}")
+        raise NotAcceptable(f"Accept {header[:80]!r} asks for nothing that is sent here; accept {', '.join(offered)}")
     return max(ranked, key=lambda choice: choice[0])[1]
 
 
@@ -86,13 +101,14 @@ def _quality(text: str) -> float:
         return 0.0
 
 
-def reply_type(accept: str | None, request: str) -> str:
-    """The content type of the reply: Accept's choice, else the request's own; text in, JSON out.
+def reply_type(accept: str | None, request: str, text: bool = False) -> str:
+    """The content type of the reply: Accept's choice, else the request's own.
 
+    text: whether the subject's replies have a text form; where they have none, text in is JSON out.
     Raises NotAcceptable.
     """
-    chosen = _parse_accept(accept) if accept else None
-    return chosen or (names.JSON if request == names.TEXT else request)
+    chosen = _parse_accept(accept, text) if accept else None
+    return chosen or (names.JSON if request == names.TEXT and not text else request)
 
 
 def decode(body: bytes, content_type: str, message: type[MessageT], text_field: str | None = None) -> MessageT:
@@ -110,7 +126,7 @@ def decode(body: bytes, content_type: str, message: type[MessageT], text_field: 
             raise UnsupportedType(f"plain text is not read on this subject; send {_OFFERED}")
         fields = {text_field: _read_text(body)}
     else:
-        fields = loads(body, content_type)
+        fields = loads(body, content_type, _MAX_CONTAINERS)
     return validate(fields, message)
 
 
@@ -126,8 +142,11 @@ def validate(fields: Any, message: type[MessageT]) -> MessageT:
         raise _explain(error, message) from None
 
 
-def loads(body: bytes, content_type: str) -> Any:
-    """A JSON or MessagePack body as plain Python values. Raises Malformed."""
+def loads(body: bytes, content_type: str, max_containers: int | None = None) -> Any:
+    """A JSON or MessagePack body as plain Python values. Raises Malformed.
+
+    max_containers: how many lists and maps MessagePack from anybody may hold; absent: any number, as in replies.
+    """
     if content_type == names.JSON:
         try:
             return orjson.loads(body)
@@ -136,7 +155,7 @@ def loads(body: bytes, content_type: str) -> Any:
                 f"unreadable JSON: {error}; a text that starts with {{ or [ needs Content-Type: text/plain"
             ) from None
     try:
-        return msgpack.unpackb(body, list_hook=(counted := _Counted()), object_hook=counted)
+        return msgpack.unpackb(body, **({} if max_containers is None else _Bounded(max_containers).hooks))
     except MLError:
         raise
     except UnicodeDecodeError:
@@ -146,18 +165,27 @@ def loads(body: bytes, content_type: str) -> Any:
         raise Malformed(f"unreadable MessagePack: {reason}; set Content-Type if it is something else") from None
 
 
-class _Counted:
-    """Refuses a message of a great many lists or maps: a byte of it can become fifty in memory."""
+class _Bounded:
+    """Refuses a message of a great many lists or maps: a byte of it can become fifty in memory.
 
-    LIMIT = 1000
+    Keys are strings, or the whole numbers of a map so small that it is fast whichever they are.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._seen = 0
+        self.hooks = {"list_hook": self._count, "object_pairs_hook": self._map, "strict_map_key": False}
 
-    def __call__(self, container: Any) -> Any:
+    def _map(self, pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+        numbered = sum(isinstance(key, int) for key, _ in pairs)
+        if numbered > _MAX_NUMBERED_ENTRIES or not all(isinstance(key, str | bytes | int) for key, _ in pairs):
+            raise Malformed(f"the keys of a map must be strings, or at most {_MAX_NUMBERED_ENTRIES} whole numbers")
+        return dict(self._count(pairs))
+
+    def _count(self, container: T) -> T:
         self._seen += 1
-        if self._seen > self.LIMIT:
-            raise Malformed(f"the message has more than {self.LIMIT} lists and maps; no request needs that")
+        if self._seen > self._most:
+            raise Malformed(f"the message has more than {self._most} lists and maps; no request needs that")
         return container
 
 
@@ -173,9 +201,11 @@ def _read_text(body: bytes) -> str:
 def dumps(message: BaseModel | Mapping[str, Any], content_type: str) -> bytes:
     """A message as bytes. Fields that are None are left out, and so is an `encoding_format` of float32.
 
-    Arrays become little-endian bytes in MessagePack and numbers in JSON; where `encoding_format` is base64, base64 of
-    those bytes in both.
+    Plain text is for messages with a text form. Arrays become little-endian bytes in MessagePack and numbers in JSON;
+    where `encoding_format` is base64, base64 of those bytes in both.
     """
+    if content_type == names.TEXT:
+        return _text_form(message).as_text().encode()
     fields = _fields(message)
     encoding_format = fields.get("encoding_format")
     if encoding_format == "float32":
@@ -185,6 +215,25 @@ def dumps(message: BaseModel | Mapping[str, Any], content_type: str) -> bytes:
     if encoding_format == "base64":
         return orjson.dumps(fields, default=_in_base64)
     return orjson.dumps(fields, default=_in_numbers, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def text_headers(message: BaseModel) -> dict[str, str]:
+    """The headers that go with a message in plain text."""
+    facts = _text_form(message).beside_text()
+    return {names.RESULT: json.dumps(facts, default=_fields)} if facts else {}
+
+
+def dumps_error(error: MLError, request_id: str, content_type: str) -> bytes:
+    """The body of an error reply; in plain text one line."""
+    if content_type == names.TEXT:
+        return f"error {error.code}: {error.message}\n".encode()
+    return dumps(error.body(request_id), content_type)
+
+
+def _text_form(message: BaseModel | Mapping[str, Any]) -> TextForm:
+    if not isinstance(message, TextForm):
+        raise TypeError(f"{type(message).__name__} has no text form")
+    return message
 
 
 def _fields(message: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
@@ -224,7 +273,8 @@ def _fault(fault: ErrorDetails, message: type[BaseModel]) -> str:
     if fault["type"] == "missing":
         return f"field {where!r} is missing"
     if fault["type"] in ("model_type", "dict_type", "model_attributes_type"):
-        return f"the body must be a map of fields: {', '.join(message.model_fields)}"
+        fields = ", ".join(message.model_fields)
+        return f"field {where!r} must be a map" if where else f"the body must be a map of fields: {fields}"
     if fault["type"] == "string_unicode":
         return f"field {where!r} holds a lone surrogate; send valid Unicode"
     reason = fault["msg"].removeprefix("Value error, ")

@@ -11,6 +11,8 @@ from . import names
 from .errors import Internal
 
 CHUNK = "chunk"
+TOKEN = "token"
+PING = "ping"
 DONE = "done"
 ERROR = "error"
 

@@ -1,8 +1,8 @@
 """The `mlbus` command: what can be typed, and how its errors read.
 
-Owns names, options and exit codes: 0 done, 1 failed, 2 not usable as typed or as set. `embed` and `similarity` are in
-text_commands.py, what is typed below `mlbus models` is in models_app.py. What a command does is in its own module,
-imported when the command runs: `mlbus --help` must not wait for numpy, nor `mlbus ping` for torch.
+Owns names, options and exit codes: 0 done, 1 failed, 2 not usable as typed or as set. `embed`, `similarity` and
+`generate` are in text_commands.py, what is typed below `mlbus models` is in models_app.py. What a command does is in
+its own module, imported when the command runs: `mlbus --help` must not wait for numpy, nor `mlbus ping` for torch.
 """
 
 import io
@@ -15,7 +15,7 @@ import typer
 
 from .models_app import models_app
 from .options import NATS, Config, DeviceName, DtypeName, Json, LogFormat, LogLevel, NatsUrl, Timeout
-from .text_commands import embed, similarity
+from .text_commands import embed, generate, similarity
 
 app = typer.Typer(
     name="mlbus",
@@ -180,6 +180,7 @@ def serve(
 
 app.command(rich_help_panel=_ASK)(embed)
 app.command(rich_help_panel=_ASK)(similarity)
+app.command(rich_help_panel=_ASK)(generate)
 
 
 @app.command(rich_help_panel=_LOOK)

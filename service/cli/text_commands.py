@@ -1,4 +1,4 @@
-"""`mlbus embed` and `mlbus similarity` as they are typed; what they do is in modules of their own, imported then."""
+"""`mlbus embed`, `similarity` and `generate` as they are typed; what each does is in its own module, imported then."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -22,10 +22,16 @@ from .options import (
 
 if TYPE_CHECKING:
     from subjects.client import EmbedCallOptions
+    from subjects.generate_client import GenerateCallOptions
 
 _FILE = "Into a file"
+_FORM = "What is completed"
+_WRITING = "How the text is written"
 _READING = ("model", "dimensions", "task", "prompt_name", "prompt", "truncate", "priority")
 """The parameters of both commands that say how texts are read; a request's fields have the same names."""
+
+_SAMPLING = ("model", "max_tokens", "temperature", "top_p", "top_k", "seed")
+"""The parameters of `generate` that are fields of its request, besides --stop."""
 
 
 def embed(
@@ -137,3 +143,81 @@ def similarity(
 def _reading(context: typer.Context) -> "EmbedCallOptions":
     """What was typed of them."""
     return cast("EmbedCallOptions", {name: context.params[name] for name in _READING})
+
+
+def generate(
+    context: typer.Context,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="Text to go on with; - reads standard input.")
+    ] = None,
+    fim: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE:LINE[:COLUMN]",
+            help="Fill in the middle: print what may stand before this place.",
+            rich_help_panel=_FORM,
+        ),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="PROMPT is a question to answer, by a chat model.", rich_help_panel=_FORM)
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="With --chat: what holds for it.", rich_help_panel=_FORM)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="ID", help="Model; absent: the worker's default.", rich_help_panel=_WRITING)
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="How long it may get.", show_default="256", rich_help_panel=_WRITING),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            metavar="T", help="0 to 2; 0: always the likeliest.", show_default="the model's", rich_help_panel=_WRITING
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            help="Only the likeliest tokens of this mass.",
+            show_default="the model's",
+            rich_help_panel=_WRITING,
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Only the N likeliest.", show_default="the model's", rich_help_panel=_WRITING),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="The same gives the same text.", show_default="drawn", rich_help_panel=_WRITING),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End before this text; repeat for more.", rich_help_panel=_WRITING),
+    ] = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option("--stream/--no-stream", help="Print as it is written.", show_default="on a terminal"),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Tell tokens, time and seed on standard error.")
+    ] = False,
+    as_json: Json = False,
+    nats_url: NatsUrl = None,
+    timeout: Timeout = 120.0,
+) -> None:
+    """Complete a text, answer a question or fill in a gap. Ctrl-C ends the work at the worker too.
+
+    With --json the reply is an object; with --stream as well, each frame is one, on a line of its own.
+    """
+    from .ask import Connection
+    from .generate import Output, form_of, print_completion
+
+    typed = {name: context.params[name] for name in _SAMPLING} | {"stop": stop}
+    given = {name: value for name, value in typed.items() if value is not None}
+    form = form_of(prompt, fim, system, chat=chat)
+    output = Output(stream, verbose, as_json)
+    print_completion(form, cast("GenerateCallOptions", given), Connection(nats_url, timeout), output)

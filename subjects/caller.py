@@ -1,0 +1,188 @@
+"""One client's requests over a connection: headers, deadlines, retries, frames, and word to the worker on giving up.
+
+Knows the wire; knows no message of any subject.
+"""
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from opentelemetry import propagate
+from pydantic import BaseModel, ValidationError
+
+from . import codec, names
+from .attempts import Attempts
+from .discovery import inbox
+from .errors import DeadlinePassed, Internal, MLError, TooLarge, Unavailable, from_reply
+from .stream import Frame, read_frame
+
+ReplyT = TypeVar("ReplyT", bound=BaseModel)
+_WAY_BACK_S = 0.25
+
+
+class Caller:
+    """timeout_s: for a whole call, retries included, where it has none of its own.
+
+    retries: how often a retryable error is tried again.
+    """
+
+    def __init__(self, nc: Client, timeout_s: float, retries: int) -> None:
+        self._nc = nc
+        self._timeout_s = timeout_s
+        self._retries = retries
+
+    async def ask(self, subject: str, request: BaseModel, reply: type[ReplyT], timeout_s: float | None) -> ReplyT:
+        """Send a request and read the one reply. Raises MLError; giving up tells the worker."""
+        body = _body(request)
+        attempts = self._attempts(timeout_s)
+        while True:
+            try:
+                return parse((await self._attempt(subject, body, attempts.left_s())).data, reply)
+            except MLError as error:
+                await attempts.wait(error)
+
+    async def stream(self, subject: str, request: BaseModel, timeout_s: float | None) -> AsyncGenerator[Frame, None]:
+        """The frames of a streamed reply, retried until the first one is there; closing early tells the worker."""
+        body = _body(request)
+        attempts = self._attempts(timeout_s)
+        started = False
+        while True:
+            try:
+                async with aclosing(self._stream_once(subject, body, attempts)) as frames:
+                    async for frame in frames:
+                        started = True
+                        yield frame
+                return
+            except MLError as error:
+                if started:
+                    raise
+                await attempts.wait(error)
+
+    async def cancel(self, request_id: str) -> None:
+        """End the request with this id, wherever it runs."""
+        await self._nc.publish(names.cancel_subject(request_id))
+
+    def _attempts(self, timeout_s: float | None) -> Attempts:
+        return Attempts(self._timeout_s if timeout_s is None else timeout_s, self._retries)
+
+    async def _attempt(self, subject: str, body: bytes, timeout_s: float) -> Msg:
+        request_id = uuid4().hex
+        headers = _headers(request_id, timeout_s)
+        self._check_size(headers, body)
+        try:
+            message = await self._nc.request(subject, body, timeout=timeout_s, headers=headers)
+        except nats.errors.NoRespondersError:
+            raise _no_worker(subject) from None
+        except nats.errors.TimeoutError:
+            await self._give_up(request_id)
+            raise DeadlinePassed(f"no answer on {subject} within {timeout_s:.3g} s") from None
+        except nats.errors.Error as error:
+            raise _no_connection(error) from None
+        except asyncio.CancelledError:
+            await self._give_up(request_id)
+            raise
+        if refusal := _error_in(message):
+            raise refusal
+        return message
+
+    async def _stream_once(self, subject: str, body: bytes, attempts: Attempts) -> AsyncGenerator[Frame, None]:
+        request_id = uuid4().hex
+        headers = _headers(request_id, attempts.left_s()) | {names.STREAM: "true"}
+        self._check_size(headers, body)
+        ended = False
+        try:
+            async with inbox(self._nc) as (reply, messages):
+                await self._nc.publish(subject, body, reply=reply, headers=headers)
+                for seq in itertools.count():
+                    message = await _next_message(messages, subject, attempts.left_s())
+                    if refusal := _error_in(message):
+                        ended = True
+                        raise refusal
+                    frame = read_frame(message.headers or {}, message.data, seq)
+                    ended = frame.last
+                    yield frame
+                    if ended:
+                        return
+        except nats.errors.Error as error:
+            raise _no_connection(error) from None
+        finally:
+            if not ended:
+                await self._give_up(request_id)
+
+    async def _give_up(self, request_id: str) -> None:
+        """Tell the worker that nobody waits any more, if there is still a way to tell it."""
+        with suppress(nats.errors.Error):
+            await self.cancel(request_id)
+
+    def _check_size(self, headers: dict[str, str], body: bytes) -> None:
+        """The server counts the headers too, and closes the connection on a message that is too large."""
+        size = names.header_bytes(headers) + len(body)
+        if size > self._nc.max_payload:
+            raise TooLarge(f"the request takes {size} bytes, a message holds {self._nc.max_payload}; send fewer texts")
+
+
+def split(options: Any) -> tuple[dict[str, Any], float | None]:
+    """A call's options -> the fields of its request, and its timeout_s."""
+    fields = dict(options)
+    return fields, fields.pop("timeout_s", None)
+
+
+def parse(body: bytes, reply: type[ReplyT]) -> ReplyT:
+    """A body as the message it should be. Raises Internal."""
+    try:
+        return reply.model_validate(codec.loads(body, codec.request_type(None, body)))
+    except ValidationError as error:
+        raise Internal(f"the worker's reply is not a {reply.__name__}: {error.error_count()} faults") from None
+
+
+async def _next_message(messages: Any, subject: str, timeout_s: float) -> Msg:
+    try:
+        message: Msg = await messages.next_msg(timeout=timeout_s)
+    except nats.errors.TimeoutError:
+        raise DeadlinePassed(f"the stream on {subject} did not end in time") from None
+    if (message.headers or {}).get("Status") == "503":
+        raise _no_worker(subject)
+    return message
+
+
+def _body(request: BaseModel) -> bytes:
+    return codec.dumps(request.model_dump(exclude_defaults=True), names.MSGPACK)
+
+
+def _headers(request_id: str, timeout_s: float) -> dict[str, str]:
+    """The worker is given a little less time, so that what it says when that is up still comes."""
+    work_s = min(timeout_s - min(_WAY_BACK_S, timeout_s / 20), names.MAX_TIMEOUT_S)
+    headers = {
+        names.CONTENT_TYPE: names.MSGPACK,
+        names.REQUEST_ID: request_id,
+        names.TIMEOUT_MS: str(max(1, int(work_s * 1000))),
+    }
+    propagate.inject(headers)  # the current trace, where OpenTelemetry is configured
+    return headers
+
+
+def _no_worker(subject: str) -> Unavailable:
+    return Unavailable(f"no worker listens on {subject}; start one with `mlbus serve`")
+
+
+def _no_connection(error: nats.errors.Error) -> Unavailable:
+    return Unavailable(f"the connection to NATS does not carry the request: {error or type(error).__name__}")
+
+
+def _error_in(message: Msg) -> MLError | None:
+    headers = message.headers or {}
+    code = headers.get(names.ERROR_CODE)
+    if code is None:
+        return None
+    try:
+        body = codec.loads(message.data, codec.request_type(headers.get(names.CONTENT_TYPE), message.data))
+    except MLError:
+        body = {}
+    number = int(code) if code.isdigit() else Internal.code
+    return from_reply(number, headers.get(names.ERROR, ""), body if isinstance(body, dict) else {})

@@ -1,0 +1,239 @@
+"""`ml.generate` and `ml.generate.batch`: a prompt in, its completion out, whole or as frames of a stream.
+
+`index` is a prompt's place in a batch, `choice` a completion's place among the n of its prompt. Completion number
+k = index * n + choice is sampled with seed + k (mod 2^64) and tells that seed, so that each can be had again alone.
+"""
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field, model_validator
+
+from .embed import Message, Reply, Token
+from .generate_fields import MAX_TOKEN_ID, Biases, Part, StopStrings, StopTokenIds, Text
+
+MAX_TOKENS = 1_048_576
+MAX_SEED = 2**64 - 1
+MAX_PROMPTS = 256
+MAX_MESSAGES = 256
+
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "timeout", "error"]
+Role: TypeAlias = Literal["system", "user", "assistant"]
+
+_WITHOUT_SAMPLING = {"n": 1, "temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0}
+
+
+class ChatMessage(Message):
+    role: Role
+    content: Text
+
+
+class GenerateOptions(Message):
+    """What every request that generates may say about how.
+
+    temperature, top_p, top_k, min_p, repetition_penalty: absent, as the model's generation_config says, and where that
+    says nothing, what leaves every token its probability.
+    """
+
+    model: Token | None = Field(None, description="model id; absent: the worker's default")
+    max_tokens: int = Field(256, ge=1, le=MAX_TOKENS, description="tokens of a completion at most")
+    min_tokens: int = Field(0, ge=0, le=MAX_TOKENS, description="before these it does not end by itself")
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="0: greedy")
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False, description="only the likeliest of this mass")
+    top_k: int | None = Field(None, ge=0, le=MAX_TOKEN_ID, description="only so many of the likeliest; 0: all")
+    min_p: float | None = Field(
+        None, ge=0, le=1, allow_inf_nan=False, description="none below this share of the likeliest one's probability"
+    )
+    repetition_penalty: float | None = Field(
+        None, ge=0.01, le=10, allow_inf_nan=False, description="1: none; for tokens of prompt and text"
+    )
+    presence_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False, description="for tokens of the text")
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, allow_inf_nan=False, description="for tokens of the text, each time they stand there"
+    )
+    logit_bias: Biases | None = Field(
+        None, description="token id -> what is added to its logit; ids are strings of decimals in JSON"
+    )
+    logprobs: int | None = Field(
+        None, ge=0, le=20, description="tell each token's log-probability, and so many of the likeliest in its place"
+    )
+    n: int = Field(1, ge=1, le=16, description="completions of each prompt")
+    num_beams: int = Field(1, ge=1, le=8, description="above 1: beam search, without sampling and not streamed")
+    length_penalty: float = Field(
+        1.0, ge=-10, le=10, allow_inf_nan=False, description="of a beam's score; above 0 favours longer texts"
+    )
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="absent: drawn; told in the reply either way")
+    stop: StopStrings | None = Field(None, description="strings that end the text and are no part of it; one or a list")
+    stop_token_ids: StopTokenIds | None = Field(None, description="tokens that end the text, besides the model's own")
+    echo: bool = Field(False, description="begin the text with the prompt")
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "GenerateOptions":
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"field 'min_tokens' is {self.min_tokens}, above 'max_tokens', {self.max_tokens}")
+        if self.num_beams == 1 and self.length_penalty != 1:
+            raise ValueError("field 'length_penalty' is for beams: send 'num_beams' above 1 too")
+        if self.num_beams > 1:
+            self._check_beams()
+        return self
+
+    def _check_beams(self) -> None:
+        """Beams are searched, not sampled: what would have no effect is refused."""
+        sampled = [name for name, neutral in _WITHOUT_SAMPLING.items() if getattr(self, name) not in (None, neutral)]
+        if sampled:
+            raise ValueError(f"fields {', '.join(map(repr, sampled))} and 'num_beams' above 1 exclude each other")
+
+
+class GenerateRequest(GenerateOptions):
+    """One of three forms: `prompt`; or `messages`; or `prefix` and `suffix`, between which the text is to stand."""
+
+    prompt: Text | None = Field(None, description="a text to go on with")
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = Field(
+        None, description="a chat to answer, for models with a chat template"
+    )
+    prefix: Part | None = Field(None, description="what stands before the gap, for models that fill in the middle")
+    suffix: Part | None = Field(None, description="what stands behind it; one of the two may be empty")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "GenerateRequest":
+        given = {name for name in ("prompt", "messages", "prefix", "suffix") if getattr(self, name) is not None}
+        if given not in ({"prompt"}, {"messages"}, {"prefix", "suffix"}):
+            raise ValueError("send one of 'prompt' (a text that is not empty), 'messages', or 'prefix' and 'suffix'")
+        if self.prefix == self.suffix == "":
+            raise ValueError("fields 'prefix' and 'suffix' are both empty")
+        if self.echo and self.prompt is None:
+            raise ValueError("field 'echo' is for a 'prompt'")
+        return self
+
+
+class GenerateBatchRequest(GenerateOptions):
+    prompts: Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+
+
+class GenerateUsage(Reply):
+    """Tokens. cached_tokens: those of the prompt that were not computed again."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class TopLogprob(Reply):
+    token: str = Field(description="its text; where a character takes several tokens, its bytes may not be text")
+    id: int
+    logprob: float = Field(description="natural logarithm of its probability, before penalties and filters")
+
+
+class TokenLogprob(TopLogprob):
+    top: list[TopLogprob] = Field(default_factory=list, description="the likeliest tokens in its place")
+
+
+class Ended(Reply):
+    """How a completion ended."""
+
+    finish_reason: FinishReason
+    stop_reason: str | int | None = Field(
+        None, description="the stop string or token id that ended it; absent: the model's own end"
+    )
+    seed: int = Field(description="with which it was sampled")
+
+
+class Completed(Ended):
+    text: str
+    logprobs: list[TokenLogprob] | None = Field(None, description="absent unless asked for", repr=False)
+
+
+class Choice(Completed):
+    """One of n completions of a prompt."""
+
+    choice: int
+
+
+class GenerateFailure(Reply):
+    """Why one prompt of a batch failed; the codes are those of error replies."""
+
+    code: int
+    message: str
+
+
+class GenerateResult(Completed):
+    """One prompt of a batch. With `error` its finish reason is `error` too. choices: absent unless n > 1."""
+
+    usage: GenerateUsage
+    choices: list[Choice] | None = None
+    error: GenerateFailure | None = None
+
+
+class Generated(Reply):
+    """What every last message says of the model behind it. usage: of all completions."""
+
+    model: str
+    version: str = Field(description="the exact weights and precision that served the request")
+    usage: GenerateUsage
+
+
+class GenerateReply(Completed, Generated):
+    """choices: all n of them, absent unless n > 1; the other fields are those of the first."""
+
+    choices: list[Choice] | None = None
+
+    def as_text(self) -> str:
+        return self.text
+
+    def beside_text(self) -> dict[str, Any]:
+        return _facts(self)
+
+
+class GenerateBatchReply(Generated):
+    results: list[GenerateResult] = Field(description="in the order of the prompts")
+
+
+class TokenFrame(Reply):
+    """More text of one completion: whole characters, never empty. index: in a batch only; choice: with n > 1 only."""
+
+    seq: int = 0
+    text: str
+    index: int | None = None
+    choice: int | None = None
+    logprobs: list[TokenLogprob] | None = Field(None, description="absent unless asked for", repr=False)
+
+    def as_text(self) -> str:
+        return self.text
+
+    def beside_text(self) -> dict[str, Any]:
+        return {}
+
+
+class PingFrame(Reply):
+    """Nothing yet, and still at work."""
+
+    seq: int = 0
+
+
+class CompletionEnd(Ended):
+    """The end of one completion out of several. index, choice, error: as in TokenFrame and GenerateResult."""
+
+    index: int | None = None
+    choice: int | None = None
+    usage: GenerateUsage
+    error: GenerateFailure | None = None
+
+
+class GenerateDone(Ended, Generated):
+    """The last frame. choices: all ends, absent where there is one completion; the other fields are the first one's."""
+
+    seq: int = 0
+    choices: list[CompletionEnd] | None = None
+
+    def as_text(self) -> str:
+        """A frame's body is never empty: a line break, which a terminal needs anyway."""
+        return "\n"
+
+    def beside_text(self) -> dict[str, Any]:
+        return _facts(self)
+
+
+_FACTS = ("model", "version", "finish_reason", "stop_reason", "seed", "usage")
+
+
+def _facts(message: Reply) -> dict[str, Any]:
+    return {name: value for name in _FACTS if (value := getattr(message, name)) is not None}

@@ -1,0 +1,54 @@
+"""The types of a generation request's fields, each with its bounds. Knows no message."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+
+from .embed import MAX_TEXT_CHARS
+
+MAX_TOKEN_ID = 2**31 - 1
+MAX_STOPS = 16
+MAX_BIASES = 1024
+
+_DECIMAL = re.compile(r"0|[1-9][0-9]{0,9}")
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("the text holds a NUL character (U+0000); remove it or decode the data first")
+    return text
+
+
+def _as_list(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
+def _whole_keys(biases: Any) -> Any:
+    """JSON has only strings for keys."""
+    if not isinstance(biases, Mapping):
+        return biases
+    return {_token_id(key): bias for key, bias in biases.items()}
+
+
+def _token_id(key: Any) -> Any:
+    if not isinstance(key, str):
+        return key
+    if not _DECIMAL.fullmatch(key):
+        raise ValueError(f"its keys are token ids, as decimal numbers, not {key[:40]!r}")
+    return int(key)
+
+
+Part = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS), AfterValidator(_without_nul)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS), AfterValidator(_without_nul)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+Biases = Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES), BeforeValidator(_whole_keys)]
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+StopStrings = Annotated[
+    list[StopString],
+    Field(max_length=MAX_STOPS),
+    BeforeValidator(_as_list, json_schema_input_type=list[StopString] | StopString),
+]
+StopTokenIds = Annotated[list[TokenId], Field(max_length=MAX_STOPS)]
