@@ -5,6 +5,7 @@ Owns every request from `add` to its one Finished. Synchronous; knows no thread,
 
 import itertools
 from collections.abc import Sequence as Rows
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,10 +13,11 @@ from torch import Tensor
 from . import sampling
 from .base import EngineFacts, EngineLimits, EngineLoad, Prompt, PromptTokens
 from .beam_group import BeamGroup
+from .beams import check_beams
 from .causal_lm import CausalLM
 from .errors import DuplicateRequest, EngineFull, InvalidRequest, NonFiniteLogits, PromptTooLong
-from .kv import BLOCK, KVCache
-from .request import Event, Finished, FinishReason, Request, TokenLogprob
+from .kv import BLOCK, KVCache, KVShape, kv_dtype
+from .request import Event, Finished, FinishReason, Request, Sampling, TokenLogprob
 from .runner import Runner
 from .sampling import NOT_FINITE, Chosen, SamplerState
 from .scheduler import Scheduler, Work
@@ -30,7 +32,8 @@ class Engine:
         self._loaded = loaded
         self._limits = limits
         device = torch.device(loaded.device)
-        self._cache = KVCache(loaded.kv_shape, loaded.kv_shape.tokens_in(limits.kv_bytes), device)
+        self._shape = _kept(loaded, device)
+        self._cache = KVCache(self._shape, self._shape.tokens_in(limits.kv_bytes), device)
         self._runner = Runner(loaded.network, self._cache, device)
         self._scheduler = Scheduler(self._cache, limits)
         self._sequences: dict[str, Sequence] = {}
@@ -71,8 +74,11 @@ class Engine:
             raise InvalidRequest("prompt", "it has no tokens; send some text")
         if request.max_tokens < 1:
             raise InvalidRequest("max_tokens", "it must be at least 1")
-        if not 1 <= request.num_beams <= self._limits.max_running:
-            raise InvalidRequest("num_beams", f"it must be between 1 and {self._limits.max_running}")
+        check_beams(request.num_beams, request.length_penalty)
+        if request.num_beams > self._limits.max_running:
+            raise InvalidRequest("num_beams", f"this worker runs {self._limits.max_running} at once")
+        if request.num_beams > 1 and (given := _adjusting(request.sampling)):
+            raise InvalidRequest(given, "a beam search takes none; leave num_beams out to sample")
         if unknown := [token for token in request.prompt if not 0 <= token < self.facts.vocabulary]:
             raise InvalidRequest("prompt", f"token id {unknown[0]} does not exist")
         total = len(request.prompt) + request.max_tokens
@@ -224,12 +230,12 @@ class Engine:
             self._scheduler.remove(member)
 
     def _note_load(self) -> None:
-        scheduler, token_bytes = self._scheduler, self._loaded.kv_shape.token_bytes
+        scheduler = self._scheduler
         self.load = EngineLoad(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             waiting_tokens=scheduler.waiting_tokens,
-            kv_used_bytes=scheduler.used_tokens * token_bytes,
+            kv_used_bytes=scheduler.used_tokens * self._shape.token_bytes,
             kv_bytes=self._cache.nbytes,
             prefix_hits=scheduler.prefix_hits,
             prompt_tokens=self._prompt_tokens,
@@ -241,3 +247,17 @@ class Engine:
         """See GenerationEngine."""
         self._loaded.close()
         self._cache.close()
+
+
+def _kept(loaded: CausalLM, device: torch.device) -> KVShape:
+    """What the cache keeps of a token, in the type that is best there."""
+    shape = loaded.kv_shape
+    sharing = loaded.network.config.num_attention_heads // shape.heads
+    return replace(shape, dtype=kv_dtype(shape.dtype, sharing, device))
+
+
+def _adjusting(asked: Sampling) -> str | None:
+    """The field that would change the model's scores, if there is one."""
+    plain = Sampling()
+    fields = ("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs")
+    return next((field for field in fields if getattr(asked, field) != getattr(plain, field)), None)

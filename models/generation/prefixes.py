@@ -26,7 +26,7 @@ class Prefixes:
         while (known := len(sequence.keys) * BLOCK) + BLOCK <= sequence.computed:
             before = sequence.keys[-1] if sequence.keys else 0
             sequence.keys.append(_name(before, sequence.tokens[known : known + BLOCK]))
-            self._holders[sequence.keys[-1]] = sequence
+            self._holders.setdefault(sequence.keys[-1], sequence)
 
     def longest(self, tokens: Tokens[int]) -> tuple[Sequence, int] | None:
         """Whose cache begins as these tokens do, and for how long; the last token is left to be computed."""
@@ -42,9 +42,11 @@ class Prefixes:
         common = _common(found.tokens, tokens, min(found.computed, len(tokens) - 1))
         return (found, common) if common else None
 
-    def keep(self, sequence: Sequence) -> None:
-        """Keep the run of a sequence that has ended, as the one used last."""
-        self._kept[sequence] = None
+    def keep(self, sequence: Sequence) -> bool:
+        """Keep the run of a sequence that has ended, as the one used last -> whether it has what no other one has."""
+        if any(self._holders.setdefault(key, sequence) is sequence for key in sequence.keys):
+            self._kept[sequence] = None
+        return sequence in self._kept
 
     def oldest(self) -> Sequence | None:
         """The kept sequence that has not been used for longest, which is kept no more; None if there is none."""

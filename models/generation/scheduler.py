@@ -69,9 +69,8 @@ class Scheduler:
         if sequence.run is None:
             return
         self._leave(sequence)
-        if sequence.keys:
+        if self._prefixes.keep(sequence):
             self._cache.shrink(sequence.run, sequence.computed)
-            self._prefixes.keep(sequence)
         else:
             self._free(sequence)
 
@@ -139,6 +138,7 @@ class Scheduler:
 
     def _place(self, sequence: Sequence) -> bool:
         """Give a sequence, and its siblings, their runs, if there is room without turning out others that run."""
+        self._prefixes.longest(sequence.tokens)  # what it will copy has been used last, and is turned out last
         beams = (sequence, *sequence.siblings)
         if len(self.running) + len(beams) > self._limits.max_running:
             return False

@@ -1,0 +1,101 @@
+"""What a causal language model's configuration says: whether the engine can run it, how far it sees, what it keeps.
+
+Owns which architectures are refused, and why. Reads config.json alone; builds nothing.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from ..catalogue import ModelSpec
+from ..errors import ModelUnavailable
+from ..quiet import quiet
+from .kv import KVShape
+
+LONGEST_BELIEVED = 100_000_000
+"""Some configurations state an astronomical context for none."""
+
+
+def served_config(spec: ModelSpec, folder: Path) -> PretrainedConfig:
+    """The configuration in a folder, of a model that the engine can run; code of the folder's own is never run.
+
+    Raises ModelUnavailable.
+    """
+    try:
+        with quiet():
+            config: PretrainedConfig = AutoConfig.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # a foreign file can make the library raise anything
+        first_line = str(error).partition("\n")[0]
+        reason = f"the config.json in {folder} cannot be used ({type(error).__name__}: {first_line[:200]})"
+        raise ModelUnavailable(spec.id, f"{reason}; choose another model") from error
+    if why := _unserved(config):
+        raise ModelUnavailable(spec.id, f"its architecture, {config.model_type}, is not served: {why}")
+    _open_window(spec, config)
+    return config
+
+
+def context_of(spec: ModelSpec, config: PretrainedConfig) -> int:
+    """Tokens of prompt and completion together: the model's positions, or the entry's `max_tokens` where fewer.
+
+    Raises ModelUnavailable where neither says.
+    """
+    stated = [_positions(config), spec.max_tokens]
+    believed = [limit for limit in stated if limit and limit < LONGEST_BELIEVED]
+    if not believed:
+        raise ModelUnavailable(spec.id, "it states no longest context; give `max_tokens` in its entry")
+    return min(believed)
+
+
+def kv_shape(config: PretrainedConfig, dtype: torch.dtype) -> KVShape:
+    """What each token leaves in the cache."""
+    heads = config.num_attention_heads
+    kv_heads = 1 if getattr(config, "multi_query", False) else getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return KVShape(config.num_hidden_layers, kv_heads, head_dim, dtype)
+
+
+def _positions(config: PretrainedConfig) -> int | None:
+    return getattr(config, "max_position_embeddings", None)
+
+
+def _unserved(config: PretrainedConfig) -> str | None:
+    """Why the engine cannot run a model, as a clause; None where it can."""
+    networks: Any = AutoModelForCausalLM._model_mapping
+    if type(config) not in networks:
+        return "it does not generate text from text alone"
+    network = networks[type(config)]
+    faults = {
+        "it reads with an encoder, through cross attention": _says(config, "is_encoder_decoder", "add_cross_attention"),
+        "it keeps a state instead of keys and values": network._is_stateful,
+        "its attention cannot be exchanged for the engine's": not network._supports_attention_backend,
+        "its layers do not all see the whole text": _says(config, "attention_chunk_size") or not _sees_all(config),
+        "it caps the scores of its attention": _says(config, "attn_logit_softcapping"),
+        "its keys and values are not of one width": _says(config, "kv_lora_rank", "v_head_dim"),
+        "some of its layers have no keys and values of their own": _says(config, "num_kv_shared_layers"),
+        "its weights are quantised already, which is only done here": _says(config, "quantization_config"),
+    }
+    return next((reason for reason, applies in faults.items() if applies), None)
+
+
+def _says(config: PretrainedConfig, *fields: str) -> bool:
+    return any(getattr(config, field, None) for field in fields)
+
+
+def _sees_all(config: PretrainedConfig) -> bool:
+    kinds: Any = getattr(config, "layer_types", None) or ()
+    return set(kinds) <= {"full_attention"}
+
+
+def _open_window(spec: ModelSpec, config: PretrainedConfig) -> None:
+    """Take away a window that is no shorter than the context, and so hides nothing. Raises ModelUnavailable else."""
+    window, context = getattr(config, "sliding_window", None), context_of(spec, config)
+    if window is None or getattr(config, "use_sliding_window", True) is False:
+        return
+    if window < context:
+        reason = f"a token sees the {window} before it, of {context}, and such windows are not served beyond their size"
+        raise ModelUnavailable(spec.id, f"{reason}; give `max_tokens = {window}` in its entry")
+    config.sliding_window = None

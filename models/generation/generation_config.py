@@ -1,0 +1,56 @@
+"""generation_config.json: what a model's authors say of sampling, and which tokens end a text. Knows no model."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+
+from ..catalogue import ModelSpec
+from ..errors import ModelUnavailable
+from .base import Defaults
+
+FILE = "generation_config.json"
+
+
+class GenerationConfig(BaseModel):
+    """What is read of the file; the rest of it says how transformers' own `generate` works."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+    do_sample: bool | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_k: NonNegativeInt | None = None
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0)
+    eos_token_id: int | Annotated[list[int], Field(max_length=1000)] | None = None
+
+    @property
+    def defaults(self) -> Defaults:
+        """How the authors sample; nothing where they do not."""
+        if not self.do_sample:
+            return Defaults()
+        return Defaults(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end a text."""
+        return token_ids(self.eos_token_id)
+
+
+def token_ids(stated: int | list[int] | None) -> frozenset[int]:
+    """Of a field that says none, one or several."""
+    return frozenset(stated if isinstance(stated, list) else [] if stated is None else [stated])
+
+
+def read_generation_config(spec: ModelSpec, folder: Path) -> GenerationConfig:
+    """That of a folder, empty where it has none. Raises ModelUnavailable where it is damaged."""
+    try:
+        return GenerationConfig.model_validate_json((folder / FILE).read_bytes())
+    except FileNotFoundError:
+        return GenerationConfig()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"][:1])
+        fault = f"{where}: {first['msg']}" if where else first["msg"]
+        raise ModelUnavailable(spec.id, f"{FILE} in {folder} cannot be used, {fault}; correct it") from error

@@ -1,0 +1,121 @@
+"""A prompt's way to token ids: plain text, the turns of a chat, a gap to fill in. Knows no sampling."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .base import Chat, Fill, Plain, Prompt, PromptTokens
+from .errors import InvalidRequest
+from .tokenizer import GenerationTokenizer
+
+TEMPLATE_CHARACTERS = 65_536
+"""A chat template may add so many to twice the turns' own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _FillForm:
+    """The tokens before the prefix, before the suffix and before what fills the gap; those that end it, of which a
+    model has some or none; and what the prefix's text begins with."""
+
+    prefix: str
+    suffix: str
+    middle: str
+    ends: tuple[str, ...] = ()
+    lead: str = ""
+
+
+_FILL_FORMS = (
+    _FillForm("▁<PRE>", "▁<SUF>", "▁<MID>", ("▁<EOT>",), lead=" "),  # CodeLlama
+    _FillForm("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, Granite, tiny_coder
+    _FillForm("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", ("<|endoftext|>", "<|file_separator|>")),  # Qwen
+    _FillForm("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek  # noqa: RUF001
+)
+
+
+class Prompts:
+    """A model's prompts. Thread-safe. stop_ids: what ends its texts.
+
+    Special tokens that are written in a plain prompt or a chat's turns are read as such, as everywhere: callers write
+    their own formats so. In a gap's surroundings they are code like any other.
+    """
+
+    def __init__(self, tokenizer: GenerationTokenizer, stop_ids: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._stop_ids = stop_ids
+        forms = (
+            form for form in _FILL_FORMS if None not in map(tokenizer.id_of, (form.prefix, form.suffix, form.middle))
+        )
+        self._form = next(forms, None)
+
+    @property
+    def chat(self) -> bool:
+        """Whether the model has a chat template."""
+        return self._tokenizer.has_chat_template
+
+    @property
+    def fill(self) -> bool:
+        """Whether the model has tokens to fill in the middle."""
+        return self._form is not None
+
+    def __call__(self, prompt: Prompt) -> PromptTokens:
+        """Tokenise. Raises InvalidRequest where the model has no such form, or there is nothing to go on with."""
+        match prompt:
+            case Plain(text):
+                return PromptTokens(self._plain(text), self._stop_ids)
+            case Chat():
+                return PromptTokens(self._chat(prompt), self._stop_ids)
+            case Fill(prefix, suffix):
+                return self._filled(prefix, suffix)
+
+    def _plain(self, text: str) -> list[int]:
+        if not text:
+            raise InvalidRequest("prompt", "it is empty; send some text")
+        _require_characters("prompt", text)
+        ids, bos = self._tokenizer.encode(text), self._tokenizer.bos_id
+        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+
+    def _chat(self, chat: Chat) -> list[int]:
+        if not self.chat:
+            raise InvalidRequest("messages", "this model has no chat template; send `prompt` instead")
+        if not chat.messages:
+            raise InvalidRequest("messages", "there are none")
+        for message in chat.messages:
+            _require_characters("messages", message.content)
+        turns = [{"role": message.role, "content": message.content} for message in chat.messages]
+        try:
+            text = self._tokenizer.chat_text(turns)
+        except Exception as error:  # a template is a program of the model's author
+            reason = " ".join(str(error).split())[:200]
+            raise InvalidRequest("messages", f"the model's chat template does not take them: {reason}") from error
+        if len(text) > TEMPLATE_CHARACTERS + 2 * sum(len(message.content) for message in chat.messages):
+            raise InvalidRequest("messages", f"the model's chat template makes {len(text)} characters of them")
+        return self._tokenizer.encode(text, special=False)
+
+    def _filled(self, prefix: str, suffix: str) -> PromptTokens:
+        """CodeLlama's own code puts a space before the prefix and none before the suffix, and so is done here;
+        transformers 5 puts one before both."""
+        if self._form is None:
+            raise InvalidRequest("prefix", "this model has no tokens to fill in the middle; send `prompt` instead")
+        if not prefix and not suffix:
+            raise InvalidRequest("prefix", "there is nothing before or behind the gap; send some text")
+        _require_characters("prefix", prefix)
+        _require_characters("suffix", suffix)
+        form, within = self._form, self._tokenizer.encode_within
+        ids = [
+            *self._tokenizer.before,
+            *self._ids((form.prefix,)),
+            *within(form.lead + prefix),
+            *self._ids((form.suffix,)),
+            *within(suffix),
+            *self._ids((form.middle,)),
+        ]
+        return PromptTokens(ids, self._stop_ids.union(self._ids(form.ends)))
+
+    def _ids(self, tokens: Iterable[str]) -> list[int]:
+        return [token for token in map(self._tokenizer.id_of, tokens) if token is not None]
+
+
+def _require_characters(field: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(field, "it holds half of a surrogate pair, which is no character") from None

@@ -1,0 +1,192 @@
+"""The engine against transformers' `generate`: the same greedy tokens, whoever runs beside, and however it is run.
+
+All in fp32, where the scores of these models lie further apart than what the order of a sum changes.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+
+import generation_models
+import pytest
+import torch
+from generation_engines import GREEDY, Oracle, Outcomes, greedy, new_engine, read, run
+
+from models.generation import scheduler
+from models.generation.base import Fill, Plain
+from models.generation.causal_lm import CausalLM
+from models.generation.engine import Engine
+from models.generation.request import Request, Sampling
+
+MODELS = sorted(generation_models.ALL)
+
+
+@pytest.fixture(autouse=True)
+def _one_kind_of_threads() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+@cache
+def loaded(name: str) -> CausalLM:
+    return read(generation_models.ALL[name]())
+
+
+@cache
+def oracle(name: str) -> Oracle:
+    return Oracle(generation_models.ALL[name](), loaded(name))
+
+
+@cache
+def prompts(name: str) -> list[list[int]]:
+    """Prompts of many lengths, some of which begin alike for more than a block."""
+    drawn, last = random.Random(5), loaded(name).tokenizer.vocabulary - 1
+    shared = [drawn.randint(10, last) for _ in range(80)]
+    return [
+        [*shared[: drawn.choice((0, 40, 80))], *(drawn.randint(10, last) for _ in range(drawn.choice((1, 2, 31, 90))))]
+        for _ in range(14)
+    ]
+
+
+@cache
+def expected(name: str, prompt: int, max_tokens: int) -> str:
+    return oracle(name).text(prompts(name)[prompt], max_tokens)
+
+
+def drive(engine: Engine, requests: list[Request], seed: int) -> Outcomes:
+    """The requests in any order, some while others run."""
+    drawn, waiting, outcomes = random.Random(seed), list(requests), Outcomes()
+    drawn.shuffle(waiting)
+    while waiting or not engine.is_idle:
+        while waiting and drawn.random() < 0.6:
+            engine.add(waiting.pop())
+        outcomes.take(engine.step())
+    return outcomes
+
+
+def mixed(name: str) -> tuple[list[Request], list[str]]:
+    lengths = [(1, 7, 40)[place % 3] for place in range(len(prompts(name)))]
+    requests = [greedy(f"r{place}", prompts(name)[place], made) for place, made in enumerate(lengths)]
+    return requests, [expected(name, place, made) for place, made in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("max_running", "chunk_tokens"), [(16, 128), (5, 16), (2, 7)])
+def test_greedy_text_is_generates_own(name: str, max_running: int, chunk_tokens: int) -> None:
+    engine = new_engine(loaded(name), max_running=max_running, chunk_tokens=chunk_tokens)
+    requests, texts = mixed(name)
+
+    outcomes = drive(engine, requests, seed=max_running)
+
+    assert [outcomes[request.id].text for request in requests] == texts
+    assert engine.load.prefix_hits > 0
+    assert engine.load.kv_used_bytes == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_preemption_changes_no_token(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "HEADROOM", 1)
+    engine = new_engine(loaded(name), cache_tokens=288, max_running=6, chunk_tokens=32)
+    requests, texts = mixed(name)
+
+    outcomes = drive(engine, requests, seed=1)
+
+    assert engine.load.preempted > 0
+    assert [outcomes[request.id].text for request in requests] == texts
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("how", [{"num_beams": 2}, {"num_beams": 4, "length_penalty": 2.0}])
+def test_beams_are_generates_own(name: str, how: dict[str, float]) -> None:
+    engine = new_engine(loaded(name), max_running=8)
+    stop_ids = frozenset({11, 12, 13})
+    some = prompts(name)[:5]
+    requests = [
+        Request(f"b{place}", prompt, 12, stop_ids=stop_ids, sampling=GREEDY, **how) for place, prompt in enumerate(some)
+    ]
+    others, texts = mixed(name)
+
+    outcomes = drive(engine, [*requests, *others], seed=2)
+
+    assert [outcomes[request.id].text for request in requests] == [
+        oracle(name).text(prompt, 12, stop_ids, **how) for prompt in some
+    ]
+    assert [outcomes[other.id].text for other in others] == texts
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_stop_id_ends_the_text_as_generates_does(name: str) -> None:
+    prompt = prompts(name)[0]
+    made = oracle(name).ids(prompt, 30)
+    stop = made[12]
+
+    outcome = run(new_engine(loaded(name)), greedy("a", prompt, 30, stop_ids=frozenset({stop})))["a"]
+
+    assert outcome.text == oracle(name).text(prompt, 30, frozenset({stop}))
+    assert outcome.finished is not None
+    assert (outcome.finished.reason, outcome.finished.stop_reason) == ("stop", stop)
+    assert outcome.finished.usage.completion == made.index(stop) + 1
+
+
+def test_a_cancelled_request_changes_no_neighbour() -> None:
+    engine = new_engine(loaded("llama"), max_running=16)
+    requests, texts = mixed("llama")
+    outcomes = Outcomes()
+    for request in [*requests, *(replace(request, id=f"gone-{request.id}", max_tokens=200) for request in requests)]:
+        engine.add(request)
+    for place in range(len(requests)):
+        outcomes.take(engine.step())
+        engine.abort(f"gone-r{place}", "cancelled")
+    while not engine.is_idle:
+        outcomes.take(engine.step())
+
+    assert [outcomes[request.id].text for request in requests] == texts
+    reasons = {outcomes[f"gone-{request.id}"].finished.reason for request in requests}  # type: ignore[union-attr]
+    assert reasons == {"cancelled"}
+
+
+def test_a_seed_gives_the_same_text_alone_and_in_a_crowd_and_after_preemption(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded("starcoder")
+    request = Request("a", prompts("starcoder")[3], 60, sampling=Sampling(temperature=0.9, top_p=0.95, seed=2**63 + 11))
+    alone = run(new_engine(model), request)["a"].text
+    crowd = [replace(request, id=f"x{seed}", sampling=Sampling(seed=seed)) for seed in range(6)]
+
+    monkeypatch.setattr(scheduler, "HEADROOM", 1)
+    engine = new_engine(model, cache_tokens=384, max_running=7, chunk_tokens=16)
+    outcomes = drive(engine, [*crowd, request], seed=4)
+
+    assert engine.load.preempted > 0
+    assert outcomes["a"].text == alone
+    assert len({outcome.text for outcome in outcomes.values()}) == len(outcomes)
+
+
+@pytest.mark.parametrize("name", ["codellama", "starcoder"])
+def test_a_gap_is_filled_as_generate_fills_it(name: str) -> None:
+    engine = new_engine(loaded(name))
+    asked = engine.prompt_tokens(Fill("def add(a, b):\n", "\n    return c\n"))
+
+    outcome = run(engine, greedy("a", list(asked.ids), 20, stop_ids=asked.stop_ids))["a"]
+
+    assert outcome.text == oracle(name).text(list(asked.ids), 20, asked.stop_ids)
+
+
+def test_log_probabilities_are_the_models_own() -> None:
+    engine = new_engine(loaded("llama"))
+    asked = engine.prompt_tokens(Plain("def add(a, b):"))
+    sampling = Sampling(temperature=0, logprobs=3)
+
+    outcome = run(engine, Request("a", list(asked.ids), 8, sampling=sampling))["a"]
+
+    told = [logprob for piece in outcome.pieces for logprob in piece.logprobs]
+    ids = oracle("llama").ids(list(asked.ids), 8)
+    assert [logprob.id for logprob in told] == ids
+    scores = loaded_scores("llama", [*asked.ids, *ids])[len(asked.ids) - 1 : -1]
+    exact = torch.log_softmax(scores, -1)
+    for logprob, row in zip(told, exact, strict=True):
+        assert logprob.logprob == pytest.approx(float(row.max()), abs=1e-4)
+        assert [token for token, _, _ in logprob.top] == row.topk(3).indices.tolist()
+
+
+def loaded_scores(name: str, ids: list[int]) -> torch.Tensor:
+    return oracle(name).network(torch.tensor([ids])).logits[0].float()

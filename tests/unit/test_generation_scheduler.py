@@ -1,0 +1,187 @@
+"""The scheduler alone: decodes first, prompts in turn, each with room in the cache, nobody forgotten."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.generation import scheduler
+from models.generation.base import EngineLimits
+from models.generation.kv import BLOCK, KVCache, KVShape
+from models.generation.request import Request
+from models.generation.scheduler import ALONE, Scheduler, Work
+from models.generation.sequence import Sequence
+
+SHAPE = KVShape(layers=1, heads=1, head_dim=1, dtype=torch.float32)
+CHUNK = 16
+
+
+class Simulation:
+    """A scheduler whose model makes token 7 in no time. computed: tokens of each sequence, also those done again."""
+
+    def __init__(self, cache_blocks: int = 16, max_running: int = 4) -> None:
+        self.cache = KVCache(SHAPE, cache_blocks * BLOCK, torch.device("cpu"))
+        self.scheduler = Scheduler(self.cache, EngineLimits(max_running=max_running, chunk_tokens=CHUNK))
+        self.plans: list[list[Work]] = []
+        self.computed: Counter[int] = Counter()
+        self.ended: list[int] = []
+        self._added = 0
+
+    def add(self, prompt: list[int], max_tokens: int) -> Sequence:
+        request = Request(str(self._added), prompt, max_tokens)
+        sequence = Sequence(request, self._added, None, None)
+        self._added += 1
+        self.scheduler.add(sequence)
+        return sequence
+
+    def step(self) -> list[Work]:
+        works = self.scheduler.plan()
+        self.plans.append(works)
+        assert self.cache.used_tokens <= self.cache.tokens
+        for work in works:
+            assert work.sequence.run is not None
+            assert work.sequence.computed + work.length <= work.sequence.run.capacity
+            self.computed[work.sequence.order] += work.length
+            self.scheduler.computed(work)
+        for sequence in [work.sequence for work in works if not work.sequence.missing]:
+            sequence.tokens.append(7)
+            if not sequence.left:
+                self.scheduler.remove(sequence)
+                self.ended.append(sequence.order)
+        return works
+
+    def run(self, steps: int = 2000) -> None:
+        while self.scheduler.running or self.scheduler.waiting:
+            assert self.step(), "something waits and nothing runs"
+            assert len(self.plans) < steps
+
+
+requests = st.lists(st.tuples(st.integers(1, 3 * BLOCK), st.integers(1, 2 * BLOCK)), min_size=1, max_size=12)
+
+
+@given(asked=requests, blocks=st.integers(5, 12), max_running=st.integers(1, 6), ahead=st.sampled_from([2, 256]))
+@settings(max_examples=80, deadline=None)
+def test_everything_ends_whatever_the_room(
+    asked: list[tuple[int, int]], blocks: int, max_running: int, ahead: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(scheduler, "HEADROOM", ahead)
+        simulation = Simulation(blocks, max_running)
+        for number, (prompt, made) in enumerate(asked):
+            simulation.add([number] * prompt, made)
+
+        simulation.run()
+
+    assert sorted(simulation.ended) == list(range(len(asked)))
+    assert simulation.scheduler.used_tokens == 0
+    assert all(len({work.sequence for work in plan if work.length == 1}) <= max_running for plan in simulation.plans)
+
+
+def test_decodes_come_first_and_a_chunk_beside_them() -> None:
+    simulation = Simulation()
+    first = simulation.add([1] * 8, 50)
+    simulation.step()
+    long = simulation.add([2] * 3 * CHUNK, 1)
+
+    works = simulation.step()
+
+    assert [(work.sequence, work.length) for work in works] == [(first, 1), (long, CHUNK)]
+
+
+def test_where_nobody_decodes_a_chunk_may_be_longer() -> None:
+    simulation = Simulation()
+    long = simulation.add([2] * (ALONE + 1) * CHUNK, 1)
+
+    assert simulation.step() == [Work(long, ALONE * CHUNK)]
+
+
+def test_prompts_take_turns() -> None:
+    simulation = Simulation()
+    simulation.add([1] * 8, 50)
+    simulation.step()
+    left, right = simulation.add([2] * 3 * CHUNK, 1), simulation.add([3] * 3 * CHUNK, 1)
+
+    served = [simulation.step()[1].sequence for _ in range(4)]
+
+    assert served == [left, right, left, right]
+
+
+def test_a_short_prompt_need_not_wait_for_a_long_one() -> None:
+    simulation = Simulation()
+    simulation.add([1] * 8, 50)
+    simulation.step()
+    long, short = simulation.add([2] * 9 * CHUNK, 1), simulation.add([3] * 4, 1)
+
+    simulation.step()
+    simulation.step()
+
+    assert short.made == 1
+    assert long.missing
+
+
+def test_what_begins_alike_is_computed_once() -> None:
+    simulation = Simulation(32, 8)
+    shared = list(range(4 * BLOCK))
+    sequences = [simulation.add([*shared, 1000 + number, 1], 3) for number in range(5)]
+
+    simulation.run()
+
+    assert simulation.computed[0] == len(shared) + 2 + 2
+    assert [sequence.cached for sequence in sequences] == [0, *[len(shared)] * 4]
+    assert simulation.scheduler.prefix_hits == 4 * len(shared)
+
+
+def test_the_same_prompt_again_is_computed_but_for_its_last_token() -> None:
+    simulation = Simulation()
+    prompt = list(range(2 * BLOCK))
+    simulation.add(prompt, 1)
+    simulation.run()
+
+    again = simulation.add(prompt, 1)
+    simulation.run()
+
+    assert again.cached == len(prompt) - 1
+
+
+def test_ended_sequences_make_room_the_least_recently_used_first() -> None:
+    simulation = Simulation(cache_blocks=8)
+    prompts = [[number] * 2 * BLOCK for number in range(2)]
+    for prompt in prompts:
+        simulation.add(prompt, 1)
+        simulation.run()
+    simulation.add(prompts[0], 1)  # used again: the other one is older now
+    simulation.run()
+
+    simulation.add([9] * 3 * BLOCK, BLOCK)
+    simulation.run()
+
+    again = [simulation.add(prompt, 1) for prompt in prompts]
+    simulation.run()
+    assert [bool(sequence.cached) for sequence in again] == [True, False]
+
+
+def test_the_latest_is_turned_out_and_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "HEADROOM", 1)
+    simulation = Simulation(cache_blocks=4)
+    early, late = simulation.add([1] * 40, 60), simulation.add([2] * 40, 60)
+
+    simulation.run()
+
+    assert simulation.scheduler.preempted == 1
+    assert simulation.computed[early.order] == 40 + 59
+    assert simulation.computed[late.order] > 40 + 59
+    assert simulation.ended == [early.order, late.order]
+
+
+def test_what_waits_can_be_taken_out() -> None:
+    simulation = Simulation(max_running=1)
+    simulation.add([1], 5)
+    waiting = simulation.add([2], 5)
+    simulation.step()
+
+    simulation.scheduler.remove(waiting)
+    simulation.run()
+
+    assert simulation.ended == [0]
