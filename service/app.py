@@ -1,17 +1,18 @@
 """The worker process: the only place where parts are wired. Contexts nest: leaving them is the shutdown order."""
 
+import functools
 import gc
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from nats.aio.client import Client
 from nats.nuid import NUID
 
-from models.catalogue import Catalogue, load_catalogue
+from models.catalogue import Catalogue, Kind, load_catalogue
 from models.encoders.base import Encoder
 from models.memory import bound_arenas
 
@@ -25,11 +26,14 @@ from .config import Settings
 from .device_thread import DeviceThread
 from .embedder import Embedder
 from .endpoint import Endpoint, Limits, serving
+from .generator import Generator
 from .handlers.embed import EmbedHandlers
+from .handlers.generate import GenerateHandlers
 from .handlers.models import ModelHandlers
 from .handlers.similarity import SimilarityHandlers
 from .model_loader import ModelLoader, OnStep
 from .residency import Residency
+from .served import Facts, Model, Served, facts_of, generates
 from .stop import Stop, StoppedEarly, end_on_signals, unless_stopped
 from .telemetry import Telemetry, configured_tracer
 from .work import BatchLimits
@@ -47,7 +51,7 @@ class Started:
 
     nats: NatsSettings
     server: EmbeddedServer | None
-    models: Sequence[Encoder]
+    models: Sequence[Facts]
     metrics_port: int | None
     residency: Residency
 
@@ -55,15 +59,15 @@ class Started:
 async def serve(
     settings: Settings,
     *,
-    encoders: Sequence[Encoder] | None = None,
+    encoders: Sequence[Model] | None = None,
     loader: ModelLoader | None = None,
     on_step: OnStep = lambda step: None,
     on_ready: Callable[[Started], None] = lambda started: None,
 ) -> int:
     """Run a worker until it is told to stop -> exit code.
 
-    encoders: loaded models, instead of those that the settings name; loader: how others are loaded, instead of as the
-    settings say. on_step hears what start-up is doing. Raises BusError or ModelError when it cannot start.
+    encoders: loaded models of any kind, instead of those that the settings name; loader: how others are loaded, instead
+    of as the settings say. on_step hears what start-up is doing. Raises BusError or ModelError when it cannot start.
     """
     bound_arenas()
     stop = Stop()
@@ -85,7 +89,7 @@ async def serve(
 async def worker(
     settings: Settings,
     stop: Stop,
-    encoders: Sequence[Encoder] | None = None,
+    encoders: Sequence[Model] | None = None,
     on_step: OnStep = lambda step: None,
     loader: ModelLoader | None = None,
 ) -> AsyncIterator[Started]:
@@ -110,9 +114,9 @@ async def worker(
         residency = _residency(catalogue, settings, loader, device, telemetry, stop)
         await stack.enter_async_context(residency.running())
         if encoders:
-            residency.default = encoders[0].model
-            for encoder in encoders:
-                residency.publish(encoder)
+            residency.defaults |= {facts.kind: facts.model for facts in map(facts_of, reversed(encoders))}
+            for loaded_model in encoders:
+                residency.publish(loaded_model)
         else:
             await device.run(loader.prepare)
             await unless_stopped(stop, _load_first(residency, settings))
@@ -123,8 +127,8 @@ async def worker(
         if silent:
             ours_first = sorted(silent, key=lambda subject: (not subject.startswith("ml."), subject))
             raise NotPermitted(nats.identity, tuple(ours_first[:3]))
-        loaded = [resident.serves.encoder for resident in residency.registry]
-        log.info("worker.ready", models={encoder.model: encoder.version for encoder in loaded}, metrics_port=port)
+        loaded = [resident.serves.facts for resident in residency.registry]
+        log.info("worker.ready", models={facts.model: facts.version for facts in loaded}, metrics_port=port)
         loader.on_step = lambda step: log.info("model.step_began", step=step)
         yield Started(nats, server, loaded, port, residency)
 
@@ -163,14 +167,25 @@ def _residency(
 ) -> Residency:
     """The models of this worker, none loaded yet; all of them share the device's thread."""
 
-    def embedder(encoder: Encoder) -> Embedder:
+    def serving(model: Model) -> Served:
+        if generates(model):
+            generation = settings.generation
+            return Generator(model, device, telemetry.generation, generation.max_running, generation.stuck_step_s)
+        encoder = cast(Encoder, model)
         return Embedder(encoder, device, _batch_limits(settings, encoder.device), telemetry)
 
     def died(error: BaseException) -> None:
-        log.error("batcher.died", exc_info=error)
+        log.error("model.died", exc_info=error)
         stop.fail(error)
 
-    return Residency(catalogue, loader, embedder, settings.models[0], died, settings.memory)
+    return Residency(catalogue, loader, serving, _defaults(catalogue, settings), died, settings.memory)
+
+
+def _defaults(catalogue: Catalogue, settings: Settings) -> dict[Kind, str]:
+    """The models that serve requests which name none: the first of each kind that is loaded, or the catalogue's."""
+    kinds: tuple[Kind, ...] = ("embedding", "generation")
+    named = [catalogue.get(model) for model in settings.models]
+    return {kind: next((spec for spec in named if spec.kind == kind), catalogue.default(kind)).id for kind in kinds}
 
 
 async def _load_first(residency: Residency, settings: Settings) -> None:
@@ -197,13 +212,20 @@ def _endpoint(nc: Client, residency: Residency, settings: Settings, telemetry: T
 
     def figures() -> dict[str, Any]:
         texts, tokens = residents.queued(registry)
-        return {**telemetry.figures(), "in_flight": len(endpoint.calls), "queued_texts": texts, "queued_tokens": tokens}
+        return {
+            **telemetry.figures(),
+            "in_flight": len(endpoint.calls),
+            "queued_texts": texts,
+            "queued_tokens": tokens,
+            "generating": residents.generating(registry),
+        }
 
     limits = settings.limits
     worker_id = NUID().next().decode()
     families = (
         EmbedHandlers(residency),
         SimilarityHandlers(residency),
+        GenerateHandlers(residency, telemetry.generation),
         ModelHandlers(residency, worker_id, settings.checkpoints_dir),
     )
     endpoint = Endpoint(
@@ -212,15 +234,13 @@ def _endpoint(nc: Client, residency: Residency, settings: Settings, telemetry: T
         routes=[route for family in families for route in family.routes()],
         limits=Limits(limits.requests, limits.request_bytes, limits.default_timeout_s),
         observer=telemetry,
-        metadata=lambda: residents.described(registry, residency.default),
+        metadata=lambda: residents.described(registry, residency.defaults),
         data=figures,
     )
     telemetry.gauge("mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls))
     telemetry.gauge("mlbus_request_bytes_in_flight", "Bytes of their bodies", lambda: endpoint.bytes_in_flight)
-    telemetry.gauge("mlbus_queued_texts", "Texts waiting or running", lambda: residents.queued(registry)[0])
-    telemetry.gauge("mlbus_queued_tokens", "Tokens waiting or running", lambda: residents.queued(registry)[1])
-    telemetry.gauge("mlbus_models_loaded", "Models that take requests", lambda: len(list(registry)))
-    telemetry.gauge("mlbus_model_memory_bytes", "Memory of all models", lambda: residents.memory_bytes(registry))
+    for name, (help_text, read) in residents.GAUGES.items():
+        telemetry.gauge(f"mlbus_{name}", help_text, functools.partial(read, registry))
     return endpoint
 
 

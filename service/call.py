@@ -15,9 +15,10 @@ from nats.aio.msg import Msg
 from pydantic import BaseModel
 
 from subjects import codec, names, stream
-from subjects.errors import DeadlinePassed, InvalidField, Malformed, MLError, TooLarge
+from subjects.errors import Cancelled, DeadlinePassed, InvalidField, Malformed, MLError, TooLarge
 
 MAX_HEADER_BYTES = 16_384
+PING_MS = range(100, 60_001)
 MAX_UNSENT_BYTES = 1_048_576
 """How much may wait for the server to read it before a stream waits too: nats-py waits for ten seconds and goes on."""
 T = TypeVar("T")
@@ -26,7 +27,15 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 _NAMES = {
     name.lower(): name
-    for name in (names.CONTENT_TYPE, names.ACCEPT, names.REQUEST_ID, names.TIMEOUT_MS, names.STREAM, names.TRACEPARENT)
+    for name in (
+        names.CONTENT_TYPE,
+        names.ACCEPT,
+        names.REQUEST_ID,
+        names.TIMEOUT_MS,
+        names.STREAM,
+        names.PING_MS,
+        names.TRACEPARENT,
+    )
 }
 
 
@@ -34,7 +43,8 @@ _NAMES = {
 class Asked:
     """The headers of a request. fault: the first that could not be read; the others hold all the same.
 
-    stream: whether to answer with frames; None: only where one message may not hold the reply.
+    stream: whether to answer with frames; None: only where one message may not hold the reply. ping_s: after how long
+    without a frame to send a ping; None: never.
     """
 
     request_id: str = ""
@@ -42,15 +52,16 @@ class Asked:
     reply_type: str = names.JSON
     timeout_s: float | None = None
     stream: bool | None = False
+    ping_s: float | None = None
     traceparent: str | None = None
     fault: MLError | None = None
 
 
-def read_headers(headers: Mapping[str, str] | None, body: bytes) -> Asked:
-    """Headers as the design names them, names in any case."""
+def read_headers(headers: Mapping[str, str] | None, body: bytes, text: bool = False) -> Asked:
+    """Headers as the design names them, names in any case. text: whether the replies have a text form."""
     if not headers:
         kind = codec.request_type(None, body)
-        return Asked(uuid4().hex, kind, codec.reply_type(None, kind))
+        return Asked(uuid4().hex, kind, codec.reply_type(None, kind, text))
     known = {_NAMES[name.lower()]: value for name, value in headers.items() if name.lower() in _NAMES}
     faults: list[MLError] = []
     if (size := names.header_bytes(headers)) > MAX_HEADER_BYTES:
@@ -64,12 +75,14 @@ def read_headers(headers: Mapping[str, str] | None, body: bytes) -> Asked:
             return default
 
     kind = read(names.JSON, codec.request_type, known.get(names.CONTENT_TYPE), body)
+    reply = read(names.JSON, codec.reply_type, known.get(names.ACCEPT), kind, text)
     return Asked(
         request_id=read(uuid4().hex, _request_id, known.get(names.REQUEST_ID)),
         request_type=kind,
-        reply_type=read(names.JSON, codec.reply_type, known.get(names.ACCEPT), kind),
+        reply_type=reply,
         timeout_s=read(None, _timeout_s, known.get(names.TIMEOUT_MS)),
         stream=read(_ONE_REPLY, _stream, known.get(names.STREAM)),
+        ping_s=read(None, _ping_s, known.get(names.PING_MS), reply),
         traceparent=known.get(names.TRACEPARENT),
         fault=faults[0] if faults else None,
     )
@@ -106,11 +119,21 @@ def _stream(value: str | None) -> bool | None:
             raise Malformed(f"{names.STREAM} must be true, false or {names.STREAM_AUTO}, not {other[:40]!r}")
 
 
+def _ping_s(value: str | None, reply_type: str) -> float | None:
+    if value is None:
+        return None
+    if not _WHOLE_NUMBER.fullmatch(value) or int(value) not in PING_MS:
+        raise Malformed(f"{names.PING_MS} must be from {PING_MS[0]} to {PING_MS[-1]} milliseconds, not {value[:40]!r}")
+    if reply_type == names.TEXT:
+        raise Malformed(f"{names.PING_MS}: plain text has no pings; accept {names.JSON} or {names.MSGPACK}")
+    return int(value) / 1000
+
+
 class Call:
     """A request, from its arrival to exactly one terminal answer.
 
     deadline: loop time in seconds. ended_by: the error to answer with when the task is cancelled from outside.
-    framed: whether the answer is a stream of frames.
+    framed: whether the answer is a stream of frames. on_cancel: set by a handler whose stream then ends by itself.
     """
 
     __slots__ = (
@@ -123,6 +146,7 @@ class Call:
         "ended_by",
         "framed",
         "frames",
+        "on_cancel",
         "received",
         "reply",
         "route",
@@ -132,14 +156,16 @@ class Call:
         "task",
     )
 
-    def __init__(self, nc: Client, route: str, msg: Msg, serial: int, default_timeout_s: float) -> None:
+    def __init__(
+        self, nc: Client, route: str, msg: Msg, serial: int, default_timeout_s: float, text: bool = False
+    ) -> None:
         self._nc = nc
         self.route = route
         self.serial = serial
         self.reply = msg.reply
         self.body: bytes = msg.data
         self.size = len(msg.data)
-        self.asked = read_headers(msg.headers, msg.data)
+        self.asked = read_headers(msg.headers, msg.data, text)
         self.received = asyncio.get_running_loop().time()
         self.deadline = self.received + (self.asked.timeout_s or default_timeout_s)
         self.task: asyncio.Task[None] | None = None
@@ -149,6 +175,7 @@ class Call:
         self.closed = False
         self.framed = bool(self.asked.stream)
         self.frames = 0
+        self.on_cancel: Callable[[], None] | None = None
 
     @property
     def reply_limit(self) -> int:
@@ -170,6 +197,13 @@ class Call:
         elif too_large and not self.framed:
             raise too_large
 
+    def cancel(self) -> None:
+        """The caller has had enough: a stream may say how far it came, anything else ends as cancelled."""
+        if self.framed and self.on_cancel:
+            self.on_cancel()
+        else:
+            self.end(Cancelled("the request was cancelled"))
+
     def end(self, reason: MLError) -> None:
         """Stop the work; the caller gets the reason unless the answer is already out."""
         if self.ended_by is None:
@@ -182,7 +216,7 @@ class Call:
         body = codec.dumps(message, self.asked.reply_type)
         self._check_size(body)
         self.answered = True
-        await self._publish(body, self._headers())
+        await self._publish(body, self._headers(message))
 
     async def send(self, event: str, message: BaseModel, probe: str = "") -> None:
         """Send the next frame of a stream, or the reply where there is to be only that.
@@ -192,11 +226,11 @@ class Call:
         if not self.framed:
             await self.answer(message)
             return
-        body = codec.dumps({**dict(message), "seq": self.frames}, self.asked.reply_type)
+        body = codec.dumps(message.model_copy(update={"seq": self.frames}), self.asked.reply_type)
         self._check_size(body)
         await self._room()
         self.answered = event == stream.DONE
-        await self._publish(body, self._headers() | self._next_frame(event), probe)
+        await self._publish(body, self._headers(message) | self._next_frame(event), probe)
         self._check_still_wanted()
 
     async def end_stream(self) -> None:
@@ -211,7 +245,7 @@ class Call:
             headers = self._headers() | error.headers()
             if self.framed:
                 headers |= self._next_frame(stream.ERROR)
-            await self._publish(codec.dumps(error.body(self.asked.request_id), self.asked.reply_type), headers)
+            await self._publish(codec.dumps_error(error, self.asked.request_id, self.asked.reply_type), headers)
         if self.framed and not self.closed:
             await self.end_stream()
 
@@ -219,8 +253,11 @@ class Call:
         self.frames += 1
         return stream.frame_headers(event, self.frames - 1)
 
-    def _headers(self) -> dict[str, str]:
-        return {names.CONTENT_TYPE: self.asked.reply_type, names.REQUEST_ID: self.asked.request_id}
+    def _headers(self, message: BaseModel | None = None) -> dict[str, str]:
+        headers = {names.CONTENT_TYPE: self.asked.reply_type, names.REQUEST_ID: self.asked.request_id}
+        if message is not None and self.asked.reply_type == names.TEXT:
+            headers |= codec.text_headers(message)
+        return headers
 
     async def _room(self) -> None:
         """Return once the server has read most of what was sent to it, or the connection is lost.

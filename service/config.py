@@ -82,6 +82,28 @@ class MemorySettings(BaseModel):
         return self
 
 
+class GenerationSettings(BaseModel):
+    """How text is generated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kv_gb: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="gigabytes for each model's keys and values; absent: an eighth of those for models",
+    )
+    max_running: int = Field(32, ge=1, le=4096, description="completions of one model that grow at once")
+    waiting: int = Field(256, ge=1, description="completions that wait for one model")
+    waiting_tokens: int = Field(262_144, ge=1, description="tokens of their prompts")
+    chunk_tokens: int | None = Field(
+        None, ge=1, description="tokens of prompts computed in a step; absent: what suits the device"
+    )
+    stuck_step_s: float = Field(
+        30.0, gt=0, allow_inf_nan=False, description="seconds after which a step is reported as stuck"
+    )
+
+
 class Settings(BaseSettings):
     """Everything that can be set. An absent value is chosen at start and logged."""
 
@@ -98,7 +120,9 @@ class Settings(BaseSettings):
     nats_config: Path | None = Field(None, description="configuration of the embedded server; absent: nats-server.conf")
     data_dir: Path = Field(Path("var"), description="folder of everything that is kept")
     models: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("minilm",), min_length=1, description="models to load at start; the first serves requests that name none"
+        ("minilm",),
+        min_length=1,
+        description="models to load at start; the first of each kind serves requests that name none",
     )
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: CUDA, else CPU")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -112,6 +136,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     batch: BatchSettings = BatchSettings()
     memory: MemorySettings = MemorySettings()
+    generation: GenerationSettings = GenerationSettings()
     catalogue: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="models of your own: [catalogue.<id>] with the fields of models/catalogue.toml",

@@ -12,6 +12,7 @@ from models.encoders.base import Encoder, TextOptions, Vectors, check_options
 from .batcher import Batcher
 from .device_thread import DeviceThread
 from .runner import BatchObserver
+from .served import facts_of
 from .work import BatchLimits, Embedded, Finish, Priority, Work
 
 WINDOW = 256
@@ -45,6 +46,7 @@ class Embedder:
 
     def __init__(self, encoder: Encoder, device: DeviceThread, limits: BatchLimits, observer: BatchObserver) -> None:
         self.encoder = encoder
+        self.facts = facts_of(encoder)
         self._device = device
         self._pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix=f"tokenizer.{encoder.model}")
         self.batcher = Batcher(encoder, device, self._pool, limits, observer)

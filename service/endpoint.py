@@ -6,7 +6,7 @@ Knows routes, not models: a route's handler takes a validated request and return
 import asyncio
 import functools
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -25,11 +25,9 @@ from .bus.connection import settled
 from .call import Call
 from .errors import INTERNAL, to_wire
 from .reply_subject import may_answer
-from .streamer import send_stream
+from .streamer import Frames, send_stream
 
 log = structlog.get_logger(__name__)
-
-Frames = AsyncGenerator[tuple[str, BaseModel], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,8 @@ class Route:
     """A subject, the messages on it and what answers them: `handle` with one reply, `stream` with frames or one reply.
 
     text_field: the field that a plain text body stands for. stream: has the call choose the form first.
-    queue: the queue group, of whose workers one answers; empty: every worker does.
+    queue: the queue group, of whose workers one answers; empty: every worker does. text: whether replies have a text
+    form.
     """
 
     name: str
@@ -48,6 +47,7 @@ class Route:
     text_field: str | None = None
     stream: Callable[[Any, Call], Frames] | None = None
     queue: str = names.QUEUE_GROUP
+    text: bool = False
 
     def to_every_worker(self) -> "Route":
         """The same, answered by all workers."""
@@ -117,7 +117,7 @@ class Endpoint:
             log.debug("request.refused", subject=route.subject, reply=msg.reply, reason="reply subject")
             return
         self._serial += 1
-        call = Call(self.nc, route.name, msg, self._serial, self.limits.default_timeout_s)
+        call = Call(self.nc, route.name, msg, self._serial, self.limits.default_timeout_s, route.text)
         if refusal := call.asked.fault or self._refusal(len(call.body)):
             call.take_body()
             call.size = 0  # it is not counted either
@@ -193,7 +193,7 @@ class Endpoint:
     async def _on_cancel(self, msg: Msg) -> None:
         request_id = msg.subject.removeprefix(f"{names.CANCEL}.")
         for call in [call for call in self.calls.values() if call.asked.request_id == request_id]:
-            call.end(Cancelled("the request was cancelled"))
+            call.cancel()
 
     async def _on_gone(self, msg: Msg) -> None:
         serial = msg.subject.rpartition(".")[2]

@@ -1,6 +1,7 @@
 """The one table from the errors of `models` to the errors of the wire: the first class that fits."""
 
 from models import errors as models
+from models.generation import errors as generation
 from subjects import errors as wire
 
 _TABLE: dict[type[Exception], type[wire.MLError]] = {
@@ -15,6 +16,11 @@ _TABLE: dict[type[Exception], type[wire.MLError]] = {
     models.NotLoaded: wire.NotFound,
     models.InUse: wire.Conflict,
     models.OtherDimensions: wire.Conflict,
+    generation.InvalidRequest: wire.InvalidField,
+    generation.PromptTooLong: wire.TooLarge,
+    generation.EngineFull: wire.Busy,
+    generation.DuplicateRequest: wire.Conflict,
+    generation.NonFiniteLogits: wire.Internal,
     models.ModelError: wire.NotServed,
 }
 

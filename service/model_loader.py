@@ -7,15 +7,22 @@ from typing import TYPE_CHECKING
 from models import hub, memory
 from models.cache import LoadCache
 from models.catalogue import Dtype, ModelSpec, Quantization
-from models.encoders.base import Encoder
+from models.generation.base import EngineLimits
 from models.versions import version_folder
 
 from .config import Settings
+from .served import Model, facts_of
 
 if TYPE_CHECKING:
     from models.loader import LoadOptions
 
 OnStep = Callable[[str], None]
+
+CHUNK_TOKENS = {"cpu": 128, "cuda": 1024}
+"""Tokens of prompts in a step: about as long as anybody should wait for the next token of a running text."""
+KV_SHARE = 8
+LEAST_KV_BYTES = 64 * 2**20
+"""Keys and values take at most an eighth of the memory for models, but where that is little so much all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +53,8 @@ class ModelLoader:
 
     def fetch(self, spec: ModelSpec) -> None:
         """Download a model that is not on this machine, from any thread. Raises ModelError."""
-        from models.loader import graph_dtype, require_served
+        from models.loader import graph_dtype
 
-        require_served(spec)
         graph = graph_dtype(spec, self.options(spec, Choice()))
         if not hub.is_present(spec, graph):
             self.on_step(f"downloading {spec.id}")
@@ -74,21 +80,58 @@ class ModelLoader:
         """Where a model will be loaded, and about how many bytes it will take there. Raises ModelError."""
         from models.loader import expected_bytes
 
-        return expected_bytes(spec, options)
+        device, weight_bytes = expected_bytes(spec, options)
+        return device, weight_bytes + (
+            self._expected_kv_bytes(spec, options, device) if spec.kind == "generation" else 0
+        )
 
-    def load(self, spec: ModelSpec, options: "LoadOptions") -> Encoder:
+    def load(self, spec: ModelSpec, options: "LoadOptions") -> Model:
         """Load a model, computing with one thread alone. Raises ModelError."""
         self.on_step("importing torch")
         from models import loader
-        from models.device import configure_threads
+        from models.device import configure_threads, memory_errors
 
         configure_threads(1)
-        return loader.load(spec, options, lambda step: self.on_step(f"{spec.id}: {step}"))
+        if spec.kind == "embedding":
+            return loader.load(spec, options, lambda step: self.on_step(f"{spec.id}: {step}"))
+        from models.generation.engine import Engine
 
-    def drop(self, encoder: Encoder) -> None:
-        """Let go of an encoder that never served."""
-        encoder.close()
-        self.give_back(encoder.device)
+        loaded = loader.load_generator(spec, options, lambda step: self.on_step(f"{spec.id}: {step}"))
+        limits = self._engine_limits(loaded.device, loaded.kv_shape.token_bytes * loaded.max_tokens)
+        with memory_errors(loaded.device, spec.id):
+            return Engine(loaded, limits)
+
+    def _expected_kv_bytes(self, spec: ModelSpec, options: "LoadOptions", device: str) -> int:
+        """What keys and values will take at most: those of fp32."""
+        from torch import float32
+
+        from models.generation.architecture import context_of, kv_shape, served_config
+
+        config = served_config(spec, options.folder or hub.locate(spec, download=False))
+        context_bytes = kv_shape(config, float32).token_bytes * context_of(spec, config)
+        return self._engine_limits(device, context_bytes).kv_bytes
+
+    def _engine_limits(self, device: str, context_bytes: int) -> EngineLimits:
+        """What an engine takes on. context_bytes: keys and values of one completion of the full length.
+
+        Where the settings do not say: no more for keys and values than all that run at once could fill, and one more,
+        for those of prompts that come again.
+        """
+        generation = self._settings.generation
+        share = max(LEAST_KV_BYTES, self.budget_bytes(device) // KV_SHARE)
+        useful = (generation.max_running + 1) * context_bytes
+        return EngineLimits(
+            max_running=generation.max_running,
+            waiting=generation.waiting,
+            waiting_tokens=generation.waiting_tokens,
+            kv_bytes=int(generation.kv_gb * 1e9) if generation.kv_gb else min(share, useful),
+            chunk_tokens=generation.chunk_tokens or CHUNK_TOKENS[device.partition(":")[0]],
+        )
+
+    def drop(self, model: Model) -> None:
+        """Let go of a model that never served."""
+        model.close()
+        self.give_back(facts_of(model).device)
 
     def give_back(self, device: str) -> None:
         """Return the memory of closed models to the system."""

@@ -1,41 +1,50 @@
-"""Models come and go while requests run: loaded on first use, leased, evicted, swapped and unloaded.
+"""Models come while requests run: loaded on first use, leased, swapped.
 
-Owns the tasks that load and free. What may be in memory is the registry's to say (models/registry.py), how a
-model is loaded the loader's (service/model_loader.py).
+Owns the tasks that load. What may be in memory is the registry's to say (models/registry.py), how a model is loaded
+the loader's (service/model_loader.py), how it goes the departures' (service/departures.py).
 """
 
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
-from models.catalogue import Catalogue, Dtype, ModelSpec, Quantization
-from models.encoders.base import Encoder
-from models.errors import Crowded, InUse, ModelError, ModelUnavailable, NotLoaded, OtherDimensions, OverBudget
+from models.catalogue import Catalogue, Dtype, Kind, ModelSpec, Quantization
+from models.errors import Crowded, ModelError, ModelUnavailable, OtherDimensions, OverBudget
 from models.registry import Registry, Resident
+from subjects import names
+from subjects.errors import InvalidField
 
 from .background import Background
 from .change import Change
 from .config import MemorySettings
+from .departures import Departures, Loaded
 from .embedder import Embedder
+from .generator import Generator
 from .loader_thread import LoaderThread
 from .model_loader import Choice, ModelLoader
+from .served import Model, Served, facts_of
 
 log = structlog.get_logger(__name__)
 
-Loaded = Resident[Embedder]
+ServedT = TypeVar("ServedT", bound=Served)
+OTHERWISE = {
+    "embedding": f"gives vectors; ask {names.EMBED}",
+    "generation": f"generates text; ask {names.GENERATE}",
+}
+"""Where to go with a model of each kind."""
 ROOM_PATIENCE_S = 10.0
 """How long a model waits for those in use to be idle for a moment: nobody is turned out."""
 
 
 class Residency:
-    """The models of one worker. default: the id that serves requests which name none.
+    """The models of one worker. defaults: for each kind the id that serves requests which name none.
 
-    embedder makes of an encoder what serves requests; on_died hears of one that stopped working by itself.
+    serving makes of a loaded model what serves requests; on_died hears of one that stopped working by itself.
     memory: which models stay, and whether a request may have one loaded.
     """
 
@@ -43,16 +52,16 @@ class Residency:
         self,
         catalogue: Catalogue,
         loader: ModelLoader,
-        embedder: Callable[[Encoder], Embedder],
-        default: str,
+        serving: Callable[[Model], Served],
+        defaults: dict[Kind, str],
         on_died: Callable[[BaseException], None],
         memory: MemorySettings,
     ) -> None:
         self.catalogue = catalogue
-        self.registry: Registry[Embedder] = Registry(functools.cache(loader.budget_bytes))
-        self.default = default
+        self.registry: Registry[Served] = Registry(functools.cache(loader.budget_bytes))
+        self.defaults = defaults
         self._loader = loader
-        self._embedder = embedder
+        self._serving = serving
         self._on_died = on_died
         self._memory = memory
         self._loading, self._fetching = LoaderThread(), LoaderThread()
@@ -62,12 +71,13 @@ class Residency:
         self._dimensions: dict[str, int] = {}
         self._one_at_a_time = asyncio.Lock()
         self._changed = Change()
+        self.departures = Departures(self.registry, self._background, self._changed, loader.give_back)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Residency"]:
-        """Models may come and go while the context is open; leaving ends what loads and frees, and the batchers."""
+        """Models may come and go while the context is open; leaving ends what loads and frees, and what serves."""
         if self._memory.idle_unload_s:
-            self._background.spawn(self._unload_idle(self._memory.idle_unload_s), "unload_idle")
+            self._background.spawn(self.departures.unload_idle(self._memory.idle_unload_s), "unload_idle")
         try:
             yield self
         finally:
@@ -84,23 +94,34 @@ class Residency:
 
     # Requests
 
-    @asynccontextmanager
-    async def lease(self, model: str | None = None) -> AsyncIterator[Embedder]:
-        """A model that stays as it is while the context is open, loaded first if need be.
+    def embedder(self, model: str | None = None) -> AbstractAsyncContextManager[Embedder]:
+        """An embedding model that stays as it is while the context is open, loaded first if need be.
 
-        Raises UnknownModel, ModelUnavailable and what loading raises; a failure is remembered for a while.
+        Raises UnknownModel, ModelUnavailable and what loading raises; a failure is remembered for a while. Raises
+        InvalidField for a model that generates.
         """
-        resident = await self._resident(model or self.default)
-        embedder = self.registry.lease(resident)
+        return self._lease(model, "embedding", Embedder)
+
+    def generator(self, model: str | None = None) -> AbstractAsyncContextManager[Generator]:
+        """A generation model, likewise."""
+        return self._lease(model, "generation", Generator)
+
+    @asynccontextmanager
+    async def _lease(self, model: str | None, kind: Kind, expected: type[ServedT]) -> AsyncIterator[ServedT]:
+        resident = await self._resident(model or self.defaults[kind], kind)
+        served = self.registry.lease(resident)
+        assert isinstance(served, expected)
         try:
-            yield embedder
+            yield served
         finally:
             if self.registry.release(resident):
-                self._free_unused(resident)
+                self.departures.free_unused(resident)
             self._changed.set()
 
-    async def _resident(self, model: str) -> Loaded:
+    async def _resident(self, model: str, kind: Kind) -> Loaded:
         spec = self.catalogue.get(model)
+        if spec.kind != kind:
+            raise InvalidField(f"field 'model': model {model!r} {OTHERWISE[spec.kind]}")
         while (resident := self.registry.current(model)) is None:
             if not self._memory.load_on_demand:
                 loaded = ", ".join(other.model for other in self.registry) or "none"
@@ -191,9 +212,9 @@ class Residency:
         try:
             options = await self._loading.run(self._loader.options, spec, choice)
             await self._make_room(spec, *await self._loading.run(self._loader.expected, spec, options))
-            encoder = await self._loading.run(self._loader.load, spec, options)
-            await self._check(spec, encoder)
-            return self.publish(encoder)
+            loaded = await self._loading.run(self._loader.load, spec, options)
+            await self._check(spec, loaded)
+            return self.publish(loaded)
         except ModelError as error:
             self._failed(spec, error)
             raise
@@ -211,87 +232,44 @@ class Residency:
         if self.registry.current(spec.id) is None and not isinstance(error, OverBudget):
             self.registry.fail(spec.id, error)
 
-    async def _check(self, spec: ModelSpec, encoder: Encoder) -> None:
+    async def _check(self, spec: ModelSpec, model: Model) -> None:
         """Drop what was loaded where it does not fit: the vectors before it, or, as measured, the memory."""
+        facts = facts_of(model)
         try:
-            served = self._dimensions.setdefault(spec.id, encoder.dimensions)
-            if served != encoder.dimensions:
-                raise OtherDimensions(spec.id, encoder.dimensions, served)
-            await self._make_room(spec, encoder.device, encoder.weight_bytes)
+            served = self._dimensions.setdefault(spec.id, facts.dimensions)
+            if served != facts.dimensions:
+                raise OtherDimensions(spec.id, facts.dimensions, served)
+            await self._make_room(spec, facts.device, facts.memory_bytes)
         except BaseException:
-            await self._loading.run(self._loader.drop, encoder)
+            await self._loading.run(self._loader.drop, model)
             raise
 
     async def _make_room(self, spec: ModelSpec, device: str, memory_bytes: int) -> None:
         """Set aside what the model will take, and wait until those that have to go for it are gone."""
         for resident in self.registry.reserve(spec.id, device, memory_bytes):
             log.info("model.evicted", model=resident.model, by=spec.id)
-            self._free_unused(resident)
+            self.departures.free_unused(resident)
         while not self.registry.fits(device):
             await self._changed.wait()
 
-    def publish(self, encoder: Encoder) -> Loaded:
+    def publish(self, model: Model) -> Loaded:
         """Serve a loaded model from now on, in place of the one of its id that did so far."""
-        embedder = self._embedder(encoder)
-        embedder.start(self._on_died)
-        resident = Resident(encoder.model, encoder.version, encoder.device, encoder.weight_bytes, embedder)
+        served = self._serving(model)
+        served.start(self._on_died)
+        facts = served.facts
+        resident = Resident(facts.model, facts.version, facts.device, facts.memory_bytes, served)
         replaced = self.registry.publish(resident)
         if replaced is not None:
-            self._free_unused(replaced)
+            self.departures.free_unused(replaced)
         self._changed.set()
         log.info(
             "model.loaded",
-            model=encoder.model,
-            version=encoder.version,
-            device=encoder.device,
-            memory_bytes=resident.memory_bytes,
+            model=facts.model,
+            version=facts.version,
+            device=facts.device,
+            memory_bytes=facts.memory_bytes,
             replaced=replaced and replaced.version,
         )
-        for note in encoder.notes:
-            log.warning("model.noted", model=encoder.model, note=note)
+        for note in facts.notes:
+            log.warning("model.noted", model=facts.model, note=note)
         return resident
-
-    # Unloading
-
-    async def unload(self, model: str, *, force: bool = False) -> Loaded:
-        """Take a model out of memory -> what it was, once it is gone.
-
-        force: although requests use it; they finish first. Raises UnknownModel, NotLoaded, InUse.
-        """
-        self.catalogue.get(model)
-        resident = self.registry.current(model)
-        if resident is None:
-            raise NotLoaded(model)
-        if resident.leases and not force:
-            raise InUse(model, resident.leases)
-        self.registry.retire(resident)
-        self._free_unused(resident)
-        while self.registry.holds(resident):
-            await self._changed.wait()
-        return resident
-
-    def _free_unused(self, resident: Loaded) -> None:
-        """Free a retired model now, if nobody uses it; else the last lease that ends does."""
-        if not resident.leases:
-            self._background.spawn(self._free(resident), f"free.{resident.model}")
-
-    async def _free(self, resident: Loaded) -> None:
-        try:
-            await resident.serves.close()
-            await asyncio.to_thread(self._loader.give_back, resident.device)
-        finally:
-            self.registry.forget(resident)
-            self._changed.set()
-        log.info("model.unloaded", model=resident.model, version=resident.version, memory_bytes=resident.memory_bytes)
-
-    async def _unload_idle(self, idle_s: float) -> None:
-        """Unload, for ever, each model that nobody has used for so long."""
-        while True:
-            now = self.registry.clock()
-            for resident in self.registry.idle_since(now - idle_s):
-                self.registry.retire(resident)
-                self._free_unused(resident)
-            due = [resident.used_at + idle_s for resident in self.registry.idle_since(now)]
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(due) - now if due else None):
-                    await self._changed.wait()

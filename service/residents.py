@@ -1,25 +1,70 @@
 """What is in memory, as discovery, statistics and metrics tell it."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import TypeAlias
+
+from models.catalogue import Kind
+from models.generation.base import EngineLoad
 from models.registry import Registry
 
 from .embedder import Embedder
+from .generator import Generator
+from .served import Served
+
+Residents: TypeAlias = Registry[Served]
 
 
-def queued(registry: Registry[Embedder]) -> tuple[int, int]:
-    """Texts and tokens that wait or run, over all models."""
-    batchers = [resident.serves.batcher for resident in registry.everything()]
+def queued(residents: Residents) -> tuple[int, int]:
+    """Texts and tokens that wait or run, over all embedding models."""
+    batchers = [served.batcher for served in _serving(residents) if isinstance(served, Embedder)]
     return sum(batcher.queued_texts for batcher in batchers), sum(batcher.queued_tokens for batcher in batchers)
 
 
-def memory_bytes(registry: Registry[Embedder]) -> int:
-    """What the weights of all models take, over all devices."""
-    return sum(resident.memory_bytes for resident in registry.everything())
+def generating(residents: Residents) -> dict[str, int]:
+    """What all engines do, by the names of EngineLoad's fields."""
+    loads = [generator.engine.load for generator in _generators(residents)]
+    return {figure.name: sum(getattr(load, figure.name) for load in loads) for figure in fields(EngineLoad)}
 
 
-def described(registry: Registry[Embedder], default: str) -> dict[str, str]:
+def memory_bytes(residents: Residents) -> int:
+    """What all models take, over all devices."""
+    return sum(resident.memory_bytes for resident in residents.everything())
+
+
+def described(residents: Residents, defaults: Mapping[Kind, str]) -> dict[str, str]:
     """What takes requests, in which version and where."""
     return {
-        "models": ",".join(resident.model for resident in registry),
-        "default_model": default,
-        **{f"model.{resident.model}": f"{resident.version} on {resident.device}" for resident in registry},
+        "models": ",".join(resident.model for resident in residents),
+        "default_model": defaults["embedding"],
+        "default_generation_model": defaults["generation"],
+        **{f"model.{resident.model}": f"{resident.version} on {resident.device}" for resident in residents},
     }
+
+
+def _stuck_s(residents: Residents) -> float:
+    return max((generator.stuck_s for generator in _generators(residents)), default=0.0)
+
+
+def _generators(residents: Residents) -> list[Generator]:
+    return [served for served in _serving(residents) if isinstance(served, Generator)]
+
+
+def _serving(residents: Residents) -> list[Served]:
+    return [resident.serves for resident in residents.everything()]
+
+
+GAUGES: Mapping[str, tuple[str, Callable[[Residents], float]]] = {
+    "queued_texts": ("Texts waiting or running", lambda residents: queued(residents)[0]),
+    "queued_tokens": ("Tokens waiting or running", lambda residents: queued(residents)[1]),
+    "models_loaded": ("Models that take requests", lambda residents: len(list(residents))),
+    "model_memory_bytes": ("Memory of all models", memory_bytes),
+    "generate_running": ("Completions that grow", lambda residents: generating(residents)["running"]),
+    "generate_waiting": ("Completions that wait", lambda residents: generating(residents)["waiting"]),
+    "generate_waiting_tokens": ("Tokens of their prompts", lambda residents: generating(residents)["waiting_tokens"]),
+    "generate_kv_used_bytes": ("Keys and values in use", lambda residents: generating(residents)["kv_used_bytes"]),
+    "generate_kv_bytes": ("Memory for keys and values", lambda residents: generating(residents)["kv_bytes"]),
+    "generate_preempted": ("Completions turned out for room", lambda residents: generating(residents)["preempted"]),
+    "generate_stuck_seconds": ("How long a step has taken that takes too long; 0 where none does", _stuck_s),
+}
+"""For the metrics: name -> meaning, and how it is looked up."""

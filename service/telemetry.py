@@ -15,6 +15,7 @@ from subjects import names
 from subjects.errors import MLError
 
 from .call import Call
+from .generation_telemetry import GenerationTelemetry
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +67,7 @@ class Telemetry:
         )
         self._device = Counter("mlbus_device_seconds", "Time in forward passes", ["model"], registry=registry)
         self._by_route: dict[str, Any] = {}
+        self.generation = GenerationTelemetry(registry)
 
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """A figure that is looked up whenever somebody asks for the metrics."""
@@ -96,6 +98,7 @@ class Telemetry:
         return {
             "errors": {str(code): count for code, count in self._errors.items()},
             "batches": {model: dict(counts) for model, counts in self._batches.items()},
+            "generation": self.generation.figures(),
         }
 
     def traced(self, call: Call) -> AbstractContextManager[Any]:

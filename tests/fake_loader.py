@@ -1,4 +1,4 @@
-"""A loader of fake encoders, for tests of what happens around a load: how long it takes, how it fails, what it weighs.
+"""A loader of fake models, for tests of what happens around a load: how long it takes, how it fails, what it weighs.
 
 Each load waits for `gate`; the n-th load of a model gives version `v<n>-fp32`. Knows no file and no torch.
 """
@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 
 from fake_encoder import FakeEncoder
+from fake_engine import FakeEngine
 
 from models.catalogue import ModelSpec
 from models.errors import UnknownVersion
@@ -31,6 +32,7 @@ class FakeLoader(ModelLoader):
         self.entered = threading.Event()
         self.loads: Counter[str] = Counter()
         self.encoders: dict[str, list[FakeEncoder]] = {}
+        self.engines: dict[str, list[FakeEngine]] = {}
         self.sizes: dict[str, int] = {}
         self.expected_sizes: dict[str, int] = {}
         self.dimensions: dict[str, int] = {}
@@ -55,13 +57,17 @@ class FakeLoader(ModelLoader):
     def expected(self, spec: ModelSpec, options: LoadOptions) -> tuple[str, int]:
         return "cpu", self.expected_sizes.get(spec.id, self.sizes.get(spec.id, GB))
 
-    def load(self, spec: ModelSpec, options: LoadOptions) -> FakeEncoder:
+    def load(self, spec: ModelSpec, options: LoadOptions) -> FakeEncoder | FakeEngine:
         self.loads[spec.id] += 1
         number = self.loads[spec.id]
         self.entered.set()
         assert self.gate.wait(60)
         if spec.id in self.failures:
             raise self.failures[spec.id]
+        if spec.kind == "generation":
+            engine = FakeEngine(spec.id, f"v{number}-fp32", weight_bytes=self.sizes.get(spec.id, GB))
+            self.engines.setdefault(spec.id, []).append(engine)
+            return engine
         encoder = FakeEncoder(spec.id)
         encoder.version = f"v{number}-fp32"
         encoder.weight_bytes = self.sizes.get(spec.id, GB)

@@ -1,6 +1,6 @@
-"""A worker process on a fake encoder, for tests that end one: `python serve_fake.py URL [LEVEL] [--held] [--loading]`.
+"""A worker process on fake models, for tests that end one: `python serve_fake.py URL [LEVEL] [--held] [--loading]`.
 
-It prints `ready` once it serves. held: the encoder never finishes a pass, so that what is admitted stays in flight.
+It prints `ready` once it serves. held: no pass and no step ever ends, so that what is admitted stays in flight.
 loading: other models are known, and never get loaded.
 """
 
@@ -10,6 +10,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 
 from fake_encoder import FakeEncoder
+from fake_engine import FakeEngine
 from workers import clean_environment
 
 from service.app import serve
@@ -35,9 +36,10 @@ def main() -> int:
     parser.add_argument("--loading", action="store_true")
     chosen = parser.parse_args()
     configure_logging("auto", chosen.level)
-    encoder = FakeEncoder()
+    loaded = [FakeEncoder(), FakeEngine()]
     if chosen.held:
-        encoder.gate.clear()
+        for model in loaded:
+            model.gate.clear()
     loader = None
     if chosen.loading:
         from fake_loader import FakeLoader
@@ -47,7 +49,7 @@ def main() -> int:
     catalogue = {"a": {"kind": "embedding", "folder": "weights/a"}}
     settings = Settings(nats_url=chosen.url, metrics_port=-1, catalogue=catalogue)
     ready = lambda started: print("ready", flush=True)  # noqa: E731, T201
-    return asyncio.run(serve(settings, encoders=[encoder], loader=loader, on_ready=ready))
+    return asyncio.run(serve(settings, encoders=loaded, loader=loader, on_ready=ready))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Workers for the tests: the real process wiring, in this event loop, on a fake or a given encoder."""
+"""Workers for the tests: the real process wiring, in this event loop, on fake or given models."""
 
 import os
 from collections.abc import AsyncIterator
@@ -15,14 +15,14 @@ from service.stop import Stop
 
 @asynccontextmanager
 async def running_worker(
-    url: str, *encoders: Any, loader: ModelLoader | None = None, **settings: Any
+    url: str, *loaded: Any, loader: ModelLoader | None = None, **settings: Any
 ) -> AsyncIterator[Started]:
     """A worker on `url`; leaving drains it.
 
-    It serves the encoders, or what the loader loads if there is one, or else a FakeEncoder.
+    It serves what is loaded, encoders or engines, or what the loader loads if there is one, or else a FakeEncoder.
     """
     configured = Settings(nats_url=url, **{"metrics_port": -1, **settings})
-    serves = encoders or (() if loader else (FakeEncoder(),))
+    serves = loaded or (() if loader else (FakeEncoder(),))
     async with worker(configured, Stop(), serves, loader=loader) as started:
         yield started
 

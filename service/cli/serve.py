@@ -100,6 +100,7 @@ def ready_text(started: Started, found_url: str | None) -> str:
     lines += [
         "  nats req ml.embed 'def hello(): pass'",
         "  nats micro info ml",
+        "  nats req ml.generate 'def fib(n):'",
         "  mlbus embed 'def hello(): pass'",
         "  mlbus similarity 'def add(a, b): return a + b' 'the sum of two numbers'",
         "",
@@ -116,9 +117,10 @@ def _facts(started: Started) -> Iterator[str]:
         yield f"  credentials  {server.credentials} (roles admin, worker, client; a local client needs none)"
         if server.monitor_url:
             yield f"  monitoring   {server.monitor_url}"
-    for place, encoder in enumerate(started.models):
-        default = " (default)" if place == 0 and len(started.models) > 1 else ""
-        yield f"  model        {encoder.model}{default} on {encoder.device} in {encoder.dtype}, {encoder.version}"
-        yield from (f"  note         {encoder.model} {note}" for note in encoder.notes)
+    for facts in started.models:
+        alike = [other.model for other in started.models if other.kind == facts.kind]
+        default = " (default)" if len(alike) > 1 and facts.model == alike[0] else ""
+        yield f"  model        {facts.model}{default} on {facts.device} in {facts.dtype}, {facts.version}"
+        yield from (f"  note         {facts.model} {note}" for note in facts.notes)
     if started.metrics_port is not None:
         yield f"  metrics      http://127.0.0.1:{started.metrics_port}/metrics"

@@ -25,8 +25,9 @@ from subjects.vectors import max_bytes
 
 from ..call import Call
 from ..embedder import WINDOW, Embedder, How
-from ..endpoint import Frames, Route
+from ..endpoint import Route
 from ..residency import Residency
+from ..streamer import Frames
 from ..work import Finish
 
 
@@ -48,7 +49,7 @@ class EmbedHandlers:
         ]
 
     async def embed(self, request: EmbedRequest, call: Call) -> EmbedReply:
-        async with self._residency.lease(request.model) as embedder:
+        async with self._residency.embedder(request.model) as embedder:
             encoder = embedder.encoder
             done = await embedder.embed(request.text, how(request, call, 1, _normalize(request, encoder)))
         return EmbedReply(
@@ -63,7 +64,7 @@ class EmbedHandlers:
 
     async def batch(self, request: EmbedBatchRequest, call: Call) -> Frames:
         """The one reply, or chunks as they are ready and then what holds for all of them."""
-        async with self._residency.lease(request.model) as embedder:
+        async with self._residency.embedder(request.model) as embedder:
             asked = how(request, call, len(request.texts), _normalize(request, embedder.encoder))
             check_options(embedder.encoder, asked.options, request.dimensions)
             vector_bytes = _vector_bytes(request, call, embedder.encoder)

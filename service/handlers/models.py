@@ -25,8 +25,9 @@ from subjects.models import (
 )
 
 from ..call import Call
+from ..departures import Loaded
 from ..endpoint import Route
-from ..residency import Loaded, Residency
+from ..residency import Residency
 
 
 class ModelHandlers:
@@ -88,7 +89,8 @@ class ModelHandlers:
         return self._changed(await self._residency.reload(request.model, request.version))
 
     async def unload(self, request: ModelsUnloadRequest, _call: Call) -> ModelsChangeReply:
-        resident = await self._residency.unload(request.model, force=request.force)
+        model = self._residency.catalogue.get(request.model).id
+        resident = await self._residency.departures.unload(model, force=request.force)
         return ModelsChangeReply(worker=self._worker, model=resident.model, unloaded=self._loaded(resident))
 
     def _changed(self, resident: Loaded) -> ModelsChangeReply:
@@ -97,16 +99,16 @@ class ModelHandlers:
     async def _entry(self, spec: ModelSpec) -> ModelEntry:
         resident = self._residency.registry.current(spec.id)
         failure = self._residency.registry.failure(spec.id)
-        encoder = resident.serves.encoder if resident else None
+        facts = resident.serves.facts if resident else None
         return ModelEntry(
             id=spec.id,
             kind=spec.kind,
-            default=spec.id == self._residency.default,
+            default=spec.id == self._residency.defaults[spec.kind],
             served=spec.unserved is None,
-            dimensions=encoder.dimensions if encoder else spec.dimensions,
-            max_tokens=encoder.max_tokens if encoder else spec.max_tokens,
+            dimensions=(facts.dimensions if facts else spec.dimensions) or None,
+            max_tokens=facts.max_tokens if facts else spec.max_tokens,
             matryoshka=list(spec.matryoshka),
-            prompts=list(encoder.prompts if encoder else spec.prompts),
+            prompts=list(facts.prompts if facts else spec.prompts),
             tasks=list(spec.tasks),
             default_task=spec.default_task,
             licence=spec.licence,
@@ -120,17 +122,17 @@ class ModelHandlers:
         )
 
     def _loaded(self, resident: Loaded) -> LoadedModel:
-        encoder = resident.serves.encoder
+        facts = resident.serves.facts
         return LoadedModel(
             version=resident.version,
             device=resident.device,
-            dtype=encoder.dtype,
-            quantization=encoder.quantization,
+            dtype=facts.dtype,
+            quantization=facts.quantization,
             memory_bytes=resident.memory_bytes,
             pinned=resident.pinned,
             requests=resident.leases,
             idle_s=round(self._residency.registry.clock() - resident.used_at, 3),
-            notes=list(encoder.notes),
+            notes=list(facts.notes),
         )
 
     def _present(self) -> set[str]:
@@ -138,6 +140,6 @@ class ModelHandlers:
 
     def _recommendation(self, use: Use, spec: ModelSpec, present: set[str]) -> Recommendation:
         same_kind = [other.id for other in self._residency.catalogue if other.kind == spec.kind]
-        candidates = [spec.id, self._residency.default, *same_kind]
+        candidates = [spec.id, self._residency.defaults[spec.kind], *same_kind]
         model = next((name for name in candidates if name in present and name in same_kind), None)
         return Recommendation(use=use, recommended=spec.id, model=model, present=spec.id in present)

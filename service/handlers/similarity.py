@@ -31,7 +31,7 @@ class SimilarityHandlers:
     async def similarity(self, request: SimilarityRequest, call: Call) -> SimilarityReply:
         texts = [text for text in (request.a, request.b, request.query) if text is not None]
         texts += request.candidates or []
-        async with self._residency.lease(request.model) as embedder:
+        async with self._residency.embedder(request.model) as embedder:
             encoder = embedder.encoder
             part = await embedder.embed_all(texts, how(request, call, len(texts)))
         scores = cosines(part.vectors[0], part.vectors[1:])

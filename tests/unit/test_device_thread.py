@@ -190,6 +190,74 @@ async def test_a_job_that_runs_keeps_its_share_in_a_flood():
     assert "layer layer layer" not in " ".join(while_it_ran[:-10])
 
 
+async def test_sources_of_urgent_jobs_get_equal_time_whatever_their_jobs_take():
+    clock, used = Clock(), {"embed": 0.0, "engine": 0.0}
+    shares: list[float] = []
+
+    def job(source: str, seconds: float) -> None:
+        clock.now += seconds
+        used[source] += seconds
+        shares.append(used["embed"] - used["engine"])
+
+    with opened(clock) as device:
+        async with occupied(device):
+            embeds = (device.run(job, "embed", 0.5, urgent=True, source="embed") for _ in range(8))
+            steps = (device.run(job, "engine", 0.125, urgent=True, source="engine") for _ in range(32))
+            tasks = await started(*embeds, *steps)
+        await asyncio.gather(*tasks)
+    assert max(map(abs, shares)) <= 0.5
+    assert shares[-1] == 0
+
+
+async def test_a_source_that_comes_late_has_nothing_saved_up():
+    clock, log = Clock(), []
+
+    def job(source: str) -> None:
+        clock.now += 1.0
+        log.append(source)
+
+    async def run(device: DeviceThread, source: str, jobs: int) -> list[asyncio.Task[Any]]:
+        return await started(*(device.run(job, source, urgent=True, source=source) for _ in range(jobs)))
+
+    with opened(clock) as device:
+        await asyncio.gather(*await run(device, "engine", 100))
+        async with occupied(device):
+            tasks = [*await run(device, "embed", 6), *await run(device, "engine", 6)]
+        await asyncio.gather(*tasks)
+        del log[:100]
+    for place in range(2, len(log) + 1):
+        assert abs(log[:place].count("engine") - log[:place].count("embed")) <= 2
+
+
+async def test_steps_of_an_engine_run_inside_a_job_that_yields_and_leave_it_its_share():
+    clock, log = Clock(), []
+
+    def urgent(source: str) -> None:
+        clock.now += 0.25
+        log.append(source)
+
+    def layers() -> None:
+        for _ in range(20):
+            clock.now += 0.25
+            log.append("layer")
+            device.yield_point()
+
+    with opened(clock) as device:
+        async with occupied(device, layers) as bulk:
+            flood = await started(
+                *(
+                    device.run(urgent, name, urgent=True, source=name)
+                    for _ in range(200)
+                    for name in ("embed", "engine")
+                )
+            )
+        await asyncio.gather(bulk, *flood)
+    while_it_ran = log[: len(log) - log[::-1].index("layer")]
+    assert while_it_ran.count("embed") == pytest.approx(while_it_ran.count("engine"), abs=1)
+    urgent_s = 0.25 * (len(while_it_ran) - 20)
+    assert urgent_s == pytest.approx(AGE_S + 20 * 0.25 * (1 / SHARE - 1), abs=1.5)
+
+
 async def test_what_waits_when_it_closes_is_cancelled():
     log: list[str] = []
     with opened() as device:

@@ -1,0 +1,117 @@
+"""From a request on the wire to requests of the engine: one for each completion.
+
+Completion number k = index * n + choice has the id `<request id>.<k>` and the seed of the request plus k.
+"""
+
+import functools
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import structlog
+
+from models.errors import ModelError
+from models.generation.base import Chat, Defaults, Fill, Message, Plain, Prompt, PromptTokens
+from models.generation.request import Finished, Request, Sampling, Usage
+from subjects.generate import MAX_SEED, GenerateBatchRequest, GenerateOptions, GenerateRequest
+
+from .flight import Requests
+from .generator import Generator
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a call asks for. id: the call's; seed: of completion 0; batch: whether its prompts are one of several."""
+
+    id: str
+    prompts: Sequence[Prompt]
+    options: GenerateOptions
+    seed: int
+    batch: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many completions."""
+        return len(self.prompts) * self.options.n
+
+    def seed_of(self, number: int) -> int:
+        """With which a completion is sampled."""
+        return (self.seed + number) & MAX_SEED
+
+    def echo(self, number: int) -> str:
+        """What a completion's text begins with."""
+        prompt = self.prompts[number // self.options.n]
+        return prompt.text if self.options.echo and isinstance(prompt, Plain) else ""
+
+    async def requests(self, generator: Generator) -> Requests:
+        """Each completion's request, in order; where a prompt cannot be made one, its end."""
+        make = functools.partial(self._request, defaults=generator.engine.facts.defaults)
+        first = 0
+        for prompt in self.prompts:
+            numbers = range(first, first + self.options.n)
+            first = numbers.stop
+            try:
+                made = await generator.request(prompt, make)
+            except Exception as error:
+                if not isinstance(error, ModelError):
+                    log.exception("prompt.failed", model=generator.facts.model, request_id=self.id)
+                for number in numbers:
+                    yield Finished(f"{self.id}.{number}", "error", Usage(0, 0, 0), error=error)
+            else:
+                for number in numbers:
+                    sampling = replace(made.sampling, seed=self.seed_of(number))
+                    yield replace(made, id=f"{self.id}.{number}", sampling=sampling)
+
+    def _request(self, tokens: PromptTokens, defaults: Defaults) -> Request:
+        options = self.options
+        return Request(
+            id=self.id,
+            prompt=tokens.ids,
+            max_tokens=options.max_tokens,
+            min_tokens=options.min_tokens,
+            stop_ids=tokens.stop_ids | frozenset(options.stop_token_ids or ()),
+            stop=tuple(options.stop or ()),
+            sampling=_sampling(options, defaults),
+            num_beams=options.num_beams,
+            length_penalty=options.length_penalty,
+        )
+
+
+def read(request: GenerateRequest | GenerateBatchRequest, request_id: str) -> Asked:
+    """What a message asks for; a seed is drawn where it names none."""
+    seed = secrets.randbits(64) if request.seed is None else request.seed
+    if isinstance(request, GenerateBatchRequest):
+        return Asked(request_id, [Plain(text) for text in request.prompts], request, seed, batch=True)
+    return Asked(request_id, [_prompt(request)], request, seed)
+
+
+def number_of(request: str) -> int:
+    """The number of a completion, from the id of its request."""
+    return int(request.rpartition(".")[2])
+
+
+def _prompt(request: GenerateRequest) -> Prompt:
+    if request.messages is not None:
+        return Chat(tuple(Message(message.role, message.content) for message in request.messages))
+    if request.prompt is not None:
+        return Plain(request.prompt)
+    return Fill(request.prefix or "", request.suffix or "")
+
+
+def _sampling(options: GenerateOptions, defaults: Defaults) -> Sampling:
+    """Where the request does not say, as the model's configuration says, and else neutral."""
+    chosen: dict[str, Any] = {}
+    for name in (default.name for default in fields(Defaults)):
+        asked, usual = getattr(options, name), getattr(defaults, name)
+        if asked is not None or usual is not None:
+            chosen[name] = usual if asked is None else asked
+    return Sampling(
+        **chosen,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        logit_bias=options.logit_bias or {},
+        logprobs=options.logprobs,
+    )

@@ -1,0 +1,85 @@
+"""One loaded generation model, as handlers ask for it: prompts in, pieces of text out, through its engine."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from models.generation.base import GenerationEngine, Prompt, PromptTokens
+from models.generation.request import Request
+
+from .device_thread import DeviceThread
+from .flight import Flight
+from .served import facts_of
+from .stepper import StepObserver, Stepper
+
+TOKENIZER_THREADS = 2
+
+
+class Generator:
+    """A running engine and what belongs to it; `close` ends both and lets go of the weights.
+
+    window: how many completions of one call are in the engine at a time. stuck_step_s: how long a step may take before
+    it is told of.
+    """
+
+    def __init__(
+        self,
+        engine: GenerationEngine,
+        device: DeviceThread,
+        observer: StepObserver,
+        window: int = 32,
+        stuck_step_s: float = 30.0,
+    ) -> None:
+        self.engine = engine
+        self.facts = facts_of(engine)
+        self._device = device
+        self._window = window
+        self._pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix=f"tokenizer.{self.facts.model}")
+        self._stepper = Stepper(engine, device, observer, stuck_step_s)
+        self._running: asyncio.Task[None] | None = None
+
+    @property
+    def stuck_s(self) -> float:
+        """For how long the engine's present step has been taking too long; 0 where it does not."""
+        return self._stepper.watchdog.stuck_s
+
+    def start(self, on_died: Callable[[BaseException], None]) -> None:
+        """Begin to work. on_died hears of an end that nobody asked for, since then nobody would answer its callers."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()):
+                on_died(error)
+
+        self._running = asyncio.create_task(self._stepper.run(), name=f"stepper.{self.facts.model}")
+        self._running.add_done_callback(ended)
+
+    async def stop(self) -> None:
+        """End the stepping; what is in the engine gets Unavailable."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def close(self) -> None:
+        """Stop, then let go of the weights and the cache, on the device's thread: a step may still run there."""
+        await self.stop()
+        await self._device.run(self.engine.close, urgent=True)
+
+    async def request(self, prompt: Prompt, make: Callable[[PromptTokens], Request]) -> Request:
+        """Tokenise a prompt, make a request of it and have it checked. Raises InvalidRequest, PromptTooLong."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._request, prompt, make)
+
+    def _request(self, prompt: Prompt, make: Callable[[PromptTokens], Request]) -> Request:
+        try:
+            request = make(self.engine.prompt_tokens(prompt))
+        except BaseException as error:
+            if isinstance(error, Exception):
+                raise
+            # A panic in Rust is no Exception, and would end the event loop.
+            raise RuntimeError(f"the tokeniser broke: {error!r}") from error
+        self.engine.check(request)
+        return request
+
+    def flight(self) -> Flight:
+        """For the completions of one call."""
+        return Flight(self._stepper, self._window)

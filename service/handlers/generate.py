@@ -1,0 +1,93 @@
+"""`ml.generate` and `ml.generate.batch`: decode, call, encode."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import TypeAlias
+
+from models.generation.request import Event, Finished, Piece
+from subjects import names
+from subjects.errors import Conflict, InvalidField
+from subjects.generate import GenerateBatchReply, GenerateBatchRequest, GenerateReply, GenerateRequest
+from subjects.stream import DONE, TOKEN
+
+from ..call import Call
+from ..endpoint import Route
+from ..generation_reply import Completion, Replies
+from ..generation_request import Asked, number_of, read
+from ..generation_telemetry import GenerationTelemetry
+from ..generator import Generator
+from ..residency import Residency
+from ..streamer import Frames
+
+News: TypeAlias = AsyncGenerator[tuple[int, Event], None]
+
+
+class GenerateHandlers:
+    """Both subjects differ in how many prompts they take, and in the form of the reply."""
+
+    def __init__(self, residency: Residency, telemetry: GenerationTelemetry) -> None:
+        self._residency = residency
+        self._telemetry = telemetry
+        self._ids: set[str] = set()
+
+    def routes(self) -> list[Route]:
+        one = Route(
+            "generate", names.GENERATE, GenerateRequest, GenerateReply, None, "prompt", stream=self.generate, text=True
+        )
+        many = Route(
+            "generate-batch", names.GENERATE_BATCH, GenerateBatchRequest, GenerateBatchReply, stream=self.generate
+        )
+        return [one, many]
+
+    async def generate(self, request: GenerateRequest | GenerateBatchRequest, call: Call) -> Frames:
+        """The one reply; or pieces of text as they come, and then what holds for all of them."""
+        call.choose_form(None)
+        if request.num_beams > 1 and call.framed:
+            raise InvalidField(f"field 'num_beams': beams are not streamed; send 1, or leave {names.STREAM} out")
+        asked = read(request, call.asked.request_id)
+        with self._sole(asked.id):
+            async with self._residency.generator(request.model) as generator:
+                completions = [Completion(number, asked.seed_of(number)) for number in range(asked.count)]
+                replies = Replies(asked, generator.facts, completions)
+                async with aclosing(self._news(asked, generator, call)) as news:
+                    async for number, event in news:
+                        if isinstance(event, Finished):
+                            completions[number].end = event
+                        elif call.framed:
+                            for frame in replies.frames(event, number, call.reply_limit):
+                                yield TOKEN, frame
+                        else:
+                            completions[number].add(event)
+        yield DONE, replies.done() if call.framed else replies.whole()
+
+    async def _news(self, asked: Asked, generator: Generator, call: Call) -> News:
+        """Events with the number of their completion, an echo before its text. Raises what a lone prompt failed at."""
+        flight = generator.flight()
+        call.on_cancel = flight.cancel
+        silent = set(range(asked.count))
+        async with aclosing(flight.events(asked.requests(generator))) as told:
+            async for events in told:
+                for event in events:
+                    number = number_of(event.request)
+                    if isinstance(event, Finished) and event.error is not None and not asked.batch:
+                        raise event.error
+                    if len(silent) == asked.count and isinstance(event, Piece):
+                        waited_s = asyncio.get_running_loop().time() - call.received
+                        self._telemetry.first(generator.facts.model, waited_s)
+                    if number in silent:
+                        silent.remove(number)
+                        if echo := asked.echo(number):
+                            yield number, Piece(event.request, echo, tokens=0)
+                    yield number, event
+
+    @contextmanager
+    def _sole(self, request_id: str) -> Iterator[None]:
+        """Two requests of one id could not be told apart by who cancels one. Raises Conflict."""
+        if request_id in self._ids:
+            raise Conflict(f"a request with the same {names.REQUEST_ID} is running already; send another")
+        self._ids.add(request_id)
+        try:
+            yield
+        finally:
+            self._ids.remove(request_id)

@@ -1,0 +1,204 @@
+"""One engine at work: turn by turn on the device's thread, while there is something to do.
+
+Owns the requests in the engine and tells each one's call of its events. Knows no wire and no prompt.
+"""
+
+import asyncio
+from collections import deque
+from typing import Protocol
+
+import structlog
+
+from models.generation.base import GenerationEngine
+from models.generation.errors import DuplicateRequest, EngineFull
+from models.generation.request import Finished, FinishReason, Piece, Request, Usage
+from subjects.errors import Busy, Cancelled, Unavailable
+
+from .change import Change
+from .device_thread import DeviceThread
+from .outbox import LIMIT_CHARS, Outbox
+from .turn import Abort, Addition, Command, Turn, take_turn
+from .watchdog import Watchdog
+
+log = structlog.get_logger(__name__)
+
+TURNS_AHEAD = 2
+"""One runs, one waits at the device: what a turn gave is told while the next one computes."""
+
+
+class StepObserver(Protocol):
+    """Who hears of every step, every piece but a text's first, every end and every refusal. Times in seconds."""
+
+    def stepped(self, model: str, seconds: float) -> None: ...
+
+    def went_on(self, model: str, seconds: float) -> None: ...
+
+    def completed(self, model: str, finished: Finished) -> None: ...
+
+    def refused(self, model: str) -> None: ...
+
+
+class StepFailed(Exception):
+    """The engine failed as a whole; the log tells how."""
+
+
+class Stepper:
+    """`add` and `abort` ask, `run` works until it is cancelled. ended: how many requests have left the engine."""
+
+    def __init__(
+        self, engine: GenerationEngine, device: DeviceThread, observer: StepObserver, stuck_step_s: float
+    ) -> None:
+        self.ended = 0
+        self.watchdog = Watchdog(engine.facts.model, stuck_step_s, lambda: engine.load.running)
+        self._engine = engine
+        self._model = engine.facts.model
+        self._device = device
+        self._observer = observer
+        self._asked: dict[str, Addition] = {}
+        self._commands: deque[Command] = deque()
+        self._wanted = asyncio.Event()
+        self._left = Change()
+        self._left_at = 0.0
+        self._gap_s = 0.1
+        self._stopped = False
+
+    def refusal(self, full: EngineFull) -> Busy:
+        """What to answer for it: ask again when a place will be free, going by how long that took lately."""
+        self._observer.refused(self._model)
+        return Busy(str(full), retry_after_ms=int(1000 * min(10.0, max(0.05, self._gap_s))))
+
+    async def add(self, request: Request, outbox: Outbox) -> None:
+        """Hand a request to the engine; its events go into the outbox from then on.
+
+        Raises what the engine refuses it with, and Unavailable when nothing runs any more.
+        """
+        if self._stopped:
+            raise _shutting_down()
+        if request.id in self._asked:
+            raise DuplicateRequest(request.id)
+        asked = Addition(request, outbox, asyncio.get_running_loop().create_future())
+        self._asked[request.id] = asked
+        self._command(asked)
+        await asked.admitted
+
+    def abort(self, request: str, reason: FinishReason) -> None:
+        """Have a request end; its Finished comes as always."""
+        if request in self._asked:
+            self._command(Abort(request, reason))
+
+    def leave(self, request: str) -> None:
+        """Nobody wants to hear of this request any more."""
+        if asked := self._asked.pop(request, None):
+            asked.admitted.cancel()
+            self._command(Abort(request, "cancelled"))
+            self._observer.completed(self._model, Finished(request, "cancelled", Usage(0, 0, 0)))
+
+    async def another_ended(self, ended: int) -> None:
+        """Return once more than so many requests have left the engine."""
+        while self.ended == ended and not self._stopped:
+            await self._left.wait()
+
+    async def run(self) -> None:
+        """Turn after turn for ever, while there is something to do."""
+        seats = asyncio.Semaphore(TURNS_AHEAD)
+        try:
+            async with asyncio.TaskGroup() as turns:
+                while True:
+                    await seats.acquire()
+                    await self._wanted.wait()
+                    turns.create_task(self._take_turn(seats))
+        finally:
+            self._stop()
+
+    async def _take_turn(self, seats: asyncio.Semaphore) -> None:
+        with self.watchdog.turn():
+            turn = await self._device.run(
+                take_turn, self._engine, self._commands, self.watchdog, urgent=True, source=f"generate.{self._model}"
+            )
+        self._tell(turn)
+        seats.release()
+
+    def _command(self, command: Command) -> None:
+        self._commands.append(command)
+        if not self._wanted.is_set():
+            self._left_at = asyncio.get_running_loop().time()
+        self._wanted.set()
+
+    def _tell(self, turn: Turn) -> None:
+        for asked, refusal in turn.added:
+            self._admit(asked, refusal)
+        for event in turn.events:
+            if isinstance(event, Finished):
+                self._end(event)
+            else:
+                self._deliver(event)
+        if turn.seconds is not None:
+            self._observer.stepped(self._model, turn.seconds)
+            self.watchdog.ended(turn.seconds)
+        if turn.failure is not None:
+            self._fail(turn.failure)
+        # An engine that fails at every step is not asked for another until somebody wants something of it.
+        if self._commands or (self._asked if turn.failure else not turn.idle):
+            self._wanted.set()
+        else:
+            self._wanted.clear()
+
+    def _admit(self, asked: Addition, refusal: Exception | None) -> None:
+        if refusal is not None and self._asked.get(asked.request.id) is asked:
+            del self._asked[asked.request.id]
+        if asked.admitted.done():  # whoever asked has left, or cancelled it
+            if refusal is not None:
+                asked.outbox.put(Finished(asked.request.id, "cancelled", Usage(0, 0, 0)))
+        elif refusal is not None:
+            asked.admitted.set_exception(refusal)
+        else:
+            asked.admitted.set_result(None)
+
+    def _deliver(self, piece: Piece) -> None:
+        asked = self._asked.get(piece.request)
+        if asked is None:
+            return
+        now = asyncio.get_running_loop().time()
+        if asked.told_at is not None:
+            self._observer.went_on(self._model, now - asked.told_at)
+        asked.told_at = now
+        if not asked.outbox.put(piece):
+            self._give_up(asked.outbox)
+
+    def _end(self, finished: Finished) -> None:
+        now = asyncio.get_running_loop().time()
+        self._gap_s += 0.1 * (now - self._left_at - self._gap_s)
+        self._left_at = now
+        self.ended += 1
+        self._left.set()
+        if asked := self._asked.pop(finished.request, None):
+            asked.outbox.put(finished)
+            self._observer.completed(self._model, finished)
+
+    def _give_up(self, outbox: Outbox) -> None:
+        """Whoever should take what is in the outbox does not."""
+        log.warning("reader.too_slow", model=self._model, unsent_chars=LIMIT_CHARS)
+        outbox.fail(Cancelled(f"more than {LIMIT_CHARS} characters waited to be sent: the reader is too slow"))
+        for request in outbox.live:
+            self.abort(request, "cancelled")
+
+    def _fail(self, failure: BaseException) -> None:
+        """A step raised: all that were in the engine end, and it is told to let go of them."""
+        log.error("step.failed", model=self._model, requests=len(self._asked), exc_info=failure)
+        for request in [name for name, asked in self._asked.items() if asked.admitted.done()]:
+            self._end(Finished(request, "error", Usage(0, 0, 0), error=StepFailed(self._model)))
+            self._commands.append(Abort(request, "error"))
+
+    def _stop(self) -> None:
+        self._stopped = True
+        self.watchdog.close()
+        for asked in self._asked.values():
+            asked.outbox.fail(_shutting_down())
+            if not asked.admitted.done():
+                asked.admitted.set_exception(_shutting_down())
+        self._asked.clear()
+        self._left.set()
+
+
+def _shutting_down() -> Unavailable:
+    return Unavailable("this worker is shutting down; ask again", retry_after_ms=100)

@@ -1,0 +1,80 @@
+"""One turn of an engine on the device's thread: what was asked since the last one is applied, then it steps.
+
+Knows no queue of calls; what comes of a turn is told in the event loop (stepper.py).
+"""
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from models.generation.base import GenerationEngine
+from models.generation.request import Event, FinishReason, Request
+
+from .outbox import Outbox
+from .watchdog import Watchdog
+
+
+@dataclass(slots=True, eq=False)
+class Addition:
+    """A request to be added, and who waits for it. told_at: when it last gave a piece (loop time)."""
+
+    request: Request
+    outbox: Outbox
+    admitted: asyncio.Future[None]
+    told_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """A request to be ended."""
+
+    request: str
+    reason: FinishReason
+
+
+Command: TypeAlias = Addition | Abort
+
+
+@dataclass(slots=True)
+class Turn:
+    """What came of a turn. added: what was handed to the engine, and why not, where it did not take it.
+
+    idle: whether another turn would do nothing. failure: what the step raised. seconds: of the step, if there was one.
+    """
+
+    added: list[tuple[Addition, Exception | None]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    idle: bool = False
+    failure: BaseException | None = None
+    seconds: float | None = None
+
+
+def take_turn(engine: GenerationEngine, commands: deque[Command], watchdog: Watchdog) -> Turn:
+    """Apply the commands, oldest first, and step once. Raises nothing."""
+    turn = Turn()
+    try:
+        while commands:
+            _apply(engine, commands.popleft(), turn)
+        if not engine.is_idle:
+            started = time.perf_counter()
+            with watchdog.step():
+                turn.events = engine.step()
+            turn.seconds = time.perf_counter() - started
+        turn.idle = engine.is_idle
+    except BaseException as error:  # a panic in Rust is no Exception, and nobody would answer for it
+        turn.failure = error
+    return turn
+
+
+def _apply(engine: GenerationEngine, command: Command, turn: Turn) -> None:
+    if isinstance(command, Abort):
+        engine.abort(command.request, command.reason)
+        return
+    try:
+        engine.add(command.request)
+    except Exception as error:
+        turn.added.append((command, error))
+    else:
+        turn.added.append((command, None))

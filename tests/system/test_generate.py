@@ -1,0 +1,309 @@
+"""What a worker answers that generates text, over a real server, where the answer is one reply."""
+
+import asyncio
+import itertools
+import json
+import urllib.request
+from dataclasses import replace
+
+import msgpack
+import nats
+import pytest
+from fake_encoder import FakeEncoder
+from fake_engine import CONTEXT, VOCABULARY, FakeEngine
+from fake_loader import FakeLoader
+from workers import running_worker
+
+from models.generation.base import Defaults, EngineLimits
+from subjects import names
+
+
+@pytest.fixture
+async def engine():
+    engine = FakeEngine()
+    yield engine
+    engine.gate.set()
+
+
+@pytest.fixture
+async def nc(nats_url, engine):
+    async with running_worker(nats_url, FakeEncoder(), engine), await nats.connect(nats_url) as connection:
+        yield connection
+        engine.gate.set()
+
+
+async def ask(nc, fields: dict, subject: str = names.GENERATE, **headers: str):
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    message = await nc.request(subject, json.dumps(fields).encode(), timeout=20, headers=sent or None)
+    return json.loads(message.data)
+
+
+async def refused(nc, fields: dict, subject: str = names.GENERATE, **headers: str) -> tuple[int, str]:
+    error = (await ask(nc, fields, subject, **headers))["error"]
+    return error["code"], error["message"]
+
+
+async def entered(engine: FakeEngine) -> None:
+    assert await asyncio.to_thread(engine.entered.wait, 10)
+
+
+async def test_a_prompt_is_completed(nc):
+    reply = await ask(nc, {"prompt": "one two", "max_tokens": 3, "seed": 7}, Ml_Request_Id="my-id")
+    assert reply == {
+        "model": "tiny_coder",
+        "version": "fake-fp32",
+        "usage": {"prompt_tokens": 2, "cached_tokens": 0, "completion_tokens": 3},
+        "text": " 0 1 2",
+        "finish_reason": "length",
+        "seed": 7,
+    }
+
+
+async def test_text_in_text_out_and_the_facts_beside_it(nc):
+    message = await nc.request(names.GENERATE, b"def f():", timeout=20)
+    assert message.data.startswith(b" 0 1 2 3")
+    assert message.headers[names.CONTENT_TYPE] == names.TEXT
+    assert json.loads(message.headers[names.RESULT])["usage"]["completion_tokens"] == 256
+    failed = await nc.request(names.GENERATE, b"poison", timeout=20)
+    assert failed.data.startswith(b"error 500: internal error")
+    assert failed.headers[names.ERROR_CODE] == "500"
+
+
+async def test_what_is_asked_reaches_the_engine(nc, engine):
+    asked = {
+        "prompt": "a",
+        "max_tokens": 9,
+        "min_tokens": 2,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 5,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.2,
+        "frequency_penalty": 0.3,
+        "logit_bias": {"3": -100},
+        "seed": 2**64 - 1,
+        "stop": "4",
+        "stop_token_ids": [17],
+    }
+    reply = await ask(nc, asked, Ml_Request_Id="r")
+    assert (reply["text"], reply["finish_reason"], reply["stop_reason"]) == (" 0 1 2 3", "stop", "4")
+    request = engine.requests["r.0"]
+    assert (request.max_tokens, request.min_tokens, request.stop, request.stop_ids) == (9, 2, ("4",), {0, 17})
+    sampling = request.sampling
+    for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "seed"):
+        assert getattr(sampling, name) == asked[name]
+    assert sampling.logit_bias == {3: -100}
+
+
+async def test_what_is_not_asked_comes_from_the_model_and_then_is_neutral(nats_url):
+    engine = FakeEngine()
+    engine.facts = replace(engine.facts, defaults=Defaults(temperature=0.2, top_k=40))
+    async with running_worker(nats_url, engine), await nats.connect(nats_url) as nc:
+        await ask(nc, {"prompt": "a", "max_tokens": 1, "top_k": 0}, Ml_Request_Id="r")
+        seeds = {(await ask(nc, {"prompt": "a", "max_tokens": 1}))["seed"] for _ in range(3)}
+    sampling = engine.requests["r.0"].sampling
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.repetition_penalty) == (0.2, 0, 1, 1)
+    assert len(seeds) == 3
+
+
+async def test_n_completions_have_seeds_of_their_own(nc, engine):
+    reply = await ask(nc, {"prompt": "a b", "max_tokens": 2, "n": 3, "seed": 2**64 - 2}, Ml_Request_Id="r")
+    assert [choice["seed"] for choice in reply["choices"]] == [2**64 - 2, 2**64 - 1, 0]
+    assert [choice["choice"] for choice in reply["choices"]] == [0, 1, 2]
+    assert {choice["text"] for choice in reply["choices"]} == {reply["text"]} == {" 0 1"}
+    assert reply["usage"] == {"prompt_tokens": 2, "cached_tokens": 0, "completion_tokens": 6}
+    assert [request.sampling.seed for request in engine.requests.values()] == [2**64 - 2, 2**64 - 1, 0]
+    assert list(engine.requests) == ["r.0", "r.1", "r.2"]
+
+
+async def test_more_completions_than_may_wait_are_no_reason_to_refuse_the_rest(nats_url):
+    engine = FakeEngine(limits=EngineLimits(max_running=2, waiting=1))
+    async with running_worker(nats_url, engine), await nats.connect(nats_url) as nc:
+        reply = await ask(nc, {"prompt": "a", "max_tokens": 2, "n": 16})
+        prompts = [f"prompt number {i}" for i in range(40)]
+        batch = await ask(nc, {"prompts": prompts, "max_tokens": 2, "n": 2}, names.GENERATE_BATCH)
+    assert len(reply["choices"]) == 16
+    assert {choice["text"] for result in batch["results"] for choice in result["choices"]} == {" 0 1"}
+    assert max(engine.steps) == 2
+
+
+async def test_echo_logprobs_and_the_gap_to_fill(nc):
+    reply = await ask(nc, {"prompt": "def f", "max_tokens": 2, "echo": True, "logprobs": 1})
+    assert reply["text"] == "def f 0 1"
+    first = {"token": " 0", "id": 1, "logprob": -0.5, "top": [{"token": "t0", "id": 0, "logprob": -1.0}]}
+    assert reply["logprobs"][0] == first
+    assert len(reply["logprobs"]) == 2
+    assert (await ask(nc, {"prefix": "a", "suffix": "b", "max_tokens": 1}))["text"] == " 0"
+
+
+async def test_a_batch_in_order_and_its_bad_prompt_alone(nc, engine):
+    engine.scripts["short"] = [" end"]
+    asked = {"prompts": ["one two", "poison", " ", "short"], "max_tokens": 2, "seed": 5}
+    reply = await ask(nc, asked, names.GENERATE_BATCH, Ml_Request_Id="b")
+    assert [result["text"] for result in reply["results"]] == [" 0 1", "", "", " end"]
+    assert [result["finish_reason"] for result in reply["results"]] == ["length", "error", "error", "stop"]
+    assert [result["seed"] for result in reply["results"]] == [5, 6, 7, 8]
+    assert [result.get("error", {}).get("code") for result in reply["results"]] == [None, 500, 422, None]
+    assert "prompt" in reply["results"][2]["error"]["message"]
+    assert reply["usage"] == {"prompt_tokens": 4, "cached_tokens": 0, "completion_tokens": 3}
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "named"),
+    [
+        ({"prompt": ""}, 422, "prompt"),
+        ({"prompt": " "}, 422, "prompt"),
+        ({"prompt": "a", "max_tokens": 0}, 422, "max_tokens"),
+        ({"prompt": "a", "max_tokens": CONTEXT}, 413, "max_tokens"),
+        ({"prompt": "a " * CONTEXT}, 413, "context"),
+        ({"prompt": "a", "temperature": -1}, 422, "temperature"),
+        ({"prompt": "a", "top_p": 0}, 422, "top_p"),
+        ({"prompt": "a", "n": 1000}, 422, "'n'"),
+        ({"prompt": "a", "stop": ["x"] * 100}, 413, "stop"),
+        ({"prompt": "a", "stop": [""]}, 422, "stop"),
+        ({"prompt": "a", "logit_bias": {str(VOCABULARY): 1}}, 422, "logit_bias"),
+        ({"messages": [{"role": "user", "content": "x"}]}, 422, "messages"),
+        ({"prompt": "a", "model": "nope"}, 404, "nope"),
+    ],
+)
+async def test_what_cannot_be_is_refused_by_name(nc, fields, code, named):
+    found, message = await refused(nc, fields)
+    assert (found, named in message) == (code, True), message
+
+
+async def test_a_model_of_the_other_kind_says_where_to_ask(nc):
+    assert await refused(nc, {"text": "a", "model": "tiny_coder"}, names.EMBED) == (
+        422,
+        "field 'model': model 'tiny_coder' generates text; ask ml.generate",
+    )
+    assert await refused(nc, {"prompt": "a", "model": "minilm"}) == (
+        422,
+        "field 'model': model 'minilm' gives vectors; ask ml.embed",
+    )
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(nats_url):
+    engine = FakeEngine(limits=EngineLimits(max_running=1, waiting=1))
+    engine.slow(0.002)
+    async with running_worker(nats_url, engine) as started, await nats.connect(nats_url) as nc:
+        running = asyncio.create_task(refused(nc, {"prompt": "a", "max_tokens": 4000}, Ml_Request_Id="long"))
+        await entered(engine)
+        others = [asyncio.create_task(ask(nc, {"prompt": "b", "max_tokens": 1})) for _ in range(4)]
+        for first in itertools.islice(asyncio.as_completed(others), 3):
+            error = (await first)["error"]
+            assert (error["code"], error["retryable"], error["retry_after_ms"] >= 50) == (429, True, True)
+        await nc.publish(names.cancel_subject("long"), b"")
+        assert (await running)[0] == 499
+        assert sorted(len(reply) for reply in await asyncio.gather(*others))[-1] > 1
+        load = started.residency.registry.current("tiny_coder").serves.engine.load
+    assert (load.running, load.waiting) == (0, 0)
+
+
+async def test_a_cancelled_request_and_one_past_its_deadline_leave_the_engine(nc, engine):
+    engine.gate.clear()
+    asked = {"prompt": "a", "max_tokens": 4000}
+    cancelled = asyncio.create_task(refused(nc, asked, Ml_Request_Id="c"))
+    late = asyncio.create_task(refused(nc, asked, Ml_Request_Id="l", Ml_Timeout_Ms="300"))
+    await entered(engine)
+    await nc.publish(names.cancel_subject("c"), b"")
+    assert (await cancelled)[0] == 499
+    assert (await late)[0] == 408
+    engine.gate.set()
+    assert (await ask(nc, {"prompt": "b", "max_tokens": 1}))["text"] == " 0"
+    assert {"c.0", "l.0"} <= set(engine.aborts)
+
+
+async def test_an_id_that_runs_already_is_refused(nc, engine):
+    engine.gate.clear()
+    first = asyncio.create_task(ask(nc, {"prompt": "a", "max_tokens": 1}, Ml_Request_Id="twice"))
+    await entered(engine)
+    code, message = await refused(nc, {"prompt": "a", "max_tokens": 1}, Ml_Request_Id="twice")
+    assert (code, names.REQUEST_ID in message) == (409, True)
+    engine.gate.set()
+    assert (await first)["text"] == " 0"
+    assert (await ask(nc, {"prompt": "a", "max_tokens": 1}, Ml_Request_Id="twice"))["text"] == " 0"
+
+
+async def test_a_step_that_raises_fails_its_requests_and_the_engine_goes_on(nc, engine):
+    engine.gate.clear()
+    beside = asyncio.create_task(ask(nc, {"prompt": "a", "max_tokens": 50}))
+    await entered(engine)
+    culprit = asyncio.create_task(ask(nc, {"prompt": "break", "max_tokens": 5}))
+    engine.gate.set()
+    codes = [reply.get("error", {}).get("code") for reply in await asyncio.gather(beside, culprit)]
+    assert codes[1] == 500
+    assert codes[0] in (500, None)
+    assert (await ask(nc, {"prompt": "c", "max_tokens": 2}))["text"] == " 0 1"
+
+
+async def test_embedding_goes_on_beside_generation(nc, engine):
+    long = asyncio.create_task(ask(nc, {"prompt": "a", "max_tokens": 4000}))
+    vectors = await asyncio.gather(*(ask(nc, {"text": f"text {i}"}, names.EMBED) for i in range(50)))
+    assert {len(reply["embedding"]) for reply in vectors} == {8}
+    assert (await long)["usage"]["completion_tokens"] == 4000
+
+
+async def test_the_catalogues_model_serves_who_names_none_and_is_loaded_on_first_use(nats_url):
+    loader = FakeLoader()
+    async with running_worker(nats_url, loader=loader) as started, await nats.connect(nats_url) as nc:
+        assert loader.loads["tiny_coder"] == 0
+        reply = await ask(nc, {"prompt": "a", "max_tokens": 1})
+        assert (reply["model"], reply["version"]) == ("tiny_coder", "v1-fp32")
+        resident = started.residency.registry.current("tiny_coder")
+        assert resident.memory_bytes == 10**9 + 500
+        listed = await ask(nc, {"kind": "generation"}, names.MODELS_LIST)
+        entry = next(model for model in listed["models"] if model["id"] == "tiny_coder")
+        assert (entry["default"], entry["max_tokens"], entry.get("dimensions")) == (True, CONTEXT, None)
+        assert entry["loaded"]["memory_bytes"] == 10**9 + 500
+        changed = await ask(nc, {"model": "tiny_coder"}, names.MODELS_UNLOAD)
+        assert changed["unloaded"]["version"] == "v1-fp32"
+        assert loader.engines["tiny_coder"][0].closed
+
+
+async def test_a_named_generation_model_is_the_default(nats_url):
+    catalogue = {"own": {"kind": "generation", "folder": "weights/own"}}
+    loader = FakeLoader()
+    async with (
+        running_worker(nats_url, loader=loader, models=("minilm", "own"), catalogue=catalogue),
+        await nats.connect(nats_url) as nc,
+    ):
+        assert (await ask(nc, {"prompt": "a", "max_tokens": 1}))["model"] == "own"
+        assert (await ask(nc, {"text": "a"}, names.EMBED))["model"] == "minilm"
+
+
+async def test_messagepack_in_and_out(nc):
+    body = msgpack.packb({"prompt": "a", "max_tokens": 1, "logit_bias": {3: 1.0}, "seed": 2**64 - 1})
+    reply = msgpack.unpackb((await nc.request(names.GENERATE, body, timeout=20)).data)
+    assert (reply["text"], reply["seed"]) == (" 0", 2**64 - 1)
+
+
+async def test_info_stats_and_metrics_tell_of_generation(nats_url, engine):
+    async with running_worker(nats_url, engine, metrics_port=0) as started, await nats.connect(nats_url) as nc:
+        await ask(nc, {"prompt": "a b", "max_tokens": 5})
+        info = json.loads((await nc.request("$SRV.INFO.ml", b"", timeout=20)).data)
+        stats = json.loads((await nc.request("$SRV.STATS.ml", b"", timeout=20)).data)
+        text = await asyncio.to_thread(scrape, started.metrics_port)
+    assert info["metadata"]["default_generation_model"] == "tiny_coder"
+    assert info["metadata"]["model.tiny_coder"] == "fake-fp32 on cpu"
+    schemas = {endpoint["subject"]: endpoint["metadata"] for endpoint in info["endpoints"]}
+    assert "messages" in schemas[names.GENERATE]["request_schema"]
+    assert "finish_reason" in schemas[names.GENERATE_BATCH]["reply_schema"]
+    data = stats["endpoints"][0]["data"]
+    assert data["generation"]["tiny_coder"]["completion_tokens"] == 5
+    assert data["generating"]["kv_bytes"] == 500
+    for line in (
+        'mlbus_generate_ttft_seconds_count{model="tiny_coder"} 1.0',
+        'mlbus_generate_inter_token_seconds_count{model="tiny_coder"} 4.0',
+        'mlbus_generate_completion_tokens_total{model="tiny_coder"} 5.0',
+        'mlbus_generate_completions_total{model="tiny_coder",reason="length"} 1.0',
+        "mlbus_generate_kv_bytes 500.0",
+        "mlbus_generate_stuck_seconds 0.0",
+        "mlbus_generate_running 0.0",
+    ):
+        assert line in text
+
+
+def scrape(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+        return response.read().decode()
