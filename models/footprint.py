@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from . import hub
 from .catalogue import ModelSpec, Quantization
 from .errors import ModelUnavailable, UnknownArchitecture
-from .quantize import quantizable, stored_bytes
+from .generation.architecture import kv_shape
+from .generation.reading import drop_unread
+from .quantize import linear_layers, quantizable, stored_bytes, tied_outputs
 from .weights import next_step
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 
 _PLAIN: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 _QUANTIZED: tuple[Quantization, ...] = ("int8", "int4")
-_KV_BYTES = 2  # keys and values are kept in bf16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,9 @@ def _measured(spec: ModelSpec, raw: Mapping[str, Any]) -> Footprint:
         sizes: dict[Precision, int] = {dtype: parameters * _PLAIN[dtype] for dtype in spec.onnx_files}
     else:
         sizes = _sizes(model, parameters)
-    return Footprint(spec.id, parameters, sizes, _kv_bytes(config) if spec.kind == "generation" else 0)
+    return Footprint(
+        spec.id, parameters, sizes, kv_shape(config, torch.bfloat16).token_bytes if spec.kind == "generation" else 0
+    )
 
 
 def model_config(spec: ModelSpec) -> dict[str, Any]:
@@ -108,21 +111,24 @@ def _config(raw: Mapping[str, Any]) -> PretrainedConfig:
     return AutoConfig.for_model(kind, **fields)
 
 
-def _skeleton(spec: ModelSpec, config: PretrainedConfig) -> torch.nn.Module:
+def _skeleton(spec: ModelSpec, config: PretrainedConfig) -> PreTrainedModel:
     """The architecture with shapes and no weights."""
     auto = AutoModelForCausalLM if spec.kind == "generation" else AutoModel
     with torch.device("meta"):
-        model: torch.nn.Module = auto.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = auto.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    drop_unread(model)
     return model
 
 
 def _sizes(model: torch.nn.Module, parameters: int) -> dict[Precision, int]:
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     sizes = {precision: parameters * width + buffers for precision, width in _PLAIN.items()}
+    layers = linear_layers(model)
+    tied = [layers[name] for name in tied_outputs(model)]
     for how in _QUANTIZED:
-        layers = quantizable(model, how).values()
-        saved = sum(layer.weight.numel() * _PLAIN["bf16"] - stored_bytes(layer, how) for layer in layers)
-        sizes[how] = sizes["bf16"] - saved
+        stored = [(layer, stored_bytes(layer, how)) for layer in quantizable(model, how).values()]
+        stored += [(layer, stored_bytes(layer, "int8")) for layer in tied]
+        sizes[how] = sizes["bf16"] - sum(layer.weight.numel() * _PLAIN["bf16"] - size for layer, size in stored)
     return sizes
 
 
@@ -134,11 +140,3 @@ def _adapter_parameters(model: torch.nn.Module, raw: Mapping[str, Any]) -> int:
     held = (torch.nn.Linear, torch.nn.Embedding)
     widths = sum(sum(module.weight.shape) for module in model.modules() if isinstance(module, held))
     return len(adapters) * int(rank) * widths
-
-
-def _kv_bytes(config: PretrainedConfig) -> int:
-    """Keys and values of one token in all layers."""
-    heads = config.num_attention_heads
-    kv_heads = 1 if getattr(config, "multi_query", False) else getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return int(2 * _KV_BYTES * config.num_hidden_layers * kv_heads * head_dim)

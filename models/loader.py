@@ -1,27 +1,31 @@
-"""From a catalogue entry to an encoder that has proved itself.
+"""From a catalogue entry to a model that has proved itself: an encoder, or what an engine generates text with.
 
 Owns the order of steps: locate, check, read, quantise, test. What each step does is its own module's.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
 from . import hub, verify, weights
 from .cache import LoadCache
-from .catalogue import Dtype, GraphDtype, ModelSpec, Quantization, load_catalogue
+from .catalogue import Dtype, GraphDtype, Kind, ModelSpec, Quantization
 from .device import TORCH_DTYPES, DeviceName, memory_errors, pick_device, pick_dtype
 from .encoders.base import Encoder, Vectors
 from .encoders.modules import read_sentence_transformer
 from .encoders.onnx_encoder import OnnxEncoder, OnnxOptions
 from .encoders.torch_encoder import TorchEncoder
 from .errors import CannotQuantize, ModelError, ModelUnavailable, SelfTestFailed
+from .generation.causal_lm import CausalLM, Checkpoint
+from .generation.errors import NonFiniteLogits
 from .memory import estimated_bytes, give_back
 
 OnStep = Callable[[str], None]
+T = TypeVar("T")
+LoadBy = Callable[[ModelSpec, Path, torch.device, "LoadOptions", OnStep], T]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,8 @@ class LoadOptions:
     """Where and how a model is loaded. dtype, quantization: None is the entry's own; folder: other weights than those.
 
     dtype `auto` tries bf16 where the hardware has it, and falls back to fp32, with a note, where the vectors come out
-    too different. threads, memory_limit_bytes: for ONNX Runtime; torch has its own (device.configure_threads).
+    too different, or the scores of tokens not finite. threads, memory_limit_bytes: for ONNX Runtime; torch has its own
+    (device.configure_threads).
     """
 
     device: DeviceName = "auto"
@@ -47,21 +52,50 @@ def load(
     options: LoadOptions = LoadOptions(),
     on_step: OnStep = lambda step: None,
 ) -> Encoder:
-    """Load a model and test it against known vectors; blocks for seconds, so not for the event loop.
+    """Load an embedding model and test it against known vectors; blocks for seconds, so not for the event loop.
 
     `on_step` hears of each step, in the present tense. Raises ModelUnavailable, DeviceUnavailable, CorruptWeights,
     SelfTestFailed, OutOfDeviceMemory.
     """
-    require_served(spec)
+    _require_kind(spec, "embedding", "it makes no vectors")
+    load_by: LoadBy[Encoder] = _load_onnx if spec.served_by == "onnx" else _load_torch
+    return _loaded(spec, options, on_step, load_by)
+
+
+def load_generator(
+    spec: ModelSpec,
+    options: LoadOptions = LoadOptions(),
+    on_step: OnStep = lambda step: None,
+) -> CausalLM:
+    """Load a generation model and test it, as generation.verify says; blocks for seconds.
+
+    `on_step` hears of each step. Raises ModelUnavailable, DeviceUnavailable, CorruptWeights, NonFiniteLogits,
+    OutOfDeviceMemory.
+    """
+    _require_kind(spec, "generation", "it generates no text")
+    return _loaded(spec, options, on_step, _load_causal_lm)
+
+
+def _require_kind(spec: ModelSpec, kind: Kind, reason: str) -> None:
+    if spec.kind != kind:
+        raise ModelUnavailable(spec.id, f"{reason}; choose a model whose kind is {kind}")
+
+
+def _loaded(
+    spec: ModelSpec,
+    options: LoadOptions,
+    on_step: OnStep,
+    load_by: LoadBy[T],
+) -> T:
+    """Find the weights and load them, with errors of ours alone."""
     device = pick_device(options.device)
     on_step("locating the weights")
     folder = options.folder or hub.locate(spec, options.download, graph_dtype(spec, options))
     if options.folder:
         spec = spec.model_copy(update={"sha256": {}})  # the entry pins its own weights
-    load_by = _load_onnx if spec.served_by == "onnx" else _load_torch
     try:
         with memory_errors(str(device), spec.id):
-            encoder = load_by(spec, folder, device, options, on_step)
+            model = load_by(spec, folder, device, options, on_step)
     except ModelError:
         raise
     except Exception as error:  # a foreign model can make the libraries raise anything
@@ -69,12 +103,11 @@ def load(
         reason = f"{folder} cannot be used ({type(error).__name__}: {first_line}); {weights.next_step(spec)}"
         raise ModelUnavailable(spec.id, reason) from error
     give_back(str(device))  # what reading left behind, half as much again as the weights
-    return encoder
+    return model
 
 
 def expected_bytes(spec: ModelSpec, options: LoadOptions) -> tuple[str, int]:
     """Where a model will be loaded, and about how many bytes it will take there. Raises what `load` does."""
-    require_served(spec)
     device = pick_device(options.device)
     graph = graph_dtype(spec, options)
     folder = options.folder or hub.locate(spec, options.download, graph)
@@ -82,7 +115,8 @@ def expected_bytes(spec: ModelSpec, options: LoadOptions) -> tuple[str, int]:
     weights.require_whole(spec, folder, names)
     files = [folder / name for name in names]
     dtype = pick_dtype(options.dtype or spec.dtype, device)
-    return str(device), estimated_bytes(files, dtype, options.quantization or spec.quantization)
+    quantization = options.quantization or spec.quantization
+    return str(device), estimated_bytes(files, dtype, quantization, generates=spec.kind == "generation")
 
 
 def graph_dtype(spec: ModelSpec, options: LoadOptions) -> GraphDtype | None:
@@ -148,6 +182,25 @@ class _Loading:
         return encoder
 
 
+def _load_causal_lm(
+    spec: ModelSpec, folder: Path, device: torch.device, options: LoadOptions, on_step: OnStep
+) -> CausalLM:
+    wanted = options.dtype or spec.dtype
+    quantization = options.quantization or spec.quantization
+    dtype = pick_dtype(wanted, device)
+    on_step("checking the weights")
+    digest = weights.check_weights(spec, folder, options.cache.sha256)
+    checkpoint = Checkpoint(spec, folder, digest, device, on_step)
+    try:
+        return checkpoint.load(dtype, quantization)
+    except NonFiniteLogits as error:
+        if wanted != "auto" or dtype == "fp32":
+            raise
+        on_step("falling back to fp32")
+        loaded = checkpoint.load("fp32", quantization)
+        return replace(loaded, notes=(*loaded.notes, f"runs in fp32, because in {dtype} {error}"))
+
+
 def _load_onnx(
     spec: ModelSpec, folder: Path, device: torch.device, options: LoadOptions, on_step: OnStep
 ) -> OnnxEncoder:
@@ -187,12 +240,3 @@ def _onnx_dtype(spec: ModelSpec, device: str, asked: Dtype | None) -> GraphDtype
             if dtype == wanted:
                 return dtype
     return next(iter(spec.onnx_files))
-
-
-def require_served(spec: ModelSpec) -> None:
-    """Raises ModelUnavailable where this version cannot serve the model at all."""
-    if spec.unserved is None:
-        return
-    available = ", ".join(other.id for other in load_catalogue() if other.unserved is None)
-    reason = f"it is in the catalogue, but this version of mlbus does not serve it yet: {spec.unserved}"
-    raise ModelUnavailable(spec.id, f"{reason}; of the catalogue's own there are {available}")

@@ -8,9 +8,10 @@ import functools
 import math
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import safe_open
 
@@ -23,6 +24,10 @@ MARGIN_SHARE = 0.1
 _M_ARENA_MAX = -8
 _BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.01, "int4": 0.64}
 """Bytes that a weight takes, scales of quantised ones included; what is measured after the load counts."""
+_POSITIONS = ("wpe", "position")
+_EMBEDDINGS = ("embed", "wte")
+_OUTPUTS = ("lm_head", "embed_out")
+"""Parts of the names of weights, as most architectures have them."""
 
 
 def default_budget(device: str) -> int:
@@ -64,26 +69,37 @@ def _number(file: Path) -> int | None:
     return None
 
 
-def estimated_bytes(files: list[Path], dtype: Dtype, quantization: Quantization | None = None) -> int:
+def estimated_bytes(
+    files: Sequence[Path], dtype: Dtype, quantization: Quantization | None = None, generates: bool = False
+) -> int:
     """What the weights in these files will take once loaded, from their headers alone.
 
-    Safetensors: as many weights as they hold, in `dtype`, matrices that are no embeddings as quantised. Others (ONNX
-    graphs): their size.
+    Safetensors: as many weights as they hold, in `dtype`, matrices that are no embeddings as quantised; and with them,
+    as int8, the embedding of a model that generates text and has no output layer of its own. Others (ONNX graphs):
+    their size.
     """
-    return sum(
-        _tensor_bytes(file, dtype, quantization) if file.suffix == ".safetensors" else _size(file) for file in files
-    )
-
-
-def _tensor_bytes(file: Path, dtype: Dtype, quantization: Quantization | None) -> int:
+    tensors = [tensor for file in files if file.suffix == ".safetensors" for tensor in _shapes(file)]
     plain = _BYTES.get(dtype, _BYTES["fp32"])
-    total = 0.0
+    linear = embedding = plain
+    if quantization:
+        linear = _BYTES[quantization]
+        has_output = any(part in name for name, _ in tensors for part in _OUTPUTS)
+        embedding = _BYTES["int8"] if generates and not has_output else plain
+    widths = {"linear": linear, "embedding": embedding, "other": plain}
+    graphs = sum(_size(file) for file in files if file.suffix != ".safetensors")
+    return graphs + int(sum(math.prod(shape) * widths[_kind_of(name, shape)] for name, shape in tensors))
+
+
+def _kind_of(name: str, shape: Sequence[int]) -> Literal["linear", "embedding", "other"]:
+    if len(shape) != 2 or any(part in name for part in _POSITIONS):
+        return "other"
+    return "embedding" if any(part in name for part in _EMBEDDINGS) else "linear"
+
+
+def _shapes(file: Path) -> list[tuple[str, list[int]]]:
+    """The tensors of a file: name and shape."""
     with safe_open(file, framework="numpy") as tensors:
-        for name in tensors.keys():  # noqa: SIM118  no mapping
-            shape = tensors.get_slice(name).get_shape()
-            is_linear = len(shape) == 2 and "embed" not in name
-            total += math.prod(shape) * (_BYTES[quantization] if quantization and is_linear else plain)
-    return int(total)
+        return [(name, tensors.get_slice(name).get_shape()) for name in tensors.keys()]  # noqa: SIM118  no mapping
 
 
 def _size(file: Path) -> int:

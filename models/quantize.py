@@ -5,35 +5,37 @@ load does.
 """
 
 import warnings
-from collections import Counter
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from . import int4
+from . import int4, int8
 from .catalogue import Quantization
 from .errors import CannotQuantize
-
-_INT8_ROW_BYTES = 5  # a float32 scale and an int8 zero point
 
 
 def quantize(model: torch.nn.Module, how: Quantization, device: torch.device | None = None) -> int:
     """Quantise the linear layers of a model in place, one after the other -> how many of them stay as they are.
 
-    device: where the model is to run, by default where it lies; int4 is laid out for it. See `quantizable` for what
-    stays. Raises CannotQuantize where that is everything, or without torchao.
+    device: where the model is to run, by default where it lies; what has a kernel there is laid out for it, and int8
+    is otherwise torchao's. An output layer that shares its weights with the embedding becomes int8 with it. See
+    `quantizable` for what stays. Raises CannotQuantize where that is everything, or without torchao.
     """
-    total, names = len(linear_layers(model)), tuple(quantizable(model, how))
-    if not names:
+    total, layers, tied = len(linear_layers(model)), quantizable(model, how), tied_outputs(model)
+    if not layers and not tied:
         raise CannotQuantize(how, "no linear layer of it has a fitting shape")
+    device = device or next(model.parameters()).device
     with _torchao(how):
+        for output, embedding in tied.items():
+            _to_tied_int8(model, output, embedding, device)
         if how == "int8":
-            _to_int8(model, frozenset(names))
+            _to_int8(model, layers, device)
         else:
-            _to_int4(model, names, device)
-    return total - len(names)
+            _to_int4(model, tuple(layers), device)
+    return total - len(layers) - len(tied)
 
 
 def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
@@ -42,24 +44,33 @@ def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
 
 
 def quantizable(model: torch.nn.Module, how: Quantization) -> dict[str, torch.nn.Linear]:
-    """The linear layers that can be quantised, by name.
+    """The linear layers that can be quantised by themselves, by name.
 
-    Not those that share their weights with another module, such as an output layer with the embedding: quantised,
-    they would only be a second copy. In int4 not those whose shape does not fit either.
+    Not those that share their weights with another module: quantised, they would only be a second copy. In int4 not
+    those whose shape does not fit either.
     """
-    holders = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    holders = _holders(model)
     return {
         name: layer
         for name, layer in linear_layers(model).items()
-        if holders[id(layer.weight)] == 1 and (how == "int8" or int4.fits(layer.out_features, layer.in_features))
+        if len(holders[id(layer.weight)]) == 1 and (how == "int8" or int4.fits(layer.out_features, layer.in_features))
     }
 
 
+def tied_outputs(model: torch.nn.Module) -> dict[str, str]:
+    """The names of output layers, each with that of the embedding whose weights it shares with nobody else."""
+    modules, pairs = dict(model.named_modules()), {}
+    for names in _holders(model).values():
+        by_type = {type(modules[name]): name for name in names}
+        if len(names) == 2 and by_type.keys() == {torch.nn.Linear, torch.nn.Embedding}:
+            pairs[by_type[torch.nn.Linear]] = by_type[torch.nn.Embedding]
+    return pairs
+
+
 def stored_bytes(layer: torch.nn.Linear, how: Quantization) -> int:
-    """What the weights of a quantisable layer will take, without its bias."""
-    if how == "int4":
-        return int4.stored_bytes(layer.out_features, layer.in_features)
-    return layer.out_features * layer.in_features + _INT8_ROW_BYTES * layer.out_features
+    """What the weights of a quantisable layer will take, without its bias; torchao's have three bytes a row more."""
+    stored = int4.stored_bytes if how == "int4" else int8.stored_bytes
+    return stored(layer.out_features, layer.in_features)
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
@@ -78,18 +89,41 @@ def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         yield from _parts(getattr(tensor, name))
 
 
-def _to_int8(model: torch.nn.Module, names: frozenset[str]) -> None:
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+def _holders(model: torch.nn.Module) -> defaultdict[int, list[str]]:
+    """For each parameter, by its id, the names of the modules that have it."""
+    holders: defaultdict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        holders[id(parameter)].append(name.rpartition(".")[0])
+    return holders
 
-    config = Int8WeightOnlyConfig(set_inductor_config=False)  # the process's settings are not ours
-    quantize_(model, config, filter_fn=lambda _, name: name in names)
+
+def _to_tied_int8(model: torch.nn.Module, output: str, embedding: str, device: torch.device) -> None:
+    layer = model.get_submodule(output)
+    assert isinstance(layer, torch.nn.Linear)
+    matrix = int8.int8_matrix(layer.weight, device)
+    model.set_submodule(output, int8.Int8Linear(matrix, layer.bias))
+    model.set_submodule(embedding, int8.Int8Embedding(matrix, layer.weight.dtype))
 
 
-def _to_int4(model: torch.nn.Module, names: tuple[str, ...], device: torch.device | None) -> None:
+def _to_int8(model: torch.nn.Module, layers: Mapping[str, torch.nn.Linear], device: torch.device) -> None:
+    own = [name for name, layer in layers.items() if int8.has_kernel(layer.weight, device)]
+    others = layers.keys() - own
+    if others:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        config = Int8WeightOnlyConfig(set_inductor_config=False)  # the process's settings are not ours
+        quantize_(model, config, filter_fn=lambda _, name: name in others)
+    for name in own:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, torch.nn.Linear)
+        model.set_submodule(name, int8.Int8Linear(int8.int8_matrix(layer.weight, device), layer.bias))
+
+
+def _to_int4(model: torch.nn.Module, names: tuple[str, ...], device: torch.device) -> None:
     for name in names:
         layer = model.get_submodule(name)
         assert isinstance(layer, torch.nn.Linear)
-        model.set_submodule(name, int4.int4_layer(layer, device or layer.weight.device))
+        model.set_submodule(name, int4.int4_layer(layer, device))
 
 
 @contextmanager

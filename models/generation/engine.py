@@ -95,7 +95,8 @@ class Engine:
         self.check(request)
         if len(self._scheduler.waiting) >= self._limits.waiting:
             raise EngineFull(f"{self._limits.waiting} requests wait")
-        if self._scheduler.waiting_tokens + len(request.prompt) > self._limits.waiting_tokens:
+        waiting_tokens = self._scheduler.waiting_tokens
+        if waiting_tokens and waiting_tokens + len(request.prompt) > self._limits.waiting_tokens:
             raise EngineFull(f"{self._limits.waiting_tokens} tokens of prompts wait")
         self._prompt_tokens += len(request.prompt)
         if request.num_beams > 1:

@@ -104,6 +104,11 @@ def test_a_pinned_digest_may_be_written_in_either_case() -> None:
         ("mine", {"kind": "embedding", "folder": "x", "matryoshka": [0, -3]}, "matryoshka"),
         ("mine", {"kind": "embedding", "folder": "x", "matryoshka": [4, 99], "dimensions": 16}, "99"),
         ("mine", {"kind": "embedding", "folder": "x", "dimensions": 0}, "dimensions"),
+        ("mine", {"kind": "generation", "folder": "x", "served_by": "onnx"}, "served_by"),
+        ("mine", {"kind": "generation", "folder": "x", "min_cosine": 0.9}, "min_cosine is for embedding models"),
+        ("mine", {"kind": "generation", "folder": "x", "pooling": "mean"}, "pooling"),
+        ("mine", {"kind": "generation", "folder": "x", "recommended_for": "code"}, "production, dev"),
+        ("mine", {"kind": "embedding", "folder": "x", "recommended_for": "dev"}, "code, general"),
         ("mine.too", {"kind": "embedding", "folder": "x"}, "id"),
     ],
 )

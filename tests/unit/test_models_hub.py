@@ -79,6 +79,12 @@ def test_the_package_is_found_without_importing_it() -> None:
     assert not hub.from_hub(minilm)
 
 
+def test_a_package_may_itself_be_the_folder() -> None:
+    folder = hub.locate(load_catalogue().get("tiny_coder"))
+    assert (folder / "model.safetensors").is_file()
+    assert hub.is_present(load_catalogue().get("tiny_coder"))
+
+
 def test_missing_folder_and_package_say_what_to_do(tmp_path: Path) -> None:
     missing = own(folder=str(tmp_path / "nowhere"), repository="me/mine")
     assert not hub.is_present(missing)
@@ -87,7 +93,9 @@ def test_missing_folder_and_package_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match="install no_such_package"):
         hub.locate(own(package="no_such_package"))
     with pytest.raises(ModelUnavailable, match="no source"):
-        hub.locate(load_catalogue().get("tiny_coder"))
+        hub.locate(ModelSpec(id="bare", kind="embedding"))
+    with pytest.raises(ModelUnavailable, match="install no_such_package"):
+        hub.locate(own(package="no_such_package.inside"))
 
 
 def test_a_download_brings_what_serving_needs_and_no_pickle_and_no_code(remote: Hub, tmp_path: Path) -> None:

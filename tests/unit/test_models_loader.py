@@ -50,14 +50,6 @@ def test_loading_is_silent_and_tells_its_steps(minilm: ModelSpec, capfd: pytest.
     assert (encoder.dimensions, encoder.max_tokens, encoder.device) == (384, 256, "cpu")
 
 
-@pytest.mark.parametrize("model", ["codellama_7b", "starcoder_1b", "tiny_coder"])
-def test_what_is_not_served_yet_says_why_and_what_is(model: str) -> None:
-    with pytest.raises(ModelUnavailable) as caught:
-        loader.load(load_catalogue().get(model))
-    assert "text generation" in caught.value.reason
-    assert caught.value.reason.endswith("there are qodo, jina_v3, minilm")
-
-
 def test_corrupt_weights_are_refused_before_they_are_read(
     minilm: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,8 @@ def test_what_a_model_will_take_is_read_from_its_headers(tmp_path: Path) -> None
     assert memory.estimated_bytes(files, "bf16") == pytest.approx(2 * weights, rel=0.01)
     embedding = 2000 * 256
     assert memory.estimated_bytes(files, "bf16", "int8") == pytest.approx(2 * embedding + weights - embedding, rel=0.05)
+    tied = memory.estimated_bytes(files, "bf16", "int8", generates=True)  # without an output layer of its own
+    assert tied == pytest.approx(weights, rel=0.05)
     graph = tmp_path / "model.onnx"
     graph.write_bytes(b"x" * 1000)
     assert memory.estimated_bytes([graph], "fp32") == 1000

@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM
 
 from bench.random_models import write_qodo
-from models import int4
+from models import int4, int8
 from models.catalogue import ModelSpec, Quantization, load_catalogue
 from models.encoders.base import TextOptions, Tokens, Vectors, cosine_rows
 from models.encoders.modules import read_sentence_transformer
@@ -17,7 +17,7 @@ from models.encoders.torch_encoder import TorchEncoder
 from models.errors import CannotQuantize
 from models.footprint import footprint
 from models.hub import locate
-from models.quantize import linear_layers, quantizable, quantize, weight_bytes
+from models.quantize import linear_layers, quantizable, quantize, tied_outputs, weight_bytes
 from models.verify import PROBES
 
 CPU = torch.device("cpu")
@@ -110,17 +110,85 @@ def test_the_footprint_is_what_it_takes(qodo: Path, how: Quantization) -> None:
         assert sizes[how] < sizes["bf16"]
 
 
-def test_a_layer_that_shares_its_weights_stays() -> None:
-    model = GPTBigCodeForCausalLM(
+def tiny_starcoder() -> GPTBigCodeForCausalLM:
+    torch.manual_seed(0)
+    return GPTBigCodeForCausalLM(
         GPTBigCodeConfig(vocab_size=64, n_embd=32, n_head=2, n_layer=1, n_positions=16, bos_token_id=0, eos_token_id=0)
     ).eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("how", ["int8", "int4"])
+def test_one_int8_matrix_is_embedding_and_output_layer(dtype: torch.dtype, how: Quantization) -> None:
+    model = tiny_starcoder().to(dtype)
     ids = torch.arange(8)[None]
     with torch.inference_mode():
         exact = model(ids).logits
-        assert quantize(model, "int8") == 1
-        assert torch.nn.functional.cosine_similarity(model(ids).logits, exact, dim=-1).min() > 0.999
-    assert model.lm_head.weight is model.transformer.wte.weight
-    assert len(linear_layers(model)) == 5
+        assert tied_outputs(model) == {"lm_head": "transformer.wte"}
+        assert quantize(model, how) == (0 if how == "int8" else len(linear_layers(model)))
+        assert torch.nn.functional.cosine_similarity(model(ids).logits.float(), exact.float(), dim=-1).min() > NEAR[how]
+    assert model.lm_head.matrix is model.transformer.wte.matrix
+    assert weight_bytes(model.lm_head) == 64 * 32 + 64 * 2
+
+
+def test_a_layer_that_shares_its_weights_with_others_stays() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 32), torch.nn.Linear(32, 16))
+    model[1].weight = model[0].weight
+    assert (list(quantizable(model, "int8")), tied_outputs(model)) == (["2"], {})
+    assert quantize(model, "int8") == 2
+    assert model[1].weight is model[0].weight
+
+
+@pytest.mark.parametrize(("out_features", "in_features"), [(48, 96), (31, 64), (12, 16), (4100, 1040)])
+def test_each_way_to_multiply_is_the_same_product(out_features: int, in_features: int) -> None:
+    """To bfloat16's digits, whose last of eight is half a thousandth of two; the exact product in float64."""
+    torch.manual_seed(0)
+    weight = torch.randn(out_features, in_features, dtype=torch.bfloat16)
+    matrix = int8.int8_matrix(weight, CPU)
+    assert isinstance(matrix, int8.KernelInt8Matrix)
+    stored = matrix.numbers.double() * matrix.scales.double()[:, None]
+    assert (stored - weight.double()).abs().max() <= 0.6 * matrix.scales.max()
+    for rows in (1, int8.FEW_ROWS, int8.FEW_ROWS + 1, int8.SOME_ROWS, int8.SOME_ROWS + 1):
+        hidden = torch.randn(rows, in_features, dtype=torch.bfloat16) * torch.logspace(-9, 9, rows)[:, None]
+        hidden = hidden.to(torch.bfloat16)
+        exact = hidden.double() @ stored.T
+        error = (matrix(hidden).double() - exact).norm(dim=1) / exact.norm(dim=1)
+        assert error.max() < 0.006, rows
+
+
+def test_rows_of_zeros_and_rows_that_are_not_finite_stay_so() -> None:
+    weight = torch.randn(16, 32, dtype=torch.bfloat16)
+    weight[3] = 0
+    matrix = int8.int8_matrix(weight, CPU)
+    for rows in (4, 16, 80):
+        hidden = torch.randn(rows, 32, dtype=torch.bfloat16)
+        hidden[0], hidden[1, 5], hidden[2, 5] = 0, float("nan"), float("inf")
+        out = matrix(hidden)
+        assert (out[0] == 0).all()
+        assert not torch.isfinite(out[1:3, :3]).any()
+        assert torch.isfinite(out[3:]).all()
+        assert (out[3:, 3] == 0).all()
+
+
+def test_a_matrix_without_a_kernel_is_multiplied_all_the_same() -> None:
+    layer = torch.nn.Linear(33, 7).bfloat16()
+    model = torch.nn.Sequential(layer, torch.nn.Linear(7, 16).bfloat16())
+    assert not int8.has_kernel(layer.weight, CPU)
+    hidden = torch.randn(3, 33, dtype=torch.bfloat16)
+    exact, plain = model(hidden), int8.int8_matrix(layer.weight, CPU)
+    torch.testing.assert_close(plain(hidden), hidden @ plain.rows(torch.arange(7), torch.bfloat16).T)
+    assert quantize(model, "int8") == 0
+    assert torch.nn.functional.cosine_similarity(model(hidden), exact, dim=-1).min() > 0.99
+
+
+def test_int8_layers_keep_their_bias_and_shape() -> None:
+    layer = torch.nn.Linear(32, 16).bfloat16()
+    model = torch.nn.Sequential(layer)
+    hidden = torch.randn(2, 3, 32, dtype=torch.bfloat16)
+    exact = layer(hidden)
+    quantize(model, "int8")
+    assert str(model[0]).startswith("Int8Linear(\n  in_features=32, out_features=16, bias=True")
+    torch.testing.assert_close(model(hidden), exact, atol=0.03, rtol=0.03)
 
 
 def test_layers_that_do_not_fit_stay_and_are_counted() -> None:
