@@ -111,11 +111,6 @@ class ModelSpec(BaseModel):
     size_gb: float | None = Field(default=None, gt=0)
 
     @property
-    def unserved(self) -> str | None:
-        """Why this version cannot serve the model, as a clause; None where it can."""
-        return None
-
-    @property
     def has_source(self) -> bool:
         """Whether it says where its weights come from."""
         return any(source is not None for source in (self.folder, self.package, self.repository))

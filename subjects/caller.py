@@ -35,7 +35,7 @@ class Caller:
     def __init__(self, nc: Client, timeout_s: float, retries: int) -> None:
         self._nc = nc
         self._timeout_s = timeout_s
-        self._retries = retries
+        self.retries = retries
 
     async def ask(self, subject: str, request: BaseModel, reply: type[ReplyT], timeout_s: float | None) -> ReplyT:
         """Send a request and read the one reply. Raises MLError; giving up tells the worker."""
@@ -69,7 +69,7 @@ class Caller:
         await self._nc.publish(names.cancel_subject(request_id))
 
     def _attempts(self, timeout_s: float | None) -> Attempts:
-        return Attempts(self._timeout_s if timeout_s is None else timeout_s, self._retries)
+        return Attempts(self._timeout_s if timeout_s is None else timeout_s, self.retries)
 
     async def _attempt(self, subject: str, body: bytes, timeout_s: float) -> Msg:
         request_id = uuid4().hex

@@ -67,8 +67,7 @@ class ModelEntry(Reply):
 
     id: str
     kind: Kind
-    default: bool = Field(description="whether it serves requests that name no model")
-    served: bool
+    default: bool = Field(description="whether it serves requests of its kind that name no model")
     dimensions: int | None = None
     max_tokens: int | None = None
     matryoshka: list[int] = Field(default_factory=list, description="lengths to cut vectors to; empty: any")

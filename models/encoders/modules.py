@@ -4,9 +4,6 @@ The only module that loads through sentence-transformers; what it gives is plain
 an entry says of the attention mask, the end token and the side of padding.
 """
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +11,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Transformer
 from tokenizers import Tokenizer, processors
-from transformers.utils import logging as hf_logging
 
 from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable
+from ..quiet import quiet
 from ..weights import next_step
 from .load_report import first_fault, reported_faults
 
@@ -28,7 +25,7 @@ def read_sentence_transformer(spec: ModelSpec, folder: Path, dtype: torch.dtype 
     Raises ModelUnavailable.
     """
     try:
-        with _quiet(), reported_faults() as faults:
+        with quiet(), reported_faults() as faults:
             model = SentenceTransformer(
                 str(folder),
                 device="cpu",
@@ -113,21 +110,3 @@ def _append_eos(spec: ModelSpec, backend: Tokenizer, eos: str | None) -> None:
     template = processors.TemplateProcessing(single=f"$A {eos}", special_tokens=[(eos, eos_id)])
     own = backend.post_processor
     backend.post_processor = template if own is None else processors.Sequence([own, template])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep progress bars and load reports off stderr; errors are raised, and ours to report."""
-    peer = logging.getLogger("sentence_transformers")
-    level, verbosity = peer.level, hf_logging.get_verbosity()
-    bars = hf_logging.is_progress_bar_enabled()
-    peer.setLevel(logging.ERROR)
-    hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        peer.setLevel(level)
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -138,8 +138,6 @@ def _model(catalogue: Catalogue, model: str) -> Finding:
     name = f"model {model}"
     try:
         spec = catalogue.get(model)
-        if spec.unserved:
-            return Finding(name, "fail", f"not served: {spec.unserved}", "name another in models")
         if hub.from_hub(spec) and not hub.is_present(spec):
             size = f"{spec.size_gb} GB are" if spec.size_gb else "it is"
             return Finding(name, "warn", "not on this machine", f"{size} fetched at the first start, from the Hub")

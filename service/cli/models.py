@@ -50,8 +50,6 @@ def _row(spec: ModelSpec, loaded: Mapping[str, Sequence[str]] | None) -> dict[st
         "dimensions": spec.dimensions,
         "licence": spec.licence,
         "commercial": spec.commercial,
-        "served": spec.unserved is None,
-        "unserved_because": spec.unserved,
         "size_gb": spec.size_gb,
         "present": hub.is_present(spec),
         "loaded_by": None if loaded is None else list(loaded.get(spec.id, ())),
@@ -60,7 +58,7 @@ def _row(spec: ModelSpec, loaded: Mapping[str, Sequence[str]] | None) -> dict[st
 
 def _show(rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False)
-    for heading in ("id", "kind", "dims", "licence", "here", "loaded by", "served"):
+    for heading in ("id", "kind", "dims", "licence", "here", "loaded by"):
         table.add_column(heading, overflow="fold", no_wrap=heading in ("id", "kind"))
     for row in rows:
         table.add_row(
@@ -70,7 +68,6 @@ def _show(rows: Sequence[Mapping[str, Any]]) -> None:
             licence_text(row),
             "yes" if row["present"] else "no" + (f", {row['size_gb']} GB" if row["size_gb"] else ""),
             ", ".join(row["loaded_by"] or ()) or "-",
-            "yes" if row["served"] else f"no: {row['unserved_because']}",
         )
     out.print(table)
 

@@ -24,7 +24,6 @@ def print_info(settings: Settings, model: str, *, as_json: bool) -> None:
         "commercial": None,
         **spec.model_dump(mode="json", exclude_none=True),
         **_prompts(spec),
-        "unserved_because": spec.unserved,
         "source": source_of(spec) if spec.has_source else None,
         "present": hub.is_present(spec),
         "weights": _weights(spec, LoadCache(settings.cache_dir)),
@@ -68,12 +67,11 @@ def _copy(spec: ModelSpec, dtype: GraphDtype | None, cache: LoadCache) -> dict[s
 
 
 def _show(facts: dict[str, Any]) -> None:
-    hidden = ["weights", "commercial", "licence", "unserved_because", "sha256"]
+    hidden = ["weights", "commercial", "licence", "sha256"]
     hidden += ["onnx_files"] if facts["served_by"] == "torch" else []
     rows = {
         **{name: _text(value) for name, value in facts.items() if name not in hidden and value not in (None, {}, [])},
         "licence": licence_text(facts),
-        "served": f"no: {facts['unserved_because']}" if facts["unserved_because"] else "yes",
     }
     for weights in facts["weights"]:
         rows["weights" + (f" {weights['dtype']}" if weights["dtype"] else "")] = _weights_text(weights)

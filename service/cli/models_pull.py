@@ -79,8 +79,6 @@ def _note(spec: ModelSpec, row: dict[str, Any]) -> None:
         err.print(f"{spec.id}: nothing to fetch, it is in a {row['source']}", markup=False)
     if spec.commercial is False:
         err.print(f"{spec.id}: its licence, {spec.licence}, forbids commercial use", markup=False)
-    if spec.unserved:
-        err.print(f"{spec.id}: this version does not serve it, {spec.unserved}", markup=False)
 
 
 def source_of(spec: ModelSpec) -> str:

@@ -104,7 +104,6 @@ class ModelHandlers:
             id=spec.id,
             kind=spec.kind,
             default=spec.id == self._residency.defaults[spec.kind],
-            served=spec.unserved is None,
             dimensions=(facts.dimensions if facts else spec.dimensions) or None,
             max_tokens=facts.max_tokens if facts else spec.max_tokens,
             matryoshka=list(spec.matryoshka),
@@ -136,7 +135,7 @@ class ModelHandlers:
         )
 
     def _present(self) -> set[str]:
-        return {spec.id for spec in self._residency.catalogue if spec.unserved is None and hub.is_present(spec)}
+        return {spec.id for spec in self._residency.catalogue if hub.is_present(spec)}
 
     def _recommendation(self, use: Use, spec: ModelSpec, present: set[str]) -> Recommendation:
         same_kind = [other.id for other in self._residency.catalogue if other.kind == spec.kind]

@@ -137,8 +137,6 @@ def test_ping_and_models_name_the_worker(served):
     assert models["minilm"]["loaded_by"] == [worker["id"]]
     assert models["minilm"]["present"]
     assert models["jina_v3"]["commercial"] is False
-    assert models["jina_v3"]["served"]
-    assert not models["codellama_7b"]["served"]
 
 
 def test_doctor_finds_a_sound_worker(served):
@@ -306,7 +304,9 @@ def test_asking_does_not_wait_for_torch(tmp_path):
 
 
 def test_a_person_is_told_where_things_are():
-    encoder = SimpleNamespace(model="minilm", device="cpu", dtype="fp32", version="abc-fp32", notes=("runs in fp32",))
+    encoder = SimpleNamespace(
+        model="minilm", kind="embedding", device="cpu", dtype="fp32", version="abc-fp32", notes=("runs in fp32",)
+    )
     server = SimpleNamespace(credentials=Path("var/nats-credentials.env"), monitor_url="http://127.0.0.1:8222")
     nats = NatsSettings(url="nats://127.0.0.1:4333")
     started: Any = SimpleNamespace(nats=nats, server=server, models=[encoder], metrics_port=9464)

@@ -35,7 +35,7 @@ async def test_info_carries_the_schemas_of_request_and_reply(nats_url, nc):
     async with running_worker(nats_url):
         (info,) = await MLClient(nc).discover("INFO")
     endpoints = {endpoint["name"]: endpoint for endpoint in info["endpoints"]}
-    shared = [names.EMBED, names.EMBED_BATCH, names.SIMILARITY]
+    shared = [names.EMBED, names.EMBED_BATCH, names.SIMILARITY, names.GENERATE, names.GENERATE_BATCH]
     shared += [names.MODELS_LIST, names.MODELS_INFO, names.MODELS_RECOMMENDED]
     changes = [names.MODELS_LOAD, names.MODELS_UNLOAD, names.MODELS_RELOAD]
     here = [f"{subject}.{info['id']}" for subject in (names.MODELS_LIST, names.MODELS_INFO, *changes)]

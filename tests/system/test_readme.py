@@ -158,7 +158,7 @@ def test_the_settings_file_can_be_used(tmp_path: Path, monkeypatch: pytest.Monke
     file = tmp_path / "mlbus.toml"
     file.write_text(code)
     settings = read_settings(file)
-    assert [load_catalogue(settings.catalogue).get(model).unserved for model in settings.models] == [None, None]
+    assert all(load_catalogue(settings.catalogue).get(model).has_source for model in settings.models)
 
 
 def test_relative_links_lead_somewhere() -> None:
@@ -245,8 +245,8 @@ def test_the_server_is_found_through_the_variables_named() -> None:
 
 
 def test_the_models_are_those_of_the_catalogue() -> None:
-    told = [(code_in(row[0])[0], *row[1:4], row[4].startswith("yes")) for row in table("id", "kind")]
+    told = [(code_in(row[0])[0], *row[1:4]) for row in table("id", "kind")]
     specs = {spec.id: spec for spec in load_catalogue()}
     assert sorted(told) == sorted(
-        (spec.id, spec.kind, str(spec.dimensions or ""), spec.licence, spec.unserved is None) for spec in specs.values()
+        (spec.id, spec.kind, str(spec.dimensions or ""), spec.licence) for spec in specs.values()
     )
