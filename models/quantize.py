@@ -43,17 +43,19 @@ def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
     return {name: module for name, module in model.named_modules() if type(module) is torch.nn.Linear}
 
 
-def quantizable(model: torch.nn.Module, how: Quantization) -> dict[str, torch.nn.Linear]:
-    """The linear layers that can be quantised by themselves, by name.
-
-    Not those that share their weights with another module: quantised, they would only be a second copy. In int4 not
-    those whose shape does not fit either.
-    """
+def unshared_layers(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
+    """The linear layers that share their weights with no other module, by name: of those, another form of the weights
+    would only be a second copy."""
     holders = _holders(model)
+    return {name: layer for name, layer in linear_layers(model).items() if len(holders[id(layer.weight)]) == 1}
+
+
+def quantizable(model: torch.nn.Module, how: Quantization) -> dict[str, torch.nn.Linear]:
+    """The linear layers that can be quantised by themselves, by name: in int4 not those whose shape does not fit."""
     return {
         name: layer
-        for name, layer in linear_layers(model).items()
-        if len(holders[id(layer.weight)]) == 1 and (how == "int8" or int4.fits(layer.out_features, layer.in_features))
+        for name, layer in unshared_layers(model).items()
+        if how == "int8" or int4.fits(layer.out_features, layer.in_features)
     }
 
 
@@ -76,8 +78,15 @@ def stored_bytes(layer: torch.nn.Linear, how: Quantization) -> int:
 def weight_bytes(model: torch.nn.Module) -> int:
     """Bytes of the storages behind all parameters and buffers; shared ones count once."""
     held = (*model.parameters(), *model.buffers())
-    storages = [part.untyped_storage() for tensor in held for part in _parts(tensor)]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    return sum(dict(_storage(part) for tensor in held for part in _parts(tensor)).values())
+
+
+def _storage(tensor: torch.Tensor) -> tuple[int, int]:
+    """A name and the bytes of what is behind a tensor."""
+    if tensor.is_mkldnn:  # which does not show it, and does not share it
+        return id(tensor), tensor.nbytes
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
 
 
 def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -14,6 +14,7 @@ from ..catalogue import ModelSpec, Quantization
 from ..device import TORCH_DTYPES
 from ..encoders.base import version_of
 from ..errors import CannotQuantize, ModelUnavailable
+from ..prepacked import prepack
 from ..quantize import quantize, weight_bytes
 from ..quiet import quiet
 from . import verify
@@ -130,6 +131,7 @@ class Checkpoint:
             except CannotQuantize as error:
                 raise ModelUnavailable(model, f"{error}; load it without that") from error
         network.to(self.device)  # type: ignore[arg-type]
+        prepack(network)
         self.on_step(f"testing the model in {dtype} on {self.device}")
         scores = verify.probe_logits(model, network, probe)
         verify.require_causal(model, network, probe, scores)

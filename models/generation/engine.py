@@ -1,9 +1,11 @@
 """The engine: completes many requests at once with one model, a step at a time.
 
-Owns every request from `add` to its one Finished. Synchronous; knows no thread, no clock and no wire.
+Owns every request from `add` to its one Finished. Synchronous; knows no thread and no wire.
 """
 
 import itertools
+import time
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import replace
 
@@ -17,6 +19,7 @@ from .beams import check_beams
 from .causal_lm import CausalLM
 from .errors import DuplicateRequest, EngineFull, InvalidRequest, NonFiniteLogits, PromptTooLong
 from .kv import BLOCK, KVCache, KVShape, kv_dtype
+from .pace import Pace
 from .request import Event, Finished, FinishReason, Request, Sampling, TokenLogprob
 from .runner import Runner
 from .sampling import NOT_FINITE, Chosen, SamplerState
@@ -28,7 +31,7 @@ from .text import TextOutput
 class Engine:
     """A GenerationEngine over a loaded model, which it takes over."""
 
-    def __init__(self, loaded: CausalLM, limits: EngineLimits) -> None:
+    def __init__(self, loaded: CausalLM, limits: EngineLimits, clock: Callable[[], float] = time.perf_counter) -> None:
         self._loaded = loaded
         self._limits = limits
         device = torch.device(loaded.device)
@@ -36,6 +39,7 @@ class Engine:
         self._cache = KVCache(self._shape, self._shape.tokens_in(limits.kv_bytes), device)
         self._runner = Runner(loaded.network, self._cache, device)
         self._scheduler = Scheduler(self._cache, limits)
+        self._pace, self._clock = Pace(limits.chunk_tokens), clock
         self._sequences: dict[str, Sequence] = {}
         self._groups: dict[str, BeamGroup] = {}
         self._events: list[Event] = []
@@ -123,13 +127,17 @@ class Engine:
 
     def step(self) -> list[Event]:
         """See GenerationEngine."""
-        ends, rows = self._compute(self._scheduler.plan())
+        works, began = self._scheduler.plan(self._pace.chunk_tokens), self._clock()
+        decodes = sum(work.length == 1 for work in works)
+        ends, rows = self._compute(works)
         drawn = [place for place, sequence in enumerate(ends) if not sequence.is_beam]
         if drawn:
             self._choose([ends[place] for place in drawn], rows if len(drawn) == len(ends) else rows[drawn])
         for request_id in dict.fromkeys(sequence.request.id for sequence in ends if sequence.is_beam):
             group = self._groups[request_id]
             self._search(group, rows[[ends.index(beam) for beam in group.beams]])
+        if works:
+            self._pace.ran(decodes, sum(work.length for work in works) - decodes, self._clock() - began)
         self._note_load()
         events, self._events = self._events, []
         return events

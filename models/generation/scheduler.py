@@ -15,7 +15,7 @@ from .sequence import Sequence
 HEADROOM = 256
 """Tokens for which a sequence gets room ahead of need, where it may make so many."""
 ALONE = 4
-"""Where nobody decodes, and so nobody waits for the next token, chunks may be so many times as long."""
+"""Where nobody decodes, and so nobody waits for the next token, chunks may be so many times the limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +80,17 @@ class Scheduler:
         if not work.sequence.is_beam:  # whose tokens change
             self._prefixes.note(work.sequence)
 
-    def plan(self) -> list[Work]:
-        """What the next step computes; empty where there is nothing to do."""
+    def plan(self, chunk_tokens: int) -> list[Work]:
+        """What the next step computes; empty where there is nothing to do.
+
+        chunk_tokens: of a prompt, beside decodes. The more prompts wait the longer a step may take, up to the limit:
+        else they would wait ever longer.
+        """
         self._admit()
         decodes = [Work(sequence, 1) for sequence in self._decoding() if self._has_room(sequence)]
         decodes = [work for work in decodes if work.sequence.run is not None]  # a later one may have turned it out
-        return [*decodes, *self._chunks(self._limits.chunk_tokens * (1 if decodes else ALONE))]
+        most = self._limits.chunk_tokens
+        return [*decodes, *self._chunks(min(most, chunk_tokens * len(self._prompts)) if decodes else ALONE * most)]
 
     def _admit(self) -> None:
         while self.waiting and self._place(sequence := self.waiting[0]):

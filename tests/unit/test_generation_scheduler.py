@@ -37,7 +37,7 @@ class Simulation:
         return sequence
 
     def step(self) -> list[Work]:
-        works = self.scheduler.plan()
+        works = self.scheduler.plan(CHUNK)
         self.plans.append(works)
         assert self.cache.used_tokens <= self.cache.tokens
         for work in works:
