@@ -37,6 +37,26 @@ for await (const frame of frames) {
   else done = body;
 }
 
+// A text as it is written: its pieces, then `done` with what holds for all of it, or an error.
+const asked = JSON.stringify({ prompt: "def fib(n):", max_tokens: 50, seed: 7 });
+const written = { events: [], pieces: [], seqs: [], sentinels: 0 };
+for await (const frame of await nc.requestMany("ml.generate", asked, {
+  strategy: "sentinel",
+  maxWait: timeout,
+  headers: streamed,
+})) {
+  if (frame.data.length === 0) {
+    written.sentinels += 1;
+    continue;
+  }
+  const body = frame.json();
+  written.events.push(frame.headers.get("Ml-Event"));
+  written.seqs.push(body.seq);
+  if (body.error) throw new Error(body.error.message);
+  if (body.text) written.pieces.push(body.text);
+  else written.done = body;
+}
+
 // An error is a reply with two headers more; its body says whether to try again.
 const refused = await nc.request("ml.embed", JSON.stringify({ text: "x", lang: "en" }), { timeout });
 const error = { code: Number(refused.headers.get("Nats-Service-Error-Code")), ...refused.json() };
@@ -49,4 +69,4 @@ for await (const pong of await nc.requestMany("$SRV.PING.ml", "", { strategy: "s
 
 await nc.close();
 const plain = (_, value) => (value instanceof Float32Array ? [...value] : value);
-console.log(JSON.stringify({ json, msgpack, events, vectors, done, error, workers }, plain));
+console.log(JSON.stringify({ json, msgpack, events, vectors, done, written, error, workers }, plain));

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_encoder import vector_of, word_id
+from fake_encoder import FakeEncoder, vector_of, word_id
+from fake_engine import FakeEngine
 from nats_server import REPOSITORY
 from workers import clean_environment, running_worker
 
@@ -60,7 +61,7 @@ async def run_client(node: Path, url: str) -> dict:
 
 
 async def test_node_is_served(node: Path, nats_url: str) -> None:
-    async with running_worker(nats_url):
+    async with running_worker(nats_url, FakeEncoder(), FakeEngine()):
         got = await run_client(node, nats_url)
     for reply in (got["json"], got["msgpack"]):
         np.testing.assert_allclose(reply.pop("embedding"), expected(TEXT), atol=1e-6)
@@ -69,6 +70,18 @@ async def test_node_is_served(node: Path, nats_url: str) -> None:
     assert got["events"] == ["chunk 0", "chunk 1", "chunk 2", "done 3"]
     np.testing.assert_allclose(got["vectors"], [expected(f"text {i}") for i in range(600)], atol=1e-6)
     assert (got["done"]["count"], got["done"]["usage"]) == (600, {"tokens": 1200})
+    check_written(got["written"])
     assert got["error"]["code"] == got["error"]["error"]["code"] == 422
     assert "unknown field 'lang'" in got["error"]["error"]["message"]
-    assert [worker["metadata"]["models"] for worker in got["workers"]] == ["minilm"]
+    assert [worker["metadata"]["models"] for worker in got["workers"]] == ["minilm,tiny_coder"]
+
+
+def check_written(written: dict) -> None:
+    """A text came in pieces: frames in order, one end, and the sentinel behind it."""
+    *tokens, last = written["events"]
+    assert (set(tokens), last, written["sentinels"]) == ({"token"}, "done", 1)
+    assert written["seqs"] == list(range(len(written["events"])))
+    assert 1 < len(written["pieces"]) < 50
+    assert "".join(written["pieces"]) == "".join(f" {number}" for number in range(50))
+    done = written["done"]
+    assert (done["finish_reason"], done["seed"], done["usage"]["completion_tokens"]) == ("length", 7, 50)

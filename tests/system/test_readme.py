@@ -1,7 +1,8 @@
 """The README, run as written against a worker with the real model, and its tables held against the code.
 
 A block runs in a folder that looks like the repository after `make run`; `<!-- not run: why -->` before it exempts it.
-The ```text block after it shows what it prints: `…` stands for anything, numbers with a point are equal within 0.01.
+The ```text block after it shows what it prints: `…` stands for anything, alone on a line for any lines, and numbers
+with a point are equal within 0.01.
 """
 
 import json
@@ -19,6 +20,7 @@ import pytest
 import typer
 from nats_server import REPOSITORY
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from workers import clean_environment
 
@@ -26,12 +28,20 @@ from models.catalogue import load_catalogue
 from service.bus.settings import _VARIABLES
 from service.cli.main import app
 from service.config import Settings, read_settings
-from subjects import EmbedBatchRequest, EmbedRequest, SimilarityRequest, names
+from subjects import (
+    EmbedBatchRequest,
+    EmbedRequest,
+    GenerateBatchRequest,
+    GenerateRequest,
+    SimilarityRequest,
+    names,
+)
 from subjects.errors import CODES
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
 BLOCK = re.compile(r"^(?P<exempt><!-- not run: [^\n]+ -->\n)?```(?P<kind>\w+)\n(?P<code>.*?)^```\n", re.M | re.S)
 ADDRESS = "nats://127.0.0.1:4222"
+ANY_LINES = "…"
 
 NATS_REQ = """
 import asyncio, os, sys
@@ -43,15 +53,17 @@ async def main(req, subject, body, *options):
     nc = await nats.connect(os.environ["NATS_URL"])
     replies = await nc.subscribe(nc.new_inbox())
     await nc.publish(subject, body.encode(), reply=replies.subject, headers=headers or None)
-    while data := (await replies.next_msg(timeout=20)).data:
-        print(data.decode())
+    while (reply := await replies.next_msg(timeout=60)).data:
+        assert "Nats-Service-Error" not in (reply.headers or {}), reply.data
+        print(reply.data.decode())
         if "--wait-for-empty" not in options:
             break
+    assert "Status" not in (reply.headers or {}), "nobody serves this"
     await nc.close()
 
 asyncio.run(main(*sys.argv[1:]))
 """
-"""Stands in for `nats req`: the same bytes and headers on the same subject, and each reply's body on a line."""
+"""Stands in for `nats req`: the same bytes and headers on the same subject, each reply on a line. Fails on errors."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ class Checkout:
         )
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         environ = clean_environment(NATS_URL=self.url, PATH=path, XDG_CONFIG_HOME=str(self.folder))
-        done = subprocess.run(command, cwd=self.folder, env=environ, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=self.folder, env=environ, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -101,7 +113,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     nats.write_text(f"#!{sys.executable}\n{NATS_REQ}")
     nats.chmod(0o755)
     ports = ("--nats-port", "0", "--nats-monitor-port", "0", "--metrics-port", "0")
-    command = [folder / ".venv" / "bin" / "mlbus", "serve", "--embedded-nats", *ports]
+    alone = ("--threads", "1")  # several that share busy cores wait for each other at every product
+    command = [folder / ".venv" / "bin" / "mlbus", "serve", "--embedded-nats", *ports, *alone]
     with subprocess.Popen(command, cwd=folder, env=clean_environment(), stderr=subprocess.PIPE, text=True) as worker:
         try:
             events: dict[str, Any] = {}
@@ -114,6 +127,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
             worker.terminate()
             worker.communicate(timeout=30)
     assert worker.returncode == 0
+
+
+def spread(shown: list[str], count: int) -> list[str]:
+    """The same with as many lines of `…` in place of the first one, if there is one, as make it `count` lines."""
+    if ANY_LINES not in shown:
+        return shown
+    at = shown.index(ANY_LINES)
+    return shown[:at] + [ANY_LINES] * max(1, count - len(shown) + 1) + shown[at + 1 :]
 
 
 def is_as_shown(shown: str, printed: str) -> bool:
@@ -134,7 +155,8 @@ def _is_alike(shown: str, printed: str) -> bool:
 def test_blocks_do_what_they_say(checkout: Checkout, block: Block) -> None:
     printed = checkout.run(block)
     if block.shown is not None:
-        shown, lines = block.shown.splitlines(), printed.splitlines()
+        lines = printed.splitlines()
+        shown = spread(block.shown.splitlines(), len(lines))
         assert len(lines) == len(shown), printed
         for line, expected in zip(lines, shown, strict=True):
             assert is_as_shown(expected.rstrip(), line.rstrip()), f"shown:   {expected}\nprinted: {line[:300]}"
@@ -198,18 +220,35 @@ def test_subjects_and_headers_are_all_there() -> None:
     assert names_in("header") == known - subjects - types
 
 
-def test_fields_are_those_of_the_requests() -> None:
-    requests: dict[str, type[BaseModel]] = {
-        "embed": EmbedRequest,
-        "batch": EmbedBatchRequest,
-        "similarity": SimilarityRequest,
-    }
+REQUESTS: dict[str, dict[str, type[BaseModel]]] = {
+    "field": {"embed": EmbedRequest, "batch": EmbedBatchRequest, "similarity": SimilarityRequest},
+    "parameter": {"generate": GenerateRequest, "batch": GenerateBatchRequest},
+}
+"""By the heading of their table: what its column `on` calls them."""
+
+
+@pytest.mark.parametrize("heading", REQUESTS)
+def test_fields_are_those_of_the_requests(heading: str) -> None:
+    requests = REQUESTS[heading]
     told: dict[str, dict[str, str]] = {name: {} for name in requests}
-    for fields, on, default, _ in table("field", "on"):
+    for fields, on, default, *_ in table(heading, "on"):
         for request in requests if on == "all" else on.split(", "):
             told[request] |= {field: default.strip("`") for field in code_in(fields)}
     for name, request in requests.items():
         assert told[name] == {field: default_of(info.default) for field, info in request.model_fields.items()}
+
+
+def test_parameters_have_their_ranges() -> None:
+    told = {field: cell for fields, _, _, cell, _ in table("parameter", "on") for field in code_in(fields)}
+    ranges = {field: found for field, info in GenerateRequest.model_fields.items() if (found := range_of(info))}
+    assert {field: told[field] for field in ranges} == ranges
+
+
+def range_of(info: FieldInfo) -> str:
+    """Of a number; nothing where the field is none."""
+    bounds = {name: getattr(one, name) for one in info.metadata for name in ("ge", "gt", "le") if hasattr(one, name)}
+    low = f"above {bounds['gt']}" if "gt" in bounds else bounds.get("ge")
+    return f"{low} to {bounds['le']}" if "le" in bounds else ""
 
 
 def default_of(value: Any) -> str:
