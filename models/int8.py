@@ -4,22 +4,37 @@ Owns two ways to multiply with the same numbers: a plain one for any device, and
 no model.
 """
 
-import functools
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import linear
 
 LARGEST = 127
 FEW_ROWS = 12
-SOME_ROWS = 64
-"""Up to where each of the kernel's ways was the fastest, on one core with AVX-512, for matrices of 768 x 768 to
-2048 x 5632. At 16 rows the second took 0.8 to 1.1 times as long as the first and 0.7 to 1.0 times as the third; at 128
-rows the third took 0.8 to 1.0 times as long as the second and less than half as the first."""
+"""Up to where the kernel is the fastest way, on one core with AVX-512, for matrices of 768 x 768 to 2048 x 5632."""
 
 _BLOCK = 16  # the kernel reads past the end of other rows
-_BASE = 128
 _BLOCK_WEIGHTS = 1 << 22
 """Turned into another type at once: no more memory than that, and of a size that the allocator keeps."""
+
+
+@dataclass(slots=True)
+class Rows:
+    """Which rows of the products to come go through the kernel: the first `first` of them, None: all if they are few.
+
+    The two ways round otherwise, so what a row's way is must not depend on the rows beside it, where that matters.
+    """
+
+    first: int | None = None
+
+
+def shared_rows(model: torch.nn.Module) -> Rows:
+    """What all matrices of a model go by from now on, to be set before each pass."""
+    rows = Rows()
+    for module in model.modules():
+        if isinstance(module, KernelInt8Matrix):
+            module.by = rows
+    return rows
 
 
 def stored_bytes(out_features: int, in_features: int) -> int:
@@ -62,26 +77,23 @@ class Int8Matrix(torch.nn.Module):
 class KernelInt8Matrix(Int8Matrix):
     """The same for bfloat16 on the CPU: never more than a part of the weights in another type."""
 
+    def __init__(self, numbers: torch.Tensor, scales: torch.Tensor) -> None:
+        super().__init__(numbers, scales)
+        self.by = Rows()
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (..., in) bfloat16 -> hidden W^T (..., out) bfloat16."""
         rows = hidden.reshape(-1, self.in_features).contiguous()
-        if len(rows) <= FEW_ROWS:
-            out: torch.Tensor = torch.ops.aten._weight_int8pack_mm(rows, self.numbers, self.scales)
-        elif len(rows) <= SOME_ROWS and _multiplies_int8():
-            out = self._in_whole_numbers(rows)
-        else:
-            out = self._in_bfloat16(rows)
+        first = self.by.first
+        if first is None:
+            first = len(rows) if len(rows) <= FEW_ROWS else 0
+        parts = []
+        if first:
+            parts.append(torch.ops.aten._weight_int8pack_mm(rows[:first], self.numbers, self.scales))
+        if first < len(rows):
+            parts.append(self._in_bfloat16(rows[first:]))
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out.view(*hidden.shape[:-1], self.out_features)
-
-    def _in_whole_numbers(self, rows: torch.Tensor) -> torch.Tensor:
-        """Each row in whole numbers of 15 bits, more than bfloat16 has: as two of eight, in one int8 product."""
-        steps = rows.abs().amax(1, keepdim=True).float().clamp_(min=1e-30) / (LARGEST * _BASE)
-        low = (rows / steps).round_()
-        high = (low / _BASE).round_()
-        low.sub_(high, alpha=_BASE)
-        high, low = torch._int_mm(torch.cat((high, low)).to(torch.int8), self.numbers.t()).chunk(2)
-        out = (high * (steps * _BASE)).add_(low * steps)
-        return out.mul_(self.scales).to(rows.dtype)
 
     def _in_bfloat16(self, rows: torch.Tensor) -> torch.Tensor:
         """The numbers are exact in bfloat16, and the scales come after the product."""
@@ -124,12 +136,6 @@ class Int8Embedding(torch.nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids (...) -> (..., in)."""
         return self.matrix.rows(ids, self.dtype)
-
-
-@functools.cache
-def _multiplies_int8() -> bool:
-    """Whether the processor adds up products of int8 in 32 bits; older ones do so in 16, where they overflow."""
-    return bool(torch.cpu._is_vnni_supported())
 
 
 def _quantized(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,11 +1,13 @@
 """One pass of the model over a step's work: new tokens in, scores for the next ones out. Knows no queue."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import torch
 from transformers import PreTrainedModel
 
 from ..device import memory_errors
+from ..int8 import shared_rows
 from .attention import Segment, StepAttention, use_cached_attention
 from .kv import KVCache
 from .scheduler import Work
@@ -19,6 +21,7 @@ class Runner:
 
     def __init__(self, model: PreTrainedModel, cache: KVCache, device: torch.device) -> None:
         use_cached_attention(model)
+        self._int8_rows = shared_rows(model)
         self._model = model
         self._cache = cache
         self._device = device
@@ -26,7 +29,7 @@ class Runner:
     def run(self, works: Sequence[Work]) -> torch.Tensor:
         """Compute the works' tokens -> (R, V) float32, a row for each work that ends its sequence, in order.
 
-        Raises OutOfDeviceMemory and whatever the model raises; the cache then is as good as before.
+        Decodes come first. Raises OutOfDeviceMemory and whatever the model raises; the cache then is as good as before.
         """
         ids: list[int] = []
         positions: list[int] = []
@@ -47,6 +50,8 @@ class Runner:
             ids += [0] * padding
             positions += [0] * padding
             slots += [self._cache.sink] * padding
+        decodes = sum(1 for _ in takewhile(_decodes, works))
+        self._int8_rows.first = decodes if decodes < len(works) else len(ids)
         return self._forward(ids, positions, slots, segments, last)
 
     def _forward(
@@ -64,3 +69,7 @@ class Runner:
             )
             logits: torch.Tensor = output.logits[0].float()
             return logits
+
+
+def _decodes(work: Work) -> bool:
+    return work.length == 1 and work.sequence.made > 0

@@ -148,7 +148,7 @@ def test_each_way_to_multiply_is_the_same_product(out_features: int, in_features
     assert isinstance(matrix, int8.KernelInt8Matrix)
     stored = matrix.numbers.double() * matrix.scales.double()[:, None]
     assert (stored - weight.double()).abs().max() <= 0.6 * matrix.scales.max()
-    for rows in (1, int8.FEW_ROWS, int8.FEW_ROWS + 1, int8.SOME_ROWS, int8.SOME_ROWS + 1):
+    for rows in (1, int8.FEW_ROWS, int8.FEW_ROWS + 1, 100):
         hidden = torch.randn(rows, in_features, dtype=torch.bfloat16) * torch.logspace(-9, 9, rows)[:, None]
         hidden = hidden.to(torch.bfloat16)
         exact = hidden.double() @ stored.T
