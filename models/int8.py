@@ -90,7 +90,7 @@ class KernelInt8Matrix(Int8Matrix):
         parts = []
         if first:
             parts.append(torch.ops.aten._weight_int8pack_mm(rows[:first], self.numbers, self.scales))
-        if first < len(rows):
+        if first < len(rows) or not parts:
             parts.append(self._in_bfloat16(rows[first:]))
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out.view(*hidden.shape[:-1], self.out_features)

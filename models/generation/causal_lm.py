@@ -3,11 +3,12 @@
 Owns the order of steps and the facts of what was loaded. Knows no cache, no sampling and no catalogue beyond the entry.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..catalogue import ModelSpec, Quantization
@@ -34,6 +35,8 @@ class CausalLM:
     model: its catalogue id. version: the exact weights and precision (encoders.base.version_of). device: where it lies,
     cpu or cuda:0. dtype: what it computes in. max_tokens: prompt and completion together. vocabulary: rows of its
     output layer. stop_ids: the tokens that end a text. network: transformers' own module, in evaluation mode.
+    probe, probe_scores: token ids, and what the model itself, by its own attention and as it lies here, says of what
+    follows the last of them: (V,) float32 on the CPU.
     """
 
     model: str
@@ -50,6 +53,8 @@ class CausalLM:
     network: PreTrainedModel
     tokenizer: GenerationTokenizer
     prompts: Prompts
+    probe: Sequence[int]
+    probe_scores: Tensor
     notes: tuple[str, ...] = ()
 
     def close(self) -> None:
@@ -82,7 +87,7 @@ class Checkpoint:
         vocabulary = _vocabulary(network)
         context = context_of(self.spec, config)
         probe = self._probe(tokenizer, vocabulary, context)
-        notes = self._proved(network, dtype, quantization, probe)
+        scores, notes = self._proved(network, dtype, quantization, probe)
         stop_ids = _stop_ids(stated, config, tokenizer, vocabulary)
         return CausalLM(
             model=self.spec.id,
@@ -99,6 +104,8 @@ class Checkpoint:
             network=network,
             tokenizer=tokenizer,
             prompts=Prompts(tokenizer, stop_ids),
+            probe=probe,
+            probe_scores=scores,
             notes=notes,
         )
 
@@ -120,8 +127,11 @@ class Checkpoint:
 
     def _proved(
         self, network: PreTrainedModel, dtype: str, quantization: Quantization | None, probe: list[int]
-    ) -> tuple[str, ...]:
-        """Quantise the model, put it on its device and test it there -> what its operator should know."""
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """Quantise the model, put it on its device and test it there.
+
+        -> its scores (V,) of what follows the probe, and what its operator should know.
+        """
         model, plain = self.spec.id, None
         if quantization is not None:
             self.on_step(f"making it {quantization}")
@@ -135,9 +145,10 @@ class Checkpoint:
         self.on_step(f"testing the model in {dtype} on {self.device}")
         scores = verify.probe_logits(model, network, probe)
         verify.require_causal(model, network, probe, scores)
+        last = scores[-1].clone()
         if quantization is None or plain is None:
-            return ()
-        return (verify.require_near(model, quantization, plain, scores),)
+            return last, ()
+        return last, (verify.require_near(model, quantization, plain, scores),)
 
 
 def _vocabulary(network: PreTrainedModel) -> int:

@@ -30,6 +30,11 @@ class Detokeniser:
         text = self._characters.push(part)
         return self._begun(text) if self._spaces else text
 
+    @property
+    def owed(self) -> str:
+        """Characters that are there if the text ends here, and may be others if it does not."""
+        return self._characters.owed
+
     def flush(self) -> str:
         """End the text -> the rest of it; bytes that make no character as U+FFFD."""
         text = self._characters.flush()

@@ -20,6 +20,7 @@ from .causal_lm import CausalLM
 from .errors import DuplicateRequest, EngineFull, InvalidRequest, NonFiniteLogits, PromptTooLong
 from .kv import BLOCK, KVCache, KVShape, kv_dtype
 from .pace import Pace
+from .proof import require_same_scores
 from .request import Event, Finished, FinishReason, Request, Sampling, TokenLogprob
 from .runner import Runner
 from .sampling import NOT_FINITE, Chosen, SamplerState
@@ -29,7 +30,10 @@ from .text import TextOutput
 
 
 class Engine:
-    """A GenerationEngine over a loaded model, which it takes over."""
+    """A GenerationEngine over a loaded model, which it takes over.
+
+    Raises ModelUnavailable where it does not give that model's own scores, or has no room for any text.
+    """
 
     def __init__(self, loaded: CausalLM, limits: EngineLimits, clock: Callable[[], float] = time.perf_counter) -> None:
         self._loaded = loaded
@@ -38,6 +42,7 @@ class Engine:
         self._shape = _kept(loaded, device)
         self._cache = KVCache(self._shape, self._shape.tokens_in(limits.kv_bytes), device)
         self._runner = Runner(loaded.network, self._cache, device)
+        require_same_scores(loaded, self._runner, self._cache)
         self._scheduler = Scheduler(self._cache, limits)
         self._pace, self._clock = Pace(limits.chunk_tokens), clock
         self._sequences: dict[str, Sequence] = {}
@@ -230,8 +235,12 @@ class Engine:
     ) -> None:
         """The one end of a request; text that was held back, unless a stop string ended it, comes first."""
         request = sequence.request
-        if sequence.output is not None and not isinstance(stop_reason, str) and (piece := sequence.output.flush()):
-            self._events.append(piece)
+        if sequence.output is not None and not isinstance(stop_reason, str):
+            piece, matched = sequence.output.flush()
+            if piece is not None:
+                self._events.append(piece)
+            if matched is not None and reason in ("stop", "length"):
+                reason, stop_reason = "stop", matched
         self._events.append(Finished(request.id, reason, sequence.usage, stop_reason, error))
         del self._sequences[request.id]
         group = self._groups.pop(request.id, None)

@@ -27,6 +27,10 @@ class Characters(Protocol):
     def push(self, part: Part) -> str:
         """Add a part -> the characters that nothing to come can change any more."""
 
+    @property
+    def owed(self) -> str:
+        """Whole characters that a text which ended here would still get, though what comes may change them."""
+
     def flush(self) -> str:
         """End the text -> what it still owes; unreadable bytes as U+FFFD."""
 
@@ -57,6 +61,10 @@ class _ByteLevel:
         assert isinstance(part, bytes)
         return self._decoder.decode(part)
 
+    @property
+    def owed(self) -> str:
+        return ""
+
     def flush(self) -> str:
         return self._decoder.decode(b"", True)
 
@@ -77,6 +85,13 @@ class _ByteRuns:
             self._run += part
             return ""
         return self.flush() + part if self._run else part
+
+    @property
+    def owed(self) -> str:
+        try:
+            return self._run.decode()
+        except UnicodeDecodeError:
+            return ""
 
     def flush(self) -> str:
         run, self._run = self._run, b""

@@ -25,15 +25,22 @@ class StopMatcher:
         """
         if not self._stops:
             return text, None
-        text = self._held + text
-        found = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if found:
-            _, start, stop = min(found)
+        if (found := self.find(text)) is not None:
             self._held = ""
-            return text[:start], stop
+            return found
+        text = self._held + text
         safe = self._safe(text)
         self._held = text[safe:]
         return text[:safe], None
+
+    def find(self, text: str) -> tuple[str, str] | None:
+        """What `push` would give if this text ended it, None where it would not; nothing is added."""
+        text = self._held + text
+        found = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if not found:
+            return None
+        _, start, stop = min(found)
+        return text[:start], stop
 
     def flush(self) -> str:
         """End the text -> what was held back."""

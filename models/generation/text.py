@@ -35,14 +35,17 @@ class TextOutput:
             self._unstoppable -= 1
             return self._piece(text), None
         safe, stop = self._stops.push(text)
+        if stop is None and (ended := self._stops.find(self._detokeniser.owed)) is not None:
+            more, stop = ended  # characters that another token might change; but there will be none
+            safe += more
         return self._piece(safe), stop
 
-    def flush(self) -> Piece | None:
-        """End the text -> the rest of it, up to a stop string that only its end made whole."""
+    def flush(self) -> tuple[Piece | None, str | None]:
+        """End the text -> the rest of it, and the stop string that only its end made whole, if one did."""
         text = self._detokeniser.flush()
         self._length += len(text)
         safe, stop = self._stops.push(text)
-        return self._piece(safe if stop is not None else safe + self._stops.flush())
+        return self._piece(safe if stop is not None else safe + self._stops.flush()), stop
 
     def _piece(self, text: str) -> Piece | None:
         if not text:

@@ -1,17 +1,20 @@
 """What the engine promises besides the right tokens: refusals, one end each, and that one failure is one failure."""
 
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import generation_models
 import pytest
 import torch
 from generation_engines import GREEDY, Outcomes, greedy, new_engine, read, run
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from models.errors import OutOfDeviceMemory
+from models.errors import ModelUnavailable, OutOfDeviceMemory
 from models.generation.base import Chat, EngineLimits, Fill, Message, Plain
 from models.generation.causal_lm import CausalLM
 from models.generation.engine import Engine
@@ -259,3 +262,21 @@ def test_many_requests_leave_nothing_behind() -> None:
     assert len(engine._scheduler._prefixes._kept) <= 10
     assert not engine._sequences
     assert set(engine._scheduler._prefixes._holders.values()) <= set(engine._scheduler._prefixes._kept)
+
+
+@pytest.mark.parametrize("kind", ["diffllama", "nemotron"])
+def test_an_architecture_that_needs_more_than_the_engine_knows_is_refused(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / kind
+    shutil.copytree(generation_models.llama(), folder, ignore=shutil.ignore_patterns("model*"))
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(kind, vocab_size=llama().vocabulary, num_key_value_heads=2, **sizes)
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+    with pytest.raises(ModelUnavailable, match=f"{kind}, is not served"):
+        new_engine(read(folder))
+
+
+def test_a_cache_without_room_for_any_text_is_refused() -> None:
+    with pytest.raises(ModelUnavailable, match="kv_gb"):
+        new_engine(llama(), cache_tokens=32)

@@ -193,8 +193,8 @@ def run(out: TextOutput, ids: Sequence[int]) -> tuple[list[Piece], str | None]:
         made += [piece] if piece else []
         if stop is not None:
             return made, stop
-    last = out.flush()
-    return made + ([last] if last else []), None
+    last, stop = out.flush()
+    return made + ([last] if last else []), stop
 
 
 def test_tokens_without_text_of_their_own_go_with_the_next_piece() -> None:
@@ -237,9 +237,20 @@ def test_stop_strings_wait_for_min_tokens() -> None:
     assert ("".join(piece.text for piece in made), stop) == ("a", "#")
 
 
-def test_a_stop_string_that_only_the_end_makes_whole_is_cut_off() -> None:
-    made, stop = run(output("sentencepiece", "你"), of("sentencepiece", "e", "<0xE4>", "<0xBD>", "<0xA0>"))
-    assert ([piece.text for piece in made], stop) == (["e"], None)
+def test_a_stop_string_of_byte_tokens_ends_the_text_at_once() -> None:
+    made, stop = run(output("sentencepiece", "\n"), of("sentencepiece", "e", "<0x0A>", "<0x0A>", "e"))
+    assert ([piece.text for piece in made], stop) == (["e"], "\n")
+    made, stop = run(
+        output("sentencepiece", "你"), of("sentencepiece", "e", "<0x0A>", "<0xE4>", "<0xBD>", "<0xA0>", "e")
+    )
+    assert ("".join(piece.text for piece in made), stop) == ("e\n", "你")
+
+
+def test_a_stop_string_that_only_the_end_makes_whole_is_found_there() -> None:
+    made, stop = run(
+        output("byte level", "a\ufffd"), [*of("byte level", "e", "a"), *tokenizer("byte level").encode("你")[:1]]
+    )
+    assert ([piece.text for piece in made], stop) == (["e"], "a\ufffd")
 
 
 def test_a_text_of_special_tokens_has_no_piece() -> None:

@@ -156,6 +156,20 @@ def test_each_way_to_multiply_is_the_same_product(out_features: int, in_features
         assert error.max() < 0.006, rows
 
 
+def test_a_rows_way_is_its_own() -> None:
+    matrix = int8.int8_matrix(torch.randn(48, 96, dtype=torch.bfloat16), CPU)
+    by = int8.shared_rows(torch.nn.ModuleList([matrix]))
+    hidden = torch.randn(40, 96, dtype=torch.bfloat16)
+    by.first = 30
+    together = matrix(hidden)
+    for place in (0, 29):
+        by.first = 1
+        assert torch.equal(matrix(hidden[place : place + 1]), together[place : place + 1])
+    by.first = 0
+    assert torch.equal(matrix(hidden[30:]), together[30:])
+    assert matrix(hidden[:0]).shape == (0, 48)
+
+
 def test_rows_of_zeros_and_rows_that_are_not_finite_stay_so() -> None:
     weight = torch.randn(16, 32, dtype=torch.bfloat16)
     weight[3] = 0
