@@ -173,15 +173,18 @@ class Engine:
         """Each sequence's next token, of its scores (R, V)."""
         states = [sequence.sampler for sequence in sequences if sequence.sampler]
         for sequence, chosen in zip(sequences, sampling.sample(rows, states), strict=True):
-            if chosen.id == NOT_FINITE:
-                self._fail(sequence, NonFiniteLogits(self.facts.model))
-            else:
+            try:
                 self._take(sequence, chosen)
+            except Exception as error:  # of one text: the others go on
+                sequence.output = None
+                self._fail(sequence, error)
 
     def _take(self, sequence: Sequence, chosen: Chosen) -> None:
         """The next token of a text, and what comes of it."""
         assert sequence.sampler is not None
         assert sequence.output is not None
+        if chosen.id == NOT_FINITE:
+            raise NonFiniteLogits(self.facts.model)
         sequence.tokens.append(chosen.id)
         sequence.sampler.append(chosen.id)
         self._completion_tokens += 1

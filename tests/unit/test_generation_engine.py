@@ -20,6 +20,7 @@ from models.generation.causal_lm import CausalLM
 from models.generation.engine import Engine
 from models.generation.errors import DuplicateRequest, EngineFull, InvalidRequest, NonFiniteLogits, PromptTooLong
 from models.generation.request import Request, Sampling
+from models.generation.text import TextOutput
 
 POISON = 20
 
@@ -83,6 +84,24 @@ def test_the_one_that_fails_fails_alone(how: Any, kind: type[Exception]) -> None
     assert isinstance(outcomes["bad"].finished.error, kind)
     for request in requests:
         assert outcomes[request.id] == alone[request.id]
+
+
+def test_a_text_that_cannot_be_written_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    push = TextOutput.push
+
+    def broken(output: TextOutput, token: int, logprob: Any) -> Any:
+        if output._request == "bad":
+            raise ValueError("boom")
+        return push(output, token, logprob)
+
+    good = greedy("good", HEALTHY[0], 9)
+    alone = run(new_engine(llama()), good)
+    monkeypatch.setattr(TextOutput, "push", broken)
+
+    outcomes = run(new_engine(llama()), greedy("bad", HEALTHY[1], 9), good)
+
+    assert isinstance(outcomes["bad"].finished.error, ValueError)  # type: ignore[union-attr]
+    assert outcomes["good"] == alone["good"]
 
 
 def test_a_search_that_fails_fails_alone() -> None:
