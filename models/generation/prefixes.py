@@ -13,6 +13,7 @@ class Prefixes:
     """Sequences by the names of their full blocks: those that run, and ended ones whose runs are kept."""
 
     def __init__(self) -> None:
+        self._known: dict[Sequence, None] = {}
         self._holders: dict[int, Sequence] = {}
         self._kept: dict[Sequence, None] = {}
 
@@ -24,6 +25,7 @@ class Prefixes:
     def note(self, sequence: Sequence) -> None:
         """Let others find what of a sequence has been computed."""
         while (known := len(sequence.keys) * BLOCK) + BLOCK <= sequence.computed:
+            self._known[sequence] = None
             before = sequence.keys[-1] if sequence.keys else 0
             sequence.keys.append(_name(before, sequence.tokens[known : known + BLOCK]))
             self._holders.setdefault(sequence.keys[-1], sequence)
@@ -39,8 +41,8 @@ class Prefixes:
         if found is None:
             return None
         self._touch(found)
-        common = _common(found.tokens, tokens, min(found.computed, len(tokens) - 1))
-        return (found, common) if common else None
+        alike = common(found.tokens, tokens, min(found.computed, len(tokens) - 1))
+        return (found, alike) if alike else None
 
     def keep(self, sequence: Sequence) -> bool:
         """Keep the run of a sequence that has ended, as the one used last -> whether it has what no other one has."""
@@ -56,12 +58,18 @@ class Prefixes:
         return sequence
 
     def forget(self, sequence: Sequence) -> None:
-        """Nobody is to find this sequence any more."""
+        """Nobody is to find this sequence any more; others that begin alike are found instead."""
         self._kept.pop(sequence, None)
+        if sequence not in self._known:
+            return
+        del self._known[sequence]
         for key in sequence.keys:
             if self._holders.get(key) is sequence:
                 del self._holders[key]
         sequence.keys.clear()
+        for other in self._known:
+            for key in other.keys:
+                self._holders.setdefault(key, other)
 
     def _touch(self, sequence: Sequence) -> None:
         if sequence in self._kept:
@@ -78,6 +86,6 @@ def _name(before: int, block: Tokens[int]) -> int:
     return hash((before, *block))
 
 
-def _common(left: Tokens[int], right: Tokens[int], limit: int) -> int:
+def common(left: Tokens[int], right: Tokens[int], limit: int) -> int:
     """How many of the first tokens are the same: names may collide."""
     return next((at for at in range(limit) if left[at] != right[at]), limit)

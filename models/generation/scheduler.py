@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .base import EngineLimits
-from .kv import KVCache, Run
-from .prefixes import Prefixes, first_block
+from .kv import BLOCK, KVCache, Run
+from .prefixes import Prefixes, common, first_block
 from .sequence import Sequence
 
 HEADROOM = 256
@@ -108,7 +108,8 @@ class Scheduler:
             if budget <= 0:
                 return
             if not sequence.computed:
-                if leaders.get(first_block(sequence.tokens), sequence) is not sequence:
+                leader = leaders.get(first_block(sequence.tokens), sequence)
+                if leader is not sequence and _computes_for(leader, sequence):
                     continue
                 self._reuse(sequence)
             length = min(budget, sequence.missing)
@@ -138,14 +139,16 @@ class Scheduler:
         assert sequence.run is not None
         self._cache.copy(holder.run, sequence.run, tokens)
         sequence.computed = tokens
-        sequence.cached = min(tokens, len(sequence.request.prompt))
-        self.prefix_hits += sequence.cached
+        if not sequence.made:  # else it has been turned out, and once had computed them itself
+            sequence.cached = tokens
+            self.prefix_hits += tokens
 
     def _place(self, sequence: Sequence) -> bool:
         """Give a sequence, and its siblings, their runs, if there is room without turning out others that run."""
         self._prefixes.longest(sequence.tokens)  # what it will copy has been used last, and is turned out last
         beams = (sequence, *sequence.siblings)
-        if len(self.running) + len(beams) > self._limits.max_running:
+        taken = sum(other.request.num_beams for other in self.running if other.siblings or not other.is_beam)
+        if taken + len(beams) > self._limits.max_running:
             return False
         ahead = sequence.left if sequence.is_beam else min(sequence.left, HEADROOM)  # beams never grow
         for beam in beams:
@@ -195,6 +198,12 @@ class Scheduler:
         self._prefixes.forget(sequence)
         self._cache.free(sequence.run)
         sequence.run, sequence.computed = None, 0
+
+
+def _computes_for(leader: Sequence, follower: Sequence) -> bool:
+    """Whether blocks are still being computed with which another prompt begins too."""
+    alike = common(leader.tokens, follower.tokens, min(len(leader.tokens), len(follower.tokens) - 1))
+    return leader.computed < alike // BLOCK * BLOCK
 
 
 def _order(sequence: Sequence) -> int:

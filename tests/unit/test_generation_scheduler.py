@@ -133,6 +133,58 @@ def test_what_begins_alike_is_computed_once() -> None:
     assert simulation.scheduler.prefix_hits == 4 * len(shared)
 
 
+def test_a_prompt_waits_for_another_no_longer_than_they_are_alike() -> None:
+    simulation = Simulation(64)
+    simulation.add([1] * 8, 50)
+    simulation.step()
+    shared = list(range(BLOCK))
+    long, short = simulation.add([*shared, *[5] * 40 * CHUNK], 1), simulation.add([*shared, 6, 7], 1)
+
+    for _ in range(6):
+        simulation.step()
+
+    assert (short.made, short.cached) == (1, BLOCK)
+    assert long.missing
+
+
+def test_what_others_share_is_still_found_when_its_first_owner_goes() -> None:
+    simulation = Simulation(cache_blocks=12)
+    shared = list(range(2 * BLOCK))
+    for tail in (1, 2):
+        simulation.add([*shared, *[tail] * BLOCK], 1)
+        simulation.run()
+    first, second = simulation.scheduler._prefixes._kept
+
+    simulation.scheduler._free(first)
+
+    again = simulation.add([*shared, 3, 3], 1)
+    simulation.run()
+    assert (again.cached, second.run is not None) == (2 * BLOCK, True)
+
+
+def test_what_was_turned_out_tells_of_no_more_cached_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "HEADROOM", 1)
+    simulation = Simulation(cache_blocks=5)
+    sequences = [simulation.add([number] * 40, 60) for number in range(2)]
+
+    simulation.run()
+
+    assert simulation.scheduler.preempted
+    assert [sequence.cached for sequence in sequences] == [0, 0]
+
+
+def test_beams_take_a_seat_each() -> None:
+    simulation = Simulation(cache_blocks=64, max_running=4)
+    request = Request("beams", [1, 2, 3], 10, num_beams=4)
+    siblings = tuple(Sequence(request, 0, None, None) for _ in range(3))
+    simulation.scheduler.add(Sequence(request, 0, None, None, siblings=siblings))
+    simulation.add([5], 5)
+
+    simulation.step()
+
+    assert [sequence.request.id for sequence in simulation.scheduler.running] == ["beams"]
+
+
 def test_the_same_prompt_again_is_computed_but_for_its_last_token() -> None:
     simulation = Simulation()
     prompt = list(range(2 * BLOCK))
