@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from . import hub
 from .catalogue import ModelSpec, Quantization
 from .errors import ModelUnavailable, UnknownArchitecture
 from .generation.architecture import kv_shape
-from .generation.reading import drop_unread
+from .generation.reading import skeleton
 from .quantize import linear_layers, quantizable, stored_bytes, tied_outputs
 from .weights import next_step
 
@@ -53,7 +53,7 @@ def footprint(spec: ModelSpec) -> Footprint:
 
 def _measured(spec: ModelSpec, raw: Mapping[str, Any]) -> Footprint:
     config = _config(raw)
-    model = _skeleton(spec, config)
+    model = skeleton(config) if spec.kind == "generation" else _encoder_skeleton(config)
     parameters = sum(parameter.numel() for parameter in model.parameters()) + _adapter_parameters(model, raw)
     if spec.served_by == "onnx":
         sizes: dict[Precision, int] = {dtype: parameters * _PLAIN[dtype] for dtype in spec.onnx_files}
@@ -111,12 +111,9 @@ def _config(raw: Mapping[str, Any]) -> PretrainedConfig:
     return AutoConfig.for_model(kind, **fields)
 
 
-def _skeleton(spec: ModelSpec, config: PretrainedConfig) -> PreTrainedModel:
-    """The architecture with shapes and no weights."""
-    auto = AutoModelForCausalLM if spec.kind == "generation" else AutoModel
+def _encoder_skeleton(config: PretrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
-        model: PreTrainedModel = auto.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
-    drop_unread(model)
+        model: PreTrainedModel = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     return model
 
 

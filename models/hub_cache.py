@@ -25,7 +25,7 @@ from .catalogue import GraphDtype, ModelSpec
 from .onnx_data import usual_files
 from .weights import default_graph
 
-TEXTS = ["*.json", "*.txt", "*.model"]
+TEXTS = ["*.json", "*.txt", "*.model", "*.jinja"]
 NEVER_DATA = ["*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py", "*pytorch_model*.bin"]
 """Pickles and code, which no data of an ONNX graph is called."""
 NEVER = ["*.bin", *NEVER_DATA]
@@ -68,6 +68,8 @@ def patterns(spec: ModelSpec, dtype: GraphDtype | None) -> tuple[list[str], list
     """Patterns of the files of a repository that are fetched, and of those that are not for all that."""
     if spec.allow_patterns:
         return list(spec.allow_patterns), NEVER
+    if spec.kind == "generation":  # other files and folders hold the same weights again, for other programs
+        return ["model.safetensors", "model-*-of-*.safetensors", *TEXTS], [*NEVER, "*/*"]
     if spec.served_by != "onnx":
         return ["*.safetensors", *TEXTS], [*NEVER, *ELSEWHERE, "onnx/*"]
     return [*TEXTS, *usual_files(spec.onnx_files[dtype or default_graph(spec)])], [*NEVER, *ELSEWHERE]

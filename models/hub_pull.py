@@ -22,7 +22,7 @@ from .hub_cache import NEVER_DATA, discard, patterns, storage
 from .hub_errors import next_step
 from .hub_listing import File, Listing, ask
 from .hub_progress import OnBytes, telling
-from .weights import default_graph, file_sha256, graph_data, weight_files
+from .weights import default_graph, file_sha256, named_files, weight_files
 
 MARGIN = 1.05
 """Of what is to be fetched, so that a download does not take a disk's last byte."""
@@ -56,8 +56,8 @@ def pull(
         files = _wanted(listing, dtype)
     folder, fetched = _bring(listing, files, on_step, on_bytes)
     foreseen = {file.name for file in files}
-    data = [escape(name) for name in _found(graph_data, spec, folder, dtype) if name not in foreseen]
-    more = listing.matching(data, NEVER_DATA)
+    named = [escape(name) for name in _found(named_files, spec, folder, dtype) if name not in foreseen]
+    more = listing.matching(named, NEVER_DATA)
     if more:
         fetched += _bring(listing, more, on_step, on_bytes)[1]
     _found(weight_files, spec, folder, dtype)
@@ -89,7 +89,7 @@ def _wanted(listing: Listing, dtype: GraphDtype | None) -> list[File]:
     if graph is not None and all(file.name != graph for file in files):
         reason = f"{spec.repository} has no {graph} that its entry allows; correct `onnx_files` in its entry"
         raise ModelUnavailable(spec.id, reason)
-    if graph is None and not any(file.name.endswith(".safetensors") for file in files):
+    if graph is None and not any(file.name.endswith((".safetensors", ".safetensors.index.json")) for file in files):
         reason = f"{spec.repository} has no safetensors that its entry allows; correct the entry, or save the model as"
         raise ModelUnavailable(spec.id, f"{reason} safetensors")
     return files

@@ -78,7 +78,7 @@ def estimated_bytes(
     as int8, the embedding of a model that generates text and has no output layer of its own. Others (ONNX graphs):
     their size.
     """
-    tensors = [tensor for file in files if file.suffix == ".safetensors" for tensor in _shapes(file)]
+    tensors = [tensor for file in files if file.suffix == ".safetensors" for tensor in stored_shapes(file)]
     plain = _BYTES.get(dtype, _BYTES["fp32"])
     linear = embedding = plain
     if quantization:
@@ -86,7 +86,7 @@ def estimated_bytes(
         has_output = any(part in name for name, _ in tensors for part in _OUTPUTS)
         embedding = _BYTES["int8"] if generates and not has_output else plain
     widths = {"linear": linear, "embedding": embedding, "other": plain}
-    graphs = sum(_size(file) for file in files if file.suffix != ".safetensors")
+    graphs = sum(file.stat().st_size for file in files if file.suffix != ".safetensors")
     return graphs + int(sum(math.prod(shape) * widths[_kind_of(name, shape)] for name, shape in tensors))
 
 
@@ -96,14 +96,10 @@ def _kind_of(name: str, shape: Sequence[int]) -> Literal["linear", "embedding", 
     return "embedding" if any(part in name for part in _EMBEDDINGS) else "linear"
 
 
-def _shapes(file: Path) -> list[tuple[str, list[int]]]:
-    """The tensors of a file: name and shape."""
+def stored_shapes(file: Path) -> list[tuple[str, list[int]]]:
+    """The tensors of a safetensors file, from its header: name and shape."""
     with safe_open(file, framework="numpy") as tensors:
         return [(name, tensors.get_slice(name).get_shape()) for name in tensors.keys()]  # noqa: SIM118  no mapping
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size
 
 
 def bound_arenas() -> None:

@@ -18,6 +18,7 @@ STEPS: tuple[Precision, ...] = ("fp32", "bf16", "int8", "int4")
 WORKING_BYTES = 1_500_000_000
 """The CUDA context, about 0.4 GB, and the activations of a large batch: for 16,384 tokens in Qodo's feed-forward
 layers, 8,960 wide, three of 0.3 GB live at once in bf16."""
+MEGABYTE = 1_000_000
 KV_TOKENS = 4096
 """Tokens in flight: one request of 4,096, or 16 of 256."""
 
@@ -131,7 +132,7 @@ def plan(candidates: Sequence[Candidate], budget_bytes: int, reserve: Reserve = 
     that shows. What still does not fit is evicted, the least recently used first; a model that does not even fit alone
     is too large and evicts nobody. Reductions that the others' going has made needless are taken back.
     """
-    start = tuple(Placement(item, 0, item.footprint.kv_bytes_per_token * reserve.kv_tokens) for item in candidates)
+    start = tuple(Placement(item, 0, _kv_bytes(item, reserve)) for item in candidates)
     planned = Plan(start, budget_bytes, reserve)
     planned = _settled(planned, _too_large, "too large")
     while not planned.fits and (larger := _largest_reducible(planned)) is not None:
@@ -140,6 +141,11 @@ def plan(candidates: Sequence[Candidate], budget_bytes: int, reserve: Reserve = 
     while (raised := _raised(planned)) is not None:
         planned = raised
     return planned
+
+
+def _kv_bytes(item: Candidate, reserve: Reserve) -> int:
+    """In whole megabytes, as the settings state them."""
+    return -(-item.footprint.kv_bytes_per_token * reserve.kv_tokens // MEGABYTE) * MEGABYTE
 
 
 def _settled(planned: Plan, chosen: Callable[[Plan], Placement | None], fate: Fate) -> Plan:

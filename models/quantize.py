@@ -59,6 +59,19 @@ def quantizable(model: torch.nn.Module, how: Quantization) -> dict[str, torch.nn
     }
 
 
+def left_alone(model: torch.nn.Module, how: Quantization) -> tuple[int, float]:
+    """The matrices that `quantize` would leave as they are: how many, and their share of all matrices' weights.
+
+    Embeddings do not count, and layers of other kinds than torch's linear ones do.
+    """
+    done = {id(layer.weight) for layer in quantizable(model, how).values()}
+    done |= {id(model.get_submodule(output).weight) for output in tied_outputs(model)}
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    matrices = [held for held in model.parameters() if held.dim() > 1 and id(held) not in embeddings - done]
+    left = [held.numel() for held in matrices if id(held) not in done]
+    return len(left), sum(left) / max(1, sum(held.numel() for held in matrices))
+
+
 def tied_outputs(model: torch.nn.Module) -> dict[str, str]:
     """The names of output layers, each with that of the embedding whose weights it shares with nobody else."""
     modules, pairs = dict(model.named_modules()), {}

@@ -9,13 +9,10 @@ import json
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Literal, TypeAlias
 
-from .catalogue import ModelSpec
+from .catalogue import GraphDtype, ModelSpec
 from .errors import CorruptWeights, ModelUnavailable
 from .onnx_data import data_names, usual_files
-
-GraphDtype: TypeAlias = Literal["fp32", "fp16"]
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MAX_HEADER_BYTES = 100_000_000
@@ -23,6 +20,7 @@ MAX_HEADER_BYTES = 100_000_000
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 """What reading a JSON file can raise that is damaged, or of another shape than it should be."""
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def default_graph(spec: ModelSpec) -> GraphDtype:
@@ -40,13 +38,20 @@ def weight_files(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None)
     found: list[str] = []
     for module in _module_folders(spec, folder):
         _require_merged(spec, module)
-        files = sorted(module.glob("*.safetensors"))
+        files = _read_files(spec, module)
         _require_safetensors(spec, module, files)
-        _require_shards(spec, module)
         found += [file.relative_to(folder).as_posix() for file in files]
     if not found:
         raise ModelUnavailable(spec.id, f"there are no safetensors in {folder}; {next_step(spec)}")
     return sorted(found)
+
+
+def named_files(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None) -> list[str]:
+    """Paths in the folder, sorted, of weights that other files there name, whether they are there or not: the data of
+    an ONNX graph, the shards of a model that generates text. Raises ModelUnavailable."""
+    if spec.kind == "generation" and not (folder / _WHOLE).is_file() and (folder / _INDEX).is_file():
+        return _shards(spec, folder / _INDEX)
+    return graph_data(spec, folder, dtype)
 
 
 def graph_data(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None) -> list[str]:
@@ -152,18 +157,36 @@ def _require_safetensors(spec: ModelSpec, module: Path, files: list[Path]) -> No
         )
 
 
-def _require_shards(spec: ModelSpec, module: Path) -> None:
-    """Every shard that the index of a module names must be there, and beside it."""
+def _read_files(spec: ModelSpec, module: Path) -> list[Path]:
+    """The safetensors of a module; of a model that generates text, those that transformers reads, and no others.
+
+    Raises ModelUnavailable where a shard is missing.
+    """
+    if spec.kind == "generation":
+        if (module / _WHOLE).is_file():
+            return [module / _WHOLE]
+        if (module / _INDEX).is_file():
+            return _shard_files(spec, module / _INDEX)
     for index in sorted(module.glob("*.safetensors.index.json")):
-        try:
-            shards = sorted({str(shard) for shard in json.loads(index.read_text("utf-8"))["weight_map"].values()})
-        except _DAMAGE as error:
-            raise ModelUnavailable(spec.id, f"{index.name} cannot be read; {next_step(spec)}") from error
-        for shard in shards:
-            if shard != PurePosixPath(shard).name or not (module / shard).is_file():
-                raise ModelUnavailable(
-                    spec.id, f"{shard}, which {index.name} names, is not in {module}; {next_step(spec)}"
-                )
+        _shard_files(spec, index)
+    return sorted(module.glob("*.safetensors"))
+
+
+def _shard_files(spec: ModelSpec, index: Path) -> list[Path]:
+    """Every shard that an index names must be there, and beside it."""
+    module, shards = index.parent, _shards(spec, index)
+    for shard in shards:
+        if shard != PurePosixPath(shard).name or not (module / shard).is_file():
+            raise ModelUnavailable(spec.id, f"{shard}, which {index.name} names, is not in {module}; {next_step(spec)}")
+    return [module / shard for shard in shards]
+
+
+def _shards(spec: ModelSpec, index: Path) -> list[str]:
+    """The files that an index names, sorted. Raises ModelUnavailable."""
+    try:
+        return sorted({str(shard) for shard in json.loads(index.read_text("utf-8"))["weight_map"].values()})
+    except _DAMAGE as error:
+        raise ModelUnavailable(spec.id, f"{index.name} cannot be read; {next_step(spec)}") from error
 
 
 def _module_folders(spec: ModelSpec, folder: Path) -> list[Path]:

@@ -97,7 +97,7 @@ class ModelLoader:
         from models.generation.engine import Engine
 
         loaded = loader.load_generator(spec, options, lambda step: self.on_step(f"{spec.id}: {step}"))
-        limits = self._engine_limits(loaded.device, loaded.kv_shape.token_bytes * loaded.max_tokens)
+        limits = self._engine_limits(loaded.device, loaded.kv_shape.token_bytes * loaded.max_tokens, spec.kv_gb)
         with memory_errors(loaded.device, spec.id):
             return Engine(loaded, limits)
 
@@ -109,22 +109,24 @@ class ModelLoader:
 
         config = served_config(spec, options.folder or hub.locate(spec, download=False))
         context_bytes = kv_shape(config, float32).token_bytes * context_of(spec, config)
-        return self._engine_limits(device, context_bytes).kv_bytes
+        return self._engine_limits(device, context_bytes, spec.kv_gb).kv_bytes
 
-    def _engine_limits(self, device: str, context_bytes: int) -> EngineLimits:
-        """What an engine takes on. context_bytes: keys and values of one completion of the full length.
+    def _engine_limits(self, device: str, context_bytes: int, own_gb: float | None = None) -> EngineLimits:
+        """What an engine takes on. context_bytes: keys and values of one completion of the full length; own_gb: the
+        gigabytes for all of them that the model's entry names.
 
-        Where the settings do not say: no more for keys and values than all that run at once could fill, and one more,
-        for those of prompts that come again.
+        Where neither entry nor settings say: no more for keys and values than all that run at once could fill, and
+        one more, for those of prompts that come again.
         """
         generation = self._settings.generation
         share = max(LEAST_KV_BYTES, self.budget_bytes(device) // KV_SHARE)
+        stated_gb = own_gb or generation.kv_gb
         useful = (generation.max_running + 1) * context_bytes
         return EngineLimits(
             max_running=generation.max_running,
             waiting=generation.waiting,
             waiting_tokens=generation.waiting_tokens,
-            kv_bytes=int(generation.kv_gb * 1e9) if generation.kv_gb else min(share, useful),
+            kv_bytes=round(stated_gb * 1e9) if stated_gb else min(share, useful),
             chunk_tokens=generation.chunk_tokens or CHUNK_TOKENS[device.partition(":")[0]],
         )
 

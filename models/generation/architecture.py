@@ -44,7 +44,7 @@ def context_of(spec: ModelSpec, config: PretrainedConfig) -> int:
     Raises ModelUnavailable where neither says.
     """
     stated = [_positions(config), spec.max_tokens]
-    believed = [limit for limit in stated if limit and limit < LONGEST_BELIEVED]
+    believed = [limit for limit in stated if limit and 0 < limit < LONGEST_BELIEVED]
     if not believed:
         raise ModelUnavailable(spec.id, "it states no longest context; give `max_tokens` in its entry")
     return min(believed)

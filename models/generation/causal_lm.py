@@ -16,15 +16,16 @@ from ..device import TORCH_DTYPES
 from ..encoders.base import version_of
 from ..errors import CannotQuantize, ModelUnavailable
 from ..prepacked import prepack
-from ..quantize import quantize, weight_bytes
+from ..quantize import left_alone, quantize, weight_bytes
 from ..quiet import quiet
 from . import verify
 from .architecture import context_of, kv_shape, served_config
 from .base import Defaults
+from .detokenise import Detokeniser
 from .generation_config import GenerationConfig, read_generation_config, token_ids
 from .kv import KVShape
 from .prompt import Prompts
-from .reading import read_network
+from .reading import own_memory, read_network
 from .tokenizer import GenerationTokenizer
 
 
@@ -87,7 +88,7 @@ class Checkpoint:
         vocabulary = _vocabulary(network)
         context = context_of(self.spec, config)
         probe = self._probe(tokenizer, vocabulary, context)
-        scores, notes = self._proved(network, dtype, quantization, probe)
+        scores, notes = self._proved(network, dtype, quantization, probe, context)
         stop_ids = _stop_ids(stated, config, tokenizer, vocabulary)
         return CausalLM(
             model=self.spec.id,
@@ -103,10 +104,10 @@ class Checkpoint:
             kv_shape=kv_shape(config, TORCH_DTYPES[dtype]),
             network=network,
             tokenizer=tokenizer,
-            prompts=Prompts(tokenizer, stop_ids),
+            prompts=Prompts(tokenizer, stop_ids, vocabulary),
             probe=probe,
             probe_scores=scores,
-            notes=notes,
+            notes=(*notes, *_unknown_tokens(tokenizer, vocabulary)),
         )
 
     def _tokenizer(self) -> GenerationTokenizer:
@@ -117,44 +118,65 @@ class Checkpoint:
             raise ModelUnavailable(self.spec.id, error.reason) from error
 
     def _probe(self, tokenizer: GenerationTokenizer, vocabulary: int, context: int) -> list[int]:
-        ids = tokenizer.encode(verify.PROBE)[: min(verify.PROBE_TOKENS, context)]
-        if len(ids) < 2 or len(set(ids)) < 2:
-            raise ModelUnavailable(self.spec.id, f"the tokeniser in {self.folder} knows no words; use a complete copy")
+        """The probe's ids. Raises ModelUnavailable where the tokeniser does not give back its text."""
+        ids = tokenizer.encode(verify.PROBE)
+        output = Detokeniser(tokenizer)
+        if "".join([*map(output.push, ids), output.flush()]) != verify.PROBE:
+            reason = f"the tokeniser in {self.folder} does not give back what it reads"
+            raise ModelUnavailable(self.spec.id, f"{reason}; use a copy with its tokenizer.json")
         if max(ids) >= vocabulary:
             reason = f"its tokeniser has token {max(ids)}, its weights have {vocabulary} rows"
             raise ModelUnavailable(self.spec.id, f"{reason}; use a copy whose files belong together")
-        return ids
+        if context < 2:
+            raise ModelUnavailable(self.spec.id, "its context is too short for any text; raise `max_tokens`")
+        return ids[: min(verify.PROBE_TOKENS, context)]
 
     def _proved(
-        self, network: PreTrainedModel, dtype: str, quantization: Quantization | None, probe: list[int]
+        self, network: PreTrainedModel, dtype: str, quantization: Quantization | None, probe: list[int], context: int
     ) -> tuple[Tensor, tuple[str, ...]]:
         """Quantise the model, put it on its device and test it there.
 
         -> its scores (V,) of what follows the probe, and what its operator should know.
         """
-        model, plain = self.spec.id, None
-        if quantization is not None:
-            self.on_step(f"making it {quantization}")
-            plain = verify.probe_logits(model, network, probe)
-            try:
-                quantize(network, quantization, self.device)
-            except CannotQuantize as error:
-                raise ModelUnavailable(model, f"{error}; load it without that") from error
+        model = self.spec.id
+        probes = verify.probes_of_rows(probe, context) if quantization else ()
+        plain = [verify.probe_logits(model, network, ids) for ids in probes]
+        notes = self._quantized(network, quantization) if quantization else ()
         network.to(self.device)  # type: ignore[arg-type]
         prepack(network)
+        own_memory(network)
         self.on_step(f"testing the model in {dtype} on {self.device}")
         scores = verify.probe_logits(model, network, probe)
         verify.require_causal(model, network, probe, scores)
-        last = scores[-1].clone()
-        if quantization is None or plain is None:
-            return last, ()
-        return last, (verify.require_near(model, quantization, plain, scores),)
+        if quantization:
+            after = [verify.probe_logits(model, network, ids) for ids in probes]
+            notes = (verify.require_near(model, quantization, plain, after), *notes)
+        return scores[-1].clone(), notes
+
+    def _quantized(self, network: PreTrainedModel, how: Quantization) -> tuple[str, ...]:
+        """Quantise the model, if that changes most of it -> a note where it does not change all."""
+        self.on_step(f"making it {how}")
+        count, share = left_alone(network, how)
+        if share > 0.5:
+            reason = f"{share:.0%} of its weights are in layers that cannot be {how}; load it without that"
+            raise ModelUnavailable(self.spec.id, reason)
+        try:
+            quantize(network, how, self.device)
+        except CannotQuantize as error:
+            raise ModelUnavailable(self.spec.id, f"{error}; load it without that") from error
+        return (f"{count} of its matrices, {share:.0%} of their weights, are not {how}",) if count else ()
 
 
 def _vocabulary(network: PreTrainedModel) -> int:
     """Rows of the output layer, still unquantised."""
     output: torch.nn.Linear = network.get_output_embeddings()  # type: ignore[no-untyped-call]
     return output.weight.shape[0]
+
+
+def _unknown_tokens(tokenizer: GenerationTokenizer, vocabulary: int) -> tuple[str, ...]:
+    """A note where the tokeniser has tokens beyond the output layer's rows, which the engine refuses in prompts."""
+    more = tokenizer.vocabulary - vocabulary
+    return (f"{more} tokens of its tokeniser have no weights",) if more > 0 else ()
 
 
 def _stop_ids(

@@ -1,15 +1,16 @@
 """generation_config.json: what a model's authors say of sampling, and which tokens end a text. Knows no model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable
 from .base import Defaults
 
 FILE = "generation_config.json"
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
 class GenerationConfig(BaseModel):
@@ -25,11 +26,17 @@ class GenerationConfig(BaseModel):
     repetition_penalty: float | None = Field(default=None, gt=0)
     eos_token_id: int | Annotated[list[int], Field(max_length=1000)] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _used(cls, stated: Any) -> Any:
+        """Without what transformers itself does not read either, where the authors do not sample."""
+        if not isinstance(stated, dict) or stated.get("do_sample"):
+            return stated
+        return {name: value for name, value in stated.items() if name not in _SAMPLING}
+
     @property
     def defaults(self) -> Defaults:
-        """How the authors sample; nothing where they do not."""
-        if not self.do_sample:
-            return Defaults()
+        """How the authors choose tokens; of sampling, nothing where they do not."""
         return Defaults(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
 
     @property

@@ -14,7 +14,7 @@ TEMPLATE_CHARACTERS = 65_536
 @dataclass(frozen=True, slots=True)
 class _FillForm:
     """The tokens before the prefix, before the suffix and before what fills the gap; those that end it, of which a
-    model has some or none; and what the prefix's text begins with."""
+    model has some or none; and what the prefix's text begins with, where there is any."""
 
     prefix: str
     suffix: str
@@ -23,27 +23,28 @@ class _FillForm:
     lead: str = ""
 
 
+_QWEN_ENDS = ("<|endoftext|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|file_separator|>")
+"""Qwen's, and Gemma's, which frames a gap in the same way."""
 _FILL_FORMS = (
     _FillForm("▁<PRE>", "▁<SUF>", "▁<MID>", ("▁<EOT>",), lead=" "),  # CodeLlama
     _FillForm("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, Granite, tiny_coder
-    _FillForm("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", ("<|endoftext|>", "<|file_separator|>")),  # Qwen
+    _FillForm("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", _QWEN_ENDS),
     _FillForm("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek  # noqa: RUF001
 )
 
 
 class Prompts:
-    """A model's prompts. Thread-safe. stop_ids: what ends its texts.
+    """A model's prompts. Thread-safe. stop_ids: what ends its texts. vocabulary: how many tokens its weights know.
 
     Special tokens that are written in a plain prompt or a chat's turns are read as such, as everywhere: callers write
     their own formats so. In a gap's surroundings they are code like any other.
     """
 
-    def __init__(self, tokenizer: GenerationTokenizer, stop_ids: frozenset[int]) -> None:
+    def __init__(self, tokenizer: GenerationTokenizer, stop_ids: frozenset[int], vocabulary: int) -> None:
         self._tokenizer = tokenizer
         self._stop_ids = stop_ids
-        forms = (
-            form for form in _FILL_FORMS if None not in map(tokenizer.id_of, (form.prefix, form.suffix, form.middle))
-        )
+        self._vocabulary = vocabulary
+        forms = (form for form in _FILL_FORMS if len(self._ids((form.prefix, form.suffix, form.middle))) == 3)
         self._form = next(forms, None)
 
     @property
@@ -91,8 +92,8 @@ class Prompts:
         return self._tokenizer.encode(text, special=False)
 
     def _filled(self, prefix: str, suffix: str) -> PromptTokens:
-        """CodeLlama's own code puts a space before the prefix and none before the suffix, and so is done here;
-        transformers 5 puts one before both."""
+        """CodeLlama's own code puts a space before a prefix, if there is any, and none before the suffix, and so is
+        done here; transformers 5 always puts one before both."""
         if self._form is None:
             raise InvalidRequest("prefix", "this model has no tokens to fill in the middle; send `prompt` instead")
         if not prefix and not suffix:
@@ -103,7 +104,7 @@ class Prompts:
         ids = [
             *self._tokenizer.before,
             *self._ids((form.prefix,)),
-            *within(form.lead + prefix),
+            *within(form.lead + prefix if prefix else prefix),
             *self._ids((form.suffix,)),
             *within(suffix),
             *self._ids((form.middle,)),
@@ -111,7 +112,8 @@ class Prompts:
         return PromptTokens(ids, self._stop_ids.union(self._ids(form.ends)))
 
     def _ids(self, tokens: Iterable[str]) -> list[int]:
-        return [token for token in map(self._tokenizer.id_of, tokens) if token is not None]
+        """Of those that the model has: transformers adds CodeLlama's to every tokeniser of that class."""
+        return [token for token in map(self._tokenizer.id_of, tokens) if token is not None and token < self._vocabulary]
 
 
 def _require_characters(field: str, text: str) -> None:

@@ -18,7 +18,7 @@ Part: TypeAlias = str | bytes
 
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 _SENTENCEPIECE = re.compile("(Replace )*(ByteFallback )?(Fuse (Strip )?)?")
-_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+_BYTE = re.compile("<0x[+0-9A-Fa-f][0-9A-Fa-f]>")  # the library takes a sign for a digit
 
 
 class Characters(Protocol):

@@ -14,6 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ..errors import ModelUnavailable
 from .spelling import Spelling, spelling_of
 
+CACHED_WORDS = 1000
+
 
 class GenerationTokenizer:
     """A model's tokeniser. Thread-safe: nothing in it changes."""
@@ -27,8 +29,12 @@ class GenerationTokenizer:
         state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] != marker]
         state |= {"padding": None, "truncation": None}
         self._whole = Tokenizer.from_str(json.dumps(state))
-        self._within = Tokenizer.from_str(json.dumps(_without_prefix_space(state)))
+        self._within = Tokenizer.from_str(
+            json.dumps(_without_prefix_space(state) | {"added_tokens": _all_special(state)})
+        )
         self._within.encode_special_tokens = True
+        for part in (self._whole, self._within):
+            _bound_cache(part)
         self.spelling: Spelling = spelling_of(self._whole)
         self.vocabulary: int = self._whole.get_vocab_size()
         self.bos_id: int | None = tokenizer.bos_token_id
@@ -59,7 +65,8 @@ class GenerationTokenizer:
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Ids of a text, special tokens that are written in it included. special: add those that a text begins with."""
-        return self._whole.encode_batch_fast([text], add_special_tokens=special)[0].ids
+        ids = self._whole.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return [*self.before, *ids] if special else ids
 
     def encode_within(self, text: str) -> list[int]:
         """Ids of a part of a longer text: no space is put before it, and nothing in it is a special token."""
@@ -86,9 +93,20 @@ class GenerationTokenizer:
 
     def _before(self) -> tuple[int, ...]:
         """The special tokens that a text begins with."""
-        bare, whole = self.encode("a", special=False), self.encode("a")
-        start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+        bare, whole = (self._whole.encode("a", add_special_tokens=special).ids for special in (False, True))
+        start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
         return tuple(whole[:start])
+
+
+def _all_special(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """The added tokens, all of them marked as special; runs of spaces are code, in which they are to be found."""
+    return [token | {"special": token["special"] or not token["content"].isspace()} for token in state["added_tokens"]]
+
+
+def _bound_cache(tokenizer: Tokenizer) -> None:
+    """Where a text is one word, as in SentencePiece-BPE, the cache of words keeps ten thousand texts."""
+    if resize := getattr(tokenizer.model, "_resize_cache", None):
+        resize(CACHED_WORDS)
 
 
 def _without_prefix_space(state: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,8 @@ PROBE = (
     "    return a\n"
 )
 PROBE_TOKENS = 64
+MANY_TOKENS = 96
+"""More than any kernel here takes for few rows."""
 MOST_NATS: dict[Quantization, float] = {"int8": 0.3, "int4": 3.0}
 """How far, as Kullback-Leibler divergence a token, a quantised model may be from what it was: a guard against what
 breaks it. What it costs is told in the notes, for the operator to judge."""
@@ -47,15 +49,24 @@ def require_causal(model: str, network: PreTrainedModel, ids: Sequence[int], sco
         raise ModelUnavailable(model, "its tokens see those behind them, so it cannot write; choose another model")
 
 
+def probes_of_rows(ids: Sequence[int], context: int) -> tuple[list[int], ...]:
+    """The probe as one row, as it is and as many rows: quantised layers multiply few and many in ways of their own."""
+    repeated = list(ids) * -(-MANY_TOKENS // len(ids))
+    return list(ids[:1]), list(ids), repeated[: min(MANY_TOKENS, context)]
+
+
 def nats_apart(plain: Tensor, quantised: Tensor) -> float:
     """Mean Kullback-Leibler divergence of next-token probabilities from what they were; both are scores (T, V)."""
     before, after = plain.log_softmax(-1), quantised.log_softmax(-1)
     return max(0.0, float((before.exp() * (before - after)).sum(-1).mean()))
 
 
-def require_near(model: str, how: Quantization, plain: Tensor, quantised: Tensor) -> str:
-    """A note of how near a quantised model stays to what it was. Raises ModelUnavailable where that is too far."""
-    nats = nats_apart(plain, quantised)
+def require_near(model: str, how: Quantization, plain: Sequence[Tensor], quantised: Sequence[Tensor]) -> str:
+    """A note of how near a quantised model stays to what it was: scores (T, V) of the same probes, before and after.
+
+    Raises ModelUnavailable where that is too far for any of them.
+    """
+    nats = max(map(nats_apart, plain, quantised))
     if not nats <= MOST_NATS[how]:
         reason = f"as {how} its probabilities are {nats:.3f} nats a token from what they were, more than "
         raise ModelUnavailable(model, f"{reason}{MOST_NATS[how]:g}; choose a higher precision")

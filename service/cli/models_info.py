@@ -4,7 +4,7 @@ from typing import Any
 
 from models import hub
 from models.cache import LoadCache
-from models.catalogue import GraphDtype, ModelSpec, load_catalogue
+from models.catalogue import OF_EMBEDDINGS, GraphDtype, ModelSpec, load_catalogue
 from models.errors import ModelError
 from models.versions import versions
 from models.weights import check_weights, weight_files
@@ -22,7 +22,7 @@ def print_info(settings: Settings, model: str, *, as_json: bool) -> None:
     facts = {
         "licence": None,
         "commercial": None,
-        **spec.model_dump(mode="json", exclude_none=True),
+        **spec.model_dump(mode="json", exclude_none=True, exclude=_foreign(spec)),
         **_prompts(spec),
         "source": source_of(spec) if spec.has_source else None,
         "present": hub.is_present(spec),
@@ -33,6 +33,11 @@ def print_info(settings: Settings, model: str, *, as_json: bool) -> None:
         print_json(facts)
         return
     _show(facts)
+
+
+def _foreign(spec: ModelSpec) -> set[str]:
+    """What an entry has only by default, for models of the other kind."""
+    return OF_EMBEDDINGS - spec.model_fields_set if spec.kind == "generation" else set()
 
 
 def _prompts(spec: ModelSpec) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from models.catalogue import ModelSpec, load_catalogue
 from models.errors import UnknownArchitecture
 from models.footprint import Precision, footprint
-from models.plan import KV_TOKENS, WORKING_BYTES, Candidate, Placement, Plan, Reserve, candidate, plan
+from models.plan import KV_TOKENS, MEGABYTE, WORKING_BYTES, Candidate, Placement, Plan, Reserve, candidate, plan
 
 from ..config import BadSettings, Settings
 from .output import err, out, print_json, shortened
@@ -80,21 +80,24 @@ def parse_size(text: str, what: str) -> int:
 
 
 def settings_lines(planned: Plan) -> str:
-    """The part of a settings file that gives the models that fit their precision and the budget; without a newline."""
+    """The part of a settings file that gives the models that fit their precision, their cache and the budget, which
+    is for both; without a newline."""
     fitting = [placement for placement in planned.placements if placement.fate == "fits"]
     if not fitting:
         return ""
-    room = planned.budget_bytes - planned.reserve.working_bytes - planned.kv_bytes
-    tables = [f"[memory]\nbudget_gb = {room / 1e9:.2f}"]
+    room = planned.budget_bytes - planned.reserve.working_bytes
+    tables = [f"[memory]\nbudget_gb = {room // MEGABYTE / 1000:.3f}"]
     tables += [
-        "\n".join([f"[catalogue.{placement.model}]", *_precision_lines(placement)])
+        "\n".join([f"[catalogue.{placement.model}]", *lines])
         for placement in fitting
-        if placement.reduced
+        if (lines := [*_precision_lines(placement), *_kv_lines(placement)])
     ]
     return "\n\n".join(tables)
 
 
 def _precision_lines(placement: Placement) -> Iterable[str]:
+    if not placement.reduced:
+        return
     if placement.precision not in ("int8", "int4"):
         yield f'dtype = "{placement.precision}"'
         return
@@ -103,6 +106,11 @@ def _precision_lines(placement: Placement) -> Iterable[str]:
     yield f'quantization = "{placement.precision}"'
     if not placement.candidate.generates:
         yield "# Refused below cosine 0.999 to its fp32 vectors, unless `min_cosine` here says otherwise."
+
+
+def _kv_lines(placement: Placement) -> Iterable[str]:
+    if placement.kv_bytes:
+        yield f"kv_gb = {placement.kv_bytes / 1e9:.3f}"
 
 
 def _chosen(settings: Settings, options: PlanOptions) -> list[ModelSpec]:

@@ -1,15 +1,18 @@
 """Loading a generation model: its facts, what is refused and why, what falls back, that it is silent."""
 
+import gc
 import json
 import shutil
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, LlamaConfig, MambaConfig, MistralConfig, PretrainedConfig
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, MambaConfig, MistralConfig, PretrainedConfig
 
-from bench.random_generators import write_codellama, write_starcoder
+from bench.random_generators import write_codellama, write_llama, write_starcoder
 from models import loader
 from models.catalogue import ModelSpec, load_catalogue
 from models.errors import ModelUnavailable
@@ -18,6 +21,7 @@ from models.generation.architecture import context_of, kv_shape, served_config
 from models.generation.base import Defaults
 from models.generation.errors import NonFiniteLogits
 from models.loader import LoadOptions, expected_bytes, load_generator
+from models.weights import weight_files
 
 FP32 = LoadOptions("cpu", "fp32")
 
@@ -86,16 +90,21 @@ def test_a_quantised_model_says_how_near_it_stays(codellama: Path) -> None:
     assert model.notes[0].startswith("as int4 its probabilities are 0.")
 
 
-def test_closed_it_keeps_no_weights(codellama: Path) -> None:
-    model = load_generator(spec_of(codellama), FP32)
+@pytest.mark.parametrize("how", [None, "int8", "int4"])
+def test_closed_it_keeps_no_weights(codellama: Path, how: str | None) -> None:
+    model = load_generator(spec_of(codellama), LoadOptions("cpu", "bf16", how))
+    held = [weakref.ref(held) for held in (*model.network.parameters(), *model.network.buffers())]
+    assert len(held) > 20
     model.close()
-    assert not [*model.network.parameters(), *model.network.buffers()]
+    gc.collect()
+    assert not [tensor.shape for reference in held if (tensor := reference()) is not None]
 
 
 def test_an_entry_may_set_a_shorter_context(codellama: Path) -> None:
     assert load_generator(spec_of(codellama, max_tokens=100), FP32).max_tokens == 100
     assert load_generator(spec_of(codellama, max_tokens=99999), FP32).max_tokens == 16384
     assert load_generator(spec_of(codellama, max_tokens=8), FP32).max_tokens == 8
+    assert "too short for any text" in reason_of(codellama, max_tokens=1)
 
 
 def test_every_end_that_anybody_states_counts(own: Path) -> None:
@@ -122,8 +131,8 @@ def test_a_folder_without_a_generation_config_is_served(own: Path) -> None:
     [
         ("{", "generation_config.json in .* cannot be used, Invalid JSON"),
         ("[]", "cannot be used"),
-        ('{"temperature": "hot"}', "cannot be used, temperature: "),
-        ('{"top_p": 0}', "cannot be used, top_p: "),
+        ('{"do_sample": true, "temperature": "hot"}', "cannot be used, temperature: "),
+        ('{"do_sample": true, "top_p": 0}', "cannot be used, top_p: "),
         ('{"eos_token_id": "</s>"}', "cannot be used, eos_token_id: "),
     ],
 )
@@ -131,6 +140,12 @@ def test_a_damaged_generation_config_is_refused(own: Path, text: str, told: str)
     (own / "generation_config.json").write_text(text)
     with pytest.raises(ModelUnavailable, match=told):
         load_generator(spec_of(own), FP32)
+
+
+def test_what_is_not_used_does_no_harm(own: Path) -> None:
+    """A penalty is used without sampling too."""
+    edited(own, "generation_config.json", temperature=5.0, top_p=0, do_sample=False, repetition_penalty=1.1)
+    assert load_generator(spec_of(own), FP32).defaults == Defaults(repetition_penalty=1.1)
 
 
 def without(folder: Path, part: str) -> None:
@@ -177,6 +192,90 @@ def test_what_does_not_fit_together_is_refused(own: Path, spoil, why: str) -> No
     spoil(own)
     with pytest.raises(ModelUnavailable, match=why):
         load_generator(spec_of(own), FP32)
+
+
+@pytest.mark.parametrize("fields", [{"vocab_size": 10**8}, {"num_hidden_layers": 10**7}, {"intermediate_size": 10**9}])
+def test_a_config_of_a_larger_model_costs_no_memory(
+    own: Path, fields: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: object, **options: object) -> None:
+        pytest.fail("it was read")
+
+    edited(own, "config.json", **fields)
+    monkeypatch.setattr(reading.AutoModelForCausalLM, "from_pretrained", never)
+    assert "do not fit its config.json" in reason_of(own)
+
+
+def test_a_model_keeps_nothing_of_its_file(tmp_path: Path) -> None:
+    folder = write_codellama(tmp_path / "bf16", dtype="bfloat16")
+    model = load_generator(spec_of(folder), LoadOptions("cpu", "bf16"))
+    for file in folder.glob("*.safetensors"):
+        with file.open("r+b") as opened:
+            opened.write(bytes(file.stat().st_size))
+    scores = verify.probe_logits("mine", model.network, model.probe)[-1]
+    assert torch.equal(scores, model.probe_scores)
+
+
+def test_files_that_are_not_read_do_not_count(own: Path) -> None:
+    spec = spec_of(own)
+    files, expected = weight_files(spec, own), expected_bytes(spec, FP32)
+    (own / "original").mkdir()
+    for name in ("consolidated.safetensors", "original/model.safetensors"):
+        save_file({"a": torch.zeros(100)}, own / name)
+    assert (weight_files(spec, own), expected_bytes(spec, FP32)) == (files, expected)
+    (own / "consolidated.safetensors.index.json").write_text('{"weight_map": {"a": "consolidated-1.safetensors"}}')
+    assert weight_files(spec, own) == files
+    save_file({"a": torch.zeros(100)}, own / "model.safetensors")
+    assert weight_files(spec, own) == ["model.safetensors"]  # what transformers reads where there are both
+
+
+@pytest.mark.parametrize("write", [write_codellama, write_llama])
+def test_a_tokeniser_that_loses_text_is_refused(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    """transformers makes one without words of nothing, and a byte-level one of SentencePiece's for some classes."""
+    folder = write(tmp_path / "model")
+    sentencepiece = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").unlink()
+    told = "does not give back what it reads; use a copy with its tokenizer.json"
+    assert told in reason_of(folder)
+    (folder / "tokenizer.json").write_text(sentencepiece)
+    edited(folder, "tokenizer_config.json", tokenizer_class="GPTNeoXTokenizer")
+    assert told in reason_of(folder)
+
+
+def test_tokens_without_weights_are_told(tmp_path: Path) -> None:
+    """CodeLlama 7b-Python is so: its tokeniser's class adds the tokens of gaps."""
+    folder = write_llama(tmp_path / "python")
+    edited(folder, "tokenizer_config.json", tokenizer_class="CodeLlamaTokenizer")
+    model = load_generator(spec_of(folder), FP32)
+    assert (model.prompts.fill, model.notes) == (False, ("4 tokens of its tokeniser have no weights",))
+
+
+@pytest.mark.parametrize("how", ["int8", "int4"])
+def test_what_cannot_be_quantised_for_the_most_part_is_refused(starcoder: Path, tmp_path: Path, how: str) -> None:
+    """GPT-2's layers are of a kind of its own."""
+    folder = Path(shutil.copytree(starcoder, tmp_path / "gpt2", ignore=shutil.ignore_patterns("model*")))
+    rows = json.loads((starcoder / "config.json").read_text())["vocab_size"]
+    GPT2LMHeadModel(GPT2Config(n_embd=64, n_head=4, n_layer=2, vocab_size=rows)).save_pretrained(folder)
+    assert "of its weights are in layers that cannot be" in reason_of(folder, LoadOptions("cpu", "bf16", how))
+
+
+def test_what_is_not_quantised_is_told(codellama: Path) -> None:
+    note = load_generator(spec_of(codellama), LoadOptions("cpu", "bf16", "int4")).notes[1]
+    assert note == "1 of its matrices, 34% of their weights, are not int4"
+
+
+def test_quantised_layers_are_tested_with_one_row_and_with_many() -> None:
+    probes = verify.probes_of_rows([5, 6, 7], 1000)
+    assert ([len(ids) for ids in probes], set(probes[2])) == ([1, 3, verify.MANY_TOKENS], {5, 6, 7})
+    assert [len(ids) for ids in verify.probes_of_rows([5, 6, 7], 8)] == [1, 3, 8]
+    near, far = torch.zeros(2, 4), torch.tensor([[99.0, 0, 0, 0]] * 2)
+    with pytest.raises(ModelUnavailable, match="choose a higher precision"):
+        verify.require_near("mine", "int8", [near, near, near], [near, near, far])
+
+
+def test_no_context_is_below_one(own: Path) -> None:
+    edited(own, "config.json", max_position_embeddings=-1)
+    assert "give `max_tokens`" in reason_of(own)
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.attn.bias"])

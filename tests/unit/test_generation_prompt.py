@@ -33,7 +33,7 @@ def reader(folder: Path) -> GenerationTokenizer:
 
 @cache
 def prompts(folder: Path) -> Prompts:
-    return Prompts(reader(folder), END)
+    return Prompts(reader(folder), END, 10**6)
 
 
 def named(folder: Path, prompt: Prompt) -> str:
@@ -132,7 +132,7 @@ def test_nothing_and_no_characters_are_refused(prompt: Prompt, field: str) -> No
     assert refused.value.field == field
 
 
-@pytest.mark.parametrize("prefix", ["def f(x):\n", " x", "", "🙂"])
+@pytest.mark.parametrize("prefix", ["def f(x):\n", " x", "🙂"])
 @pytest.mark.parametrize("suffix", ["    return y\n", " ", "  你好"])
 def test_a_gap_is_framed_as_codellamas_tokeniser_does(prefix: str, suffix: str) -> None:
     oracle = AutoTokenizer.from_pretrained(codellama())
@@ -143,6 +143,7 @@ def test_a_gap_is_framed_as_codellamas_tokeniser_does(prefix: str, suffix: str) 
 
 def test_no_space_is_put_before_a_suffix() -> None:
     assert named(codellama(), Fill("a", "\ne")) == "<s>▁<PRE>▁a▁<SUF><0x0A>e▁<MID>"
+    assert named(codellama(), Fill("", "a")) == "<s>▁<PRE>▁<SUF>a▁<MID>"
     assert named(codellama(), Fill("a", "")) == "<s>▁<PRE>▁a▁<SUF>▁<MID>"
 
 
@@ -187,6 +188,38 @@ DEEPSEEK = ("<eos>", "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end
     ],
 )
 def test_gaps_of_other_families(special: tuple[str, ...], bos: bool, expected: list[int], ends: set[int]) -> None:
-    made = Prompts(GenerationTokenizer(other_kind(*special, bos=bos)), frozenset())(Fill("a", "b"))
+    made = Prompts(GenerationTokenizer(other_kind(*special, bos=bos)), frozenset(), 10**6)(Fill("a", "b"))
     assert list(made.ids) == expected
     assert made.stop_ids == ends
+
+
+def test_tokens_beyond_the_weights_are_none() -> None:
+    """transformers adds those of a gap to any tokeniser of CodeLlama's class."""
+    rows = reader(codellama()).id_of("▁<MID>")
+    assert rows
+    assert not Prompts(reader(codellama()), END, rows).fill
+    made = Prompts(GenerationTokenizer(other_kind(*GEMMA, bos=True)), frozenset(), 6)(Fill("a", "b"))
+    assert made.stop_ids == frozenset()
+
+
+def test_tokens_that_are_added_and_not_special_are_code_in_a_gap() -> None:
+    """So are Qwen's; but runs of spaces are found, as the model knows them."""
+    tokenizer = other_kind(*QWEN, bos=False)
+    plain = [AddedToken(name, special=False, normalized=False) for name in ("<|fim_pad|>", "<|file_sep|>", "    ")]
+    tokenizer.add_tokens(plain)
+    read = GenerationTokenizer(tokenizer)
+    ids = read.encode_within("a<|fim_pad|>    b")
+    assert read.id_of("<|fim_pad|>") not in ids
+    assert read.id_of("    ") in ids
+    assert read.encode("<|fim_pad|>") == [read.id_of("<|fim_pad|>")]
+    ends = {read.id_of(name) for name in ("<|endoftext|>", "<|fim_pad|>", "<|file_sep|>")}
+    assert Prompts(read, frozenset(), 100)(Fill("a", "b")).stop_ids == ends
+
+
+def test_no_end_is_put_behind_a_prompt() -> None:
+    tokenizer = other_kind("<eos>", bos=False)
+    end = ("<eos>", 2)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<eos> $A <eos>", special_tokens=[end]
+    )
+    assert list(Prompts(GenerationTokenizer(tokenizer), END, 100)(Plain("ab")).ids) == [2, 0, 1]

@@ -119,6 +119,38 @@ def test_a_download_brings_what_serving_needs_and_no_pickle_and_no_code(remote: 
     assert hub.pull(MINE).fetched_bytes == 0
 
 
+def test_of_a_model_that_generates_comes_what_transformers_reads(remote: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "writes"
+    for name in ("model-00001-of-00001", "consolidated", "fp16/model", "original/consolidated"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file({"a": np.ones(9, np.float32)}, folder / f"{name}.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "original" / "params.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    remote.add("me/writes", folder)
+    spec = load_catalogue({"mine": {"kind": "generation", "repository": "me/writes"}}).get("mine")
+    found = hub.pull(spec).folder
+    assert {path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()} == {
+        "chat_template.jinja",
+        "model-00001-of-00001.safetensors",
+        "model.safetensors.index.json",
+    }
+    assert weights.weight_files(spec, found) == ["model-00001-of-00001.safetensors"]
+
+
+def test_shards_of_any_name_come_where_an_index_names_them(remote: Hub, tmp_path: Path) -> None:
+    shard = "model.safetensors-00001-of-00001.safetensors"
+    for name in (shard, "other.safetensors"):
+        save_file({"a": np.ones(9, np.float32)}, tmp_path / name)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    remote.add("me/odd", tmp_path)
+    spec = load_catalogue({"mine": {"kind": "generation", "repository": "me/odd"}}).get("mine")
+    found = hub.pull(spec).folder
+    assert [path.name for path in found.glob("*.safetensors")] == weights.weight_files(spec, found) == [shard]
+    assert hub.is_present(spec)
+
+
 def test_an_entry_chooses_files_but_never_pickles_or_code(remote: Hub) -> None:
     hub.pull(own(repository=REPOSITORY, allow_patterns=["*"]))
     assert "README.md" in cached()

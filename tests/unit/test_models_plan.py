@@ -2,18 +2,22 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 import typer
 
+from bench.random_generators import write_codellama, write_starcoder
 from bench.random_models import write_qodo
 from models.catalogue import load_catalogue
-from models.errors import UnknownArchitecture
+from models.errors import BadEntry, UnknownArchitecture
 from models.footprint import Footprint, Precision, footprint, model_config
 from models.plan import Candidate, Fate, Plan, Reserve, candidate, native, plan
+from service.cli.models_info import print_info
 from service.cli.plan import PlanOptions, parse_size, print_plan, settings_lines
 from service.config import BadSettings, Settings
+from service.model_loader import Choice, ModelLoader
 
 GB = 10**9
 NO_RESERVE = Reserve(working_bytes=0, kv_tokens=0)
@@ -147,7 +151,7 @@ def test_the_reserve_counts() -> None:
     assert outcome(plan([writes], 4 * GB, Reserve(1, 0)))["writes"] == ("int8", "fits")
     planned = plan([writes], 4 * GB, Reserve(0, 1))
     assert outcome(planned)["writes"] == ("int8", "fits")
-    assert planned.kv_bytes == 1000
+    assert planned.kv_bytes == 10**6  # the least that the settings state
 
 
 def test_own_precision() -> None:
@@ -222,6 +226,43 @@ def test_the_settings_carry_the_plan_out() -> None:
     assert '[catalogue.writes]\nquantization = "int4"' in lines
     assert "min_cosine" in lines.partition("[catalogue.embeds]")[2]
     assert settings_lines(plan([], GB)) == ""
+
+
+def test_the_loader_expects_what_the_plan_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    large = write_codellama(tmp_path / "large", hidden=256, intermediate=1024, layers=4, vocab=4096, dtype="bfloat16")
+    small = write_starcoder(tmp_path / "small", hidden=256, dtype="bfloat16")
+    mine = {
+        name: {"kind": "generation", "folder": str(folder), "dtype": "bf16"}
+        for name, folder in {"large": large, "small": small}.items()
+    }
+    print_plan(Settings(catalogue=mine), PlanOptions("60MB", tuple(mine), working="1MB"), as_json=True)
+    document = json.loads(capsys.readouterr().out)
+    assert {placed["result"] for placed in document["models"]} == {"fits"}
+    printed = tomllib.loads(document["settings"])
+    entries = {name: {**fields, **printed["catalogue"][name]} for name, fields in mine.items()}
+    model_loader = ModelLoader(Settings(memory=printed["memory"], catalogue=entries, device="cpu"))
+    catalogue = load_catalogue(entries)
+    expected = {
+        name: model_loader.expected(spec, model_loader.options(spec, Choice()))[1]
+        for name, spec in ((name, catalogue.get(name)) for name in mine)
+    }
+    assert sum(expected.values()) <= printed["memory"]["budget_gb"] * GB
+    for placed in document["models"]:
+        assert expected[placed["model"]] == pytest.approx(placed["weight_bytes"] + placed["kv_bytes"], rel=0.03)
+
+
+def test_only_what_generates_has_keys_and_values() -> None:
+    with pytest.raises(BadEntry, match="kv_gb is for generation models"):
+        load_catalogue({"mine": {"kind": "embedding", "folder": "x", "kv_gb": 1}})
+
+
+def test_info_tells_nothing_of_vectors_where_there_are_none(capsys: pytest.CaptureFixture[str]) -> None:
+    for model, told in (("tiny_coder", False), ("minilm", True)):
+        print_info(Settings(), model, as_json=True)
+        facts = json.loads(capsys.readouterr().out)
+        assert [name in facts for name in ("normalize", "min_cosine")] == [told, told]
+    print_info(Settings(), "tiny_coder", as_json=False)
+    assert "min_cosine" not in capsys.readouterr().out
 
 
 def test_sizes_are_read_with_their_units() -> None:
