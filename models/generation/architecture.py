@@ -35,6 +35,7 @@ def served_config(spec: ModelSpec, folder: Path) -> PretrainedConfig:
     if why := _unserved(config):
         raise ModelUnavailable(spec.id, f"its architecture, {config.model_type}, is not served: {why}")
     _open_window(spec, config)
+    _require_short_rope(spec, config)
     return config
 
 
@@ -93,9 +94,21 @@ def _sees_all(config: PretrainedConfig) -> bool:
 def _open_window(spec: ModelSpec, config: PretrainedConfig) -> None:
     """Take away a window that is no shorter than the context, and so hides nothing. Raises ModelUnavailable else."""
     window, context = getattr(config, "sliding_window", None), context_of(spec, config)
-    if window is None or getattr(config, "use_sliding_window", True) is False:
-        return
+    if window is None or getattr(config, "use_sliding_window", True) is False or getattr(config, "layer_types", None):
+        return  # with layer types, all of them see everything
     if window < context:
         reason = f"a token sees the {window} before it, of {context}, and such windows are not served beyond their size"
         raise ModelUnavailable(spec.id, f"{reason}; give `max_tokens = {window}` in its entry")
     config.sliding_window = None
+
+
+def _require_short_rope(spec: ModelSpec, config: PretrainedConfig) -> None:
+    """Refuse longrope beyond the length it was made from: there transformers turns every text by the longest one's.
+
+    Raises ModelUnavailable.
+    """
+    rope: Any = getattr(config, "rope_parameters", None) or {}
+    short = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    if rope.get("rope_type") == "longrope" and short and context_of(spec, config) > short:
+        reason = f"its positions are of another kind beyond {short} tokens, which is not served"
+        raise ModelUnavailable(spec.id, f"{reason}; give `max_tokens = {short}` in its entry")

@@ -83,6 +83,10 @@ class Engine:
             raise InvalidRequest("prompt", "it has no tokens; send some text")
         if request.max_tokens < 1:
             raise InvalidRequest("max_tokens", "it must be at least 1")
+        if not 0 <= request.min_tokens <= request.max_tokens:
+            raise InvalidRequest("min_tokens", "it must be between 0 and max_tokens")
+        if "" in request.stop:
+            raise InvalidRequest("stop", "a stop string is empty")
         check_beams(request.num_beams, request.length_penalty)
         if request.num_beams > self._limits.max_running:
             raise InvalidRequest("num_beams", f"this worker runs {self._limits.max_running} at once")
@@ -140,7 +144,10 @@ class Engine:
             self._choose([ends[place] for place in drawn], rows if len(drawn) == len(ends) else rows[drawn])
         for request_id in dict.fromkeys(sequence.request.id for sequence in ends if sequence.is_beam):
             group = self._groups[request_id]
-            self._search(group, rows[[ends.index(beam) for beam in group.beams]])
+            try:
+                self._search(group, rows[[ends.index(beam) for beam in group.beams]])
+            except Exception as error:
+                self._fail(group.first, error)
         if works:
             self._pace.ran(decodes, sum(work.length for work in works) - decodes, self._clock() - began)
         self._note_load()
@@ -162,9 +169,9 @@ class Engine:
                 self._fail(works[0].sequence, error)
                 return [], nothing
             alone = [self._compute([work]) for work in works if work.sequence.request.id in self._sequences]
-            found = [sequence for sequences, _ in alone for sequence in sequences]
-            kept = [place for place, sequence in enumerate(found) if sequence.request.id in self._sequences]
-            return [found[place] for place in kept], torch.cat([rows for _, rows in alone])[kept]
+            found = [(sequence, rows) for sequences, rows in alone for sequence in sequences]
+            found = [(sequence, rows) for sequence, rows in found if sequence.request.id in self._sequences]
+            return [sequence for sequence, _ in found], torch.cat([rows for _, rows in found]) if found else nothing
         for work in works:
             self._scheduler.computed(work)
         return [work.sequence for work in works if not work.sequence.missing], rows
@@ -172,11 +179,19 @@ class Engine:
     def _choose(self, sequences: Rows[Sequence], rows: Tensor) -> None:
         """Each sequence's next token, of its scores (R, V)."""
         states = [sequence.sampler for sequence in sequences if sequence.sampler]
-        for sequence, chosen in zip(sequences, sampling.sample(rows, states), strict=True):
+        try:
+            tokens = sampling.sample(rows, states)
+        except Exception as error:
+            if len(sequences) == 1:
+                self._fail(sequences[0], error)
+            else:
+                for place, sequence in enumerate(sequences):
+                    self._choose([sequence], rows[place : place + 1])
+            return
+        for sequence, chosen in zip(sequences, tokens, strict=True):
             try:
                 self._take(sequence, chosen)
             except Exception as error:  # of one text: the others go on
-                sequence.output = None
                 self._fail(sequence, error)
 
     def _take(self, sequence: Sequence, chosen: Chosen) -> None:
@@ -209,8 +224,7 @@ class Engine:
     def _search(self, group: BeamGroup, rows: Tensor) -> None:
         """The next tokens of a request's beams, of their scores (R, V) in the beams' order."""
         if not bool(torch.isfinite(rows.amax(1)).all()):
-            self._fail(group.first, NonFiniteLogits(self.facts.model))
-            return
+            raise NonFiniteLogits(self.facts.model)
         self._completion_tokens += 1
         if (best := group.advance(rows)) is None:
             return
@@ -227,6 +241,7 @@ class Engine:
         self._finish(first, best.reason, end)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
+        sequence.output = None  # it may be what failed
         self._finish(sequence, "error", error=error)
 
     def _finish(
@@ -248,7 +263,7 @@ class Engine:
         del self._sequences[request.id]
         group = self._groups.pop(request.id, None)
         for member in group.all if group else (sequence,):
-            self._scheduler.remove(member)
+            self._scheduler.remove(member, keep=error is None)
 
     def _note_load(self) -> None:
         scheduler = self._scheduler

@@ -84,22 +84,30 @@ class KVCache:
         return run
 
     def grow(self, run: Run, tokens: int, filled: int) -> bool:
-        """Make a run hold so many tokens, its first `filled` kept: in place, or elsewhere -> whether there was room."""
+        """Make a run hold so many tokens, its first `filled` kept -> whether there was room, beside it or elsewhere.
+
+        A run that is alone has all the room there is.
+        """
         capacity = blocks(tokens)
-        behind = next((size for at, size in self._holes() if at == run.start + run.capacity), 0)
-        if run.capacity + behind >= capacity:
-            run.capacity = max(run.capacity, capacity)
+        if self._extend(run, capacity):
             return True
-        if self.used_tokens - run.capacity + capacity > self.tokens:
-            return False
         larger = self.allocate(tokens)
-        if larger is None:  # only without the old run there is room: it moves to the end of the others
-            return self._grow_last(run, capacity)
+        if larger is None:
+            self._compact()
+            return self._extend(run, capacity)
         self.copy(run, larger, filled)
         run.start, larger.start = larger.start, run.start
         run.capacity, larger.capacity = larger.capacity, run.capacity
         self.free(larger)
         self._runs.sort(key=_start)
+        return True
+
+    def _extend(self, run: Run, capacity: int) -> bool:
+        """Make a run larger where it lies -> whether there is room behind it."""
+        behind = next((size for at, size in self._holes() if at == run.start + run.capacity), 0)
+        if run.capacity + behind < capacity:
+            return False
+        run.capacity = max(run.capacity, capacity)
         return True
 
     def shrink(self, run: Run, tokens: int) -> None:
@@ -133,27 +141,19 @@ class KVCache:
         """Move all runs to the front -> where the free part begins."""
         end = 0
         for run in self._runs:
-            self._move(run.start, end, run.capacity)
+            if run.start != end:
+                self._move(run.start, end, run.capacity)
             run.start = end
             end += run.capacity
         return end
 
-    def _grow_last(self, run: Run, capacity: int) -> bool:
-        """Move a run behind all others, where what is free adds up to enough."""
-        kept = self._arena[:, :, :, run.start : run.start + run.capacity].clone()
-        self._runs.remove(run)
-        run.start = self._compact()
-        self._arena[:, :, :, run.start : run.start + run.capacity] = kept
-        run.capacity = capacity
-        self._runs.append(run)
-        return True
-
     def _move(self, source: int, target: int, tokens: int) -> None:
-        if source == target or not tokens:
-            return
-        part = self._arena[:, :, :, source : source + tokens]
-        overlaps = abs(source - target) < tokens
-        self._arena[:, :, :, target : target + tokens] = part.clone() if overlaps else part
+        """Copy tokens to elsewhere; towards the front, if the places overlap: in parts that do not."""
+        step = abs(source - target) or tokens
+        for at in range(0, tokens, step or 1):
+            size = min(step, tokens - at)
+            part = self._arena[:, :, :, source + at : source + at + size]
+            self._arena[:, :, :, target + at : target + at + size] = part
 
 
 def _start(run: Run) -> int:

@@ -37,7 +37,7 @@ class Request:
     """One completion. prompt: token ids, BOS included; max_tokens, min_tokens: of the completion.
 
     stop_ids end the text and are no part of it: the model's own ends and what the caller adds. stop: strings that do.
-    num_beams above 1 searches instead of sampling: its text comes as one piece, and length_penalty is the exponent of
+    num_beams above 1 searches instead of sampling: its text comes at its end, and length_penalty is the exponent of
     the length by which a beam's score is divided.
     """
 
@@ -83,7 +83,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The one end of a request. stop_reason: the stop string or token id that ended it, None for the model's own end.
+    """The one end of a request. stop_reason: the stop string or the token id, the model's own end too, that ended it.
 
     error: what failed, with reason "error" only.
     """

@@ -62,14 +62,14 @@ class Scheduler:
         if sequence not in self.running:
             self.running.append(sequence)
 
-    def remove(self, sequence: Sequence) -> None:
-        """Take out a sequence that has ended; what the cache has of it is kept while there is room."""
+    def remove(self, sequence: Sequence, keep: bool = True) -> None:
+        """Take out a sequence that has ended; keep: what the cache has of it, for others, while there is room."""
         if sequence in self.waiting:
             self.waiting.remove(sequence)
         if sequence.run is None:
             return
         self._leave(sequence)
-        if self._prefixes.keep(sequence):
+        if keep and self._prefixes.keep(sequence):
             self._cache.shrink(sequence.run, sequence.computed)
         else:
             self._free(sequence)

@@ -15,6 +15,7 @@ from generation_engines import GREEDY, Outcomes, greedy, new_engine, read, run
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from models.errors import ModelUnavailable, OutOfDeviceMemory
+from models.generation import sampling
 from models.generation.base import Chat, EngineLimits, Fill, Message, Plain
 from models.generation.causal_lm import CausalLM
 from models.generation.engine import Engine
@@ -104,6 +105,50 @@ def test_a_text_that_cannot_be_written_fails_alone(monkeypatch: pytest.MonkeyPat
     assert outcomes["good"] == alone["good"]
 
 
+def test_scores_that_cannot_be_sampled_fail_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = sampling.sample
+
+    def broken(rows: torch.Tensor, states: Any) -> Any:
+        if any(state.sampling.seed == 13 for state in states):
+            raise ValueError("boom")
+        return sample(rows, states)
+
+    good = greedy("good", HEALTHY[0], 9)
+    alone = run(new_engine(llama()), good)
+    monkeypatch.setattr(sampling, "sample", broken)
+
+    outcomes = run(new_engine(llama()), Request("bad", HEALTHY[1], 9, sampling=Sampling(seed=13)), good)
+
+    assert isinstance(outcomes["bad"].finished.error, ValueError)  # type: ignore[union-attr]
+    assert outcomes["good"] == alone["good"]
+
+
+def test_what_failed_is_no_prefix_of_others() -> None:
+    engine = new_engine(llama())
+    prompt = [60, POISON, *range(30, 130)]
+    with poisoned(_nan):
+        assert run(engine, greedy("a", prompt, 3))["a"].finished.reason == "error"  # type: ignore[union-attr]
+
+    assert run(engine, greedy("a", prompt, 3))["a"].finished.usage.cached == 0  # type: ignore[union-attr]
+
+
+def test_on_a_device_too_the_one_that_fails_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device's scores do not lie where an empty tensor lies by default; `meta` stands in for one."""
+    engine = new_engine(llama())
+
+    def runs(works: Any) -> torch.Tensor:
+        if any(work.sequence.request.id == "bad" for work in works):
+            raise ValueError("boom")
+        return torch.empty(len(works), llama().vocabulary, device="meta")
+
+    monkeypatch.setattr(engine._runner, "run", runs)
+    monkeypatch.setattr(sampling, "sample", lambda rows, states: [sampling.Chosen(30)] * len(rows))
+
+    outcomes = run(engine, greedy("bad", [30], 2), greedy("good", [31], 2))
+
+    assert [outcomes[name].finished.reason for name in ("bad", "good")] == ["error", "length"]  # type: ignore[union-attr]
+
+
 def test_a_search_that_fails_fails_alone() -> None:
     with poisoned(_nan):
         outcomes = run(
@@ -137,6 +182,8 @@ def test_a_cancelled_search_leaves_nothing_behind() -> None:
         ({"prompt": []}, "prompt"),
         ({"prompt": [10**9]}, "prompt"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"min_tokens": 6}, "min_tokens"),
+        ({"stop": ("a", "")}, "stop"),
         ({"num_beams": 0}, "num_beams"),
         ({"num_beams": 8}, "num_beams"),  # more than run at once
         ({"num_beams": 2, "length_penalty": math.nan}, "length_penalty"),

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, MambaConfig, MistralConfig, PretrainedConfig
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    Phi3Config,
+    PretrainedConfig,
+)
 
 from bench.random_generators import write_codellama, write_llama, write_starcoder
 from models import loader
@@ -292,12 +300,30 @@ def test_code_of_a_repository_is_never_run(own: Path) -> None:
     assert "custom code" in reason_of(own)
 
 
+LONGROPE = Phi3Config(
+    hidden_size=64,
+    num_attention_heads=4,
+    max_position_embeddings=512,
+    original_max_position_embeddings=64,
+    pad_token_id=0,
+    rope_parameters={
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+        "original_max_position_embeddings": 64,
+        "factor": 8.0,
+    },
+)
+
+
 @pytest.mark.parametrize(
     ("config", "why"),
     [
         (MambaConfig(), "a state instead of keys and values"),
         (GPT2Config(add_cross_attention=True), "cross attention"),
         (MistralConfig(sliding_window=64, max_position_embeddings=128), "`max_tokens = 64`"),
+        (LONGROPE, "`max_tokens = 64`"),
     ],
 )
 def test_architectures_that_the_engine_cannot_run(config: PretrainedConfig, why: str, tmp_path: Path) -> None:
