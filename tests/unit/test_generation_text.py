@@ -149,6 +149,17 @@ def test_added_tokens_of_a_byte_level_vocabulary_are_their_own_text() -> None:
     assert spelling_of(other).parts == {0: b"a", 1: "你 a".encode()}
 
 
+def test_bytes_are_what_the_library_takes_for_them() -> None:
+    """A sign is one of its digits."""
+    names = ["<0x+A>", "<0x-A>", "<0x0a>", "<0xAG>", "<0x+>"]
+    other = Tokenizer(models.BPE({name: place for place, name in enumerate(names)}, []))
+    other.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    parts = spelling_of(other).parts
+    assert [parts[token] for token in range(5)] == [b"\n", "<0x-A>", b"\n", "<0xAG>", "<0x+>"]
+    for token, part in parts.items():
+        assert other.decode([token]) == (part if isinstance(part, str) else part.decode())
+
+
 def test_a_tokeniser_in_python_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
     with pytest.raises(ModelUnavailable, match="has no fast form"):
