@@ -146,6 +146,7 @@ class Call:
         "ended_by",
         "framed",
         "frames",
+        "large",
         "on_cancel",
         "received",
         "reply",
@@ -175,6 +176,7 @@ class Call:
         self.closed = False
         self.framed = bool(self.asked.stream)
         self.frames = 0
+        self.large = False
         self.on_cancel: Callable[[], None] | None = None
 
     @property
@@ -213,10 +215,14 @@ class Call:
 
     async def answer(self, message: BaseModel) -> None:
         """Send the one reply. Raises TooLarge if it does not fit a message, sending nothing."""
-        body = codec.dumps(message, self.asked.reply_type)
-        self._check_size(body)
+        if self.large:
+            body = await asyncio.to_thread(codec.dumps, message, self.asked.reply_type)
+        else:
+            body = codec.dumps(message, self.asked.reply_type)
+        headers = self._headers(message)
+        self._check_size(body, headers)
         self.answered = True
-        await self._publish(body, self._headers(message))
+        await self._publish(body, headers)
 
     async def send(self, event: str, message: BaseModel, probe: str = "") -> None:
         """Send the next frame of a stream, or the reply where there is to be only that.
@@ -227,10 +233,12 @@ class Call:
             await self.answer(message)
             return
         body = codec.dumps(message.model_copy(update={"seq": self.frames}), self.asked.reply_type)
-        self._check_size(body)
+        headers = self._headers(message) | stream.frame_headers(event, self.frames)
+        self._check_size(body, headers)
         await self._room()
         self.answered = event == stream.DONE
-        await self._publish(body, self._headers(message) | self._next_frame(event), probe)
+        self.frames += 1
+        await self._publish(body, headers, probe)
         self._check_still_wanted()
 
     async def end_stream(self) -> None:
@@ -244,14 +252,11 @@ class Call:
             self.answered = error
             headers = self._headers() | error.headers()
             if self.framed:
-                headers |= self._next_frame(stream.ERROR)
+                headers |= stream.frame_headers(stream.ERROR, self.frames)
+                self.frames += 1
             await self._publish(codec.dumps_error(error, self.asked.request_id, self.asked.reply_type), headers)
         if self.framed and not self.closed:
             await self.end_stream()
-
-    def _next_frame(self, event: str) -> dict[str, str]:
-        self.frames += 1
-        return stream.frame_headers(event, self.frames - 1)
 
     def _headers(self, message: BaseModel | None = None) -> dict[str, str]:
         headers = {names.CONTENT_TYPE: self.asked.reply_type, names.REQUEST_ID: self.asked.request_id}
@@ -277,8 +282,9 @@ class Call:
         if asyncio.get_running_loop().time() > self.deadline:
             raise DeadlinePassed("the deadline passed before the stream was through")
 
-    def _check_size(self, body: bytes) -> None:
-        if len(body) > self.reply_limit:
+    def _check_size(self, body: bytes, headers: dict[str, str]) -> None:
+        """The server counts headers too, and cuts off who sends too much."""
+        if names.header_bytes(headers) + len(body) > self._nc.max_payload:
             raise TooLarge(
                 f"the reply would take {len(body)} bytes and a message holds {self.reply_limit}; "
                 f"ask for less, for {names.MSGPACK}, or where the subject has one for a stream, with {names.STREAM}: "

@@ -6,6 +6,7 @@ evenly: the source that has had the least of its time goes first.
 
 import asyncio
 import functools
+import math
 import threading
 import time
 from collections import deque
@@ -27,21 +28,12 @@ SHARE = 0.2
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """source: of an urgent one, whose it is; None for others. since: when it became the oldest of its kind.
-
-    ran_s: for how long it had the device until `resumed`.
-    """
+    """source: with whose urgent jobs it takes turns; None for one that is not urgent."""
 
     call: Callable[[], Any]
     source: str | None
-    since: float
     future: Future[Any] = field(default_factory=Future)
-    ran_s: float = 0.0
     resumed: float = 0.0
-
-    def insists(self, now: float) -> bool:
-        """Whether it has given way for long enough, for what it has run."""
-        return now - self.since > AGE_S + self.ran_s / SHARE
 
     def run(self) -> None:
         try:
@@ -53,6 +45,39 @@ class _Job:
             self.future.set_result(result)
 
 
+class _Share:
+    """What the jobs that are not urgent are owed together, in seconds of the device: it grows while they wait."""
+
+    def __init__(self) -> None:
+        self._owed_s = 0.0
+        self._waiting_since: float | None = None
+        self._ended = -math.inf
+
+    def waits(self, now: float) -> None:
+        """A job waits, or gives way. Those that come after a pause begin anew."""
+        if self._waiting_since is None:
+            if now - self._ended > AGE_S:
+                self._owed_s = 0.0
+            self._waiting_since = now
+
+    def runs(self, now: float) -> None:
+        """One has the device from now on."""
+        self._owed_s = min(self._owed(now), 2 * AGE_S * SHARE)
+        self._waiting_since = None
+
+    def ran(self, now: float, seconds: float) -> None:
+        """It has had it for so long until now. What nobody else wanted makes no debt."""
+        self._owed_s = max(0.0, self._owed_s - seconds * (1 - SHARE))
+        self._ended = now
+
+    def insists(self, now: float) -> bool:
+        """Whether they have given way for long enough, for what they have had."""
+        return self._owed(now) > AGE_S * SHARE
+
+    def _owed(self, now: float) -> float:
+        return self._owed_s + (0.0 if self._waiting_since is None else (now - self._waiting_since) * SHARE)
+
+
 class DeviceThread:
     """Runs functions one after another: urgent ones first, each source's, and the others, in their order."""
 
@@ -62,8 +87,9 @@ class DeviceThread:
         self._lock = threading.Lock()
         self._urgent = FairQueue[_Job]()
         self._others: deque[_Job] = deque()
-        self._other_ended = clock()
+        self._share = _Share()
         self._running: _Job | None = None
+        self._other: _Job | None = None
 
     async def run(
         self, function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs, urgent: bool = False, source: str = ""
@@ -73,13 +99,15 @@ class DeviceThread:
         An urgent one may run inside another that calls `yield_point`; raises whatever it raises to its own caller.
         source: with whose urgent ones it takes turns; each source gets as much time as any other.
         """
-        job = _Job(functools.partial(function, *arguments), source if urgent else None, self._clock())
+        job = _Job(functools.partial(function, *arguments), source if urgent else None)
         with self._lock:
             self._executor.submit(self._turn)
             if urgent:
                 self._urgent.put(source, job)
             else:
                 self._others.append(job)
+                if self._other is None:
+                    self._share.waits(self._clock())
         result: ResultT = await asyncio.wrap_future(job.future)
         return result
 
@@ -92,10 +120,12 @@ class DeviceThread:
         if job is None or job.source is not None or not self._urgent:
             return
         now = self._clock()
-        job.ran_s += now - job.resumed
-        while not job.insists(self._clock()) and (urgent := self._take_urgent()):
+        self._share.ran(now, now - job.resumed)
+        self._share.waits(now)
+        while not self._share.insists(self._clock()) and (urgent := self._take_urgent()):
             self._run(urgent)
         job.resumed = self._clock()
+        self._share.runs(job.resumed)
 
     def _turn(self) -> None:
         """Run the next job, if there is one: what this turn was for may have run inside another job."""
@@ -104,11 +134,8 @@ class DeviceThread:
 
     def _take(self) -> _Job | None:
         with self._lock:
-            if self._others:
-                oldest = self._others[0]
-                oldest.since = max(oldest.since, self._other_ended)
-                if not self._urgent or oldest.insists(self._clock()):
-                    return self._others.popleft()
+            if self._others and (not self._urgent or self._share.insists(self._clock())):
+                return self._others.popleft()
             return self._urgent.take()
 
     def _take_urgent(self) -> _Job | None:
@@ -120,13 +147,20 @@ class DeviceThread:
             return
         outer, self._running = self._running, job
         job.resumed = self._clock()
+        if job.source is None:
+            self._other = job
+            self._share.runs(job.resumed)
         job.run()
         self._running = outer
-        if job.source is None:
-            self._other_ended = self._clock()
-        else:
-            with self._lock:
-                self._urgent.charge(job.source, self._clock() - job.resumed)
+        now = self._clock()
+        with self._lock:
+            if job.source is not None:
+                self._urgent.charge(job.source, now - job.resumed)
+                return
+            self._other = None
+            self._share.ran(now, now - job.resumed)
+            if self._others:
+                self._share.waits(now)
 
     def close(self) -> None:
         """Drop what has not begun. What runs finishes, and the process with it, but nobody waits here."""

@@ -63,9 +63,9 @@ class Flight:
                 yield events
         finally:
             self._boarding.cancel()
-            await asyncio.gather(self._boarding, return_exceptions=True)
-            for request in self._outbox.live:
+            for request in self._outbox.live:  # before anything is awaited: a second cancellation may come there
                 self._stepper.leave(request)
+            await asyncio.gather(self._boarding, return_exceptions=True)
 
     async def _board(self, requests: Requests) -> None:
         patient = False

@@ -33,6 +33,8 @@ CHAR_BYTES = 6
 """What a character takes at most, escaped in JSON."""
 LOGPROB_BYTES = 256
 """What a token's log-probability takes, generously."""
+LEAST_LOGPROB_BYTES = 24
+"""And at least."""
 
 
 @dataclass(slots=True)
@@ -91,7 +93,7 @@ class Replies:
         """The last frame."""
         ends = [
             CompletionEnd(
-                **_ended(completion),
+                **self._ended(completion),
                 **self._place(completion.number),
                 usage=_usage([completion]),
                 error=self._failure(completion),
@@ -99,7 +101,7 @@ class Replies:
             for completion in self.completions
         ]
         several = len(ends) > 1 or self.asked.batch
-        return GenerateDone(**self._generated(), **_ended(self.completions[0]), choices=ends if several else None)
+        return GenerateDone(**self._generated(), **self._ended(self.completions[0]), choices=ends if several else None)
 
     def _groups(self) -> list[Sequence[Completion]]:
         """The completions of each prompt."""
@@ -138,7 +140,18 @@ class Replies:
 
     def _completed(self, completion: Completion) -> dict[str, Any]:
         shown = None if self.asked.options.logprobs is None else [_logprob(one) for one in completion.logprobs]
-        return {**_ended(completion), "text": "".join(completion.text), "logprobs": shown}
+        return {**self._ended(completion), "text": "".join(completion.text), "logprobs": shown}
+
+    def _ended(self, completion: Completion) -> dict[str, Any]:
+        end = completion.end
+        reason = end.stop_reason if end else None
+        if isinstance(reason, int) and reason not in (self.asked.options.stop_token_ids or ()):
+            reason = None  # the model's own end
+        return {
+            "finish_reason": end.reason if end else "cancelled",
+            "stop_reason": reason,
+            "seed": completion.seed,
+        }
 
     def _failure(self, completion: Completion) -> GenerateFailure | None:
         if completion.end is None or completion.end.error is None:
@@ -147,13 +160,9 @@ class Replies:
         return GenerateFailure(code=error.code, message=error.message)
 
 
-def _ended(completion: Completion) -> dict[str, Any]:
-    end = completion.end
-    return {
-        "finish_reason": end.reason if end else "cancelled",
-        "stop_reason": end.stop_reason if end else None,
-        "seed": completion.seed,
-    }
+def least_bytes(piece: Piece) -> int:
+    """What a piece takes in a reply at least."""
+    return len(piece.text) + LEAST_LOGPROB_BYTES * sum(1 + len(logprob.top) for logprob in piece.logprobs)
 
 
 def _usage(group: Sequence[Completion]) -> GenerateUsage:

@@ -1,6 +1,7 @@
 """From a request on the wire to requests of the engine: one for each completion.
 
-Completion number k = index * n + choice has the id `<request id>.<k>` and the seed of the request plus k.
+Completion number k = index * n + choice has the id `<call>.<k>` and the seed of the request plus k. The engine never
+sees the caller's own id: that may come again while the engine still lets go of the last one.
 """
 
 import functools
@@ -12,7 +13,7 @@ from typing import Any
 import structlog
 
 from models.errors import ModelError
-from models.generation.base import Chat, Defaults, Fill, Message, Plain, Prompt, PromptTokens
+from models.generation.base import Chat, Defaults, EngineFacts, Fill, Message, Plain, Prompt, PromptTokens
 from models.generation.request import Finished, Request, Sampling, Usage
 from subjects.generate import MAX_SEED, GenerateBatchRequest, GenerateOptions, GenerateRequest
 
@@ -21,10 +22,14 @@ from .generator import Generator
 
 log = structlog.get_logger(__name__)
 
+SEED_BITS = 52
+"""Of a seed that is drawn: with a few thousand added, JavaScript still reads it exactly."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a call asks for. id: the call's; seed: of completion 0; batch: whether its prompts are one of several."""
+    """What a call asks for. id: of this call, on this worker; seed: of completion 0; batch: whether it may have several
+    prompts."""
 
     id: str
     prompts: Sequence[Prompt]
@@ -48,7 +53,7 @@ class Asked:
 
     async def requests(self, generator: Generator) -> Requests:
         """Each completion's request, in order; where a prompt cannot be made one, its end."""
-        make = functools.partial(self._request, defaults=generator.engine.facts.defaults)
+        make = functools.partial(self._request, facts=generator.engine.facts)
         first = 0
         for prompt in self.prompts:
             numbers = range(first, first + self.options.n)
@@ -57,7 +62,7 @@ class Asked:
                 made = await generator.request(prompt, make)
             except Exception as error:
                 if not isinstance(error, ModelError):
-                    log.exception("prompt.failed", model=generator.facts.model, request_id=self.id)
+                    log.exception("prompt.failed", model=generator.facts.model, call=self.id)
                 for number in numbers:
                     yield Finished(f"{self.id}.{number}", "error", Usage(0, 0, 0), error=error)
             else:
@@ -65,27 +70,29 @@ class Asked:
                     sampling = replace(made.sampling, seed=self.seed_of(number))
                     yield replace(made, id=f"{self.id}.{number}", sampling=sampling)
 
-    def _request(self, tokens: PromptTokens, defaults: Defaults) -> Request:
-        options = self.options
+    def _request(self, tokens: PromptTokens, facts: EngineFacts) -> Request:
+        options, max_tokens = self.options, self.options.max_tokens
+        if "max_tokens" not in options.model_fields_set:  # what is left then, if that is less than usual
+            max_tokens = max(1, min(max_tokens, facts.max_tokens - len(tokens.ids)))
         return Request(
             id=self.id,
             prompt=tokens.ids,
-            max_tokens=options.max_tokens,
+            max_tokens=max_tokens,
             min_tokens=options.min_tokens,
             stop_ids=tokens.stop_ids | frozenset(options.stop_token_ids or ()),
             stop=tuple(options.stop or ()),
-            sampling=_sampling(options, defaults),
+            sampling=_sampling(options, facts.defaults),
             num_beams=options.num_beams,
             length_penalty=options.length_penalty,
         )
 
 
-def read(request: GenerateRequest | GenerateBatchRequest, request_id: str) -> Asked:
-    """What a message asks for; a seed is drawn where it names none."""
-    seed = secrets.randbits(64) if request.seed is None else request.seed
+def read(request: GenerateRequest | GenerateBatchRequest, call: str) -> Asked:
+    """What a message asks for, for the call of this id; a seed is drawn where it names none."""
+    seed = secrets.randbits(SEED_BITS) if request.seed is None else request.seed
     if isinstance(request, GenerateBatchRequest):
-        return Asked(request_id, [Plain(text) for text in request.prompts], request, seed, batch=True)
-    return Asked(request_id, [_prompt(request)], request, seed)
+        return Asked(call, [Plain(text) for text in request.prompts], request, seed, batch=True)
+    return Asked(call, [_prompt(request)], request, seed)
 
 
 def number_of(request: str) -> int:

@@ -1,10 +1,17 @@
-"""One loaded generation model, as handlers ask for it: prompts in, pieces of text out, through its engine."""
+"""One loaded generation model, as handlers ask for it: prompts in, pieces of text out, through its engine.
+
+A token's way: the engine's step (models/generation/engine.py) on the device's thread, in a turn (turn.py) that the
+stepper (stepper.py) asks for; from there into its call's outbox (outbox.py), out of which the flight (flight.py) takes
+what is there, at most every 20 ms; the handler (handlers/generate.py) makes frames of it (generation_reply.py), and the
+streamer (streamer.py) sends them (call.py).
+"""
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from models.generation.base import GenerationEngine, Prompt, PromptTokens
+from models.generation.base import Chat, Fill, GenerationEngine, Plain, Prompt, PromptTokens
+from models.generation.errors import PromptTooLong
 from models.generation.request import Request
 
 from .device_thread import DeviceThread
@@ -13,6 +20,8 @@ from .served import facts_of
 from .stepper import StepObserver, Stepper
 
 TOKENIZER_THREADS = 2
+TOKEN_CHARS = 128
+"""No tokeniser's tokens are so long on an average: what is longer than a context of them is not even tokenised."""
 
 
 class Generator:
@@ -70,6 +79,7 @@ class Generator:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._request, prompt, make)
 
     def _request(self, prompt: Prompt, make: Callable[[PromptTokens], Request]) -> Request:
+        _require_short(prompt, self.engine.facts.max_tokens)
         try:
             request = make(self.engine.prompt_tokens(prompt))
         except BaseException as error:
@@ -81,5 +91,19 @@ class Generator:
         return request
 
     def flight(self) -> Flight:
-        """For the completions of one call."""
+        """For the completions of one call. Raises Busy where the engine is full already."""
+        self._stepper.require_place()
         return Flight(self._stepper, self._window)
+
+
+def _require_short(prompt: Prompt, context: int) -> None:
+    """Raises PromptTooLong for what cannot fit, before minutes of work."""
+    match prompt:
+        case Plain(text):
+            size = len(text)
+        case Chat(messages):
+            size = sum(len(message.content) for message in messages)
+        case Fill(prefix, suffix):
+            size = len(prefix) + len(suffix)
+    if size > context * TOKEN_CHARS:
+        raise PromptTooLong(size // TOKEN_CHARS, 1, context, "the model's context, at the very least")

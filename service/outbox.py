@@ -49,11 +49,11 @@ class Outbox:
             self.live.discard(event.request)
             self._hurry.set()
             return True
-        size = self._size.get(event.request, 0) + _size(event)
-        self._size[event.request] = size
+        waited = self._size.get(event.request, 0)
+        size = self._size[event.request] = waited + _size(event)
         if size > LIMIT_CHARS // 2:
             self._hurry.set()
-        return size <= LIMIT_CHARS or self._error is not None
+        return waited <= LIMIT_CHARS or self._error is not None
 
     def fail(self, error: Exception) -> None:
         """Let whoever takes get this error, at once and instead of what waits; the first one counts."""

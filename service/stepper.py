@@ -67,6 +67,12 @@ class Stepper:
         self._observer.refused(self._model)
         return Busy(str(full), retry_after_ms=int(1000 * min(10.0, max(0.05, self._gap_s))))
 
+    def require_place(self) -> None:
+        """Refuse a call at once where the engine holds all that it may. Raises Busy."""
+        places = self._engine.facts.places
+        if places and len(self._asked) >= places:
+            raise self.refusal(EngineFull(f"{places} requests run or wait"))
+
     async def add(self, request: Request, outbox: Outbox) -> None:
         """Hand a request to the engine; its events go into the outbox from then on.
 

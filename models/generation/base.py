@@ -91,7 +91,8 @@ class EngineLimits:
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
     """What is known of a loaded model. version: the exact weights and precision (see encoders.base.version_of);
-    max_tokens: its context, prompt and completion together; weight_bytes: on the device, without kv_bytes."""
+    max_tokens: its context, prompt and completion together; weight_bytes: on the device, without kv_bytes; places: how
+    many requests may run and wait, 0 where that is not bounded."""
 
     model: str
     version: str
@@ -104,6 +105,7 @@ class EngineFacts:
     vocabulary: int
     chat: bool
     fill: bool
+    places: int = 0
     defaults: Defaults = field(default_factory=Defaults)
     notes: tuple[str, ...] = ()
 

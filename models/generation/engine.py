@@ -63,6 +63,7 @@ class Engine:
             vocabulary=loaded.vocabulary,
             chat=loaded.prompts.chat,
             fill=loaded.prompts.fill,
+            places=limits.max_running + limits.waiting,
             defaults=loaded.defaults,
             notes=loaded.notes,
         )
@@ -85,6 +86,8 @@ class Engine:
             raise InvalidRequest("max_tokens", "it must be at least 1")
         if not 0 <= request.min_tokens <= request.max_tokens:
             raise InvalidRequest("min_tokens", "it must be between 0 and max_tokens")
+        if unknown := sorted(token for token in request.stop_ids if not 0 <= token < self.facts.vocabulary):
+            raise InvalidRequest("stop_token_ids", f"token id {unknown[0]} does not exist")
         if "" in request.stop:
             raise InvalidRequest("stop", "a stop string is empty")
         check_beams(request.num_beams, request.length_penalty)

@@ -7,19 +7,21 @@ from typing import TypeAlias
 
 from models.generation.request import Event, Finished, Piece
 from subjects import names
-from subjects.errors import Conflict, InvalidField
+from subjects.errors import Conflict, InvalidField, TooLarge
 from subjects.generate import GenerateBatchReply, GenerateBatchRequest, GenerateReply, GenerateRequest
 from subjects.stream import DONE, TOKEN
 
 from ..call import Call
 from ..endpoint import Route
-from ..generation_reply import Completion, Replies
+from ..generation_reply import Completion, Replies, least_bytes
 from ..generation_request import Asked, number_of, read
 from ..generation_telemetry import GenerationTelemetry
 from ..generator import Generator
 from ..residency import Residency
 from ..streamer import Frames
 
+LARGE_BYTES = 32_768
+"""From here on a reply is put together in a thread: the event loop has others to serve."""
 News: TypeAlias = AsyncGenerator[tuple[int, Event], None]
 
 
@@ -45,8 +47,10 @@ class GenerateHandlers:
         call.choose_form(None)
         if request.num_beams > 1 and call.framed:
             raise InvalidField(f"field 'num_beams': beams are not streamed; send 1, or leave {names.STREAM} out")
-        asked = read(request, call.asked.request_id)
-        with self._sole(asked.id):
+        if call.asked.reply_type == names.TEXT and (request.n > 1 or request.logprobs is not None):
+            raise InvalidField("fields 'n' and 'logprobs' need a reply in JSON or MessagePack; set Accept")
+        asked, size = read(request, str(call.serial)), 0
+        with self._sole(call.asked.request_id):
             async with self._residency.generator(request.model) as generator:
                 completions = [Completion(number, asked.seed_of(number)) for number in range(asked.count)]
                 replies = Replies(asked, generator.facts, completions)
@@ -59,7 +63,15 @@ class GenerateHandlers:
                                 yield TOKEN, frame
                         else:
                             completions[number].add(event)
-        yield DONE, replies.done() if call.framed else replies.whole()
+                            size += least_bytes(event)
+                            _check_size(size, call.reply_limit)
+        if call.framed:
+            yield DONE, replies.done()
+        elif size < LARGE_BYTES:
+            yield DONE, replies.whole()
+        else:
+            call.large = True
+            yield DONE, await asyncio.to_thread(replies.whole)
 
     async def _news(self, asked: Asked, generator: Generator, call: Call) -> News:
         """Events with the number of their completion, an echo before its text. Raises what a lone prompt failed at."""
@@ -91,3 +103,12 @@ class GenerateHandlers:
             yield
         finally:
             self._ids.remove(request_id)
+
+
+def _check_size(size: int, limit_bytes: int) -> None:
+    """End a call whose one reply will not fit, as soon as that is sure. Raises TooLarge."""
+    if size > limit_bytes:
+        raise TooLarge(
+            f"the reply passes the {limit_bytes} bytes that a message holds; ask for fewer `max_tokens`, `n`, "
+            f"`logprobs` or prompts, or for a stream with {names.STREAM}: true"
+        )

@@ -88,7 +88,7 @@ async def test_what_is_asked_reaches_the_engine(nc, engine):
     }
     reply = await ask(nc, asked, Ml_Request_Id="r")
     assert (reply["text"], reply["finish_reason"], reply["stop_reason"]) == (" 0 1 2 3", "stop", "4")
-    request = engine.requests["r.0"]
+    request = engine.requests["1.0"]
     assert (request.max_tokens, request.min_tokens, request.stop, request.stop_ids) == (9, 2, ("4",), {0, 17})
     sampling = request.sampling
     for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "seed"):
@@ -102,7 +102,7 @@ async def test_what_is_not_asked_comes_from_the_model_and_then_is_neutral(nats_u
     async with running_worker(nats_url, engine), await nats.connect(nats_url) as nc:
         await ask(nc, {"prompt": "a", "max_tokens": 1, "top_k": 0}, Ml_Request_Id="r")
         seeds = {(await ask(nc, {"prompt": "a", "max_tokens": 1}))["seed"] for _ in range(3)}
-    sampling = engine.requests["r.0"].sampling
+    sampling = engine.requests["1.0"].sampling
     assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.repetition_penalty) == (0.2, 0, 1, 1)
     assert len(seeds) == 3
 
@@ -114,7 +114,7 @@ async def test_n_completions_have_seeds_of_their_own(nc, engine):
     assert {choice["text"] for choice in reply["choices"]} == {reply["text"]} == {" 0 1"}
     assert reply["usage"] == {"prompt_tokens": 2, "cached_tokens": 0, "completion_tokens": 6}
     assert [request.sampling.seed for request in engine.requests.values()] == [2**64 - 2, 2**64 - 1, 0]
-    assert list(engine.requests) == ["r.0", "r.1", "r.2"]
+    assert list(engine.requests) == ["1.0", "1.1", "1.2"]
 
 
 async def test_more_completions_than_may_wait_are_no_reason_to_refuse_the_rest(nats_url):
@@ -211,7 +211,7 @@ async def test_a_cancelled_request_and_one_past_its_deadline_leave_the_engine(nc
     assert (await late)[0] == 408
     engine.gate.set()
     assert (await ask(nc, {"prompt": "b", "max_tokens": 1}))["text"] == " 0"
-    assert {"c.0", "l.0"} <= set(engine.aborts)
+    assert {"1.0", "2.0"} <= set(engine.aborts)
 
 
 async def test_an_id_that_runs_already_is_refused(nc, engine):
@@ -223,6 +223,50 @@ async def test_an_id_that_runs_already_is_refused(nc, engine):
     engine.gate.set()
     assert (await first)["text"] == " 0"
     assert (await ask(nc, {"prompt": "a", "max_tokens": 1}, Ml_Request_Id="twice"))["text"] == " 0"
+
+
+async def test_an_id_that_comes_again_after_its_deadline_gets_its_own_text(nc, engine):
+    """The engine still holds the first of them, in a step that does not end, when the second comes."""
+    engine.gate.clear()
+    asked = {"prompt": "a", "max_tokens": 6}
+    assert (await refused(nc, asked, Ml_Request_Id="again", Ml_Timeout_Ms="300"))[0] == 408
+    again = asyncio.create_task(ask(nc, asked, Ml_Request_Id="again"))
+    await nc.flush()
+    engine.gate.set()
+    reply = await again
+    assert (reply["text"], reply["finish_reason"]) == (" 0 1 2 3 4 5", "length")
+
+
+async def test_a_reply_that_cannot_fit_is_refused_as_soon_as_that_is_sure(nats_url, engine):
+    async with running_worker(nats_url, FakeEncoder(), engine), await nats.connect(nats_url) as nc:
+        engine.scripts["long"] = ["x" * 100_000] * 200
+        code, message = await refused(nc, {"prompt": "long", "max_tokens": 200})
+        assert (code, "max_tokens" in message) == (413, True)
+        assert (await ask(nc, {"prompt": "b", "max_tokens": 1}))["text"] == " 0"
+
+
+async def test_headers_count_where_a_text_nearly_fills_a_message(nc, engine):
+    """The server cuts off a worker that sends more than it takes."""
+    stop = "\N{PILE OF POO}" * 256
+    engine.scripts["long"] = ["x" * (nc.max_payload - 1500), stop]
+    message = await nc.request(
+        names.GENERATE,
+        json.dumps({"prompt": "long", "stop": stop}).encode(),
+        timeout=20,
+        headers={names.ACCEPT: names.TEXT},
+    )
+    assert (message.headers or {}).get(names.ERROR_CODE) == "413"
+    assert (await ask(nc, {"prompt": "b", "max_tokens": 1}))["text"] == " 0"
+
+
+async def test_a_prompt_far_beyond_the_context_is_not_even_tokenised(nc, engine):
+    code, message = await refused(nc, {"prompt": "x " * 499_000})
+    assert (code, "context" in message) == (413, True)
+
+
+async def test_without_max_tokens_a_text_ends_with_the_context(nc):
+    reply = await ask(nc, {"prompt": " ".join(["a"] * (CONTEXT - 3))})
+    assert (reply["usage"]["completion_tokens"], reply["finish_reason"]) == (3, "length")
 
 
 async def test_a_step_that_raises_fails_its_requests_and_the_engine_goes_on(nc, engine):

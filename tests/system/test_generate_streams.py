@@ -218,7 +218,7 @@ async def test_a_caller_that_leaves_after_the_first_token_stops_the_work(nc, eng
     await nc.flush()
     engine.release(words_s=0.01)
     await aborted(engine)
-    assert engine.aborts == {"gone.0": "cancelled"}
+    assert engine.aborts == {"1.0": "cancelled"}
     assert sum(engine.steps) < 100
 
 

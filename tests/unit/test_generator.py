@@ -147,7 +147,7 @@ async def test_later_pieces_wait_for_company_and_an_end_does_not():
 async def test_an_outbox_that_nobody_empties_says_so_and_then_holds_nothing():
     outbox = Outbox()
     outbox.open("a")
-    assert outbox.put(Piece("a", "x" * LIMIT_CHARS))
+    assert outbox.put(Piece("a", "x" * 2 * LIMIT_CHARS)), "nobody has had a chance to take it"
     assert not outbox.put(Piece("a", "x"))
     outbox.fail(Cancelled("slow"))
     outbox.fail(Unavailable("later"))
