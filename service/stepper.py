@@ -55,6 +55,7 @@ class Stepper:
         self._device = device
         self._observer = observer
         self._asked: dict[str, Addition] = {}
+        self._departed: set[str] = set()
         self._commands: deque[Command] = deque()
         self._wanted = asyncio.Event()
         self._left = Change()
@@ -96,8 +97,8 @@ class Stepper:
         """Nobody wants to hear of this request any more."""
         if asked := self._asked.pop(request, None):
             asked.admitted.cancel()
+            self._departed.add(request)  # its end still comes, and counts
             self._command(Abort(request, "cancelled"))
-            self._observer.completed(self._model, Finished(request, "cancelled", Usage(0, 0, 0)))
 
     async def another_ended(self, ended: int) -> None:
         """Return once more than so many requests have left the engine."""
@@ -154,6 +155,7 @@ class Stepper:
             del self._asked[asked.request.id]
         if asked.admitted.done():  # whoever asked has left, or cancelled it
             if refusal is not None:
+                self._departed.discard(asked.request.id)
                 asked.outbox.put(Finished(asked.request.id, "cancelled", Usage(0, 0, 0)))
         elif refusal is not None:
             asked.admitted.set_exception(refusal)
@@ -177,8 +179,11 @@ class Stepper:
         self._left_at = now
         self.ended += 1
         self._left.set()
-        if asked := self._asked.pop(finished.request, None):
+        asked = self._asked.pop(finished.request, None)
+        if asked is not None:
             asked.outbox.put(finished)
+        if asked is not None or finished.request in self._departed:
+            self._departed.discard(finished.request)
             self._observer.completed(self._model, finished)
 
     def _give_up(self, outbox: Outbox) -> None:
@@ -194,6 +199,7 @@ class Stepper:
         for request in [name for name, asked in self._asked.items() if asked.admitted.done()]:
             self._end(Finished(request, "error", Usage(0, 0, 0), error=StepFailed(self._model)))
             self._commands.append(Abort(request, "error"))
+        self._departed.clear()
 
     def _stop(self) -> None:
         self._stopped = True
@@ -203,6 +209,7 @@ class Stepper:
             if not asked.admitted.done():
                 asked.admitted.set_exception(_shutting_down())
         self._asked.clear()
+        self._departed.clear()
         self._left.set()
 
 

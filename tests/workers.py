@@ -1,6 +1,7 @@
 """Workers for the tests: the real process wiring, in this event loop, on fake or given models."""
 
 import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -31,3 +32,8 @@ def clean_environment(**values: str) -> dict[str, str]:
     """This process's environment for a child, without anything that would configure mlbus or NATS."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLBUS_", "NATS_"))}
     return {**kept, **values}
+
+
+def hear_ctrl_c() -> None:
+    """For a child, as at a prompt: a suite that runs in the background has it ignored, and its children with it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -15,13 +15,13 @@ from torch import Tensor
 from . import sampling
 from .base import EngineFacts, EngineLimits, EngineLoad, Prompt, PromptTokens
 from .beam_group import BeamGroup
-from .beams import check_beams
 from .causal_lm import CausalLM
-from .errors import DuplicateRequest, EngineFull, InvalidRequest, NonFiniteLogits, PromptTooLong
-from .kv import BLOCK, KVCache, KVShape, kv_dtype
+from .checks import require_possible
+from .errors import DuplicateRequest, EngineFull, NonFiniteLogits
+from .kv import KVCache, KVShape, kv_dtype
 from .pace import Pace
 from .proof import require_same_scores
-from .request import Event, Finished, FinishReason, Request, Sampling, TokenLogprob
+from .request import Event, Finished, FinishReason, Request, TokenLogprob
 from .runner import Runner
 from .sampling import NOT_FINITE, Chosen, SamplerState
 from .scheduler import Scheduler, Work
@@ -79,30 +79,7 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """See GenerationEngine."""
-        sampling.check(request.sampling, self.facts.vocabulary)
-        if not request.prompt:
-            raise InvalidRequest("prompt", "it has no tokens; send some text")
-        if request.max_tokens < 1:
-            raise InvalidRequest("max_tokens", "it must be at least 1")
-        if not 0 <= request.min_tokens <= request.max_tokens:
-            raise InvalidRequest("min_tokens", "it must be between 0 and max_tokens")
-        if unknown := sorted(token for token in request.stop_ids if not 0 <= token < self.facts.vocabulary):
-            raise InvalidRequest("stop_token_ids", f"token id {unknown[0]} does not exist")
-        if "" in request.stop:
-            raise InvalidRequest("stop", "a stop string is empty")
-        check_beams(request.num_beams, request.length_penalty)
-        if request.num_beams > self._limits.max_running:
-            raise InvalidRequest("num_beams", f"this worker runs {self._limits.max_running} at once")
-        if request.num_beams > 1 and (given := _adjusting(request.sampling)):
-            raise InvalidRequest(given, "a beam search takes none; leave num_beams out to sample")
-        if unknown := [token for token in request.prompt if not 0 <= token < self.facts.vocabulary]:
-            raise InvalidRequest("prompt", f"token id {unknown[0]} does not exist")
-        total = len(request.prompt) + request.max_tokens
-        cached = self._cache.tokens // BLOCK // request.num_beams * BLOCK
-        limits = ((self.facts.max_tokens, "the model's context"), (cached, "its cache on this worker"))
-        for limit, what in limits:
-            if total > limit:
-                raise PromptTooLong(len(request.prompt), request.max_tokens, limit, what)
+        require_possible(request, self.facts, self._limits.max_running, self._cache.tokens)
 
     def add(self, request: Request) -> None:
         """See GenerationEngine."""
@@ -293,10 +270,3 @@ def _kept(loaded: CausalLM, device: torch.device) -> KVShape:
     shape = loaded.kv_shape
     sharing = loaded.network.config.num_attention_heads // shape.heads
     return replace(shape, dtype=kv_dtype(shape.dtype, sharing, device))
-
-
-def _adjusting(asked: Sampling) -> str | None:
-    """The field that would change the model's scores, if there is one."""
-    plain = Sampling()
-    fields = ("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs")
-    return next((field for field in fields if getattr(asked, field) != getattr(plain, field)), None)

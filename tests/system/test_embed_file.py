@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from fake_encoder import DIMENSIONS, FakeEncoder, vector_of, word_id
-from workers import clean_environment, running_worker
+from workers import clean_environment, hear_ctrl_c, running_worker
 
 from models.encoders.base import finish
 from subjects.encodings import encode
@@ -48,14 +48,9 @@ async def start(folder: Path, url: str, *arguments: str, **pipes: int) -> asynci
         cwd=folder,
         env=environ,
         stdout=pipe,
-        preexec_fn=_hear_ctrl_c,
+        preexec_fn=hear_ctrl_c,
         **{"stdin": pipe, "stderr": pipe, **pipes},
     )
-
-
-def _hear_ctrl_c() -> None:
-    """As at a prompt: a suite that runs in the background has it ignored, and its children with it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 async def mlbus(folder: Path, url: str, *arguments: str, text: str = "") -> tuple[int, str, str]:

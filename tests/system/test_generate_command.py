@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from scripted_worker import DONE, SERVED, Worker, failing, frames, refusal, reply, scripted_worker, silent, tokens
-from workers import clean_environment
+from workers import clean_environment, hear_ctrl_c
 
 from subjects import stream
 from subjects.errors import Internal, InvalidField
@@ -49,6 +49,7 @@ class Shell:
             stderr=asyncio.subprocess.PIPE,
             env=clean_environment(NATS_URL=self.url, XDG_CONFIG_HOME=str(self.folder), TERM="xterm", COLUMNS="200"),
             cwd=self.folder,
+            preexec_fn=hear_ctrl_c,
         )
 
     async def run(self, *arguments: str, text: str = "") -> Ended:
