@@ -178,7 +178,7 @@ async def test_a_call_that_leaves_takes_its_completions_out():
         await news.aclose()
         engine.release()
         assert text((await told(generator.flight(), requests(generator, "c")))["c"]) == " 0 1 2"
-    assert set(engine.aborts) <= {"a", "b"}
+    assert "a" in engine.aborts
     assert sum(engine.steps) < 1000
 
 
