@@ -5,6 +5,7 @@ Owns the requests in the engine and tells each one's call of its events. Knows n
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
@@ -56,6 +57,7 @@ class Stepper:
         self._observer = observer
         self._asked: dict[str, Addition] = {}
         self._departed: set[str] = set()
+        self._inside: set[str] = set()  # the turns' own
         self._commands: deque[Command] = deque()
         self._wanted = asyncio.Event()
         self._left = Change()
@@ -120,7 +122,13 @@ class Stepper:
     async def _take_turn(self, seats: asyncio.Semaphore) -> None:
         with self.watchdog.turn():
             turn = await self._device.run(
-                take_turn, self._engine, self._commands, self.watchdog, urgent=True, source=f"generate.{self._model}"
+                take_turn,
+                self._engine,
+                self._commands,
+                self._inside,
+                self.watchdog,
+                urgent=True,
+                source=f"generate.{self._model}",
             )
         self._tell(turn)
         seats.release()
@@ -143,7 +151,7 @@ class Stepper:
             self._observer.stepped(self._model, turn.seconds)
             self.watchdog.ended(turn.seconds)
         if turn.failure is not None:
-            self._fail(turn.failure)
+            self._fail(turn.failure, turn.lost)
         # An engine that fails at every step is not asked for another until somebody wants something of it.
         if self._commands or (self._asked if turn.failure else not turn.idle):
             self._wanted.set()
@@ -193,13 +201,11 @@ class Stepper:
         for request in outbox.live:
             self.abort(request, "cancelled")
 
-    def _fail(self, failure: BaseException) -> None:
-        """A step raised: all that were in the engine end, and it is told to let go of them."""
-        log.error("step.failed", model=self._model, requests=len(self._asked), exc_info=failure)
-        for request in [name for name, asked in self._asked.items() if asked.admitted.done()]:
+    def _fail(self, failure: BaseException, lost: Sequence[str]) -> None:
+        """A step raised: all that were in the engine end."""
+        log.error("step.failed", model=self._model, requests=len(lost), exc_info=failure)
+        for request in lost:
             self._end(Finished(request, "error", Usage(0, 0, 0), error=StepFailed(self._model)))
-            self._commands.append(Abort(request, "error"))
-        self._departed.clear()
 
     def _stop(self) -> None:
         self._stopped = True

@@ -6,11 +6,13 @@ Knows no queue of calls; what comes of a turn is told in the event loop (stepper
 import asyncio
 import time
 from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from models.generation.base import GenerationEngine
-from models.generation.request import Event, FinishReason, Request
+from models.generation.request import Event, Finished, FinishReason, Request
 
 from .outbox import Outbox
 from .watchdog import Watchdog
@@ -41,22 +43,28 @@ Command: TypeAlias = Addition | Abort
 class Turn:
     """What came of a turn. added: what was handed to the engine, and why not, where it did not take it.
 
-    idle: whether another turn would do nothing. failure: what the step raised. seconds: of the step, if there was one.
+    idle: whether another turn would do nothing. failure: what the step raised, and lost: all that were in the engine
+    then, which lets go of them. seconds: of the step, if there was one.
     """
 
     added: list[tuple[Addition, Exception | None]] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     idle: bool = False
     failure: BaseException | None = None
+    lost: list[str] = field(default_factory=list)
     seconds: float | None = None
 
 
-def take_turn(engine: GenerationEngine, commands: deque[Command], watchdog: Watchdog) -> Turn:
-    """Apply the commands, oldest first, and step once. Raises nothing."""
+def take_turn(engine: GenerationEngine, commands: deque[Command], inside: set[str], watchdog: Watchdog) -> Turn:
+    """Apply the commands, oldest first, and step once. Raises nothing.
+
+    inside: the ids of what is in the engine, from turn to turn.
+    """
     turn = Turn()
     try:
         while commands:
             _apply(engine, commands.popleft(), turn)
+        inside.update(asked.request.id for asked, refusal in turn.added if refusal is None)
         if not engine.is_idle:
             started = time.perf_counter()
             with watchdog.step():
@@ -64,8 +72,18 @@ def take_turn(engine: GenerationEngine, commands: deque[Command], watchdog: Watc
             turn.seconds = time.perf_counter() - started
         turn.idle = engine.is_idle
     except BaseException as error:  # a panic in Rust is no Exception, and nobody would answer for it
-        turn.failure = error
+        turn.failure, turn.lost = error, sorted(inside)
+        _let_go(engine, turn.lost)
+    inside.difference_update(event.request for event in turn.events if isinstance(event, Finished))
+    inside.difference_update(turn.lost)
     return turn
+
+
+def _let_go(engine: GenerationEngine, requests: Iterable[str]) -> None:
+    """At once: the next turn may come before anybody has heard of this one, with requests that did nothing wrong."""
+    for request in requests:
+        with suppress(Exception):
+            engine.abort(request, "error")
 
 
 def _apply(engine: GenerationEngine, command: Command, turn: Turn) -> None:

@@ -269,6 +269,18 @@ async def test_without_max_tokens_a_text_ends_with_the_context(nc):
     assert (reply["usage"]["completion_tokens"], reply["finish_reason"]) == (3, "length")
 
 
+async def test_who_comes_while_a_step_fails_is_none_of_the_failed(nc, engine):
+    engine.gate.clear()
+    culprit = asyncio.create_task(ask(nc, {"prompt": "break", "max_tokens": 5}))
+    await entered(engine)
+    late = asyncio.create_task(ask(nc, {"prompt": "a", "max_tokens": 2}))
+    await nc.flush()
+    assert await ask(nc, {"kind": "generation"}, names.MODELS_LIST)  # the worker has read what came before
+    engine.gate.set()
+    assert (await culprit)["error"]["code"] == 500
+    assert (await late)["text"] == " 0 1"
+
+
 async def test_a_step_that_raises_fails_its_requests_and_the_engine_goes_on(nc, engine):
     engine.gate.clear()
     beside = asyncio.create_task(ask(nc, {"prompt": "a", "max_tokens": 4900}))
