@@ -51,4 +51,4 @@ _TOKENS = Tokens(ids=list(range(16)))
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(serve(read_settings(), encoders=[FreeEncoder()])))
+    sys.exit(asyncio.run(serve(read_settings(), loaded=[FreeEncoder()])))

@@ -59,21 +59,21 @@ class Started:
 async def serve(
     settings: Settings,
     *,
-    encoders: Sequence[Model] | None = None,
+    loaded: Sequence[Model] | None = None,
     loader: ModelLoader | None = None,
     on_step: OnStep = lambda step: None,
     on_ready: Callable[[Started], None] = lambda started: None,
 ) -> int:
     """Run a worker until it is told to stop -> exit code.
 
-    encoders: loaded models of any kind, instead of those that the settings name; loader: how others are loaded, instead
+    loaded: models of any kind, instead of those that the settings name; loader: how others are loaded, instead
     of as the settings say. on_step hears what start-up is doing. Raises BusError or ModelError when it cannot start.
     """
     bound_arenas()
     stop = Stop()
     end_on_signals(stop)
     try:
-        async with worker(settings, stop, encoders, on_step, loader) as started:
+        async with worker(settings, stop, loaded, on_step, loader) as started:
             on_ready(started)
             await stop.asked.wait()
         unfinished = started.residency.is_loading
@@ -89,7 +89,7 @@ async def serve(
 async def worker(
     settings: Settings,
     stop: Stop,
-    encoders: Sequence[Model] | None = None,
+    loaded: Sequence[Model] | None = None,
     on_step: OnStep = lambda step: None,
     loader: ModelLoader | None = None,
 ) -> AsyncIterator[Started]:
@@ -113,10 +113,10 @@ async def worker(
         loader = loader or ModelLoader(settings, on_step)
         residency = _residency(catalogue, settings, loader, device, telemetry, stop)
         await stack.enter_async_context(residency.running())
-        if encoders:
-            residency.defaults |= {facts.kind: facts.model for facts in map(facts_of, reversed(encoders))}
-            for loaded_model in encoders:
-                residency.publish(loaded_model)
+        if loaded:
+            residency.defaults |= {facts.kind: facts.model for facts in map(facts_of, reversed(loaded))}
+            for given in loaded:
+                residency.publish(given)
         else:
             await device.run(loader.prepare)
             await unless_stopped(stop, _load_first(residency, settings))
@@ -127,10 +127,10 @@ async def worker(
         if silent:
             ours_first = sorted(silent, key=lambda subject: (not subject.startswith("ml."), subject))
             raise NotPermitted(nats.identity, tuple(ours_first[:3]))
-        loaded = [resident.serves.facts for resident in residency.registry]
-        log.info("worker.ready", models={facts.model: facts.version for facts in loaded}, metrics_port=port)
+        present = [resident.serves.facts for resident in residency.registry]
+        log.info("worker.ready", models={facts.model: facts.version for facts in present}, metrics_port=port)
         loader.on_step = lambda step: log.info("model.step_began", step=step)
-        yield Started(nats, server, loaded, port, residency)
+        yield Started(nats, server, present, port, residency)
 
 
 def _note_denied(denied: Denied, silent: set[str]) -> None:

@@ -4,140 +4,37 @@ Knows the wire and the connection; knows no handler and no model.
 """
 
 import asyncio
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
-from uuid import uuid4
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from pydantic import BaseModel
 
 from subjects import codec, names, stream
-from subjects.errors import Cancelled, DeadlinePassed, InvalidField, Malformed, MLError, TooLarge
+from subjects.errors import Cancelled, DeadlinePassed, MLError, TooLarge
+from subjects.generate import FinishReason
 
-MAX_HEADER_BYTES = 16_384
-PING_MS = range(100, 60_001)
+from .headers import read_headers
+
 MAX_UNSENT_BYTES = 1_048_576
 """How much may wait for the server to read it before a stream waits too: nats-py waits for ten seconds and goes on."""
-T = TypeVar("T")
-_ONE_REPLY: bool | None = False
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
-_NAMES = {
-    name.lower(): name
-    for name in (
-        names.CONTENT_TYPE,
-        names.ACCEPT,
-        names.REQUEST_ID,
-        names.TIMEOUT_MS,
-        names.STREAM,
-        names.PING_MS,
-        names.TRACEPARENT,
-    )
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """The headers of a request. fault: the first that could not be read; the others hold all the same.
-
-    stream: whether to answer with frames; None: only where one message may not hold the reply. ping_s: after how long
-    without a frame to send a ping; None: never.
-    """
-
-    request_id: str = ""
-    request_type: str = names.JSON
-    reply_type: str = names.JSON
-    timeout_s: float | None = None
-    stream: bool | None = False
-    ping_s: float | None = None
-    traceparent: str | None = None
-    fault: MLError | None = None
-
-
-def read_headers(headers: Mapping[str, str] | None, body: bytes, text: bool = False) -> Asked:
-    """Headers as the design names them, names in any case. text: whether the replies have a text form."""
-    if not headers:
-        kind = codec.request_type(None, body)
-        return Asked(uuid4().hex, kind, codec.reply_type(None, kind, text))
-    known = {_NAMES[name.lower()]: value for name, value in headers.items() if name.lower() in _NAMES}
-    faults: list[MLError] = []
-    if (size := names.header_bytes(headers)) > MAX_HEADER_BYTES:
-        faults.append(TooLarge(f"the request's headers take {size} bytes; the limit is {MAX_HEADER_BYTES}"))
-
-    def read(default: T, reader: Callable[..., T], *arguments: Any) -> T:
-        try:
-            return reader(*arguments)
-        except MLError as error:
-            faults.append(error)
-            return default
-
-    kind = read(names.JSON, codec.request_type, known.get(names.CONTENT_TYPE), body)
-    reply = read(names.JSON, codec.reply_type, known.get(names.ACCEPT), kind, text)
-    return Asked(
-        request_id=read(uuid4().hex, _request_id, known.get(names.REQUEST_ID)),
-        request_type=kind,
-        reply_type=reply,
-        timeout_s=read(None, _timeout_s, known.get(names.TIMEOUT_MS)),
-        stream=read(_ONE_REPLY, _stream, known.get(names.STREAM)),
-        ping_s=read(None, _ping_s, known.get(names.PING_MS), reply),
-        traceparent=known.get(names.TRACEPARENT),
-        fault=faults[0] if faults else None,
-    )
-
-
-def _request_id(value: str | None) -> str:
-    if value is None:
-        return uuid4().hex
-    if not _REQUEST_ID.fullmatch(value):
-        raise InvalidField(f"{names.REQUEST_ID} must be 1 to 128 of A-Z a-z 0-9 _ -, so that it fits into a subject")
-    return value
-
-
-def _timeout_s(value: str | None) -> float | None:
-    if value is None:
-        return None
-    if not _WHOLE_NUMBER.fullmatch(value):
-        raise Malformed(f"{names.TIMEOUT_MS} must be a whole number of milliseconds, not {value[:40]!r}")
-    left_ms = int(value)
-    if left_ms <= 0:
-        raise DeadlinePassed(f"{names.TIMEOUT_MS} was {left_ms}: the deadline had passed before the request came")
-    return min(left_ms / 1000, names.MAX_TIMEOUT_S)
-
-
-def _stream(value: str | None) -> bool | None:
-    match (value or "false").lower():
-        case "false" | "0":
-            return False
-        case "true" | "1":
-            return True
-        case names.STREAM_AUTO:
-            return None
-        case other:
-            raise Malformed(f"{names.STREAM} must be true, false or {names.STREAM_AUTO}, not {other[:40]!r}")
-
-
-def _ping_s(value: str | None, reply_type: str) -> float | None:
-    if value is None:
-        return None
-    if not _WHOLE_NUMBER.fullmatch(value) or int(value) not in PING_MS:
-        raise Malformed(f"{names.PING_MS} must be from {PING_MS[0]} to {PING_MS[-1]} milliseconds, not {value[:40]!r}")
-    if reply_type == names.TEXT:
-        raise Malformed(f"{names.PING_MS}: plain text has no pings; accept {names.JSON} or {names.MSGPACK}")
-    return int(value) / 1000
+WIND_UP_S = 1.0
+"""How long a text whose time is up may take to tell how far it came: about a step, on its way already."""
 
 
 class Call:
     """A request, from its arrival to exactly one terminal answer.
 
     deadline: loop time in seconds. ended_by: the error to answer with when the task is cancelled from outside.
-    framed: whether the answer is a stream of frames. on_cancel: set by a handler whose stream then ends by itself.
+    framed: whether the answer is a stream of frames. timer: what cancels the task at the deadline, once it runs.
+    large: whether what is sent next takes long to encode.
     """
 
     __slots__ = (
         "_nc",
+        "_wind_up",
         "answered",
         "asked",
         "body",
@@ -147,7 +44,6 @@ class Call:
         "framed",
         "frames",
         "large",
-        "on_cancel",
         "received",
         "reply",
         "route",
@@ -155,6 +51,7 @@ class Call:
         "serial",
         "size",
         "task",
+        "timer",
     )
 
     def __init__(
@@ -177,7 +74,8 @@ class Call:
         self.framed = bool(self.asked.stream)
         self.frames = 0
         self.large = False
-        self.on_cancel: Callable[[], None] | None = None
+        self.timer: asyncio.Timeout | None = None
+        self._wind_up: Callable[[FinishReason], None] | None = None
 
     @property
     def reply_limit(self) -> int:
@@ -201,10 +99,36 @@ class Call:
 
     def cancel(self) -> None:
         """The caller has had enough: a stream may say how far it came, anything else ends as cancelled."""
-        if self.framed and self.on_cancel:
-            self.on_cancel()
+        if self._wind_up:
+            self._wind_up("cancelled")
         else:
             self.end(Cancelled("the request was cancelled"))
+
+    @contextmanager
+    def winding_up(self, wind_up: Callable[[FinishReason], None]) -> Iterator[None]:
+        """Inside, a stream that is cancelled or at its deadline is told so, and comes to its end by itself.
+
+        wind_up: hears which of the two it is. For its end a stream may pass its deadline, by WIND_UP_S.
+        """
+        if not self.framed:
+            yield
+            return
+        self._wind_up = wind_up
+        expiry = asyncio.get_running_loop().call_at(self.deadline, self._expire)
+        self.deadline += WIND_UP_S
+        if self.timer is not None:
+            self.timer.reschedule(self.deadline)
+        try:
+            yield
+        finally:
+            expiry.cancel()
+            self._wind_up = None
+
+    def _expire(self) -> None:
+        if self.frames and self._wind_up:
+            self._wind_up("timeout")
+        else:
+            self.end(DeadlinePassed("the deadline passed before the text began"))
 
     def end(self, reason: MLError) -> None:
         """Stop the work; the caller gets the reason unless the answer is already out."""
@@ -215,11 +139,7 @@ class Call:
 
     async def answer(self, message: BaseModel) -> None:
         """Send the one reply. Raises TooLarge if it does not fit a message, sending nothing."""
-        if self.large:
-            body = await asyncio.to_thread(codec.dumps, message, self.asked.reply_type)
-        else:
-            body = codec.dumps(message, self.asked.reply_type)
-        headers = self._headers(message)
+        body, headers = await self._encoded(message), self._headers(message)
         self._check_size(body, headers)
         self.answered = True
         await self._publish(body, headers)
@@ -232,7 +152,7 @@ class Call:
         if not self.framed:
             await self.answer(message)
             return
-        body = codec.dumps(message.model_copy(update={"seq": self.frames}), self.asked.reply_type)
+        body = await self._encoded(message.model_copy(update={"seq": self.frames}))
         headers = self._headers(message) | stream.frame_headers(event, self.frames)
         self._check_size(body, headers)
         await self._room()
@@ -257,6 +177,11 @@ class Call:
             await self._publish(codec.dumps_error(error, self.asked.request_id, self.asked.reply_type), headers)
         if self.framed and not self.closed:
             await self.end_stream()
+
+    async def _encoded(self, message: BaseModel) -> bytes:
+        if self.large:
+            return await asyncio.to_thread(codec.dumps, message, self.asked.reply_type)
+        return codec.dumps(message, self.asked.reply_type)
 
     def _headers(self, message: BaseModel | None = None) -> dict[str, str]:
         headers = {names.CONTENT_TYPE: self.asked.reply_type, names.REQUEST_ID: self.asked.request_id}

@@ -156,6 +156,7 @@ class Endpoint:
         """Answer the call, or return the error to answer with."""
         try:
             async with asyncio.timeout_at(call.deadline) as timer:
+                call.timer = timer
                 with self.observer.traced(call):
                     await self._answer(route, call)
         except asyncio.CancelledError:

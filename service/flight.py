@@ -10,13 +10,15 @@ from typing import TypeAlias
 
 from models.errors import ModelError
 from models.generation.errors import EngineFull
-from models.generation.request import Event, Finished, Request, Usage
+from models.generation.request import Event, Finished, FinishReason, Request, Usage
 
 from .outbox import Outbox
 from .stepper import Stepper
 
 PACE_S = 0.02
-"""How long later pieces may wait for company; the first goes out at once."""
+"""How long later pieces of a stream may wait for company; the first goes out at once."""
+WHOLE_PACE_S = 0.25
+"""And where all of them make one reply, which nobody sees before its end."""
 
 Requests: TypeAlias = AsyncGenerator[Request | Finished, None]
 """What is to be completed, in order; what cannot be made a request has its end instead."""
@@ -26,25 +28,28 @@ class Flight:
     """`events` completes what it is given; leaving it early ends what has not ended.
 
     window: how many of the call's completions are in the engine at a time. Past the first they wait for room instead
-    of being refused.
+    of being refused. streamed: whether somebody reads the text as it comes. ending: how it was made to end, if it was.
     """
 
-    def __init__(self, stepper: Stepper, window: int) -> None:
+    def __init__(self, stepper: Stepper, window: int, streamed: bool) -> None:
+        self.ending: FinishReason = "cancelled"
         self._stepper = stepper
         self._seats = asyncio.Semaphore(window)
-        self._outbox = Outbox()
+        self._outbox = Outbox(bounded=streamed)
+        self._pace_s = PACE_S if streamed else WHOLE_PACE_S
         self._boarding: asyncio.Task[None] | None = None
 
-    def cancel(self) -> None:
-        """Begin no more, and end what has begun as cancelled; `events` then comes to its end."""
+    def end(self, reason: FinishReason) -> None:
+        """Begin no more, and end what has begun for this reason; `events` then comes to its end."""
+        self.ending = reason
         self._outbox.seal()
         if self._boarding is not None:
             self._boarding.cancel()
         for request in self._outbox.live:
-            self._stepper.abort(request, "cancelled")
+            self._stepper.abort(request, reason)
 
-    async def events(self, requests: Requests, pace_s: float = PACE_S) -> AsyncGenerator[list[Event], None]:
-        """What the engine tells, as it comes and at most every `pace_s`: pieces, and one Finished for each that began.
+    async def events(self, requests: Requests) -> AsyncGenerator[list[Event], None]:
+        """What the engine tells, as it comes but not too often: pieces, and one Finished for each that began.
 
         A request that fails alone has an end that says so. Raises Busy where not even the first is taken, Cancelled
         for a slow reader, Unavailable at the worker's end.
@@ -56,7 +61,7 @@ class Flight:
         not_before = 0.0
         try:
             while events := await self._outbox.take(not_before):
-                not_before = loop.time() + pace_s
+                not_before = loop.time() + self._pace_s
                 for event in events:
                     if isinstance(event, Finished):
                         self._seats.release()

@@ -39,23 +39,18 @@ LEAST_LOGPROB_BYTES = 24
 
 @dataclass(slots=True)
 class Completion:
-    """One completion as it grows. end: None until it has one; a call that is cancelled leaves it so."""
+    """One completion as it grows. end: its own once it has come, until then that of one which never began."""
 
     number: int
     seed: int
+    end: Finished
     text: list[str] = field(default_factory=list)
     logprobs: list[engine.TokenLogprob] = field(default_factory=list)
-    end: Finished | None = None
 
     def add(self, piece: Piece) -> None:
         """Its text goes on."""
         self.text.append(piece.text)
         self.logprobs += piece.logprobs
-
-    @property
-    def usage(self) -> engine.Usage:
-        """Its tokens."""
-        return self.end.usage if self.end else engine.Usage(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +60,12 @@ class Replies:
     asked: Asked
     facts: Facts
     completions: Sequence[Completion]
+
+    def require_one(self) -> None:
+        """Raises what the one prompt failed at, if all its completions did: a failure among others is in the reply."""
+        error = self.completions[0].end.error
+        if error is not None and not self.asked.batch and all(one.end.error for one in self.completions):
+            raise error
 
     def whole(self) -> GenerateReply | GenerateBatchReply:
         """The one reply."""
@@ -136,28 +137,37 @@ class Replies:
     def _choices(self, group: Sequence[Completion]) -> list[Choice] | None:
         if len(group) == 1:
             return None
-        return [Choice(**self._completed(completion), choice=choice) for choice, completion in enumerate(group)]
+        return [
+            Choice(**self._completed(completion), choice=choice, error=self._failure(completion))
+            for choice, completion in enumerate(group)
+        ]
 
     def _completed(self, completion: Completion) -> dict[str, Any]:
         shown = None if self.asked.options.logprobs is None else [_logprob(one) for one in completion.logprobs]
         return {**self._ended(completion), "text": "".join(completion.text), "logprobs": shown}
 
     def _ended(self, completion: Completion) -> dict[str, Any]:
-        end = completion.end
-        reason = end.stop_reason if end else None
+        reason = completion.end.stop_reason
         if isinstance(reason, int) and reason not in (self.asked.options.stop_token_ids or ()):
             reason = None  # the model's own end
         return {
-            "finish_reason": end.reason if end else "cancelled",
+            "finish_reason": completion.end.reason,
             "stop_reason": reason,
             "seed": completion.seed,
         }
 
     def _failure(self, completion: Completion) -> GenerateFailure | None:
-        if completion.end is None or completion.end.error is None:
+        if completion.end.error is None:
             return None
         error = to_wire(completion.end.error) or Internal(INTERNAL)
         return GenerateFailure(code=error.code, message=error.message)
+
+
+def least_reply_bytes(asked: Asked) -> int:
+    """What the one reply takes at least, before anything is known of the texts."""
+    tokens = asked.options.min_tokens if asked.options.logprobs is not None else 0
+    logprob_bytes = LEAST_LOGPROB_BYTES * tokens * (1 + (asked.options.logprobs or 0))
+    return sum(len(asked.echo(number)) + logprob_bytes for number in range(asked.count))
 
 
 def least_bytes(piece: Piece) -> int:
@@ -168,9 +178,9 @@ def least_bytes(piece: Piece) -> int:
 def _usage(group: Sequence[Completion]) -> GenerateUsage:
     """Of the completions of one prompt, whose tokens count once."""
     return GenerateUsage(
-        prompt_tokens=max(completion.usage.prompt for completion in group),
-        cached_tokens=group[0].usage.cached,
-        completion_tokens=sum(completion.usage.completion for completion in group),
+        prompt_tokens=max(completion.end.usage.prompt for completion in group),
+        cached_tokens=group[0].end.usage.cached,
+        completion_tokens=sum(completion.end.usage.completion for completion in group),
     )
 
 

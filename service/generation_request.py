@@ -14,7 +14,7 @@ import structlog
 
 from models.errors import ModelError
 from models.generation.base import Chat, Defaults, EngineFacts, Fill, Message, Plain, Prompt, PromptTokens
-from models.generation.request import Finished, Request, Sampling, Usage
+from models.generation.request import Finished, FinishReason, Request, Sampling, Usage
 from subjects.generate import MAX_SEED, GenerateBatchRequest, GenerateOptions, GenerateRequest
 
 from .flight import Requests
@@ -51,6 +51,10 @@ class Asked:
         prompt = self.prompts[number // self.options.n]
         return prompt.text if self.options.echo and isinstance(prompt, Plain) else ""
 
+    def never_begun(self, number: int, reason: FinishReason, error: Exception | None = None) -> Finished:
+        """The end of a completion that the engine has not seen."""
+        return Finished(f"{self.id}.{number}", reason, Usage(0, 0, 0), error=error)
+
     async def requests(self, generator: Generator) -> Requests:
         """Each completion's request, in order; where a prompt cannot be made one, its end."""
         make = functools.partial(self._request, facts=generator.engine.facts)
@@ -64,7 +68,7 @@ class Asked:
                 if not isinstance(error, ModelError):
                     log.exception("prompt.failed", model=generator.facts.model, call=self.id)
                 for number in numbers:
-                    yield Finished(f"{self.id}.{number}", "error", Usage(0, 0, 0), error=error)
+                    yield self.never_begun(number, "error", error)
             else:
                 for number in numbers:
                     sampling = replace(made.sampling, seed=self.seed_of(number))

@@ -8,18 +8,20 @@ streamer (streamer.py) sends them (call.py).
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from models.generation.base import Chat, Fill, GenerationEngine, Plain, Prompt, PromptTokens
-from models.generation.errors import PromptTooLong
+from models.generation.errors import EngineFull, PromptTooLong
 from models.generation.request import Request
 
 from .device_thread import DeviceThread
 from .flight import Flight
 from .served import facts_of
+from .short_first import ShortFirst
 from .stepper import StepObserver, Stepper
 
 TOKENIZER_THREADS = 2
+CHAR_S = 10e-6
+"""How much longer a prompt may wait for the tokeniser for each of its characters: ten times what that takes."""
 TOKEN_CHARS = 128
 """No tokeniser's tokens are so long on an average: what is longer than a context of them is not even tokenised."""
 
@@ -43,7 +45,7 @@ class Generator:
         self.facts = facts_of(engine)
         self._device = device
         self._window = window
-        self._pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix=f"tokenizer.{self.facts.model}")
+        self._tokenisers = ShortFirst(TOKENIZER_THREADS, CHAR_S, f"tokenizer.{self.facts.model}")
         self._stepper = Stepper(engine, device, observer, stuck_step_s)
         self._running: asyncio.Task[None] | None = None
 
@@ -67,7 +69,7 @@ class Generator:
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._tokenisers.close()
 
     async def close(self) -> None:
         """Stop, then let go of the weights and the cache, on the device's thread: a step may still run there."""
@@ -76,10 +78,12 @@ class Generator:
 
     async def request(self, prompt: Prompt, make: Callable[[PromptTokens], Request]) -> Request:
         """Tokenise a prompt, make a request of it and have it checked. Raises InvalidRequest, PromptTooLong."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._request, prompt, make)
+        size, context = _chars(prompt), self.engine.facts.max_tokens
+        if size > context * TOKEN_CHARS:
+            raise PromptTooLong(size // TOKEN_CHARS, 1, context, "the model's context, at the very least")
+        return await self._tokenisers.run(size, self._request, prompt, make)
 
     def _request(self, prompt: Prompt, make: Callable[[PromptTokens], Request]) -> Request:
-        _require_short(prompt, self.engine.facts.max_tokens)
         try:
             request = make(self.engine.prompt_tokens(prompt))
         except BaseException as error:
@@ -90,20 +94,20 @@ class Generator:
         self.engine.check(request)
         return request
 
-    def flight(self) -> Flight:
-        """For the completions of one call. Raises Busy where the engine is full already."""
-        self._stepper.require_place()
-        return Flight(self._stepper, self._window)
+    def flight(self, streamed: bool = True) -> Flight:
+        """For the completions of one call; streamed: see Flight. Raises Busy where the engine is full already."""
+        try:
+            self._stepper.require_place()
+        except EngineFull as full:
+            raise self._stepper.refusal(full) from None
+        return Flight(self._stepper, self._window, streamed)
 
 
-def _require_short(prompt: Prompt, context: int) -> None:
-    """Raises PromptTooLong for what cannot fit, before minutes of work."""
+def _chars(prompt: Prompt) -> int:
     match prompt:
         case Plain(text):
-            size = len(text)
+            return len(text)
         case Chat(messages):
-            size = sum(len(message.content) for message in messages)
+            return sum(len(message.content) for message in messages)
         case Fill(prefix, suffix):
-            size = len(prefix) + len(suffix)
-    if size > context * TOKEN_CHARS:
-        raise PromptTooLong(size // TOKEN_CHARS, 1, context, "the model's context, at the very least")
+            return len(prefix) + len(suffix)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from models.generation.request import Event, Finished, Piece
 
 LIMIT_CHARS = 65_536
-"""How much text of one completion may wait to be taken: a reader that is further behind is not reading."""
+"""How much text of one completion of a stream may wait to be taken: a reader that is further behind is not reading."""
 LOGPROB_CHARS = 64
 """What a token's log-probability counts for, in characters."""
 
@@ -15,10 +15,12 @@ LOGPROB_CHARS = 64
 class Outbox:
     """Events that wait, of any number of completions; `take` takes them all.
 
-    live: ids of the completions that have been opened and have not ended. is_sealed: whether no more will be opened.
+    bounded: whether so much may wait that there is no room; not where nobody reads as it comes. live: ids of the
+    completions that have been opened and have not ended. is_sealed: whether no more will be opened.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bounded: bool = True) -> None:
+        self._bounded = bounded
         self.live: set[str] = set()
         self._waiting: dict[str, list[Event]] = {}
         self._size: dict[str, int] = {}
@@ -53,7 +55,7 @@ class Outbox:
         size = self._size[event.request] = waited + _size(event)
         if size > LIMIT_CHARS // 2:
             self._hurry.set()
-        return waited <= LIMIT_CHARS or self._error is not None
+        return waited <= LIMIT_CHARS or not self._bounded or self._error is not None
 
     def fail(self, error: Exception) -> None:
         """Let whoever takes get this error, at once and instead of what waits; the first one counts."""

@@ -1,11 +1,9 @@
 """What is in memory, as discovery, statistics and metrics tell it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import TypeAlias
 
 from models.catalogue import Kind
-from models.generation.base import EngineLoad
 from models.registry import Registry
 
 from .embedder import Embedder
@@ -13,6 +11,8 @@ from .generator import Generator
 from .served import Served
 
 Residents: TypeAlias = Registry[Served]
+
+DOING = ("running", "waiting", "waiting_tokens", "kv_used_bytes", "kv_bytes", "preempted")
 
 
 def queued(residents: Residents) -> tuple[int, int]:
@@ -22,9 +22,9 @@ def queued(residents: Residents) -> tuple[int, int]:
 
 
 def generating(residents: Residents) -> dict[str, int]:
-    """What all engines do, by the names of EngineLoad's fields."""
+    """What all engines do, by the names of EngineLoad's fields; what they have done, telemetry counts."""
     loads = [generator.engine.load for generator in _generators(residents)]
-    return {figure.name: sum(getattr(load, figure.name) for load in loads) for figure in fields(EngineLoad)}
+    return {name: sum(getattr(load, name) for load in loads) for name in DOING}
 
 
 def memory_bytes(residents: Residents) -> int:

@@ -71,10 +71,10 @@ class Stepper:
         return Busy(str(full), retry_after_ms=int(1000 * min(10.0, max(0.05, self._gap_s))))
 
     def require_place(self) -> None:
-        """Refuse a call at once where the engine holds all that it may. Raises Busy."""
+        """Refuse at once where the engine holds all that it may: a step may take long. Raises EngineFull."""
         places = self._engine.facts.places
         if places and len(self._asked) >= places:
-            raise self.refusal(EngineFull(f"{places} requests run or wait"))
+            raise EngineFull(f"{places} requests run or wait")
 
     async def add(self, request: Request, outbox: Outbox) -> None:
         """Hand a request to the engine; its events go into the outbox from then on.
@@ -85,6 +85,7 @@ class Stepper:
             raise _shutting_down()
         if request.id in self._asked:
             raise DuplicateRequest(request.id)
+        self.require_place()
         asked = Addition(request, outbox, asyncio.get_running_loop().create_future())
         self._asked[request.id] = asked
         self._command(asked)

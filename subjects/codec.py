@@ -277,5 +277,5 @@ def _fault(fault: ErrorDetails, message: type[BaseModel]) -> str:
         return f"field {where!r} must be a map" if where else f"the body must be a map of fields: {fields}"
     if fault["type"] == "string_unicode":
         return f"field {where!r} holds a lone surrogate; send valid Unicode"
-    reason = fault["msg"].removeprefix("Value error, ")
+    reason = fault["msg"].removeprefix("Value error, ").replace(" after validation", "")
     return f"field {where!r}: {reason}" if where else reason

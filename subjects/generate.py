@@ -142,17 +142,18 @@ class Completed(Ended):
     logprobs: list[TokenLogprob] | None = Field(None, description="absent unless asked for", repr=False)
 
 
-class Choice(Completed):
-    """One of n completions of a prompt."""
-
-    choice: int
-
-
 class GenerateFailure(Reply):
-    """Why one prompt of a batch failed; the codes are those of error replies."""
+    """Why one completion of several failed; the codes are those of error replies."""
 
     code: int
     message: str
+
+
+class Choice(Completed):
+    """One of n completions of a prompt. With `error` its finish reason is `error` too."""
+
+    choice: int
+    error: GenerateFailure | None = None
 
 
 class GenerateResult(Completed):
@@ -232,8 +233,13 @@ class GenerateDone(Ended, Generated):
         return _facts(self)
 
 
+MAX_STOP_CHARS = 32
+"""Of the stop string that is told beside a plain text, in a header."""
 _FACTS = ("model", "version", "finish_reason", "stop_reason", "seed", "usage")
 
 
 def _facts(message: Reply) -> dict[str, Any]:
-    return {name: value for name in _FACTS if (value := getattr(message, name)) is not None}
+    facts = {name: value for name in _FACTS if (value := getattr(message, name)) is not None}
+    if isinstance(reason := facts.get("stop_reason"), str):
+        facts["stop_reason"] = reason[:MAX_STOP_CHARS]  # headers have little room
+    return facts

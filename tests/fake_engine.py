@@ -37,7 +37,8 @@ class _Text:
 class FakeEngine:
     """A GenerationEngine. gate: steps wait while it is cleared; entered: set once one did. aborts: id -> reason.
 
-    scripts: prompt -> words of its completion. limits: `max_running` and `waiting` hold. steps: how many requests ran
+    scripts: prompt -> words of its completion; after them the model's own end comes, token 0. poisoned: seeds of which
+    a request fails. limits: `max_running` and `waiting` hold. steps: how many requests ran
     in each. closed: whether its weights are gone.
     """
 
@@ -61,6 +62,7 @@ class FakeEngine:
             vocabulary=VOCABULARY,
             chat=False,
             fill=True,
+            places=limits.max_running + limits.waiting,
         )
         self.load = EngineLoad(kv_bytes=kv_bytes)
         self.limits = limits
@@ -71,6 +73,7 @@ class FakeEngine:
         self.aborts: dict[str, FinishReason] = {}
         self.requests: dict[str, Request] = {}
         self.scripts: dict[str, list[str]] = {}
+        self.poisoned: set[int] = set()
         self.steps: list[int] = []
         self.closed = False
         self._steps_until_held: int | None = None
@@ -112,6 +115,8 @@ class FakeEngine:
     def check(self, request: Request) -> None:
         if len(request.prompt) + request.max_tokens > CONTEXT:
             raise PromptTooLong(len(request.prompt), request.max_tokens, CONTEXT, "the model's context")
+        if unknown := [token for token in request.stop_ids if token >= VOCABULARY]:
+            raise InvalidRequest("stop_token_ids", f"token id {unknown[0]} does not exist")
         if unknown := [token for token in request.sampling.logit_bias if token >= VOCABULARY]:
             raise InvalidRequest("logit_bias", f"token id {unknown[0]} does not exist")
 
@@ -165,7 +170,7 @@ class FakeEngine:
 
     def _grow(self, text: _Text) -> None:
         request = text.request
-        if "poison" in self._prompt(text):
+        if "poison" in self._prompt(text) or request.sampling.seed in self.poisoned:
             self._finish(text, Finished(request.id, "error", _usage(text), error=RuntimeError("poisoned")))
             return
         if text.made < min(len(text.words), request.max_tokens):
@@ -178,7 +183,7 @@ class FakeEngine:
         if text.made == request.max_tokens:
             self._finish(text, Finished(request.id, "length", _usage(text)))
         elif text.made == len(text.words):
-            self._finish(text, Finished(request.id, "stop", _usage(text)))
+            self._finish(text, Finished(request.id, "stop", _usage(text), 0))
 
     def _finish(self, text: _Text, finished: Finished) -> None:
         del self._running[text.request.id]

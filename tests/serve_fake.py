@@ -49,7 +49,7 @@ def main() -> int:
     catalogue = {"a": {"kind": "embedding", "folder": "weights/a"}}
     settings = Settings(nats_url=chosen.url, metrics_port=-1, catalogue=catalogue)
     ready = lambda started: print("ready", flush=True)  # noqa: E731, T201
-    return asyncio.run(serve(settings, encoders=loaded, loader=loader, on_ready=ready))
+    return asyncio.run(serve(settings, loaded=loaded, loader=loader, on_ready=ready))
 
 
 if __name__ == "__main__":

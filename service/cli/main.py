@@ -110,7 +110,7 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="ID",
-            help="Model to load; repeat for more, the first is the default one.",
+            help="Model to load; repeat for more, the first of each kind is the default one.",
             show_default="minilm",
             rich_help_panel=_LOADING,
         ),

@@ -13,7 +13,7 @@ from subjects.stream import DONE, TOKEN
 
 from ..call import Call
 from ..endpoint import Route
-from ..generation_reply import Completion, Replies, least_bytes
+from ..generation_reply import Completion, Replies, least_bytes, least_reply_bytes
 from ..generation_request import Asked, number_of, read
 from ..generation_telemetry import GenerationTelemetry
 from ..generator import Generator
@@ -21,7 +21,8 @@ from ..residency import Residency
 from ..streamer import Frames
 
 LARGE_BYTES = 32_768
-"""From here on a reply is put together in a thread: the event loop has others to serve."""
+LARGE_COUNT = 256
+"""From so many bytes or completions on a reply is put together in a thread: the event loop has others to serve."""
 News: TypeAlias = AsyncGenerator[tuple[int, Event], None]
 
 
@@ -50,14 +51,20 @@ class GenerateHandlers:
         if call.asked.reply_type == names.TEXT and (request.n > 1 or request.logprobs is not None):
             raise InvalidField("fields 'n' and 'logprobs' need a reply in JSON or MessagePack; set Accept")
         asked, size = read(request, str(call.serial)), 0
+        if not call.framed:
+            _check_size(least_reply_bytes(asked), call.reply_limit)
         with self._sole(call.asked.request_id):
             async with self._residency.generator(request.model) as generator:
-                completions = [Completion(number, asked.seed_of(number)) for number in range(asked.count)]
+                completions = [
+                    Completion(number, asked.seed_of(number), asked.never_begun(number, "cancelled"))
+                    for number in range(asked.count)
+                ]
                 replies = Replies(asked, generator.facts, completions)
-                async with aclosing(self._news(asked, generator, call)) as news:
+                async with aclosing(self._timed(_news(asked, generator, call), generator, call)) as news:
                     async for number, event in news:
                         if isinstance(event, Finished):
                             completions[number].end = event
+                            replies.require_one()
                         elif call.framed:
                             for frame in replies.frames(event, number, call.reply_limit):
                                 yield TOKEN, frame
@@ -65,33 +72,19 @@ class GenerateHandlers:
                             completions[number].add(event)
                             size += least_bytes(event)
                             _check_size(size, call.reply_limit)
-        if call.framed:
-            yield DONE, replies.done()
-        elif size < LARGE_BYTES:
-            yield DONE, replies.whole()
-        else:
-            call.large = True
-            yield DONE, await asyncio.to_thread(replies.whole)
+        call.large = size >= LARGE_BYTES or asked.count >= LARGE_COUNT
+        last = replies.done if call.framed else replies.whole
+        yield DONE, await asyncio.to_thread(last) if call.large else last()
 
-    async def _news(self, asked: Asked, generator: Generator, call: Call) -> News:
-        """Events with the number of their completion, an echo before its text. Raises what a lone prompt failed at."""
-        flight = generator.flight()
-        call.on_cancel = flight.cancel
-        silent = set(range(asked.count))
-        async with aclosing(flight.events(asked.requests(generator))) as told:
-            async for events in told:
-                for event in events:
-                    number = number_of(event.request)
-                    if isinstance(event, Finished) and event.error is not None and not asked.batch:
-                        raise event.error
-                    if len(silent) == asked.count and isinstance(event, Piece):
-                        waited_s = asyncio.get_running_loop().time() - call.received
-                        self._telemetry.first(generator.facts.model, waited_s)
-                    if number in silent:
-                        silent.remove(number)
-                        if echo := asked.echo(number):
-                            yield number, Piece(event.request, echo, tokens=0)
-                    yield number, event
+    async def _timed(self, news: News, generator: Generator, call: Call) -> News:
+        """The same; tells how long the first piece of text took."""
+        heard = False
+        async with aclosing(news):
+            async for number, event in news:
+                if isinstance(event, Piece) and not heard:
+                    heard = True
+                    self._telemetry.first(generator.facts.model, asyncio.get_running_loop().time() - call.received)
+                yield number, event
 
     @contextmanager
     def _sole(self, request_id: str) -> Iterator[None]:
@@ -103,6 +96,28 @@ class GenerateHandlers:
             yield
         finally:
             self._ids.remove(request_id)
+
+
+async def _news(asked: Asked, generator: Generator, call: Call) -> News:
+    """Events with the number of their completion, an echo before its text; an end for each of them."""
+    flight = generator.flight(streamed=call.framed)
+    silent, left = set(range(asked.count)), set(range(asked.count))
+    with call.winding_up(flight.end):
+        async with aclosing(flight.events(asked.requests(generator))) as told:
+            async for events in told:
+                for event in events:
+                    number = number_of(event.request)
+                    failed = False
+                    if isinstance(event, Finished):
+                        left.remove(number)
+                        failed = event.error is not None
+                    if number in silent and not failed:
+                        silent.remove(number)
+                        if echo := asked.echo(number):
+                            yield number, Piece(event.request, echo, tokens=0)
+                    yield number, event
+        for number in sorted(left):
+            yield number, asked.never_begun(number, flight.ending)
 
 
 def _check_size(size: int, limit_bytes: int) -> None:

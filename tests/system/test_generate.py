@@ -105,6 +105,7 @@ async def test_what_is_not_asked_comes_from_the_model_and_then_is_neutral(nats_u
     sampling = engine.requests["1.0"].sampling
     assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.repetition_penalty) == (0.2, 0, 1, 1)
     assert len(seeds) == 3
+    assert max(seeds) < 2**53, "JavaScript reads no more exactly"
 
 
 async def test_n_completions_have_seeds_of_their_own(nc, engine):
@@ -147,6 +148,24 @@ async def test_a_batch_in_order_and_its_bad_prompt_alone(nc, engine):
     assert [result.get("error", {}).get("code") for result in reply["results"]] == [None, 500, 422, None]
     assert "prompt" in reply["results"][2]["error"]["message"]
     assert reply["usage"] == {"prompt_tokens": 4, "cached_tokens": 0, "completion_tokens": 3}
+    echoed = await ask(nc, {**asked, "echo": True}, names.GENERATE_BATCH)
+    assert [result["text"] for result in echoed["results"]] == ["one two 0 1", "", "", "short end"]
+
+
+async def test_a_choice_that_fails_costs_the_others_nothing(nc, engine):
+    engine.poisoned = {8}
+    reply = await ask(nc, {"prompt": "a", "max_tokens": 2, "n": 3, "seed": 7})
+    found = [(one["text"], one["finish_reason"], one.get("error", {}).get("code")) for one in reply["choices"]]
+    assert found == [(" 0 1", "length", None), ("", "error", 500), (" 0 1", "length", None)]
+    engine.poisoned = {7, 8, 9}
+    assert (await refused(nc, {"prompt": "a", "max_tokens": 2, "n": 3, "seed": 7}))[0] == 500
+    assert (await refused(nc, {"prompt": " ", "n": 3}))[0] == 422
+
+
+async def test_a_stop_reason_is_what_the_request_named_and_not_the_models_own_end(nc, engine):
+    engine.scripts["a"] = [" end"]
+    assert "stop_reason" not in await ask(nc, {"prompt": "a"})
+    assert (await ask(nc, {"prompt": "a", "stop_token_ids": [0]}))["stop_reason"] == 0
 
 
 @pytest.mark.parametrize(
@@ -162,6 +181,8 @@ async def test_a_batch_in_order_and_its_bad_prompt_alone(nc, engine):
         ({"prompt": "a", "n": 1000}, 422, "'n'"),
         ({"prompt": "a", "stop": ["x"] * 100}, 413, "stop"),
         ({"prompt": "a", "stop": [""]}, 422, "stop"),
+        ({"prompt": "a", "stop": ["x"] * 100}, 413, "at most 16 items, not 100"),
+        ({"prompt": "a", "stop_token_ids": [VOCABULARY]}, 422, "stop_token_ids"),
         ({"prompt": "a", "logit_bias": {str(VOCABULARY): 1}}, 422, "logit_bias"),
         ({"messages": [{"role": "user", "content": "x"}]}, 422, "messages"),
         ({"prompt": "a", "model": "nope"}, 404, "nope"),
@@ -184,8 +205,9 @@ async def test_a_model_of_the_other_kind_says_where_to_ask(nc):
 
 
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(nats_url):
+    """At once: the step that runs meanwhile has no end."""
     engine = FakeEngine(limits=EngineLimits(max_running=1, waiting=1))
-    engine.slow(0.002)
+    engine.gate.clear()
     async with running_worker(nats_url, engine) as started, await nats.connect(nats_url) as nc:
         running = asyncio.create_task(refused(nc, {"prompt": "a", "max_tokens": 4000}, Ml_Request_Id="long"))
         await entered(engine)
@@ -193,8 +215,11 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(nats_url
         for first in itertools.islice(asyncio.as_completed(others), 3):
             error = (await first)["error"]
             assert (error["code"], error["retryable"], error["retry_after_ms"] >= 50) == (429, True, True)
+        code, message = await refused(nc, {"prompt": "c"})
+        assert (code, "2 requests run or wait" in message) == (429, True)
         await nc.publish(names.cancel_subject("long"), b"")
         assert (await running)[0] == 499
+        engine.gate.set()
         assert sorted(len(reply) for reply in await asyncio.gather(*others))[-1] > 1
         load = started.residency.registry.current("tiny_coder").serves.engine.load
     assert (load.running, load.waiting) == (0, 0)
@@ -245,17 +270,33 @@ async def test_a_reply_that_cannot_fit_is_refused_as_soon_as_that_is_sure(nats_u
         assert (await ask(nc, {"prompt": "b", "max_tokens": 1}))["text"] == " 0"
 
 
+async def test_a_reply_that_surely_cannot_fit_is_refused_before_any_work(nc, engine):
+    code, message = await refused(nc, {"prompt": "a", "max_tokens": 4000, "min_tokens": 4000, "logprobs": 20})
+    assert (code, "max_tokens" in message) == (413, True)
+    code, _ = await refused(nc, {"prompt": "a" * 100_000, "n": 16, "echo": True})
+    assert (code, engine.requests) == (413, {})
+
+
+async def test_plain_text_has_no_place_for_choices_and_logprobs(nc):
+    for fields in ({"n": 2}, {"logprobs": 0}):
+        body = json.dumps({"prompt": "a", **fields}).encode()
+        message = await nc.request(names.GENERATE, body, timeout=20, headers={names.ACCEPT: names.TEXT})
+        assert message.headers[names.ERROR_CODE] == "422"
+
+
 async def test_headers_count_where_a_text_nearly_fills_a_message(nc, engine):
     """The server cuts off a worker that sends more than it takes."""
     stop = "\N{PILE OF POO}" * 256
-    engine.scripts["long"] = ["x" * (nc.max_payload - 1500), stop]
-    message = await nc.request(
-        names.GENERATE,
-        json.dumps({"prompt": "long", "stop": stop}).encode(),
-        timeout=20,
-        headers={names.ACCEPT: names.TEXT},
-    )
-    assert (message.headers or {}).get(names.ERROR_CODE) == "413"
+
+    async def ask_long(chars: int):
+        engine.scripts["long"] = ["x" * chars, stop]
+        body = json.dumps({"prompt": "long", "stop": stop}).encode()
+        return await nc.request(names.GENERATE, body, timeout=20, headers={names.ACCEPT: names.TEXT})
+
+    fits, does_not = await ask_long(nc.max_payload - 1024), await ask_long(nc.max_payload - 500)
+    assert len(fits.data) == nc.max_payload - 1024
+    assert stop.startswith(json.loads(fits.headers[names.RESULT])["stop_reason"])
+    assert does_not.headers[names.ERROR_CODE] == "413"
     assert (await ask(nc, {"prompt": "b", "max_tokens": 1}))["text"] == " 0"
 
 
@@ -293,9 +334,13 @@ async def test_a_step_that_raises_fails_its_requests_and_the_engine_goes_on(nc, 
 
 
 async def test_embedding_goes_on_beside_generation(nc, engine):
+    engine.slow(0.005)
     long = asyncio.create_task(ask(nc, {"prompt": "a", "max_tokens": 4000}))
+    await entered(engine)
     vectors = await asyncio.gather(*(ask(nc, {"text": f"text {i}"}, names.EMBED) for i in range(50)))
     assert {len(reply["embedding"]) for reply in vectors} == {8}
+    assert not long.done()
+    engine.release()
     assert (await long)["usage"]["completion_tokens"] == 4000
 
 
@@ -347,6 +392,7 @@ async def test_info_stats_and_metrics_tell_of_generation(nats_url, engine):
     data = stats["endpoints"][0]["data"]
     assert data["generation"]["tiny_coder"]["completion_tokens"] == 5
     assert data["generating"]["kv_bytes"] == 500
+    assert "completion_tokens" not in data["generating"], "totals stand in one place"
     for line in (
         'mlbus_generate_ttft_seconds_count{model="tiny_coder"} 1.0',
         'mlbus_generate_inter_token_seconds_count{model="tiny_coder"} 4.0',
@@ -357,6 +403,16 @@ async def test_info_stats_and_metrics_tell_of_generation(nats_url, engine):
         "mlbus_generate_running 0.0",
     ):
         assert line in text
+
+
+async def test_the_first_text_is_timed_where_a_completion_without_any_ended_before(nats_url, engine):
+    engine.scripts["quiet"] = [" x"]
+    async with running_worker(nats_url, engine, metrics_port=0) as started, await nats.connect(nats_url) as nc:
+        asked = {"prompts": ["quiet", "a"], "max_tokens": 2, "stop": "x"}
+        reply = await ask(nc, asked, names.GENERATE_BATCH)
+        text = await asyncio.to_thread(scrape, started.metrics_port)
+    assert [result["text"] for result in reply["results"]] == ["", " 0 1"]
+    assert 'mlbus_generate_ttft_seconds_count{model="tiny_coder"} 1.0' in text
 
 
 def scrape(port: int) -> str:

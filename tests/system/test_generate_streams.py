@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 from contextlib import AsyncExitStack
 
 import nats
@@ -201,11 +202,26 @@ async def test_a_cancelled_batch_begins_no_more(nc, engine):
     assert len(engine.requests) < 100
 
 
-async def test_the_deadline_ends_a_stream(nc, engine):
-    engine.hold_after(2)
-    stream = await Stream.begin(nc, {"prompt": "a", "max_tokens": 4000}, Ml_Timeout_Ms="500")
-    *_, (event, body) = await stream.rest()
-    assert (event, body["error"]["code"]) == ("error", 408)
+async def test_at_its_deadline_a_stream_says_how_far_it_came(nc, engine):
+    engine.slow(0.005)
+    stream = await Stream.begin(nc, {"prompt": "a", "max_tokens": 4000, "seed": 5}, Ml_Timeout_Ms="800")
+    event, done = (await stream.rest())[-1]
+    assert (event, done["finish_reason"], done["seed"]) == ("done", "timeout", 5)
+    assert stream.text() == counted(done["usage"]["completion_tokens"])
+    prompts = [f"prompt {number}" for number in range(100)]
+    fields = {"prompts": prompts, "max_tokens": 4000}
+    batch = await Stream.begin(nc, fields, names.GENERATE_BATCH, Ml_Timeout_Ms="800")
+    event, done = (await batch.rest())[-1]
+    assert (event, {end["finish_reason"] for end in done["choices"]}) == ("done", {"timeout"})
+    assert len(done["choices"]) == 100
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+async def test_a_deadline_ends_a_stream_that_has_not_begun_or_whose_step_has_no_end(nc, engine, steps):
+    engine.hold_after(steps)
+    stream = await Stream.begin(nc, {"prompt": "a", "max_tokens": 4000}, Ml_Timeout_Ms="600")
+    *tokens, (event, body) = await stream.rest()
+    assert (event, body["error"]["code"], bool(tokens)) == ("error", 408, steps > 0)
     engine.release()
     await aborted(engine)
 
@@ -229,17 +245,29 @@ async def test_a_reply_subject_that_nobody_listens_on_stops_the_work(nc, engine)
     assert sum(engine.steps) < 100
 
 
-async def test_a_subscriber_that_never_reads_costs_the_others_nothing(nc, nats_url, engine):
-    async with await nats.connect(nats_url) as other:
-        inbox = other.new_inbox()
-        hung = await other.subscribe(inbox)
-        await other.flush()
-        fields = json.dumps({"prompt": "a", "max_tokens": 3000}).encode()
-        await other.publish(names.GENERATE, fields, inbox, {names.STREAM: "true"})
-        beside = await Stream.begin(nc, {"prompt": "b", "max_tokens": 100})
-        await beside.rest()
-        assert beside.text() == counted(100)
-        await hung.unsubscribe()
+async def test_a_subscriber_that_never_reads_costs_the_others_nothing(nc, nats_server, engine):
+    """The server holds what it cannot deliver, and in the end cuts its reader off."""
+    engine.scripts["big"] = [" " + "x" * 16_000] * 4000
+    host, _, port = nats_server.url.removeprefix("nats://").partition(":")
+    hung = socket.create_connection((host, int(port)))
+    with contextlib.closing(hung):
+        hung.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        hung.sendall(b'CONNECT {"verbose":false,"pedantic":false,"headers":true}\r\nSUB hung 1\r\nPING\r\n')
+        await asyncio.to_thread(until_pong, hung)
+        fields = json.dumps({"prompt": "big", "max_tokens": 4000}).encode()
+        await nc.publish(names.GENERATE, fields, "hung", {names.STREAM: "true"})
+        await entered(engine)
+        for _ in range(10):
+            beside = await Stream.begin(nc, {"prompt": "b", "max_tokens": 100})
+            await beside.rest()
+            assert beside.text() == counted(100)
+
+
+def until_pong(connection: socket.socket) -> None:
+    """Return once the server has read what was sent to it."""
+    read = b""
+    while b"PONG" not in read:
+        read += connection.recv(4096)
 
 
 async def test_a_server_that_does_not_read_ends_the_stream_before_it_fills_memory(nats_server, engine):

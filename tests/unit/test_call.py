@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from nats.aio.msg import Msg
 
-from service.call import Call, read_headers
+from service.call import Call
+from service.headers import read_headers
 from service.streamer import send_stream
 from subjects import names
 from subjects.embed import EmbedChunk, EmbedDone, Usage

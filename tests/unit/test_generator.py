@@ -156,6 +156,15 @@ async def test_an_outbox_that_nobody_empties_says_so_and_then_holds_nothing():
         await outbox.take()
 
 
+async def test_an_outbox_that_is_not_bounded_takes_everything():
+    outbox = Outbox(bounded=False)
+    outbox.open("a")
+    for _ in range(3):
+        assert outbox.put(Piece("a", "x" * 2 * LIMIT_CHARS))
+    (piece,) = await outbox.take()
+    assert len(piece.text) == 6 * LIMIT_CHARS
+
+
 # Turns
 
 
@@ -169,6 +178,15 @@ async def test_completions_share_steps_and_each_ends_once():
     assert engine.closed
 
 
+async def test_a_reply_that_is_whole_is_not_collected_piece_by_piece(monkeypatch):
+    monkeypatch.setattr("service.flight.WHOLE_PACE_S", 1000.0)
+    async with running(FakeEngine()) as generator:
+        flight = generator.flight(streamed=False)
+        told_at_once = [events async for events in flight.events(requests(generator, "a", max_tokens=500))]
+    assert len(told_at_once) <= 2
+    assert text([event for events in told_at_once for event in events]) == "".join(f" {n}" for n in range(500))
+
+
 async def test_a_call_that_leaves_takes_its_completions_out():
     engine = FakeEngine()
     engine.hold_after(1)
@@ -180,6 +198,36 @@ async def test_a_call_that_leaves_takes_its_completions_out():
         assert text((await told(generator.flight(), requests(generator, "c")))["c"]) == " 0 1 2"
     assert "a" in engine.aborts
     assert sum(engine.steps) < 1000
+    left = [request for request in engine.requests if request in ("a", "b")]
+    assert generator._stepper._observer.heard["cancelled"] == len(left), "what it made counts all the same"
+
+
+async def test_a_call_that_is_cancelled_again_while_it_leaves_has_left():
+    engine, begun, leaving = FakeEngine(), asyncio.Event(), asyncio.Event()
+    engine.hold_after(1)
+
+    async def asked(generator: Generator):
+        async for request in requests(generator, "a", max_tokens=1000):
+            yield request
+        try:
+            await asyncio.Event().wait()
+        finally:
+            leaving.set()
+            await asyncio.Event().wait()
+
+    async def call(generator: Generator) -> None:
+        async with aclosing(generator.flight().events(asked(generator))) as news:
+            async for _ in news:
+                begun.set()
+
+    async with running(engine) as generator:
+        calling = asyncio.create_task(call(generator))
+        await begun.wait()
+        calling.cancel()
+        await leaving.wait()
+        calling.cancel()
+        await asyncio.gather(calling, return_exceptions=True)
+        assert not generator._stepper._asked
 
 
 async def test_random_comings_and_goings_leave_nothing_behind():
@@ -198,7 +246,7 @@ async def test_random_comings_and_goings_leave_nothing_behind():
             else:
                 async with aclosing(flight.events(asked)) as news:
                     async for _ in news:
-                        flight.cancel()
+                        flight.end("cancelled")
 
     async with running(engine) as generator:
         await asyncio.gather(*(one(generator, number) for number in range(30)))
@@ -223,7 +271,7 @@ async def test_an_id_twice_is_refused():
 async def test_a_flight_that_is_cancelled_before_it_began_is_over():
     async with running(FakeEngine()) as generator:
         flight = generator.flight()
-        flight.cancel()
+        flight.end("cancelled")
         assert await told(flight, requests(generator, "a")) == {}
 
 
