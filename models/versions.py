@@ -4,7 +4,11 @@ Owns names and paths, `checkpoints/<model>/<version>/`. Knows nothing of what li
 """
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from .errors import UnknownVersion
 
@@ -35,3 +39,26 @@ def versions(checkpoints: Path, model: str) -> tuple[str, ...]:
     folder = checkpoints / model
     found = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
     return (BASE, *sorted(name for name in found if name != LATEST and _NAME.fullmatch(name)))
+
+
+class TrainingRecord(BaseModel):
+    """`training_config.json` of a version: how it came to be. weights_sha256: as `weights.check_weights` gives it.
+
+    data: the manifest of the pairs; metrics: of the training itself, the verdict is in `report/report.json`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    job: str
+    parent: str
+    created_at: datetime
+    weights_sha256: str
+    options: dict[str, Any]
+    data: dict[str, Any]
+    metrics: dict[str, float]
+
+
+def version_name(created_at: datetime, weights_sha256: str) -> str:
+    """The name of a version: when it was made (UTC), and what `version` in replies begins with."""
+    return f"{created_at.astimezone(UTC):%Y%m%d-%H%M%S}-{weights_sha256[:12]}"

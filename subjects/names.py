@@ -13,12 +13,26 @@ SIMILARITY = "ml.similarity"
 GENERATE = "ml.generate"
 GENERATE_BATCH = "ml.generate.batch"
 CANCEL = "ml.cancel"
+FINETUNE = "ml.finetune"
+JOBS_GET = "ml.jobs.get"
+JOBS_LIST = "ml.jobs.list"
+JOBS_CANCEL = "ml.jobs.cancel"
 MODELS_LIST = "ml.models.list"
 MODELS_INFO = "ml.models.info"
 MODELS_RECOMMENDED = "ml.models.recommended"
 MODELS_LOAD = "ml.models.load"
 MODELS_UNLOAD = "ml.models.unload"
 MODELS_RELOAD = "ml.models.reload"
+
+JOBS_STREAM = "ML_JOBS"
+"""The JetStream work queue of jobs that wait, on the subject JOBS_QUEUE."""
+JOBS_QUEUE = "ml.queue.finetune"
+JOBS_BUCKET = "ml_jobs"
+"""The key-value bucket of the jobs' states and of which version of each model is live."""
+CHECKPOINTS_BUCKET = "ml_checkpoints"
+"""The object bucket of fine-tuned versions."""
+DATA_BUCKET = "ml_data"
+"""The object bucket of training data that is too large for a message."""
 
 CONTENT_TYPE = "Content-Type"
 ACCEPT = "Accept"
@@ -49,6 +63,11 @@ MAX_TIMEOUT_S = 900
 def cancel_subject(request_id: str) -> str:
     """Where to publish (any body) so that the request with this id ends as cancelled."""
     return f"{CANCEL}.{request_id}"
+
+
+def job_event_subject(job_id: str) -> str:
+    """Where a job's state is published each time it changes; `*` for all jobs."""
+    return f"ml.jobs.{job_id}.event"
 
 
 def header_bytes(headers: Mapping[str, str]) -> int:

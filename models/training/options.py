@@ -1,0 +1,37 @@
+"""How a model is trained, and what a candidate must keep to. Knows nothing of how either is done."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainingOptions(BaseModel):
+    """How to train; the same fields as on the wire, for a caller in this process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["auto", "lora", "full"] = "auto"
+    loss: Literal["infonce", "triplet"] = "infonce"
+    matryoshka: bool = False
+    epochs: int = Field(1, ge=1, le=100)
+    batch_size: int = Field(32, ge=2, le=4096)
+    micro_batch: int | None = Field(None, ge=1, le=4096)
+    learning_rate: float = Field(1e-5, gt=0, le=0.1, allow_inf_nan=False)
+    warmup: float = Field(0.1, ge=0, le=1, allow_inf_nan=False)
+    max_tokens: int | None = Field(None, ge=8, le=32768)
+    patience: int = Field(2, ge=1, le=100)
+    hard_negatives: int = Field(1, ge=0, le=8)
+    lora_rank: int = Field(16, ge=1, le=256)
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+
+
+class VerifyLimits(BaseModel):
+    """What a candidate must keep to, or it is rejected. Drift is measured on texts of the held-out part."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="certainty at which a candidate counts as worse")
+    probe_drop: float = Field(0.01, ge=0, le=1, description="loss on general English that is allowed")
+    min_cosine_p5: float = Field(0.3, ge=-1, le=1, description="old to new vector of the same text, 5th percentile")
+    min_overlap: float = Field(0.2, ge=0, le=1, description="share of the ten nearest texts that stay the same")
+    max_slowdown: float = Field(1.5, ge=1, le=10, description="time of a batch, new to old")

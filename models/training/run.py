@@ -1,0 +1,86 @@
+"""One run of a fine-tuning: what it is to do, and where its files lie. A run that was cut off goes on from these files.
+
+The steps `collect`, `train` and `verify` each read them and add theirs; what is there already is not done again.
+"""
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..catalogue import ModelSpec
+from .options import TrainingOptions, VerifyLimits
+
+
+class RunSpec(BaseModel):
+    """What a run is to do.
+
+    entry: the model that is trained. base: the folder of the weights it starts from; parent: the name of their version.
+    codebase: the folder that pairs are collected from, below one of `roots`; None: `given` is a file of JSON lines.
+    day: for the name of the training data. memory_bytes: what the process may take besides its libraries; None: all.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job: str
+    entry: ModelSpec
+    base: Path
+    parent: str
+    codebase: Path | None = None
+    roots: tuple[Path, ...] = ()
+    given: Path | None = None
+    training_data: Path
+    day: date
+    options: TrainingOptions = TrainingOptions()
+    limits: VerifyLimits = VerifyLimits()
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    threads: int = Field(1, ge=1)
+    memory_bytes: int | None = Field(None, ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where a run keeps its files."""
+
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        """The RunSpec, as JSON."""
+        return self.path / "run.json"
+
+    @property
+    def data(self) -> Path:
+        """The pairs, as JSON lines: see dataset.py."""
+        return self.path / "data.jsonl"
+
+    @property
+    def manifest(self) -> Path:
+        """What is known of the pairs, as JSON."""
+        return self.path / "manifest.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What the trainer keeps after each epoch, to go on from."""
+        return self.path / "epochs"
+
+    @property
+    def history(self) -> Path:
+        """The trainer's events, as JSON lines, for the report's curve of the loss."""
+        return self.path / "history.jsonl"
+
+    @property
+    def candidate(self) -> Path:
+        """The new weights, complete, in the standard layout."""
+        return self.path / "candidate"
+
+    @property
+    def report(self) -> Path:
+        """The folder, inside the candidate, of report.json, report.html and map_from_parent.safetensors."""
+        return self.candidate / "report"
+
+    def read(self) -> RunSpec:
+        """Raises OSError, ValidationError."""
+        return RunSpec.model_validate_json(self.spec.read_bytes())

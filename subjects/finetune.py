@@ -1,0 +1,67 @@
+"""`ml.finetune`: training data or a codebase in, a job's id out. The job itself is jobs.py's."""
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, StringConstraints, model_validator
+
+from .embed import Message, Reply, Text, Token
+
+JobId: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,96}$")]
+MAX_PAIRS = 100_000
+
+
+class TrainingPair(Message):
+    """A text, one that belongs to it, and some that do not."""
+
+    anchor: Text
+    positive: Text
+    negatives: list[Text] = Field(default_factory=list, max_length=16)
+
+
+class FinetuneOptions(Message):
+    """How to train. What is absent suits the model."""
+
+    method: Literal["auto", "lora", "full"] = Field("auto", description="auto: full up to 200 M parameters, else lora")
+    loss: Literal["infonce", "triplet"] = Field(
+        "infonce", description="infonce: against the other pairs of a batch; triplet: against each pair's negatives"
+    )
+    matryoshka: bool = Field(False, description="train the first values of a vector to stand for the whole")
+    epochs: int = Field(1, ge=1, le=100)
+    batch_size: int = Field(32, ge=2, le=4096, description="pairs that are told apart from each other")
+    micro_batch: int | None = Field(
+        None, ge=1, le=4096, description="pairs computed at once; absent: as many as the memory allows"
+    )
+    learning_rate: float = Field(1e-5, gt=0, le=0.1, allow_inf_nan=False)
+    warmup: float = Field(0.1, ge=0, le=1, allow_inf_nan=False, description="share of steps until the full rate")
+    max_tokens: int | None = Field(None, ge=8, le=32768, description="of a text; absent: 256, or what the model takes")
+    patience: int = Field(2, ge=1, le=100, description="evaluations without a gain before it stops early")
+    hard_negatives: int = Field(1, ge=0, le=8, description="for each pair of a codebase, similar texts that are wrong")
+    lora_rank: int = Field(16, ge=1, le=256)
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+
+
+class FinetuneRequest(Message):
+    """Exactly one of path, pairs and object says what to train on."""
+
+    id: JobId | None = Field(None, description="the job's id; the same id again is the same job; absent: a new one")
+    model: Token | None = Field(None, description="model id; absent: the worker's default for embeddings")
+    path: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = Field(
+        None, description="a codebase on the worker's machine, below one of its finetune.roots"
+    )
+    pairs: list[TrainingPair] | None = Field(None, min_length=1, max_length=MAX_PAIRS)
+    object: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
+        None, description="JSON lines of such pairs, by their name in the object bucket ml_data"
+    )
+    swap: bool = Field(True, description="serve the new version once it has proved itself")
+    options: FinetuneOptions = FinetuneOptions()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "FinetuneRequest":
+        if sum(given is not None for given in (self.path, self.pairs, self.object)) != 1:
+            raise ValueError("give exactly one of path, pairs and object")
+        return self
+
+
+class FinetuneReply(Reply):
+    job: JobId
+    duplicate: bool = Field(description="whether a job of this id was there already; nothing new begins")

@@ -1,0 +1,67 @@
+"""`ml.jobs.*`: what became of a job. The same message is published on `ml.jobs.<id>.event` when its state changes."""
+
+from datetime import datetime
+from typing import Literal, TypeAlias
+
+from pydantic import Field
+
+from .embed import Message, Reply, Token
+from .finetune import JobId
+
+State: TypeAlias = Literal[
+    "queued",
+    "collecting",
+    "training",
+    "verifying",
+    "swapping",
+    "done",
+    "failed",
+    "cancelled",
+    "rejected",
+    "skipped",
+]
+TERMINAL: frozenset[State] = frozenset({"done", "failed", "cancelled", "rejected", "skipped"})
+"""The states that a job never leaves."""
+
+
+class JobsGetRequest(Message):
+    id: JobId
+
+
+class JobsCancelRequest(Message):
+    id: JobId
+
+
+class JobsListRequest(Message):
+    state: State | None = Field(None, description="only jobs in this state")
+    model: Token | None = Field(None, description="only jobs for this model")
+    limit: int = Field(50, ge=1, le=1000, description="the newest ones")
+
+
+class Job(Reply):
+    """A job as it stands. Absent: not known yet, or never."""
+
+    id: str
+    origin: Literal["request", "nightly"] = "request"
+    model: str
+    source: str = Field(description="what it trains on, in words")
+    state: State
+    reason: str | None = Field(None, description="why it ended so, or what it waits for")
+    created_at: datetime
+    updated_at: datetime
+    worker: str | None = Field(None, description="id of the worker that has it, or had it last")
+    attempt: int = Field(0, description="how often a worker has begun with it")
+    cancel_requested: bool = False
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    pairs_per_s: float | None = None
+    eta_s: float | None = Field(None, description="seconds until the training is over")
+    parent: str | None = Field(None, description="the version that was trained further")
+    version: str | None = Field(None, description="the version that came of it")
+    metrics: dict[str, float] = Field(default_factory=dict, description="of the report, by name")
+    notes: list[str] = Field(default_factory=list, description="what was found on the way, such as a smaller batch")
+
+
+class JobsListReply(Reply):
+    jobs: list[Job] = Field(description="newest first")
