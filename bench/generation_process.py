@@ -2,14 +2,12 @@
 
 import asyncio
 import json
-import sys
-import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from .processes import ROOT, ended
+from .processes import ROOT, ended, shown_on_failure
 
 _MAX_LINE = 1 << 24
 
@@ -45,7 +43,7 @@ class Child:
 async def child(command: Sequence[str | Path]) -> AsyncIterator[Child]:
     """A process that has started and waits for commands; what it complains of is shown only if the block fails."""
     pipe = asyncio.subprocess.PIPE
-    with tempfile.TemporaryFile() as log:
+    with shown_on_failure() as log:
         process = await asyncio.create_subprocess_exec(
             *map(str, command), cwd=ROOT, stdin=pipe, stdout=pipe, stderr=log, limit=_MAX_LINE
         )
@@ -53,9 +51,5 @@ async def child(command: Sequence[str | Path]) -> AsyncIterator[Child]:
             started = Child(process)
             await started.document()
             yield started
-        except BaseException:
-            log.seek(0)
-            sys.stderr.write(log.read().decode(errors="replace")[-4000:])
-            raise
         finally:
             await ended(process)

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import IO
 
 import nats
 from nats.aio.client import Client
@@ -45,18 +46,26 @@ async def running(
     command: Sequence[str | Path], env: Mapping[str, str] | None = None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A process in the repository root; its output is shown only if the block fails."""
-    with tempfile.TemporaryFile() as log:
+    with shown_on_failure() as log:
         process = await asyncio.create_subprocess_exec(
             *map(str, command), cwd=ROOT, env={**os.environ, **(env or {})}, stdout=log, stderr=subprocess.STDOUT
         )
         try:
             yield process
+        finally:
+            await ended(process)
+
+
+@contextmanager
+def shown_on_failure() -> Iterator[IO[bytes]]:
+    """A file for what processes say; its end is shown only if the block fails."""
+    with tempfile.TemporaryFile() as log:
+        try:
+            yield log
         except BaseException:
             log.seek(0)
             sys.stderr.write(log.read().decode(errors="replace")[-4000:])
             raise
-        finally:
-            await ended(process)
 
 
 async def ended(process: asyncio.subprocess.Process, grace_s: float = 20) -> None:

@@ -11,6 +11,7 @@ from models.encoders.base import Encoder, TextOptions, Vectors, check_options
 
 from .batcher import Batcher
 from .device_thread import DeviceThread
+from .loop import Loop
 from .runner import BatchObserver
 from .served import facts_of
 from .work import BatchLimits, Embedded, Finish, Priority, Work
@@ -50,23 +51,15 @@ class Embedder:
         self._device = device
         self._pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix=f"tokenizer.{encoder.model}")
         self.batcher = Batcher(encoder, device, self._pool, limits, observer)
-        self._running: asyncio.Task[None] | None = None
+        self._loop = Loop(f"batcher.{self.encoder.model}")
 
     def start(self, on_died: Callable[[BaseException], None]) -> None:
         """Begin to work. on_died hears of an end that nobody asked for, since then nobody would answer its callers."""
-
-        def ended(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and (error := task.exception()):
-                on_died(error)
-
-        self._running = asyncio.create_task(self.batcher.run(), name=f"batcher.{self.encoder.model}")
-        self._running.add_done_callback(ended)
+        self._loop.start(self.batcher.run(), on_died)
 
     async def stop(self) -> None:
         """End the batcher; what waits is cancelled."""
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
+        await self._loop.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def close(self) -> None:

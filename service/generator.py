@@ -6,7 +6,6 @@ what is there, at most every 20 ms; the handler (handlers/generate.py) makes fra
 streamer (streamer.py) sends them (call.py).
 """
 
-import asyncio
 from collections.abc import Callable
 
 from models.generation.base import Chat, Fill, GenerationEngine, Plain, Prompt, PromptTokens
@@ -15,6 +14,7 @@ from models.generation.request import Request
 
 from .device_thread import DeviceThread
 from .flight import Flight
+from .loop import Loop
 from .served import facts_of
 from .short_first import ShortFirst
 from .stepper import StepObserver, Stepper
@@ -47,7 +47,7 @@ class Generator:
         self._window = window
         self._tokenisers = ShortFirst(TOKENIZER_THREADS, CHAR_S, f"tokenizer.{self.facts.model}")
         self._stepper = Stepper(engine, device, observer, stuck_step_s)
-        self._running: asyncio.Task[None] | None = None
+        self._loop = Loop(f"stepper.{self.facts.model}")
 
     @property
     def stuck_s(self) -> float:
@@ -56,19 +56,11 @@ class Generator:
 
     def start(self, on_died: Callable[[BaseException], None]) -> None:
         """Begin to work. on_died hears of an end that nobody asked for, since then nobody would answer its callers."""
-
-        def ended(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and (error := task.exception()):
-                on_died(error)
-
-        self._running = asyncio.create_task(self._stepper.run(), name=f"stepper.{self.facts.model}")
-        self._running.add_done_callback(ended)
+        self._loop.start(self._stepper.run(), on_died)
 
     async def stop(self) -> None:
         """End the stepping; what is in the engine gets Unavailable."""
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
+        await self._loop.stop()
         self._tokenisers.close()
 
     async def close(self) -> None:

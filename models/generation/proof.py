@@ -15,8 +15,9 @@ from .scheduler import Work
 from .sequence import Sequence
 
 MOST_APART = 0.3
-"""As a share of how far the scores themselves spread: the order of sums and, in int8, another way to multiply make 0.02
-to 0.1 in bfloat16 with random weights; another attention makes about 1."""
+"""As a share of how far the scores themselves spread. Measured with random weights: the order of sums and another way
+to multiply make 0.003 to 0.03 in models of a few layers, and up to 0.1 at 162 M parameters in bfloat16, int8 and int4;
+an attention of another kind (diffllama) made 0.85 to 1.28."""
 
 
 def require_same_scores(loaded: CausalLM, runner: Runner, cache: KVCache) -> None:

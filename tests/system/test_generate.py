@@ -18,20 +18,6 @@ from models.generation.base import Defaults, EngineLimits
 from subjects import names
 
 
-@pytest.fixture
-async def engine():
-    engine = FakeEngine()
-    yield engine
-    engine.gate.set()
-
-
-@pytest.fixture
-async def nc(nats_url, engine):
-    async with running_worker(nats_url, FakeEncoder(), engine), await nats.connect(nats_url) as connection:
-        yield connection
-        engine.gate.set()
-
-
 async def ask(nc, fields: dict, subject: str = names.GENERATE, **headers: str):
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     message = await nc.request(subject, json.dumps(fields).encode(), timeout=20, headers=sent or None)

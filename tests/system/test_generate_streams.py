@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack
 
 import nats
 import pytest
-from fake_encoder import FakeEncoder
 from fake_engine import FakeEngine
 from fake_loader import FakeLoader
 from structlog.testing import capture_logs
@@ -18,20 +17,6 @@ from workers import running_worker
 
 from service.outbox import LIMIT_CHARS
 from subjects import names
-
-
-@pytest.fixture
-async def engine():
-    engine = FakeEngine()
-    yield engine
-    engine.gate.set()
-
-
-@pytest.fixture
-async def nc(nats_url, engine):
-    async with running_worker(nats_url, FakeEncoder(), engine), await nats.connect(nats_url) as connection:
-        yield connection
-        engine.gate.set()
 
 
 class Stream:

@@ -1,0 +1,25 @@
+"""A worker with an engine whose steps the test holds back and lets go, for the tests of generation."""
+
+from collections.abc import AsyncIterator
+
+import nats
+import pytest
+from fake_encoder import FakeEncoder
+from fake_engine import FakeEngine
+from nats.aio.client import Client
+from workers import running_worker
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[FakeEngine]:
+    engine = FakeEngine()
+    yield engine
+    engine.gate.set()
+
+
+@pytest.fixture
+async def nc(nats_url: str, engine: FakeEngine) -> AsyncIterator[Client]:
+    """A connection to it."""
+    async with running_worker(nats_url, FakeEncoder(), engine), await nats.connect(nats_url) as connection:
+        yield connection
+        engine.gate.set()
