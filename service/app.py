@@ -26,6 +26,7 @@ from .config import Settings
 from .device_thread import DeviceThread
 from .embedder import Embedder
 from .endpoint import Endpoint, Limits, serving
+from .finetuning import Finetuning, set_up
 from .generator import Generator
 from .handlers.embed import EmbedHandlers
 from .handlers.generate import GenerateHandlers
@@ -113,6 +114,11 @@ async def worker(
         loader = loader or ModelLoader(settings, on_step)
         residency = _residency(catalogue, settings, loader, device, telemetry, stop)
         await stack.enter_async_context(residency.running())
+        worker_id = NUID().next().decode()
+        finetuning = Finetuning(nc, nats, residency, settings, worker_id)
+        if server:
+            await set_up(server)
+        await stack.enter_async_context(finetuning.rollout.running())
         if loaded:
             residency.defaults |= {facts.kind: facts.model for facts in map(facts_of, reversed(loaded))}
             for given in loaded:
@@ -121,9 +127,10 @@ async def worker(
             await device.run(loader.prepare)
             await unless_stopped(stop, _load_first(residency, settings))
         gc.freeze()  # what is loaded stays: later collections need not walk through it
-        endpoint = _endpoint(nc, residency, settings, telemetry)
+        endpoint = _endpoint(nc, residency, finetuning, settings, telemetry, worker_id)
         port = _serve_metrics(settings, telemetry, stack)
         await stack.enter_async_context(serving(endpoint, settings.grace_s))
+        await stack.enter_async_context(finetuning.working())
         if silent:
             ours_first = sorted(silent, key=lambda subject: (not subject.startswith("ml."), subject))
             raise NotPermitted(nats.identity, tuple(ours_first[:3]))
@@ -207,7 +214,14 @@ def _batch_limits(settings: Settings, device: str) -> BatchLimits:
     )
 
 
-def _endpoint(nc: Client, residency: Residency, settings: Settings, telemetry: Telemetry) -> Endpoint:
+def _endpoint(
+    nc: Client,
+    residency: Residency,
+    finetuning: Finetuning,
+    settings: Settings,
+    telemetry: Telemetry,
+    worker_id: str,
+) -> Endpoint:
     registry = residency.registry
 
     def figures() -> dict[str, Any]:
@@ -221,12 +235,12 @@ def _endpoint(nc: Client, residency: Residency, settings: Settings, telemetry: T
         }
 
     limits = settings.limits
-    worker_id = NUID().next().decode()
     families = (
         EmbedHandlers(residency),
         SimilarityHandlers(residency),
         GenerateHandlers(residency, telemetry.generation),
-        ModelHandlers(residency, worker_id, settings.checkpoints_dir),
+        ModelHandlers(residency, worker_id, settings.checkpoints_dir, finetuning.rollout),
+        finetuning,
     )
     endpoint = Endpoint(
         nc=nc,

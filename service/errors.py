@@ -2,6 +2,7 @@
 
 from models import errors as models
 from models.generation import errors as generation
+from models.training import errors as training
 from subjects import errors as wire
 
 _TABLE: dict[type[Exception], type[wire.MLError]] = {
@@ -21,6 +22,10 @@ _TABLE: dict[type[Exception], type[wire.MLError]] = {
     generation.EngineFull: wire.Busy,
     generation.DuplicateRequest: wire.Conflict,
     generation.NonFiniteLogits: wire.Internal,
+    training.PathRefused: wire.InvalidField,
+    training.NoPairs: wire.InvalidField,
+    training.MalformedPair: wire.InvalidField,
+    training.CannotTrain: wire.InvalidField,
     models.ModelError: wire.NotServed,
 }
 

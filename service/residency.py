@@ -27,11 +27,13 @@ from .embedder import Embedder
 from .generator import Generator
 from .loader_thread import LoaderThread
 from .model_loader import Choice, ModelLoader
+from .room import Room
 from .served import Model, Served, facts_of
 
 log = structlog.get_logger(__name__)
 
 ServedT = TypeVar("ServedT", bound=Served)
+ResultT = TypeVar("ResultT")
 OTHERWISE = {
     "embedding": f"gives vectors; ask {names.EMBED}",
     "generation": f"generates text; ask {names.GENERATE}",
@@ -72,6 +74,7 @@ class Residency:
         self._one_at_a_time = asyncio.Lock()
         self._changed = Change()
         self.departures = Departures(self.registry, self._background, self._changed, loader.give_back)
+        self._room = Room(self.registry, self.departures, self._changed, self._one_at_a_time)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Residency"]:
@@ -141,6 +144,16 @@ class Residency:
         finally:
             del self._loads[spec.id]
 
+    # Memory for others
+
+    def set_aside(self, name: str, device: str, memory_bytes: int) -> AbstractAsyncContextManager[None]:
+        """Memory that no model takes while the context is open, for work beside them; idle models that are not pinned
+        go for it.
+
+        Waits for as long as models in use, or other such work, stand in the way. Raises NoRoom where it can never fit.
+        """
+        return self._room.set_aside(name, device, memory_bytes)
+
     # Loading
 
     async def load(
@@ -175,6 +188,23 @@ class Residency:
         change = self._change(self.catalogue.get(model), {"version": version}, always=True)
         return await self._background.shielded(self._with_room(change), f"reload.{model}")
 
+    async def refresh(self, model: str) -> Loaded | None:
+        """Where a model is in memory, or just coming, have it serve its live version; else it is loaded in that later.
+
+        None where it is not in memory. Raises what `reload` raises.
+        """
+        spec = self.catalogue.get(model)
+        change = self._change(spec, {"version": None}, always=True)
+
+        async def refreshed() -> Loaded | None:
+            if self.registry.current(model) is not None:
+                return await change()
+            if before := self._chosen.get(model):
+                self._chosen[model] = replace(before, version=None)
+            return None
+
+        return await self._background.shielded(self._with_room(refreshed), f"refresh.{model}")
+
     def _change(
         self, spec: ModelSpec, changes: Mapping[str, Any], *, always: bool
     ) -> Callable[[], Coroutine[Any, Any, Loaded]]:
@@ -193,7 +223,7 @@ class Residency:
 
         return change
 
-    async def _with_room(self, change: Callable[[], Coroutine[Any, Any, Loaded]]) -> Loaded:
+    async def _with_room(self, change: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
         """Load, one at a time. Where models in use stand in the way: once they do not, or Crowded after a while."""
         until = asyncio.get_running_loop().time() + ROOM_PATIENCE_S
         while True:
@@ -211,7 +241,7 @@ class Residency:
         log.info("model.load_began", model=spec.id)
         try:
             options = await self._loading.run(self._loader.options, spec, choice)
-            await self._make_room(spec, *await self._loading.run(self._loader.expected, spec, options))
+            await self._room.make(spec.id, *await self._loading.run(self._loader.expected, spec, options))
             loaded = await self._loading.run(self._loader.load, spec, options)
             await self._check(spec, loaded)
             return self.publish(loaded)
@@ -239,18 +269,10 @@ class Residency:
             served = self._dimensions.setdefault(spec.id, facts.dimensions)
             if served != facts.dimensions:
                 raise OtherDimensions(spec.id, facts.dimensions, served)
-            await self._make_room(spec, facts.device, facts.memory_bytes)
+            await self._room.make(spec.id, facts.device, facts.memory_bytes)
         except BaseException:
             await self._loading.run(self._loader.drop, model)
             raise
-
-    async def _make_room(self, spec: ModelSpec, device: str, memory_bytes: int) -> None:
-        """Set aside what the model will take, and wait until those that have to go for it are gone."""
-        for resident in self.registry.reserve(spec.id, device, memory_bytes):
-            log.info("model.evicted", model=resident.model, by=spec.id)
-            self.departures.free_unused(resident)
-        while not self.registry.fits(device):
-            await self._changed.wait()
 
     def publish(self, model: Model) -> Loaded:
         """Serve a loaded model from now on, in place of the one of its id that did so far."""

@@ -4,6 +4,7 @@ from .client import MLClient
 from .embed import EmbedBatchReply, EmbedBatchRequest, EmbedReply, EmbedRequest
 from .encodings import to_float32
 from .errors import MLError
+from .finetune import FinetuneOptions, FinetuneReply, FinetuneRequest, TrainingPair
 from .generate import (
     ChatMessage,
     GenerateBatchReply,
@@ -13,6 +14,7 @@ from .generate import (
     GenerateRequest,
     TokenFrame,
 )
+from .jobs import Job, JobsListReply
 from .similarity import Ranked, SimilarityRanking, SimilarityRequest, SimilarityScore
 
 __all__ = [
@@ -21,11 +23,16 @@ __all__ = [
     "EmbedBatchRequest",
     "EmbedReply",
     "EmbedRequest",
+    "FinetuneOptions",
+    "FinetuneReply",
+    "FinetuneRequest",
     "GenerateBatchReply",
     "GenerateBatchRequest",
     "GenerateDone",
     "GenerateReply",
     "GenerateRequest",
+    "Job",
+    "JobsListReply",
     "MLClient",
     "MLError",
     "Ranked",
@@ -33,5 +40,6 @@ __all__ = [
     "SimilarityRequest",
     "SimilarityScore",
     "TokenFrame",
+    "TrainingPair",
     "to_float32",
 ]

@@ -15,6 +15,7 @@ from .embed import EmbedBatchReply, EmbedBatchRequest, EmbedChunk, EmbedDone, Em
 from .encodings import EncodingFormat
 from .errors import Internal
 from .generate_client import GenerateCalls
+from .jobs_client import FinetuneCalls, JobsClient
 from .models_client import ModelsClient
 from .similarity import SimilarityRanking, SimilarityRequest, SimilarityScore
 from .stream import DONE
@@ -38,8 +39,8 @@ class EmbedCallOptions(CallOptions, total=False):
     encoding_format: EncodingFormat
 
 
-class MLClient(GenerateCalls):
-    """Embeddings, similarity and completions over a NATS connection.
+class MLClient(GenerateCalls, FinetuneCalls):
+    """Embeddings, similarity, completions and fine-tuning over a NATS connection.
 
     timeout_s: for a whole call, retries included. retries: how often a retryable error (busy, restarting,
     out of memory, no worker) is tried again, with jitter and no sooner than the worker asks.
@@ -51,6 +52,7 @@ class MLClient(GenerateCalls):
         self._caller = Caller(nc, timeout_s, retries)
         self._owned = False
         self.models = ModelsClient(self._caller.ask)
+        self.jobs = JobsClient(nc, self._caller)
 
     @classmethod
     async def connect(

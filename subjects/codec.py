@@ -7,6 +7,7 @@ import functools
 import json
 from base64 import b64encode
 from collections.abc import Mapping
+from datetime import datetime
 from itertools import islice
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -241,12 +242,17 @@ def _fields(message: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in items if value is not None}
 
 
+def _plain(value: Any) -> Any:
+    # A time as in JSON: not every client reads MessagePack's own.
+    return value.isoformat() if isinstance(value, datetime) else _fields(value)
+
+
 def _in_bytes(value: Any) -> Any:
-    return little_endian(value) if isinstance(value, np.ndarray) else _fields(value)
+    return little_endian(value) if isinstance(value, np.ndarray) else _plain(value)
 
 
 def _in_base64(value: Any) -> Any:
-    return b64encode(little_endian(value)).decode() if isinstance(value, np.ndarray) else _fields(value)
+    return b64encode(little_endian(value)).decode() if isinstance(value, np.ndarray) else _plain(value)
 
 
 def _in_numbers(value: Any) -> Any:

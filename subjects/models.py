@@ -1,5 +1,6 @@
 """`ml.models.*`: which models there are, which to use, and what a worker keeps in memory."""
 
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
@@ -96,10 +97,30 @@ class ModelsListReply(Reply):
     memory: list[DeviceMemory]
 
 
+class VersionEntry(Reply):
+    """A version of a model on a worker's machine. Absent: not known, as most of the entry's own weights, `base`."""
+
+    name: str
+    created_at: datetime | None = None
+    parent: str | None = Field(None, description="the version that was trained further")
+    live: bool = Field(description="whether it is the one that is served")
+    previous: bool = Field(description="whether it is the one that was served before")
+    accepted: bool | None = Field(None, description="whether it proved itself")
+    reasons: list[str] = Field(default_factory=list, description="why it did not")
+    metrics: dict[str, float] = Field(default_factory=dict, description="of its report, by name")
+    weights: str | None = Field(None, description="what `version` in replies begins with")
+    pairs: int | None = Field(None, description="what it was trained on")
+    job: str | None = Field(None, description="id of the job that made it")
+    size_bytes: int | None = None
+    problem: str | None = Field(None, description="what of it could not be read")
+
+
 class ModelsInfoReply(Reply):
     worker: str
     model: ModelEntry
     versions: list[str] = Field(description="names for ml.models.reload")
+    live: str = Field(description="the one of them that a reload without a version takes")
+    history: list[VersionEntry] = Field(description="the same versions, newest first, base last")
 
 
 class Recommendation(Reply):

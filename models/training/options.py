@@ -32,6 +32,6 @@ class VerifyLimits(BaseModel):
 
     confidence: float = Field(0.95, gt=0.5, lt=1, description="certainty at which a candidate counts as worse")
     probe_drop: float = Field(0.01, ge=0, le=1, description="loss on general English that is allowed")
-    min_cosine_p5: float = Field(0.3, ge=-1, le=1, description="old to new vector of the same text, 5th percentile")
-    min_overlap: float = Field(0.2, ge=0, le=1, description="share of the ten nearest texts that stay the same")
+    min_cosine_p5: float = Field(0.5, ge=-1, le=1, description="old to new vector of the same text, 5th percentile")
+    min_overlap: float = Field(0.3, ge=0, le=1, description="share of the ten nearest texts that stay the same")
     max_slowdown: float = Field(1.5, ge=1, le=10, description="time of a batch, new to old")

@@ -20,6 +20,7 @@ from ..bus.settings import NatsSettings
 
 STALL_S = 0.3
 _CHANGES = (names.MODELS_LOAD, names.MODELS_UNLOAD, names.MODELS_RELOAD)
+_STORAGE = ("$js.api.stream.", "$js.api.consumer.")
 T = TypeVar("T")
 
 
@@ -43,12 +44,13 @@ class MayNotAsk(BusError):
     denied: Denied
 
     def __str__(self) -> str:
-        if self.denied.subject.startswith(_CHANGES):
-            return (
-                f"the NATS server does not let {self.identity} change what workers keep in memory, which needs the "
-                "role admin: set NATS_USER=admin and NATS_PASSWORD; beside an embedded server the password is "
-                "MLBUS_ADMIN_PASSWORD in var/nats-credentials.env"
-            )
+        for subjects, what in ((_CHANGES, "change what workers keep in memory"), (_STORAGE, "set up fine-tuning")):
+            if self.denied.subject.startswith(subjects):
+                return (
+                    f"the NATS server does not let {self.identity} {what}, which needs the "
+                    "role admin: set NATS_USER=admin and NATS_PASSWORD; beside an embedded server the password is "
+                    "MLBUS_ADMIN_PASSWORD in var/nats-credentials.env"
+                )
         verb = "publish on" if self.denied.operation == "publish" else "subscribe to"
         other = (
             "set NATS_INBOX_PREFIX to that of the user"

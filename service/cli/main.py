@@ -13,6 +13,10 @@ from typing import Annotated
 
 import typer
 
+from .admin import admin_app
+from .data_app import data_app
+from .finetune import finetune
+from .jobs import jobs_app
 from .models_app import models_app
 from .options import NATS, Config, DeviceName, DtypeName, Json, LogFormat, LogLevel, NatsUrl, Timeout
 from .text_commands import embed, generate, similarity
@@ -27,10 +31,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_WORKER, _ASK, _LOOK = "Run", "Ask a worker", "Look around"
+_WORKER, _ASK, _TUNE, _LOOK = "Run", "Ask a worker", "Fine-tune", "Look around"
 _LOADING = "Models and device"
 _WATCHING = "Logs and metrics"
 
+app.command(rich_help_panel=_TUNE)(finetune)
+app.add_typer(jobs_app, name="jobs", rich_help_panel=_TUNE)
+app.add_typer(data_app, name="data", rich_help_panel=_TUNE)
+app.add_typer(admin_app, name="admin", rich_help_panel=_WORKER)
 app.add_typer(models_app, name="models", rich_help_panel=_LOOK)
 
 

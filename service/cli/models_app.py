@@ -16,6 +16,7 @@ from .options import (
     Timeout,
     UseName,
 )
+from .subcommands import require_none_given
 
 if TYPE_CHECKING:
     from .models_remote import Change
@@ -45,16 +46,7 @@ def models(
     if context.invoked_subcommand is None:
         show_list(config, as_json, nats_url, timeout)
     else:
-        _require_none_given(context, context.invoked_subcommand)
-
-
-def _require_none_given(context: typer.Context, command: str) -> None:
-    """A sub-command has options of its own, and would not hear of those typed before it."""
-    for parameter in context.command.params:
-        source = context.get_parameter_source(str(parameter.name))
-        if source is not None and source.name == "COMMANDLINE":
-            option = parameter.opts[0]
-            raise typer.BadParameter(f"write it behind the command: mlbus models {command} {option}", param_hint=option)
+        require_none_given(context)
 
 
 @models_app.command("list")
@@ -94,6 +86,19 @@ def info(
     from .models_info import print_info
 
     print_info(read_settings(config), model, as_json=as_json)
+
+
+@models_app.command()
+def history(
+    model: ModelId,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show a model's versions on this machine, newest first: what they came of, their verdicts, which one is live."""
+    from ..config import read_settings
+    from .models_history import print_history
+
+    print_history(read_settings(config), model, as_json=as_json)
 
 
 @models_app.command()

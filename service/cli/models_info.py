@@ -6,7 +6,7 @@ from models import hub
 from models.cache import LoadCache
 from models.catalogue import OF_EMBEDDINGS, GraphDtype, ModelSpec, load_catalogue
 from models.errors import ModelError
-from models.versions import versions
+from models.versions import live_version, versions
 from models.weights import check_weights, weight_files
 
 from ..config import Settings
@@ -28,6 +28,7 @@ def print_info(settings: Settings, model: str, *, as_json: bool) -> None:
         "present": hub.is_present(spec),
         "weights": _weights(spec, LoadCache(settings.cache_dir)),
         "versions": list(versions(settings.checkpoints_dir, model)),
+        "live": live_version(settings.checkpoints_dir, model),
     }
     if as_json:
         print_json(facts)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from models import hub
 from models.catalogue import ModelSpec, Use
-from models.versions import versions
+from models.version_history import Version, history
+from models.versions import live_version, versions
 from subjects import names
 from subjects.models import (
     DeviceMemory,
@@ -22,19 +23,22 @@ from subjects.models import (
     ModelsReloadRequest,
     ModelsUnloadRequest,
     Recommendation,
+    VersionEntry,
 )
 
 from ..call import Call
 from ..departures import Loaded
 from ..endpoint import Route
+from ..jobs.rollout import Rollout
 from ..residency import Residency
 
 
 class ModelHandlers:
-    """worker: this worker's id; checkpoints: the folder of fine-tuned versions."""
+    """worker: this worker's id; checkpoints: the folder of fine-tuned versions; rollout: how they go live."""
 
-    def __init__(self, residency: Residency, worker: str, checkpoints: Path) -> None:
+    def __init__(self, residency: Residency, worker: str, checkpoints: Path, rollout: Rollout) -> None:
         self._residency = residency
+        self._rollout = rollout
         self._worker = worker
         self._checkpoints = checkpoints
 
@@ -47,8 +51,10 @@ class ModelHandlers:
         change = [
             Route("models-load", names.MODELS_LOAD, ModelsLoadRequest, ModelsChangeReply, self.load, "model"),
             Route("models-unload", names.MODELS_UNLOAD, ModelsUnloadRequest, ModelsChangeReply, self.unload, "model"),
-            Route("models-reload", names.MODELS_RELOAD, ModelsReloadRequest, ModelsChangeReply, self.reload, "model"),
         ]
+        messages = (ModelsReloadRequest, ModelsChangeReply)
+        reload = Route("models-reload", names.MODELS_RELOAD, *messages, self.reload, "model")
+        reload_here = Route("models-reload", names.MODELS_RELOAD, *messages, self.reload_here, "model")
         recommended = Route(
             "models-recommended",
             names.MODELS_RECOMMENDED,
@@ -57,8 +63,8 @@ class ModelHandlers:
             self.recommended,
             "use",
         )
-        every = [route.to_every_worker() for route in change]
-        return [*ask, recommended, *every, *(route.to_worker(self._worker) for route in (*ask, *change))]
+        every = [route.to_every_worker() for route in (*change, reload)]
+        return [*ask, recommended, *every, *(route.to_worker(self._worker) for route in (*ask, *change, reload_here))]
 
     async def list(self, request: ModelsListRequest, _call: Call) -> ModelsListReply:
         specs = [spec for spec in self._residency.catalogue if request.kind in (None, spec.kind)]
@@ -72,8 +78,14 @@ class ModelHandlers:
 
     async def info(self, request: ModelsInfoRequest, _call: Call) -> ModelsInfoReply:
         entry = await self._entry(self._residency.catalogue.get(request.model))
-        known = await asyncio.to_thread(versions, self._checkpoints, request.model)
-        return ModelsInfoReply(worker=self._worker, model=entry, versions=list(known))
+        where = self._checkpoints, request.model
+        return ModelsInfoReply(
+            worker=self._worker,
+            model=entry,
+            versions=list(await asyncio.to_thread(versions, *where)),
+            live=await asyncio.to_thread(live_version, *where),
+            history=[_version(version) for version in await asyncio.to_thread(history, *where)],
+        )
 
     async def recommended(self, request: ModelsRecommendedRequest, _call: Call) -> ModelsRecommendedReply:
         present = await asyncio.to_thread(self._present)
@@ -85,8 +97,17 @@ class ModelHandlers:
         loaded = await self._residency.load(request.model, request.dtype, request.quantization, pin=request.pin)
         return self._changed(loaded)
 
-    async def reload(self, request: ModelsReloadRequest, _call: Call) -> ModelsChangeReply:
-        return self._changed(await self._residency.reload(request.model, request.version))
+    async def reload(self, request: ModelsReloadRequest, call: Call) -> ModelsChangeReply:
+        """A version that is named is then the live one, also for workers that start later."""
+        if request.version is None:
+            return await self.reload_here(request, call)
+        return self._changed(await self._rollout.go_back(request.model, request.version))
+
+    async def reload_here(self, request: ModelsReloadRequest, _call: Call) -> ModelsChangeReply:
+        """A version that is named is served by this worker alone, until another goes live."""
+        if request.version is None:
+            return self._changed(await self._residency.reload(request.model))
+        return self._changed(await self._rollout.serve_here(request.model, request.version))
 
     async def unload(self, request: ModelsUnloadRequest, _call: Call) -> ModelsChangeReply:
         model = self._residency.catalogue.get(request.model).id
@@ -142,3 +163,22 @@ class ModelHandlers:
         candidates = [spec.id, self._residency.defaults[spec.kind], *same_kind]
         model = next((name for name in candidates if name in present and name in same_kind), None)
         return Recommendation(use=use, recommended=spec.id, model=model, present=spec.id in present)
+
+
+def _version(version: Version) -> VersionEntry:
+    record = version.record
+    return VersionEntry(
+        name=version.name,
+        created_at=version.made_at,
+        parent=record.parent if record else None,
+        live=version.live,
+        previous=version.previous,
+        accepted=version.accepted,
+        reasons=version.reasons,
+        metrics=version.metrics,
+        weights=record.weights_sha256[:12] if record else None,
+        pairs=version.pairs,
+        job=record.job if record else None,
+        size_bytes=version.size_bytes,
+        problem=version.problem,
+    )

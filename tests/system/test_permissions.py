@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from nats.aio.client import Client
-from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
+from nats.js.api import ConsumerConfig, StreamConfig
 from nats.js.errors import NotFoundError
 from nats_server import PASSWORDS, NatsServer
 from nats_server import secured_server as secured
@@ -18,7 +19,10 @@ from nats_server import secured_server as secured
 from service.bus.causes import Denied
 from service.bus.connection import connected, settled
 from service.bus.settings import NatsSettings
+from service.jobs import streams
+from service.jobs.live import Live, LiveVersions
 from service.reply_subject import may_answer
+from subjects.discovery import ask_workers
 
 INFERENCE = ["ml.embed", "ml.embed.batch", "ml.similarity", "ml.generate", "ml.generate.batch", "ml.finetune"]
 JOBS = ["ml.jobs.get", "ml.jobs.list", "ml.jobs.cancel"]
@@ -29,27 +33,43 @@ ASKING = [*INFERENCE, *JOBS, *MODELS, *DISCOVERY, "ml.cancel.some_request"]
 EVENTS = ["ml.jobs.some_job.event", "ml.jobs.*.event"]
 SERVING = ["ml.>", *INFERENCE, *RESIDENCY, "ml.cancel.*", "$SRV.>", "$SRV.PING"]
 STREAMS = ["$JS.API.STREAM.CREATE.ML_JOBS", "$JS.API.STREAM.DELETE.ML_JOBS", "$JS.API.STREAM.UPDATE.KV_ml_jobs"]
+LIVE_ROUND = ["$SRV.PING.ml", "$SRV.INFO.ml", "ml.embed.batch", "ml.cancel.some_request"]
+UPLOADS = ["$O.ml_data.C.x", "$O.ml_data.M.x", "$JS.API.STREAM.INFO.OBJ_ml_data", "$JS.API.STREAM.MSG.GET.OBJ_ml_data"]
+STATE = [
+    "$KV.ml_jobs.live.minilm",
+    "$O.ml_checkpoints.C.x",
+    "$O.ml_checkpoints.M.x",
+    "$JS.API.STREAM.PURGE.OBJ_ml_data",
+    "$JS.API.STREAM.PURGE.ML_JOBS",
+    "$JS.API.STREAM.MSG.GET.KV_ml_jobs",
+    "$JS.API.STREAM.MSG.GET.OBJ_ml_checkpoints",
+    "$JS.API.CONSUMER.MSG.NEXT.ML_JOBS.workers",
+    "$JS.ACK.ML_JOBS.workers.1.1.1.1.0",
+]
 OTHERS = ["$SYS.REQ.SERVER.PING", "$JS.API.STREAM.LIST", "$KV.others.key", "ml", "somewhere.else", "_INBOX.x"]
 
 MAY_PUBLISH = {
     "admin": [*ASKING, *RESIDENCY, *STREAMS, "ml.jobs.some_job.event", "_INBOX.x"],
-    "worker": ["ml.jobs.some_job.event", "ml.queue.finetune", "$JS.API.INFO", "$KV.ml_jobs.key"],
-    "client": ASKING,
-    "local": ASKING,
+    "worker": ["ml.jobs.some_job.event", "ml.queue.finetune", "$JS.API.INFO", "$KV.ml_jobs.key", *LIVE_ROUND],
+    "client": [*ASKING, *UPLOADS],
+    "local": [*ASKING, *UPLOADS],
 }
 MAY_NOT_PUBLISH = {
     "admin": [],
     "worker": [
-        *ASKING,
+        *(subject for subject in ASKING if subject not in LIVE_ROUND),
         *RESIDENCY,
         *STREAMS,
         *OTHERS,
         "_INBOX_client.x",
         "_INBOX_worker.x",
         "$JS.API.STREAM.PURGE.ML_JOBS",
+        "$JS.API.STREAM.PURGE.OBJ_ml_data",
+        "$O.ml_data.C.x",
     ],
     "client": [
         *RESIDENCY,
+        *STATE,
         *STREAMS,
         *OTHERS,
         "ml.jobs.some_job.event",
@@ -57,7 +77,16 @@ MAY_NOT_PUBLISH = {
         "$JS.API.INFO",
         "ml.other",
     ],
-    "local": [*RESIDENCY, *STREAMS, *OTHERS, "ml.jobs.some_job.event", "ml.queue.finetune", "$JS.API.INFO", "ml.other"],
+    "local": [
+        *RESIDENCY,
+        *STATE,
+        *STREAMS,
+        *OTHERS,
+        "ml.jobs.some_job.event",
+        "ml.queue.finetune",
+        "$JS.API.INFO",
+        "ml.other",
+    ],
 }
 MAY_SUBSCRIBE = {
     "admin": [*SERVING, *EVENTS, ">"],
@@ -197,11 +226,7 @@ async def test_cancelling_reaches_every_worker(parties: dict[str, Party]) -> Non
 @pytest.fixture
 async def storage(parties: dict[str, Party]) -> None:
     """What the administrator makes before workers come."""
-    js = parties["admin"].nc.jetstream()
-    await js.add_stream(StreamConfig("ML_JOBS", subjects=["ml.queue.>"], retention=RetentionPolicy.WORK_QUEUE))
-    await js.add_consumer("ML_JOBS", ConsumerConfig(durable_name="workers", ack_wait=60))
-    await js.create_key_value(bucket="ml_jobs")
-    await js.create_object_store("ml_checkpoints")
+    await streams.create(parties["admin"].nc)
 
 
 @pytest.mark.usefixtures("storage")
@@ -250,6 +275,35 @@ class TestJetStream:
         await checkpoints.delete("minilm/v1")
         assert (await checkpoints.get_info("minilm/v2")).size == len(weights)
         assert (await checkpoints.status()).bucket == "ml_checkpoints"
+        assert await worker.refusals() == []
+
+    @pytest.mark.parametrize("role", ["client", "local"])
+    async def test_a_client_sends_training_data_that_a_worker_reads(self, parties: dict[str, Party], role: str) -> None:
+        client, worker = parties[role], parties["worker"]
+        pairs = bytes(range(256)) * 2048
+        await (await client.nc.jetstream().object_store("ml_data")).put("pairs.jsonl", pairs)
+        assert await client.refusals() == []
+        data = await worker.nc.jetstream().object_store("ml_data")
+        assert (await data.get_info("pairs.jsonl")).size == len(pairs)
+        assert (await data.get("pairs.jsonl")).data == pairs
+        assert await worker.refusals() == []
+
+    async def test_a_worker_follows_the_live_versions(self, parties: dict[str, Party]) -> None:
+        worker = parties["worker"]
+        live = LiveVersions(worker.nc)
+        named = Live(version="v1", at=datetime.now(UTC))
+        await live.change("minilm", lambda before: named)
+        assert await live.all() == {"minilm": named}
+        async with aclosing(live.watch()) as changes:
+            assert await anext(changes) == ("minilm", named)
+        assert await worker.refusals() == []
+
+    async def test_a_worker_asks_over_the_bus_who_serves(self, parties: dict[str, Party]) -> None:
+        worker = parties["worker"]
+        pings = await worker.nc.subscribe("$SRV.PING.ml")
+        asked = asyncio.create_task(ask_workers(worker.nc, "PING", 5, 0.1))
+        await worker.nc.publish((await pings.next_msg(5)).reply, b"{}")
+        assert [answer.body for answer in await asked] == [{}]
         assert await worker.refusals() == []
 
     @pytest.mark.parametrize("role", ["worker", "client", "local"])

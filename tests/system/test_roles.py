@@ -2,12 +2,26 @@
 
 import nats
 import pytest
+import structlog
 from fake_encoder import FakeEncoder
+from journal import Journal
 from nats_server import PASSWORDS
+from versioned_fleet import BASE_WEIGHTS, MODEL, Fleet
 from workers import running_worker
 
+from service.bus.connection import connected
 from service.bus.errors import NotPermitted
+from service.bus.settings import NatsSettings
+from service.jobs import streams
 from subjects import MLClient
+
+
+@pytest.fixture
+def journal():
+    journal = Journal()
+    structlog.configure(processors=[journal])
+    yield journal
+    structlog.reset_defaults()
 
 
 def as_role(server, role: str) -> str:
@@ -37,6 +51,22 @@ async def test_a_cancel_and_a_lost_listener_work_within_the_role(secured_server)
         await stream.aclose()
         assert (await ml.embed("after")).usage.tokens == 1
     assert len(encoder.seen) < 8000
+
+
+async def test_a_new_version_reaches_the_fleet_within_the_role(secured_server, tmp_path, journal):
+    admin = NatsSettings(url=as_role(secured_server, "admin"), inbox_prefix="_INBOX_admin")
+    async with connected(admin) as nc:
+        await streams.create(nc)
+    fleet = Fleet(as_role(secured_server, "worker"), tmp_path)
+    async with fleet.joined("one") as one, fleet.joined("two") as two:
+        version = one.make("better")
+        assert await one.rollout.go_live(MODEL, version, "job") == []
+        assert (one.serves, two.serves) == (version[-12:], version[-12:])
+        await two.rollout.go_back(MODEL, "base")
+        await one.until_serves(BASE_WEIGHTS[:12])
+        await one.rollout.checkpoints.remove(MODEL, version)
+        assert await one.rollout.checkpoints.list() == []
+    assert [line for line in journal.lines if line["event"] == "bus.permission_denied"] == []
 
 
 async def test_a_worker_that_may_not_listen_says_so_and_does_not_start(secured_server):

@@ -1,0 +1,125 @@
+"""The step `collect`: from a codebase, or the pairs that were given, to a run's file of pairs.
+
+Owns the order: read, take apart, pair, split, look for negatives, write.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..durable import clear_leftovers
+from ..errors import OutOfDeviceMemory
+from .chunks import symbols_of
+from .dataset import Dataset, file_dataset, read_given, write_dataset
+from .errors import NoPairs
+from .options import TrainingOptions
+from .pairs import links_of
+from .progress import Collected, Event, Note
+from .records import Manifest, Symbol
+from .run import RunFolder, RunSpec
+from .sources import Codebase, read_codebase
+from .split import Parts, split, without_clones
+
+if TYPE_CHECKING:
+    from ..encoders.base import Encoder
+
+
+def collect(run: RunFolder, say: Callable[[Event], None]) -> None:
+    """Write `run.data` and `run.manifest`, and file the same under the run's day; where they are, only say so.
+
+    Raises PathRefused, NoPairs, MalformedPair, ModelError, OSError.
+    """
+    clear_leftovers(run.path)
+    spec = run.read()
+    if run.manifest.is_file():
+        manifest = Manifest.model_validate_json(run.manifest.read_bytes())
+    else:
+        dataset = _dataset(spec)
+        for note in (*_left_out(dataset.skipped), *dataset.notes):
+            say(Note(text=note))
+        manifest = write_dataset(run, dataset)
+    file_dataset(spec.training_data, spec.day, run.data.read_bytes(), manifest)
+    say(Collected(pairs=manifest.pairs, held_out=manifest.held_out, digest=manifest.digest))
+
+
+def build_dataset(
+    codebase: Path,
+    options: TrainingOptions,
+    *,
+    roots: tuple[Path, ...] = (),
+    encoder: "Encoder | None" = None,
+) -> Dataset:
+    """The pairs of a codebase below one of the roots, or anywhere. encoder: for negatives that are near in meaning.
+
+    Raises PathRefused, NoPairs, OutOfDeviceMemory.
+    """
+    source = read_codebase(codebase, roots)
+    symbols = [symbol for file in source.files for symbol in symbols_of(file)]
+    parts = _split(source, symbols, options.seed)
+    links = parts.links
+    if options.hard_negatives:
+        from .negatives import with_negatives
+
+        links = with_negatives(links, options.hard_negatives, options.seed, encoder)
+    return Dataset(
+        pairs=[link.pair for link in links],
+        source=os.fsencode(codebase).decode("utf-8", "replace"),
+        digest=source.digest,
+        seed=options.seed,
+        commit=source.commit,
+        files=len(source.files),
+        skipped=source.skipped,
+        notes=tuple(_notes(source, parts)),
+    )
+
+
+def _dataset(spec: RunSpec) -> Dataset:
+    if spec.codebase is None:
+        if spec.given is None:
+            raise NoPairs("neither a codebase nor pairs were given")
+        return read_given(spec.given, spec.options.seed)
+    if not spec.options.hard_negatives:
+        return build_dataset(spec.codebase, spec.options, roots=spec.roots)
+    return _with_encoder(spec, spec.codebase)
+
+
+def _with_encoder(spec: RunSpec, codebase: Path) -> Dataset:
+    """With the vectors of the model that is to be trained, as it is; without them where memory is short."""
+    from ..device import configure_threads, memory_errors, pick_device
+    from ..loader import LoadOptions, load
+    from .ceiling import memory_ceiling
+
+    configure_threads(spec.threads)
+    device = pick_device(spec.device).type
+    try:
+        with memory_errors(device), memory_ceiling(spec.memory_bytes if device == "cpu" else None):
+            encoder = load(spec.entry, LoadOptions(spec.device, folder=spec.base, threads=spec.threads))
+            return build_dataset(codebase, spec.options, roots=spec.roots, encoder=encoder)
+    except OutOfDeviceMemory:
+        dataset = build_dataset(codebase, spec.options, roots=spec.roots)
+        return replace(dataset, notes=(*dataset.notes, "memory was short: hard negatives were found by words alone"))
+
+
+def _split(source: Codebase, symbols: Sequence[Symbol], seed: int) -> Parts:
+    try:
+        return split(without_clones(links_of(symbols)), seed)
+    except NoPairs as error:
+        documented = sum(1 for symbol in symbols if symbol.docstring)
+        found = f"{len(source.files)} files of code with {len(symbols)} functions and classes, {documented} documented"
+        raise NoPairs("; ".join([found, *_left_out(source.skipped), error.reason])) from None
+
+
+def _notes(source: Codebase, parts: Parts) -> Iterator[str]:
+    if not parts.by_file:
+        one = "there is one file alone" if len(source.files) == 1 else "too little would be left of whole files"
+        yield f"{one}: other functions of the same files are held out, which says little of code elsewhere"
+
+
+def _left_out(skipped: Mapping[str, int]) -> list[str]:
+    """How many files were left out for which reason, as a clause, or none."""
+    if not skipped:
+        return []
+    reasons = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
+    return ["files left out: " + ", ".join(f"{number} {reason}" for reason, number in reasons)]

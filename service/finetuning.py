@@ -1,0 +1,116 @@
+"""The parts of fine-tuning, wired: what takes jobs, what does them, and what begins by itself at night.
+
+Beside app.py, which wires what serves. torch's part is imported when the first job needs it.
+"""
+
+import functools
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import structlog
+from nats.aio.client import Client
+
+from models.catalogue import ModelSpec
+from models.training.options import TrainingOptions
+from subjects.finetune import FinetuneRequest
+
+from .bus.connection import connected
+from .bus.embedded import EmbeddedServer
+from .bus.settings import NatsSettings
+from .config import Settings
+from .endpoint import Route
+from .handlers.finetune import FinetuneHandlers
+from .jobs import streams
+from .jobs.nightly import nightly
+from .jobs.pipeline import Ending, Pipeline
+from .jobs.pruning import Pruning
+from .jobs.queue import JobQueue
+from .jobs.rollout import Rollout
+from .jobs.runs import Runs
+from .jobs.schedule import schedule_of
+from .jobs.stages import Stages
+from .jobs.step_process import Steps
+from .jobs.store import JobStore, NotSetUp
+from .jobs.submission import Submission
+from .residency import Residency
+
+log = structlog.get_logger(__name__)
+
+
+async def set_up(server: EmbeddedServer) -> None:
+    """Make what fine-tuning needs on a server of our own. Raises BusError."""
+    async with connected(server.settings("admin")) as admin:
+        try:
+            done = await streams.create(admin)
+        except NotSetUp as error:  # a configuration of the user's own, without JetStream
+            log.warning("jobs.not_set_up", reason=str(error))
+        else:
+            log.info("jobs.set_up", done=done)
+
+
+class Finetuning:
+    """worker: this worker's id. Raises BadSettings where the nightly run cannot be as it is set."""
+
+    def __init__(self, nc: Client, nats: NatsSettings, residency: Residency, settings: Settings, worker: str) -> None:
+        self._nc = nc
+        self._settings = settings
+        self._residency = residency
+        self._worker = worker
+        self._store = JobStore(nc)
+        self._schedule = schedule_of(settings, residency.catalogue, residency.defaults["embedding"])
+        self._submission = Submission(
+            nc, self._store, residency.catalogue, residency.defaults, settings, _check_trainable
+        )
+        self.rollout = Rollout(nc, residency, functools.partial(connected, nats), settings.checkpoints_dir)
+
+    def routes(self) -> list[Route]:
+        """What is asked of it."""
+        return FinetuneHandlers(self._submission, self._store).routes()
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Jobs are done while the context is open, where this worker is to do any; leaving hands one back."""
+        if not self._settings.finetune.enabled:
+            yield
+            return
+        pruning = Pruning(self._settings, self._store, self.rollout.live, self.rollout.checkpoints)
+        pipeline = self._pipeline()
+
+        async def handle(request: FinetuneRequest) -> Ending:
+            ending = await pipeline.handle(request)
+            await pruning.run()
+            return ending
+
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(JobQueue(self._nc, self._store).running(handle))
+            await stack.enter_async_context(nightly(self._schedule, self._submission, pruning.run))
+            yield
+
+    def _pipeline(self) -> Pipeline:
+        settings, residency = self._settings, self._residency
+        threads = settings.finetune.threads or settings.threads or _default_threads()
+        runs = Runs(settings, self._nc, _training_bytes, threads)
+        steps = Steps(threads)
+        stages = Stages(
+            self._store, residency.catalogue, settings.checkpoints_dir, runs, steps, residency, self.rollout
+        )
+        return Pipeline(self._nc, self._store, stages, self._worker, settings.finetune.attempts)
+
+
+def _check_trainable(entry: ModelSpec, base: Path) -> None:
+    from models.training.footprint import check_trainable
+
+    check_trainable(entry, base)
+
+
+def _training_bytes(entry: ModelSpec, base: Path, options: TrainingOptions) -> tuple[str, int]:
+    from models.training.footprint import training_bytes
+
+    return training_bytes(entry, base, options)
+
+
+def _default_threads() -> int:
+    from models.device import default_threads
+
+    return default_threads()

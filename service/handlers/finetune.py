@@ -1,0 +1,59 @@
+"""`ml.finetune` and `ml.jobs.*`: decode, call the submission or the store, encode."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from subjects import names
+from subjects.errors import NotFound, Unavailable
+from subjects.finetune import FinetuneReply, FinetuneRequest
+from subjects.jobs import Job, JobsCancelRequest, JobsGetRequest, JobsListReply, JobsListRequest
+
+from ..call import Call
+from ..endpoint import Route
+from ..jobs.patience import TROUBLE
+from ..jobs.store import JobStore
+from ..jobs.submission import Submission
+
+
+class FinetuneHandlers:
+    """Any worker answers; which one does the job is the queue's to say."""
+
+    def __init__(self, submission: Submission, store: JobStore) -> None:
+        self._submission = submission
+        self._store = store
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("finetune", names.FINETUNE, FinetuneRequest, FinetuneReply, self.finetune, "path"),
+            Route("jobs-get", names.JOBS_GET, JobsGetRequest, Job, self.get, "id"),
+            Route("jobs-list", names.JOBS_LIST, JobsListRequest, JobsListReply, self.list, "state"),
+            Route("jobs-cancel", names.JOBS_CANCEL, JobsCancelRequest, Job, self.cancel, "id"),
+        ]
+
+    async def finetune(self, request: FinetuneRequest, _call: Call) -> FinetuneReply:
+        with _answering():
+            return await self._submission.submit(request)
+
+    async def get(self, request: JobsGetRequest, _call: Call) -> Job:
+        with _answering():
+            job = await self._store.get(request.id)
+        if job is None:
+            raise NotFound(f"there is no job {request.id!r}; {names.JOBS_LIST} tells which there are")
+        return job
+
+    async def list(self, request: JobsListRequest, _call: Call) -> JobsListReply:
+        with _answering():
+            return JobsListReply(jobs=await self._store.list(request.state, request.model, request.limit))
+
+    async def cancel(self, request: JobsCancelRequest, _call: Call) -> Job:
+        with _answering():
+            return await self._store.request_cancel(request.id)
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Inside, a part of the server that does not answer becomes an error that the caller hears of."""
+    try:
+        yield
+    except TROUBLE as error:
+        raise Unavailable(f"JetStream did not answer ({error}); ask again", retry_after_ms=1000) from error

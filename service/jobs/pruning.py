@@ -1,0 +1,158 @@
+"""What fine-tuning leaves behind goes in time: versions, their archives, training data, and runs that are over.
+
+Owns which of it may go, beyond count and age: never the live or the previous version of a model, nothing of a model
+that a job works on, no run of a job that goes on. How a thing is removed is known to where it is kept.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from models.durable import clear_leftovers, discard
+from models.errors import ModelError
+from models.training.retention import prune_training_data
+from models.versions import live_version, prune, versions
+from subjects.errors import MLError
+from subjects.jobs import TERMINAL, Job
+
+from ..config import Settings
+from .live import Live
+from .patience import TROUBLE
+
+log = structlog.get_logger(__name__)
+
+_ALL = 10**9
+_FOR_EVER_DAYS = 365_000
+"""Longer than that is as good as never, and what a date can go back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """A version in the object bucket, and when it was put there."""
+
+    model: str
+    version: str
+    at: datetime
+
+
+class Jobs(Protocol):
+    """Who knows the jobs: store.JobStore."""
+
+    async def list(self, *, limit: int) -> list[Job]:
+        """The newest ones."""
+
+
+class LiveOnes(Protocol):
+    """Who knows what is live in the fleet: live.LiveVersions."""
+
+    async def all(self) -> Mapping[str, Live]:
+        """By model."""
+
+
+class Archives(Protocol):
+    """The versions in the object bucket, for workers on other machines."""
+
+    async def list(self) -> Sequence[Archived]:
+        """All of them."""
+
+    async def remove(self, model: str, version: str) -> None:
+        """Nothing there is no error."""
+
+
+class Pruning:
+    """Prunes as settings.finetune.keep_versions and keep_days say: what is beyond both goes."""
+
+    def __init__(self, settings: Settings, jobs: Jobs, live: LiveOnes, archives: Archives) -> None:
+        self._settings = settings
+        self._keep = settings.finetune.keep_versions
+        self._jobs = jobs
+        self._live = live
+        self._archives = archives
+        self._one_at_a_time = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Remove what may go now. What goes wrong is logged, and tried again the next time."""
+        async with self._one_at_a_time:
+            before = datetime.now(UTC) - timedelta(days=min(self._settings.finetune.keep_days, _FOR_EVER_DAYS))
+            await _attempt("training_data", lambda: self._training_data(before))
+            await _attempt("runs", self._runs)
+            await _attempt("versions", lambda: self._versions(before))
+            await _attempt("archives", lambda: self._archived(before))
+
+    async def _training_data(self, before: datetime) -> None:
+        folder = self._settings.training_data_dir
+        _log_removed("training_data", await asyncio.to_thread(prune_training_data, folder, self._keep, before))
+
+    async def _runs(self) -> None:
+        """First the folders, then the jobs: a job is there before its folder is."""
+        folder = self._settings.runs_dir
+        await asyncio.to_thread(clear_leftovers, folder)
+        found = await asyncio.to_thread(_folders, folder)
+        going_on = (
+            {job.id for job in await self._jobs.list(limit=_ALL) if job.state not in TERMINAL} if found else set()
+        )
+        over = [name for name in found if name not in going_on]
+        for name in over:
+            await asyncio.to_thread(discard, folder / name)
+        _log_removed("runs", over)
+
+    async def _versions(self, before: datetime) -> None:
+        checkpoints = self._settings.checkpoints_dir
+        models = set(await asyncio.to_thread(_folders, checkpoints))
+        if not models:
+            return
+        live = await self._live.all()
+        for model in sorted(models - await self._worked_on()):
+            here = await asyncio.to_thread(live_version, checkpoints, model)
+            if model in live and live[model].version != here:
+                continue  # it is about to be the live one here too
+            removed = await asyncio.to_thread(prune, checkpoints, model, self._keep, before)
+            _log_removed("versions", [f"{model}/{version}" for version in removed])
+
+    async def _archived(self, before: datetime) -> None:
+        """Those of versions that are gone here too: what a worker has, another may still want to go back to."""
+        listed = sorted(await self._archives.list(), key=lambda one: (one.at, one.version), reverse=True)
+        live, worked_on = await self._live.all(), await self._worked_on()
+        for model in {one.model for one in listed} - worked_on:
+            beyond = [one for one in listed if one.model == model][self._keep :]
+            here = await asyncio.to_thread(versions, self._settings.checkpoints_dir, model)
+            kept = {*here, *_live_names(live.get(model))}
+            gone = [one.version for one in beyond if one.at < before and one.version not in kept]
+            for version in gone:
+                await self._archives.remove(model, version)
+            _log_removed("archives", [f"{model}/{version}" for version in gone])
+
+    async def _worked_on(self) -> set[str]:
+        """The models that jobs make versions of: each has a parent, and maybe a version that is not live yet."""
+        at_rest = {*TERMINAL, "queued"}
+        return {job.model for job in await self._jobs.list(limit=_ALL) if job.state not in at_rest}
+
+
+async def _attempt(what: str, work: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await work()
+    except (MLError, ModelError, *TROUBLE) as error:
+        log.warning("pruning.failed", what=what, reason=str(error) or repr(error))
+    except Exception:
+        log.exception("pruning.broke", what=what)
+
+
+def _folders(folder: Path) -> list[str]:
+    """The names of the folders in one; those that begin with a dot are about to appear, or to go."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path.name for path in found if path.is_dir() and not path.name.startswith("."))
+
+
+def _live_names(live: Live | None) -> set[str]:
+    """What the fleet serves of a model, and goes back to."""
+    return {one.version for one in (live, live and live.previous) if one is not None}
+
+
+def _log_removed(what: str, removed: Sequence[str]) -> None:
+    if removed:
+        log.info("pruning.removed", what=what, names=list(removed))

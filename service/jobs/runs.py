@@ -1,0 +1,184 @@
+"""The folders of runs: what a job's steps are told, and what of it is left from an attempt that was cut off.
+
+Owns `runs/<job>/run.json` and `given.jsonl`. Knows no state of a job and starts no step.
+"""
+
+import asyncio
+import fcntl
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from io import BufferedWriter
+from pathlib import Path
+from typing import TypeAlias
+
+import structlog
+from nats.aio.client import Client
+from nats.js.errors import NotFoundError
+from pydantic import ValidationError
+
+from models import hub
+from models.catalogue import ModelSpec
+from models.durable import discard, publish_file, temporary_name, write_durably
+from models.training.options import TrainingOptions
+from models.training.run import RunFolder, RunSpec
+from models.versions import BASE, version_folder
+from subjects import names
+from subjects.finetune import FinetuneRequest, TrainingPair
+from subjects.jobs import Job
+
+from ..config import Settings
+from .step_process import StepFailed
+
+log = structlog.get_logger(__name__)
+
+Needs: TypeAlias = Callable[[ModelSpec, Path, TrainingOptions], tuple[str, int]]
+"""What a training takes: entry, folder of the weights, options -> device, bytes."""
+OBJECT_TIMEOUT_S = 900
+_LOCK_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run whose steps may begin. device: where memory has to be set aside for its training."""
+
+    folder: RunFolder
+    spec: RunSpec
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Makes runs below `settings.runs_dir`. nc: where objects are fetched; threads: compute threads of a step."""
+
+    settings: Settings
+    nc: Client
+    needs: Needs
+    threads: int
+
+    def folder(self, job_id: str) -> RunFolder:
+        """Where a job's run has its files; absolute, since steps may run elsewhere."""
+        return RunFolder(self.settings.runs_dir.absolute() / job_id)
+
+    @asynccontextmanager
+    async def locked(self, job_id: str) -> AsyncIterator[None]:
+        """Inside, no other process of this machine works on this run.
+
+        One may still: where a worker was frozen and another has its job now.
+        """
+        path = self.folder(job_id).path
+        file = await asyncio.to_thread(_opened_lock, path)
+        with file:
+            while not _try_lock(file):
+                log.info("run.locked", job=job_id)
+                await asyncio.sleep(_LOCK_RETRY_S)
+            yield
+
+    async def prepare(self, job: Job, request: FinetuneRequest, entry: ModelSpec) -> Prepared:
+        """Write what the steps are to do, or go on from what an attempt that was cut off has left.
+
+        Raises StepFailed, ModelError, OSError.
+        """
+        folder = self.folder(job.id)
+        device, spec = await asyncio.to_thread(self._spec, job, request, entry)
+        before = await asyncio.to_thread(_left, folder)
+        if before is not None and before.parent == spec.parent and before.base == spec.base:
+            log.info("run.resumed", job=job.id, parent=spec.parent)
+            spec = before
+        else:
+            await asyncio.to_thread(_clear, folder)
+            await self._write_given(folder, request)
+            await asyncio.to_thread(write_durably, folder.spec, spec.model_dump_json(indent=2).encode())
+        return Prepared(folder, spec, device)
+
+    async def remove(self, job_id: str) -> None:
+        """Let go of a run's files; nothing there is no error."""
+        try:
+            await asyncio.to_thread(discard, self.folder(job_id).path)
+        except OSError as error:
+            log.warning("run.not_removed", job=job_id, error=str(error))
+
+    def _spec(self, job: Job, request: FinetuneRequest, entry: ModelSpec) -> tuple[str, RunSpec]:
+        """The device, and what there is to do as things stand now."""
+        settings = self.settings
+        live = version_folder(settings.checkpoints_dir, entry.id)
+        base = (live or hub.locate(entry, download=False)).absolute()
+        options = TrainingOptions.model_validate(request.options.model_dump())
+        device, needed = self.needs(entry, base, options)
+        memory_gb = settings.finetune.memory_gb
+        return device, RunSpec(
+            job=job.id,
+            entry=entry,
+            base=base,
+            parent=live.name if live else BASE,
+            codebase=Path(request.path).resolve() if request.path else None,
+            roots=tuple(root.resolve() for root in settings.finetune.roots),
+            given=None if request.path else _given(self.folder(job.id)),
+            training_data=settings.training_data_dir.absolute(),
+            day=job.created_at.date(),
+            options=options,
+            limits=settings.finetune.limits,
+            device=settings.device,
+            threads=self.threads,
+            memory_bytes=int(memory_gb * 1e9) if memory_gb else needed,
+        )
+
+    async def _write_given(self, folder: RunFolder, request: FinetuneRequest) -> None:
+        if request.path:
+            return
+        temporary = temporary_name(_given(folder))
+        with await asyncio.to_thread(temporary.open, "wb") as file:
+            if request.pairs:
+                await asyncio.to_thread(_write_pairs, file, request.pairs)
+            else:
+                await self._fetch(str(request.object), file)
+        await asyncio.to_thread(publish_file, temporary, _given(folder))
+
+    async def _fetch(self, name: str, file: BufferedWriter) -> None:
+        """An object, as it comes: it may be larger than the memory."""
+        try:
+            async with asyncio.timeout(OBJECT_TIMEOUT_S):
+                store = await self.nc.jetstream().object_store(names.DATA_BUCKET)
+                await store.get(name, writeinto=file)
+        except NotFoundError:
+            raise StepFailed(f"there is no object {name!r} in the bucket {names.DATA_BUCKET} any more") from None
+
+
+def _given(folder: RunFolder) -> Path:
+    return folder.path / "given.jsonl"
+
+
+def _left(folder: RunFolder) -> RunSpec | None:
+    try:
+        return folder.read()
+    except (OSError, ValidationError):
+        return None
+
+
+def _clear(folder: RunFolder) -> None:
+    """All but the lock."""
+    for path in folder.path.iterdir():
+        if path != _lock(folder.path):
+            discard(path)
+
+
+def _write_pairs(file: BufferedWriter, pairs: Iterable[TrainingPair]) -> None:
+    for pair in pairs:
+        file.write(pair.model_dump_json().encode() + b"\n")
+
+
+def _lock(path: Path) -> Path:
+    return path / "lock"
+
+
+def _opened_lock(path: Path) -> BufferedWriter:
+    path.mkdir(parents=True, exist_ok=True)
+    return _lock(path).open("wb")
+
+
+def _try_lock(file: BufferedWriter) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

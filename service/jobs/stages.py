@@ -1,0 +1,149 @@
+"""The stages of a job, from the code to the swap.
+
+Owns their order and what the job shows of them. How a stage is done is known to the steps (models/training), the
+residency and the rollout.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from models.catalogue import Catalogue
+from models.training.progress import Candidate, Event, Note, Trained
+from models.training.records import Manifest
+from models.version_history import Verdict, verdict_of
+from models.versions import TrainingRecord, keep, record_of, version_name, versions
+from subjects.finetune import FinetuneRequest
+
+from .hold import Hold
+from .patience import insist
+from .rollout import RolledBack
+from .runs import Prepared, Runs
+from .step_process import Step, Steps
+from .store import JobStore
+
+Outcome: TypeAlias = dict[str, Any]
+"""The fields that a job ends with."""
+
+
+class Room(Protocol):
+    """Who grants memory beside the models that serve."""
+
+    def set_aside(self, name: str, device: str, memory_bytes: int) -> AbstractAsyncContextManager[Any]:
+        """Inside, so much is free for `name`; waits for it. Raises OverBudget where it never can be."""
+
+
+class Swap(Protocol):
+    """Who has every worker serve a version."""
+
+    async def go_live(self, model: str, version: str, job: str) -> Sequence[str]:
+        """-> what else is to be said. Raises RolledBack. Cancelled before its end, the version before it serves; called
+        again, it goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What the stages work with. checkpoints: the folder of all versions."""
+
+    store: JobStore
+    catalogue: Catalogue
+    checkpoints: Path
+    runs: Runs
+    steps: Steps
+    room: Room
+    swap: Swap
+
+    async def work(self, hold: Hold, request: FinetuneRequest) -> Outcome:
+        """Do the job, or go on where an attempt before it was cut off.
+
+        Raises HoldLost, StepFailed, StepCrashed, ModelError, OSError.
+        """
+        async with self.runs.locked(hold.job.id):
+            await hold.check()
+            version = hold.job.version
+            if version is None or version not in await asyncio.to_thread(versions, self.checkpoints, hold.job.model):
+                run = await self._prepare(hold, request)
+                if await self._is_known(hold, run, request):
+                    return {"state": "skipped", "reason": "the code did not change since it was last trained on"}
+                version = await self._make(hold, run)
+            return await self._conclude(hold, request, version)
+
+    async def _prepare(self, hold: Hold, request: FinetuneRequest) -> Prepared:
+        run = await self.runs.prepare(hold.job, request, self.catalogue.get(hold.job.model))
+        await hold.update(parent=run.spec.parent, version=None, metrics={})
+        await self._step(hold, run, "collect")
+        return run
+
+    async def _is_known(self, hold: Hold, run: Prepared, request: FinetuneRequest) -> bool:
+        """Whether a nightly job would train on what the model was trained on already."""
+        if hold.job.origin != "nightly" or request.path is None:
+            return False
+        content = await asyncio.to_thread(run.folder.manifest.read_bytes)
+        trained_on = await insist(lambda: self.store.trained_on(hold.job.model, str(request.path)))
+        return trained_on == Manifest.model_validate_json(content).digest
+
+    async def _make(self, hold: Hold, run: Prepared) -> str:
+        """Train and examine a candidate, and keep it -> its version."""
+        model = run.spec.entry.id
+        await hold.update(state="training", reason="waits for memory")
+        assert run.spec.memory_bytes is not None
+        async with self.room.set_aside(f"finetune.{model}", run.device, run.spec.memory_bytes):
+            await hold.update(reason=None)
+            await self._step(hold, run, "train")
+            await hold.update(state="verifying", eta_s=None)
+            await self._step(hold, run, "verify")
+        record = await asyncio.to_thread(_record, run.folder.candidate)
+        version = version_name(record.created_at, record.weights_sha256)
+        await hold.update(version=version)
+        await asyncio.to_thread(keep, run.folder.candidate, self.checkpoints, model, version)
+        return version
+
+    async def _conclude(self, hold: Hold, request: FinetuneRequest, version: str) -> Outcome:
+        """What becomes of a version that is kept."""
+        model, folder = hold.job.model, self.checkpoints / hold.job.model / version
+        record = await asyncio.to_thread(_record, folder)
+        verdict = await asyncio.to_thread(_verdict, folder)
+        if request.path is not None:
+            digest = str(record.data.get("digest", ""))
+            await insist(lambda: self.store.note_trained(model, str(request.path), digest))
+        outcome: Outcome = {"version": version, "metrics": verdict.metrics, "reason": None}
+        if not verdict.accepted:
+            return {**outcome, "state": "rejected", "reason": "; ".join(verdict.reasons)}
+        if not request.swap:
+            return {**outcome, "state": "done", "reason": "kept, and not swapped in, as was asked"}
+        await hold.update(state="swapping", **outcome)
+        try:
+            for note in await self.swap.go_live(model, version, hold.job.id):
+                hold.note(note)
+        except RolledBack as error:
+            return {**outcome, "state": "rejected", "reason": str(error)}
+        return {**outcome, "state": "done"}
+
+    async def _step(self, hold: Hold, run: Prepared, step: Step) -> None:
+        def hear(event: Event) -> None:
+            match event:
+                case Note():
+                    hold.note(event.text)
+                case Candidate(stopped=str(reason)):
+                    hold.note(f"the training stopped early: {reason}")
+                case Trained():
+                    hold.progress(**event.model_dump(include={"step", "steps", "loss", "pairs_per_s", "eta_s"}))
+
+        await self.steps.run(step, run.folder.path, hear)
+
+
+def _record(folder: Path) -> TrainingRecord:
+    record = record_of(folder)
+    if record is None:
+        raise FileNotFoundError(f"{folder} holds no record of a training")
+    return record
+
+
+def _verdict(folder: Path) -> Verdict:
+    verdict = verdict_of(folder)
+    if verdict is None:
+        raise FileNotFoundError(f"{folder} holds no report of its examination")
+    return verdict

@@ -1,0 +1,173 @@
+"""The steps of a run, each in a process of its own: started, heard, its output kept in small part, ended.
+
+Owns the process and its pipes. Knows no job; what a step says it hands on.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import structlog
+from pydantic import ValidationError
+
+from models.training.progress import Event, Failed, read_event
+
+log = structlog.get_logger(__name__)
+
+Step: TypeAlias = Literal["collect", "train", "verify"]
+COMMAND = (sys.executable, "-m", "models.training")
+_LAUNCHER = Path(__file__).parent.parent / "bus" / "die_with_parent.py"
+_NICENESS = 10
+_LINE_BYTES = 2**18
+_TAIL_LINES = 15
+_TAIL_CHARS = 500
+
+
+@dataclass(eq=False)
+class StepFailed(Exception):
+    """A step said why it cannot be done; to begin it again would not help."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass(eq=False)
+class StepCrashed(Exception):
+    """A step ended without a word of its own; to begin it again may help."""
+
+    step: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the step {self.step!r} {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """How steps are run. command: what is called with the step's name and the run's folder.
+
+    threads: compute threads of a step. grace_s: how long one that is to end may take over it.
+    """
+
+    threads: int
+    command: Sequence[str] = COMMAND
+    grace_s: float = 5.0
+
+    async def run(self, step: Step, folder: Path, on_event: Callable[[Event], None]) -> None:
+        """Do a step; on_event hears what it says. A cancellation ends its process and all that this one started.
+
+        Raises StepFailed, StepCrashed.
+        """
+        process = await self._start(step, folder)
+        log.info("step.began", step=step, run=folder.name, pid=process.pid)
+        failures: list[str] = []
+
+        def hear(event: Event) -> None:
+            if isinstance(event, Failed):
+                failures.append(event.reason)
+            on_event(event)
+
+        try:
+            _, tail = await asyncio.gather(_events(process, hear), _tail(process))
+            code = await process.wait()
+        finally:
+            await self._end(process)
+        if code == 0:
+            log.info("step.ended", step=step, run=folder.name)
+            return
+        log.warning("step.failed", step=step, run=folder.name, code=code, reasons=failures, stderr="\n".join(tail))
+        if failures and code == 1:
+            raise StepFailed(failures[-1])
+        raise StepCrashed(step, _ending(code, tail))
+
+    async def _start(self, step: Step, folder: Path) -> Process:
+        """In a session of its own: Ctrl-C in our terminal is ours to handle. It ends when we do, even by `kill -9`."""
+        launcher = (sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()))
+        quiet = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(self.threads)}  # serving comes first
+        process = await asyncio.create_subprocess_exec(
+            *launcher,
+            *self.command,
+            step,
+            str(folder),
+            env={**os.environ, **quiet},
+            start_new_session=True,
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=PIPE,
+            limit=_LINE_BYTES,
+        )
+        with suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
+        return process
+
+    async def _end(self, process: Process) -> None:
+        """End it where it still runs, in good order and after a while by force."""
+        if process.returncode is not None:
+            return
+        try:
+            _signal(process, signal.SIGTERM)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.grace_s):
+                    await _ended(process)
+        finally:
+            _signal(process, signal.SIGKILL)
+            await _ended(process)
+
+
+async def _events(process: Process, hear: Callable[[Event], None]) -> None:
+    assert process.stdout is not None
+    async for line in _lines(process.stdout):
+        try:
+            event = read_event(line)
+        except ValidationError:
+            log.debug("step.said_otherwise", line=line[:200].decode(errors="replace"))
+            continue
+        hear(event)
+
+
+async def _tail(process: Process) -> deque[str]:
+    assert process.stderr is not None
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    async for line in _lines(process.stderr):
+        if text := line.decode(errors="replace").strip():
+            tail.append(text[-_TAIL_CHARS:])
+    return tail
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Line by line to the end; parts of one that is too long to be kept are left out."""
+    while True:
+        try:
+            line = await stream.readline()
+        except ValueError:
+            continue
+        if not line:
+            return
+        yield line
+
+
+async def _ended(process: Process) -> None:
+    """Wait for the end; a pipe that nobody reads would hold it up."""
+    await asyncio.gather(process.communicate(), return_exceptions=True)
+
+
+def _signal(process: Process, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def _ending(code: int, tail: Sequence[str]) -> str:
+    if code == -signal.SIGKILL:
+        return "was killed, by the kernel if memory ran out; lower batch_size, micro_batch or max_tokens"
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"{how}: {tail[-1]}" if tail else how

@@ -1,0 +1,201 @@
+"""The jobs' states in the key-value bucket: made, changed by compare-and-set, listed, forgotten; each change published.
+
+Owns the keys `job.<id>` and `trained.<model>.<code>`. Knows nothing of what a job does or who works on it.
+"""
+
+import functools
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from nats.aio.client import Client
+from nats.errors import NoRespondersError
+from nats.js import JetStreamContext
+from nats.js.errors import (
+    KeyNotFoundError,
+    KeyWrongLastSequenceError,
+    NotFoundError,
+    ServiceUnavailableError,
+)
+from nats.js.kv import KV_DEL, KV_PURGE, KeyValue
+from pydantic import ValidationError
+
+from subjects import codec, names
+from subjects.errors import NotFound, NotServed
+from subjects.jobs import TERMINAL, Job, State
+
+log = structlog.get_logger(__name__)
+
+KEPT_JOBS = 1000
+"""How many jobs that are over are remembered. A listing reads them all, in about a tenth of a second."""
+_FORGET_EVERY = 50
+_MARKER_S = 60
+_TRIES = 50
+
+Changing = Callable[[Job], Job]
+"""From a job as it stands to how it should stand; called again where somebody else changed it meanwhile."""
+
+
+class NotSetUp(NotServed):
+    """The streams and buckets of fine-tuning are not there."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "fine-tuning is not set up on this NATS server: run `mlbus admin init` once, as its administrator; the "
+            "server needs JetStream (nats-server -js)"
+        )
+
+
+class JobStore:
+    """kept: how many jobs that are over are remembered."""
+
+    def __init__(self, nc: Client, kept: int = KEPT_JOBS) -> None:
+        self._nc = nc
+        self._js: JetStreamContext = nc.jetstream()
+        self._kept = kept
+        self._bucket: KeyValue | None = None
+        self._ended = 0
+
+    async def create(self, job: Job) -> bool:
+        """Make a job -> whether it is new; one of this id that is there stays as it is. Raises NotSetUp."""
+        bucket = await self.bucket()
+        try:
+            await bucket.create(_key(job.id), _dumped(job))
+        except KeyWrongLastSequenceError:
+            return False
+        await self._publish(job)
+        return True
+
+    async def get(self, job_id: str) -> Job | None:
+        """A job as it stands. Raises NotSetUp."""
+        bucket = await self.bucket()
+        try:
+            return _read(await bucket.get(_key(job_id)))
+        except KeyNotFoundError:
+            return None
+
+    async def change(self, job_id: str, changing: Changing | None = None, **fields: Any) -> Job:
+        """Change some fields of a job, or what a function makes of it -> the job as it then stands.
+
+        A job that is over stays as it is. What others change at the same time is kept. Raises NotFound, NotSetUp, and
+        what `changing` raises.
+        """
+        bucket = await self.bucket()
+        changing = changing or (lambda job: job.model_copy(update=fields))
+        for _ in range(_TRIES):
+            try:
+                entry = await bucket.get(_key(job_id))
+            except KeyNotFoundError:
+                raise NotFound(f"there is no job {job_id!r}; {names.JOBS_LIST} tells which there are") from None
+            before = _read(entry)
+            after = before if before.state in TERMINAL else changing(before)
+            if after == before:
+                return before
+            after = after.model_copy(update={"updated_at": datetime.now(UTC)})
+            try:
+                await bucket.update(_key(job_id), _dumped(after), last=entry.revision)
+            except KeyWrongLastSequenceError:
+                continue
+            await self._publish(after)
+            await self._note_end(after)
+            return after
+        raise RuntimeError(f"job {job_id!r} was changed by others {_TRIES} times in a row")
+
+    async def request_cancel(self, job_id: str) -> Job:
+        """Have a job end: at once where no worker has it, else as soon as that worker hears of it. Raises NotFound."""
+
+        def cancelled(job: Job) -> Job:
+            if job.state == "queued":
+                return job.model_copy(update={"state": "cancelled", "reason": "cancelled before it began"})
+            return job.model_copy(update={"cancel_requested": True})
+
+        return await self.change(job_id, cancelled)
+
+    async def list(self, state: State | None = None, model: str | None = None, limit: int = 50) -> list[Job]:
+        """The newest jobs, newest first. Raises NotSetUp."""
+        found = [
+            job
+            async for job in self._all()
+            if (state is None or job.state == state) and (model is None or job.model == model)
+        ]
+        return sorted(found, key=lambda job: (job.created_at, job.id), reverse=True)[:limit]
+
+    async def remove(self, job_id: str) -> None:
+        """Forget a job, so that its id may be used again."""
+        await (await self.bucket()).purge(_key(job_id), msg_ttl=_MARKER_S)  # the marker goes too, after that time
+
+    async def trained_on(self, model: str, codebase: str) -> str | None:
+        """The digest of the code that a model was last trained on, of one codebase."""
+        bucket = await self.bucket()
+        try:
+            value = (await bucket.get(_trained_key(model, codebase))).value
+        except KeyNotFoundError:
+            return None
+        return (value or b"").decode()
+
+    async def note_trained(self, model: str, codebase: str, digest: str) -> None:
+        """Remember that digest."""
+        await (await self.bucket()).put(_trained_key(model, codebase), digest.encode())
+
+    async def bucket(self) -> KeyValue:
+        """The bucket, looked up once it is there. Raises NotSetUp."""
+        if self._bucket is None:
+            try:
+                self._bucket = await self._js.key_value(names.JOBS_BUCKET)
+            except (NotFoundError, ServiceUnavailableError, NoRespondersError):
+                raise NotSetUp from None
+        return self._bucket
+
+    async def _publish(self, job: Job) -> None:
+        await self._nc.publish(names.job_event_subject(job.id), _dumped(job), headers={names.CONTENT_TYPE: names.JSON})
+
+    async def _note_end(self, job: Job) -> None:
+        """Now and then, the first time early: most processes see few jobs end."""
+        if job.state in TERMINAL:
+            self._ended += 1
+            if self._ended % _FORGET_EVERY == 1:
+                await self._forget()
+
+    async def _forget(self) -> None:
+        over = [job async for job in self._all() if job.state in TERMINAL]
+        over.sort(key=lambda job: job.updated_at, reverse=True)
+        for job in over[self._kept :]:
+            await self.remove(job.id)
+
+    async def _all(self) -> AsyncIterator[Job]:
+        """Every job; the server sends them in one go."""
+        watcher = await (await self.bucket()).watch("job.*", inactive_threshold=5)
+        try:
+            async for entry in watcher:
+                if entry is None:
+                    return
+                if entry.operation not in (KV_DEL, KV_PURGE) and (job := _read_any(entry)):
+                    yield job
+        finally:
+            await watcher.stop()  # type: ignore[no-untyped-call]
+
+
+def _key(job_id: str) -> str:
+    return f"job.{job_id}"
+
+
+def _trained_key(model: str, codebase: str) -> str:
+    return f"trained.{model}.{hashlib.sha256(codebase.encode()).hexdigest()[:16]}"
+
+
+def _read_any(entry: KeyValue.Entry) -> Job | None:
+    """A job; one that somebody else's program has spoilt must not hide all others."""
+    try:
+        return _read(entry)
+    except ValidationError:
+        log.warning("job.unreadable", key=entry.key)
+        return None
+
+
+def _read(entry: KeyValue.Entry) -> Job:
+    return Job.model_validate_json(entry.value or b"")
+
+
+_dumped = functools.partial(codec.dumps, content_type=names.JSON)

@@ -1,0 +1,201 @@
+"""What has to be on the NATS server before models can be fine-tuned: a work queue, and buckets of state and of files.
+
+Owns their names and bounds. The administrator makes them once (`mlbus admin init`), an embedded run by itself; workers
+only look whether they are there. Knows nothing of what goes through them.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from nats.aio.client import Client
+from nats.errors import NoRespondersError
+from nats.js import JetStreamContext
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DiscardPolicy,
+    KeyValueConfig,
+    ObjectStoreConfig,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
+from nats.js.kv import KeyValue
+
+from subjects import names
+
+from ..bus.errors import BusError
+from .store import NotSetUp
+
+CONSUMER = "workers"
+"""The durable consumer that all workers pull jobs from."""
+
+MIB, GIB = 2**20, 2**30
+DAY_S = 86_400.0
+MAX_JOBS = 1000
+MAX_MESSAGE_BYTES = 8 * MIB
+"""max_payload of nats-server.conf: a request with its pairs in it."""
+_NO_ROOM = 10047
+"""JetStream's code for more bytes than it has left to promise."""
+
+
+@dataclass(eq=False)
+class CannotSetUp(BusError):
+    """The server did not make, or change, something that fine-tuning needs; `reason` is what it said."""
+
+    what: str
+    reason: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"the NATS server has no {self.what} as fine-tuning needs it: {self.reason}; {self.hint}"
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A stream, or a bucket, which is a stream underneath. made: makes it; bounds: what must hold of it ever after."""
+
+    stream: str
+    label: str
+    made: Callable[[JetStreamContext], Awaitable[Any]]
+    bounds: dict[str, Any]
+
+
+def _queue() -> Storage:
+    bounds: dict[str, Any] = {
+        "subjects": ["ml.queue.>"],
+        "retention": RetentionPolicy.WORK_QUEUE,
+        "storage": StorageType.FILE,
+        "discard": DiscardPolicy.NEW,
+        "duplicate_window": DAY_S,  # a nightly job that every worker of a fleet submits is one job
+        "max_msgs": MAX_JOBS,
+        "max_msg_size": MAX_MESSAGE_BYTES,
+        "max_bytes": GIB,
+    }
+    config = StreamConfig(names.JOBS_STREAM, description="mlbus: jobs that wait", **bounds)
+    return Storage(names.JOBS_STREAM, f"stream {names.JOBS_STREAM}", lambda js: js.add_stream(config), bounds)
+
+
+def _states() -> Storage:
+    config = KeyValueConfig(
+        names.JOBS_BUCKET,
+        description="mlbus: states of jobs, live versions",
+        history=1,
+        max_bytes=256 * MIB,
+        storage=StorageType.FILE,
+        direct=True,
+    )
+    bounds = {"max_msgs_per_subject": 1, "max_bytes": config.max_bytes, "allow_msg_ttl": True, "allow_direct": True}
+    label = f"key-value bucket {names.JOBS_BUCKET}"
+    return Storage(f"KV_{names.JOBS_BUCKET}", label, lambda js: js.create_key_value(config), bounds)
+
+
+def _objects(bucket: str, description: str, max_bytes: int, max_age_s: float | None = None) -> Storage:
+    config = ObjectStoreConfig(
+        bucket, description=description, max_bytes=max_bytes, ttl=max_age_s, storage=StorageType.FILE
+    )
+    bounds = {"max_bytes": max_bytes, "max_age": max_age_s or 0, "discard": DiscardPolicy.NEW}
+    label = f"object bucket {bucket}"
+    return Storage(f"OBJ_{bucket}", label, lambda js: js.create_object_store(bucket, config), bounds)
+
+
+STORAGE = (
+    _queue(),
+    _states(),
+    _objects(names.CHECKPOINTS_BUCKET, "mlbus: fine-tuned versions of models", 20 * GIB),
+    _objects(names.DATA_BUCKET, "mlbus: training data that clients send", 4 * GIB, 7 * DAY_S),
+)
+"""All of it promises 25.25 GiB of the 32 GB of nats-server.conf."""
+
+_CONSUMER: dict[str, Any] = {
+    "ack_policy": AckPolicy.EXPLICIT,
+    "ack_wait": 60.0,
+    "max_ack_pending": 1,  # one training in a fleet at a time, and in order
+    "max_deliver": -1,  # an exhausted one would stay in the queue: attempts are counted with the job's state
+}
+
+
+async def create(nc: Client, timeout_s: float = 30.0) -> list[str]:
+    """Make what is missing and change what differs -> what was done, in words; empty where all was as it should be.
+
+    timeout_s: for each request. Needs the administrator's role only for what is to be done. Raises NotSetUp without
+    JetStream, CannotSetUp.
+    """
+    js, done = nc.jetstream(timeout=timeout_s), list[str]()
+    for storage in STORAGE:
+        done += await _attempted(storage.label, _create_storage(js, storage))
+    return done + await _attempted(f"consumer {CONSUMER}", _create_consumer(js))
+
+
+async def missing(nc: Client) -> list[str]:
+    """What is not there, in words; the worker's role may ask. Raises NotSetUp without JetStream."""
+    js, absent = nc.jetstream(), list[str]()
+    try:
+        for storage in STORAGE:
+            if await _found(js.stream_info(storage.stream)) is None:
+                absent.append(storage.label)
+        if await _found(js.consumer_info(names.JOBS_STREAM, CONSUMER)) is None:
+            absent.append(f"consumer {CONSUMER}")
+    except (ServiceUnavailableError, NoRespondersError):
+        raise NotSetUp from None
+    return absent
+
+
+async def jobs_bucket(nc: Client) -> KeyValue:
+    """The bucket of states and live versions. Raises NotSetUp."""
+    try:
+        return await nc.jetstream().key_value(names.JOBS_BUCKET)
+    except (NotFoundError, ServiceUnavailableError, NoRespondersError):
+        raise NotSetUp from None
+
+
+_Done: TypeAlias = Awaitable[list[str]]
+
+
+async def _attempted(label: str, work: _Done) -> list[str]:
+    try:
+        return await work
+    except (ServiceUnavailableError, NoRespondersError):
+        raise NotSetUp from None
+    except APIError as error:
+        hint = (
+            "give JetStream more room (max_file_store in its configuration)"
+            if error.err_code == _NO_ROOM
+            else "where one that was made by hand is in the way, remove that one"
+        )
+        raise CannotSetUp(label, error.description or str(error), hint) from error
+
+
+async def _create_storage(js: JetStreamContext, storage: Storage) -> list[str]:
+    info = await _found(js.stream_info(storage.stream))
+    if info is None:
+        await storage.made(js)
+        return [f"made {storage.label}"]
+    if differing := _differing(info.config, storage.bounds):
+        await js.update_stream(info.config.evolve(**differing))
+        return [f"changed {storage.label}: {', '.join(differing)}"]
+    return []
+
+
+async def _create_consumer(js: JetStreamContext) -> list[str]:
+    info = await _found(js.consumer_info(names.JOBS_STREAM, CONSUMER))
+    if info is None:
+        await js.add_consumer(names.JOBS_STREAM, ConsumerConfig(durable_name=CONSUMER, **_CONSUMER))
+        return [f"made consumer {CONSUMER}"]
+    if differing := _differing(info.config, _CONSUMER):
+        await js.add_consumer(names.JOBS_STREAM, info.config.evolve(**differing))
+        return [f"changed consumer {CONSUMER}: {', '.join(differing)}"]
+    return []
+
+
+async def _found(info: Awaitable[Any]) -> Any:
+    try:
+        return await info
+    except NotFoundError:
+        return None
+
+
+def _differing(config: Any, wanted: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in wanted.items() if (getattr(config, name) or 0) != (value or 0)}

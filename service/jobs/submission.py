@@ -1,0 +1,165 @@
+"""A request to fine-tune becomes a job in the queue, or is refused with what to change, before anything is queued.
+
+Owns the checks and the order: first the job's state, then its message. Knows nothing of how a job is done.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import structlog
+from nats.aio.client import Client
+from nats.js.api import Header
+from nats.js.errors import APIError, BucketNotFoundError, NoStreamResponseError, NotFoundError
+from nats.nuid import NUID
+
+from models import hub
+from models.catalogue import Catalogue, Kind, ModelSpec
+from models.training.errors import PathRefused
+from models.versions import version_folder
+from subjects import names
+from subjects.errors import Busy, Conflict, InvalidField, NotFound, TooLarge, Unavailable
+from subjects.finetune import FinetuneReply, FinetuneRequest
+from subjects.jobs import Job
+
+from ..config import Settings
+from .patience import TROUBLE
+from .store import JobStore, NotSetUp
+
+log = structlog.get_logger(__name__)
+
+Origin: TypeAlias = Literal["request", "nightly"]
+Check: TypeAlias = Callable[[ModelSpec, Path], None]
+"""Raises CannotTrain for an entry whose weights, in this folder, cannot be trained."""
+_STORE_FULL = 10077
+_NO_RESOURCES = 10023
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """defaults: for each kind the model that a request means which names none."""
+
+    nc: Client
+    store: JobStore
+    catalogue: Catalogue
+    defaults: Mapping[Kind, str]
+    settings: Settings
+    check_trainable: Check
+
+    async def submit(self, request: FinetuneRequest, origin: Origin = "request") -> FinetuneReply:
+        """Queue a job; one whose id is there already stays as it is.
+
+        Raises UnknownModel, InvalidField, PathRefused, CannotTrain, ModelUnavailable, NotFound, TooLarge, Busy,
+        Conflict, NotSetUp and Unavailable, and what an absent server raises.
+        """
+        entry = self.catalogue.get(request.model or self.defaults["embedding"])
+        job_id = request.id or NUID().next().decode()
+        request = request.model_copy(update={"id": job_id, "model": entry.id})
+        if job := await self.store.get(job_id):
+            return await self._again(job, request)
+        await self._check(request, entry)
+        body = await self._body(request)
+        now = datetime.now(UTC)
+        job = Job(
+            id=job_id,
+            origin=origin,
+            model=entry.id,
+            source=_source(request),
+            state="queued",
+            created_at=now,
+            updated_at=now,
+        )
+        if not await self.store.create(job):
+            return FinetuneReply(job=job_id, duplicate=True)
+        if await self._enqueue(job_id, body):
+            await self.store.remove(job_id)
+            raise Conflict(f"job {job_id!r} was there within the last day and is forgotten; choose another id")
+        log.info("job.queued", job=job_id, model=entry.id, source=job.source, origin=origin)
+        return FinetuneReply(job=job_id, duplicate=False)
+
+    async def _again(self, job: Job, request: FinetuneRequest) -> FinetuneReply:
+        """The message of one that waits may not have come through: it is sent again, and taken once."""
+        if job.state == "queued" and job.attempt == 0:
+            await self._enqueue(job.id, await self._body(request))
+        return FinetuneReply(job=job.id, duplicate=True)
+
+    async def _check(self, request: FinetuneRequest, entry: ModelSpec) -> None:
+        if entry.kind != "embedding":
+            raise InvalidField(
+                f"field 'model': model {entry.id!r} generates text; only embedding models are trained here"
+            )
+        await asyncio.to_thread(self._check_weights, entry)
+        if request.path is not None:
+            await asyncio.to_thread(self._check_path, request.path)
+        if request.object is not None:
+            await self._check_object(request.object)
+
+    def _check_weights(self, entry: ModelSpec) -> None:
+        live = version_folder(self.settings.checkpoints_dir, entry.id)
+        self.check_trainable(entry, live or hub.locate(entry, download=False))
+
+    def _check_path(self, path: str) -> None:
+        try:
+            folder = Path(path).resolve(strict=True)
+            roots = [root.resolve() for root in self.settings.finetune.roots]
+        except (OSError, ValueError, RuntimeError):  # RuntimeError: a loop of links
+            raise PathRefused(path, "there is no such folder on the worker's machine") from None
+        if not any(folder.is_relative_to(root) for root in roots):
+            named = ", ".join(map(str, roots)) or "none"
+            raise PathRefused(path, f"it is not below one of the worker's finetune.roots ({named})")
+        if not folder.is_dir():
+            raise PathRefused(path, "it is no folder; name the folder of a codebase")
+
+    async def _check_object(self, name: str) -> None:
+        try:
+            info = await (await self.nc.jetstream().object_store(names.DATA_BUCKET)).get_info(name)
+        except BucketNotFoundError:
+            raise NotSetUp from None
+        except NotFoundError:
+            put = f"nats object put {names.DATA_BUCKET} FILE --name {name}"
+            raise NotFound(
+                f"there is no object {name!r} in the bucket {names.DATA_BUCKET}; put it there: {put}"
+            ) from None
+        if not info.size:
+            raise InvalidField(f"field 'object': object {name!r} is empty; give it a JSON line for each pair")
+
+    async def _body(self, request: FinetuneRequest) -> bytes:
+        body = await asyncio.to_thread(request.model_dump_json, exclude_none=True)
+        limit = int(self.nc.max_payload) - 1024
+        if len(body) > limit:
+            raise TooLarge(
+                f"the request takes {len(body)} bytes in the queue and a message holds {limit}; put the pairs as JSON "
+                f"lines into the object bucket {names.DATA_BUCKET} and send the object's name as 'object'"
+            )
+        return body.encode()
+
+    async def _enqueue(self, job_id: str, body: bytes) -> bool:
+        """Send the message -> whether it was sent before, and so is not taken once more.
+
+        Where it is not sure that it is there, the job stays, so that the same id may be sent again.
+        """
+        js, headers = self.nc.jetstream(), {Header.MSG_ID.value: job_id}
+        try:
+            ack = await js.publish(names.JOBS_QUEUE, body, stream=names.JOBS_STREAM, headers=headers)
+        except (NoStreamResponseError, NotFoundError):
+            await self.store.remove(job_id)
+            raise NotSetUp from None
+        except APIError as error:
+            await self.store.remove(job_id)
+            if error.err_code not in (_STORE_FULL, _NO_RESOURCES):
+                raise Unavailable(
+                    f"the queue of jobs did not take it ({error.description}); ask again later"
+                ) from error
+            raise Busy("the queue of jobs is full; ask again when one of them is over", retry_after_ms=60_000) from None
+        except TROUBLE:
+            raise Unavailable(f"the NATS server did not confirm job {job_id!r}; ask again with this id") from None
+        return bool(ack.duplicate)
+
+
+def _source(request: FinetuneRequest) -> str:
+    if request.path is not None:
+        return request.path
+    return f"object {request.object!r}" if request.pairs is None else f"{len(request.pairs)} pairs of the request"

@@ -1,0 +1,82 @@
+"""`mlbus data build` as a person types it, on a codebase that the test writes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from workers import clean_environment
+
+MLBUS = Path(sys.executable).with_name("mlbus")
+FUNCTION = '''
+def {verb}_{noun}(values):
+    """{Verb} every {noun} of the values that somebody gave, and say how many there were."""
+    found = [value for value in values if value.{noun}]
+    for one in found:
+        one.{verb}({noun}=True)
+    return len(found), "{verb} {noun}"
+'''
+VERBS = ("open", "close", "paint", "weigh", "count", "sell", "mend", "carry")
+NOUNS = ("door", "ship", "apple", "letter", "engine", "mirror")
+
+
+@pytest.fixture
+def codebase(tmp_path: Path) -> Path:
+    folder = tmp_path / "code"
+    folder.mkdir()
+    for noun in NOUNS:
+        functions = [FUNCTION.format(verb=verb, Verb=verb.title(), noun=noun) for verb in VERBS]
+        (folder / f"{noun}s.py").write_text("".join(functions))
+    (folder / "logo.png").write_bytes(b"\x89PNG\0")
+    return folder
+
+
+def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = (str(MLBUS), "data", "build", *arguments)
+    environment = clean_environment(MLBUS_DATA_DIR=str(tmp_path / "var"))
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=100)
+
+
+def test_pairs_are_made_filed_and_counted(codebase: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, str(codebase), "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    lines = Path(facts["file"]).read_text().splitlines()
+    assert Path(facts["file"]).parent == tmp_path / "var" / "training_data"
+    assert len(lines) == facts["pairs"] + facts["held_out"] >= 30
+    assert facts["kinds"]["docstring"] == len(lines)
+    assert facts["languages"] == {"python": len(lines)}
+    assert all(json.loads(line)["negatives"] for line in lines if json.loads(line)["split"] == "train")
+
+
+def test_the_same_again_is_the_same_file(codebase: Path, tmp_path: Path) -> None:
+    one, other = (json.loads(run(tmp_path, str(codebase), "--json").stdout) for _ in range(2))
+    assert one == other
+    changed = json.loads(run(tmp_path, str(codebase), "--json", "--seed", "7").stdout)
+    assert changed["file"] == one["file"].replace(".jsonl", ".2.jsonl")
+
+
+def test_a_person_sees_counts_and_examples(codebase: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, str(codebase), "--show", "1", "--out", str(tmp_path / "here"))
+    assert done.returncode == 0, done.stderr
+    assert "kind: docstring" in done.stdout
+    assert "+ " in done.stdout
+    assert list((tmp_path / "here").glob("day-*.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["nowhere", "code/doors.py"])
+def test_what_is_no_folder_is_refused(codebase: Path, tmp_path: Path, name: str) -> None:
+    done = run(tmp_path, str(tmp_path / name))
+    assert done.returncode == 1
+    assert "cannot be trained on" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_too_little_is_said_with_figures(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text(
+        'def f():\n    """Say hello to everybody here."""\n    print("hello to everybody")\n'
+    )
+    done = run(tmp_path, str(tmp_path))
+    assert done.returncode == 1
+    assert "there is too little to train on: 1 files of code with 1 functions" in done.stderr

@@ -1,0 +1,351 @@
+"""Pairs in two parts, their hard negatives, and the files that they are written to and read from."""
+
+import json
+from datetime import date
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_encoder import FakeEncoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.errors import OutOfDeviceMemory
+from models.training.clones import clone_groups
+from models.training.dataset import MAX_NEGATIVES, MAX_TEXT_CHARS, Dataset, file_dataset, read_given, read_pairs
+from models.training.dataset import write_dataset as write
+from models.training.errors import MalformedPair, NoPairs
+from models.training.negatives import with_negatives
+from models.training.pairs import Link
+from models.training.records import Pair
+from models.training.run import RunFolder
+from models.training.split import MIN_TRAINING_PAIRS, MOST_HELD_OUT, split, without_clones
+
+
+def link(number: int, file: str, anchor_file: str = "", **fields: Any) -> Link:
+    """A pair whose texts share no word with another's."""
+    anchor = f"say{number} what{number} this{number} does{number}"
+    positive = f"def do{number}(one{number}): return two{number} + three{number}"
+    pair = Pair(anchor, positive, "docstring", "python", file)
+    given = {"name": f"do{number}", "anchor_file": anchor_file or file, "anchor_name": f"do{number}", **fields}
+    return Link(pair, **given)
+
+
+def files(*sizes: int) -> list[Link]:
+    """So many pairs in each of the files."""
+    spread = [f"file{number}.py" for number, size in enumerate(sizes) for _ in range(size)]
+    return [link(number, file) for number, file in enumerate(spread)]
+
+
+def parted(links: list[Link], seed: int = 0) -> tuple[list[Link], list[Link]]:
+    done = split(links, seed).links
+    return tuple([each for each in done if each.pair.split == part] for part in ("train", "held_out"))  # type: ignore[return-value]
+
+
+# The two parts
+
+
+def test_a_tenth_of_the_files_is_held_out() -> None:
+    training, held = parted(files(*[6] * 200))
+    assert len(training) + len(held) == 1200
+    assert 60 <= len(held) <= 200
+    assert {each.pair.file for each in training}.isdisjoint(each.pair.file for each in held)
+
+
+def test_a_few_more_files_are_held_out_where_that_is_too_little() -> None:
+    for seed in range(20):
+        assert len(parted(files(*[20] * 50), seed)[1]) >= 50
+
+
+def test_a_new_file_moves_no_other() -> None:
+    before = {each.pair.file for each in parted(files(*[3] * 200))[1]}
+    after = {each.pair.file for each in parted([*files(*[3] * 200), link(9999, "new.py")])[1]}
+    assert after - {"new.py"} == before
+
+
+def test_another_seed_holds_others_out() -> None:
+    one, other = (parted(files(*[3] * 200), seed)[1] for seed in (0, 1))
+    assert {each.pair.file for each in one} != {each.pair.file for each in other}
+
+
+def test_no_more_is_held_out_than_tells_anything() -> None:
+    assert len(parted(files(*[400] * 50))[1]) == MOST_HELD_OUT
+
+
+def test_one_file_alone_is_split_by_symbol() -> None:
+    parts = split(files(100), 0)
+    assert not parts.by_file
+    assert sum(each.pair.split == "held_out" for each in parts.links) in range(5, 31)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_file_with_most_of_the_pairs_is_not_held_out(seed: int) -> None:
+    training, held = parted(files(100, 30), seed)
+    assert (len(training), len(held)) == (100, 30)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_files_that_only_hold_anchors_do_not_stand_in_the_way(seed: int) -> None:
+    tests = [link(1000 + number, "file0.py", "test_file0.py") for number in range(5)]
+    training, held = parted([*files(100), *tests], seed)
+    assert len(training) >= MIN_TRAINING_PAIRS
+    assert held
+
+
+def test_a_pair_across_the_border_is_in_neither_part() -> None:
+    across = [link(5000 + number, f"file{number}.py", f"file{number + 1}.py") for number in range(199)]
+    training, held = parted([*files(*[3] * 200), *across])
+    secret = {each.pair.file for each in held}
+    assert all(not {each.pair.file, each.anchor_file} & secret for each in training)
+    assert all({each.pair.file, each.anchor_file} <= secret for each in held)
+    assert len(training) + len(held) < 799
+
+
+@pytest.mark.parametrize("links", [[], files(1), files(10, 5), files(*[1] * 16), [link(1, "a.py")] * 100])
+def test_too_little_is_refused_with_the_figures(links: list[Link]) -> None:
+    with pytest.raises(NoPairs, match=r"\d+ pairs to train on and \d+ held out"):
+        split(without_clones(links), 0)
+
+
+def test_sixteen_and_one_are_enough() -> None:
+    training, held = parted(files(*[1] * 18), seed=1)
+    assert len(training) >= MIN_TRAINING_PAIRS
+    assert held
+
+
+WORDS = st.sampled_from(["load", "save", "the", "a", "file", "tree", "row", "print", "sum", "if", "(", ")", ":", "="])
+TEXTS = st.lists(WORDS, min_size=1, max_size=12).map(" ".join)
+LINKS = st.builds(
+    lambda anchor, positive, body, file, anchor_file, name: Link(
+        Pair(anchor, positive, "call", "python", f"{file}.py"), name, f"{anchor_file}.py", f"{name}x", (body,)
+    ),
+    TEXTS,
+    TEXTS,
+    TEXTS,
+    st.integers(0, 12),
+    st.integers(0, 12),
+    st.sampled_from("abcdefghij"),
+)
+
+
+@given(st.lists(LINKS, max_size=60), st.integers(0, 3))
+@settings(max_examples=150, deadline=None)
+def test_nothing_leaks(links: list[Link], seed: int) -> None:
+    try:
+        parts = split([*without_clones(links), *files(*[4] * 9)], seed)
+    except NoPairs:
+        return
+    training = with_negatives([each for each in parts.links if each.pair.split == "train"], 2, seed)
+    held = [each for each in parts.links if each.pair.split == "held_out"]
+    shown = [text for each in training for text in (*each.texts, *each.pair.negatives)]
+    secret = [text for each in held for text in each.texts]
+    groups = clone_groups([*shown, *secret])
+    assert set(groups[: len(shown)]).isdisjoint(groups[len(shown) :])
+    stands = [{(each.pair.file, each.anchor_file) for each in part} for part in (training, held)]
+    if parts.by_file:
+        assert {file for both in stands[0] for file in both}.isdisjoint(file for both in stands[1] for file in both)
+    assert not any(each.pair.negatives for each in held)
+
+
+def test_a_copy_of_what_is_held_out_is_not_trained_on_whatever_its_documentation() -> None:
+    links = files(*[3] * 200)
+    secret = next(each for each in parted(links)[1])
+    open_file = parted(links)[0][0].pair.file
+    copy = link(7777, open_file, bodies=(secret.pair.positive,))
+    assert copy.pair not in [each.pair for each in split([*links, copy], 0).links]
+
+
+def test_pairs_of_clones_are_there_once_and_a_clone_is_no_positive() -> None:
+    one = link(1, "a.py")
+    again = Link(Pair(one.pair.anchor + " ", one.pair.positive.replace(" ", "  "), "docstring", "python", "b.py"))
+    itself = Link(Pair("def f(x): return x", "def f(x):\n    return x", "symbol", "python", "c.py"))
+    assert without_clones([one, again, itself]) == [one]
+
+
+# Negatives
+
+DOORS = [
+    ("open", "Open the front door with a key", "def open(self): self.door.turn(self.key)"),
+    ("close", "Close the front door and lock it", "def close(self): self.door.lock(self.key)"),
+    ("paint", "Paint the front door in a colour", "def paint(self): self.door.brush(self.colour)"),
+    ("weigh", "Weigh apples on the kitchen scale", "def weigh(apples): return sum(scale(one) for one in apples)"),
+    ("sell", "Sell apples at the market price", "def sell(apples): return price(apples) * len(apples)"),
+]
+
+
+def doors() -> list[Link]:
+    return [Link(Pair(anchor, code, "docstring", "python", "a.py"), f"D.{name}") for name, anchor, code in DOORS]
+
+
+def chosen(links: list[Link], encoder: FakeEncoder | None = None, count: int = 2) -> list[tuple[str, ...]]:
+    return [each.pair.negatives for each in with_negatives(links, count, 0, encoder)]
+
+
+def test_negatives_share_words_with_the_anchor_and_are_less_near_than_the_positive() -> None:
+    given = chosen(doors())
+    assert all(len(each) == 2 for each in given)
+    assert DOORS[4][2] in given[3]
+    assert all(code not in negatives for (_, _, code), negatives in zip(DOORS, given, strict=True))
+
+
+def test_a_candidate_that_is_as_near_as_the_positive_is_left_out() -> None:
+    rival = Link(Pair("Something quite different here", "front door key", "docstring", "python", "b.py"), "rival")
+    assert rival.pair.positive not in chosen([*doors(), rival], count=1)[0]
+
+
+def test_a_negative_is_never_the_same_symbol_nor_where_the_anchor_stands() -> None:
+    whole = Link(Pair("say it all again", DOORS[0][2] + " # key turns door front", "call", "python", "b.py"), "D.open")
+    outer = Link(Pair("say it once more", "run(front, door, key, with, a)", "call", "python", "c.py"), "Outer.run")
+    first = Link(doors()[0].pair, "D.open", "c.py", "Outer.run")
+    found = chosen([first, *doors()[1:], whole, outer], count=8)[0]
+    assert found
+    assert not {whole.pair.positive, outer.pair.positive, first.pair.positive} & set(found)
+
+
+def test_a_negative_is_never_a_clone_nor_another_positive_of_the_anchor() -> None:
+    clone = Link(Pair("some other words", DOORS[0][2].replace(" ", "  "), "docstring", "python", "b.py"), "copied")
+    second = Link(Pair(DOORS[0][1], "def unlatch(door): return door.pull()", "docstring", "python", "c.py"), "unlatch")
+    found = chosen([*doors(), clone, second], count=8)
+    assert not {clone.pair.positive, second.pair.positive} & set(found[0])
+    assert not {DOORS[0][2], clone.pair.positive} & set(found[-1])
+
+
+def test_where_nothing_is_near_it_is_a_random_one_of_the_same_language() -> None:
+    names = ["".join(letters) for letters in product("abcd", repeat=3)]
+    python = [Link(Pair(f"say{name}", f"def do{name}(): pass", "call", "python"), name) for name in names]
+    go = [Link(Pair(f"tell{name}", f"func go{name}() {{}}", "call", "go"), name + "go") for name in names]
+    links = python + go
+    given = with_negatives(links, 1, 0)
+    assert all(each.pair.negatives[0].startswith("func") == (each.pair.language == "go") for each in given)
+    assert chosen(links, count=1) == [each.pair.negatives for each in given]
+    assert [each.pair.negatives for each in with_negatives(links, 1, 1)] != chosen(links, count=1)
+
+
+def test_what_is_held_out_gets_none_and_gives_none() -> None:
+    parts = split(files(*[3] * 200), 0).links
+    secret = {each.pair.positive for each in parts if each.pair.split == "held_out"}
+    given = with_negatives(parts, 2, 0)
+    assert all(not each.pair.negatives for each in given if each.pair.split == "held_out")
+    assert all(secret.isdisjoint(each.pair.negatives) for each in given)
+
+
+def test_vectors_choose_where_there_is_an_encoder() -> None:
+    encoder = FakeEncoder()
+    assert chosen(doors(), encoder) == chosen(doors(), FakeEncoder())
+    assert encoder.batches
+
+
+def test_texts_without_a_word_or_with_no_number_for_a_vector_do_no_harm() -> None:
+    odd = [Link(Pair("+ - *", "( ) { }", "docstring", "c", "a.c"), "+"), Link(Pair("nan", "nan 1", "call", "c", "b.c"))]
+    assert chosen(odd, FakeEncoder(), 0) == [(), ()]
+    assert all(len(each) <= 2 for each in chosen([*doors(), *odd], FakeEncoder()))
+
+
+def test_memory_that_is_short_is_said() -> None:
+    with pytest.raises(OutOfDeviceMemory):
+        chosen(doors(), FakeEncoder(memory_tokens=1))
+
+
+# Files
+
+
+def dataset(count: int = 3) -> Dataset:
+    pairs = [Pair(f"é anchor {n}", f'code "{n}"\n\u2028', "docstring", "python", "a.py", ("no",)) for n in range(count)]
+    return Dataset(pairs, "here", "digest", 7, skipped={"binary": 2})
+
+
+def test_pairs_come_back_as_they_were_written(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    manifest = write(run, dataset())
+    assert read_pairs(run.data) == dataset().pairs
+    assert (manifest.pairs, manifest.held_out, manifest.kinds) == (3, 0, {"docstring": 3})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "manifest.json"]
+
+
+@pytest.mark.parametrize("line", ["[]", "{", '{"anchor": "a"}', '{"anchor": 1, "positive": "b", "kind": "call"}'])
+def test_a_file_of_pairs_that_is_none_says_in_which_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / "data.jsonl").write_bytes(dataset(1).lines() + line.encode())
+    with pytest.raises(MalformedPair, match="line 2"):
+        read_pairs(tmp_path / "data.jsonl")
+
+
+def test_the_data_of_a_day_is_filed_once_and_never_replaced(tmp_path: Path) -> None:
+    day, folder = date(2026, 3, 1), tmp_path / "a" / "b"
+    filed = [file_dataset(folder, day, dataset(n).lines(), dataset(n).manifest()) for n in (3, 4, 3, 4, 5)]
+    names = ["day-2026-03-01.jsonl", "day-2026-03-01.2.jsonl", "day-2026-03-01.3.jsonl"]
+    assert [path.name for path in filed] == [names[0], names[1], names[0], names[1], names[2]]
+    assert len(list(folder.iterdir())) == 6
+    assert json.loads((folder / "day-2026-03-01.2.manifest.json").read_text())["pairs"] == 4
+
+
+def given_lines(tmp_path: Path, *lines: object) -> Path:
+    path = tmp_path / "given.jsonl"
+    made = [{"anchor": f"question{n} of{n}", "positive": f"answer{n} to{n}"} for n in range(60)]
+    path.write_text("".join(each if isinstance(each, str) else json.dumps(each) + "\n" for each in (*made, *lines)))
+    return path
+
+
+def test_given_pairs_are_split_by_anchor_and_there_once(tmp_path: Path) -> None:
+    path = given_lines(tmp_path, *({"anchor": f"question{n} of{n}", "positive": f"answer{n} to{n}"} for n in range(9)))
+    done = read_given(path, 3)
+    assert done.lines() == read_given(path, 3).lines() != read_given(path, 4).lines()
+    assert len(done.pairs) == 60
+    assert {pair.split for pair in done.pairs} == {"train", "held_out"}
+    assert done.manifest().kinds == {"given": 60}
+
+
+def test_the_negatives_of_all_lines_with_a_pair_count(tmp_path: Path) -> None:
+    again = {"anchor": "question0 of0", "positive": "answer0 to0"}
+    extra = [{**again, "negatives": ["b", "c"]}, {**again, "negative": "a"}, {**again, "negative": "b"}]
+    found = [pair.negatives for pair in read_given(given_lines(tmp_path, *extra), 0).pairs if pair.negatives]
+    assert found == [("b", "c", "a")]
+
+
+def test_what_is_held_out_is_not_trained_on_as_a_negative_either(tmp_path: Path) -> None:
+    plain = read_given(given_lines(tmp_path), 0)
+    secret = next(pair.positive for pair in plain.pairs if pair.split == "held_out")
+    anchor = next(pair for pair in plain.pairs if pair.split == "train")
+    line = {"anchor": anchor.anchor, "positive": anchor.positive, "negatives": [secret, "none of these"]}
+    found = [pair.negatives for pair in read_given(given_lines(tmp_path, line), 0).pairs if pair.negatives]
+    assert found == [("none of these",)]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("not json", "it is no JSON"),
+        ("[" * 100_000, "it is no JSON"),
+        ('"text"', "it is no object"),
+        ({"anchor": "a"}, "`positive` is missing"),
+        ({"anchor": "a", "positive": None}, "`positive` is missing"),
+        ({"anchor": 5, "positive": "b"}, "`anchor` is no text"),
+        ({"anchor": " \n", "positive": "b"}, "`anchor` is blank"),
+        ({"anchor": "a", "positive": "b" * (MAX_TEXT_CHARS + 1)}, "longer than"),
+        ({"anchor": "a\0", "positive": "b"}, "NUL"),
+        ({"anchor": "a", "positive": "\ud800"}, "half of a character"),
+        ({"anchor": "a", "positive": "b", "label": 1}, "unknown field 'label'"),
+        ({"anchor": "a", "positive": "b", "negatives": "c"}, "`negatives` is a list"),
+        ({"anchor": "a", "positive": "b", "negatives": ["c", 4]}, r"`negatives\[1\]` is no text"),
+        ({"anchor": "a", "positive": "b", "negatives": ["c"] * (MAX_NEGATIVES + 1)}, "at most 16"),
+        ({"anchor": "a", "positive": "b", "negatives": [], "negative": "c"}, "`negatives` is a list"),
+        ({"anchor": "a", "positive": "b", "negative": "b"}, "its positive is among its negatives"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path: Path, line: object, reason: str) -> None:
+    with pytest.raises(MalformedPair, match=f"line 61 is no training pair: .*{reason}"):
+        read_given(given_lines(tmp_path, line), 0)
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+    path = given_lines(tmp_path)
+    path.write_bytes(path.read_bytes() + b'\n\n{"anchor": "\xff"}')
+    with pytest.raises(MalformedPair, match="line 63"):
+        read_given(path, 0)
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", '{"anchor": "a", "positive": "b"}\n' * 50])
+def test_too_few_given_pairs_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "given.jsonl").write_text(content)
+    with pytest.raises(NoPairs):
+        read_given(tmp_path / "given.jsonl", 0)
