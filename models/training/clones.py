@@ -28,7 +28,7 @@ _OFFSETS = _RANDOM.integers(0, _PRIME, BANDS * ROWS, dtype=np.uint64)
 def clone_groups(texts: Sequence[str]) -> list[int]:
     """For each text the number of its group: the index of the first text that it is a clone of, directly or not.
 
-    Layout does not count. Texts shorter than a run are clones where their tokens are the same.
+    Layout does not count. One other token makes another text of a short one, and a clone of one past 33 tokens.
     """
     first: dict[str, int] = {}
     parents = [first.setdefault(" ".join(_TOKEN.findall(text)), index) for index, text in enumerate(texts)]
@@ -44,7 +44,10 @@ def clone_groups(texts: Sequence[str]) -> list[int]:
 
 def _signature(tokens: Sequence[str]) -> npt.NDArray[np.uint64]:
     """The least value of each hash function over a text's runs, (BANDS * ROWS,)."""
-    runs = {" ".join(tokens[at : at + RUN]) for at in range(max(1, len(tokens) - RUN + 1))}
+    # What stands before and behind lets the first and the last tokens count as much as the others.
+    edge = [""] * (RUN - 1)
+    padded = [*edge, *tokens, *edge]
+    runs = {" ".join(padded[at : at + RUN]) for at in range(len(padded) - RUN + 1)}
     hashes = np.fromiter((crc32(run.encode("utf-8", "replace")) % _PRIME for run in runs), np.uint64, len(runs))
     least = [
         np.min((hashes[at : at + _AT_ONCE, None] * _FACTORS + _OFFSETS) % np.uint64(_PRIME), axis=0)

@@ -159,14 +159,16 @@ def _object(number: int, line: bytes) -> dict[str, Any]:
 
 def _given(number: int, fields: dict[str, Any]) -> Pair:
     if unknown := sorted(map(str, fields.keys() - _FIELDS)):
-        raise MalformedPair(number, f"unknown field {unknown[0]!r}; the fields are anchor, positive and negatives")
+        raise MalformedPair(number, f"unknown field {unknown[0][:80]!r}; the fields are anchor, positive and negatives")
     negatives = fields.get("negatives", [fields["negative"]] if "negative" in fields else [])
     if not isinstance(negatives, list) or len(negatives) > MAX_NEGATIVES or {"negative", "negatives"} <= fields.keys():
         raise MalformedPair(
             number, f"`negatives` is a list of at most {MAX_NEGATIVES} texts, or `negative` is one text"
         )
     texts = {"anchor": fields.get("anchor"), "positive": fields.get("positive")}
-    texts |= {f"negatives[{place}]": text for place, text in enumerate(negatives)}
+    texts |= {
+        "negative" if "negative" in fields else f"negatives[{place}]": text for place, text in enumerate(negatives)
+    }
     for name, text in texts.items():
         _require_text(number, name, text)
     if fields["positive"] in negatives:

@@ -19,7 +19,6 @@ from ..encoders.base import Encoder, finish
 from .clones import clone_groups
 from .encoding import options_named, pool_texts
 from .pairs import Link, words
-from .texts import ANCHOR_PROMPTS, DOCUMENT_PROMPTS
 
 NEIGHBOURS = 16
 """Candidates of each kind that are looked at."""
@@ -58,17 +57,16 @@ def with_negatives(links: Sequence[Link], count: int, seed: int, encoder: Encode
 class _Corpus:
     """The documents that negatives are taken from: all positives, each once.
 
-    own: for each link its document. groups: for each document those that are clones. anchors: the same for each link's
-    anchor. right: for each group of anchors the groups of documents that belong to it. names: of each document the
-    words. by_language: the documents of each.
+    own: for each link its document. kin: of each document the groups of clones that it is in, by its text and by its
+    code without documentation. right: for each link the groups of all that belongs to its anchor, or to a clone of it.
+    names: of each document the words. by_language: the documents of each.
     """
 
     links: Sequence[Link]
     documents: list[str]
     own: list[int]
-    groups: list[int]
-    anchors: list[int]
-    right: dict[int, set[int]]
+    kin: list[frozenset[int]]
+    right: list[set[int]]
     names: list[list[str]]
     by_language: dict[str, list[int]]
 
@@ -79,27 +77,31 @@ class _Corpus:
             first.setdefault(link.pair.positive, link)
         numbers = {text: number for number, text in enumerate(first)}
         own = [numbers[link.pair.positive] for link in links]
-        groups = clone_groups(list(first))
-        anchors = clone_groups([link.pair.anchor for link in links])
-        right: dict[int, set[int]] = defaultdict(set)
-        for document, anchor in zip(own, anchors, strict=True):
-            right[anchor].add(groups[document])
+        texts = dict.fromkeys(text for link in links for text in link.texts)
+        groups = dict(zip(texts, clone_groups(list(texts)), strict=True))
+        kin = [frozenset(groups[text] for text in (document, *link.bodies[:1])) for document, link in first.items()]
+        by_anchor: dict[int, set[int]] = defaultdict(set)
+        for link in links:
+            by_anchor[groups[link.pair.anchor]].update(groups[text] for text in link.texts)
+        right = [by_anchor[groups[link.pair.anchor]] for link in links]
         by_language: dict[str, list[int]] = defaultdict(list)
         for number, link in enumerate(first.values()):
             by_language[link.pair.language].append(number)
         names = [words(link.name) for link in first.values()]
-        return cls(links, list(first), own, groups, anchors, right, names, by_language)
+        return cls(links, list(first), own, kin, right, names, by_language)
 
     def negatives(self, at: int, near: Sequence[Sequence[int]], count: int, seed: int) -> list[str]:
         """Of a link: from each kind of neighbours in turn, else at random from its language."""
         pair = self.links[at].pair
         rng, alike = random.Random(f"{seed} {pair.anchor} {pair.positive}"), self.by_language[pair.language]
         spare = [alike[rng.randrange(len(alike))] for _ in range(NEIGHBOURS)]
-        found: dict[int, int] = {}
+        found: list[int] = []
+        taken: set[int] = set()
         for candidate in (*_in_turn(near), *spare):
-            if len(found) < count and self._is_wrong(at, candidate):
-                found.setdefault(self.groups[candidate], candidate)
-        return [self.documents[candidate] for candidate in found.values()]
+            if len(found) < count and self._is_wrong(at, candidate) and taken.isdisjoint(self.kin[candidate]):
+                found.append(candidate)
+                taken |= self.kin[candidate]
+        return [self.documents[candidate] for candidate in found]
 
     def _is_wrong(self, at: int, candidate: int) -> bool:
         """Whether a document belongs neither to the anchor nor to one like it, by text, by clone or by name.
@@ -108,7 +110,7 @@ class _Corpus:
         """
         link, name = self.links[at], self.names[candidate]
         is_same = bool(name) and name in (words(link.name), words(link.anchor_name))
-        return not is_same and self.groups[candidate] not in self.right[self.anchors[at]]
+        return not is_same and self.right[at].isdisjoint(self.kin[candidate])
 
 
 def _in_turn(near: Sequence[Sequence[int]]) -> list[int]:
@@ -139,6 +141,8 @@ def _by_words(documents: Sequence[str], anchors: Sequence[str]) -> Iterator[Scor
 
 def _by_meaning(encoder: Encoder, documents: Sequence[str], anchors: Sequence[str]) -> Iterator[Scores]:
     """Cosine of the vectors that the model gives before the training."""
+    from .texts import ANCHOR_PROMPTS, DOCUMENT_PROMPTS  # with torch, which words alone need not wait for
+
     rows, queries = (
         finish(pool_texts(encoder, [text[:EMBEDDED_CHARS] for text in texts], options_named(encoder, prompts)), True)
         for texts, prompts in ((documents, DOCUMENT_PROMPTS), (anchors, ANCHOR_PROMPTS))

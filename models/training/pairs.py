@@ -31,7 +31,8 @@ class Link:
     """A pair, and what is known of where it comes from.
 
     name: the qualified name of the symbol that the positive is. anchor_file, anchor_name: where the anchor stands.
-    bodies: the code without docstrings of the symbols whose texts the pair holds, to tell clones of them by.
+    bodies: the code without docstrings of the symbols whose texts the pair holds, to tell clones of them by; that of
+    the positive comes first.
     """
 
     pair: Pair

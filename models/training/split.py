@@ -106,7 +106,7 @@ def _border(last: Sequence[int], count: int, few: int) -> int:
 
 def _place(key: str, seed: int) -> float:
     """A number from 0 to 1 that a text and a seed alone decide on."""
-    digest = hashlib.sha256(f"{seed}\0{key}".encode("utf-8", "surrogateescape")).digest()
+    digest = hashlib.sha256(f"{seed}\0{key}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 

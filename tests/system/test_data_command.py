@@ -65,6 +65,34 @@ def test_a_person_sees_counts_and_examples(codebase: Path, tmp_path: Path) -> No
     assert list((tmp_path / "here").glob("day-*.jsonl"))
 
 
+def test_the_vectors_of_a_model_may_choose_negatives(codebase: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, str(codebase), "--model", "minilm", "--hard-negatives", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in Path(json.loads(done.stdout)["file"]).read_text().splitlines()]
+    assert all(len(line["negatives"]) == 2 for line in lines if line["split"] == "train")
+
+
+def test_one_file_alone_is_noted(codebase: Path, tmp_path: Path) -> None:
+    code = "".join(file.read_text() for file in sorted(codebase.glob("*.py")))
+    (tmp_path / "single").mkdir()
+    (tmp_path / "single" / "all.py").write_text(code)
+    done = run(tmp_path, str(tmp_path / "single"), "--show", "2")
+    assert done.returncode == 0, done.stderr
+    assert "there is one file alone" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(("--model", "nothing"), "unknown model"), (("--seed", str(2**32)), "seed"), (("--hard-negatives", "9"), "hard")],
+)
+def test_what_cannot_be_is_refused(codebase: Path, tmp_path: Path, arguments: tuple[str, str], said: str) -> None:
+    done = run(tmp_path, str(codebase), *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "var" / "training_data").exists()
+
+
 @pytest.mark.parametrize("name", ["nowhere", "code/doors.py"])
 def test_what_is_no_folder_is_refused(codebase: Path, tmp_path: Path, name: str) -> None:
     done = run(tmp_path, str(tmp_path / name))

@@ -37,6 +37,7 @@ from subjects import (
     names,
 )
 from subjects.errors import CODES
+from subjects.finetune import FinetuneOptions, FinetuneRequest
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
 BLOCK = re.compile(r"^(?P<exempt><!-- not run: [^\n]+ -->\n)?```(?P<kind>\w+)\n(?P<code>.*?)^```\n", re.M | re.S)
@@ -108,6 +109,7 @@ class Checkout:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     folder = tmp_path_factory.mktemp("mlbus")
     (folder / ".venv").symlink_to(sys.prefix)
+    (folder / "subjects").symlink_to(REPOSITORY / "subjects")
     nats = folder / "bin" / "nats"
     nats.parent.mkdir()
     nats.write_text(f"#!{sys.executable}\n{NATS_REQ}")
@@ -208,10 +210,21 @@ def names_in(*heading: str) -> set[str]:
     return {name for row in table(*heading) for name in code_in(row[0])}
 
 
+ON_THE_SERVER = {
+    names.JOBS_STREAM,
+    names.JOBS_QUEUE,
+    names.JOBS_BUCKET,
+    names.CHECKPOINTS_BUCKET,
+    names.DATA_BUCKET,
+}
+"""Names of streams and buckets, which no request carries."""
+
+
 def test_subjects_and_headers_are_all_there() -> None:
     known = {value for name, value in vars(names).items() if name.isupper() and isinstance(value, str)} - {
         names.SERVICE,
         names.STREAM_AUTO,
+        *ON_THE_SERVER,
     }
     subjects = {value for value in known if value.startswith(f"{names.SERVICE}.")}
     types = {value for value in known if "/" in value}
@@ -223,6 +236,7 @@ def test_subjects_and_headers_are_all_there() -> None:
 REQUESTS: dict[str, dict[str, type[BaseModel]]] = {
     "field": {"embed": EmbedRequest, "batch": EmbedBatchRequest, "similarity": SimilarityRequest},
     "parameter": {"generate": GenerateRequest, "batch": GenerateBatchRequest},
+    "setting of a job": {"request": FinetuneRequest, "options": FinetuneOptions},
 }
 """By the heading of their table: what its column `on` calls them."""
 
@@ -238,9 +252,12 @@ def test_fields_are_those_of_the_requests(heading: str) -> None:
         assert told[name] == {field: default_of(info.default) for field, info in request.model_fields.items()}
 
 
-def test_parameters_have_their_ranges() -> None:
-    told = {field: cell for fields, _, _, cell, _ in table("parameter", "on") for field in code_in(fields)}
-    ranges = {field: found for field, info in GenerateRequest.model_fields.items() if (found := range_of(info))}
+@pytest.mark.parametrize(
+    ("heading", "request_type"), [("parameter", GenerateRequest), ("setting of a job", FinetuneOptions)]
+)
+def test_parameters_have_their_ranges(heading: str, request_type: type[BaseModel]) -> None:
+    told = {field: cell for fields, _, _, cell, _ in table(heading, "on") for field in code_in(fields)}
+    ranges = {field: found for field, info in request_type.model_fields.items() if (found := range_of(info))}
     assert {field: told[field] for field in ranges} == ranges
 
 
@@ -254,7 +271,9 @@ def range_of(info: FieldInfo) -> str:
 def default_of(value: Any) -> str:
     if value is PydanticUndefined:
         return "required"
-    return "none" if value is None else json.dumps(str(value) if isinstance(value, Path) else value)
+    if isinstance(value, BaseModel):
+        return "as below"
+    return "none" if value is None else json.dumps(value, default=str)
 
 
 def test_errors_are_those_of_the_wire() -> None:
@@ -274,9 +293,9 @@ def test_settings_have_their_names_defaults_and_flags() -> None:
 def settings_of(settings: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, field in settings.model_fields.items():
         if isinstance(field.default, BaseModel):
-            yield from settings_of(type(field.default), f"{name}.")
+            yield from settings_of(type(field.default), f"{prefix}{name}.")
         elif name != "catalogue":
-            yield prefix + name, default_of(field.default)
+            yield prefix + name, default_of(field.get_default(call_default_factory=True))
 
 
 def test_the_server_is_found_through_the_variables_named() -> None:

@@ -130,7 +130,7 @@ LINKS = st.builds(
 
 
 @given(st.lists(LINKS, max_size=60), st.integers(0, 3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_nothing_leaks(links: list[Link], seed: int) -> None:
     try:
         parts = split([*without_clones(links), *files(*[4] * 9)], seed)

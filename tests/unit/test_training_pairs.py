@@ -151,6 +151,13 @@ def test_layout_does_not_make_a_difference_and_few_words_hardly() -> None:
     assert clone_groups([text, text.replace(" ", "\n  "), "another one", changed]) == [0, 0, 2, 0]
 
 
+@pytest.mark.parametrize("changed", [0, 1, 9, 16])
+def test_another_word_makes_another_sentence_wherever_it_stands(changed: int) -> None:
+    said = "Open every door of the values that somebody gave and say how many there were before".split(" ")
+    other = [*said[:changed], "mend", *said[changed + 1 :]]
+    assert clone_groups([" ".join(said), " ".join(other)]) == [0, 1]
+
+
 def test_short_texts_are_clones_where_their_words_are_the_same() -> None:
     assert clone_groups(["case 1", "case 2", "case  1", "", " "]) == [0, 1, 0, 3, 3]
 
