@@ -6,7 +6,7 @@ Owns what a symbol's name, code, body and docstring are; where it stands in the 
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import Literal
 
 from tree_sitter import Node
@@ -31,11 +31,11 @@ def symbols_of(file: SourceFile) -> list[Symbol]:
     A function inside a function is part of that one. A class has its methods without their bodies. Never raises,
     whatever the text is: what cannot be parsed is passed over, and a file of which nothing can be is split into blocks.
     """
-    file = SourceFile(file.path, file.language, file.text.replace("\r\n", "\n").replace("\r", "\n"))
+    source = file.text.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace")
+    file = SourceFile(file.path, file.language, source.decode())
     grammar = GRAMMARS.get(file.language)
     if grammar is None:
         return blocks_of(file)
-    source = file.text.encode("utf-8", "replace")
     if (parsed := match_patterns(source, file.language)) is None:
         return blocks_of(file)
     tree, matches = parsed
@@ -55,7 +55,7 @@ class _Reading:
         self._grammar = grammar
         self._calls = calls
         self._call_starts = [call.name.start_byte for call in calls]
-        self._lines = source.decode("utf-8").split("\n")
+        self._lines = file.text.split("\n")
         self._line_ends = list(accumulate(len(line) + 1 for line in source.split(b"\n")))
         self._in_test_file = is_test_file(file.path)
 
@@ -85,7 +85,7 @@ class _Reading:
         cuts = [self._cut(comment) for comment in definition.comments]
         if (literal := definition.docstring) is not None and (docstring := literal_text(_text(literal))):
             return docstring, definition.start, [*cuts, self._cut_literal(literal, definition.bodies[0])]
-        comments = [each for each in definition.comments if _text(each).startswith(self._grammar.doc_signs)]
+        comments = _last_comment(definition.comments, self._grammar.doc_signs)
         docstring = comment_text([_text(each) for each in comments])
         begin = min(comments[0].start_byte, definition.start) if docstring else definition.start
         return docstring, begin, cuts
@@ -127,6 +127,13 @@ class _Reading:
         end = definition.bodies[0].start_byte if definition.bodies else definition.end
         head = self._source[definition.start : end].decode("utf-8", "replace")
         return is_test_symbol(self._file.language, qualified, head)
+
+
+def _last_comment(comments: Sequence[Node], signs: tuple[str, ...]) -> list[Node]:
+    """The last comment that begins with one of the signs; if it is one of a line, those before it belong to it."""
+    signed = [each for each in comments if _text(each).startswith(signs)]
+    lines = list(takewhile(lambda each: not _text(each).startswith("/*"), reversed(signed)))
+    return lines[::-1] or signed[-1:]
 
 
 def _names(definition: Definition) -> list[str]:

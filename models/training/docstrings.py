@@ -43,15 +43,17 @@ def literal_text(literal: str) -> str:
 def comment_text(comments: Sequence[str]) -> str:
     """What comments that follow each other document; empty where they are a licence, pragmas or code left behind."""
     text = cleandoc("\n".join(map(_without_signs, comments)))
-    if _LICENCE.search(text) or _is_code(text):
-        return ""
-    return _tidy("\n".join(line for line in text.split("\n") if not _PRAGMA.match(line)))
+    said = "\n".join(line for line in text.split("\n") if not _PRAGMA.match(line))
+    return "" if _LICENCE.search(text) or _is_code(said) else _tidy(said)
 
 
 def _without_signs(comment: str) -> str:
     comment = comment.strip()
+    if comment.startswith("@"):
+        return literal_text(comment)
+    comment = _HTML.sub("", comment)
     if not comment.startswith("/*"):
-        return literal_text(comment) if comment.startswith("@") else _HTML.sub("", _LINE_SIGN.sub("", comment))
+        return _LINE_SIGN.sub("", comment)
     inner = re.sub(r"\A/\*+!?<?|\*+/\Z", "", comment)
     first, newline, rest = inner.partition("\n")
     return first.strip() + newline + cleandoc("\n" + _BLOCK_SIGN.sub("", rest))

@@ -94,7 +94,7 @@ class _Corpus:
         """Of a link: from each kind of neighbours in turn, else at random from its language."""
         pair = self.links[at].pair
         rng, alike = random.Random(f"{seed} {pair.anchor} {pair.positive}"), self.by_language[pair.language]
-        spare = [alike[rng.randrange(len(alike))] for _ in range(NEIGHBOURS)]
+        spare = rng.sample(alike, min(NEIGHBOURS, len(alike)))
         found: list[int] = []
         taken: set[int] = set()
         for candidate in (*_in_turn(near), *spare):

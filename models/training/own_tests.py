@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 _FOLDERS = frozenset({"test", "tests", "testing", "__tests__", "spec", "specs", "e2e", "androidTest", "testdata"})
 _FILE = re.compile(
     r"(?:test_.*|.*_test|conftest|tests)\.pyi?|.*_test\.go|.*[.-](?:test|tests|spec|e2e|cy)\.[cm]?[jt]sx?|.*_(?:test|spec)\.rb|test_.*\.rb"
-    r"|.*_test\.exs|(?:.*Tests?|Test.*|.*IT|.*TestCase|.*Spec)\.(?:java|kt|scala|groovy|cs|swift|php)"
+    r"|.*_test\.exs|(?:.*Tests?|Test[A-Z_].*|Test|.*IT|.*TestCase|.*Spec)\.(?:java|kt|scala|groovy|cs|swift|php)"
     r"|(?:tests?|.*_tests?)\.rs|(?:.*[_-](?:unit)?tests?|test[_-].*|.*Tests?)\.(?:c|cc|cpp|cxx|h|hpp)|.*\.bats|.*[_-]test\.\w+"
 )
 _MARK = re.compile(r"#\[(?:\w+::)*(?:test|rstest|test_case)\b|@(?:Parameterized|Repeated)?Test\b")

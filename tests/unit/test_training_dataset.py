@@ -2,16 +2,13 @@
 
 import json
 from datetime import date
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_encoder import FakeEncoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.errors import OutOfDeviceMemory
 from models.training.clones import clone_groups
 from models.training.dataset import MAX_NEGATIVES, MAX_TEXT_CHARS, Dataset, file_dataset, read_given, read_pairs
 from models.training.dataset import write_dataset as write
@@ -161,90 +158,6 @@ def test_pairs_of_clones_are_there_once_and_a_clone_is_no_positive() -> None:
     again = Link(Pair(one.pair.anchor + " ", one.pair.positive.replace(" ", "  "), "docstring", "python", "b.py"))
     itself = Link(Pair("def f(x): return x", "def f(x):\n    return x", "symbol", "python", "c.py"))
     assert without_clones([one, again, itself]) == [one]
-
-
-# Negatives
-
-DOORS = [
-    ("open", "Open the front door with a key", "def open(self): self.door.turn(self.key)"),
-    ("close", "Close the front door and lock it", "def close(self): self.door.lock(self.key)"),
-    ("paint", "Paint the front door in a colour", "def paint(self): self.door.brush(self.colour)"),
-    ("weigh", "Weigh apples on the kitchen scale", "def weigh(apples): return sum(scale(one) for one in apples)"),
-    ("sell", "Sell apples at the market price", "def sell(apples): return price(apples) * len(apples)"),
-]
-
-
-def doors() -> list[Link]:
-    return [Link(Pair(anchor, code, "docstring", "python", "a.py"), f"D.{name}") for name, anchor, code in DOORS]
-
-
-def chosen(links: list[Link], encoder: FakeEncoder | None = None, count: int = 2) -> list[tuple[str, ...]]:
-    return [each.pair.negatives for each in with_negatives(links, count, 0, encoder)]
-
-
-def test_negatives_share_words_with_the_anchor_and_are_less_near_than_the_positive() -> None:
-    given = chosen(doors())
-    assert all(len(each) == 2 for each in given)
-    assert DOORS[4][2] in given[3]
-    assert all(code not in negatives for (_, _, code), negatives in zip(DOORS, given, strict=True))
-
-
-def test_a_candidate_that_is_as_near_as_the_positive_is_left_out() -> None:
-    rival = Link(Pair("Something quite different here", "front door key", "docstring", "python", "b.py"), "rival")
-    assert rival.pair.positive not in chosen([*doors(), rival], count=1)[0]
-
-
-def test_a_negative_is_never_the_same_symbol_nor_where_the_anchor_stands() -> None:
-    whole = Link(Pair("say it all again", DOORS[0][2] + " # key turns door front", "call", "python", "b.py"), "D.open")
-    outer = Link(Pair("say it once more", "run(front, door, key, with, a)", "call", "python", "c.py"), "Outer.run")
-    first = Link(doors()[0].pair, "D.open", "c.py", "Outer.run")
-    found = chosen([first, *doors()[1:], whole, outer], count=8)[0]
-    assert found
-    assert not {whole.pair.positive, outer.pair.positive, first.pair.positive} & set(found)
-
-
-def test_a_negative_is_never_a_clone_nor_another_positive_of_the_anchor() -> None:
-    clone = Link(Pair("some other words", DOORS[0][2].replace(" ", "  "), "docstring", "python", "b.py"), "copied")
-    second = Link(Pair(DOORS[0][1], "def unlatch(door): return door.pull()", "docstring", "python", "c.py"), "unlatch")
-    found = chosen([*doors(), clone, second], count=8)
-    assert not {clone.pair.positive, second.pair.positive} & set(found[0])
-    assert not {DOORS[0][2], clone.pair.positive} & set(found[-1])
-
-
-def test_where_nothing_is_near_it_is_a_random_one_of_the_same_language() -> None:
-    names = ["".join(letters) for letters in product("abcd", repeat=3)]
-    python = [Link(Pair(f"say{name}", f"def do{name}(): pass", "call", "python"), name) for name in names]
-    go = [Link(Pair(f"tell{name}", f"func go{name}() {{}}", "call", "go"), name + "go") for name in names]
-    links = python + go
-    given = with_negatives(links, 1, 0)
-    assert all(each.pair.negatives[0].startswith("func") == (each.pair.language == "go") for each in given)
-    assert chosen(links, count=1) == [each.pair.negatives for each in given]
-    assert [each.pair.negatives for each in with_negatives(links, 1, 1)] != chosen(links, count=1)
-
-
-def test_what_is_held_out_gets_none_and_gives_none() -> None:
-    parts = split(files(*[3] * 200), 0).links
-    secret = {each.pair.positive for each in parts if each.pair.split == "held_out"}
-    given = with_negatives(parts, 2, 0)
-    assert all(not each.pair.negatives for each in given if each.pair.split == "held_out")
-    assert all(secret.isdisjoint(each.pair.negatives) for each in given)
-
-
-def test_vectors_choose_where_there_is_an_encoder() -> None:
-    encoder = FakeEncoder()
-    assert chosen(doors(), encoder) == chosen(doors(), FakeEncoder())
-    assert encoder.batches
-
-
-def test_texts_without_a_word_or_with_no_number_for_a_vector_do_no_harm() -> None:
-    odd = [Link(Pair("+ - *", "( ) { }", "docstring", "c", "a.c"), "+"), Link(Pair("nan", "nan 1", "call", "c", "b.c"))]
-    assert chosen(odd, FakeEncoder(), 0) == [(), ()]
-    assert all(len(each) <= 2 for each in chosen([*doors(), *odd], FakeEncoder()))
-
-
-def test_memory_that_is_short_is_said() -> None:
-    with pytest.raises(OutOfDeviceMemory):
-        chosen(doors(), FakeEncoder(memory_tokens=1))
 
 
 # Files

@@ -1,14 +1,13 @@
-"""Which texts of a codebase belong together, and which are nearly the same."""
+"""Which texts of a codebase belong together."""
 
-import random
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from models.training.clones import clone_groups
+from models.training.chunks import symbols_of
 from models.training.pairs import MOST_OF_ONE, links_of, words
-from models.training.records import Pair, Symbol
+from models.training.records import Pair, SourceFile, Symbol
 
 
 def symbol(name: str, **fields: Any) -> Symbol:
@@ -138,47 +137,70 @@ def test_no_pair_is_there_twice_and_the_order_is_the_symbols() -> None:
     assert [pair.anchor for pair in pairs_of(*symbols, *symbols)] == [each.docstring for each in symbols]
 
 
-# Clones
+# Of source code
 
 
-def _text(rng: random.Random, length: int = 80) -> list[str]:
-    return [f"name{rng.randrange(100_000)}" for _ in range(length)]
+def of_source(**sources: str) -> list[Pair]:
+    """The pairs of files of these names, such as `a_py`."""
+    languages = {"py": "python", "go": "go", "js": "javascript", "rb": "ruby", "java": "java"}
+    found: list[Symbol] = []
+    for name, text in sources.items():
+        stem, _, suffix = name.rpartition("_")
+        found += symbols_of(SourceFile(f"{stem}.{suffix}", languages[suffix], text))
+    return pairs_of(*found)
 
 
-def test_layout_does_not_make_a_difference_and_few_words_hardly() -> None:
-    text = " ".join(f"x{number} = f(y{number});" for number in range(40))
-    changed = text.replace("y7", "z7")
-    assert clone_groups([text, text.replace(" ", "\n  "), "another one", changed]) == [0, 0, 2, 0]
+SENTENCE = "Split what a browser sent into its fields."
+DOCUMENTED = {
+    "a_py": "class Form:\n    def fields(self, sent):\n        '''SENTENCE'''\n        return sent.split(self.mark)\n",
+    "b_py": "# SENTENCE\ndef fields(sent):\n    r'''\n    SENTENCE\n    '''\n    return str(sent).split(mark)\n",
+    "c_py": "async def fields(sent, mark, most): 'SENTENCE'; return sent.split(mark, most)\n",
+    "d_go": "package p\n// SENTENCE\nfunc Fields(sent string) {\n\tparts := Split(sent, mark, most)\n}\n",
+    "e_js": "/**\n * SENTENCE\n */\nfunction fields(sent, mark) {\n  return sent.split(mark).map(trim)\n}\n",
+    "f_rb": "# SENTENCE\ndef fields(sent, mark)\n  sent.split(mark).map(&:strip).compact\nend\n",
+    "g_java": "class A {\n  /** SENTENCE */\n  String[] fields(String sent) {\n    return sent.split(MARK);\n  }\n}\n",
+}
 
 
-@pytest.mark.parametrize("changed", [0, 1, 9, 16])
-def test_another_word_makes_another_sentence_wherever_it_stands(changed: int) -> None:
-    said = "Open every door of the values that somebody gave and say how many there were before".split(" ")
-    other = [*said[:changed], "mend", *said[changed + 1 :]]
-    assert clone_groups([" ".join(said), " ".join(other)]) == [0, 1]
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_no_docstring_stands_in_the_code_that_it_belongs_to(name: str) -> None:
+    pairs = of_source(**{name: DOCUMENTED[name].replace("SENTENCE", SENTENCE)})
+    (pair,) = (pair for pair in pairs if pair.kind == "docstring")
+    assert pair.anchor == SENTENCE
+    assert SENTENCE not in pair.positive
+    assert "split" in pair.positive.lower()
 
 
-def test_short_texts_are_clones_where_their_words_are_the_same() -> None:
-    assert clone_groups(["case 1", "case 2", "case  1", "", " "]) == [0, 1, 0, 3, 3]
+PARSE = """
+def parse_header(line, strict=False):
+    name, _, value = line.partition(":")
+    if strict and not value:
+        raise ValueError(line)
+    return name.strip().lower(), value.strip()
+"""
+DOCSTRING = f'    """{SENTENCE} {SENTENCE.upper()}"""\n    name,'
 
 
-@pytest.mark.parametrize("shared", [0.4, 0.7])
-def test_what_is_alike_in_part_is_no_clone(shared: float) -> None:
-    """By 40 tries: each hash function must order the runs in a way of its own."""
-    rng = random.Random(3)
-    for _ in range(40):
-        one = _text(rng)
-        other = one[: int(len(one) * shared)] + _text(rng, int(len(one) * (1 - shared)))
-        assert clone_groups([" ".join(one), " ".join(other)]) == [0, 1]
+@pytest.mark.parametrize(
+    "copy", [PARSE, PARSE.replace("    ", "\t"), PARSE.replace("    name,", DOCSTRING)], ids=["all", "tabs", "words"]
+)
+def test_a_function_that_was_copied_is_no_pair(copy: str) -> None:
+    assert [pair.kind for pair in of_source(a_py=PARSE, b_py=copy)] == ["docstring"] * copy.count("SPLIT")
 
 
-def test_clones_are_found_among_many() -> None:
-    rng = random.Random(5)
-    texts = [_text(rng) for _ in range(300)]
-    copies = [[*text[:40], "changed", *text[41:]] for text in texts]
-    assert clone_groups([" ".join(text) for text in texts + copies]) == [*range(300), *range(300)]
+def test_a_copy_does_not_stand_between_two_that_differ() -> None:
+    other = "def parse_header(line):\n    return dict([SPLIT.match(line).groups()])"
+    pairs = of_source(a_py=PARSE, b_py=PARSE, c_py=other)
+    assert [(pair.kind, pair.anchor, pair.positive) for pair in pairs] == [("symbol", PARSE.strip(), other)]
 
 
-def test_a_text_that_is_huge_or_no_text_at_all_is_taken() -> None:
-    huge = " ".join(map(str, range(200_000)))
-    assert clone_groups([huge, huge + " end", "\ud800 half", "\0"]) == [0, 0, 2, 3]
+def test_a_call_of_what_was_copied_means_neither() -> None:
+    caller = "def serve(line, log):\n    log.write(line)\n    return answer(parse_header(line, strict=log.strict))\n"
+    assert [pair.kind for pair in of_source(a_py=PARSE, b_py=caller)] == ["call"]
+    assert of_source(a_py=PARSE, copy_py=PARSE, b_py=caller) == []
+
+
+def test_a_test_belongs_to_what_it_tests_in_another_file() -> None:
+    test = "def test_parse_header_without_a_value(log):\n    assert parse_header(log.first()) == ('a', '')"
+    (pair,) = of_source(a_py=PARSE, test_a_py=test)
+    assert (pair.kind, pair.anchor, pair.positive, pair.file) == ("test", test, PARSE.strip(), "a.py")

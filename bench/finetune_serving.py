@@ -1,0 +1,159 @@
+"""What a fine-tuning costs those who ask meanwhile, and how soon a fleet serves what came of it.
+
+    python -m bench.finetune_serving [--pairs 400] [--callers 2] [--workers 3]
+
+Several workers serve all-MiniLM-L6-v2, each with one thread, and callers embed without a pause. One of the workers
+takes a job. Latency while it trains is set against that before. Then: how long from the job's state `swapping` until
+every worker serves the new version, and until the job is done; and how many requests failed over all of it.
+"""
+
+import argparse
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from nats.aio.client import Client
+
+from models.training.options import TrainingOptions
+from service.jobs import streams
+from subjects import MLClient, MLError
+from subjects.discovery import ask_workers
+from subjects.jobs import TERMINAL, Job
+
+from . import corpus, finetune_data, report
+from .processes import nats_connection, worker
+
+MODEL = "minilm"
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the callers met: when each request was sent and answered, in seconds, and what failed."""
+
+    requests: list[tuple[float, float]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def p99_ms(self, begin: float, end: float) -> float:
+        """Of the requests that were sent between."""
+        return float(np.percentile([done - sent for sent, done in self.requests if begin <= sent < end], 99)) * 1000
+
+
+@dataclass(slots=True)
+class Course:
+    """When the job came to each state, and when every worker served its version, in seconds."""
+
+    states: dict[str, float] = field(default_factory=dict)
+    everywhere: float = 0.0
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.finetune_serving")
+    parser.add_argument("--pairs", type=int, default=400)
+    parser.add_argument("--callers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--quiet-s", type=float, default=30, help="seconds of load before the job")
+    return parser.parse_args()
+
+
+@asynccontextmanager
+async def calling(ml: MLClient, callers: int) -> AsyncIterator[Seen]:
+    """Load while the context is open; leaving waits for the last answers."""
+    texts, seen, stop = corpus.functions(256), Seen(), asyncio.Event()
+
+    async def call(number: int) -> None:
+        while not stop.is_set():
+            sent = time.perf_counter()
+            try:
+                await ml.embed(texts[(number + len(seen.requests)) % len(texts)])
+                seen.requests.append((sent, time.perf_counter()))
+            except MLError as error:
+                seen.failures.append(str(error))
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(callers):
+            group.create_task(call(number))
+        try:
+            yield seen
+        finally:
+            stop.set()
+
+
+async def followed(ml: MLClient, nc: Client, pairs: list[tuple[str, str]], workers: int) -> tuple[Job, Course]:
+    """A job from its request to its end."""
+    course, job = Course(), None
+    begun = await ml.finetune(pairs=pairs, model=MODEL, learning_rate=3e-5, max_tokens=128)
+    async with asyncio.TaskGroup() as group:
+        watching = None
+        async for job in ml.jobs.watch(begun.job):
+            course.states.setdefault(job.state, time.perf_counter())
+            if job.state == "swapping" and watching is None:
+                watching = group.create_task(_everywhere(nc, str(job.version).rpartition("-")[2], workers, course))
+        if watching is not None and (job is None or job.state != "done"):
+            watching.cancel()
+    assert job is not None
+    assert job.state in TERMINAL
+    return job, course
+
+
+async def _everywhere(nc: Client, weights: str, workers: int, course: Course) -> None:
+    """Wait until all workers name these weights."""
+    while True:
+        answers = await ask_workers(nc, "PING", 2.0, stall_s=0.2)
+        served = [(answer.body.get("metadata") or {}).get(f"model.{MODEL}", "") for answer in answers]
+        if len(served) == workers and all(version.startswith(weights) for version in served):
+            course.everywhere = time.perf_counter()
+            return
+
+
+async def main() -> None:
+    """Run it and print."""
+    chosen = parse()
+    packages = ("torch", "sentence-transformers", "nats-py")
+    report.print_setting("bench.finetune_serving", packages, workers=chosen.workers, callers=chosen.callers)
+    with tempfile.TemporaryDirectory() as place:
+        code = finetune_data.standard_library(Path(place))
+        dataset = finetune_data.docstring_pairs(code, chosen.pairs, TrainingOptions(hard_negatives=0))
+    pairs = [(pair.anchor, pair.positive) for pair in dataset.pairs][: chosen.pairs]
+    async with nats_connection() as nc, AsyncExitStack() as stack:
+        await streams.create(nc)
+        for _ in range(chosen.workers):
+            await stack.enter_async_context(worker(nc, {"MLBUS_THREADS": "1"}))
+        ml = MLClient(nc, timeout_s=60, retries=0)
+        async with calling(ml, chosen.callers) as seen:
+            began = time.perf_counter()
+            await asyncio.sleep(chosen.quiet_s)  # the load runs meanwhile
+            job, course = await followed(ml, nc, pairs, chosen.workers)
+    _print(seen, began, job, course)
+
+
+def _print(seen: Seen, began: float, job: Job, course: Course) -> None:
+    states = course.states
+    over = states[job.state]
+    spans = {
+        "before the job": (began, states["queued"]),
+        "while it trained": (states["training"], states["verifying"]),
+        "from verifying to the end": (states["verifying"], over),
+    }
+    p99 = {name: seen.p99_ms(*span) for name, span in spans.items()}
+    quiet = p99["before the job"]
+    rows = [
+        (name, f"{end - begin:.0f}", f"{p99[name]:.0f}", f"{p99[name] / quiet:.2f}")
+        for name, (begin, end) in spans.items()
+    ]
+    report.print_table(("", "seconds", "p99 ms", "to before"), rows)
+    print(f"job        {job.state}: {job.reason or job.version}")
+    if job.state == "done":
+        print(f"swapping to every worker on the new version: {course.everywhere - states['swapping']:.1f} s")
+        print(f"swapping to done (live round included): {over - states['swapping']:.1f} s")
+    print(f"requests   {len(seen.requests)} answered")
+    report.print_target("failed requests", len(seen.failures), 0, at_most=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,510 @@
+"""Source files of each language split into symbols."""
+
+import ast
+import inspect
+from textwrap import dedent
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.training import chunks, definitions
+from models.training.chunks import symbols_of
+from models.training.languages import GRAMMARS, language_of
+from models.training.records import SourceFile, Symbol
+
+SOURCES = {
+    "python": '''
+        # Copyright (c) 2020 Somebody.
+        import os
+
+        @cached
+        async def add(a: int, b: int) -> int:
+            """Add two numbers.
+
+                Both are whole.
+            """
+            def twice(x):
+                """Not a symbol of its own."""
+                return x * 2
+            return twice(a) + os.path.join(b)
+
+        class Stack(list):
+            """A pile of things."""
+
+            limit: int = 3
+
+            def push(self, item):
+                """Put one more on it."""
+                self.append(item)
+
+            class Full(Exception):
+                """No room."""
+
+        def test_add():
+            first = 1
+            assert add(first, 2) == 3
+    ''',
+    "javascript": """
+        /**
+         * Add two numbers.
+         * @param {number} a - the first
+         */
+        export function add(a, b) {
+          function twice(x) { return x * 2; }
+          return twice(a) + Math.max(b);
+        }
+
+        /** A pile of things. */
+        class Stack extends Array {
+          /** Put one more on it. */
+          push(item) {
+            this.append(new Item(item));
+          }
+        }
+
+        /** Says hello. */
+        const hello = async (name) => greet(name);
+
+        describe("add", () => {
+          it("adds", () => {
+            expect(add(1, 2)).toBe(3);
+          });
+        });
+    """,
+    "go": """
+        // Package pile has a copyright of nobody.
+        package pile
+
+        // add adds two numbers.
+        //
+        //go:noinline
+        func add(a int, b int) int {
+            twice := func(x int) int { return x * 2 }
+            return twice(a) + math.max(b)
+        }
+
+        // Stack is a pile of things.
+        type Stack struct {
+            items []int
+        }
+
+        // push puts one more on it.
+        func (s *Stack) push(item int) {
+            s.append(item)
+        }
+    """,
+    "rust": """
+        /// Add two numbers.
+        /// Both are whole.
+        #[inline]
+        pub fn add(a: u8, b: u8) -> u8 {
+            fn twice(x: u8) -> u8 { x * 2 }
+            twice(a) + math::max(b)
+        }
+
+        /** A pile of things. */
+        pub struct Stack<T> { items: Vec<T> }
+
+        impl<T> Stack<T> {
+            /// Put one more on it.
+            fn push(&mut self, item: T) {
+                self.append(item);
+            }
+        }
+
+        #[cfg(test)]
+        mod tests {
+            #[test]
+            fn adds() {
+                assert_eq!(add(1, 2), 3);
+            }
+        }
+    """,
+    "java": """
+        /**
+         * A pile of things, see {@link Pile}.<p>
+         */
+        @Deprecated
+        public class Stack extends Pile {
+            /** Add two numbers. */
+            static int add(int a, int b) {
+                return Math.max(twice(a), b);
+            }
+
+            /** Put one more on it. */
+            public void push(Item item) {
+                this.append(new Item(item));
+            }
+
+            @Test
+            void adds() {
+                assertEquals(3, add(1, 2));
+            }
+        }
+    """,
+    "c": """
+        /* Copyright (c) 2020 Somebody. All rights reserved. */
+        /* Add two numbers. */
+        static int *add(int a, int b)
+        {
+            return twice(a) + math->max(b);
+        }
+
+        // A pile of things.
+        typedef struct {
+            int items[3];
+        } Stack;
+
+        #ifdef PILES
+        /** Put one more on it. */
+        void push(Stack *s, int item) {
+            append(s, item);
+        }
+        #endif
+    """,
+    "cpp": """
+        namespace pile {
+        /// Add two numbers.
+        template <class T>
+        T add(T a, T b) {
+            return twice<T>(a) + math::max(b);
+        }
+
+        /** A pile of things. */
+        class Stack : public Pile {
+         public:
+            /** \\brief Put one more on it. */
+            void push(int item) { this->append(item); }
+            int pop();
+        };
+        }
+
+        // Take one off.
+        int pile::Stack::pop() { return drop(new Item(1)); }
+
+        TEST(Stack, Pops) { EXPECT_EQ(pop(), 1); }
+    """,
+    "ruby": """
+        # frozen_string_literal: true
+
+        module Pile
+          # A pile of things.
+          class Stack < Array
+            # Add two numbers.
+            # rubocop:disable Metrics
+            def self.add(a, b)
+              twice(a) + Math.max(b)
+            end
+
+            # Put one more on it.
+            def push(item)
+              append(Item.new(item))
+            end
+          end
+        end
+
+        RSpec.describe Pile do
+          it "adds" do
+            expect(add(1, 2)).to eq(3)
+          end
+        end
+    """,
+    "elixir": '''
+        defmodule Pile.Stack do
+          @moduledoc """
+          A pile of things.
+          """
+
+          @doc """
+          Add two numbers.
+          """
+          @spec add(integer, integer) :: integer
+          def add(a, b) when a > 0 do
+            twice(a) + Kernel.max(b)
+          end
+
+          def add(_, b), do: b
+
+          @doc "Put one more on it."
+          def push(item), do: append(item)
+
+          test "adds", %{pile: pile} do
+            assert add(1, 2) == 3
+          end
+        end
+    ''',
+}
+SOURCES["typescript"] = (
+    SOURCES["javascript"].replace("(a, b)", "(a: number, b: number): number")
+    + """
+        /** What can be piled. */
+        export interface Pile<T> { push(item: T): void }
+    """
+)
+SOURCES["tsx"] = (
+    SOURCES["typescript"] + "\n        /** Shows it. */\n        const Shown = () => <Row>{draw(1)}</Row>;\n"
+)
+
+
+def read(text: str, language: str = "python", path: str = "pile/stack") -> dict[str, Symbol]:
+    found = symbols_of(SourceFile(path, language, dedent(text).strip() + "\n"))
+    return {symbol.qualified: symbol for symbol in found}
+
+
+NAMES = {
+    "python": ("add", "Stack", "Stack.push", "test_add"),
+    "javascript": ("add", "Stack", "Stack.push", "adds"),
+    "typescript": ("add", "Stack", "Stack.push", "adds"),
+    "tsx": ("add", "Stack", "Stack.push", "adds"),
+    "go": ("add", "Stack", "Stack.push", None),
+    "rust": ("add", "Stack", "Stack.push", "tests.adds"),
+    "java": ("Stack.add", "Stack", "Stack.push", "Stack.adds"),
+    "c": ("add", "Stack", "push", None),
+    "cpp": ("pile.add", "pile.Stack", "pile.Stack.push", "Stack.Pops"),
+    "ruby": ("Pile.Stack.add", "Pile.Stack", "Pile.Stack.push", "adds"),
+    "elixir": ("Pile.Stack.add", "Pile.Stack", "Pile.Stack.push", "Pile.Stack.adds"),
+}
+
+
+@pytest.mark.parametrize("language", sorted(GRAMMARS))
+def test_symbols_of_each_language(language: str) -> None:
+    symbols = read(SOURCES[language], language)
+    add, stack, push, test = NAMES[language]
+    assert not any("twice" in name for name in symbols)  # what is inside a function is part of it
+
+    assert symbols[add].docstring.split("\n")[0].endswith("two numbers.")
+    assert symbols[add].docstring.startswith(("Add two", "add adds two"))
+    assert "numbers" in symbols[add].code
+    assert "numbers" not in symbols[add].body
+    assert {"twice", "join" if language == "python" else "max"} <= set(symbols[add].calls)
+
+    assert symbols[stack].kind == "class"
+    assert "pile of things" in symbols[stack].docstring
+    assert "pile of things" in symbols[stack].code
+    assert "pile of things" not in symbols[stack].body
+    assert "append" not in symbols[stack].code  # methods are there without what they do
+    assert not symbols[stack].calls
+
+    assert symbols[push].docstring.lower().removeprefix("push ").startswith("put")
+    assert "one more" not in symbols[push].body
+    assert "append" in symbols[push].calls
+    assert "append" in symbols[push].call_sites["append"]
+    assert symbols[push].kind == ("function" if language == "c" else "method")
+
+    assert [name for name, symbol in symbols.items() if symbol.is_test] == ([test] if test else [])
+    for symbol in symbols.values():
+        assert symbol.code.split("\n")[0] == symbol.code.split("\n")[0].strip()
+        assert tuple(symbol.call_sites) == symbol.calls
+        assert symbol.line >= 1
+
+
+@pytest.mark.parametrize("language", sorted(GRAMMARS))
+def test_a_body_is_read_as_the_same_code(language: str) -> None:
+    for symbol in read(SOURCES[language], language).values():
+        if symbol.kind == "function" and not symbol.is_test:
+            (again,) = read(symbol.body, language).values()
+            assert (again.name, again.calls, again.docstring) == (symbol.name, symbol.calls, "")
+
+
+def test_python_code_and_body() -> None:
+    symbols = read(SOURCES["python"])
+    assert symbols["add"].docstring == "Add two numbers.\n\nBoth are whole."
+    assert symbols["add"].line == 4
+    assert symbols["add"].body.startswith("@cached\nasync def add(a: int, b: int) -> int:\n    def twice(x):\n")
+    assert symbols["Stack.push"].code == ('def push(self, item):\n    """Put one more on it."""\n    self.append(item)')
+    assert symbols["Stack"].body == (
+        "class Stack(list):\n    limit: int = 3\n\n    def push(self, item):\n        ...\n\n"
+        "    class Full(Exception):\n        ..."
+    )
+    assert symbols["Stack.Full"].body == "class Full(Exception):\n    pass"
+    assert symbols["test_add"].call_sites["add"] == ("def test_add():\n    first = 1\n    assert add(first, 2) == 3")
+
+
+def test_the_clauses_of_an_elixir_function_are_one() -> None:
+    add = read(SOURCES["elixir"], "elixir")["Pile.Stack.add"]
+    assert add.body.startswith("@spec add(integer, integer) :: integer\ndef add(a, b) when a > 0 do")
+    assert add.body.endswith("def add(_, b), do: b")
+
+
+def test_markup_licences_and_pragmas_are_no_docstring() -> None:
+    assert read(SOURCES["java"], "java")["Stack"].docstring == "A pile of things, see Pile."
+    c = read(SOURCES["c"], "c")["add"]
+    assert (c.docstring, c.code[:9]) == ("Add two numbers.", "/* Add tw")
+    assert read("// Copyright 2020 Somebody\n// Adds.\nint f() { return 1; }", "c")["f"].docstring == ""
+    assert read(SOURCES["ruby"], "ruby")["Pile.Stack.add"].docstring == "Add two numbers."
+    assert read(SOURCES["go"], "go")["add"].docstring == "add adds two numbers."
+    assert read("// TODO: do it better\n// go(a);\nfunc a() {}", "go")["a"].docstring == ""
+    assert read("int a; // the first\nint f() { return 1; }", "c")["f"].docstring == ""
+    assert read("/** One.\n *\n *   indented\n * two */\nfunction a() {}", "javascript")["a"].docstring == (
+        "One.\n\n  indented\ntwo"
+    )
+
+
+def test_a_method_of_a_class_in_a_class_has_both_names() -> None:
+    symbols = read("class A:\n    class B:\n        def c(self): pass\n    if True:\n        def d(self): pass")
+    assert list(symbols) == ["A", "A.B", "A.B.c", "A.d"]
+    assert "def c" not in symbols["A"].code
+
+
+def test_functions_that_javascript_keeps_under_a_name() -> None:
+    symbols = read(
+        """
+        exports.first = function () { return a(); };
+        const tools = { second: () => b(), third() { return c(); } };
+        class Kept { fourth = () => d(); }
+        (function () { function fifth() { e(); } })();
+        """,
+        "javascript",
+    )
+    assert {name: symbol.calls for name, symbol in symbols.items() if symbol.kind != "class"} == {
+        "first": ("a",),
+        "second": ("b",),
+        "third": ("c",),
+        "Kept.fourth": ("d",),
+        "fifth": ("e",),
+    }
+
+
+def test_a_call_site_is_the_statement_with_a_line_or_two_before_it_and_never_the_docstring() -> None:
+    text = """
+        def f():
+            \"\"\"What it does.\"\"\"
+            go(1)
+            first = 1
+            second = 2
+            again = [
+                stop(first),
+            ]
+            go(2)
+    """
+    f = read(text)["f"]
+    assert f.calls == ("go", "stop")
+    assert f.call_sites["go"] == "go(1)"
+    assert f.call_sites["stop"] == "first = 1\nsecond = 2\nagain = [\n    stop(first),\n]"
+    long = read("def f():\n    go(\n" + "        1,\n" * 500 + "    )")["f"]
+    assert long.call_sites["go"].count("\n") < 12
+
+
+@pytest.mark.parametrize(
+    ("path", "is_test"),
+    [
+        ("test_stack.py", True),
+        ("pile/stack_test.py", True),
+        ("tests/helper.py", True),
+        ("conftest.py", True),
+        ("pile/stack_test.go", True),
+        ("src/stack.test.ts", True),
+        ("src/stack.spec.jsx", True),
+        ("src/__tests__/stack.js", True),
+        ("StackTest.java", True),
+        ("spec/stack_spec.rb", True),
+        ("stack_test.exs", True),
+        ("pile/stack.py", False),
+        ("contest.py", False),
+        ("pile/latest.go", False),
+        ("Testable.kt", False),
+        ("pile/attest.js", False),
+        ("GREATEST.java", False),
+    ],
+)
+def test_tests_are_known_by_their_file(path: str, is_test: bool) -> None:
+    assert symbols_of(SourceFile(path, "python", "def helper():\n    return 1\n"))[0].is_test is is_test
+
+
+def test_tests_are_known_wherever_they_stand() -> None:
+    symbols = read(
+        "class Client:\n    def test_connection(self): pass\nclass ClientTest(TestCase):\n    def test_it(self): pass"
+    )
+    assert [name for name, symbol in symbols.items() if symbol.is_test] == ["ClientTest.test_it"]
+
+
+@pytest.mark.parametrize("language", sorted(GRAMMARS))
+def test_broken_syntax_loses_only_itself(language: str) -> None:
+    whole = dedent(SOURCES[language]).strip() + "\n"
+    broken = symbols_of(SourceFile("a", language, ")]} = = (\n\n" + whole + "\n\n((( ??? \n"))
+    _, stack, push, _ = NAMES[language]
+    assert {stack, push} <= {symbol.qualified for symbol in broken}
+
+
+def test_what_no_grammar_can_read_becomes_blocks() -> None:
+    blocks = symbols_of(SourceFile("a.py", "python", ")(\n" * 30))
+    assert [block.kind for block in blocks] == ["block"]
+    assert symbols_of(SourceFile("a.py", "python", "LIMIT = 3\n")) == []
+    assert symbols_of(SourceFile("a.py", "python", "")) == []
+
+
+def test_blocks_are_of_whole_paragraphs() -> None:
+    paragraph = "echo one\necho two\necho three\n\n"
+    text = paragraph * 40 + "# Say it\n# often.\nsay() {\n  echo\n}\n\n" + "echo\n" * 200
+    blocks = symbols_of(SourceFile("a.sh", "shell", text))
+    assert max(block.code.count("\n") + 1 for block in blocks) == 60
+    assert min(block.code.count("\n") + 1 for block in blocks[:8]) >= 10
+    assert "".join(text.split()) == "".join("".join(block.code for block in blocks).split())
+    (documented,) = [block for block in blocks if block.docstring]
+    assert documented.docstring == "Say it\noften."
+    assert documented.body.startswith("say() {")
+    assert documented.code.startswith("# Say it")
+    assert [text.split("\n")[block.line - 1] for block in blocks] == [block.code.split("\n")[0] for block in blocks]
+
+
+def test_a_block_may_begin_with_a_comment_of_several_lines() -> None:
+    (block,) = symbols_of(SourceFile("A.kt", "kotlin", "    /**\n     * Adds.\n     */\n    fun add() = 1\n"))
+    assert (block.docstring, block.body) == ("Adds.", "fun add() = 1")
+
+
+def test_our_own_code_without_its_docstrings_is_still_python() -> None:
+    for module in (chunks, definitions):
+        text = inspect.getsource(module)
+        found = symbols_of(SourceFile("a.py", "python", text))
+        expected = {node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        assert {symbol.name for symbol in found} == expected
+        for symbol in found:
+            (statement,) = ast.parse(symbol.body).body
+            assert ast.get_docstring(statement) is None  # type: ignore[arg-type]
+            assert ast.unparse(ast.parse(symbol.code)).startswith(ast.unparse(statement).split("\n")[0])
+
+
+@pytest.mark.parametrize("language", [*sorted(GRAMMARS), "kotlin", ""])
+@settings(max_examples=40, deadline=None)
+@given(text=st.text() | st.text("(){}[]<>;:,.=\"'`/*#@$ \n\tdefclassdoendiffn01\\\u00e9\ud800", max_size=300))
+def test_no_text_raises(language: str, text: str) -> None:
+    for symbol in symbols_of(SourceFile("a/b.x", language, text)):
+        assert symbol.code.strip()
+        symbol.code.encode()
+
+
+@pytest.mark.parametrize("language", sorted(GRAMMARS))
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_no_cut_of_a_source_raises(language: str, data: st.DataObject) -> None:
+    text = SOURCES[language]
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), min_size=2, max_size=4)))
+    text = text[: cuts[0]] + text[cuts[1] : cuts[-1]]
+    symbols_of(SourceFile("a", language, text))
+
+
+@pytest.mark.parametrize("language", sorted(GRAMMARS))
+@pytest.mark.parametrize("unit", ["(", "{", "f(", "class A {", "if a {", "/// a\n", "namespace a {", '"'])
+def test_deep_nesting_does_not_overflow(language: str, unit: str) -> None:
+    symbols_of(SourceFile("a", language, unit * 5_000))
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "language"),
+    [
+        ("a.py", "", "python"),
+        ("a/b.TSX", "", "tsx"),
+        ("a.h", "int f(void);", "c"),
+        ("a.h", "namespace a {\n}", "cpp"),
+        ("tool", "#!/usr/bin/env python3\n", "python"),
+        ("tool", "#!/bin/bash -e\n", "shell"),
+        ("tool", "plain words", ""),
+        ("a.md", "# Words", ""),
+        ("a.json", "{}", ""),
+        ("Rakefile", "", "ruby"),
+        (".py", "", ""),
+    ],
+)
+def test_languages_are_known_by_name_or_by_the_first_line(path: str, text: str, language: str) -> None:
+    assert language_of(path, text) == language
