@@ -61,7 +61,7 @@ def main() -> None:
     """Train both, judge all three, print."""
     options = _options()
     packages = ("torch", "transformers", "sentence-transformers")
-    report.print_setting("bench.finetune", packages, threads=options.threads, tokens=MAX_TOKENS)
+    report.print_setting("bench.finetune", packages, tokens=MAX_TOKENS, **vars(options))
     with tempfile.TemporaryDirectory() as place:
         run = _prepared(Path(place), options)
         pairs = read_pairs(run.data)

@@ -47,6 +47,27 @@ class Caller:
             except MLError as error:
                 await attempts.wait(error)
 
+    async def ask_all(
+        self, subject: str, request: BaseModel, reply: type[ReplyT], answers: int, timeout_s: float | None
+    ) -> list[ReplyT | MLError]:
+        """Send a request once, to all who listen, and read so many replies, as they come.
+
+        Raises DeadlinePassed where fewer come in time, and what `ask` raises where none can.
+        """
+        body, attempts = _body(request), self._attempts(timeout_s)
+        headers = _headers(uuid4().hex, attempts.left_s())
+        self._check_size(headers, body)
+        found: list[ReplyT | MLError] = []
+        try:
+            async with inbox(self._nc) as (to, messages):
+                await self._nc.publish(subject, body, reply=to, headers=headers)
+                while len(found) < answers:
+                    message = await _next_message(messages, subject, attempts.left_s())
+                    found.append(_error_in(message) or parse(message.data, reply))
+        except nats.errors.Error as error:
+            raise _no_connection(error) from None
+        return found
+
     async def stream(self, subject: str, request: BaseModel, timeout_s: float | None) -> AsyncGenerator[Frame, None]:
         """The frames of a streamed reply, retried until the first one is there; closing early tells the worker."""
         body = _body(request)

@@ -51,7 +51,7 @@ class MLClient(GenerateCalls, FinetuneCalls):
         self._nc = nc
         self._caller = Caller(nc, timeout_s, retries)
         self._owned = False
-        self.models = ModelsClient(self._caller.ask)
+        self.models = ModelsClient(self._caller.ask, self._caller.ask_all)
         self.jobs = JobsClient(nc, self._caller)
 
     @classmethod

@@ -1,10 +1,12 @@
 """`MLClient.models`: the typed client of `ml.models.*`. Knows no connection; it is given a way to ask."""
 
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from pydantic import BaseModel
 
 from . import codec, names
+from .errors import MLError
 from .models import (
     Dtype,
     Kind,
@@ -33,6 +35,14 @@ class Ask(Protocol):
     ) -> ReplyT: ...
 
 
+class AskAll(Protocol):
+    """Sends a request once to all who listen, and reads so many replies."""
+
+    async def __call__(
+        self, subject: str, request: BaseModel, reply: type[ReplyT], answers: int, timeout_s: float | None
+    ) -> list[ReplyT | MLError]: ...
+
+
 class ModelsClient:
     """Which models there are, and what workers keep in memory.
 
@@ -40,8 +50,9 @@ class ModelsClient:
     the first answer comes back. Changes need the admin role of nats-server.conf.
     """
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, ask_all: AskAll) -> None:
         self._ask = ask
+        self._ask_all = ask_all
 
     async def list(
         self, kind: Kind | None = None, *, worker: str | None = None, timeout_s: float | None = None
@@ -85,9 +96,19 @@ class ModelsClient:
     async def reload(
         self, model: str, *, version: str | None = None, worker: str | None = None, timeout_s: float | None = None
     ) -> ModelsChangeReply:
-        """Swap a model's weights for its live version, or the one that is named."""
+        """Swap a model's weights for its live version, or the one that is named, which then is the live one.
+
+        With `worker` a version that is named stays that worker's alone.
+        """
         request = codec.validate({"model": model, "version": version}, ModelsReloadRequest)
         return await self._ask(_on(names.MODELS_RELOAD, worker), request, ModelsChangeReply, timeout_s)
+
+    async def reload_all(
+        self, model: str, workers: int, *, version: str | None = None, timeout_s: float | None = None
+    ) -> Sequence[ModelsChangeReply | MLError]:
+        """The same on every worker, and what so many of them answer."""
+        request = codec.validate({"model": model, "version": version}, ModelsReloadRequest)
+        return await self._ask_all(names.MODELS_RELOAD, request, ModelsChangeReply, workers, timeout_s)
 
 
 def _on(subject: str, worker: str | None) -> str:

@@ -92,15 +92,18 @@ class FakeSwap:
         self._nc = nc
         self._script = script
 
-    async def go_live(self, model: str, version: str, job: str) -> list[str]:
+    async def go_live(self, model: str, version: str, job: str, parent: str | None) -> list[str]:
         match self._script.next("swap"):
             case "hold":
                 await self._nc.publish("test.holding", holding("swap").encode())
                 await asyncio.Event().wait()
             case "roll back":
-                raise RolledBack("a live round did not match")
+                raise RolledBack(version, "a live round did not match")
         self.live[model] = version
         return []
+
+    async def abandon(self, model: str, job: str) -> None:
+        """Nothing that is cut off here has gone live."""
 
 
 @dataclass

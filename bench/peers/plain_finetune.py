@@ -24,7 +24,7 @@ def main(folder: str, pairs_file: str, out: str, options_json: str) -> None:
     torch.manual_seed(options["seed"])
     model = SentenceTransformer(folder, device="cpu")
     model.max_seq_length = options["max_tokens"]
-    lines = map(json.loads, Path(pairs_file).read_text().splitlines())
+    lines = [json.loads(line) for line in Path(pairs_file).read_bytes().split(b"\n") if line]
     pairs = [(line["anchor"], line["positive"]) for line in lines if line["split"] == "train"]
     loss = MultipleNegativesRankingLoss(model)
     batches = [

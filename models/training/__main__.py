@@ -5,6 +5,7 @@ Speaks in events on standard output (progress.py). Exit codes: 0 done; 1 failed 
 
 import errno
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -51,4 +52,8 @@ def _step(name: str) -> Step:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Exception:
+        traceback.print_exc()
+        sys.exit(2)

@@ -24,7 +24,8 @@ def memory_ceiling(allowed: int | None) -> Iterator[None]:
         yield
         return
     before, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (_reserved_bytes() + allowed, hard))
+    bounds = [limit for limit in (before, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([_reserved_bytes() + allowed, *bounds]), hard))
     try:
         yield
     except RuntimeError as error:

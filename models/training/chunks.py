@@ -34,9 +34,7 @@ def symbols_of(file: SourceFile) -> list[Symbol]:
     source = file.text.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace")
     file = SourceFile(file.path, file.language, source.decode())
     grammar = GRAMMARS.get(file.language)
-    if grammar is None:
-        return blocks_of(file)
-    if (parsed := match_patterns(source, file.language)) is None:
+    if grammar is None or (parsed := match_patterns(source, file.language)) is None:
         return blocks_of(file)
     tree, matches = parsed
     definitions, calls = find_definitions(matches, source, grammar)
@@ -60,6 +58,7 @@ class _Reading:
         self._in_test_file = is_test_file(file.path)
 
     def symbol(self, definition: Definition) -> Symbol:
+        """The symbol that a definition is."""
         docstring, begin, cuts = self._documentation(definition)
         stubs = [edit for part in definition.parts for edit in self._stubs(part)] if definition.kind == "class" else []
         sites = self._call_sites(definition)
@@ -141,7 +140,8 @@ def _names(definition: Definition) -> list[str]:
     around = [*(outer.name for outer in definition.scope), definition.receiver]
     names = [part for node in around if node is not None for part in _parts(_text(node))]
     if definition.kind == "test":
-        return [*names, _text(definition.name).strip("\"'`()").replace(", ", ".")[:_LONGEST_NAME]]
+        text = _text(definition.name)[:_LONGEST_NAME]
+        return [*names, text.strip("\"'`()").replace(", ", ".") or text]
     return names + _parts(_text(definition.name))
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..durable import clear_leftovers
 from ..errors import OutOfDeviceMemory
@@ -15,7 +15,7 @@ from .chunks import symbols_of
 from .dataset import Dataset, file_dataset, read_given, write_dataset
 from .errors import NoPairs
 from .options import TrainingOptions
-from .pairs import links_of
+from .pairs import Link, links_of
 from .progress import Collected, Event, Note
 from .records import Manifest, Symbol
 from .run import RunFolder, RunSpec
@@ -24,6 +24,8 @@ from .split import Parts, split, without_clones
 
 if TYPE_CHECKING:
     from ..encoders.base import Encoder
+
+AddNegatives: TypeAlias = Callable[[list[Link]], list[Link]]
 
 
 def collect(run: RunFolder, say: Callable[[Event], None]) -> None:
@@ -55,14 +57,14 @@ def build_dataset(
 
     Raises PathRefused, NoPairs, OutOfDeviceMemory.
     """
+    return _built(codebase, options, roots, lambda links: _with_negatives(links, options, encoder))
+
+
+def _built(codebase: Path, options: TrainingOptions, roots: Sequence[Path], add_negatives: AddNegatives) -> Dataset:
     source = read_codebase(codebase, roots)
     symbols = [symbol for file in source.files for symbol in symbols_of(file)]
     parts = _split(source, symbols, options.seed)
-    links = parts.links
-    if options.hard_negatives:
-        from .negatives import with_negatives
-
-        links = with_negatives(links, options.hard_negatives, options.seed, encoder)
+    links = add_negatives(parts.links)
     return Dataset(
         pairs=[link.pair for link in links],
         source=os.fsencode(codebase).decode("utf-8", "replace"),
@@ -80,26 +82,45 @@ def _dataset(spec: RunSpec) -> Dataset:
         if spec.given is None:
             raise NoPairs("neither a codebase nor pairs were given")
         return read_given(spec.given, spec.options.seed)
+    notes: list[str] = []
+
+    def add_negatives(links: list[Link]) -> list[Link]:
+        try:
+            return _near_by_the_model(links, spec)
+        except OutOfDeviceMemory:
+            notes.append("memory was short: hard negatives were found by words alone")
+            return _with_negatives(links, spec.options)
+
+    dataset = _built(spec.codebase, spec.options, spec.roots, add_negatives)
+    return replace(dataset, notes=(*dataset.notes, *notes))
+
+
+def _near_by_the_model(links: list[Link], spec: RunSpec) -> list[Link]:
+    """With negatives by the vectors of the model that is to be trained, as it is. Raises OutOfDeviceMemory.
+
+    The ceiling is for these alone: a parser that lacks memory ends the process.
+    """
     if not spec.options.hard_negatives:
-        return build_dataset(spec.codebase, spec.options, roots=spec.roots)
-    return _with_encoder(spec, spec.codebase)
-
-
-def _with_encoder(spec: RunSpec, codebase: Path) -> Dataset:
-    """With the vectors of the model that is to be trained, as it is; without them where memory is short."""
+        return links
     from ..device import configure_threads, memory_errors, pick_device
     from ..loader import LoadOptions, load
     from .ceiling import memory_ceiling
+    from .negatives import with_negatives
 
     configure_threads(spec.threads)
     device = pick_device(spec.device).type
-    try:
-        with memory_errors(device), memory_ceiling(spec.memory_bytes if device == "cpu" else None):
-            encoder = load(spec.entry, LoadOptions(spec.device, folder=spec.base, threads=spec.threads))
-            return build_dataset(codebase, spec.options, roots=spec.roots, encoder=encoder)
-    except OutOfDeviceMemory:
-        dataset = build_dataset(codebase, spec.options, roots=spec.roots)
-        return replace(dataset, notes=(*dataset.notes, "memory was short: hard negatives were found by words alone"))
+    encoder = load(spec.entry, LoadOptions(spec.device, folder=spec.base, threads=spec.threads))
+    with memory_errors(device), memory_ceiling(spec.memory_bytes if device == "cpu" else None):
+        return with_negatives(links, spec.options.hard_negatives, spec.options.seed, encoder)
+
+
+def _with_negatives(links: list[Link], options: TrainingOptions, encoder: "Encoder | None" = None) -> list[Link]:
+    """Imports what it needs only where negatives are asked for."""
+    if not options.hard_negatives:
+        return links
+    from .negatives import with_negatives
+
+    return with_negatives(links, options.hard_negatives, options.seed, encoder)
 
 
 def _split(source: Codebase, symbols: Sequence[Symbol], seed: int) -> Parts:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from itertools import count
@@ -128,11 +128,17 @@ def read_given(path: Path, seed: int) -> Dataset:
         found[pair.anchor, pair.positive] = replace(pair, negatives=negatives)
     if not found:
         raise NoPairs("there is not one pair in what was given")
-    pairs = list(found.values())
+    pairs = [_without_right_ones(pair, found.keys()) for pair in found.values()]
     texts = (text for pair in pairs for text in (pair.anchor, pair.positive, *pair.negatives, ""))
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     parts = split(without_clones([Link(pair) for pair in pairs]), seed)
     return Dataset([link.pair for link in parts.links], "pairs that were given", digest, seed)
+
+
+def _without_right_ones(pair: Pair, right: Collection[tuple[str, str]]) -> Pair:
+    """Without negatives that another line gives as the anchor's positive."""
+    negatives = tuple(text for text in pair.negatives if (pair.anchor, text) not in right)
+    return replace(pair, negatives=negatives)
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -27,7 +27,7 @@ _KINDS: tuple[Kind, ...] = ("function", "class", "test", "members", "module")
 
 @dataclass(slots=True)
 class Definition:
-    """One definition. row: of its first line, from 0. start, end: bytes, with what wraps it and stands before it.
+    """One definition. start, end: bytes, with what wraps it and the attributes before it.
 
     name: as written; receiver: the class that it says it belongs to. bodies: of each of its clauses.
     comments: those right before it. scope: what encloses it, the outermost first. parts: the definitions right inside.
@@ -97,14 +97,19 @@ def _find(matches: Iterable[Match], source: bytes) -> _Findings:
             is_comment = "comment" in captures
             node = captures["comment" if is_comment else "attribute"][0]
             if not source[source.rfind(b"\n", 0, node.start_byte) + 1 : node.start_byte].strip():
-                found.before[last_row(node)] = (node, is_comment)
+                found.before[_last_row(node)] = (node, is_comment)
         else:
             _keep_definition(found, pattern, captures)
     return found
 
 
 def _keep_definition(found: _Findings, pattern: int, captures: dict[str, list[Node]]) -> None:
-    """Of several patterns that fit a node the first counts, and of its matches the one with most of a body."""
+    """Of several patterns that fit a node the first counts, and of its matches the one with most of a body.
+
+    A definition whose name the parser had to make up is none.
+    """
+    if captures["name"][0].is_missing:
+        return
     kind = next(kind for kind in _KINDS if kind in captures)
     node, bodies = captures[kind][0], captures.get("body", [])
     rank = (pattern, -len(bodies))
@@ -114,7 +119,7 @@ def _keep_definition(found: _Findings, pattern: int, captures: dict[str, list[No
         found.definitions[_span(node)] = Definition(kind, node, captures["name"][0], receiver, bodies, *_span(node))
 
 
-def last_row(node: Node) -> int:
+def _last_row(node: Node) -> int:
     """The row of a node's last character: some comments end behind their line's end."""
     row, column = node.end_point
     return row - 1 if column == 0 and row > node.start_point[0] else row

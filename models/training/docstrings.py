@@ -6,6 +6,7 @@ Knows no language; the signs of all of them are told apart by how they look.
 import re
 from collections.abc import Sequence
 from inspect import cleandoc
+from textwrap import dedent
 
 _LITERAL = re.compile(
     r"""(?:@\w+[\s(]+)?(?:[rRuU]{0,2}|~[sS])?(?P<quotes>\"{3}|'{3}|"|')(?P<text>.*)(?P=quotes)\)?""", re.S
@@ -25,10 +26,11 @@ _PRAGMA = re.compile(
 )
 _RULE = re.compile(r"[\W_]{3,}")
 _WORD = re.compile(r"[^\W\d_]{2,}")
+_OPENING = re.compile(r"\A/\*+!?<?")
 _BLOCK_SIGN = re.compile(r"^[ \t]*\*+(?!/)[ \t]?", re.M)
 _LINE_SIGN = re.compile(r"^[ \t]*(?://[/!]?|#+|--+|;+|%+)", re.M)
 _INLINE_TAG = re.compile(r"\{@\w+\s+([^{}]*)\}")
-_BRIEF = re.compile(r"^\s*[\\@](?:brief|short|details|summary|description|desc)\b:?[ \t]*", re.M)
+_BRIEF = re.compile(r"^[ \t]*[\\@](?:brief|short|details|summary|description|desc)\b:?[ \t]*", re.M)
 _HTML = re.compile(
     r"</?(?:p|pre|code|b|i|em|strong|ul|ol|li|br|tt|a|h[1-6]|summary|para|remarks|c|see|div|span)\b[^<>]*>", re.I
 )
@@ -54,9 +56,9 @@ def _without_signs(comment: str) -> str:
     comment = _HTML.sub("", comment)
     if not comment.startswith("/*"):
         return _LINE_SIGN.sub("", comment)
-    inner = re.sub(r"\A/\*+!?<?|\*+/\Z", "", comment)
+    inner = _OPENING.sub("", comment).removesuffix("/").rstrip("*")
     first, newline, rest = inner.partition("\n")
-    return first.strip() + newline + cleandoc("\n" + _BLOCK_SIGN.sub("", rest))
+    return first.strip() + newline + dedent(_BLOCK_SIGN.sub("", rest))
 
 
 def _is_code(text: str) -> bool:

@@ -69,7 +69,7 @@ def _activation_bytes(entry: ModelSpec, base: Path, options: TrainingOptions, me
     config = _config(entry, base)
     hidden, layers, inner = (_size(config, *names) for names in _NAMES)
     tokens = min(options.max_tokens or MAX_TOKENS, entry.max_tokens or MAX_TOKENS)
-    columns = 2 + options.hard_negatives
+    columns = 2 + max(options.hard_negatives, options.loss == "triplet")
     rows = min(options.micro_batch or options.batch_size, options.batch_size) * columns
     width = MIXED_BYTES if method.bf16 else 4
     layer = (KEPT_WIDTHS * hidden + 3 * inner) * width

@@ -51,7 +51,7 @@ def tracked_files(folder: Path) -> Tracked | None:
 
 
 def is_unchanged(content: bytes, object_id: str) -> bool:
-    """Whether a file has the content that git knows by an id, as it is or with line ends turned into `\\\\n`."""
+    """Whether a file has the content that git knows by an id, as it is or with the line ends of Unix."""
     digest = sha256 if len(object_id) == 64 else sha1
     variants = (content, content.replace(b"\r\n", b"\n"))
     return any(

@@ -3,7 +3,7 @@
 import re
 from pathlib import PurePosixPath
 
-_FOLDERS = frozenset({"test", "tests", "testing", "__tests__", "spec", "specs", "e2e", "androidTest", "testdata"})
+_FOLDERS = frozenset({"test", "tests", "__tests__", "spec", "specs", "e2e", "androidTest", "testdata"})
 _FILE = re.compile(
     r"(?:test_.*|.*_test|conftest|tests)\.pyi?|.*_test\.go|.*[.-](?:test|tests|spec|e2e|cy)\.[cm]?[jt]sx?|.*_(?:test|spec)\.rb|test_.*\.rb"
     r"|.*_test\.exs|(?:.*Tests?|Test[A-Z_].*|Test|.*IT|.*TestCase|.*Spec)\.(?:java|kt|scala|groovy|cs|swift|php)"

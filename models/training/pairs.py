@@ -75,8 +75,8 @@ def _documentation(symbol: Symbol) -> Link:
 
 
 def _link(anchor: str, source: Symbol, target: Symbol, kind: PairKind, *bodies: str) -> Link:
-    """From a text that stands in one symbol to the code of another."""
-    pair = Pair(anchor, target.code, kind, target.language, target.file)
+    """From a text that stands in one symbol to another, which is the same text in every pair: its body."""
+    pair = Pair(anchor, target.body, kind, target.language, target.file)
     return Link(pair, target.qualified, source.file, source.qualified, (target.body, *bodies))
 
 
@@ -181,4 +181,4 @@ def _each_with_next(alike: Sequence[Symbol]) -> Iterator[Link]:
     firsts = [alike[index] for index, group in enumerate(groups) if group == index]
     for one, other in pairwise(firsts):
         if one.file != other.file and min(len(one.code), len(other.code)) >= MIN_CODE_CHARS:
-            yield _link(one.code, one, other, "symbol", one.body)
+            yield _link(one.body, one, other, "symbol", one.body)

@@ -1,8 +1,9 @@
 """Sources parsed with tree-sitter, and the patterns of queries/*.scm found in their trees.
 
-Owns loading a grammar, and how much time and depth a file may take.
+Owns loading a grammar, and how much time, memory and depth a file may take.
 """
 
+import resource
 from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
@@ -18,23 +19,31 @@ Match: TypeAlias = tuple[int, dict[str, list[Node]]]
 """The number of a pattern, and what each of its captures stands for."""
 
 _QUERIES = Path(__file__).parent / "queries"
-_TIME_LIMIT_S = 10
+_TIME_LIMIT_S = 5
 """Of processor time, looked at between the parser's steps; a file of a megabyte takes about one second."""
+
+_MEMORY_LIMIT = 512 << 20
+"""Bytes; with some errors the parser's memory grows with the square of the text."""
 
 _PIECE = 1 << 16
 """Bytes that the parser is handed at once."""
 
 _ATTEMPTS = 8
+"""How often a file with errors is read."""
+
+_FEW_LINES = 3
+"""What an error may take up without being looked into."""
+
 _DEPTH = 1_000
 """Nodes inside each other; what is deeper is not looked at, which would take the square of the time."""
 
 
 def match_patterns(source: bytes, language: str) -> tuple[Tree, list[Match]] | None:
-    """The tree of a source in a language of GRAMMARS, and what the patterns find in it; None where that takes too long.
+    """The tree of a source in a language of GRAMMARS, and what the patterns find in it; None where that takes too much.
 
-    Where an error swallows what follows it, the source is read once more without the line that the error begins at, and
-    so on while that finds more definitions. The grammars try out all that a text may mean, which for some that mean
-    nothing takes hours.
+    Where an error swallows what follows it, the source is read once more without the line that this begins at, and so
+    on while that finds more definitions. The grammars try out all that a text may mean, which for some that mean
+    nothing takes hours or fills the memory.
     """
     grammar, query = _load(language)
     end_s = thread_time() + _TIME_LIMIT_S
@@ -48,31 +57,52 @@ def match_patterns(source: bytes, language: str) -> tuple[Tree, list[Match]] | N
         if best is not None and _definitions(matches) <= _definitions(best[1]):
             break
         best = tree, matches
-        if (error := _large_error(tree)) is None:
+        if (broken := _broken(tree)) is None:
             break
-        source = _without_line(source, error.start_byte)
+        source = _without_line(source, broken.start_byte)
     return best
 
 
 def _parse(source: bytes, grammar: Language, end_s: float) -> Tree | None:
-    """The tree of a source; None where it is not there by a time of the thread's clock."""
+    """The tree of a source; None where it is not there by a time of the thread's clock, or takes too much memory."""
+    most_bytes = _resident_bytes() + _MEMORY_LIMIT
+
+    def must_stop(_: int, has_error: bool) -> bool:
+        return thread_time() > end_s or (has_error and _resident_bytes() > most_bytes)
+
     try:
-        return Parser(grammar).parse(
-            lambda offset, _: source[offset : offset + _PIECE],
-            progress_callback=lambda _offset, _has_error: thread_time() > end_s,
-        )
+        return Parser(grammar).parse(lambda offset, _: source[offset : offset + _PIECE], progress_callback=must_stop)
     except ValueError:  # how the parser says that it was stopped
         return None
+
+
+def _resident_bytes() -> int:
+    """The memory that this process has; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 def _definitions(matches: Iterable[Match]) -> int:
     return sum("name" in captures for _, captures in matches)
 
 
-def _large_error(tree: Tree) -> Node | None:
-    """The first error that is more than a few lines long, the whole tree or right below its root."""
-    nodes = (tree.root_node, *tree.root_node.children) if tree.root_node.has_error else ()
-    return next((node for node in nodes if node.is_error and node.end_point[0] - node.start_point[0] > 3), None)
+def _broken(tree: Tree) -> Node | None:
+    """The first node below the root, or the root itself, with an error in it that swallows more than a few lines."""
+    tops = [tree.root_node] if tree.root_node.is_error else tree.root_node.children
+    return next((top for top in tops if _has_large_error(top)), None)
+
+
+def _has_large_error(top: Node) -> bool:
+    nodes = [top]
+    while nodes:
+        node = nodes.pop()
+        if node.has_error and node.end_point[0] - node.start_point[0] > _FEW_LINES:
+            if node.is_error:
+                return True
+            nodes += node.children
+    return False
 
 
 def _without_line(source: bytes, position: int) -> bytes:

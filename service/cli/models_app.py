@@ -254,7 +254,16 @@ def reload(
     nats_url: NatsUrl = None,
     timeout: Timeout = 300.0,
 ) -> None:
-    """Have workers swap a model's weights, without a request that fails."""
+    """Have workers swap a model's weights, without a request that fails.
+
+    A version that is named is then the live one in the whole fleet; with --worker it is served there alone.
+    """
+    if worker is None:
+        from .ask import Connection
+        from .models_remote import reload_everywhere
+
+        reload_everywhere(model, version, Connection(nats_url, timeout), as_json=as_json)
+        return
     _change(
         lambda models, name: models.reload(model, version=version, worker=name),
         worker,

@@ -25,7 +25,24 @@ def change_workers(change: Change, worker: str | None, connection: Connection, *
     change: asks one worker, by its id. Raises the first error that a worker answers with, once all have answered. That
     a worker lacks what another has unloaded is no failure.
     """
-    replies, errors = ask(connection, lambda nc: _change(nc, change, worker, connection.timeout_s))
+    _print_outcome(*ask(connection, lambda nc: _change(nc, change, worker, connection.timeout_s)), as_json=as_json)
+
+
+def reload_everywhere(model: str, version: str | None, connection: Connection, *, as_json: bool) -> None:
+    """Have all workers swap at once, so that a version that is named is the live one; print what they serve then.
+
+    Raises the first error that a worker answers with.
+    """
+
+    async def reloaded(nc: Client) -> tuple[list[ModelsChangeReply], list[MLError]]:
+        workers = await _workers(nc, connection.timeout_s)
+        models = MLClient(nc, timeout_s=connection.timeout_s, retries=0).models
+        return _parted(await models.reload_all(model, len(workers), version=version))
+
+    _print_outcome(*ask(connection, reloaded), as_json=as_json)
+
+
+def _print_outcome(replies: Sequence[ModelsChangeReply], errors: Sequence[MLError], *, as_json: bool) -> None:
     if as_json:
         print_json([reply.model_dump(exclude_none=True) for reply in replies])
     elif replies:
@@ -42,13 +59,20 @@ def change_workers(change: Change, worker: str | None, connection: Connection, *
 async def _change(
     nc: Client, change: Change, worker: str | None, timeout_s: float
 ) -> tuple[list[ModelsChangeReply], list[MLError]]:
-    workers = (
-        [worker] if worker else [answer.body["id"] for answer in await ask_workers(nc, "PING", timeout_s, STALL_S)]
-    )
+    workers = [worker] if worker else await _workers(nc, timeout_s)
+    models = MLClient(nc, timeout_s=timeout_s, retries=0).models
+    return _parted(await asyncio.gather(*(_asked(change, models, name) for name in workers)))
+
+
+async def _workers(nc: Client, timeout_s: float) -> list[str]:
+    """The ids of all. Raises Unavailable where there is none."""
+    workers = [str(answer.body["id"]) for answer in await ask_workers(nc, "PING", timeout_s, STALL_S)]
     if not workers:
         raise Unavailable(NO_WORKER)
-    models = MLClient(nc, timeout_s=timeout_s, retries=0).models
-    results = await asyncio.gather(*(_asked(change, models, name) for name in workers))
+    return workers
+
+
+def _parted(results: Sequence[ModelsChangeReply | MLError]) -> tuple[list[ModelsChangeReply], list[MLError]]:
     replies = [result for result in results if isinstance(result, ModelsChangeReply)]
     return replies, [result for result in results if isinstance(result, MLError)]
 

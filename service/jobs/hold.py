@@ -54,9 +54,14 @@ class Hold:
     async def begin(cls, store: JobStore, nc: Client, job_id: str, worker: str, attempts: int) -> Self:
         """Take a job, once more if need be. Raises HoldLost where it is over, also by now, after too many attempts."""
 
+        mine: list[int] = []
+
         def begun(job: Job) -> Job:
+            if mine and (job.worker, job.attempt, job.state) == (worker, mine[-1], "collecting"):
+                return job  # it was written, and only the answer was lost
             if job.attempt >= attempts:
                 return job.model_copy(update={"state": "failed", "reason": _gave_up(job)})
+            mine.append(job.attempt + 1)
             taken = {"worker": worker, "attempt": job.attempt + 1, "state": "collecting", "reason": None}
             return job.model_copy(update=taken)
 

@@ -5,6 +5,7 @@ Knows neither the stages of the work (stages.py) nor the queue (queue.py); whose
 
 import asyncio
 import errno
+import functools
 from enum import Enum
 from typing import Any
 
@@ -16,13 +17,15 @@ from models.training.errors import DiskFull
 from subjects.finetune import FinetuneRequest
 
 from .hold import Hold, HoldLost
-from .patience import TROUBLE, stopped
+from .patience import TROUBLE, insist, stopped
 from .stages import Stages
 from .step_process import StepCrashed, StepFailed
 from .store import JobStore
 
 log = structlog.get_logger(__name__)
 
+_UNPROVEN = {"failed", "cancelled"}
+"""Ends after which no version of the job may be live: a worker that was killed in the swap has not proved it."""
 HAND_BACK_S = 5.0
 """How long a worker that ends tries to say that the job is to go on elsewhere."""
 
@@ -58,7 +61,7 @@ class Pipeline:
         try:
             hold = await Hold.begin(self._store, self._nc, request.id, self._worker, self._attempts)
         except HoldLost:
-            await self._stages.runs.remove(request.id)
+            await self._over(request)
             return Ending.OVER
         log.info("job.began", job=request.id, model=hold.job.model, attempt=hold.job.attempt)
         try:
@@ -102,7 +105,18 @@ class Pipeline:
         except Exception as error:
             return await self._crashed(hold, error)
 
+    async def _over(self, request: FinetuneRequest) -> None:
+        """Clear up after a job that ended without us: cancelled while nobody had it, or out of attempts."""
+        assert request.id is not None
+        assert request.model is not None
+        job = await insist(functools.partial(self._store.get, request.id))
+        if job is not None and job.state in _UNPROVEN:
+            await self._stages.swap.abandon(request.model, request.id)
+        await self._stages.runs.remove(request.id)
+
     async def _end(self, hold: Hold, **fields: Any) -> Ending:
+        if fields["state"] in _UNPROVEN:
+            await self._stages.swap.abandon(hold.job.model, hold.job.id)
         await hold.update(**fields)
         await self._stages.runs.remove(hold.job.id)
         log.info("job.ended", job=hold.job.id, state=hold.job.state, reason=hold.job.reason)

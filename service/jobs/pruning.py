@@ -16,7 +16,7 @@ import structlog
 from models.durable import clear_leftovers, discard
 from models.errors import ModelError
 from models.training.retention import prune_training_data
-from models.versions import live_version, prune, versions
+from models.versions import live_version, prune
 from subjects.errors import MLError
 from subjects.jobs import TERMINAL, Job
 
@@ -82,7 +82,7 @@ class Pruning:
             await _attempt("training_data", lambda: self._training_data(before))
             await _attempt("runs", self._runs)
             await _attempt("versions", lambda: self._versions(before))
-            await _attempt("archives", lambda: self._archived(before))
+            await _attempt("archives", self._archived)
 
     async def _training_data(self, before: datetime) -> None:
         folder = self._settings.training_data_dir
@@ -114,15 +114,15 @@ class Pruning:
             removed = await asyncio.to_thread(prune, checkpoints, model, self._keep, before)
             _log_removed("versions", [f"{model}/{version}" for version in removed])
 
-    async def _archived(self, before: datetime) -> None:
-        """Those of versions that are gone here too: what a worker has, another may still want to go back to."""
+    async def _archived(self) -> None:
+        """Those beyond the count, whoever still has the version."""
         listed = sorted(await self._archives.list(), key=lambda one: (one.at, one.version), reverse=True)
         live, worked_on = await self._live.all(), await self._worked_on()
         for model in {one.model for one in listed} - worked_on:
             beyond = [one for one in listed if one.model == model][self._keep :]
-            here = await asyncio.to_thread(versions, self._settings.checkpoints_dir, model)
-            kept = {*here, *_live_names(live.get(model))}
-            gone = [one.version for one in beyond if one.at < before and one.version not in kept]
+            kept = _live_names(live.get(model))
+            # By count alone: a machine that has the version can send it again, and the bucket is not endless.
+            gone = [one.version for one in beyond if one.version not in kept]
             for version in gone:
                 await self._archives.remove(model, version)
             _log_removed("archives", [f"{model}/{version}" for version in gone])

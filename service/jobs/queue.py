@@ -26,6 +26,7 @@ from .streams import CONSUMER
 log = structlog.get_logger(__name__)
 
 SETTLE_S = 60.0
+UNREADABLE_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,8 @@ class JobQueue:
             request = FinetuneRequest.model_validate_json(msg.data)
         except ValidationError as error:
             log.error("job.unreadable", faults=error.error_count(), bytes=len(msg.data))
-            return Ending.DROPPED
+            # A worker of a newer version may read it, but nobody waits for that worker for ever.
+            return Ending.AGAIN if msg.metadata.num_delivered < UNREADABLE_TRIES else Ending.DROPPED
         if request.id is None or request.model is None:
             log.error("job.incomplete", job=request.id, model=request.model)
             return Ending.DROPPED

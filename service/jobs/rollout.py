@@ -6,7 +6,7 @@ Owns that order. How a worker comes to a version is its follower's (follower.py)
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from models.archive import BadArchive
 from models.training.live_round import read_live_round
 from models.versions import BASE, live_version, record_of, version_folder, versions
 from subjects.discovery import ask_workers
+from subjects.errors import Unavailable
 
 from ..background import Background
 from ..bus.errors import BusError
@@ -86,10 +87,11 @@ class Rollout:
             finally:
                 await self._background.close()
 
-    async def go_live(self, model: str, version: str, job: str) -> list[str]:
+    async def go_live(self, model: str, version: str, job: str, parent: str | None = None) -> list[str]:
         """Have every worker serve a version of this machine, and prove it over the bus -> what else is to be said.
 
-        Begun again after it was cut off, it goes on. Cancelled, the version before it is live again. Raises RolledBack,
+        parent: what has to be live until then, since it was compared with that; None: whatever is. Begun again after it
+        was cut off, it goes on. Cancelled, the version before it is live again. Raises RolledBack,
         UnknownVersion, BadArchive, BucketFull, NotSetUp, and OSError where the version or what it must give back cannot
         be read.
         """
@@ -97,7 +99,7 @@ class Rollout:
         named = await asyncio.to_thread(self._local, model, version, await self.checkpoints.publish(model, version))
         at = datetime.now(UTC)
         try:
-            await insist(lambda: self._name_live(model, named, at, job))
+            await insist(lambda: self._name_live(model, named, at, job, parent))
             log.info("version.went_live", model=model, version=version, job=job)
             return await self._proven(live_round)
         except Mismatch as mismatch:
@@ -108,6 +110,15 @@ class Rollout:
         except BaseException:
             await asyncio.wait({self._undoing(model, version, at)}, timeout=UNDO_S)
             raise
+
+    async def abandon(self, model: str, job: str) -> None:
+        """Go back from a version that a job named the live one and never proved; nothing where it named none."""
+
+        def undoing(now: Live | None) -> Live | None:
+            return _before(now) if now is not None and now.job == job else now
+
+        with suppress(NotSetUp):
+            await insist(lambda: self.live.change(model, undoing))
 
     async def go_back(self, model: str, version: str) -> Loaded:
         """Have a version, or `base`, be the live one in the whole fleet -> what then serves here; others follow.
@@ -127,9 +138,12 @@ class Rollout:
         try:
             named = await self._named(model, version)
             await self._name_live(model, named, datetime.now(UTC))
-        except (NotSetUp, BusError, NatsError, TimeoutError) as error:
-            log.warning("version.served_here_alone", model=model, version=version, reason=str(error) or repr(error))
+        except NotSetUp as error:
+            log.warning("version.served_here_alone", model=model, version=version, reason=str(error))
             return await self._reload_as(model, version)
+        except (BusError, NatsError, TimeoutError) as error:
+            reason = str(error) or type(error).__name__
+            raise Unavailable(f"JetStream did not answer ({reason}); ask again") from error
         was_there = self.follower.serves(model) == version
         await self.follower.come_to(model, named)
         resident = self._residency.registry.current(model)
@@ -178,8 +192,12 @@ class Rollout:
         weights = record.weights_sha256 if record else None
         return Version(version=version, weights_sha256=weights, archive_sha256=archive_sha256)
 
-    async def _name_live(self, model: str, named: Version, at: datetime, job: str | None = None) -> None:
+    async def _name_live(
+        self, model: str, named: Version, at: datetime, job: str | None = None, parent: str | None = None
+    ) -> None:
         """Name a version as the live one; where it is so already, what was live before it stays that.
+
+        Raises Mismatch where it would take the place of another one than `parent`.
 
         A job that goes on with it makes it its own by the time `at`: the worker that had it can then not undo it.
         """
@@ -189,6 +207,8 @@ class Rollout:
             if before is not None and before.version == named.version:
                 return before if job is None else before.model_copy(update={"at": at, "job": job})
             previous = _plain(before) if before else here
+            if parent is not None and previous.version != parent:
+                raise Mismatch(f"{previous.version} is live now, and it was trained from {parent}; train it anew")
             return Live(**named.model_dump(), previous=previous, at=at, job=job)
 
         await self.live.change(model, naming)
@@ -203,8 +223,7 @@ class Rollout:
         def undoing(now: Live | None) -> Live | None:
             if now is None or (now.version, now.at) != (version, at):
                 return now
-            back = now.previous or Version(version=BASE)
-            return Live(**back.model_dump(), at=datetime.now(UTC))
+            return _before(now)
 
         await self.live.change(model, undoing)
 
@@ -243,6 +262,12 @@ class Rollout:
         answers = await ask_workers(self._nc, "PING", ASK_S, stall_s=ASK_STALL_S)
         told = {str(answer.body["id"]): answer.body.get("metadata") or {} for answer in answers}
         return {worker: metadata[key] for worker, metadata in told.items() if (key := f"model.{model}") in metadata}
+
+
+def _before(live: Live) -> Live:
+    """What was live before it."""
+    before = live.previous or Version(version=BASE)
+    return Live(**before.model_dump(), at=datetime.now(UTC))
 
 
 def _plain(live: Live) -> Version:

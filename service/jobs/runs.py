@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from models import hub
 from models.catalogue import ModelSpec
 from models.durable import discard, publish_file, temporary_name, write_durably
+from models.training.errors import PathRefused
 from models.training.options import TrainingOptions
 from models.training.run import RunFolder, RunSpec
 from models.versions import BASE, version_folder
@@ -104,6 +105,8 @@ class Runs:
         live = version_folder(settings.checkpoints_dir, entry.id)
         base = (live or hub.locate(entry, download=False)).absolute()
         options = TrainingOptions.model_validate(request.options.model_dump())
+        if request.path and not settings.finetune.roots:
+            raise PathRefused(request.path, "this worker's finetune.roots are empty; name a folder there")
         device, needed = self.needs(entry, base, options)
         memory_gb = settings.finetune.memory_gb
         return device, RunSpec(

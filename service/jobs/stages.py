@@ -5,8 +5,8 @@ residency and the rollout.
 """
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -39,9 +39,12 @@ class Room(Protocol):
 class Swap(Protocol):
     """Who has every worker serve a version."""
 
-    async def go_live(self, model: str, version: str, job: str) -> Sequence[str]:
+    async def go_live(self, model: str, version: str, job: str, parent: str | None) -> Sequence[str]:
         """-> what else is to be said. Raises RolledBack. Cancelled before its end, the version before it serves; called
-        again, it goes on."""
+        again, it goes on. parent: what must be live until then."""
+
+    async def abandon(self, model: str, job: str) -> None:
+        """Go back from a version that the job named the live one, and did not prove."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +77,21 @@ class Stages:
     async def _prepare(self, hold: Hold, request: FinetuneRequest) -> Prepared:
         run = await self.runs.prepare(hold.job, request, self.catalogue.get(hold.job.model))
         await hold.update(parent=run.spec.parent, version=None, metrics={})
-        await self._step(hold, run, "collect")
+        if request.path is None or not run.spec.options.hard_negatives:
+            await self._step(hold, run, "collect")
+            return run
+        async with self._granted(hold, run):  # the model is loaded once more, to look for negatives with it
+            await self._step(hold, run, "collect")
         return run
+
+    @asynccontextmanager
+    async def _granted(self, hold: Hold, run: Prepared, **fields: Any) -> AsyncIterator[None]:
+        """Inside, the memory that a training takes is kept from models. fields: what the job shows from now on."""
+        assert run.spec.memory_bytes is not None
+        await hold.update(**fields, reason="waits for memory")
+        async with self.room.set_aside(f"finetune.{run.spec.entry.id}", run.device, run.spec.memory_bytes):
+            await hold.update(reason=None)
+            yield
 
     async def _is_known(self, hold: Hold, run: Prepared, request: FinetuneRequest) -> bool:
         """Whether a nightly job would train on what the model was trained on already."""
@@ -88,10 +104,7 @@ class Stages:
     async def _make(self, hold: Hold, run: Prepared) -> str:
         """Train and examine a candidate, and keep it -> its version."""
         model = run.spec.entry.id
-        await hold.update(state="training", reason="waits for memory")
-        assert run.spec.memory_bytes is not None
-        async with self.room.set_aside(f"finetune.{model}", run.device, run.spec.memory_bytes):
-            await hold.update(reason=None)
+        async with self._granted(hold, run, state="training"):
             await self._step(hold, run, "train")
             await hold.update(state="verifying", eta_s=None)
             await self._step(hold, run, "verify")
@@ -106,21 +119,26 @@ class Stages:
         model, folder = hold.job.model, self.checkpoints / hold.job.model / version
         record = await asyncio.to_thread(_record, folder)
         verdict = await asyncio.to_thread(_verdict, folder)
-        if request.path is not None:
-            digest = str(record.data.get("digest", ""))
-            await insist(lambda: self.store.note_trained(model, str(request.path), digest))
         outcome: Outcome = {"version": version, "metrics": verdict.metrics, "reason": None}
         if not verdict.accepted:
+            await self._note_trained(model, request, record)
             return {**outcome, "state": "rejected", "reason": "; ".join(verdict.reasons)}
         if not request.swap:
             return {**outcome, "state": "done", "reason": "kept, and not swapped in, as was asked"}
         await hold.update(state="swapping", **outcome)
         try:
-            for note in await self.swap.go_live(model, version, hold.job.id):
+            for note in await self.swap.go_live(model, version, hold.job.id, record.parent):
                 hold.note(note)
         except RolledBack as error:
             return {**outcome, "state": "rejected", "reason": str(error)}
+        await self._note_trained(model, request, record)
         return {**outcome, "state": "done"}
+
+    async def _note_trained(self, model: str, request: FinetuneRequest, record: TrainingRecord) -> None:
+        """The code of today need not be learned tomorrow: what came of it serves, or was found wanting."""
+        if request.path is not None:
+            digest = str(record.data.get("digest", ""))
+            await insist(lambda: self.store.note_trained(model, str(request.path), digest))
 
     async def _step(self, hold: Hold, run: Prepared, step: Step) -> None:
         def hear(event: Event) -> None:

@@ -21,7 +21,7 @@ from models.catalogue import Catalogue, Kind, ModelSpec
 from models.training.errors import PathRefused
 from models.versions import version_folder
 from subjects import names
-from subjects.errors import Busy, Conflict, InvalidField, NotFound, TooLarge, Unavailable
+from subjects.errors import Busy, InvalidField, NotFound, TooLarge, Unavailable
 from subjects.finetune import FinetuneReply, FinetuneRequest
 from subjects.jobs import Job
 
@@ -74,16 +74,14 @@ class Submission:
         )
         if not await self.store.create(job):
             return FinetuneReply(job=job_id, duplicate=True)
-        if await self._enqueue(job_id, body):
-            await self.store.remove(job_id)
-            raise Conflict(f"job {job_id!r} was there within the last day and is forgotten; choose another id")
+        await self._enqueue(job, body, made=True)
         log.info("job.queued", job=job_id, model=entry.id, source=job.source, origin=origin)
         return FinetuneReply(job=job_id, duplicate=False)
 
     async def _again(self, job: Job, request: FinetuneRequest) -> FinetuneReply:
         """The message of one that waits may not have come through: it is sent again, and taken once."""
         if job.state == "queued" and job.attempt == 0:
-            await self._enqueue(job.id, await self._body(request))
+            await self._enqueue(job, await self._body(request), made=False)
         return FinetuneReply(job=job.id, duplicate=True)
 
     async def _check(self, request: FinetuneRequest, entry: ModelSpec) -> None:
@@ -103,15 +101,16 @@ class Submission:
 
     def _check_path(self, path: str) -> None:
         try:
-            folder = Path(path).resolve(strict=True)
+            folder = Path(path).resolve()
             roots = [root.resolve() for root in self.settings.finetune.roots]
         except (OSError, ValueError, RuntimeError):  # RuntimeError: a loop of links
-            raise PathRefused(path, "there is no such folder on the worker's machine") from None
+            raise PathRefused(path, "it leads nowhere; name the folder of a codebase") from None
         if not any(folder.is_relative_to(root) for root in roots):
             named = ", ".join(map(str, roots)) or "none"
             raise PathRefused(path, f"it is not below one of the worker's finetune.roots ({named})")
-        if not folder.is_dir():
-            raise PathRefused(path, "it is no folder; name the folder of a codebase")
+        if not folder.is_dir():  # said only below the roots: nobody is to learn what else is on this machine
+            what = "it is no folder" if folder.exists() else "there is no such folder on the worker's machine"
+            raise PathRefused(path, f"{what}; name the folder of a codebase")
 
     async def _check_object(self, name: str) -> None:
         try:
@@ -136,27 +135,30 @@ class Submission:
             )
         return body.encode()
 
-    async def _enqueue(self, job_id: str, body: bytes) -> bool:
-        """Send the message -> whether it was sent before, and so is not taken once more.
+    async def _enqueue(self, job: Job, body: bytes, *, made: bool) -> None:
+        """Send the message; the server takes it once, whoever sends it: its id tells this job from a forgotten one.
 
-        Where it is not sure that it is there, the job stays, so that the same id may be sent again.
+        made: whether the job came to be in this call; then it goes where the queue does not take it. Where it is not
+        sure that the message is there, the job stays, so that the same id may be sent again.
         """
-        js, headers = self.nc.jetstream(), {Header.MSG_ID.value: job_id}
+        js = self.nc.jetstream()
+        headers = {Header.MSG_ID.value: f"{job.id}.{job.created_at.timestamp()}"}
         try:
-            ack = await js.publish(names.JOBS_QUEUE, body, stream=names.JOBS_STREAM, headers=headers)
+            await js.publish(names.JOBS_QUEUE, body, stream=names.JOBS_STREAM, headers=headers)
         except (NoStreamResponseError, NotFoundError):
-            await self.store.remove(job_id)
+            if made:
+                await self.store.remove(job.id)
             raise NotSetUp from None
         except APIError as error:
-            await self.store.remove(job_id)
+            if made:
+                await self.store.remove(job.id)
             if error.err_code not in (_STORE_FULL, _NO_RESOURCES):
                 raise Unavailable(
                     f"the queue of jobs did not take it ({error.description}); ask again later"
                 ) from error
             raise Busy("the queue of jobs is full; ask again when one of them is over", retry_after_ms=60_000) from None
         except TROUBLE:
-            raise Unavailable(f"the NATS server did not confirm job {job_id!r}; ask again with this id") from None
-        return bool(ack.duplicate)
+            raise Unavailable(f"the NATS server did not confirm job {job.id!r}; ask again with this id") from None
 
 
 def _source(request: FinetuneRequest) -> str:

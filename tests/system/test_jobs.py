@@ -21,8 +21,8 @@ from service.handlers.finetune import FinetuneHandlers
 from service.jobs.patience import insist
 from service.telemetry import Telemetry, configured_tracer
 from subjects import names
-from subjects.errors import Busy, Conflict, NotServed
-from subjects.finetune import FinetuneRequest, TrainingPair
+from subjects.errors import Busy, NotServed
+from subjects.finetune import FinetuneOptions, FinetuneRequest, TrainingPair
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ async def test_job_goes_through_all_states_and_its_version_is_served(worker: Job
     assert (job.parent, job.attempt, job.worker, job.step, job.steps) == ("base", 1, "w1", 2, 2)
     assert job.metrics == {"mrr": 0.7}
     assert (worker.settings.checkpoints_dir / "a" / str(job.version) / "report" / "report.json").is_file()
-    assert worker.room.taken == [("finetune.a", "cpu", 3 * 10**9)]
+    assert worker.room.taken == [("finetune.a", "cpu", 3 * 10**9)] * 2  # to look for negatives, and to train
     await worker.submit("two", "b")  # the next one is taken once the first is settled
     await events.until_over("two")
     assert not worker.run_folder("one").exists()
@@ -123,7 +123,8 @@ async def test_rollback_is_a_rejection(worker: JobsWorker, events: Events) -> No
     worker.script.write(swap=["roll back"])
     await worker.submit("one")
     job = await events.until_over("one")
-    assert (job.state, job.reason) == ("rejected", "a live round did not match")
+    assert job.state == "rejected"
+    assert job.reason == f"version {job.version} was rolled back: a live round did not match"
 
 
 async def test_version_is_kept_and_not_swapped_where_that_was_asked(worker: JobsWorker, events: Events) -> None:
@@ -135,7 +136,8 @@ async def test_version_is_kept_and_not_swapped_where_that_was_asked(worker: Jobs
 
 async def test_job_waits_for_memory_and_says_so(worker: JobsWorker, events: Events) -> None:
     worker.room.gate.clear()
-    await worker.submit("one")
+    code = str(worker.settings.finetune.roots[0])
+    await worker.submit("one", path=code, options=FinetuneOptions(hard_negatives=0))
     waiting = await events.until("one", "training")
     assert waiting.reason == "waits for memory"
     worker.room.gate.set()
@@ -286,10 +288,10 @@ async def _refusal(worker: JobsWorker, **fields: object) -> Exception:
         ({"path": "{code}/../code/.."}, 422, "finetune.roots ("),
         ({"path": "{code}/nowhere"}, 422, "no such folder"),
         ({"path": "{code}/file"}, 422, "no folder"),
-        ({"path": "{code}/loop"}, 422, "no such folder"),
+        ({"path": "{code}/loop"}, 422, "leads nowhere"),
         ({"path": "{code}/out"}, 422, "finetune.roots ("),
-        ({"path": "a\0b"}, 422, "no such folder"),
-        ({"path": "x" * 4096}, 422, "no such folder"),
+        ({"path": "a\0b"}, 422, "leads nowhere"),
+        ({"path": "x" * 4096}, 422, "not below"),
         ({"path": None, "object": "nothing"}, 404, "nats object put ml_data"),
         ({"path": None, "object": "empty"}, 422, "is empty"),
         ({"path": None, "pairs": [{"anchor": "a" * 900_000, "positive": "b" * 900_000}]}, 413, "object bucket ml_data"),
@@ -379,13 +381,22 @@ async def test_without_jetstream_all_of_it_says_what_to_do(tmp_path: Path, scrip
         server.stop()
 
 
-async def test_forgotten_id_is_not_taken_for_a_new_job(worker: JobsWorker, events: Events) -> None:
+async def test_a_forgotten_id_is_a_new_job(worker: JobsWorker, events: Events) -> None:
     await worker.submit("one")
     await events.until_over("one")
     await worker.store.remove("one")
-    with pytest.raises(Conflict, match="another id"):
-        await worker.submit("one")
-    assert await worker.store.list() == []
+    events.heard.clear()
+    await worker.submit("one")
+    await events.until_over("one")
+    assert worker.script.starts("train") == 2
+
+
+async def test_many_who_submit_the_same_at_once_make_one_job(worker: JobsWorker, events: Events) -> None:
+    request = FinetuneRequest(id="night", model="a", path=str(worker.settings.finetune.roots[0]))
+    replies = await asyncio.gather(*(worker.submission.submit(request) for _ in range(8)))
+    assert [reply.duplicate for reply in replies].count(False) == 1
+    assert (await events.until_over("night")).state == "done"
+    assert worker.script.starts("train") == 1
 
 
 # While the server is away

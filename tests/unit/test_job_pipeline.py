@@ -1,14 +1,12 @@
 """The parts that a job goes through, each alone: a step's process, a run's folder."""
 
 import asyncio
-import json
 import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from fake_steps import SHA256
 from nats.aio.client import Client
 
 from models.catalogue import ModelSpec
@@ -154,7 +152,6 @@ async def test_run_is_one_workers_at_a_time(tmp_path: Path) -> None:
                 pass
     async with asyncio.timeout(5), runs.locked("one"):
         pass
-
 
 
 @pytest.mark.parametrize(

@@ -135,15 +135,14 @@ async def test_runs_go_of_jobs_that_are_over_or_unknown(fleet: FakeJobs, tmp_pat
 
 
 async def test_archives_go_that_nobody_needs(fleet: FakeJobs, tmp_path: Path) -> None:
-    (here,) = made(tmp_path, 0)
-    names = ["newest", "young", "live", "previous", here, "gone"]
-    ages = [1, 2, 401, 402, 403, 404]
+    names = ["newest", "young", "live", "previous", "gone"]
+    ages = [1, 2, 401, 402, 404]
     archived = [Archived("mine", name, NOW - timedelta(days=age)) for name, age in zip(names, ages, strict=True)]
     fleet.archived = [*archived, Archived("busy", "old", LONG_AGO), Archived("busy", "new", NOW)]
     fleet.live = {"mine": Live(version="live", previous=Version(version="previous"), at=NOW)}
     fleet.jobs = [job("j1", "training", "busy")]
     await pruning(fleet, tmp_path).run()
-    assert {one.version for one in fleet.archived} == {*names, "old", "new"} - {"gone"}
+    assert {one.version for one in fleet.archived} == {*names, "old", "new"} - {"young", "gone"}
 
 
 async def test_without_a_server_only_what_needs_none_is_pruned(fleet: FakeJobs, tmp_path: Path) -> None:
@@ -183,7 +182,7 @@ async def test_on_a_real_server_what_the_fleet_serves_stays(nats_url: str, tmp_p
         live = LiveVersions(nc)
         await live.change("mine", lambda _: Live(version=first, at=NOW))
         await Pruning(settings, JobStore(nc), live, checkpoints).run()
-        assert {one.version for one in await checkpoints.list()} == {first, last}
+        assert [one.version for one in await checkpoints.list()] == [first]
         assert kept(tmp_path) == {first, last}  # this worker has yet to follow
         make_live(settings.checkpoints_dir, "mine", first)
         await Pruning(settings, JobStore(nc), live, checkpoints).run()

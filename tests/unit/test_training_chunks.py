@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.training import chunks, definitions
+from models.training import chunks, definitions, trees
 from models.training.chunks import symbols_of
 from models.training.languages import GRAMMARS, language_of
 from models.training.records import SourceFile, Symbol
@@ -420,11 +420,13 @@ def test_tests_are_known_wherever_they_stand() -> None:
 
 
 @pytest.mark.parametrize("language", sorted(GRAMMARS))
-def test_broken_syntax_loses_only_itself(language: str) -> None:
-    whole = dedent(SOURCES[language]).strip() + "\n"
-    broken = symbols_of(SourceFile("a", language, ")]} = = (\n\n" + whole + "\n\n((( ??? \n"))
+@pytest.mark.parametrize(
+    ("before", "after"), [(")]} = = (\n", "((( ???"), ("x = (\n", ""), ("@\n", "\n}}}\n"), (") (\n", "{{\n"), ("", '"')]
+)
+def test_broken_syntax_loses_only_itself(language: str, before: str, after: str) -> None:
+    text = before + "\n" + dedent(SOURCES[language]).strip() + "\n\n" + after
     _, stack, push, _ = NAMES[language]
-    assert {stack, push} <= {symbol.qualified for symbol in broken}
+    assert {stack, push} <= {symbol.qualified for symbol in symbols_of(SourceFile("a", language, text))}
 
 
 def test_what_no_grammar_can_read_becomes_blocks() -> None:
@@ -482,6 +484,26 @@ def test_no_cut_of_a_source_raises(language: str, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), min_size=2, max_size=4)))
     text = text[: cuts[0]] + text[cuts[1] : cuts[-1]]
     symbols_of(SourceFile("a", language, text))
+
+
+def test_what_takes_too_long_to_parse_becomes_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trees, "_TIME_LIMIT_S", -1)
+    found = symbols_of(SourceFile("a.py", "python", "def f():\n    g()\n" * 500))
+    assert {symbol.kind for symbol in found} == {"block"}
+
+
+def test_what_takes_too_much_memory_to_parse_becomes_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trees, "_MEMORY_LIMIT", 50 << 20)
+    found = symbols_of(SourceFile("a.py", "python", "/*\n" * 50_000))  # would take hundreds of gigabytes
+    assert {symbol.kind for symbol in found} == {"block"}
+
+
+@pytest.mark.parametrize("language", [*sorted(GRAMMARS), "kotlin"])
+def test_the_same_text_gives_the_same_symbols(language: str) -> None:
+    file = SourceFile("a", language, dedent(SOURCES.get(language, SOURCES["java"])))
+    found = symbols_of(file)
+    assert found == symbols_of(file)
+    assert found == symbols_of(SourceFile("a", language, file.text.replace("\n", "\r\n")))
 
 
 @pytest.mark.parametrize("language", sorted(GRAMMARS))

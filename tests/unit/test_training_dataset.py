@@ -1,16 +1,29 @@
-"""Pairs in two parts, their hard negatives, and the files that they are written to and read from."""
+"""Pairs in two parts, and the files that they are written to and read from."""
 
+import hashlib
 import json
+import tempfile
+import tracemalloc
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from models.training.clones import clone_groups
-from models.training.dataset import MAX_NEGATIVES, MAX_TEXT_CHARS, Dataset, file_dataset, read_given, read_pairs
+from models.training.dataset import (
+    MAX_GIVEN_BYTES,
+    MAX_LINE_BYTES,
+    MAX_NEGATIVES,
+    MAX_TEXT_CHARS,
+    Dataset,
+    file_dataset,
+    read_given,
+    read_pairs,
+)
 from models.training.dataset import write_dataset as write
 from models.training.errors import MalformedPair, NoPairs
 from models.training.negatives import with_negatives
@@ -59,6 +72,21 @@ def test_a_new_file_moves_no_other() -> None:
     before = {each.pair.file for each in parted(files(*[3] * 200))[1]}
     after = {each.pair.file for each in parted([*files(*[3] * 200), link(9999, "new.py")])[1]}
     assert after - {"new.py"} == before
+
+
+@given(st.lists(st.integers(1, 9), min_size=8, max_size=40), st.integers(1, 9), st.integers(0, 9))
+@settings(max_examples=50)
+def test_a_new_file_lets_others_change_sides_one_way_only(sizes: list[int], size: int, seed: int) -> None:
+    """Where few files are held out, one more or one less may be enough; never do two change places."""
+    links = files(*sizes)
+    added = [link(9000 + number, "new.py") for number in range(size)]
+    try:
+        parts = [split([*links, *extra], seed) for extra in ([], added)]
+    except NoPairs:
+        return
+    if all(each.by_file for each in parts) and 2 * max(*sizes, size) <= len(links):
+        before, after = ({e.pair.file for e in part.links if e.pair.split == "held_out"} - {"new.py"} for part in parts)
+        assert before <= after or after <= before
 
 
 def test_another_seed_holds_others_out() -> None:
@@ -111,8 +139,12 @@ def test_sixteen_and_one_are_enough() -> None:
     assert held
 
 
-WORDS = st.sampled_from(["load", "save", "the", "a", "file", "tree", "row", "print", "sum", "if", "(", ")", ":", "="])
-TEXTS = st.lists(WORDS, min_size=1, max_size=12).map(" ".join)
+# Few texts, each in versions that are clones of each other, so that what is held out often stands elsewhere too.
+TEXTS = st.builds(
+    lambda number, end: " ".join(f"{word}{number}" for word in "abcdefghijklmnopqrstuvwxyz" * 2) + end,
+    st.integers(0, 40),
+    st.sampled_from(["", " ", " end", "\n"]),
+)
 LINKS = st.builds(
     lambda anchor, positive, body, file, anchor_file, name: Link(
         Pair(anchor, positive, "call", "python", f"{file}.py"), name, f"{anchor_file}.py", f"{name}x", (body,)
@@ -176,6 +208,44 @@ def test_pairs_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "manifest.json"]
 
 
+ANY_TEXT = st.text(st.characters(codec="utf-8"))
+PAIRS = st.builds(
+    Pair, ANY_TEXT, ANY_TEXT, st.sampled_from(["docstring", "call", "test", "symbol"]), ANY_TEXT, ANY_TEXT
+).flatmap(
+    lambda pair: st.builds(
+        replace,
+        st.just(pair),
+        negatives=st.lists(ANY_TEXT, max_size=3).map(tuple),
+        split=st.sampled_from(["train", "held_out"]),
+    )
+)
+ODD = ["\u2028\u2029", "\x85\x0b\x0c\x1c", "\r\n\r", "\0", "\ufeff", "👩‍👩‍👧 e\u0301", '"\\"\\u0041"', "\U0010ffff"]
+
+
+@given(st.lists(PAIRS, max_size=5))
+@example([Pair(odd, odd, "call", odd, odd, (odd, odd)) for odd in ODD])
+def test_whatever_the_characters_pairs_come_back(pairs: list[Pair]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder(Path(folder))
+        manifest = write(run, Dataset(pairs, "here", "digest", 7))
+        assert read_pairs(run.data) == pairs
+        content = run.data.read_bytes()
+    assert manifest.sha256 == hashlib.sha256(content).hexdigest()
+    assert content.count(b"\n") == len(pairs)
+    assert manifest.pairs + manifest.held_out == sum(manifest.kinds.values()) == len(pairs)
+
+
+def test_half_a_character_does_no_harm_to_the_rest_of_the_file(tmp_path: Path) -> None:
+    """None comes from a file that is UTF-8; whatever brings one, the file of pairs can be read."""
+    odd = Pair("a \ud83d b", "\udcff", "call", "python", "caf\udce9.py", ("\udfff",))
+    pairs = [replace(odd, split=part) for part in ("train", "held_out")] + dataset().pairs
+    write(run := RunFolder(tmp_path), Dataset(pairs, "here", "digest", 7))
+    assert read_pairs(run.data)[0] == Pair("a ? b", "?", "call", "python", "caf?.py", ("?",))
+    assert read_pairs(run.data)[2:] == dataset().pairs
+    links = [link(number, f"caf\udce9{number}\ud800.py") for number in range(40)]
+    assert split(links, 0).by_file
+
+
 @pytest.mark.parametrize("line", ["[]", "{", '{"anchor": "a"}', '{"anchor": 1, "positive": "b", "kind": "call"}'])
 def test_a_file_of_pairs_that_is_none_says_in_which_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "data.jsonl").write_bytes(dataset(1).lines() + line.encode())
@@ -190,6 +260,17 @@ def test_the_data_of_a_day_is_filed_once_and_never_replaced(tmp_path: Path) -> N
     assert [path.name for path in filed] == [names[0], names[1], names[0], names[1], names[2]]
     assert len(list(folder.iterdir())) == 6
     assert json.loads((folder / "day-2026-03-01.2.manifest.json").read_text())["pairs"] == 4
+
+
+def test_what_is_filed_already_is_not_written_again(tmp_path: Path) -> None:
+    made = dataset()
+    filed = file_dataset(tmp_path, date(2026, 3, 1), made.lines(), made.manifest())
+    before = filed.stat()
+    assert file_dataset(tmp_path, date(2026, 3, 1), made.lines(), made.manifest()) == filed
+    assert (filed.stat().st_ino, filed.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["day-2026-03-01.jsonl", "day-2026-03-01.manifest.json"]
+    next_day = file_dataset(tmp_path, date(2026, 3, 2), made.lines(), made.manifest())
+    assert next_day.name == "day-2026-03-02.jsonl"
 
 
 def given_lines(tmp_path: Path, *lines: object) -> Path:
@@ -238,7 +319,15 @@ def test_what_is_held_out_is_not_trained_on_as_a_negative_either(tmp_path: Path)
         ({"anchor": "a\0", "positive": "b"}, "NUL"),
         ({"anchor": "a", "positive": "\ud800"}, "half of a character"),
         ({"anchor": "a", "positive": "b", "label": 1}, "unknown field 'label'"),
+        ({"anchor": "a", "positive": "b", "k" * 100_000: 1}, r"unknown field 'k{80}'; the fields are"),
         ({"anchor": "a", "positive": "b", "negatives": "c"}, "`negatives` is a list"),
+        ({"anchor": "a", "positive": "b", "negatives": None}, "`negatives` is a list"),
+        ({"anchor": "a", "positive": "b", "negatives": ["c", "\t"]}, r"`negatives\[1\]` is blank"),
+        ({"anchor": "a", "positive": "b", "negative": ["c"]}, "`negative` is no text"),
+        ({"anchor": "a", "positive": "b", "negative": ""}, "`negative` is blank"),
+        ('{"anchor": "a", "positive": "b"} {"anchor": "c"}', "it is no JSON"),
+        ('{"anchor": ' + "9" * 5000 + "}", "it is no JSON"),
+        ('{"anchor": "a", "positive": ' + '{"a":' * 100_000, "it is no JSON"),
         ({"anchor": "a", "positive": "b", "negatives": ["c", 4]}, r"`negatives\[1\]` is no text"),
         ({"anchor": "a", "positive": "b", "negatives": ["c"] * (MAX_NEGATIVES + 1)}, "at most 16"),
         ({"anchor": "a", "positive": "b", "negatives": [], "negative": "c"}, "`negatives` is a list"),
@@ -248,6 +337,53 @@ def test_what_is_held_out_is_not_trained_on_as_a_negative_either(tmp_path: Path)
 def test_a_malformed_line_is_named(tmp_path: Path, line: object, reason: str) -> None:
     with pytest.raises(MalformedPair, match=f"line 61 is no training pair: .*{reason}"):
         read_given(given_lines(tmp_path, line), 0)
+
+
+def test_a_huge_line_is_named_and_not_read_to_its_end(tmp_path: Path) -> None:
+    path = given_lines(tmp_path)
+    with path.open("ab") as file:
+        file.write(b'{"anchor": "')
+        file.truncate(path.stat().st_size + 10 * MAX_LINE_BYTES)
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            MalformedPair, match=f"line 61 is no training pair: it is longer than {MAX_LINE_BYTES} bytes"
+        ):
+            read_given(path, 0)
+        assert tracemalloc.get_traced_memory()[1] < 3 * MAX_LINE_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+def test_more_than_a_job_may_bring_is_refused_unread(tmp_path: Path) -> None:
+    with given_lines(tmp_path).open("ab") as file:
+        file.truncate(MAX_GIVEN_BYTES + 1)
+    with pytest.raises(NoPairs, match=f"longer than {MAX_GIVEN_BYTES} bytes"):
+        read_given(tmp_path / "given.jsonl", 0)
+
+
+def test_empty_lines_a_byte_order_mark_and_other_line_ends_are_passed_over(tmp_path: Path) -> None:
+    path = given_lines(tmp_path)
+    plain = read_given(path, 0)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n \t\r\n\n") + b"\n\n")
+    assert read_given(path, 0).lines() == plain.lines()
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 200)), min_size=60, max_size=200), st.integers(0, 3))
+@settings(max_examples=30)
+def test_no_given_anchor_is_in_both_parts(drawn: list[tuple[int, int]], seed: int) -> None:
+    lines = [{"anchor": f"ask{a} of{a}", "positive": f"say{p} to{p}"} for a, p in drawn]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "given.jsonl")
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        try:
+            pairs = read_given(path, seed).pairs
+        except NoPairs:
+            return
+    assert len({(pair.anchor, pair.positive) for pair in pairs}) == len(pairs)
+    for text in ("anchor", "positive"):
+        sides = [{getattr(pair, text) for pair in pairs if pair.split == part} for part in ("train", "held_out")]
+        assert sides[0].isdisjoint(sides[1])
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_weights_with_a_little_noise_are_accepted(tmp_path: Path, monkeypatch: p
     assert {file.name for file in run.report.iterdir()} == {JSON_FILE, HTML_FILE, MAP, FILE}
     found = read_report(run.report)
     assert found is not None
-    assert "not worse on held-out pairs" in found.verdict
+    assert "neither certainly better nor certainly worse on held-out pairs" in found.verdict
     assert (found.parent, found.parent_weights[:12]) == ("base", "53aa51172d14")
     assert found.version == f"20260203-020000-{(found.weights or '')[:12]}"
 
