@@ -118,7 +118,7 @@ async def worker(
         finetuning = Finetuning(nc, nats, residency, settings, worker_id)
         if server:
             await set_up(server)
-        await stack.enter_async_context(finetuning.rollout.running())
+        await unless_stopped(stop, stack.enter_async_context(finetuning.rollout.running()))
         if loaded:
             residency.defaults |= {facts.kind: facts.model for facts in map(facts_of, reversed(loaded))}
             for given in loaded:

@@ -62,7 +62,9 @@ class Finetuning:
         self._submission = Submission(
             nc, self._store, residency.catalogue, residency.defaults, settings, _check_trainable
         )
-        self.rollout = Rollout(nc, residency, functools.partial(connected, nats), settings.checkpoints_dir)
+        connect = functools.partial(connected, nats)
+        first = {*settings.models, *settings.memory.pinned}
+        self.rollout = Rollout(nc, residency, connect, settings.checkpoints_dir, first=first)
 
     def routes(self) -> list[Route]:
         """What is asked of it."""

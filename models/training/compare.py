@@ -52,6 +52,8 @@ class Comparing:
     held: HeldOut
     limits: VerifyLimits
     seed: int
+    probe_base: float | None = None
+    """The probe's score of the weights that the entry names; None: the live version is these, or does not tell."""
 
     def into(self, found: Findings) -> None:
         """Measure everything; a candidate that is too strange for a measure is spared the rest.
@@ -72,8 +74,9 @@ class Comparing:
 
     def _probe(self, found: Findings) -> None:
         before, after = (probe_score(partial(encode_texts, encoder)) for encoder in (self.live, self.candidate))
-        found.metrics |= {"probe_before": before, "probe_after": after}
-        found.reasons += judge.forgetful(before, after, self.limits)
+        base = before if self.probe_base is None else self.probe_base
+        found.metrics |= {"probe_base": base, "probe_before": before, "probe_after": after}
+        found.reasons += judge.forgetful(base, after, self.limits)
 
     def _search(self, found: Findings) -> None:
         """Retrieval on the held-out pairs, drift on their texts, and what a re-index costs."""

@@ -18,6 +18,7 @@ from ..durable import write_durably
 from ..encoders.base import Encoder
 from ..errors import CorruptWeights, ModelUnavailable, SelfTestFailed
 from ..loader import LoadOptions
+from ..version_history import verdict_of
 from ..versions import RECORD, TrainingRecord, record_of, version_name
 from .compare import Comparing, Findings
 from .dataset import read_pairs
@@ -57,7 +58,8 @@ def _examined(run: RunFolder) -> Report:
         if candidate is not None:
             with closing(candidate):
                 candidate_weights = candidate.version
-                Comparing(live, candidate, held, spec.limits, spec.options.seed).into(found)
+                compared = Comparing(live, candidate, held, spec.limits, spec.options.seed, _probe_base(spec))
+                compared.into(found)
     _write_vectors(run, spec, found)
     return _report(run, spec, held, found, (live.version, candidate_weights))
 
@@ -72,6 +74,14 @@ def _candidate(run: RunFolder, spec: RunSpec, found: Findings) -> Encoder | None
     except (ModelUnavailable, CorruptWeights, SelfTestFailed) as error:
         found.reasons.append(f"it cannot be served: {error}")
         return None
+
+
+def _probe_base(spec: RunSpec) -> float | None:
+    """What the live version's report hands down: compared with that version alone, each night might lose a little."""
+    with suppress(OSError, ValueError):
+        verdict = verdict_of(spec.base)
+        return verdict.metrics.get("probe_base") if verdict else None
+    return None
 
 
 def _load(spec: RunSpec, folder: Path) -> Encoder:

@@ -50,7 +50,8 @@ def slow(ratio: float, limits: VerifyLimits) -> Iterator[str]:
 def worse(name: str, compared: Comparison, limits: VerifyLimits) -> Iterator[str]:
     """name: of the measure, on the held-out pairs."""
     if compared.difference < -MOST_LOST:  # of few queries nothing is certain
-        yield f"{name} on held-out pairs fell from {compared.before:.3f} to {compared.after:.3f}; {MOST_LOST} is allowed"
+        fell = f"{name} on held-out pairs fell from {compared.before:.3f} to {compared.after:.3f}"
+        yield f"{fell}; {MOST_LOST} is allowed"
     elif compared.p_worse >= limits.confidence:
         yield (
             f"{name} on held-out pairs fell from {compared.before:.3f} to {compared.after:.3f}, which is worse with a "

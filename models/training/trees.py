@@ -4,6 +4,7 @@ Owns loading a grammar, and how much time, memory and depth a file may take.
 """
 
 import resource
+import zlib
 from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
@@ -25,6 +26,9 @@ _TIME_LIMIT_S = 5
 _MEMORY_LIMIT = 512 << 20
 """Bytes; with some errors the parser's memory grows with the square of the text."""
 
+_SHORT, _REPEATED = 2_048, 50
+"""Bytes that are never too many; how much smaller than a text its compressed form is where it repeats itself."""
+
 _PIECE = 1 << 16
 """Bytes that the parser is handed at once."""
 
@@ -42,9 +46,10 @@ def match_patterns(source: bytes, language: str) -> tuple[Tree, list[Match]] | N
     """The tree of a source in a language of GRAMMARS, and what the patterns find in it; None where that takes too much.
 
     Where an error swallows what follows it, the source is read once more without the line that this begins at, and so
-    on while that finds more definitions. The grammars try out all that a text may mean, which for some that mean
-    nothing takes hours or fills the memory.
+    on while that finds more definitions.
     """
+    if _is_monotonous(source):
+        return None
     grammar, query = _load(language)
     end_s = thread_time() + _TIME_LIMIT_S
     best: tuple[Tree, list[Match]] | None = None
@@ -61,6 +66,15 @@ def match_patterns(source: bytes, language: str) -> tuple[Tree, list[Match]] | N
             break
         source = _without_line(source, broken.start_byte)
     return best
+
+
+def _is_monotonous(source: bytes) -> bool:
+    """Whether it is one thing over and over, as nobody writes code.
+
+    At the end of such a text the grammars may try out all that it can mean, for hours or until the memory is full, and
+    in a single step, which nothing can stop.
+    """
+    return len(source) > _SHORT and len(zlib.compress(source, level=1)) * _REPEATED < len(source)
 
 
 def _parse(source: bytes, grammar: Language, end_s: float) -> Tree | None:

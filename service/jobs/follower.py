@@ -5,7 +5,7 @@ Owns which version this worker has come to. Who says what is live, and why, is t
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 import structlog
@@ -29,11 +29,20 @@ FORESEEN = (ModelError, MLError, BusError, NatsError, OSError, TimeoutError)
 
 
 class Follower:
-    """retry_s: how long after a failure a version is tried again, if it is still the live one; then twice that."""
+    """first: the models whose versions the start waits for; None: all. Others come while the worker serves.
+
+    retry_s: how long after a failure a version is tried again, if it is still the live one; then twice that.
+    """
 
     def __init__(
-        self, live: LiveVersions, checkpoints: Checkpoints, residency: Residency, retry_s: float = RETRY_S
+        self,
+        live: LiveVersions,
+        checkpoints: Checkpoints,
+        residency: Residency,
+        first: Collection[str] | None = None,
+        retry_s: float = RETRY_S,
     ) -> None:
+        self._first = first
         self._live = live
         self._checkpoints = checkpoints
         self._residency = residency
@@ -97,7 +106,9 @@ class Follower:
             return
         for model, live in found.items():
             self._want(model, live)
-        await self._try_all()
+        await self._try_all(self._first)
+        if self._behind and not self._failures:
+            self._came.set()
 
     async def _listen(self) -> None:
         async for model, live in self._live.watch():
@@ -124,19 +135,22 @@ class Follower:
         """An archive that is spoilt need not be fetched every minute."""
         return min(LONGEST_RETRY_S, self._retry_s * 2.0 ** (self._failures - 1)) if self._behind else None
 
-    async def _try_all(self) -> None:
+    async def _try_all(self, only: Collection[str] | None = None) -> None:
         """Come to every version that is wanted; what fails stays behind. A change that comes meanwhile is seen next."""
         self._came.clear()
-        for model in sorted(self._behind):
+        failed = False
+        for model in sorted(self._behind if only is None else self._behind.intersection(only)):
             live = self._wanted[model]
             try:
                 await self.come_to(model, live)
             except FORESEEN as error:
+                failed = True
                 log.warning("version.not_followed", model=model, version=live.version, reason=str(error) or repr(error))
             except Exception:
+                failed = True
                 log.exception("version.follow_broke", model=model, version=live.version)
             else:
                 if self._wanted[model] == live:
                     self._behind.discard(model)
-        if self._behind:
+        if failed:
             self._failures = min(self._failures + 1, 30)

@@ -5,7 +5,7 @@ Owns that order. How a worker comes to a version is its follower's (follower.py)
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -56,6 +56,7 @@ class Rollout:
     """connect: opens another connection like nc, for transfers; checkpoints: the folder of all versions.
 
     patience_s: how long workers may take to come to a version. live: how the live versions are read and watched.
+    first: see Follower.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Rollout:
         checkpoints: Path,
         patience_s: float = 300.0,
         live: LiveVersions | None = None,
+        first: Collection[str] | None = None,
     ) -> None:
         self._nc = nc
         self._residency = residency
@@ -73,7 +75,7 @@ class Rollout:
         self._background = Background()
         self.live = live or LiveVersions(nc)
         self.checkpoints = Checkpoints(connect, checkpoints)
-        self.follower = Follower(self.live, self.checkpoints, residency)
+        self.follower = Follower(self.live, self.checkpoints, residency, first)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Rollout"]:

@@ -12,259 +12,12 @@ from models.training import chunks, definitions, trees
 from models.training.chunks import symbols_of
 from models.training.languages import GRAMMARS, language_of
 from models.training.records import SourceFile, Symbol
-
-SOURCES = {
-    "python": '''
-        # Copyright (c) 2020 Somebody.
-        import os
-
-        @cached
-        async def add(a: int, b: int) -> int:
-            """Add two numbers.
-
-                Both are whole.
-            """
-            def twice(x):
-                """Not a symbol of its own."""
-                return x * 2
-            return twice(a) + os.path.join(b)
-
-        class Stack(list):
-            """A pile of things."""
-
-            limit: int = 3
-
-            def push(self, item):
-                """Put one more on it."""
-                self.append(item)
-
-            class Full(Exception):
-                """No room."""
-
-        def test_add():
-            first = 1
-            assert add(first, 2) == 3
-    ''',
-    "javascript": """
-        /**
-         * Add two numbers.
-         * @param {number} a - the first
-         */
-        export function add(a, b) {
-          function twice(x) { return x * 2; }
-          return twice(a) + Math.max(b);
-        }
-
-        /** A pile of things. */
-        class Stack extends Array {
-          /** Put one more on it. */
-          push(item) {
-            this.append(new Item(item));
-          }
-        }
-
-        /** Says hello. */
-        const hello = async (name) => greet(name);
-
-        describe("add", () => {
-          it("adds", () => {
-            expect(add(1, 2)).toBe(3);
-          });
-        });
-    """,
-    "go": """
-        // Package pile has a copyright of nobody.
-        package pile
-
-        // add adds two numbers.
-        //
-        //go:noinline
-        func add(a int, b int) int {
-            twice := func(x int) int { return x * 2 }
-            return twice(a) + math.max(b)
-        }
-
-        // Stack is a pile of things.
-        type Stack struct {
-            items []int
-        }
-
-        // push puts one more on it.
-        func (s *Stack) push(item int) {
-            s.append(item)
-        }
-    """,
-    "rust": """
-        /// Add two numbers.
-        /// Both are whole.
-        #[inline]
-        pub fn add(a: u8, b: u8) -> u8 {
-            fn twice(x: u8) -> u8 { x * 2 }
-            twice(a) + math::max(b)
-        }
-
-        /** A pile of things. */
-        pub struct Stack<T> { items: Vec<T> }
-
-        impl<T> Stack<T> {
-            /// Put one more on it.
-            fn push(&mut self, item: T) {
-                self.append(item);
-            }
-        }
-
-        #[cfg(test)]
-        mod tests {
-            #[test]
-            fn adds() {
-                assert_eq!(add(1, 2), 3);
-            }
-        }
-    """,
-    "java": """
-        /**
-         * A pile of things, see {@link Pile}.<p>
-         */
-        @Deprecated
-        public class Stack extends Pile {
-            /** Add two numbers. */
-            static int add(int a, int b) {
-                return Math.max(twice(a), b);
-            }
-
-            /** Put one more on it. */
-            public void push(Item item) {
-                this.append(new Item(item));
-            }
-
-            @Test
-            void adds() {
-                assertEquals(3, add(1, 2));
-            }
-        }
-    """,
-    "c": """
-        /* Copyright (c) 2020 Somebody. All rights reserved. */
-        /* Add two numbers. */
-        static int *add(int a, int b)
-        {
-            return twice(a) + math->max(b);
-        }
-
-        // A pile of things.
-        typedef struct {
-            int items[3];
-        } Stack;
-
-        #ifdef PILES
-        /** Put one more on it. */
-        void push(Stack *s, int item) {
-            append(s, item);
-        }
-        #endif
-    """,
-    "cpp": """
-        namespace pile {
-        /// Add two numbers.
-        template <class T>
-        T add(T a, T b) {
-            return twice<T>(a) + math::max(b);
-        }
-
-        /** A pile of things. */
-        class Stack : public Pile {
-         public:
-            /** \\brief Put one more on it. */
-            void push(int item) { this->append(item); }
-            int pop();
-        };
-        }
-
-        // Take one off.
-        int pile::Stack::pop() { return drop(new Item(1)); }
-
-        TEST(Stack, Pops) { EXPECT_EQ(pop(), 1); }
-    """,
-    "ruby": """
-        # frozen_string_literal: true
-
-        module Pile
-          # A pile of things.
-          class Stack < Array
-            # Add two numbers.
-            # rubocop:disable Metrics
-            def self.add(a, b)
-              twice(a) + Math.max(b)
-            end
-
-            # Put one more on it.
-            def push(item)
-              append(Item.new(item))
-            end
-          end
-        end
-
-        RSpec.describe Pile do
-          it "adds" do
-            expect(add(1, 2)).to eq(3)
-          end
-        end
-    """,
-    "elixir": '''
-        defmodule Pile.Stack do
-          @moduledoc """
-          A pile of things.
-          """
-
-          @doc """
-          Add two numbers.
-          """
-          @spec add(integer, integer) :: integer
-          def add(a, b) when a > 0 do
-            twice(a) + Kernel.max(b)
-          end
-
-          def add(_, b), do: b
-
-          @doc "Put one more on it."
-          def push(item), do: append(item)
-
-          test "adds", %{pile: pile} do
-            assert add(1, 2) == 3
-          end
-        end
-    ''',
-}
-SOURCES["typescript"] = (
-    SOURCES["javascript"].replace("(a, b)", "(a: number, b: number): number")
-    + """
-        /** What can be piled. */
-        export interface Pile<T> { push(item: T): void }
-    """
-)
-SOURCES["tsx"] = (
-    SOURCES["typescript"] + "\n        /** Shows it. */\n        const Shown = () => <Row>{draw(1)}</Row>;\n"
-)
+from tests.code_samples import NAMES, SOURCES
 
 
 def read(text: str, language: str = "python", path: str = "pile/stack") -> dict[str, Symbol]:
     found = symbols_of(SourceFile(path, language, dedent(text).strip() + "\n"))
     return {symbol.qualified: symbol for symbol in found}
-
-
-NAMES = {
-    "python": ("add", "Stack", "Stack.push", "test_add"),
-    "javascript": ("add", "Stack", "Stack.push", "adds"),
-    "typescript": ("add", "Stack", "Stack.push", "adds"),
-    "tsx": ("add", "Stack", "Stack.push", "adds"),
-    "go": ("add", "Stack", "Stack.push", None),
-    "rust": ("add", "Stack", "Stack.push", "tests.adds"),
-    "java": ("Stack.add", "Stack", "Stack.push", "Stack.adds"),
-    "c": ("add", "Stack", "push", None),
-    "cpp": ("pile.add", "pile.Stack", "pile.Stack.push", "Stack.Pops"),
-    "ruby": ("Pile.Stack.add", "Pile.Stack", "Pile.Stack.push", "adds"),
-    "elixir": ("Pile.Stack.add", "Pile.Stack", "Pile.Stack.push", "Pile.Stack.adds"),
-}
 
 
 @pytest.mark.parametrize("language", sorted(GRAMMARS))
@@ -382,7 +135,7 @@ def test_a_call_site_is_the_statement_with_a_line_or_two_before_it_and_never_the
     assert f.calls == ("go", "stop")
     assert f.call_sites["go"] == "go(1)"
     assert f.call_sites["stop"] == "first = 1\nsecond = 2\nagain = [\n    stop(first),\n]"
-    long = read("def f():\n    go(\n" + "        1,\n" * 500 + "    )")["f"]
+    long = read("def f():\n    go(\n" + "".join(f"        {n},\n" for n in range(500)) + "    )")["f"]
     assert long.call_sites["go"].count("\n") < 12
 
 
@@ -493,9 +246,14 @@ def test_what_takes_too_long_to_parse_becomes_blocks(monkeypatch: pytest.MonkeyP
 
 
 def test_what_takes_too_much_memory_to_parse_becomes_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trees, "_MEMORY_LIMIT", 50 << 20)
-    found = symbols_of(SourceFile("a.py", "python", "/*\n" * 50_000))  # would take hundreds of gigabytes
+    monkeypatch.setattr(trees, "_MEMORY_LIMIT", -(1 << 40))
+    found = symbols_of(SourceFile("a.py", "python", "def f():\n    g(\n" * 500))
     assert {symbol.kind for symbol in found} == {"block"}
+
+
+@pytest.mark.parametrize(("language", "text"), [("python", "/*\n" * 50_000), ("java", "a<" * 50_000)])
+def test_what_would_take_hours_or_all_memory_is_not_parsed(language: str, text: str) -> None:
+    assert {symbol.kind for symbol in symbols_of(SourceFile("a", language, text))} == {"block"}
 
 
 @pytest.mark.parametrize("language", [*sorted(GRAMMARS), "kotlin"])

@@ -290,6 +290,6 @@ def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: p
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(sources.os, "scandir", refuse)
+    monkeypatch.setattr("models.training.sources.os.scandir", refuse)
     with pytest.raises(PathRefused, match="may not read"):
         read_codebase(tmp_path)
