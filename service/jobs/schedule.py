@@ -17,7 +17,8 @@ from subjects import codec
 from subjects.errors import MLError
 from subjects.finetune import FinetuneOptions, FinetuneRequest
 
-from ..config import BadSettings, NightlySettings, Settings
+from ..config import BadSettings, Settings
+from ..finetune_config import NightlySettings
 
 MAX_GRACE_S = 86_400
 """Later than a day the next one is due: jobs are told apart by their day."""

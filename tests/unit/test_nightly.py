@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from models.catalogue import load_catalogue
 from models.training.errors import PathRefused
-from service.config import BadSettings, NightlySettings, Settings
+from service.config import BadSettings, Settings
+from service.finetune_config import NightlySettings
 from service.jobs.nightly import nightly
 from service.jobs.schedule import Schedule, next_run, schedule_of
 from subjects.errors import Unavailable

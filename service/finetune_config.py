@@ -1,0 +1,39 @@
+"""The settings of fine-tuning, `finetune.*` in config.py."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.training.options import VerifyLimits
+
+
+class NightlySettings(BaseModel):
+    """The training that begins by itself; without paths there is none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cron: str = Field("0 2 * * *", description="when, as five cron fields")
+    timezone: str | None = Field(None, description="of the cron fields, such as Europe/Berlin; absent: the machine's")
+    misfire_grace_s: int = Field(3600, ge=1, description="seconds by which a busy or sleeping worker may be late")
+    paths: tuple[Path, ...] = Field((), description="codebases, each below one of the roots")
+    models: tuple[str, ...] = Field((), description="models that are trained on them; absent: the default one")
+    options: dict[str, Any] = Field(default_factory=dict, description="fields of ml.finetune's options")
+
+
+class FinetuneSettings(BaseModel):
+    """How models are trained further, beside those that serve."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: bool = Field(True, description="take jobs; a worker that does not still swaps to new versions")
+    roots: tuple[Path, ...] = Field((Path(),), description="folders below which codebases may be trained on")
+    attempts: int = Field(3, ge=1, le=100, description="how often workers begin with a job before it counts as failed")
+    threads: int | None = Field(None, ge=1, le=1024, description="compute threads; absent: as many as for serving")
+    memory_gb: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="gigabytes for the training process; absent: what it should need"
+    )
+    keep_versions: int = Field(5, ge=0, description="versions of a model, and files of training data, that are kept")
+    keep_days: int = Field(30, ge=0, description="days that what is beyond keep_versions is kept all the same")
+    limits: VerifyLimits = VerifyLimits()
+    nightly: NightlySettings = NightlySettings()
