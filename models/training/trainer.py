@@ -93,6 +93,9 @@ class _Training:
             except NotANumber as error:
                 return self._kept(error.step)
             rows //= 2
+            if self._spec.options.loss == "triplet":  # an epoch has other steps then, and cannot be gone on from
+                discard(self._run.checkpoints)
+                self._run.checkpoints.mkdir()
             write_durably(self._rows_file, str(rows).encode())
             self._history.add(Note(text=f"memory was short; {rows} pairs at a time are computed from here on"))
             if ceiling is not None:

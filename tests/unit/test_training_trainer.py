@@ -243,6 +243,21 @@ def test_where_memory_is_short_fewer_pairs_are_computed_at_once(
     assert last(events, Candidate).stopped is None
 
 
+def test_triplets_begin_anew_where_memory_is_short(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_in(tmp_path / "run", of_folder(base), epochs=2, loss="triplet")
+
+    def spoil(count: int, rows: int) -> float:
+        if count >= 6 and rows > 4:
+            raise MemoryError
+        return 1.0
+
+    spoiled(monkeypatch, spoil)
+    events = trained(run)
+    assert [event for event in events if isinstance(event, Note)]
+    assert [event.epoch for event in events if isinstance(event, Evaluated)][-3:] == [0, 1, 2]
+    assert last(events, Candidate).stopped is None
+
+
 def test_where_not_even_one_pair_fits_it_fails(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_in(tmp_path / "run", of_folder(base), batch_size=4)
 
