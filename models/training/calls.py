@@ -1,9 +1,9 @@
 """What a function calls, and how each call looks where it stands."""
 
 from collections.abc import Iterable, Sequence
+from textwrap import dedent
 
 from .definitions import Call
-from .layout import dedented
 
 _BEFORE, _AROUND, _LONGEST, _WIDEST = 2, 5, 12, 300
 """Lines before a statement, lines around the call in a long one, lines of a call site, characters of a line."""
@@ -19,7 +19,10 @@ def call_sites(calls: Iterable[Call], rows: range, lines: Sequence[str]) -> dict
         name = (call.name.text or b"").decode("utf-8", "replace")
         if name not in sites:
             shown = _rows(call, rows)
-            sites[name] = dedented([line[:_WIDEST] for line in lines[shown.start : shown.stop]])
+            # By what all lines share: the first one may be of a deeper block than the call.
+            sites[name] = (
+                dedent("\n".join(line[:_WIDEST] for line in lines[shown.start : shown.stop])).strip("\n").rstrip()
+            )
     return sites
 
 

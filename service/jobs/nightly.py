@@ -25,6 +25,8 @@ from .submission import Origin
 
 log = structlog.get_logger(__name__)
 
+AGAIN_S = 30.0
+
 
 class Submitting(Protocol):
     """Who queues jobs (submission.py)."""
@@ -35,16 +37,20 @@ class Submitting(Protocol):
 
 @asynccontextmanager
 async def nightly(
-    schedule: Schedule | None, submission: Submitting, afterwards: Callable[[], Awaitable[None]]
+    schedule: Schedule | None,
+    submission: Submitting,
+    afterwards: Callable[[], Awaitable[None]],
+    again_s: float = AGAIN_S,
 ) -> AsyncIterator[None]:
     """Submit what the schedule says, each time, while the context is open, and call `afterwards` then.
 
+    What cannot be submitted for the moment is tried every `again_s` seconds, for as long as one may be late.
     A worker that starts a little too late does so at once. Nothing that goes wrong ends the worker.
     """
     if schedule is None:
         yield
         return
-    night, background = _Night(schedule, submission, afterwards), Background()
+    night, background = _Night(schedule, submission, afterwards, again_s), Background()
 
     async def fire() -> None:
         await background.shielded(night.run(datetime.now(UTC)), "nightly")
@@ -74,25 +80,42 @@ async def nightly(
 class _Night:
     """What is done each time."""
 
-    def __init__(self, schedule: Schedule, submission: Submitting, afterwards: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        submission: Submitting,
+        afterwards: Callable[[], Awaitable[None]],
+        again_s: float,
+    ) -> None:
         self._schedule = schedule
         self._submission = submission
         self._afterwards = afterwards
+        self._again_s = again_s
 
     async def run(self, now: datetime) -> None:
-        for request in self._schedule.requests(self._schedule.last_run(now) or now):
-            await self._submit(request)
+        at = self._schedule.last_run(now) or now
+        for request in self._schedule.requests(at):
+            await self._submit(request, at + self._schedule.grace)
         await self._afterwards()
 
-    async def _submit(self, request: FinetuneRequest) -> None:
+    async def _submit(self, request: FinetuneRequest, until: datetime) -> None:
+        while True:
+            if await self._is_settled(request) or datetime.now(UTC) >= until:
+                return
+            await asyncio.sleep(self._again_s)
+
+    async def _is_settled(self, request: FinetuneRequest) -> bool:
+        """Submit it -> whether that is done with: it was taken, or would be refused again."""
         try:
             reply = await self._submission.submit(request, "nightly")
         except (MLError, ModelError, *TROUBLE) as error:
             log.warning("nightly.refused", job=request.id, path=request.path, reason=str(error) or repr(error))
+            return isinstance(error, ModelError) or not getattr(error, "retryable", True)
         except Exception:
             log.exception("nightly.broke", job=request.id, path=request.path)
         else:
             log.info("nightly.submitted", job=reply.job, duplicate=reply.duplicate)
+        return True
 
 
 def _note_missed(event: Any) -> None:

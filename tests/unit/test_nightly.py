@@ -18,6 +18,7 @@ from service.config import BadSettings, Settings
 from service.finetune_config import NightlySettings
 from service.jobs.nightly import nightly
 from service.jobs.schedule import Schedule, next_run, schedule_of
+from service.jobs.store import NotSetUp
 from subjects.errors import Unavailable
 from subjects.finetune import FinetuneReply, FinetuneRequest
 
@@ -260,14 +261,22 @@ async def test_a_fleet_asks_at_once_and_gets_one_job() -> None:
 
 
 async def test_one_that_is_refused_costs_the_others_nothing(tmp_path: Path) -> None:
-    failures = PathRefused("x", "it is gone"), Unavailable("no"), TimeoutError(), ZeroDivisionError()
-    submission = FakeSubmission(*failures)
+    submission = FakeSubmission(PathRefused("x", "it is gone"), NotSetUp(), ZeroDivisionError())
     afterwards, done = counted(1)
-    paths = tuple(Path(name) for name in ("1", "2", "3", "4", "5"))
+    paths = tuple(Path(name) for name in ("1", "2", "3", "4"))
     async with nightly(due(paths=paths), submission, afterwards), asyncio.timeout(20):
         await done.wait()
     (job,) = submission.jobs
-    assert job.endswith("-a-5")
+    assert job.endswith("-a-4")
+
+
+async def test_a_server_that_is_away_for_a_while_costs_no_night() -> None:
+    submission = FakeSubmission(Unavailable("no"), TimeoutError())
+    afterwards, done = counted(1)
+    async with nightly(due(), submission, afterwards, again_s=0), asyncio.timeout(20):
+        await done.wait()
+    assert len(submission.jobs) == 1
+    assert len(submission.asked) == 3
 
 
 async def test_its_end_ends_what_it_asks_for() -> None:

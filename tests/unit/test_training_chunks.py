@@ -288,3 +288,10 @@ def test_deep_nesting_does_not_overflow(language: str, unit: str) -> None:
 )
 def test_languages_are_known_by_name_or_by_the_first_line(path: str, text: str, language: str) -> None:
     assert language_of(path, text) == language
+
+
+def test_a_call_behind_a_deeper_line_stands_straight() -> None:
+    source = "def f(x):\n    if x:\n        x = 1\n        x += 2\n    return g(x)\n"
+    (symbol,) = symbols_of(SourceFile("a.py", "python", source))
+    assert symbol.call_sites["g"].splitlines()[-1] == "return g(x)"
+    assert symbol.call_sites["g"].splitlines()[0] == "    x = 1"
