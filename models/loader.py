@@ -6,6 +6,7 @@ Owns the order of steps: locate, check, read, quantise, test. What each step doe
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Literal, TypeVar
 
 import torch
@@ -23,6 +24,9 @@ from .generation.causal_lm import CausalLM, Checkpoint
 from .generation.errors import NonFiniteLogits
 from .memory import estimated_bytes, give_back
 
+_READING = Lock()
+"""transformers changes torch's default dtype for the whole process while it reads a model, and puts back what it found:
+two that read at once could leave the other's behind."""
 OnStep = Callable[[str], None]
 T = TypeVar("T")
 LoadBy = Callable[[ModelSpec, Path, torch.device, "LoadOptions", OnStep], T]
@@ -94,7 +98,7 @@ def _loaded(
     if options.folder:
         spec = spec.model_copy(update={"sha256": {}})  # the entry pins its own weights
     try:
-        with memory_errors(str(device), spec.id):
+        with _READING, memory_errors(str(device), spec.id):
             model = load_by(spec, folder, device, options, on_step)
     except ModelError:
         raise

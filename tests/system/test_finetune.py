@@ -102,8 +102,8 @@ def test_a_codebase_becomes_a_version_that_serves_and_can_be_left_again(machine:
 
 def test_what_cannot_be_trained_is_refused_at_once(machine: Machine, tmp_path: Path) -> None:
     for arguments, reason in {
-        (str(tmp_path),): "outside",
-        ("nowhere",): "no such",
+        (str(tmp_path),): "not below",
+        ("code/nowhere",): "no such",
         ("code", "--model", "nobody"): "unknown model",
         ("code", "--model", "tiny_coder"): "generates text",
         ("code", "--epochs", "0"): "epochs",

@@ -42,7 +42,7 @@ from models.versions import RECORD, TrainingRecord
 DEFAULT = VerifyLimits()
 METRICS = {
     *(f"{name}_{when}" for name in ("ndcg@10", "mrr@10", "probe") for when in ("before", "after")),
-    *("p_worse", "cosine_p5", "cosine_p50", "overlap@10"),
+    *("p_worse", "probe_base", "cosine_p5", "cosine_p50", "overlap@10"),
     *("old_vectors_overlap@10", "mapped_vectors_overlap@10", "speed_ratio"),
 }
 Weights = dict[str, np.ndarray]
