@@ -43,6 +43,9 @@ class Archived:
 class Jobs(Protocol):
     """Who knows the jobs: store.JobStore."""
 
+    async def get(self, job_id: str) -> Job | None:
+        """One as it stands."""
+
     async def list(self, *, limit: int) -> list[Job]:
         """The newest ones."""
 
@@ -93,10 +96,9 @@ class Pruning:
         folder = self._settings.runs_dir
         await asyncio.to_thread(clear_leftovers, folder)
         found = await asyncio.to_thread(_folders, folder)
-        going_on = (
-            {job.id for job in await self._jobs.list(limit=_ALL) if job.state not in TERMINAL} if found else set()
-        )
-        over = [name for name in found if name not in going_on]
+        # Each by itself: a listing can miss a job that changes meanwhile, and its files would be lost.
+        jobs = {name: await self._jobs.get(name) for name in found}
+        over = [name for name, job in jobs.items() if job is None or job.state in TERMINAL]
         for name in over:
             await asyncio.to_thread(discard, folder / name)
         _log_removed("runs", over)

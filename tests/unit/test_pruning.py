@@ -42,6 +42,10 @@ class Fleet:
 
 
 class FakeJobs(Fleet):
+    async def get(self, job_id: str) -> Job | None:
+        self._fail()
+        return next((job for job in self.jobs if job.id == job_id), None)
+
     async def list(self, *, limit: int) -> list[Job]:
         self._fail()
         return self.jobs[:limit]
