@@ -22,11 +22,11 @@ class LoadCache:
     """A folder of remembered facts; None remembers nothing."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def sha256(self, path: Path) -> str:
         """SHA-256 of a file in hexadecimal, read only if the file is not the one that was read before."""
-        if self._folder is None:
+        if self.folder is None:
             return file_sha256(path)
         real = path.resolve()
         stat = real.stat()
@@ -41,37 +41,37 @@ class LoadCache:
 
     def vectors(self, key: str) -> Vectors | None:
         """Vectors (N, D) float32 kept under this key; None where there are none."""
-        if self._folder is None:
+        if self.folder is None:
             return None
         try:
-            found: Vectors = np.load(self._folder / _file_of(key), allow_pickle=False)
+            found: Vectors = np.load(self.folder / _file_of(key), allow_pickle=False)
         except (OSError, ValueError, EOFError):  # not there, or torn
             return None
         return found
 
     def keep_vectors(self, key: str, vectors: Vectors) -> None:
         """Keep vectors (N, D) float32 under a key."""
-        if self._folder is not None:
+        if self.folder is not None:
             content = io.BytesIO()
             np.save(content, vectors)
             self._write(_file_of(key), content.getvalue())
 
     def _digests(self) -> dict[str, Any]:
-        assert self._folder is not None
+        assert self.folder is not None
         with suppress(OSError, ValueError):
-            found = json.loads((self._folder / "digests.json").read_text("utf-8"))
+            found = json.loads((self.folder / "digests.json").read_text("utf-8"))
             if isinstance(found, dict):
                 return found
         return {}
 
     def _write(self, name: str, content: bytes) -> None:
         """All or nothing: another worker of this machine may read or write the same file."""
-        assert self._folder is not None
+        assert self.folder is not None
         with suppress(OSError):  # a full or read-only disk costs time only
-            self._folder.mkdir(parents=True, exist_ok=True)
-            temporary = self._folder / f"{name}.{os.getpid()}"
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary = self.folder / f"{name}.{os.getpid()}"
             temporary.write_bytes(content)
-            temporary.replace(self._folder / name)
+            temporary.replace(self.folder / name)
 
 
 def _file_of(key: str) -> str:

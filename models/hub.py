@@ -71,11 +71,12 @@ def _local_folder(spec: ModelSpec) -> Path | None:
     if spec.folder is not None:
         folder = spec.folder.expanduser()
         return folder if folder.is_dir() else None
-    return _package_folder(spec.package) if spec.package else None
+    return _package_folder(spec.package, spec.gguf or "config.json") if spec.package else None
 
 
-def _package_folder(package: str) -> Path | None:
-    """The `model` folder of a package, or its own; it may be heavy and is not imported, only packages above it are."""
+def _package_folder(package: str, file: str) -> Path | None:
+    """The `model` folder of a package, or its own, whichever has the file; it may be heavy and is not imported, only
+    packages above it are."""
     try:
         found = find_spec(package)
     except ModuleNotFoundError:  # one of those above it
@@ -83,5 +84,5 @@ def _package_folder(package: str) -> Path | None:
     if found is None or not found.submodule_search_locations:
         return None
     own = Path(found.submodule_search_locations[0])
-    folders = [folder for folder in (own / "model", own) if (folder / "config.json").is_file()]
+    folders = [folder for folder in (own / "model", own) if (folder / file).is_file()]
     return folders[0] if folders else None

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 import torch
 
-from . import hub, verify, weights
+from . import gguf, hub, verify, weights
 from .cache import LoadCache
 from .catalogue import Dtype, GraphDtype, Kind, ModelSpec, Quantization
 from .device import TORCH_DTYPES, DeviceName, memory_errors, pick_device, pick_dtype
@@ -94,9 +94,7 @@ def _loaded(
     """Find the weights and load them, with errors of ours alone."""
     device = pick_device(options.device)
     on_step("locating the weights")
-    folder = options.folder or hub.locate(spec, options.download, graph_dtype(spec, options))
-    if options.folder:
-        spec = spec.model_copy(update={"sha256": {}})  # the entry pins its own weights
+    spec, folder = located(spec, options, on_step)
     try:
         with _READING, memory_errors(str(device), spec.id):
             model = load_by(spec, folder, device, options, on_step)
@@ -110,12 +108,25 @@ def _loaded(
     return model
 
 
-def expected_bytes(spec: ModelSpec, options: LoadOptions) -> tuple[str, int]:
+def located(spec: ModelSpec, options: LoadOptions, on_step: OnStep = lambda step: None) -> tuple[ModelSpec, Path]:
+    """The folder that a model is read from, and its entry as it holds for that folder: the entry pins its own weights.
+
+    A GGUF file is checked and converted first, where it is not yet. Raises ModelUnavailable, CorruptWeights.
+    """
+    folder = options.folder or hub.locate(spec, options.download, graph_dtype(spec, options))
+    if options.folder is None:
+        if not weights.has_gguf(spec, folder):
+            return spec, folder
+        digest = weights.check_weights(spec, folder, options.cache.sha256)
+        folder = gguf.converted(spec, folder / str(spec.gguf), digest, options.cache.folder, on_step)
+    return spec.model_copy(update={"sha256": {}, "gguf": None}), folder
+
+
+def expected_bytes(spec: ModelSpec, options: LoadOptions, on_step: OnStep = lambda step: None) -> tuple[str, int]:
     """Where a model will be loaded, and about how many bytes it will take there. Raises what `load` does."""
     device = pick_device(options.device)
-    graph = graph_dtype(spec, options)
-    folder = options.folder or hub.locate(spec, options.download, graph)
-    names = weights.weight_files(spec, folder, graph)
+    spec, folder = located(spec, options, on_step)
+    names = weights.weight_files(spec, folder, graph_dtype(spec, options))
     weights.require_whole(spec, folder, names)
     files = [folder / name for name in names]
     dtype = pick_dtype(options.dtype or spec.dtype, device)

@@ -29,12 +29,15 @@ def default_graph(spec: ModelSpec) -> GraphDtype:
 
 
 def weight_files(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None) -> list[str]:
-    """Paths in the folder, sorted, of the weights: safetensors of all modules, or an ONNX graph and its data.
+    """Paths in the folder, sorted, of the weights: safetensors of all modules, an ONNX graph and its data, or the GGUF
+    file.
 
     `dtype` None: default_graph. Raises ModelUnavailable: it names what is missing, or what is not safe to read.
     """
     if spec.served_by == "onnx":
         return _graph_files(spec, folder, dtype or default_graph(spec))
+    if has_gguf(spec, folder):
+        return [str(spec.gguf)]
     found: list[str] = []
     for module in _module_folders(spec, folder):
         _require_merged(spec, module)
@@ -44,6 +47,12 @@ def weight_files(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None)
     if not found:
         raise ModelUnavailable(spec.id, f"there are no safetensors in {folder}; {next_step(spec)}")
     return sorted(found)
+
+
+def has_gguf(spec: ModelSpec, folder: Path) -> bool:
+    """Whether the weights in this folder are the GGUF file that the entry names, which is converted before it is read;
+    a folder of the Hub may hold the same as safetensors."""
+    return spec.gguf is not None and (folder / spec.gguf).is_file()
 
 
 def named_files(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None) -> list[str]:
@@ -218,10 +227,11 @@ def _graph_files(spec: ModelSpec, folder: Path, dtype: GraphDtype) -> list[str]:
 
 
 def _pins(spec: ModelSpec, names: list[str], dtype: GraphDtype | None) -> list[tuple[str, str]]:
-    """The pinned files and their digests, without those of graphs in another dtype, which need not be there."""
+    """The pinned files and their digests, without what need not be there: graphs in another dtype, a GGUF file beside
+    safetensors."""
     chosen = dtype or default_graph(spec)
     others = [file for other, graph in spec.onnx_files.items() if other != chosen for file in usual_files(graph)]
-    elsewhere = others if spec.served_by == "onnx" else []
+    elsewhere = others if spec.served_by == "onnx" else [spec.gguf] if spec.gguf else []
     return [
         (name, digest)
         for name, digest in spec.sha256.items()

@@ -12,8 +12,9 @@ import structlog
 from nats.aio.client import Client
 from nats.nuid import NUID
 
-from models.catalogue import Catalogue, Kind, load_catalogue
+from models.catalogue import FORMS, Catalogue, Form, load_catalogue
 from models.encoders.base import Encoder
+from models.errors import ModelError
 from models.memory import bound_arenas
 
 from . import residents
@@ -23,6 +24,7 @@ from .bus.embedded import EmbeddedServer, EmbeddedSettings, embedded_server
 from .bus.errors import NotPermitted
 from .bus.settings import NatsSettings
 from .config import Settings
+from .departures import Loaded
 from .device_thread import DeviceThread
 from .embedder import Embedder
 from .endpoint import Endpoint, Limits, serving
@@ -120,7 +122,12 @@ async def worker(
             await set_up(server)
         await unless_stopped(stop, stack.enter_async_context(finetuning.rollout.running()))
         if loaded:
-            residency.defaults |= {facts.kind: facts.model for facts in map(facts_of, reversed(loaded))}
+            residency.defaults |= {
+                form: facts.model
+                for facts in map(facts_of, reversed(loaded))
+                for form in FORMS
+                if (form == "embedding") == (facts.kind == "embedding")
+            }
             for given in loaded:
                 residency.publish(given)
         else:
@@ -188,19 +195,37 @@ def _residency(
     return Residency(catalogue, loader, serving, _defaults(catalogue, settings), died, settings.memory)
 
 
-def _defaults(catalogue: Catalogue, settings: Settings) -> dict[Kind, str]:
-    """The models that serve requests which name none: the first of each kind that is loaded, or the catalogue's."""
-    kinds: tuple[Kind, ...] = ("embedding", "generation")
+def _defaults(catalogue: Catalogue, settings: Settings) -> dict[Form, str]:
+    """The models that serve requests which name none: for each form the first that is loaded and takes it, or the
+    catalogue's."""
     named = [catalogue.get(model) for model in settings.models]
-    return {kind: next((spec for spec in named if spec.kind == kind), catalogue.default(kind)).id for kind in kinds}
+    served = {form: next((spec for spec in named if spec.takes(form)), catalogue.default(form)) for form in FORMS}
+    return {form: spec.id for form, spec in served.items() if spec}
 
 
 async def _load_first(residency: Residency, settings: Settings) -> None:
     """The models that the settings name, none at the cost of another. Raises ModelError."""
     named = dict.fromkeys((*settings.models, *settings.memory.pinned))
-    loaded = [await residency.load(model, pin=True) for model in named]
+    loaded = [await _load(residency, model, settings) for model in named]
     for resident in loaded:
         await residency.load(resident.model, pin=resident.model in settings.memory.pinned)
+
+
+async def _load(residency: Residency, model: str, settings: Settings) -> Loaded:
+    """Load a model; where it cannot be and nobody has asked for it by name, the next best in its place.
+
+    Raises ModelError.
+    """
+    try:
+        return await residency.load(model, pin=True)
+    except ModelError as error:
+        instead = residency.catalogue.default("prompt", without=model)
+        asked = "models" in settings.model_fields_set or model in settings.memory.pinned
+        if asked or instead is None or model != residency.defaults["prompt"]:
+            raise
+        log.warning("model.replaced", model=model, reason=str(error), prompts_are_served_by=instead.id)
+        residency.defaults["prompt"] = instead.id
+        return await residency.load(instead.id, pin=True)
 
 
 def _batch_limits(settings: Settings, device: str) -> BatchLimits:

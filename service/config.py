@@ -122,9 +122,9 @@ class Settings(BaseSettings):
     nats_config: Path | None = Field(None, description="configuration of the embedded server; absent: nats-server.conf")
     data_dir: Path = Field(Path("var"), description="folder of everything that is kept")
     models: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("minilm",),
+        ("minilm", "smollm2"),
         min_length=1,
-        description="models to load at start; the first of each kind serves requests that name none",
+        description="models to load at start; the first that takes a request serves it where it names none",
     )
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: CUDA, else CPU")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(

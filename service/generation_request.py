@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from models.catalogue import Form
 from models.errors import ModelError
 from models.generation.base import Chat, Defaults, EngineFacts, Fill, Message, Plain, Prompt, PromptTokens
 from models.generation.request import Finished, FinishReason, Request, Sampling, Usage
@@ -41,6 +42,17 @@ class Asked:
     def count(self) -> int:
         """How many completions."""
         return len(self.prompts) * self.options.n
+
+    @property
+    def form(self) -> Form:
+        """Of its prompts, all of which have the same."""
+        match self.prompts[0]:
+            case Plain():
+                return "prompt"
+            case Chat():
+                return "messages"
+            case Fill():
+                return "fim"
 
     def seed_of(self, number: int) -> int:
         """With which a completion is sampled."""

@@ -80,7 +80,7 @@ class ModelLoader:
         """Where a model will be loaded, and about how many bytes it will take there. Raises ModelError."""
         from models.loader import expected_bytes
 
-        device, weight_bytes = expected_bytes(spec, options)
+        device, weight_bytes = expected_bytes(spec, options, lambda step: self.on_step(f"{spec.id}: {step}"))
         return device, weight_bytes + (
             self._expected_kv_bytes(spec, options, device) if spec.kind == "generation" else 0
         )
@@ -106,8 +106,9 @@ class ModelLoader:
         from torch import float32
 
         from models.generation.architecture import context_of, kv_shape, served_config
+        from models.loader import located
 
-        config = served_config(spec, options.folder or hub.locate(spec, download=False))
+        config = served_config(*located(spec, options))
         context_bytes = kv_shape(config, float32).token_bytes * context_of(spec, config)
         return self._engine_limits(device, context_bytes, spec.kv_gb).kv_bytes
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from models.catalogue import Catalogue, Dtype, Kind, ModelSpec, Quantization
+from models.catalogue import Catalogue, Dtype, Form, Kind, ModelSpec, Quantization
 from models.errors import Crowded, ModelError, ModelUnavailable, OtherDimensions, OverBudget
 from models.registry import Registry, Resident
 from subjects import names
@@ -44,7 +44,7 @@ ROOM_PATIENCE_S = 10.0
 
 
 class Residency:
-    """The models of one worker. defaults: for each kind the id that serves requests which name none.
+    """The models of one worker. defaults: for each form of a request the id that serves those which name none.
 
     serving makes of a loaded model what serves requests; on_died hears of one that stopped working by itself.
     memory: which models stay, and whether a request may have one loaded.
@@ -55,7 +55,7 @@ class Residency:
         catalogue: Catalogue,
         loader: ModelLoader,
         serving: Callable[[Model], Served],
-        defaults: dict[Kind, str],
+        defaults: dict[Form, str],
         on_died: Callable[[BaseException], None],
         memory: MemorySettings,
     ) -> None:
@@ -103,15 +103,15 @@ class Residency:
         Raises UnknownModel, ModelUnavailable and what loading raises; a failure is remembered for a while. Raises
         InvalidField for a model that generates.
         """
-        return self._lease(model, "embedding", Embedder)
+        return self._lease(model or self.defaults["embedding"], "embedding", Embedder)
 
-    def generator(self, model: str | None = None) -> AbstractAsyncContextManager[Generator]:
-        """A generation model, likewise."""
-        return self._lease(model, "generation", Generator)
+    def generator(self, model: str | None, form: Form) -> AbstractAsyncContextManager[Generator]:
+        """A generation model, likewise. form: of the prompts, which decides where no model is named."""
+        return self._lease(model or self.defaults[form], "generation", Generator)
 
     @asynccontextmanager
-    async def _lease(self, model: str | None, kind: Kind, expected: type[ServedT]) -> AsyncIterator[ServedT]:
-        resident = await self._resident(model or self.defaults[kind], kind)
+    async def _lease(self, model: str, kind: Kind, expected: type[ServedT]) -> AsyncIterator[ServedT]:
+        resident = await self._resident(model, kind)
         served = self.registry.lease(resident)
         assert isinstance(served, expected)
         try:

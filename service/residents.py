@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from models.catalogue import Kind
+from models.catalogue import Form
 from models.registry import Registry
 
 from .embedder import Embedder
@@ -32,12 +32,14 @@ def memory_bytes(residents: Residents) -> int:
     return sum(resident.memory_bytes for resident in residents.everything())
 
 
-def described(residents: Residents, defaults: Mapping[Kind, str]) -> dict[str, str]:
-    """What takes requests, in which version and where."""
+def described(residents: Residents, defaults: Mapping[Form, str]) -> dict[str, str]:
+    """What takes requests, in which version and where, and which of them those that name none."""
     return {
         "models": ",".join(resident.model for resident in residents),
         "default_model": defaults["embedding"],
-        "default_generation_model": defaults["generation"],
+        "default_generation_model": defaults["prompt"],
+        "default_chat_model": defaults["messages"],
+        "default_fim_model": defaults["fim"],
         **{f"model.{resident.model}": f"{resident.version} on {resident.device}" for resident in residents},
     }
 

@@ -8,6 +8,7 @@ from pydantic import Field, StringConstraints
 from .embed import Message, Reply, Token
 
 Kind = Literal["embedding", "generation"]
+Form = Literal["embedding", "prompt", "messages", "fim"]
 Use = Literal["code", "general", "production", "dev"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 Quantization = Literal["int8", "int4"]
@@ -68,7 +69,11 @@ class ModelEntry(Reply):
 
     id: str
     kind: Kind
-    default: bool = Field(description="whether it serves requests of its kind that name no model")
+    default: bool = Field(description="whether it serves requests that name no model")
+    default_for: list[Form] = Field(
+        default_factory=list,
+        description="which of these: embedding; prompt; messages; fim, a prefix and a suffix",
+    )
     dimensions: int | None = None
     max_tokens: int | None = None
     matryoshka: list[int] = Field(default_factory=list, description="lengths to cut vectors to; empty: any")

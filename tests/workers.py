@@ -22,7 +22,7 @@ async def running_worker(
 
     It serves what is loaded, encoders or engines, or what the loader loads if there is one, or else a FakeEncoder.
     """
-    configured = Settings(nats_url=url, **{"metrics_port": -1, **settings})
+    configured = Settings(nats_url=url, **{"metrics_port": -1, "models": ("minilm",), **settings})
     serves = loaded or (() if loader else (FakeEncoder(),))
     async with worker(configured, Stop(), serves, loader=loader) as started:
         yield started

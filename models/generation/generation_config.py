@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from ..catalogue import ModelSpec
+from ..catalogue import ModelSpec, SamplingDefaults
 from ..errors import ModelUnavailable
 from .base import Defaults
 
@@ -13,17 +13,12 @@ FILE = "generation_config.json"
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
-class GenerationConfig(BaseModel):
+class GenerationConfig(SamplingDefaults):
     """What is read of the file; the rest of it says how transformers' own `generate` works."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
     do_sample: bool | None = None
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_k: NonNegativeInt | None = None
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0)
     eos_token_id: int | Annotated[list[int], Field(max_length=1000)] | None = None
 
     @model_validator(mode="before")
@@ -51,13 +46,15 @@ def token_ids(stated: int | list[int] | None) -> frozenset[int]:
 
 
 def read_generation_config(spec: ModelSpec, folder: Path) -> GenerationConfig:
-    """That of a folder, empty where it has none. Raises ModelUnavailable where it is damaged."""
+    """That of a folder, empty where it has none, under what the entry says. Raises ModelUnavailable where it is
+    damaged."""
     try:
-        return GenerationConfig.model_validate_json((folder / FILE).read_bytes())
+        stated = GenerationConfig.model_validate_json((folder / FILE).read_bytes())
     except FileNotFoundError:
-        return GenerationConfig()
+        stated = GenerationConfig()
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"][:1])
         fault = f"{where}: {first['msg']}" if where else first["msg"]
         raise ModelUnavailable(spec.id, f"{FILE} in {folder} cannot be used, {fault}; correct it") from error
+    return stated.model_copy(update=spec.sampling.model_dump(exclude_none=True))

@@ -54,7 +54,7 @@ class GenerateHandlers:
         if not call.framed:
             _check_size(least_reply_bytes(asked), call.reply_limit)
         with self._sole(call.asked.request_id):
-            async with self._residency.generator(request.model) as generator:
+            async with self._residency.generator(request.model, asked.form) as generator:
                 completions = [
                     Completion(number, asked.seed_of(number), asked.never_begun(number, "cancelled"))
                     for number in range(asked.count)

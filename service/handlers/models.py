@@ -121,10 +121,12 @@ class ModelHandlers:
         resident = self._residency.registry.current(spec.id)
         failure = self._residency.registry.failure(spec.id)
         facts = resident.serves.facts if resident else None
+        default_for = [form for form, model in self._residency.defaults.items() if model == spec.id]
         return ModelEntry(
             id=spec.id,
             kind=spec.kind,
-            default=spec.id == self._residency.defaults[spec.kind],
+            default=bool(default_for),
+            default_for=default_for,
             dimensions=(facts.dimensions if facts else spec.dimensions) or None,
             max_tokens=facts.max_tokens if facts else spec.max_tokens,
             matryoshka=list(spec.matryoshka),
@@ -160,7 +162,8 @@ class ModelHandlers:
 
     def _recommendation(self, use: Use, spec: ModelSpec, present: set[str]) -> Recommendation:
         same_kind = [other.id for other in self._residency.catalogue if other.kind == spec.kind]
-        candidates = [spec.id, self._residency.defaults[spec.kind], *same_kind]
+        default = self._residency.defaults["embedding" if spec.kind == "embedding" else "prompt"]
+        candidates = [spec.id, default, *same_kind]
         model = next((name for name in candidates if name in present and name in same_kind), None)
         return Recommendation(use=use, recommended=spec.id, model=model, present=spec.id in present)
 

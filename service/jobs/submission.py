@@ -17,7 +17,7 @@ from nats.js.errors import APIError, BucketNotFoundError, NoStreamResponseError,
 from nats.nuid import NUID
 
 from models import hub
-from models.catalogue import Catalogue, Kind, ModelSpec
+from models.catalogue import Catalogue, Form, ModelSpec
 from models.training.errors import PathRefused
 from models.versions import version_folder
 from subjects import names
@@ -40,12 +40,12 @@ _NO_RESOURCES = 10023
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """defaults: for each kind the model that a request means which names none."""
+    """defaults: for each form of a request the model that it means where it names none."""
 
     nc: Client
     store: JobStore
     catalogue: Catalogue
-    defaults: Mapping[Kind, str]
+    defaults: Mapping[Form, str]
     settings: Settings
     check_trainable: Check
 

@@ -1,19 +1,19 @@
-"""The catalogue: its six entries, the user's own, and what is refused."""
+"""The catalogue: its seven entries, the user's own, and what is refused."""
 
 import pytest
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from models.catalogue import load_catalogue
+from models.catalogue import FORMS, load_catalogue
 from models.errors import BadEntry, UnknownModel
 
-SIX = ["qodo", "jina_v3", "minilm", "codellama_7b", "starcoder_1b", "tiny_coder"]
+SHIPPED = ["qodo", "jina_v3", "minilm", "codellama_7b", "starcoder_1b", "tiny_coder", "smollm2"]
 
 
-def test_six_entries_in_order() -> None:
+def test_the_entries_in_order() -> None:
     catalogue = load_catalogue()
-    assert [spec.id for spec in catalogue] == SIX
-    assert len(catalogue) == 6
+    assert [spec.id for spec in catalogue] == SHIPPED
+    assert len(catalogue) == 7
 
 
 def test_every_entry_states_its_licence() -> None:
@@ -32,13 +32,31 @@ def test_facts_that_the_service_stands_on() -> None:
         "production": "codellama_7b",
         "dev": "starcoder_1b",
     }
-    assert (catalogue.default("embedding").id, catalogue.default("generation").id) == ("minilm", "tiny_coder")
+    assert {form: catalogue.default(form).id for form in FORMS} == {
+        "embedding": "minilm",
+        "prompt": "smollm2",
+        "messages": "smollm2",
+        "fim": "tiny_coder",
+    }
+
+
+def test_another_stands_in_for_a_default_that_cannot_be_had() -> None:
+    catalogue = load_catalogue()
+    assert catalogue.default("prompt", without="smollm2").id == "tiny_coder"
+    assert catalogue.default("messages", without="smollm2") is None
+
+
+def test_a_default_of_ones_own_serves_every_form_that_it_takes() -> None:
+    own = {"kind": "generation", "folder": "x", "default": True}
+    assert {load_catalogue({"own": own}).default(form).id for form in ("prompt", "messages", "fim")} == {"own"}
+    plain = load_catalogue({"own": own | {"forms": ["prompt"]}})
+    assert [plain.default(form).id for form in ("prompt", "messages", "fim")] == ["own", "smollm2", "tiny_coder"]
 
 
 def test_an_unknown_model_names_the_known() -> None:
     with pytest.raises(UnknownModel) as caught:
         load_catalogue().get("gpt")
-    assert caught.value.known == tuple(SIX)
+    assert caught.value.known == tuple(SHIPPED)
     assert "minilm" in str(caught.value)
 
 
@@ -49,7 +67,7 @@ def test_own_entries_stand_beside_the_shipped_and_may_replace_them() -> None:
             "minilm": {"kind": "embedding", "repository": "me/minilm", "revision": "v2"},
         }
     )
-    assert len(catalogue) == 7
+    assert len(catalogue) == 8
     assert catalogue.default("embedding").id == "mine"
     assert catalogue.get("minilm").repository == "me/minilm"
     assert catalogue.get("minilm").sha256 == {}
@@ -107,6 +125,12 @@ def test_a_pinned_digest_may_be_written_in_either_case() -> None:
         ("mine", {"kind": "generation", "folder": "x", "served_by": "onnx"}, "served_by"),
         ("mine", {"kind": "generation", "folder": "x", "min_cosine": 0.9}, "min_cosine is for embedding models"),
         ("mine", {"kind": "generation", "folder": "x", "pooling": "mean"}, "pooling"),
+        ("mine", {"kind": "embedding", "folder": "x", "kv_gb": 1.0}, "kv_gb is for generation models"),
+        ("mine", {"kind": "embedding", "folder": "x", "gguf": "a.gguf"}, "gguf is for generation models"),
+        ("mine", {"kind": "generation", "folder": "x", "gguf": "../a.gguf"}, "gguf"),
+        ("mine", {"kind": "generation", "folder": "x", "forms": ["poem"]}, "forms"),
+        ("mine", {"kind": "generation", "folder": "x", "sampling": {"temperature": 3.0}}, "sampling.temperature"),
+        ("mine", {"kind": "generation", "folder": "x", "sampling": {"heat": 1.0}}, "sampling.heat"),
         ("mine", {"kind": "generation", "folder": "x", "recommended_for": "code"}, "production, dev"),
         ("mine", {"kind": "embedding", "folder": "x", "recommended_for": "dev"}, "code, general"),
         ("mine.too", {"kind": "embedding", "folder": "x"}, "id"),

@@ -1,0 +1,129 @@
+"""A GGUF file as the folder of safetensors that everything else reads, converted once and kept.
+
+`python -m models.gguf FILE FOLDER` converts: in a process of its own, since it takes 1.5 GB for a model of 0.3 GB.
+Owns what transformers leaves undone when it reads such a file (docs/decisions/0021-*.md).
+"""
+
+import functools
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
+
+from .catalogue import ModelSpec
+from .durable import clear_leftovers, discard, publish_folder, temporary_name
+from .errors import ModelUnavailable
+from .weights import next_step, require_whole, weight_files
+
+FORM = 1
+"""Of what is written: another number, and every file is converted anew."""
+
+
+def converted(
+    spec: ModelSpec, source: Path, sha256: str, cache: Path | None, on_step: Callable[[str], None] = lambda step: None
+) -> Path:
+    """The converted folder below `cache`, made first where it is not there or not whole. sha256: of the file `source`.
+
+    Blocks for about fifteen seconds where it has to convert. Raises ModelUnavailable.
+    """
+    if cache is None:
+        raise ModelUnavailable(spec.id, f"{source.name} has to be converted, and there is no data directory for that")
+    folder = cache / "gguf" / f"{sha256[:16]}-{FORM}"
+    if not _is_whole(spec, folder):
+        on_step("converting its GGUF file, once")
+        try:
+            _make(spec, source, folder)
+        except OSError as error:
+            reason = f"{source.name} cannot be converted into {folder.parent}: {error.strerror}"
+            raise ModelUnavailable(spec.id, f"{reason}; free some space there, or choose another data_dir") from error
+    return folder
+
+
+def _is_whole(spec: ModelSpec, folder: Path) -> bool:
+    with suppress(ModelUnavailable):
+        require_whole(spec, folder, weight_files(spec, folder))
+        return (folder / "tokenizer.json").is_file()
+    return False
+
+
+def _make(spec: ModelSpec, source: Path, folder: Path) -> None:
+    """Convert beside `folder`, then give the result its name. Raises ModelUnavailable, OSError."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder.parent)
+    discard(folder)
+    temporary = temporary_name(folder)
+    temporary.mkdir()
+    command = [sys.executable, "-m", __name__, str(source), str(temporary)]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            said = done.stderr.strip().rpartition("\n")[2] or f"the conversion ended with {done.returncode}"
+            raise ModelUnavailable(spec.id, f"{source.name} cannot be converted, {said}; {next_step(spec)}")
+        with suppress(FileExistsError):  # another process was first
+            publish_folder(temporary, folder)
+    finally:
+        discard(temporary)
+
+
+def convert(source: Path, folder: Path) -> None:
+    """Write the model in a GGUF file as safetensors in bf16, with its configuration, tokeniser and chat template.
+
+    Raises ValueError where the file says that texts are split in a way that is not known here, and what transformers
+    raises.
+    """
+    import torch
+    from tokenizers import pre_tokenizers
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    _parse_once()
+    config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    if (split := _split_of(source)) != "smollm":
+        raise ValueError(f"its texts are split as {split!r} says, which is not known here")
+    # transformers forgets that each digit stands alone: a number behind an indentation would become other tokens.
+    core = tokenizer.backend_tokenizer
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), core.pre_tokenizer])
+    network = AutoModelForCausalLM.from_pretrained(
+        source.parent,
+        gguf_file=source.name,
+        config=deepcopy(config),
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    with torch.device("meta"):  # what was read calls itself quantised, and refuses to be saved
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    plain.load_state_dict(network.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _parse_once() -> None:
+    """Have the library parse a file once, not three times, and make its table of names once, not for each module.
+
+    That is half of the time; for the whole process, which is there for one file.
+    """
+    import gguf
+
+    gguf.GGUFReader = functools.cache(gguf.GGUFReader)  # type: ignore[assignment, misc]
+    gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
+
+
+def _split_of(source: Path) -> str:
+    """By what name the file calls the way in which texts are split before they are made tokens."""
+    import gguf
+
+    field = gguf.GGUFReader(str(source)).fields.get("tokenizer.ggml.pre")
+    return str(field.contents()) if field else ""
+
+
+if __name__ == "__main__":
+    from .quiet import quiet
+
+    try:
+        with quiet():
+            convert(*map(Path, sys.argv[1:]))
+    except Exception as error:  # a damaged file can make the libraries raise anything
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
