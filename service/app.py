@@ -12,7 +12,7 @@ import structlog
 from nats.aio.client import Client
 from nats.nuid import NUID
 
-from models.catalogue import FORMS, Catalogue, Form, load_catalogue
+from models.catalogue import FORMS, Catalogue, load_catalogue
 from models.encoders.base import Encoder
 from models.errors import ModelError
 from models.memory import bound_arenas
@@ -192,15 +192,7 @@ def _residency(
         log.error("model.died", exc_info=error)
         stop.fail(error)
 
-    return Residency(catalogue, loader, serving, _defaults(catalogue, settings), died, settings.memory)
-
-
-def _defaults(catalogue: Catalogue, settings: Settings) -> dict[Form, str]:
-    """The models that serve requests which name none: for each form the first that is loaded and takes it, or the
-    catalogue's."""
-    named = [catalogue.get(model) for model in settings.models]
-    served = {form: next((spec for spec in named if spec.takes(form)), catalogue.default(form)) for form in FORMS}
-    return {form: spec.id for form, spec in served.items() if spec}
+    return Residency(catalogue, loader, serving, catalogue.defaults(settings.models), died, settings.memory)
 
 
 async def _load_first(residency: Residency, settings: Settings) -> None:
@@ -212,7 +204,7 @@ async def _load_first(residency: Residency, settings: Settings) -> None:
 
 
 async def _load(residency: Residency, model: str, settings: Settings) -> Loaded:
-    """Load a model; where it cannot be and nobody has asked for it by name, the next best in its place.
+    """Load a model. Where the default for prompts cannot be, and nobody chose it, the next one in its place.
 
     Raises ModelError.
     """
@@ -220,10 +212,10 @@ async def _load(residency: Residency, model: str, settings: Settings) -> Loaded:
         return await residency.load(model, pin=True)
     except ModelError as error:
         instead = residency.catalogue.default("prompt", without=model)
-        asked = "models" in settings.model_fields_set or model in settings.memory.pinned
-        if asked or instead is None or model != residency.defaults["prompt"]:
+        chosen = settings.models_are_chosen or model in settings.memory.pinned
+        if chosen or instead is None or model != residency.defaults["prompt"]:
             raise
-        log.warning("model.replaced", model=model, reason=str(error), prompts_are_served_by=instead.id)
+        log.warning("model.replaced", model=model, prompts_are_served_by=instead.id, reason=str(error))
         residency.defaults["prompt"] = instead.id
         return await residency.load(instead.id, pin=True)
 

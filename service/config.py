@@ -146,6 +146,11 @@ class Settings(BaseSettings):
     )
 
     @property
+    def models_are_chosen(self) -> bool:
+        """Whether somebody said which models to load: then each of them has to be had."""
+        return "models" in self.model_fields_set
+
+    @property
     def cache_dir(self) -> Path:
         """What is remembered of weights between runs."""
         return self.data_dir / "cache"

@@ -60,7 +60,7 @@ class FakeEngine:
             kv_bytes=kv_bytes,
             max_tokens=CONTEXT,
             vocabulary=VOCABULARY,
-            chat=False,
+            chat=model == "smollm2",
             fill=True,
             places=limits.max_running + limits.waiting,
         )
@@ -103,9 +103,9 @@ class FakeEngine:
         return not (self._waiting or self._running or self._events)
 
     def prompt_tokens(self, prompt: Prompt) -> PromptTokens:
-        if isinstance(prompt, Chat):
+        if isinstance(prompt, Chat) and not self.facts.chat:
             raise InvalidRequest("messages", f"model {self.facts.model!r} has no chat template")
-        text = prompt.text if isinstance(prompt, Plain) else _filled(prompt)
+        text = _text_of(prompt)
         if not text.strip():
             raise InvalidRequest("prompt", "it has no tokens; send some text")
         ids = tuple(1 + sum(word.encode()) % (VOCABULARY - 1) for word in text.split())
@@ -199,8 +199,14 @@ class FakeEngine:
         self.closed = True
 
 
-def _filled(prompt: Fill) -> str:
-    return f"{prompt.prefix} <> {prompt.suffix}"
+def _text_of(prompt: Prompt) -> str:
+    match prompt:
+        case Plain(text):
+            return text
+        case Chat(messages):
+            return " ".join(message.content for message in messages)
+        case Fill(prefix, suffix):
+            return f"{prefix} <> {suffix}"
 
 
 def _usage(text: _Text) -> Usage:

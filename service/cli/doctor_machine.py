@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Literal, TypeAlias
 
 from models import hub, weights
 from models.catalogue import Catalogue, load_catalogue
-from models.errors import ModelError
+from models.errors import ModelError, UnknownModel
 
 from ..bus.embedded import find_program
 from ..bus.errors import ServerMissing
@@ -124,17 +125,23 @@ def nats_server(_settings: Settings) -> Iterator[Finding]:
 
 
 def models(settings: Settings) -> Iterator[Finding]:
-    """Each model that the settings load: that its files are here and the right ones. Asks no network."""
+    """Each model that the settings load: that its files are here and the right ones; and which serves what. Asks no
+    network."""
     try:
         catalogue = load_catalogue(settings.catalogue)
     except ModelError as error:
         yield Finding("catalogue", "fail", str(error), "correct the entry in the settings")
         return
     for model in settings.models:
-        yield _model(catalogue, model)
+        yield _model(catalogue, model, settings)
+    with suppress(UnknownModel):  # said above
+        served = catalogue.defaults(settings.models)
+        by_model = {model: [form for form in served if served[form] == model] for model in served.values()}
+        told = "; ".join(f"{', '.join(forms)}: {model}" for model, forms in by_model.items())
+        yield Finding("defaults", "ok", told)
 
 
-def _model(catalogue: Catalogue, model: str) -> Finding:
+def _model(catalogue: Catalogue, model: str, settings: Settings) -> Finding:
     name = f"model {model}"
     try:
         spec = catalogue.get(model)
@@ -143,7 +150,10 @@ def _model(catalogue: Catalogue, model: str) -> Finding:
             return Finding(name, "warn", "not on this machine", f"{size} fetched at the first start, from the Hub")
         digest = weights.check_weights(spec, hub.locate(spec, download=False))
     except ModelError as error:
-        return Finding(name, "fail", str(error), "see the message")
+        instead = catalogue.default("prompt", without=model)
+        if settings.models_are_chosen or catalogue.defaults(settings.models)["prompt"] != model or not instead:
+            return Finding(name, "fail", str(error), "see the message")
+        return Finding(name, "warn", str(error), f"see the message; {instead.id} serves prompts instead")
     return Finding(
         name, "ok", f"present, SHA-256 {digest[:12]}… " + ("as pinned" if spec.sha256 else "(none is pinned)")
     )

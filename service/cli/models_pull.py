@@ -8,12 +8,12 @@ from typing import Any
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from models import hub
+from models import gguf, hub
 from models.catalogue import GraphDtype, ModelSpec, load_catalogue
 from models.errors import BadEntry
 from models.hub_progress import OnBytes
 from models.hub_pull import OnStep
-from models.weights import check_weights
+from models.weights import check_weights, has_gguf
 
 from ..config import Settings
 from .models import licence_text
@@ -28,7 +28,7 @@ def pull_models(settings: Settings, models: Sequence[str], dtype: GraphDtype | N
         _require_graph(spec, dtype)
     rows = []
     for spec in specs:
-        row = _pull(spec, dtype if spec.served_by == "onnx" else None)
+        row = _pull(spec, dtype if spec.served_by == "onnx" else None, settings.cache_dir)
         rows.append(row)
         _note(spec, row)
         if not as_json:
@@ -42,15 +42,19 @@ def _require_graph(spec: ModelSpec, dtype: GraphDtype | None) -> None:
         raise BadEntry(spec.id, f"has no graph in {dtype}; onnx_files has {', '.join(spec.onnx_files)}")
 
 
-def _pull(spec: ModelSpec, dtype: GraphDtype | None) -> dict[str, Any]:
-    """Fetch a model, or look through the folder that it is in -> what `--json` prints of it."""
+def _pull(spec: ModelSpec, dtype: GraphDtype | None, cache: Path) -> dict[str, Any]:
+    """Fetch a model, or look through the folder that it is in and convert it if need be -> what `--json` prints of
+    it."""
     if hub.from_hub(spec):
         with _shown(spec) as (on_step, on_bytes):
             pulled = hub.pull(spec, dtype, on_step, on_bytes)
         folder, fetched, licence = pulled.folder, pulled.fetched_bytes, spec.licence or pulled.licence
     else:
         folder, fetched, licence = hub.locate(spec, download=False), 0, spec.licence
-        check_weights(spec, folder, dtype=dtype)
+        sha256 = check_weights(spec, folder, dtype=dtype)
+        if has_gguf(spec, folder):
+            with _shown(spec) as (on_step, _):
+                folder = gguf.converted(spec, folder / str(spec.gguf), sha256, cache, on_step)
     return {
         "id": spec.id,
         "source": source_of(spec),

@@ -117,9 +117,10 @@ def _facts(started: Started) -> Iterator[str]:
         yield f"  credentials  {server.credentials} (roles admin, worker, client; a local client needs none)"
         if server.monitor_url:
             yield f"  monitoring   {server.monitor_url}"
+    defaults = started.residency.defaults
     for facts in started.models:
-        alike = [other.model for other in started.models if other.kind == facts.kind]
-        default = " (default)" if len(alike) > 1 and facts.model == alike[0] else ""
+        served = [form for form, model in defaults.items() if model == facts.model]
+        default = f" (default for {', '.join(served)})" if served else ""
         yield f"  model        {facts.model}{default} on {facts.device} in {facts.dtype}, {facts.version}"
         yield from (f"  note         {facts.model} {note}" for note in facts.notes)
     if started.metrics_port is not None:

@@ -14,7 +14,11 @@ from fake_engine import CONTEXT, VOCABULARY, FakeEngine
 from fake_loader import FakeLoader
 from workers import running_worker
 
+from models.errors import ModelUnavailable
 from models.generation.base import Defaults, EngineLimits
+from service.app import worker
+from service.config import Settings
+from service.stop import Stop
 from subjects import names
 
 
@@ -333,18 +337,63 @@ async def test_embedding_goes_on_beside_generation(nc, engine):
 async def test_the_catalogues_model_serves_who_names_none_and_is_loaded_on_first_use(nats_url):
     loader = FakeLoader()
     async with running_worker(nats_url, loader=loader) as started, await nats.connect(nats_url) as nc:
-        assert loader.loads["tiny_coder"] == 0
+        assert loader.loads["smollm2"] == 0
         reply = await ask(nc, {"prompt": "a", "max_tokens": 1})
-        assert (reply["model"], reply["version"]) == ("tiny_coder", "v1-fp32")
-        resident = started.residency.registry.current("tiny_coder")
+        assert (reply["model"], reply["version"]) == ("smollm2", "v1-fp32")
+        resident = started.residency.registry.current("smollm2")
         assert resident.memory_bytes == 10**9 + 500
         listed = await ask(nc, {"kind": "generation"}, names.MODELS_LIST)
-        entry = next(model for model in listed["models"] if model["id"] == "tiny_coder")
-        assert (entry["default"], entry["max_tokens"], entry.get("dimensions")) == (True, CONTEXT, None)
+        entry = next(model for model in listed["models"] if model["id"] == "smollm2")
+        assert (entry["default_for"], entry["max_tokens"], entry.get("dimensions")) == (
+            ["prompt", "messages"],
+            CONTEXT,
+            None,
+        )
         assert entry["loaded"]["memory_bytes"] == 10**9 + 500
-        changed = await ask(nc, {"model": "tiny_coder"}, names.MODELS_UNLOAD)
+        changed = await ask(nc, {"model": "smollm2"}, names.MODELS_UNLOAD)
         assert changed["unloaded"]["version"] == "v1-fp32"
-        assert loader.engines["tiny_coder"][0].closed
+        assert loader.engines["smollm2"][0].closed
+
+
+async def test_each_form_of_a_request_has_a_default_of_its_own(nats_url):
+    loader = FakeLoader()
+    async with running_worker(nats_url, loader=loader), await nats.connect(nats_url) as nc:
+        for fields in ({"prompt": "a"}, {"messages": [{"role": "user", "content": "a"}]}):
+            assert (await ask(nc, {**fields, "max_tokens": 1}))["model"] == "smollm2"
+        assert (await ask(nc, {"prefix": "a", "suffix": "b", "max_tokens": 1}))["model"] == "tiny_coder"
+        assert (await ask(nc, {"prompts": ["a"], "max_tokens": 1}, names.GENERATE_BATCH))["model"] == "smollm2"
+        listed = (await ask(nc, {}, names.MODELS_LIST))["models"]
+        assert {model["id"]: model["default_for"] for model in listed if model["default"]} == {
+            "minilm": ["embedding"],
+            "smollm2": ["prompt", "messages"],
+            "tiny_coder": ["fim"],
+        }
+        info = json.loads((await nc.request("$SRV.INFO.ml", b"", timeout=20)).data)["metadata"]
+        assert {name: model for name, model in info.items() if name.startswith("default_")} == {
+            "default_model": "minilm",
+            "default_generation_model": "smollm2",
+            "default_chat_model": "smollm2",
+            "default_fim_model": "tiny_coder",
+        }
+
+
+async def test_the_next_default_serves_prompts_where_the_first_cannot_be_loaded(nats_url):
+    loader = FakeLoader()
+    loader.failures["smollm2"] = ModelUnavailable("smollm2", "its file is damaged")
+    settings = Settings(nats_url=nats_url, metrics_port=-1)
+    async with worker(settings, Stop(), loader=loader) as started, await nats.connect(nats_url) as nc:
+        assert [facts.model for facts in started.models] == ["minilm", "tiny_coder"]
+        assert (await ask(nc, {"prompt": "a", "max_tokens": 1}))["model"] == "tiny_coder"
+        code, message = await refused(nc, {"messages": [{"role": "user", "content": "a"}]})
+        assert (code, message) == (503, "model 'smollm2' is unavailable: its file is damaged")
+
+
+async def test_a_default_that_somebody_chose_has_to_be_had(nats_url):
+    loader = FakeLoader()
+    loader.failures["smollm2"] = ModelUnavailable("smollm2", "its file is damaged")
+    with pytest.raises(ModelUnavailable):
+        async with running_worker(nats_url, loader=loader, models=("minilm", "smollm2")):
+            pass
 
 
 async def test_a_named_generation_model_is_the_default(nats_url):

@@ -372,7 +372,8 @@ async def test_list_info_and_recommended(nats_url, nc, loader):
     async with serving(nats_url, loader):
         listed = await ask(nc, names.MODELS_LIST)
         by_id = {model["id"]: model for model in listed["models"]}
-        assert list(by_id) == ["qodo", "jina_v3", "minilm", "codellama_7b", "starcoder_1b", "tiny_coder", "a", "b", "c"]
+        shipped = ["qodo", "jina_v3", "minilm", "codellama_7b", "starcoder_1b", "tiny_coder", "smollm2"]
+        assert list(by_id) == [*shipped, "a", "b", "c"]
         assert by_id["jina_v3"]["commercial"] is False
         assert by_id["jina_v3"]["default_task"] == "text-matching"
         assert by_id["minilm"]["default"]
@@ -382,6 +383,7 @@ async def test_list_info_and_recommended(nats_url, nc, loader):
             "codellama_7b",
             "starcoder_1b",
             "tiny_coder",
+            "smollm2",
         ]
         info = await ask(nc, names.MODELS_INFO, model="minilm")
         assert (info["versions"], info["worker"]) == (["base"], listed["worker"])
