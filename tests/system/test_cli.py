@@ -41,7 +41,18 @@ class Served:
         self.events: dict[str, dict[str, Any]] = {}
         self._ready = threading.Event()
         ports = [part for name in ("nats", "nats-monitor", "metrics") for part in (f"--{name}-port", "0")]
-        chosen = ("--device", "cpu", "--dtype", "fp32", "--threads", "1", "--data-dir", str(folder / "data"))
+        chosen = (
+            "--model",
+            "minilm",
+            "--device",
+            "cpu",
+            "--dtype",
+            "fp32",
+            "--threads",
+            "1",
+            "--data-dir",
+            str(folder / "data"),
+        )
         self.process = subprocess.Popen(
             [MLBUS, "serve", "--embedded-nats", *ports, *chosen],
             env=clean_environment(XDG_CONFIG_HOME=str(folder)),
@@ -309,9 +320,16 @@ def test_a_person_is_told_where_things_are():
     )
     server = SimpleNamespace(credentials=Path("var/nats-credentials.env"), monitor_url="http://127.0.0.1:8222")
     nats = NatsSettings(url="nats://127.0.0.1:4333")
-    started: Any = SimpleNamespace(nats=nats, server=server, models=[encoder], metrics_port=9464)
+    residency = SimpleNamespace(defaults={"embedding": "minilm", "prompt": "smollm2"})
+    started: Any = SimpleNamespace(nats=nats, server=server, models=[encoder], metrics_port=9464, residency=residency)
     text = ready_text(started, NatsSettings().url)
-    for told in ("minilm on cpu in fp32", "runs in fp32", "nats-credentials.env", ":9464/metrics", "nats req ml.embed"):
+    for told in (
+        "minilm (default for embedding) on cpu in fp32",
+        "runs in fp32",
+        "nats-credentials.env",
+        ":9464/metrics",
+        "nats req ml.embed",
+    ):
         assert told in text
     assert "export NATS_URL=nats://127.0.0.1:4333" in text
     assert "export" in ready_text(started, None)

@@ -53,7 +53,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         functions = [FUNCTION.format(verb=verb, Verb=verb.title(), noun=noun) for verb in VERBS]
         (folder / "code" / f"{noun}s.py").write_text("".join(functions))
     ports = ("--nats-port", "0", "--nats-monitor-port", "0", "--metrics-port", "0", "--threads", "1")
-    command = [MLBUS, "serve", "--embedded-nats", *ports]
+    command = [MLBUS, "serve", "--embedded-nats", "--model", "minilm", *ports]
     with subprocess.Popen(command, cwd=folder, env=clean_environment(), stderr=subprocess.PIPE, text=True) as worker:
         try:
             assert worker.stderr is not None
