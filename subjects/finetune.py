@@ -17,6 +17,12 @@ class TrainingPair(Message):
     positive: Text
     negatives: list[Text] = Field(default_factory=list, max_length=16)
 
+    @model_validator(mode="after")
+    def _told_apart(self) -> "TrainingPair":
+        if self.positive in self.negatives:
+            raise ValueError("its positive is among its negatives")
+        return self
+
 
 class FinetuneOptions(Message):
     """How to train. What is absent suits the model."""
@@ -61,7 +67,17 @@ class FinetuneRequest(Message):
             raise ValueError("give exactly one of path, pairs and object")
         return self
 
+    @model_validator(mode="after")
+    def _some_negatives(self) -> "FinetuneRequest":
+        if self.options.loss == "triplet":
+            if self.path is not None and not self.options.hard_negatives:
+                raise ValueError("field 'options.hard_negatives': the triplet loss needs negatives; send 1 or more")
+            if self.pairs is not None and not any(pair.negatives for pair in self.pairs):
+                raise ValueError("field 'pairs': the triplet loss needs negatives; give some in a pair")
+        return self
+
 
 class FinetuneReply(Reply):
     job: JobId
+    id: JobId = Field(default_factory=lambda reply: reply["job"], description="the same, as the job itself calls it")
     duplicate: bool = Field(description="whether a job of this id was there already; nothing new begins")

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from contextlib import AsyncExitStack
+from typing import get_args
 
 import msgpack
 import nats
@@ -16,6 +17,7 @@ from models.encoders.base import finish
 from models.encoders.choices import Choices
 from subjects import MLClient, codec, names, to_float32
 from subjects.embed import MAX_TEXTS, EmbedChunk, EmbedDone
+from subjects.encodings import EncodingFormat
 from subjects.errors import (
     DeadlinePassed,
     InvalidField,
@@ -82,6 +84,14 @@ async def test_messagepack_in_float32_bytes_out(nc):
     np.testing.assert_allclose(vector, expected("hello world"), atol=1e-6)
 
 
+async def test_messagepack_in_numbers_out(nc):
+    reply = await ask(nc, msgpack.packb({"texts": ["hello world"], "encoding_format": "array"}), names.EMBED_BATCH)
+    body = msgpack.unpackb(reply.data)
+    np.testing.assert_allclose(body["embeddings"], [expected("hello world")], atol=1e-6)
+    assert body["encoding_format"] == "array"
+    assert reply.data.count(b"\xca") >= 8
+
+
 async def test_header_names_are_read_in_any_case_and_nothing_else_is_echoed(nc):
     headers = {"aCCept": "application/msgpack", "ML-REQUEST-ID": "my-id", "Authorization": "secret"}
     reply = await nc.request(names.EMBED, b"x", timeout=20, headers=headers)
@@ -137,7 +147,7 @@ async def test_the_client_streams_and_collects(ml):
     assert isinstance(last, EmbedDone)
 
 
-@pytest.mark.parametrize("encoding", ["float32", "float16", "base64", "int8", "binary"])
+@pytest.mark.parametrize("encoding", get_args(EncodingFormat))
 async def test_each_encoding_comes_as_its_dtype_and_says_so(ml, encoding):
     texts = [f"text {i}" for i in range(300)]
     (dtype, tolerance) = {"float16": ("float16", 1e-3), "int8": ("int8", 0.008), "binary": ("uint8", 1)}.get(
@@ -358,6 +368,7 @@ async def test_similarity_and_ranking(ml):
 BAD = {
     "garbage": (b"\xff\x00\xfe\x01", {}, 400),
     "truncated MessagePack": (b"\x82\xa4text\xa3ab", {}, 400),
+    "a struct as an array": (msgpack.packb(["a"]), {}, 422),
     "truncated JSON": (b'{"text": "a', {}, 400),
     "lone surrogate": (b'{"text": "\\udc00"}', {}, 400),
     "wrong type": (b'{"text": ["a"]}', {}, 422),
