@@ -67,15 +67,6 @@ class FinetuneRequest(Message):
             raise ValueError("give exactly one of path, pairs and object")
         return self
 
-    @model_validator(mode="after")
-    def _some_negatives(self) -> "FinetuneRequest":
-        if self.options.loss == "triplet":
-            if self.path is not None and not self.options.hard_negatives:
-                raise ValueError("field 'options.hard_negatives': the triplet loss needs negatives; send 1 or more")
-            if self.pairs is not None and not any(pair.negatives for pair in self.pairs):
-                raise ValueError("field 'pairs': the triplet loss needs negatives; give some in a pair")
-        return self
-
 
 class FinetuneReply(Reply):
     job: JobId

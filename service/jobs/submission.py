@@ -91,6 +91,11 @@ class Submission:
             raise InvalidField(
                 f"field 'model': model {entry.id!r} generates text; only embedding models are trained here"
             )
+        if request.options.loss == "triplet" and not _may_have_negatives(request):
+            raise InvalidField(
+                "field 'options.loss': triplet is against negatives; give some in 'pairs', or for a codebase "
+                "'options.hard_negatives' above 0"
+            )
         await asyncio.to_thread(self._check_weights, entry)
         if request.path is not None:
             await asyncio.to_thread(self._check_path, request.path)
@@ -163,6 +168,12 @@ class Submission:
             raise Busy("the queue of jobs is full; ask again when one of them is over", retry_after_ms=60_000) from None
         except TROUBLE:
             raise Unavailable(f"the NATS server did not confirm job {job.id!r}; ask again with this id") from None
+
+
+def _may_have_negatives(request: FinetuneRequest) -> bool:
+    if request.path is not None:
+        return request.options.hard_negatives > 0
+    return request.pairs is None or any(pair.negatives for pair in request.pairs)
 
 
 def _check_pairs(pairs: Sequence[TrainingPair], seed: int) -> None:

@@ -271,6 +271,8 @@ async def test_worker_that_lost_its_job_touches_nothing(worker: JobsWorker, even
 
 # What is refused
 
+PAIRS = [{"anchor": f"ask {number}", "positive": f"say {number}"} for number in range(40)]
+
 
 async def _refusal(worker: JobsWorker, **fields: object) -> Exception:
     with pytest.raises(Exception) as refused:  # noqa: PT011
@@ -297,6 +299,8 @@ async def _refusal(worker: JobsWorker, **fields: object) -> Exception:
         ({"path": None, "object": "nothing"}, 404, "nats object put ml_data"),
         ({"path": None, "object": "empty"}, 422, "is empty"),
         ({"path": None, "pairs": [{"anchor": f"a{n}", "positive": "b" * 70_000} for n in range(17)]}, 413, "ml_data"),
+        ({"options": {"loss": "triplet", "hard_negatives": 0}}, 422, "'options.hard_negatives' above 0"),
+        ({"path": None, "pairs": PAIRS, "options": {"loss": "triplet"}}, 422, "'options.loss': triplet is against"),
         ({"path": None, "pairs": [{"anchor": "a", "positive": "b"}]}, 422, "1 pair was given; 16 to train on and 1 to"),
         ({"path": None, "pairs": [{"anchor": "a", "positive": "b"}] * 50}, 422, "1 pair was given"),
         (

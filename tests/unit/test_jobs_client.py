@@ -78,8 +78,6 @@ async def test_pairs_may_be_written_in_several_ways(worker: JobsWorker, ml: MLCl
         ({"pairs": [("a", "b", None)]}, "field 'pairs.0.negatives.0'"),
         ({"pairs": [{"anchor": "a", "positives": "b"}]}, "unknown field 'pairs.0.positives'"),
         ({"pairs": [("a", "b", "b")]}, "field 'pairs.0': its positive is among its negatives"),
-        ({"pairs": [("a", "b")], "loss": "triplet"}, "field 'pairs': the triplet loss needs negatives"),
-        ({"path": "/code", "loss": "triplet", "hard_negatives": 0}, "field 'options.hard_negatives'"),
     ],
 )
 async def test_what_is_wrong_is_refused_here(
