@@ -38,7 +38,6 @@ class Call:
         "answered",
         "asked",
         "body",
-        "closed",
         "deadline",
         "ended_by",
         "framed",
@@ -70,7 +69,6 @@ class Call:
         self.ended_by: MLError | None = None
         self.answered: MLError | bool = False
         self.running = False
-        self.closed = False
         self.framed = bool(self.asked.stream)
         self.frames = 0
         self.large = False
@@ -161,13 +159,16 @@ class Call:
         await self._publish(body, headers, probe)
         self._check_still_wanted()
 
-    async def end_stream(self) -> None:
-        """The sentinel: an empty body and no headers."""
-        self.closed = True
-        await self._publish(stream.SENTINEL, None)
+    async def close(self) -> None:
+        """Send the sentinel, an empty body and no headers, where frames were asked for or allowed.
+
+        Also after one reply that was chosen instead: who is ready for frames does not know that no more come.
+        """
+        if self.asked.stream is not False:
+            await self._publish(stream.SENTINEL, None)
 
     async def fail(self, error: MLError) -> None:
-        """Answer with an error, unless an answer is already out; a stream gets its sentinel either way."""
+        """Answer with an error, unless an answer is already out."""
         if not self.answered:
             self.answered = error
             headers = self._headers() | error.headers()
@@ -175,8 +176,6 @@ class Call:
                 headers |= stream.frame_headers(stream.ERROR, self.frames)
                 self.frames += 1
             await self._publish(codec.dumps_error(error, self.asked.request_id, self.asked.reply_type), headers)
-        if self.framed and not self.closed:
-            await self.end_stream()
 
     async def _encoded(self, message: BaseModel) -> bytes:
         if self.large:

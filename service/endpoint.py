@@ -144,6 +144,7 @@ class Endpoint:
         try:
             if error := refusal or call.ended_by or await self._outcome(route, call):
                 await call.fail(error)
+            await call.close()
         except NatsError as error:
             call.answered = Internal(str(error))
             log.warning("reply.lost", route=route.name, request_id=call.asked.request_id, error=str(error))

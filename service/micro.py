@@ -17,7 +17,9 @@ from subjects import names
 
 from .reply_subject import may_answer
 
-DESCRIPTION = "Machine learning over NATS: embeddings, similarity and the models behind them"
+DESCRIPTION = (
+    "Machine learning over NATS: embeddings, similarity, text generation, fine-tuning and the models behind them"
+)
 SERVICE_VERSION = version("mlbus")
 
 

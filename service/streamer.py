@@ -1,4 +1,4 @@
-"""Frames of one streamed reply: numbered, probed for a listener, ended by the sentinel. Knows no handler."""
+"""Frames of one streamed reply: numbered, and probed for a listener. Knows no handler."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -19,7 +19,7 @@ Frames: TypeAlias = AsyncGenerator[tuple[str, BaseModel], None]
 
 
 async def send_stream(call: Call, frames: Frames, probe: str) -> None:
-    """Send (event, message) pairs as frames, then the sentinel; or the one reply, where the handler chose that.
+    """Send (event, message) pairs as frames; or the one reply, where the handler chose that.
 
     The handler yields the `done` frame itself; an exception it raises becomes the `error` frame.
     probe: the worker's own subject for this call.
@@ -27,8 +27,6 @@ async def send_stream(call: Call, frames: Frames, probe: str) -> None:
     async with aclosing(frames if call.asked.ping_s is None else _with_pings(call, frames, call.asked.ping_s)) as sent:
         async for event, message in sent:
             await call.send(event, message, probe if call.frames % PROBE_EVERY == 0 else "")
-    if call.framed:
-        await call.end_stream()
 
 
 async def _with_pings(call: Call, frames: Frames, ping_s: float) -> Frames:

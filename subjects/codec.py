@@ -6,10 +6,10 @@ Knows content types and pydantic models; knows no subject, no connection and no 
 import functools
 import json
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from itertools import islice
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, get_args, runtime_checkable
 
 import msgpack
 import numpy as np
@@ -32,6 +32,17 @@ _ALIASES = {
 _OFFERED = "application/json, application/msgpack"
 _MAX_CONTAINERS = 1000
 _MAX_NUMBERED_ENTRIES = 2048
+_NOT_UTF8 = "not valid UTF-8"
+"""In what orjson says of such a body."""
+_UNREADABLE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+    (UnicodeDecodeError, "a string in it is not UTF-8"),
+    (msgpack.ExtraData, "something follows its one value"),
+    ((msgpack.StackError, RecursionError), "it is nested too deep"),
+    (msgpack.FormatError, "a byte in it begins no value"),
+    (Exception, "it is cut short, or a value in it cannot be read"),
+)
+"""What msgpack raises, the special before the general, and what is said of it."""
+_STRUCTS_AS_MAPS = "in Rust with rmp_serde::to_vec_named, in Go without UseArrayEncodedStructs and as_array"
 
 MessageT = TypeVar("MessageT", bound=BaseModel)
 T = TypeVar("T")
@@ -63,15 +74,15 @@ def _parse_content_type(header: str) -> str:
 def request_type(header: str | None, body: bytes) -> str:
     """The content type of a request: its header's, else what the first byte says.
 
-    `{` or `[` is JSON, a MessagePack map is MessagePack, anything else UTF-8 text.
+    `{` or `[` is JSON, a MessagePack map or array is MessagePack, anything else UTF-8 text.
     Raises UnsupportedType.
     """
     if header:
         return _parse_content_type(header)
     if body[:1] in (b"{", b"["):
         return names.JSON
-    # A map with few entries, or one with its count in the next bytes; there, UTF-8 would have 0x80 or more.
-    if body and (0x80 <= body[0] <= 0x8F or body[:2] in (b"\xde\x00", b"\xdf\x00")):
+    # A container with few entries, or one with its count in the next bytes; there, UTF-8 would have 0x80 or more.
+    if body and (0x80 <= body[0] <= 0x9F or (0xDC <= body[0] <= 0xDF and body[1:2] < b"\x80")):
         return names.MSGPACK
     return names.TEXT
 
@@ -128,15 +139,15 @@ def decode(body: bytes, content_type: str, message: type[MessageT], text_field: 
         fields = {text_field: _read_text(body)}
     else:
         fields = loads(body, content_type, _MAX_CONTAINERS)
+        if isinstance(fields, list) and content_type == names.MSGPACK:
+            raise InvalidField(f"the body is an array; encode structs as maps: {_STRUCTS_AS_MAPS}; {_no_map(message)}")
     return validate(fields, message)
 
 
 def validate(fields: Any, message: type[MessageT]) -> MessageT:
     """Plain values as a message. Raises TooLarge or InvalidField, naming the field."""
-    if isinstance(fields, dict):
-        foreign = islice((name for name in fields if name not in message.model_fields), 3)
-        if faults := [_unknown(str(name)[:64], message) for name in foreign]:
-            raise InvalidField("; ".join(faults))
+    if foreign := list(islice(_foreign(fields, message), 3)):
+        raise InvalidField("; ".join(foreign))
     try:
         return message.model_validate(fields)
     except ValidationError as error:
@@ -152,17 +163,16 @@ def loads(body: bytes, content_type: str, max_containers: int | None = None) -> 
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError as error:
+            reason = "it is not UTF-8" if _NOT_UTF8 in str(error) else str(error)
             raise Malformed(
-                f"unreadable JSON: {error}; a text that starts with {{ or [ needs Content-Type: text/plain"
+                f"unreadable JSON: {reason}; a text that starts with {{ or [ needs Content-Type: text/plain"
             ) from None
     try:
         return msgpack.unpackb(body, **({} if max_containers is None else _Bounded(max_containers).hooks))
     except MLError:
         raise
-    except UnicodeDecodeError:
-        raise Malformed("unreadable MessagePack: a string in it is not UTF-8") from None
-    except Exception as error:  # msgpack raises a dozen unrelated types on garbage, RecursionError among them
-        reason = str(error) or type(error).__name__
+    except Exception as error:  # msgpack raises a dozen unrelated types on garbage
+        reason = next(reason for kinds, reason in _UNREADABLE if isinstance(error, kinds))
         raise Malformed(f"unreadable MessagePack: {reason}; set Content-Type if it is something else") from None
 
 
@@ -179,7 +189,7 @@ class _Bounded:
 
     def _map(self, pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
         numbered = sum(isinstance(key, int) for key, _ in pairs)
-        if numbered > _MAX_NUMBERED_ENTRIES or not all(isinstance(key, str | bytes | int) for key, _ in pairs):
+        if numbered > _MAX_NUMBERED_ENTRIES or not all(isinstance(key, str | int) for key, _ in pairs):
             raise Malformed(f"the keys of a map must be strings, or at most {_MAX_NUMBERED_ENTRIES} whole numbers")
         return dict(self._count(pairs))
 
@@ -203,7 +213,7 @@ def dumps(message: BaseModel | Mapping[str, Any], content_type: str) -> bytes:
     """A message as bytes. Fields that are None are left out, and so is an `encoding_format` of float32.
 
     Plain text is for messages with a text form. Arrays become little-endian bytes in MessagePack and numbers in JSON;
-    where `encoding_format` is base64, base64 of those bytes in both.
+    where `encoding_format` is base64, base64 of those bytes in both; where it is array, in both numbers.
     """
     if content_type == names.TEXT:
         return _text_form(message).as_text().encode()
@@ -212,7 +222,8 @@ def dumps(message: BaseModel | Mapping[str, Any], content_type: str) -> bytes:
     if encoding_format == "float32":
         del fields["encoding_format"]
     if content_type == names.MSGPACK:
-        return msgpack.packb(fields, default=_in_base64 if encoding_format == "base64" else _in_bytes)  # type: ignore[no-any-return]
+        form = _FORMS.get(str(encoding_format), _in_bytes)
+        return msgpack.packb(fields, default=form, use_single_float=form is _in_numbers)  # type: ignore[no-any-return]
     if encoding_format == "base64":
         return orjson.dumps(fields, default=_in_base64)
     return orjson.dumps(fields, default=_in_numbers, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -257,7 +268,11 @@ def _in_base64(value: Any) -> Any:
 
 def _in_numbers(value: Any) -> Any:
     # orjson writes contiguous arrays itself and hands over only the others.
-    return value.tolist() if isinstance(value, np.ndarray) else _fields(value)
+    return value.tolist() if isinstance(value, np.ndarray) else _plain(value)
+
+
+_FORMS = {"base64": _in_base64, "array": _in_numbers}
+"""How vectors lie in MessagePack where not as bytes, by encoding_format."""
 
 
 def _explain(error: ValidationError, message: type[BaseModel]) -> MLError:
@@ -270,8 +285,35 @@ def _explain(error: ValidationError, message: type[BaseModel]) -> MLError:
     return TooLarge(text) if faults[0]["type"] in too_large else InvalidField(text)
 
 
-def _unknown(name: str, message: type[BaseModel]) -> str:
-    return f"unknown field {name!r}; the fields are {', '.join(message.model_fields)}"
+def _foreign(fields: Any, message: type[BaseModel], path: str = "") -> Iterator[str]:
+    """Each name that a message has no field for, at any depth, with the fields that it has."""
+    if not isinstance(fields, dict):
+        return
+    for name, value in fields.items():
+        if name not in message.model_fields:
+            yield f"unknown field {path + str(name)[:64]!r}; the fields are {', '.join(message.model_fields)}"
+        elif (inner := _inner(message, name)) and isinstance(value, list):
+            for place, entry in enumerate(value):
+                yield from _foreign(entry, inner, f"{path}{name}.{place}.")
+        elif inner:
+            yield from _foreign(value, inner, f"{path}{name}.")
+
+
+@functools.cache
+def _inner(message: type[BaseModel], field: str) -> type[BaseModel] | None:
+    """The message that a field holds, one or a list of them."""
+    return next(_messages_in(message.model_fields[field].annotation), None)
+
+
+def _messages_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _messages_in(argument)
+
+
+def _no_map(message: type[BaseModel]) -> str:
+    return f"the body must be a map of fields: {', '.join(message.model_fields)}"
 
 
 def _fault(fault: ErrorDetails, message: type[BaseModel]) -> str:
@@ -279,8 +321,7 @@ def _fault(fault: ErrorDetails, message: type[BaseModel]) -> str:
     if fault["type"] == "missing":
         return f"field {where!r} is missing"
     if fault["type"] in ("model_type", "dict_type", "model_attributes_type"):
-        fields = ", ".join(message.model_fields)
-        return f"field {where!r} must be a map" if where else f"the body must be a map of fields: {fields}"
+        return f"field {where!r} must be a map" if where else _no_map(message)
     if fault["type"] == "string_unicode":
         return f"field {where!r} holds a lone surrogate; send valid Unicode"
     reason = fault["msg"].removeprefix("Value error, ").replace(" after validation", "")

@@ -66,7 +66,7 @@ class EmbedOptions(EncodeOptions):
     normalize: bool | None = Field(None, description="scale each vector to length 1; absent: as the model's entry says")
     encoding_format: EncodingFormat = Field(
         "float32",
-        description="base64: of little-endian float32. "
+        description="base64: of little-endian float32. array: numbers in MessagePack too, as in JSON. "
         f"int8: value * 127 * sqrt(dimensions) / {INT8_RANGE:g}, rounded and clipped to -127..127. "
         "binary: a bit a value, 1 above 0, highest bit first. int8 and binary are for normalised vectors",
     )

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-EncodingFormat: TypeAlias = Literal["float32", "float16", "base64", "int8", "binary"]
+EncodingFormat: TypeAlias = Literal["float32", "float16", "base64", "array", "int8", "binary"]
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 WireArray: TypeAlias = npt.NDArray[Any]
 
@@ -16,6 +16,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
     "base64": np.dtype("<f4"),
+    "array": np.dtype("<f4"),
     "int8": np.dtype("i1"),
     "binary": np.dtype("u1"),
 }
@@ -44,7 +45,7 @@ def values(encoding_format: EncodingFormat, dimensions: int) -> int:
 def encode(vectors: FloatArray, encoding_format: EncodingFormat) -> WireArray:
     """float32 (..., D) -> the format's dtype, (..., D), or (..., ceil(D / 8)) for binary.
 
-    float32, base64: as they are. float16: rounded; what is too large becomes the largest half float.
+    float32, base64, array: as they are. float16: rounded; what is too large becomes the largest half float.
     int8: round(127 * v * sqrt(D) / INT8_RANGE), clipped to -127..127; for vectors of unit length.
     binary: a bit a value, 1 where it is above 0, the first value in the highest bit of the first byte.
     """

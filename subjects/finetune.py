@@ -17,6 +17,12 @@ class TrainingPair(Message):
     positive: Text
     negatives: list[Text] = Field(default_factory=list, max_length=16)
 
+    @model_validator(mode="after")
+    def _told_apart(self) -> "TrainingPair":
+        if self.positive in self.negatives:
+            raise ValueError("its positive is among its negatives")
+        return self
+
 
 class FinetuneOptions(Message):
     """How to train. What is absent suits the model."""
@@ -64,4 +70,5 @@ class FinetuneRequest(Message):
 
 class FinetuneReply(Reply):
     job: JobId
+    id: JobId = Field(default_factory=lambda reply: reply["job"], description="the same, as the job itself calls it")
     duplicate: bool = Field(description="whether a job of this id was there already; nothing new begins")

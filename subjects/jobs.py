@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from .embed import Message, Reply, Token
 from .finetune import JobId
@@ -24,12 +24,31 @@ TERMINAL: frozenset[State] = frozenset({"done", "failed", "cancelled", "rejected
 """The states that a job never leaves."""
 
 
-class JobsGetRequest(Message):
-    id: JobId
+class _OneJob(Message):
+    """A job by its id, as `id` or, as ml.finetune answers, as `job`."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["id"]}, {"required": ["job"]}]})
+
+    id: JobId | None = Field(None, description="the job's id")
+    job: JobId | None = Field(None, description="the same; send one of the two")
+
+    @property
+    def job_id(self) -> JobId:
+        return self.id or self.job or ""
+
+    @model_validator(mode="after")
+    def _one_name(self) -> "_OneJob":
+        if (self.id is None) == (self.job is None):
+            raise ValueError("send the job's id, either as 'id' or as 'job'")
+        return self
 
 
-class JobsCancelRequest(Message):
-    id: JobId
+class JobsGetRequest(_OneJob):
+    pass
+
+
+class JobsCancelRequest(_OneJob):
+    pass
 
 
 class JobsListRequest(Message):
@@ -42,6 +61,7 @@ class Job(Reply):
     """A job as it stands. Absent: not known yet, or never."""
 
     id: str
+    job: str = Field(default_factory=lambda job: job["id"], description="the same, as ml.finetune calls it")
     origin: Literal["request", "nightly"] = "request"
     model: str
     source: str = Field(description="what it trains on, in words")

@@ -1,4 +1,4 @@
-"""Vectors in messages: little-endian bytes in MessagePack, numbers in JSON, base64 where it is asked for."""
+"""Vectors in messages: little-endian bytes in MessagePack, numbers in JSON, or as it is asked for."""
 
 import base64
 import binascii
@@ -12,7 +12,7 @@ from .encodings import DTYPES, EncodingFormat, WireArray, values
 
 _SCHEMA = {
     "description": "WireArray as encoding_format says, float32 where it is absent. JSON: numbers; for base64 a string; "
-    "for binary the bytes as numbers. MessagePack: little-endian bytes; for base64 a string.",
+    "for binary the bytes as numbers. MessagePack: little-endian bytes; for base64 a string, for array numbers.",
     "anyOf": [
         {"type": "array", "items": {"type": "number"}},
         {"type": "string", "contentEncoding": "base64"},
@@ -20,8 +20,10 @@ _SCHEMA = {
 }
 _AROUND_BYTES = 16
 """What a reply holds for a vector besides its values: its length, and the text's index where that was cut."""
-_NUMBER_BYTES = {"float32": 16, "float16": 16, "int8": 5, "binary": 4}
+_NUMBER_BYTES = {"float32": 16, "float16": 16, "array": 16, "int8": 5, "binary": 4}
 """The longest number in JSON, its comma included."""
+_SINGLE_BYTES = 5
+"""A single-precision number in MessagePack, the byte that says so included."""
 
 
 def _read(value: Any, info: ValidationInfo) -> Any:
@@ -66,5 +68,9 @@ def max_bytes(dimensions: int, encoding_format: EncodingFormat, content_type: st
     count = values(encoding_format, dimensions)
     size = count * DTYPES[encoding_format].itemsize
     if encoding_format == "base64":
-        return 4 * -(-size // 3) + _AROUND_BYTES
-    return (size if content_type == names.MSGPACK else count * _NUMBER_BYTES[encoding_format]) + _AROUND_BYTES
+        size = 4 * -(-size // 3)
+    elif content_type != names.MSGPACK:
+        size = count * _NUMBER_BYTES[encoding_format]
+    elif encoding_format == "array":
+        size = count * _SINGLE_BYTES
+    return size + _AROUND_BYTES

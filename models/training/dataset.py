@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from itertools import count
@@ -21,12 +21,14 @@ from .errors import MalformedPair, NoPairs
 from .pairs import Link
 from .records import Manifest, Pair
 from .run import RunFolder
-from .split import split, without_clones
+from .split import MIN_TRAINING_PAIRS, split, without_clones
 
 MAX_TEXT_CHARS = 1_000_000
 MAX_LINE_BYTES = 32_000_000
 MAX_GIVEN_BYTES = 1_000_000_000
 MAX_NEGATIVES = 16
+MOST_CHECKED_CHARS = 200_000
+"""Of pairs that are looked through before a job begins: what takes about a tenth of a second."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ANY = TypeAdapter(Pair)
 _FIELDS = {"anchor", "positive", "negative", "negatives"}
@@ -133,6 +135,16 @@ def read_given(path: Path, seed: int) -> Dataset:
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     parts = split(without_clones([Link(pair) for pair in pairs]), seed)
     return Dataset([link.pair for link in parts.links], "pairs that were given", digest, seed)
+
+
+def check_given(pairs: Iterable[Pair], seed: int) -> None:
+    """Raise NoPairs, as `read_given` would, where that is seen at once; of longer texts it is not looked for."""
+    found = {(pair.anchor, pair.positive): pair for pair in pairs}
+    if len(found) <= MIN_TRAINING_PAIRS:
+        differ = "1 pair was given" if len(found) == 1 else f"{len(found)} pairs were given that differ"
+        raise NoPairs(f"{differ}; {MIN_TRAINING_PAIRS} to train on and 1 to judge by are the least")
+    if sum(len(anchor) + len(positive) for anchor, positive in found) <= MOST_CHECKED_CHARS:
+        split(without_clones([Link(pair) for pair in found.values()]), seed)
 
 
 def _without_right_ones(pair: Pair, right: Collection[tuple[str, str]]) -> Pair:

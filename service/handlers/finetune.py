@@ -36,9 +36,9 @@ class FinetuneHandlers:
 
     async def get(self, request: JobsGetRequest, _call: Call) -> Job:
         with _answering():
-            job = await self._store.get(request.id)
+            job = await self._store.get(request.job_id)
         if job is None:
-            raise NotFound(f"there is no job {request.id!r}; {names.JOBS_LIST} tells which there are")
+            raise NotFound(f"there is no job {request.job_id!r}; {names.JOBS_LIST} tells which there are")
         return job
 
     async def list(self, request: JobsListRequest, _call: Call) -> JobsListReply:
@@ -47,7 +47,7 @@ class FinetuneHandlers:
 
     async def cancel(self, request: JobsCancelRequest, _call: Call) -> Job:
         with _answering():
-            return await self._store.request_cancel(request.id)
+            return await self._store.request_cancel(request.job_id)
 
 
 @contextmanager

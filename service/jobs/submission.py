@@ -4,7 +4,7 @@ Owns the checks and the order: first the job's state, then its message. Knows no
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,11 +18,13 @@ from nats.nuid import NUID
 
 from models import hub
 from models.catalogue import Catalogue, Form, ModelSpec
+from models.training.dataset import check_given
 from models.training.errors import PathRefused
+from models.training.records import Pair
 from models.versions import version_folder
 from subjects import names
 from subjects.errors import Busy, InvalidField, NotFound, TooLarge, Unavailable
-from subjects.finetune import FinetuneReply, FinetuneRequest
+from subjects.finetune import FinetuneReply, FinetuneRequest, TrainingPair
 from subjects.jobs import Job
 
 from ..config import Settings
@@ -52,8 +54,8 @@ class Submission:
     async def submit(self, request: FinetuneRequest, origin: Origin = "request") -> FinetuneReply:
         """Queue a job; one whose id is there already stays as it is.
 
-        Raises UnknownModel, InvalidField, PathRefused, CannotTrain, ModelUnavailable, NotFound, TooLarge, Busy,
-        Conflict, NotSetUp and Unavailable, and what an absent server raises.
+        Raises UnknownModel, InvalidField, PathRefused, NoPairs, CannotTrain, ModelUnavailable, NotFound, TooLarge,
+        Busy, Conflict, NotSetUp and Unavailable, and what an absent server raises.
         """
         entry = self.catalogue.get(request.model or self.defaults["embedding"])
         job_id = request.id or NUID().next().decode()
@@ -89,9 +91,16 @@ class Submission:
             raise InvalidField(
                 f"field 'model': model {entry.id!r} generates text; only embedding models are trained here"
             )
+        if request.options.loss == "triplet" and not _may_have_negatives(request):
+            raise InvalidField(
+                "field 'options.loss': triplet is against negatives; give some in 'pairs', or for a codebase "
+                "'options.hard_negatives' above 0"
+            )
         await asyncio.to_thread(self._check_weights, entry)
         if request.path is not None:
             await asyncio.to_thread(self._check_path, request.path)
+        if request.pairs is not None:
+            await asyncio.to_thread(_check_pairs, request.pairs, request.options.seed)
         if request.object is not None:
             await self._check_object(request.object)
 
@@ -159,6 +168,16 @@ class Submission:
             raise Busy("the queue of jobs is full; ask again when one of them is over", retry_after_ms=60_000) from None
         except TROUBLE:
             raise Unavailable(f"the NATS server did not confirm job {job.id!r}; ask again with this id") from None
+
+
+def _may_have_negatives(request: FinetuneRequest) -> bool:
+    if request.path is not None:
+        return request.options.hard_negatives > 0
+    return request.pairs is None or any(pair.negatives for pair in request.pairs)
+
+
+def _check_pairs(pairs: Sequence[TrainingPair], seed: int) -> None:
+    check_given((Pair(pair.anchor, pair.positive, "given") for pair in pairs), seed)
 
 
 def _source(request: FinetuneRequest) -> str:

@@ -3,12 +3,14 @@
 import subprocess
 import sys
 
+import jsonschema
 import msgpack
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
+from scripted_jobs import job
 
 from subjects import codec, names
 from subjects.embed import (
@@ -19,6 +21,9 @@ from subjects.embed import (
     EmbedRequest,
 )
 from subjects.errors import InvalidField, Malformed, MLError, NotAcceptable, TooLarge, UnsupportedType
+from subjects.finetune import FinetuneReply, FinetuneRequest
+from subjects.generate import GenerateBatchRequest, GenerateRequest
+from subjects.jobs import JobsCancelRequest, JobsGetRequest
 from subjects.similarity import SimilarityRequest
 
 garbage = st.binary(max_size=200)
@@ -85,12 +90,29 @@ def _packable(value) -> bool:
         (b'{"text": "a", "truncate": "middle"}', InvalidField, "'truncate'"),
         (b'{"text": "a", "priority": "now"}', InvalidField, "'interactive' or 'bulk'"),
         (b'{"text": "a", "task": ""}', InvalidField, "'task'"),
-        (b'{"text": "a", "encoding_format": "float"}', InvalidField, "'float32', 'float16', 'base64', 'int8' or"),
+        (
+            b'{"text": "a", "encoding_format": "float"}',
+            InvalidField,
+            "'float32', 'float16', 'base64', 'array', 'int8' or",
+        ),
         (b'{"text": "a", "prompt": "p", "prompt_name": "q"}', InvalidField, "exclude each other"),
-        (b"\x81\xa4text", Malformed, "MessagePack"),
+        (b'{"text": "\xff"}', Malformed, "unreadable JSON: it is not UTF-8"),
+        (b"\x81\xa4text", Malformed, "cut short"),
+        (b"\xdf\x00\xff\xff\xff", Malformed, "cut short"),
         (b"\x81\xa4text\xa1\xff", Malformed, "not UTF-8"),
-        (b"\x81\xa4text\xa1a\x01", Malformed, "MessagePack"),
-        (b"\xdf\x00\xff\xff\xff", Malformed, "MessagePack"),
+        (b"\x81\xa1\xff\xa1a", Malformed, "not UTF-8"),
+        (b"\x81\xa4text\xa1a\x01", Malformed, "something follows"),
+        (b"\x81\xa4text\xc1", Malformed, "begins no value"),
+        (b"\x81\xa4text" + b"\x91" * 2000 + b"\xc0", Malformed, "nested too deep"),
+        (b"\x81\xa4text\xc7\x03\xff\x00\x00\x00", Malformed, "cannot be read"),
+        (b"\x81\xa4text\xd7\xff" + b"\xff" * 8, Malformed, "cannot be read"),
+        (b"\x81\xa4text\xc7\x01\x05a", InvalidField, "'text'"),
+        (b"\x81\x91\x01\x01", Malformed, "keys of a map"),
+        (b"\x81\xc0\x01", Malformed, "keys of a map"),
+        (b"\x81\xc4\x04text\xa1a", Malformed, "keys of a map"),
+        (b"\x91\xa1a", InvalidField, "rmp_serde::to_vec_named"),
+        (b"\xdc\x00\x01\xa1a", InvalidField, "UseArrayEncodedStructs"),
+        (b"\xdd\x00\x00\x00\x01\xa1a", InvalidField, "as_array"),
         (b"\xff\xfe", Malformed, "not UTF-8"),
         (b"", InvalidField, "empty or blank"),
     ],
@@ -99,6 +121,62 @@ def test_bad_input_is_named(body, error, says):
     with pytest.raises(error) as raised:
         read(body)
     assert says in raised.value.message
+
+
+@given(st.sampled_from(range(0x80, 0xE0)), st.binary(max_size=60))
+def test_what_is_said_of_messagepack_is_in_our_own_words(first, rest):
+    for content_type in (None, names.MSGPACK):
+        if isinstance(error := outcome(bytes([first]) + rest, content_type), MLError):
+            assert not {"unpack(b)", "Unpack", "FormatError", "StackError", "exceeds", "b'"} & set(
+                error.message.split()
+            )
+
+
+@pytest.mark.parametrize(
+    ("sent", "message", "says"),
+    [
+        ({"pairs": [{"anchor": "a", "postive": "b"}]}, FinetuneRequest, "unknown field 'pairs.0.postive'; the fields"),
+        ({"pairs": [{"anchor": "a", "postive": "b"}]}, FinetuneRequest, "are anchor, positive, negatives"),
+        (
+            {"path": "x", "options": {"epoch": 1}},
+            FinetuneRequest,
+            "unknown field 'options.epoch'; the fields are method",
+        ),
+        ({"path": "x", "options": {1: 1}}, FinetuneRequest, "unknown field 'options.1'"),
+        (
+            {"messages": [{"rol": "user"}]},
+            GenerateRequest,
+            "unknown field 'messages.0.rol'; the fields are role, content",
+        ),
+        (
+            {"prompts": ["a"], "promts": 1},
+            GenerateBatchRequest,
+            "unknown field 'promts'; the fields are model, max_tokens",
+        ),
+        ({"messages": [[[{"rol": 1}]]]}, GenerateRequest, "field 'messages.0' must be a map"),
+    ],
+)
+def test_a_typo_is_named_with_the_fields_at_its_place(sent, message, says):
+    with pytest.raises(InvalidField) as raised:
+        codec.validate(sent, message)
+    assert says in raised.value.message
+
+
+@pytest.mark.parametrize("request_type", [JobsGetRequest, JobsCancelRequest])
+def test_a_job_is_asked_for_under_either_name(request_type):
+    assert {codec.validate({name: "j1"}, request_type).job_id for name in ("id", "job")} == {"j1"}
+    schema = TypeAdapter(request_type).json_schema()
+    for sent in ({}, {"id": "j1", "job": "j1"}):
+        with pytest.raises(InvalidField, match="either as 'id' or as 'job'"):
+            codec.validate(sent, request_type)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(sent, schema)
+    jsonschema.validate({"job": "j1"}, schema)
+
+
+def test_a_reply_names_its_job_twice_and_is_read_from_an_older_worker():
+    for read in (FinetuneReply.model_validate({"job": "j1", "duplicate": False}), job("queued")):
+        assert {msgpack.unpackb(codec.dumps(read, names.MSGPACK))[name] for name in ("id", "job")} == {"j1"}
 
 
 def test_too_much_is_413_and_names_the_limit():
@@ -136,6 +214,11 @@ def test_a_text_is_the_same_in_every_encoding(text):
         (b"[1]", names.JSON),
         (b"\x81", names.MSGPACK),
         (b"\xde\x00", names.MSGPACK),
+        (b"\x91", names.MSGPACK),
+        (b"\xdc\x00\x10", names.MSGPACK),
+        (b"\xdd\x00", names.MSGPACK),
+        ("ܐ".encode(), names.TEXT),
+        ("ݐ".encode(), names.TEXT),
         (b"def f():", names.TEXT),
         (b"", names.TEXT),
     ],

@@ -1,6 +1,7 @@
 """Vectors in every encoding: what lies on the wire, that it comes back, how near to float32, in how many bytes."""
 
 import base64
+import struct
 from typing import get_args
 
 import msgpack
@@ -54,8 +55,8 @@ def test_a_reply_comes_back_as_it_was_in_its_dtype(matrix, encoding, content_typ
 
 
 @given(vectors)
-def test_float32_and_base64_lose_nothing(vector):
-    for encoding in ("float32", "base64"):
+def test_float32_base64_and_array_lose_nothing(vector):
+    for encoding in ("float32", "base64", "array"):
         for content_type in (names.JSON, names.MSGPACK):
             reply = EmbedReply(
                 model="m",
@@ -111,6 +112,9 @@ def test_what_lies_on_the_wire():
     assert packed["float32"]["embeddings"] == [row.astype("<f4").tobytes()]
     assert packed["float16"]["embeddings"] == [row.astype("<f2").tobytes()]
     assert packed["base64"]["embeddings"] == [base64.b64encode(row.astype("<f4").tobytes()).decode()]
+    assert packed["array"]["embeddings"] == [row.tolist()]
+    array = b"\x99" + b"".join(struct.pack(">Bf", 0xCA, value) for value in row)
+    assert b"embeddings\x91" + array in written["array"]
     eighths = np.rint(row * 127 * 3 / 5).astype(np.int8)
     assert packed["int8"]["embeddings"] == [eighths.tobytes()]
     assert packed["binary"]["embeddings"] == [bytes([0b10101011, 0b10000000])]
@@ -121,6 +125,7 @@ def test_what_lies_on_the_wire():
     np.testing.assert_array_equal(np.float32(numbers["float32"]["embeddings"]), [row])
     np.testing.assert_array_equal(np.float16(numbers["float16"]["embeddings"]), [row.astype(np.float16)])
     assert numbers["base64"]["embeddings"] == packed["base64"]["embeddings"]
+    assert numbers["array"]["embeddings"] == numbers["float32"]["embeddings"]
     assert numbers["int8"]["embeddings"] == [eighths.tolist()]
     assert numbers["binary"]["embeddings"] == [[0b10101011, 0b10000000]]
 

@@ -223,10 +223,11 @@ async def test_graceful_end_hands_back_without_counting(
 
 async def test_pairs_of_the_request_reach_the_run(worker: JobsWorker, events: Events) -> None:
     worker.script.write(collect=["hold"])
-    await worker.submit("one", pairs=[TrainingPair(anchor="é\n", positive="b", negatives=["c"])] * 2)
+    pairs = [{"anchor": f"é\n{number}", "positive": f"b {number}", "negatives": ["c"]} for number in range(40)]
+    await worker.submit("one", pairs=[TrainingPair(**pair) for pair in pairs])
     await events.until("one", note=holding("collect"))
     lines = (worker.run_folder("one") / "given.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [{"anchor": "é\n", "positive": "b", "negatives": ["c"]}] * 2
+    assert [json.loads(line) for line in lines] == pairs
     await worker.store.request_cancel("one")
 
 
@@ -270,6 +271,8 @@ async def test_worker_that_lost_its_job_touches_nothing(worker: JobsWorker, even
 
 # What is refused
 
+PAIRS = [{"anchor": f"ask {number}", "positive": f"say {number}"} for number in range(40)]
+
 
 async def _refusal(worker: JobsWorker, **fields: object) -> Exception:
     with pytest.raises(Exception) as refused:  # noqa: PT011
@@ -295,7 +298,17 @@ async def _refusal(worker: JobsWorker, **fields: object) -> Exception:
         ({"path": "x" * 4096}, 422, "not below"),
         ({"path": None, "object": "nothing"}, 404, "nats object put ml_data"),
         ({"path": None, "object": "empty"}, 422, "is empty"),
-        ({"path": None, "pairs": [{"anchor": "a" * 900_000, "positive": "b" * 900_000}]}, 413, "object bucket ml_data"),
+        ({"path": None, "pairs": [{"anchor": f"a{n}", "positive": "b" * 70_000} for n in range(17)]}, 413, "ml_data"),
+        ({"options": {"loss": "triplet", "hard_negatives": 0}}, 422, "'options.hard_negatives' above 0"),
+        ({"path": None, "pairs": PAIRS, "options": {"loss": "triplet"}}, 422, "'options.loss': triplet is against"),
+        ({"path": None, "pairs": [{"anchor": "a", "positive": "b"}]}, 422, "1 pair was given; 16 to train on and 1 to"),
+        ({"path": None, "pairs": [{"anchor": "a", "positive": "b"}] * 50}, 422, "1 pair was given"),
+        (
+            {"path": None, "pairs": [{"anchor": "a", "positive": f"b{n}"} for n in range(16)]},
+            422,
+            "16 pairs were given",
+        ),
+        ({"path": None, "pairs": [{"anchor": "a", "positive": f"b{n}"} for n in range(99)]}, 422, "0 held out"),
     ],
 )
 async def test_bad_request_is_refused_before_anything_is_queued(
@@ -356,8 +369,11 @@ async def test_jobs_are_asked_for_in_plain_text(worker: JobsWorker, events: Even
         reply = await _asked(nc, names.FINETUNE, str(worker.settings.finetune.roots[0]))
         assert reply["duplicate"] is False
         await events.until(reply["job"], note=holding("train"))
+        assert reply["id"] == reply["job"]
         found = await _asked(nc, names.JOBS_GET, reply["job"])
         assert (found["state"], found["model"]) == ("training", "a")
+        for name in ("id", "job"):
+            assert (await _asked(nc, names.JOBS_GET, json.dumps({name: reply["job"]})))[name] == reply["job"]
         assert await _asked(nc, names.JOBS_LIST, "training") == await _asked(nc, names.JOBS_LIST, "")
         assert (await _asked(nc, names.JOBS_CANCEL, reply["job"]))["cancel_requested"]
         await events.until_over(reply["job"])

@@ -93,7 +93,8 @@ async def test_every_option_goes_along(worker: JobsWorker, shell: Shell) -> None
     )
     reply = json.loads(ended.out)
     _, sent = worker.asked[0]
-    assert (reply, sent["swap"], sent["path"]) == ({"job": sent["id"], "duplicate": False}, False, str(shell.folder))
+    assert reply == {"job": sent["id"], "id": sent["id"], "duplicate": False}
+    assert (sent["swap"], sent["path"]) == (False, str(shell.folder))
     assert sent["options"] == {
         "epochs": 2,
         "batch_size": 8,

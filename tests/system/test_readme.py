@@ -59,12 +59,17 @@ async def main(req, subject, body, *options):
         print(reply.data.decode())
         if "--wait-for-empty" not in options:
             break
+    else:
+        print("nil body")
     assert "Status" not in (reply.headers or {}), "nobody serves this"
     await nc.close()
 
 asyncio.run(main(*sys.argv[1:]))
 """
-"""Stands in for `nats req`: the same bytes and headers on the same subject, each reply on a line. Fails on errors."""
+"""Stands in for `nats req`: the same bytes and headers on the same subject, the same lines without the blank ones.
+
+Fails on errors.
+"""
 
 
 @dataclass(frozen=True)

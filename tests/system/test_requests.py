@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from contextlib import AsyncExitStack
+from typing import get_args
 
 import msgpack
 import nats
@@ -16,6 +17,7 @@ from models.encoders.base import finish
 from models.encoders.choices import Choices
 from subjects import MLClient, codec, names, to_float32
 from subjects.embed import MAX_TEXTS, EmbedChunk, EmbedDone
+from subjects.encodings import EncodingFormat
 from subjects.errors import (
     DeadlinePassed,
     InvalidField,
@@ -82,6 +84,14 @@ async def test_messagepack_in_float32_bytes_out(nc):
     np.testing.assert_allclose(vector, expected("hello world"), atol=1e-6)
 
 
+async def test_messagepack_in_numbers_out(nc):
+    reply = await ask(nc, msgpack.packb({"texts": ["hello world"], "encoding_format": "array"}), names.EMBED_BATCH)
+    body = msgpack.unpackb(reply.data)
+    np.testing.assert_allclose(body["embeddings"], [expected("hello world")], atol=1e-6)
+    assert body["encoding_format"] == "array"
+    assert reply.data.count(b"\xca") >= 8
+
+
 async def test_header_names_are_read_in_any_case_and_nothing_else_is_echoed(nc):
     headers = {"aCCept": "application/msgpack", "ML-REQUEST-ID": "my-id", "Authorization": "secret"}
     reply = await nc.request(names.EMBED, b"x", timeout=20, headers=headers)
@@ -137,7 +147,7 @@ async def test_the_client_streams_and_collects(ml):
     assert isinstance(last, EmbedDone)
 
 
-@pytest.mark.parametrize("encoding", ["float32", "float16", "base64", "int8", "binary"])
+@pytest.mark.parametrize("encoding", get_args(EncodingFormat))
 async def test_each_encoding_comes_as_its_dtype_and_says_so(ml, encoding):
     texts = [f"text {i}" for i in range(300)]
     (dtype, tolerance) = {"float16": ("float16", 1e-3), "int8": ("int8", 0.008), "binary": ("uint8", 1)}.get(
@@ -192,31 +202,95 @@ async def test_a_request_that_does_not_say_is_normalised_as_the_models_entry_say
                 await ml.embed_batch(["word"], encoding_format=encoding)
 
 
-async def answers_to(nc, texts: list[str], stream: str) -> list:
-    """All messages up to the reply or the sentinel, on the batch subject."""
+async def answers_to(nc, body: bytes, subject: str = names.EMBED_BATCH, **headers: str) -> list:
+    """All messages up to the sentinel."""
+    return await all_of(await sent(nc, body, subject, **headers))
+
+
+async def sent(nc, body: bytes, subject: str, **headers: str):
+    """Send a request that allows frames -> the subscription that its answers come to, once the worker is to hear it."""
+    asked = {names.STREAM: "auto"} | {name.replace("_", "-"): value for name, value in headers.items()}
     inbox = nc.new_inbox()
-    frames = await nc.subscribe(inbox)
-    await nc.publish(names.EMBED_BATCH, json.dumps({"texts": texts}).encode(), inbox, {names.STREAM: stream})
-    messages = [await frames.next_msg(timeout=20)]
-    while messages[-1].data and names.EVENT in messages[-1].headers:
-        messages.append(await frames.next_msg(timeout=20))
+    answers = await nc.subscribe(inbox)
+    await nc.publish(subject, body, inbox, asked)
+    await nc.flush()
+    return answers
+
+
+async def all_of(answers) -> list:
+    messages = []
+    while (message := await answers.next_msg(timeout=20)).data:
+        messages.append(message)
+    assert message.headers is None
     return messages
 
 
+def batch(texts: list[str]) -> bytes:
+    return json.dumps({"texts": texts}).encode()
+
+
 async def test_auto_streams_only_what_may_not_fit(nc, encoder):
-    (one,) = await answers_to(nc, ["a", "b"], "auto")
+    (one,) = await answers_to(nc, batch(["a", "b"]))
     assert len(codec.loads(one.data, names.JSON)["embeddings"]) == 2
-    many = [f"t{i}" for i in range(10_000)]
-    *frames, last, sentinel = await answers_to(nc, many, "AUTO")
+    *frames, last = await answers_to(nc, batch([f"t{i}" for i in range(10_000)]), Ml_Stream="AUTO")
     assert {frame.headers[names.EVENT] for frame in frames} == {"chunk"}
-    assert (last.headers[names.EVENT], sentinel.data) == ("done", b"")
+    assert last.headers[names.EVENT] == "done"
     assert codec.loads(last.data, names.JSON)["count"] == 10_000
-    (refused,) = await answers_to(nc, ["\0"], "auto")
-    assert error_of(refused)["code"] == 422
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "code"),
+    [
+        (b'{"texts": ["a"]}', {}, None),
+        (b"{", {}, 400),
+        (b'{"texts": ["\\u0000"]}', {}, 422),
+        (b'{"texts": ["poison"]}', {}, 500),
+        (b'{"texts": ["a"]}', {"Accept": "text/html"}, 406),
+        (b'{"texts": ["a"]}', {"Ml_Timeout_Ms": "0"}, 408),
+        (b'{"texts": ["a"]}', {f"X-{i}": "y" * 100 for i in range(300)}, 413),
+    ],
+)
+async def test_whoever_allows_frames_gets_the_sentinel_after_one_reply_too(nc, body, headers, code):
+    (one,) = await answers_to(nc, body, **headers)
+    assert names.EVENT not in one.headers
+    assert (error_of(one)["code"] if code else one.headers.get(names.ERROR_CODE)) == code
+
+
+async def test_the_sentinel_follows_an_end_that_comes_from_outside(nats_url, encoder):
+    async with AsyncExitStack() as stack, await nats.connect(nats_url) as nc:
+        await stack.enter_async_context(running_worker(nats_url, encoder, grace_s=0.1))
+        encoder.gate.clear()
+        (late,) = await answers_to(nc, b"late", names.EMBED, Ml_Timeout_Ms="50")
+        assert error_of(late)["code"] == 408
+        answers = await sent(nc, b"cancelled", names.EMBED, Ml_Request_Id="id-7")
+        await nc.publish(names.cancel_subject("id-7"))
+        assert error_of((await all_of(answers))[0])["code"] == 499
+        answers = await sent(nc, b"left", names.EMBED)
+        draining = asyncio.create_task(stack.aclose())
+        assert error_of((await all_of(answers))[0])["code"] == 503
+        encoder.gate.set()
+        await draining
+
+
+async def test_a_full_worker_closes_its_refusal_too(nats_url):
+    async with running_worker(nats_url, limits={"request_bytes": 2000}), await nats.connect(nats_url) as nc:
+        (refused,) = await answers_to(nc, b"x" * 5000, names.EMBED)
+        assert error_of(refused)["code"] == 413
+
+
+async def test_nothing_follows_the_reply_to_a_plain_request(nc, ml):
+    inbox = nc.new_inbox()
+    answers = await nc.subscribe(inbox)
+    for headers in (None, {names.STREAM: "false"}, {names.STREAM: "maybe"}):
+        await nc.publish(names.EMBED, b"x", inbox, headers)
+        assert (await answers.next_msg(timeout=20)).data
+    await ml.embed("a later request")
+    await nc.flush()
+    assert answers.pending_msgs == 0
 
 
 async def test_a_reply_that_may_not_fit_is_refused_before_any_work(nc, encoder):
-    (refused,) = await answers_to(nc, [f"t{i}" for i in range(10_000)], "false")
+    refused = await ask(nc, batch([f"t{i}" for i in range(10_000)]), names.EMBED_BATCH)
     error = error_of(refused)
     assert error["code"] == 413
     for way_out in ("Ml-Stream: true", "Ml-Stream: auto", names.MSGPACK, "at most"):
@@ -294,6 +368,7 @@ async def test_similarity_and_ranking(ml):
 BAD = {
     "garbage": (b"\xff\x00\xfe\x01", {}, 400),
     "truncated MessagePack": (b"\x82\xa4text\xa3ab", {}, 400),
+    "a struct as an array": (msgpack.packb(["a"]), {}, 422),
     "truncated JSON": (b'{"text": "a', {}, 400),
     "lone surrogate": (b'{"text": "\\udc00"}', {}, 400),
     "wrong type": (b'{"text": ["a"]}', {}, 422),

@@ -76,7 +76,8 @@ async def test_pairs_may_be_written_in_several_ways(worker: JobsWorker, ml: MLCl
         ({"pairs": [("a", "b"), "ab"]}, "field 'pairs.1' must be a map"),
         ({"pairs": [("a", "b"), ("a", " ")]}, "field 'pairs.1.positive': the text is empty"),
         ({"pairs": [("a", "b", None)]}, "field 'pairs.0.negatives.0'"),
-        ({"pairs": [{"anchor": "a", "positives": "b"}]}, "pairs.0.positive"),
+        ({"pairs": [{"anchor": "a", "positives": "b"}]}, "unknown field 'pairs.0.positives'"),
+        ({"pairs": [("a", "b", "b")]}, "field 'pairs.0': its positive is among its negatives"),
     ],
 )
 async def test_what_is_wrong_is_refused_here(
