@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 import torch
 
 from .catalogue import Dtype
+from .cores import usable_cores
 from .errors import DeviceUnavailable, OutOfDeviceMemory
 
 DeviceName: TypeAlias = Literal["auto", "cuda", "cpu"]
@@ -62,8 +63,8 @@ def pick_dtype(wanted: Dtype, device: torch.device) -> Literal["fp32", "bf16", "
 
 
 def default_threads() -> int:
-    """Compute threads to use: every core this process may run on, less one for the event loop where over two."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    """Compute threads to use: every core this process may use, less one for the event loop where over two."""
+    cores = usable_cores()
     return cores - 1 if cores > 2 else cores
 
 

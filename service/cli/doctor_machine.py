@@ -3,7 +3,6 @@
 Knows no NATS connection (doctor_nats.py) and prints nothing (doctor.py). Imports torch only to look at it.
 """
 
-import os
 import platform
 import shutil
 import socket
@@ -19,6 +18,7 @@ from typing import Literal, TypeAlias
 
 from models import hub, weights
 from models.catalogue import Catalogue, load_catalogue
+from models.cores import usable_cores
 from models.errors import ModelError, UnknownModel
 
 from ..bus.embedded import find_program
@@ -103,7 +103,7 @@ def _dtype(wanted: str, bf16: bool) -> Finding:
 
 
 def _threads(wanted: int | None, suits: int) -> Finding:
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     if wanted and wanted > cores:
         return Finding("threads", "warn", f"{wanted} on {cores} cores", f"set threads to {suits} or leave it out")
     return Finding("threads", "ok", f"{wanted or suits} on {cores} cores")

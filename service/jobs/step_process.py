@@ -26,6 +26,7 @@ Step: TypeAlias = Literal["collect", "train", "verify"]
 COMMAND = (sys.executable, "-m", "models.training")
 _LAUNCHER = Path(__file__).parent.parent / "bus" / "die_with_parent.py"
 _NICENESS = 10
+_GROUP_NICENESS = 19
 _LINE_BYTES = 2**18
 _TAIL_LINES = 15
 _TAIL_CHARS = 500
@@ -93,7 +94,8 @@ class Steps:
     async def _start(self, step: Step, folder: Path) -> Process:
         """In a session of its own: Ctrl-C in our terminal is ours to handle. It ends when we do, even by `kill -9`."""
         launcher = (sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()))
-        quiet = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(self.threads)}  # serving comes first
+        # Serving comes first: threads that wait sleep at once, and a spin count would override the policy.
+        quiet = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": str(self.threads)}
         process = await asyncio.create_subprocess_exec(
             *launcher,
             *self.command,
@@ -106,8 +108,7 @@ class Steps:
             stderr=PIPE,
             limit=_LINE_BYTES,
         )
-        with suppress(ProcessLookupError):
-            os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
+        step_back(process.pid)
         return process
 
     async def _end(self, process: Process) -> None:
@@ -122,6 +123,15 @@ class Steps:
         finally:
             _signal(process, signal.SIGKILL)
             await _ended(process)
+
+
+def step_back(pid: int) -> None:
+    """Let serving have the processor first. Where Linux groups processes by session, niceness counts only within one:
+    there the session steps back as a whole."""
+    with suppress(ProcessLookupError):
+        os.setpriority(os.PRIO_PROCESS, pid, _NICENESS)
+    with suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(_GROUP_NICENESS))
 
 
 async def _events(process: Process, hear: Callable[[Event], None]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from models.training.progress import Event, Note
 from models.training.run import RunSpec
 from service.config import Settings
 from service.errors import to_wire
+from service.jobs import step_process
 from service.jobs.runs import Runs
 from service.jobs.step_process import StepCrashed, StepFailed, Steps
 from subjects.finetune import FinetuneOptions, FinetuneRequest
@@ -34,11 +36,21 @@ async def heard_of(program: str, folder: Path) -> list[Event]:
 async def test_step_is_quiet_and_has_its_arguments(tmp_path: Path) -> None:
     program = (
         "import os, sys, json\n"
-        "quiet = os.environ['OMP_NUM_THREADS'], os.environ['OMP_WAIT_POLICY'], os.getpgid(0) == os.getpid()\n"
-        "words = [*sys.argv[1:], *quiet]\n"
+        "quiet = [os.environ[name] for name in ('OMP_NUM_THREADS', 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')]\n"
+        "words = [*sys.argv[1:], *quiet, os.getpgid(0) == os.getpid()]\n"
         "print(json.dumps({'event': 'note', 'text': ' '.join(map(str, words))}))"
     )
-    assert await heard_of(program, tmp_path) == [Note(text=f"train {tmp_path} 3 PASSIVE True")]
+    assert await heard_of(program, tmp_path) == [Note(text=f"train {tmp_path} 3 PASSIVE 0 True")]
+
+
+def test_a_step_stands_behind_whatever_serves() -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, start_new_session=True) as process:
+        step_process.step_back(process.pid)
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) == 10
+        group = Path(f"/proc/{process.pid}/autogroup")
+        assert not group.exists() or group.read_text().endswith("nice 19\n")
+        process.communicate()
+    step_process.step_back(process.pid)  # one that is gone harms nobody
 
 
 async def test_failure_needs_its_word(tmp_path: Path) -> None:

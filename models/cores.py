@@ -1,0 +1,59 @@
+"""The processor's cores: how many this process may use, and how its threads wait for each other. Needs no torch."""
+
+import math
+import os
+from collections.abc import Iterator, MutableMapping
+from contextlib import suppress
+from pathlib import Path
+
+SPINS = 1000
+"""How often a thread of libgomp looks again before it sleeps. Its own default, hundreds of thousands of times, holds a
+core that the thread it waits for may need: beside one busy process text came thirty times slower."""
+
+
+def usable_cores(
+    groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup"), cores: int | None = None
+) -> int:
+    """How many cores this process may use: by its affinity, and by the quota of its control group (version 1 or 2),
+    rounded up. groups, mount, cores: where the quota is looked up, and the affinity, for a test."""
+    if cores is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    quota = min(_quotas(groups, mount), default=math.inf)
+    return cores if quota >= cores else max(1, math.ceil(quota))
+
+
+def spin_briefly(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Have OpenMP's threads sleep soon where they wait for each other; before torch is loaded, after which it is too
+    late. What the user has set wins."""
+    if "OMP_WAIT_POLICY" not in environ:
+        environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
+        environ.setdefault("KMP_BLOCKTIME", "0")  # of LLVM's and Intel's runtime, in milliseconds
+
+
+def _quotas(groups: Path, mount: Path) -> Iterator[float]:
+    """The quotas, in cores, of the process's group and of those around it."""
+    with suppress(OSError):
+        for line in groups.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                roots = (mount, mount / "unified")
+            elif "cpu" in controllers.split(","):
+                roots = (mount / controllers, mount / "cpu")
+            else:
+                continue
+            for root in roots:
+                group = root / path.lstrip("/")
+                for folder in (group, *group.parents):
+                    if folder.is_relative_to(root):
+                        yield from _quota(folder)
+
+
+def _quota(folder: Path) -> Iterator[float]:
+    """That of one group, if it has one."""
+    with suppress(OSError, ValueError):
+        quota, period = map(float, (folder / "cpu.max").read_text().split())  # "max 100000": none
+        yield quota / period
+    with suppress(OSError, ValueError):
+        quota, period = (float((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        if quota > 0:
+            yield quota / period
