@@ -22,6 +22,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from .bus.credentials import ROLES, variable
 from .finetune_config import FinetuneSettings
 
 CONFIG_FILE = "mlbus.toml"
@@ -234,9 +235,9 @@ def _names(settings: type[BaseModel], prefix: str = "") -> list[str]:
 
 def _refuse_unknown_variables() -> None:
     known = [f"MLBUS_{name.upper().replace('.', '__')}" for name in _names(Settings)] + ["MLBUS_CONFIG"]
-    roles = [f"MLBUS_{role}_PASSWORD" for role in ("ADMIN", "WORKER", "CLIENT")]  # those of nats-server.conf
+    of_the_server = [*map(variable, ROLES), "MLBUS_TLS_CERT", "MLBUS_TLS_KEY", "MLBUS_TLS_CA"]  # see nats-server.conf
     for name in sorted(os.environ):
-        if name.startswith("MLBUS_") and name.partition("__")[0] not in (*known, *roles):
+        if name.startswith("MLBUS_") and name.partition("__")[0] not in (*known, *of_the_server):
             raise BadSettings(f"unknown variable {name}{_suggestion(name, known)}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import structlog
 
@@ -16,8 +16,8 @@ from .errors import BadBusSettings
 
 log = structlog.get_logger(__name__)
 
-Role = Literal["admin", "worker", "client"]
-ROLES: tuple[Role, ...] = ("admin", "worker", "client")
+Role = Literal["admin", "worker", "client", "system"]
+ROLES: tuple[Role, ...] = get_args(Role)
 FILE_NAME = "nats-credentials.env"
 _MODE = 0o600
 
@@ -30,23 +30,24 @@ def passwords(path: Path) -> dict[Role, str]:
     """
     try:
         known = _read(path) if path.exists() else {}
-        complete = {role: known.get(_variable(role)) or _new_password() for role in ROLES}
-        if set(map(_variable, ROLES)) - known.keys():
+        complete = {role: known.get(variable(role)) or _new_password() for role in ROLES}
+        if set(map(variable, ROLES)) - known.keys():
             _write(path, {**known, **environment(complete)})
     except (OSError, UnicodeDecodeError) as e:
         raise BadBusSettings(str(path), f"the server's passwords cannot be kept there: {e}") from None
     for role, password in complete.items():
         if password.startswith("$2"):  # the server would take it for a bcrypt hash, and we have to connect with it
-            raise BadBusSettings(str(path), f"{_variable(role)} must be the password itself, not its hash")
+            raise BadBusSettings(str(path), f"{variable(role)} must be the password itself, not its hash")
     return complete
 
 
 def environment(by_role: dict[Role, str]) -> dict[str, str]:
     """The variables that nats-server.conf takes the passwords from."""
-    return {_variable(role): password for role, password in by_role.items()}
+    return {variable(role): password for role, password in by_role.items()}
 
 
-def _variable(role: Role) -> str:
+def variable(role: Role) -> str:
+    """The name that a role's password has in the file and in the environment."""
     return f"MLBUS_{role.upper()}_PASSWORD"
 
 
