@@ -14,8 +14,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	touch $@
 
+# As a variable, because the flag --embedded-nats wins over NATS_URL.
 run: setup
-	$(BIN)/mlbus serve --embedded-nats
+	MLBUS_EMBEDDED_NATS=true $(BIN)/mlbus serve
 
 test: setup
 	$(BIN)/pytest

@@ -7,7 +7,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -117,7 +117,9 @@ class Settings(BaseSettings):
     nats_url: str | None = Field(
         None, description="NATS servers; absent: NATS_URL, the nats command's context, loopback"
     )
-    embedded_nats: bool = Field(False, description="start a nats-server of our own, unless nats_url or NATS_URL is set")
+    embedded_nats: bool = Field(
+        False, description="start a nats-server of our own where nats_url and NATS_URL name none"
+    )
     nats_port: int = Field(4222, ge=0, le=65535, description="port of the embedded server; 0: any free one")
     nats_monitor_port: int = Field(8222, ge=0, le=65535, description="its monitoring on loopback; 0: any free one")
     nats_config: Path | None = Field(None, description="configuration of the embedded server; absent: nats-server.conf")
@@ -206,7 +208,7 @@ def read_settings(config: Path | None = None, **flags: Any) -> Settings:
             )
 
     try:
-        return FromFile(**given)
+        return _with_one_server(FromFile(**given), given)
     except ValidationError as error:
         faults = "; ".join(map(_fault, error.errors()))
         raise BadSettings(f"settings (flags, MLBUS_* variables or {path}): {faults}") from None
@@ -214,6 +216,23 @@ def read_settings(config: Path | None = None, **flags: Any) -> Settings:
         raise BadSettings(f"MLBUS_* variables: {error}") from None
     except (OSError, ValueError) as error:
         raise BadSettings(f"{path} is not a TOML file of settings: {error}") from None
+
+
+def _with_one_server(settings: Settings, given: Mapping[str, Any]) -> Settings:
+    """A server of our own, or one that is named and never both.
+
+    `--embedded-nats` wins over a server that a variable or the file names; as a setting it gives way to one.
+    """
+    typed = bool(given.get("embedded_nats"))
+    if typed and "nats_url" in given:
+        raise BadSettings("--nats-url joins a NATS server and --embedded-nats starts one: leave one of them out")
+    named = settings.nats_url or os.environ.get("NATS_URL")
+    if settings.embedded_nats and (typed or not named):
+        return settings.model_copy(update={"nats_url": None})
+    for setting in ("nats_port", "nats_monitor_port"):
+        if setting in given:
+            raise BadSettings(f"--{setting.replace('_', '-')} is for a server of our own: add --embedded-nats")
+    return settings.model_copy(update={"embedded_nats": False})
 
 
 def _fault(fault: ErrorDetails) -> str:

@@ -179,8 +179,8 @@ class TestRefusesToStart:
             error = await failure(EmbeddedSettings(data_dir=tmp_path / "b", port=port, monitor_port=0))
         assert isinstance(error, PortBusy)
         assert str(error) == (
-            f"a server already listens on 127.0.0.1:{port}: use it with NATS_URL=nats://127.0.0.1:{port}, "
-            "or choose another port with --nats-port"
+            f"a server already listens on 127.0.0.1:{port}: join it with mlbus serve --nats-url "
+            f"nats://127.0.0.1:{port}, or choose another port with --nats-port"
         )
 
     async def test_a_busy_monitoring_port_says_what_to_do(self, tmp_path: Path) -> None:
