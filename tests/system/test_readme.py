@@ -6,6 +6,8 @@ How its blocks run is in readme_blocks.py. The nats command is a stand-in here; 
 import json
 import os
 import re
+import subprocess
+import tomllib
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +58,15 @@ def code_of(kind: str) -> str:
     """The only block of that kind."""
     (block,) = (block for block in blocks(PAGE) if block.kind == kind)
     return block.code
+
+
+def test_make_run_joins_a_server_that_is_named(running: Checkout) -> None:
+    told = subprocess.run(
+        ["make", "--no-print-directory", "-n", "run"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    recipe = told.stdout.splitlines()[-1]
+    joined, started = (running.bash(f"{before} {recipe} --print-config").stdout for before in ("", "unset NATS_URL;"))
+    assert (tomllib.loads(joined)["embedded_nats"], tomllib.loads(started)["embedded_nats"]) == (False, True)
 
 
 def test_the_metrics_are_those_that_a_worker_has(running: Checkout) -> None:
