@@ -100,7 +100,7 @@ def ready_text(started: Started, found_url: str | None) -> str:
     lines += [
         "  nats req ml.embed 'def hello(): pass'",
         "  nats micro info ml",
-        "  nats req ml.generate 'def fib(n):' --raw --timeout 60s",
+        "  nats req ml.generate 'def fib(n):' --timeout 60s",
         "  mlbus embed 'def hello(): pass'",
         "  mlbus similarity 'def add(a, b): return a + b' 'the sum of two numbers'",
         "",
