@@ -101,6 +101,7 @@ def ready_text(started: Started, found_url: str | None) -> str:
         "  nats req ml.embed 'def hello(): pass'",
         "  nats micro info ml",
         "  nats req ml.generate 'def fib(n):' --timeout 60s",
+        "  mlbus generate --chat 'Write a Python function is_even(n).'",
         "  mlbus embed 'def hello(): pass'",
         "  mlbus similarity 'def add(a, b): return a + b' 'the sum of two numbers'",
         "",
