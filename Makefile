@@ -17,8 +17,9 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 	-$(BIN)/mlbus models pull smollm2
 
+# As a variable, because the flag --embedded-nats wins over NATS_URL.
 run: setup
-	$(BIN)/mlbus serve --embedded-nats
+	MLBUS_EMBEDDED_NATS=true $(BIN)/mlbus serve
 
 test: setup
 	$(BIN)/pytest

@@ -154,8 +154,8 @@ def _note_denied(denied: Denied, silent: set[str]) -> None:
 
 
 async def _server(settings: Settings, stack: AsyncExitStack, stop: Stop, on_step: OnStep) -> EmbeddedServer | None:
-    """A server of our own, where that was asked for and no other is named."""
-    if not settings.embedded_nats or settings.nats_url or os.environ.get("NATS_URL"):
+    """A server of our own, where the settings say so."""
+    if not settings.embedded_nats:
         return None
     on_step("starting nats-server")
     own = EmbeddedSettings(data_dir=settings.data_dir, port=settings.nats_port, monitor_port=settings.nats_monitor_port)

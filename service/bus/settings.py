@@ -1,12 +1,12 @@
 """Where the NATS server is and who we are to it: settings, as the `nats` command reads them.
 
-Owns the meaning of the NATS_* variables and of context files (ADR-21). Opens no connection and reads no environment of
-its own: the mapping is an argument.
+Owns the meaning of the NATS_* variables and of a context's fields; contexts.py has the files. Opens no connection and
+reads no environment of its own: the mapping is an argument.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from .contexts import context_in_use, expanded, read_context
 from .errors import BadBusSettings
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
@@ -36,6 +37,7 @@ _VARIABLES = {
 _CONTEXT_FIELDS = frozenset(_VARIABLES.values()) | {"jetstream_domain"}
 _CONTEXT_UNSUPPORTED = ("nsc", "user_jwt", "socks_proxy", "jetstream_api_prefix", "windows_cert_store")
 _IDENTITY = frozenset({"creds", "nkey", "user", "password", "token"})
+_PLACE = re.compile(r"(data|env|file|nsc|op):", re.IGNORECASE)
 _PATHS = frozenset({"creds", "nkey", "ca", "cert", "key"})
 
 
@@ -83,11 +85,21 @@ class NatsSettings(BaseModel):
         if values.get("user") and not values.get("password"):
             values["token"] = values.pop("user")
         for field in _PATHS & values.keys():
-            values[field] = _expanded(str(values[field]), environ)
+            values[field] = expanded(str(values[field]), environ)
         try:
             return cls(**{**values, **fixed})
         except ValidationError as e:
             raise BadBusSettings("NATS settings", "; ".join(map(_problem, e.errors()))) from None
+
+    @classmethod
+    def of_role(cls, environ: Mapping[str, str], role: str, password: str, url: str | None) -> Self:
+        """The server that the environment or `url` says, and there a role of nats-server.conf, with its inbox prefix.
+
+        Raises BadBusSettings.
+        """
+        server = {var: value for var, value in environ.items() if _VARIABLES.get(var) not in _IDENTITY}
+        identity = {"NATS_USER": role, "NATS_PASSWORD": password, "NATS_INBOX_PREFIX": f"_INBOX_{role}"}
+        return cls.from_env({**server, **identity}, **({"url": url} if url else {}))
 
     @model_validator(mode="before")
     @classmethod
@@ -111,6 +123,18 @@ class NatsSettings(BaseModel):
             raise ValueError("cert and key go together")
         return self
 
+    def as_context(self) -> dict[str, Any]:
+        """The fields of a context of the nats command that says the same, secrets in the clear and paths absolute.
+
+        Raises BadBusSettings for a password that the nats command would take for the place of one.
+        """
+        if self.password and _PLACE.match(self.password.get_secret_value()):
+            raise BadBusSettings(
+                "password", "begins with data:, env:, file:, nsc: or op:, which the nats command looks up"
+            )
+        told = self.model_dump(include=set(_CONTEXT_FIELDS), exclude_defaults=True) | {"url": self.url}
+        return {field: _plain(value) for field, value in told.items()}
+
     @property
     def servers(self) -> list[str]:
         """Each server's address, without secrets."""
@@ -129,6 +153,12 @@ class NatsSettings(BaseModel):
         if self.user:
             return f"user {self.user!r}"
         return "the token" if self.token else "a client without credentials"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return str(value.absolute()) if isinstance(value, Path) else value
 
 
 def _problem(error: ErrorDetails) -> str:
@@ -155,43 +185,14 @@ def _address(parts: SplitResult) -> str:
     return f"{parts.scheme}://{host}:{parts.port or 4222}"
 
 
-def _expanded(path: str, environ: Mapping[str, str]) -> Path:
-    return Path(environ.get("HOME", "~") + path[1:] if path.startswith("~/") else path)
-
-
 def _context(environ: Mapping[str, str]) -> dict[str, Any]:
-    """The fields that apply of the context named by NATS_CONTEXT, else of the selected one, else nothing."""
-    config = environ.get("XDG_CONFIG_HOME") or str(_expanded("~/.config", environ))
-    root = Path(config) / "nats"
-    name = environ.get("NATS_CONTEXT") or _selected(root / "context.txt")
-    if not name:
+    """The fields that apply of the context in use, and its name; nothing where there is none."""
+    used = context_in_use(environ)
+    if used is None:
         return {}
-    if "/" in name or ".." in name:
-        raise BadBusSettings("NATS_CONTEXT", f"{name!r} is not the name of a context")
-    path = root / "context" / f"{name}.json"
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise BadBusSettings("NATS_CONTEXT", f"no context {name!r}: there is no {path}") from None
-    except (OSError, ValueError) as e:
-        raise BadBusSettings(str(path), f"cannot be read as a context: {e}") from None
-    return {"context": name, **_applicable(content, path)}
-
-
-def _selected(path: Path) -> str:
-    """The name of the context that `nats context select` wrote down; empty where it did not."""
-    try:
-        return path.read_text("utf-8").strip()
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-    except (OSError, ValueError) as e:
-        raise BadBusSettings(str(path), f"cannot be read for the selected context; set NATS_CONTEXT: {e}") from None
-
-
-def _applicable(content: Any, path: Path) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        raise BadBusSettings(str(path), "a context is a JSON object")
+    name, path = used
+    content = read_context(path)
     for field in _CONTEXT_UNSUPPORTED:
         if content.get(field):
             raise BadBusSettings(str(path), f"{field!r} is not supported here: use creds, nkey, user or token, and url")
-    return {field: content[field] for field in _CONTEXT_FIELDS if content.get(field)}
+    return {"context": name, **{field: content[field] for field in _CONTEXT_FIELDS if content.get(field)}}

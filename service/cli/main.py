@@ -92,12 +92,19 @@ def root(
 @app.command(rich_help_panel=_WORKER)
 def serve(
     config: Config = None,
-    nats_url: NatsUrl = None,
+    nats_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="NATS servers to join; absent: NATS_URL, the nats command's context, nats://127.0.0.1:4222.",
+            rich_help_panel=NATS,
+        ),
+    ] = None,
     embedded_nats: Annotated[
         bool | None,
         typer.Option(
             "--embedded-nats/--no-embedded-nats",
-            help="Start a nats-server too, unless --nats-url or NATS_URL names one.",
+            help="Start a nats-server too, whatever NATS_URL says.",
             rich_help_panel=NATS,
         ),
     ] = None,

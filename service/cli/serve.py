@@ -115,7 +115,7 @@ def _facts(started: Started) -> Iterator[str]:
     server = started.server
     yield f"  NATS         {started.nats.url}" + (" (embedded)" if server else f" as {started.nats.identity}")
     if server:
-        yield f"  credentials  {server.credentials} (roles admin, worker, client; a local client needs none)"
+        yield f"  credentials  {server.credentials} (of each role; a local client needs none)"
         if server.monitor_url:
             yield f"  monitoring   {server.monitor_url}"
     defaults = started.residency.defaults

@@ -1,7 +1,8 @@
-"""`mlbus admin init` and what it makes, asked of the real server."""
+"""`mlbus admin` and what it makes, asked of the real server."""
 
 import asyncio
 import json
+import stat
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from nats_server import PASSWORDS, NatsServer, plain_server
 from workers import clean_environment
 
 from service.bus.connection import connected
+from service.bus.embedded import EmbeddedSettings, embedded_server
 from service.bus.settings import NatsSettings
 from service.jobs import streams
 from service.jobs.store import JobStore, NotSetUp
@@ -40,10 +42,15 @@ async def init(server: NatsServer, folder: Path, *arguments: str, role: str | No
     as_role: Mapping[str, str] = {}
     if role:
         as_role = {"NATS_USER": role, "NATS_PASSWORD": PASSWORDS[role], "NATS_INBOX_PREFIX": f"_INBOX_{role}"}
+    return await admin(folder, "init", *arguments, NATS_URL=server.url, **as_role)
+
+
+async def admin(folder: Path, *arguments: str, **variables: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of `mlbus admin`."""
     process = await asyncio.create_subprocess_exec(
-        *(MLBUS, "admin", "init", *arguments),
+        *(MLBUS, "admin", *arguments),
         cwd=folder,
-        env=clean_environment(XDG_CONFIG_HOME=str(folder), NATS_URL=server.url, **as_role),
+        env=clean_environment(XDG_CONFIG_HOME=str(folder), **variables),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -148,3 +155,97 @@ async def test_what_is_made_outlives_the_server(tmp_path: Path) -> None:
             assert await streams.create(client) == []
     finally:
         server.stop()
+
+
+class TestContext:
+    """`mlbus admin context`, whose files the nats command reads and we do."""
+
+    async def test_each_role_gets_in_with_its_own(self, secured_server: NatsServer, tmp_path: Path) -> None:
+        for role, password in PASSWORDS.items():
+            given = {f"MLBUS_{role.upper()}_PASSWORD": password}
+            code, out, err = await admin(tmp_path, "context", role, NATS_URL=secured_server.url, **given)
+            file = tmp_path / "nats" / "context" / f"mlbus-{role}.json"
+            assert (code, err) == (0, "")
+            assert out.startswith(f"{file}: {role} at {secured_server.url}\nTry: ")
+            assert password not in out
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+            assert json.loads(file.read_text()) == {
+                "description": f"mlbus: the role {role}",
+                "url": secured_server.url,
+                "user": role,
+                "password": password,
+                "inbox_prefix": f"_INBOX_{role}",
+            }
+            ours = {"XDG_CONFIG_HOME": str(tmp_path), "NATS_CONTEXT": f"mlbus-{role}"}
+            async with connected(NatsSettings.from_env(ours)) as nc:
+                assert nc.new_inbox().startswith(f"_INBOX_{role}.")
+
+    async def test_beside_an_embedded_server_nothing_need_be_typed(self, tmp_path: Path) -> None:
+        settings = EmbeddedSettings(data_dir=tmp_path / "var", port=0, monitor_port=0)
+        async with embedded_server(settings) as server:
+            code, out, err = await admin(tmp_path, "context", "client", "--select", "--json", NATS_URL=server.url)
+            assert (code, err) == (0, "")
+            assert json.loads(out) == {
+                "context": "mlbus-client",
+                "file": str(tmp_path / "nats" / "context" / "mlbus-client.json"),
+                "url": server.url,
+                "user": "client",
+                "selected": True,
+            }
+            found = NatsSettings.from_env({"XDG_CONFIG_HOME": str(tmp_path)})
+            assert found.context == "mlbus-client"
+            async with connected(found):
+                pass
+        elsewhere = ("context", "client", "--data-dir", "elsewhere")
+        assert await admin(tmp_path, *elsewhere, MLBUS_CLIENT_PASSWORD="x") == (
+            2,
+            "",
+            "mlbus: MLBUS_CLIENT_PASSWORD: neither set nor in elsewhere/nats-credentials.env, where "
+            "mlbus serve --embedded-nats puts it at its start\n",
+        )
+
+    async def test_what_else_is_known_of_the_server_goes_with_it(self, tmp_path: Path) -> None:
+        (tmp_path / "nats" / "context").mkdir(parents=True)
+        theirs = {"url": "tls://far:4", "user": "me", "password": "mine", "ca": "ca.pem", "tls_first": True}
+        (tmp_path / "nats" / "context" / "theirs.json").write_text(json.dumps(theirs))
+        secrets = {"MLBUS_CLIENT_PASSWORD": '"a b"', "NATS_CREDS": "x.creds"}
+        assert (await admin(tmp_path, "context", "client", NATS_CONTEXT="theirs", **secrets))[0] == 0
+        assert json.loads((tmp_path / "nats" / "context" / "mlbus-client.json").read_text()) == {
+            "description": "mlbus: the role client",
+            "url": "tls://far:4",
+            "user": "client",
+            "password": "a b",
+            "inbox_prefix": "_INBOX_client",
+            "ca": str(tmp_path / "ca.pem"),
+            "tls_first": True,
+        }
+
+    async def test_another_context_is_replaced_only_by_force(self, tmp_path: Path) -> None:
+        asked = ("context", "client", "--name", "mine")
+        file = tmp_path / "nats" / "context" / "mine.json"
+        assert (await admin(tmp_path, *asked, MLBUS_CLIENT_PASSWORD="one"))[0] == 0
+        assert (await admin(tmp_path, *asked, MLBUS_CLIENT_PASSWORD="two"))[0] == 0
+        assert json.loads(file.read_text())["password"] == "two"
+        for theirs in ('{"description": "mine", "url": "a"}', "{", "[]"):
+            file.write_text(theirs)
+            code, out, err = await admin(tmp_path, *asked, MLBUS_CLIENT_PASSWORD="x")
+            assert (code, out, file.read_text()) == (2, "", theirs)
+            assert f"{file}: is another context; choose another --name, or replace it with --force" in err
+        assert (await admin(tmp_path, *asked, "--force", MLBUS_CLIENT_PASSWORD="x"))[0] == 0
+        assert json.loads(file.read_text())["user"] == "client"
+
+    @pytest.mark.parametrize("password", ["$2a$11$abc", '"$2a$11$abc"', "env:HOME", "OP://vault/item"])
+    async def test_what_nobody_can_connect_with_is_refused(self, tmp_path: Path, password: str) -> None:
+        code, out, err = await admin(tmp_path, "context", "client", MLBUS_CLIENT_PASSWORD=password)
+        assert (code, out) == (2, "")
+        assert "is a hash" in err or "which the nats command looks up" in err
+        assert not (tmp_path / "nats").exists()
+
+    async def test_selecting_notes_the_one_before(self, tmp_path: Path) -> None:
+        for name in ("one", "two", "two"):
+            asked = ("context", "admin", "--name", name, "--select")
+            assert (await admin(tmp_path, *asked, MLBUS_ADMIN_PASSWORD="x"))[0] == 0
+        assert (tmp_path / "nats" / "context.txt").read_text() == "two"
+        assert (tmp_path / "nats" / "previous-context.txt").read_text() == "one"
+        code, _, err = await admin(tmp_path, "context", "admin", "--name", "../x", MLBUS_ADMIN_PASSWORD="x")
+        assert (code, "is not the name of a context" in err) == (2, True)

@@ -55,7 +55,7 @@ class Served:
         )
         self.process = subprocess.Popen(
             [MLBUS, "serve", "--embedded-nats", *ports, *chosen],
-            env=clean_environment(XDG_CONFIG_HOME=str(folder)),
+            env=clean_environment(XDG_CONFIG_HOME=str(folder), NATS_URL=NOWHERE),  # the flag wins
             cwd=folder,
             stderr=subprocess.PIPE,
             text=True,
@@ -239,6 +239,9 @@ def test_what_the_server_forbids_is_said_at_once(secured_server, tmp_path):
         ([], {"MLBUS_MODEL": "x"}, "unknown variable MLBUS_MODEL; did you mean MLBUS_MODELS?"),
         (["--config", "nowhere.toml"], {}, "there is no settings file nowhere.toml"),
         (["--threads", "0"], {}, "threads"),
+        (["--nats-port", "4333"], {}, "--nats-port is for a server of our own: add --embedded-nats"),
+        (["--nats-monitor-port", "0"], {"MLBUS_EMBEDDED_NATS": "true"}, "--nats-monitor-port is for a server of our"),
+        (["--embedded-nats", "--nats-url", "a"], {}, "leave one of them out"),
         (["--device", "abacus"], {}, "--device"),
         (["--frobnicate"], {}, "--frobnicate"),
     ],
@@ -251,7 +254,7 @@ def test_settings_that_cannot_be_used_are_named(tmp_path, arguments, variables, 
 
 
 def test_the_printed_settings_are_a_settings_file(tmp_path):
-    flags = ("--model", "minilm", "--model", "mine", "--threads", "3", "--embedded-nats")
+    flags = ("--model", "minilm", "--model", "mine", "--threads", "3")
     printed = mlbus("serve", *flags, "--print-config", cwd=tmp_path, MLBUS_GRACE_S="1.5").stdout
     assert tomllib.loads(printed)["models"] == ["minilm", "mine"]
     assert tomllib.loads(printed)["grace_s"] == 1.5

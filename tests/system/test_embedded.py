@@ -18,6 +18,7 @@ from nats_server import REPOSITORY
 
 from service.bus.causes import Denied
 from service.bus.connection import connected, settled
+from service.bus.credentials import ROLES
 from service.bus.embedded import EmbeddedSettings, embedded_server
 from service.bus.errors import BadBusSettings, BusError, DataDirBusy, PortBusy, ServerFailed, ServerMissing
 from service.bus.settings import NatsSettings
@@ -60,7 +61,7 @@ async def failure(settings: EmbeddedSettings) -> BusError:
 class TestUp:
     async def test_serves_every_role(self, settings: EmbeddedSettings) -> None:
         async with embedded_server(settings) as server:
-            for role in ("admin", "worker", "client"):
+            for role in ROLES:
                 async with connected(server.settings(role)) as nc:
                     assert nc.new_inbox().startswith(f"_INBOX_{role}.")
             async with connected(server.settings("admin")) as nc:
@@ -96,6 +97,19 @@ class TestUp:
             assert (await nc.jetstream().get_msg("ML_JOBS", seq=1)).data == b"kept"
         assert again.passwords == server.passwords
 
+    async def test_a_role_that_an_older_file_lacks_is_added_to_it(self, settings: EmbeddedSettings) -> None:
+        async with embedded_server(settings) as server, connected(server.settings("admin")) as nc:
+            await nc.jetstream().add_stream(name="ML_JOBS", subjects=["ml.queue.>"])
+            await nc.jetstream().publish("ml.queue.x", b"kept")
+        lines = server.credentials.read_text().splitlines(keepends=True)
+        server.credentials.write_text("".join(line for line in lines if "SYSTEM" not in line))
+        async with embedded_server(settings) as again, connected(again.settings("admin")) as nc:
+            assert (await nc.jetstream().get_msg("ML_JOBS", seq=1)).data == b"kept"
+            async with connected(again.settings("system")) as system:
+                await system.request("$SYS.REQ.SERVER.PING", b"", timeout=5)
+        assert {role for role in ROLES if again.passwords[role] != server.passwords[role]} == {"system"}
+        assert stat.S_IMODE(again.credentials.stat().st_mode) == 0o600
+
     async def test_its_output_is_kept(self, settings: EmbeddedSettings) -> None:
         async with embedded_server(settings) as server:
             pass
@@ -114,7 +128,7 @@ class TestPasswords:
         try:
             async with embedded_server(settings) as server:
                 assert stat.S_IMODE(server.credentials.stat().st_mode) == 0o600
-                assert len({password.get_secret_value() for password in server.passwords.values()}) == 3
+                assert len({password.get_secret_value() for password in server.passwords.values()}) == len(ROLES)
                 assert not any(password.get_secret_value() in repr(server) for password in server.passwords.values())
         finally:
             os.umask(before)
@@ -165,8 +179,8 @@ class TestRefusesToStart:
             error = await failure(EmbeddedSettings(data_dir=tmp_path / "b", port=port, monitor_port=0))
         assert isinstance(error, PortBusy)
         assert str(error) == (
-            f"a server already listens on 127.0.0.1:{port}: use it with NATS_URL=nats://127.0.0.1:{port}, "
-            "or choose another port with --nats-port"
+            f"a server already listens on 127.0.0.1:{port}: join it with mlbus serve --nats-url "
+            f"nats://127.0.0.1:{port}, or choose another port with --nats-port"
         )
 
     async def test_a_busy_monitoring_port_says_what_to_do(self, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime
@@ -11,8 +12,9 @@ from typing import Any
 
 import pytest
 from nats.aio.client import Client
+from nats.errors import NoRespondersError
 from nats.js.api import ConsumerConfig, StreamConfig
-from nats.js.errors import NotFoundError
+from nats.js.errors import NotFoundError, ServiceUnavailableError
 from nats_server import PASSWORDS, NatsServer
 from nats_server import secured_server as secured
 
@@ -68,6 +70,7 @@ MAY_NOT_PUBLISH = {
         "$O.ml_data.C.x",
     ],
     "client": [
+        "_INBOX_client.x",
         *RESIDENCY,
         *STATE,
         *STREAMS,
@@ -339,10 +342,69 @@ class TestJetStream:
             await parties["admin"].nc.jetstream().stream_info("ML_JOBS")
 
 
+@pytest.fixture
+async def system(secured_server: NatsServer) -> AsyncIterator[Client]:
+    async with party("system", secured_server) as one:
+        yield one.nc
+
+
+class TestTheSystemAccount:
+    """Who looks after the server, and is no party to what it carries."""
+
+    async def test_it_asks_the_server(self, system: Client) -> None:
+        answer = json.loads((await system.request("$SYS.REQ.SERVER.PING.JSZ", b"", timeout=5)).data)
+        assert answer["server"]["name"] == "mlbus"
+
+    @pytest.mark.parametrize("role", ["worker", "client", "local"])
+    async def test_others_may_not(self, parties: dict[str, Party], role: str) -> None:
+        await parties[role].nc.publish("$SYS.REQ.SERVER.PING", b"", reply=parties[role].nc.new_inbox())
+        assert await parties[role].refusals() == [Denied("publish", "$sys.req.server.ping")]
+
+    async def test_to_the_administrator_nobody_answers(self, parties: dict[str, Party]) -> None:
+        with pytest.raises(NoRespondersError):
+            await parties["admin"].nc.request("$SYS.REQ.SERVER.PING", b"", timeout=5)
+
+    async def test_it_has_no_jetstream_and_the_others_keep_theirs(
+        self, system: Client, parties: dict[str, Party]
+    ) -> None:
+        await streams.create(parties["admin"].nc)
+        with pytest.raises(ServiceUnavailableError, match="not enabled for account"):
+            await system.jetstream().account_info()
+        assert (await parties["worker"].nc.jetstream().account_info()).streams == 4
+
+    async def test_no_request_of_its_reaches_a_worker(self, system: Client, parties: dict[str, Party]) -> None:
+        await parties["worker"].nc.subscribe("ml.embed", queue="ml")
+        await settled(parties["worker"].nc)
+        with pytest.raises(NoRespondersError):
+            await system.request("ml.embed", b"hello", timeout=5)
+
+
+class TestTracing:
+    """`nats trace`: the server says on a subject of the asker's where a message would go, and delivers none."""
+
+    async def test_the_administrator_sees_the_way_to_the_worker(self, parties: dict[str, Party]) -> None:
+        admin, worker = parties["admin"].nc, parties["worker"].nc
+        requests = await worker.subscribe("ml.embed", queue="ml")
+        await settled(worker)
+        told = await admin.subscribe(inbox := admin.new_inbox())
+        headers = {"Nats-Trace-Dest": inbox, "Nats-Trace-Only": "true"}
+        await admin.publish("ml.embed", b"hello", headers=headers)
+        events = json.loads((await told.next_msg(5)).data)["events"]
+        assert [event["queue"] for event in events if event["type"] == "eg"] == ["ml"]
+        assert requests.pending_msgs == 0
+
+    @pytest.mark.parametrize("role", ["client", "local", "worker"])
+    async def test_who_may_not_publish_to_an_inbox_may_not_trace(self, parties: dict[str, Party], role: str) -> None:
+        one = parties[role]
+        inbox = one.nc.new_inbox()
+        await one.nc.publish("ml.embed.batch", b"hello", headers={"Nats-Trace-Dest": inbox, "Nats-Trace-Only": "true"})
+        assert await one.refusals() == [Denied("publish", inbox.lower())]
+
+
 class TestTheFileOnItsOwn:
     """nats-server.conf as its own comments say to use it."""
 
-    @pytest.mark.parametrize("missing", ["MLBUS_DATA_DIR", "MLBUS_ADMIN_PASSWORD", "MLBUS_CLIENT_PASSWORD"])
+    @pytest.mark.parametrize("missing", ["MLBUS_DATA_DIR", "MLBUS_ADMIN_PASSWORD", "MLBUS_SYSTEM_PASSWORD"])
     def test_a_missing_variable_is_named(self, tmp_path: Path, missing: str) -> None:
         server = secured(tmp_path)
         del server.environ[missing]

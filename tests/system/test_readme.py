@@ -1,18 +1,15 @@
 """The README, run as written against a worker with the real model, and its tables held against the code.
 
-A block runs in a folder that looks like the repository after `make run`; `<!-- not run: why -->` before it exempts it.
-The ```text block after it shows what it prints: `…` stands for anything, alone on a line for any lines, and numbers
-with a point are equal within 0.01.
+How its blocks run is in readme_blocks.py. The nats command is a stand-in here; samples/test_nats_lines.py runs itself.
 """
 
 import json
 import os
 import re
 import subprocess
-import sys
+import tomllib
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +19,10 @@ from nats_server import REPOSITORY
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from workers import clean_environment
+from readme_blocks import STAND_IN, Block, Checkout, blocks, checkout
 
 from models.catalogue import load_catalogue
+from service.bus.credentials import ROLES
 from service.bus.settings import _VARIABLES
 from service.cli.main import app
 from service.config import Settings, read_settings
@@ -39,153 +37,53 @@ from subjects import (
 from subjects.errors import CODES
 from subjects.finetune import FinetuneOptions, FinetuneRequest
 
-README = (REPOSITORY / "README.md").read_text("utf-8")
-BLOCK = re.compile(r"^(?P<exempt><!-- not run: [^\n]+ -->\n)?```(?P<kind>\w+)\n(?P<code>.*?)^```\n", re.M | re.S)
-ADDRESS = "nats://127.0.0.1:4222"
-ANY_LINES = "…"
-
-NATS_REQ = """
-import asyncio, os, sys
-import nats
-
-async def main(req, subject, body, *options):
-    assert req == "req"
-    headers = dict(options[i + 1].split(":", 1) for i, option in enumerate(options) if option == "-H")
-    nc = await nats.connect(os.environ["NATS_URL"])
-    replies = await nc.subscribe(nc.new_inbox())
-    await nc.publish(subject, body.encode(), reply=replies.subject, headers=headers or None)
-    while (reply := await replies.next_msg(timeout=60)).data:
-        assert "Nats-Service-Error" not in (reply.headers or {}), reply.data
-        print(reply.data.decode())
-        if "--wait-for-empty" not in options:
-            break
-    else:
-        print("nil body")
-    assert "Status" not in (reply.headers or {}), "nobody serves this"
-    await nc.close()
-
-asyncio.run(main(*sys.argv[1:]))
-"""
-"""Stands in for `nats req`: the same bytes and headers on the same subject, the same lines without the blank ones.
-
-Fails on errors.
-"""
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block that runs, and what it prints; None where the README does not show it."""
-
-    line: int
-    kind: str
-    code: str
-    shown: str | None
-
-
-def blocks() -> Iterator[Block]:
-    found = list(BLOCK.finditer(README))
-    for block, following in zip(found, [*found[1:], None], strict=True):
-        if block["kind"] in ("sh", "python") and not block["exempt"]:
-            shown = following["code"] if following and following["kind"] == "text" else None
-            yield Block(README[: block.start()].count("\n") + 1, block["kind"], block["code"], shown)
-
-
-@dataclass(frozen=True)
-class Checkout:
-    """A folder like the repository while `make run` runs."""
-
-    folder: Path
-    url: str
-    metrics_port: int
-
-    def run(self, block: Block) -> str:
-        code = block.code.replace(ADDRESS, self.url)
-        command = (
-            [sys.executable, "-c", code] if block.kind == "python" else ["bash", "-e", "-o", "pipefail", "-c", code]
-        )
-        path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
-        environ = clean_environment(NATS_URL=self.url, PATH=path, XDG_CONFIG_HOME=str(self.folder))
-        done = subprocess.run(command, cwd=self.folder, env=environ, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+PAGE = REPOSITORY / "README.md"
+README = PAGE.read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    folder = tmp_path_factory.mktemp("mlbus")
-    (folder / ".venv").symlink_to(sys.prefix)
-    (folder / "subjects").symlink_to(REPOSITORY / "subjects")
-    nats = folder / "bin" / "nats"
-    nats.parent.mkdir()
-    nats.write_text(f"#!{sys.executable}\n{NATS_REQ}")
-    nats.chmod(0o755)
-    ports = ("--nats-port", "0", "--nats-monitor-port", "0", "--metrics-port", "0")
-    alone = ("--threads", "1")  # several that share busy cores wait for each other at every product
-    command = [folder / ".venv" / "bin" / "mlbus", "serve", "--embedded-nats", *ports, *alone]
-    with subprocess.Popen(command, cwd=folder, env=clean_environment(), stderr=subprocess.PIPE, text=True) as worker:
-        try:
-            events: dict[str, Any] = {}
-            while "worker.ready" not in events:
-                line = worker.stderr.readline()
-                assert line.startswith("{"), f"the worker did not start: {line or list(events)}"
-                events[json.loads(line)["event"]] = json.loads(line)
-            yield Checkout(folder, events["nats_server.started"]["url"], events["worker.ready"]["metrics_port"])
-        finally:
-            worker.terminate()
-            worker.communicate(timeout=30)
-    assert worker.returncode == 0
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    with checkout(tmp_path_factory.mktemp("mlbus"), STAND_IN) as made:
+        yield made
 
 
-def spread(shown: list[str], count: int) -> list[str]:
-    """The same with as many lines of `…` in place of the first one, if there is one, as make it `count` lines."""
-    if ANY_LINES not in shown:
-        return shown
-    at = shown.index(ANY_LINES)
-    return shown[:at] + [ANY_LINES] * max(1, count - len(shown) + 1) + shown[at + 1 :]
+@pytest.mark.parametrize(
+    "block", [block for block in blocks(PAGE) if block.kind in ("sh", "python") and not block.exempt], ids=str
+)
+def test_blocks_do_what_they_say(running: Checkout, block: Block) -> None:
+    running.run(block)
 
 
-def is_as_shown(shown: str, printed: str) -> bool:
-    if re.fullmatch(re.escape(shown).replace("…", ".*"), printed):
-        return True
-    pairs = list(zip(shown.split(), printed.split(), strict=False))
-    return len(shown.split()) == len(printed.split()) and all(_is_alike(*pair) for pair in pairs)
+def code_of(kind: str) -> str:
+    """The only block of that kind."""
+    (block,) = (block for block in blocks(PAGE) if block.kind == kind)
+    return block.code
 
 
-def _is_alike(shown: str, printed: str) -> bool:
-    number = re.compile(r"-?\d+\.\d+")
-    if number.fullmatch(shown) and number.fullmatch(printed):
-        return abs(float(shown) - float(printed)) <= 0.01
-    return re.fullmatch(re.escape(shown).replace("…", ".*"), printed) is not None
+def test_make_run_joins_a_server_that_is_named(running: Checkout) -> None:
+    told = subprocess.run(
+        ["make", "--no-print-directory", "-n", "run"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    recipe = told.stdout.splitlines()[-1]
+    joined, started = (running.bash(f"{before} {recipe} --print-config").stdout for before in ("", "unset NATS_URL;"))
+    assert (tomllib.loads(joined)["embedded_nats"], tomllib.loads(started)["embedded_nats"]) == (False, True)
 
 
-@pytest.mark.parametrize("block", list(blocks()), ids=lambda block: f"line {block.line}")
-def test_blocks_do_what_they_say(checkout: Checkout, block: Block) -> None:
-    printed = checkout.run(block)
-    if block.shown is not None:
-        lines = printed.splitlines()
-        shown = spread(block.shown.splitlines(), len(lines))
-        assert len(lines) == len(shown), printed
-        for line, expected in zip(lines, shown, strict=True):
-            assert is_as_shown(expected.rstrip(), line.rstrip()), f"shown:   {expected}\nprinted: {line[:300]}"
-
-
-def test_the_metrics_are_those_that_a_worker_has(checkout: Checkout) -> None:
-    with urllib.request.urlopen(f"http://127.0.0.1:{checkout.metrics_port}/metrics", timeout=10) as reply:
+def test_the_metrics_are_those_that_a_worker_has(running: Checkout) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{running.metrics_port}/metrics", timeout=10) as reply:
         kinds = re.findall(r"^# TYPE (mlbus_\w+)", reply.read().decode(), re.M)
     assert names_in("metric") == {kind for kind in kinds if not kind.endswith("_created")}
 
 
 def test_the_node_code_is_that_of_the_tested_client() -> None:
-    (code,) = (block["code"] for block in BLOCK.finditer(README) if block["kind"] == "js")
-    assert code in (REPOSITORY / "tests" / "node" / "client.mjs").read_text("utf-8")
+    assert code_of("js") in (REPOSITORY / "tests" / "node" / "client.mjs").read_text("utf-8")
 
 
 def test_the_settings_file_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = (block["code"] for block in BLOCK.finditer(README) if block["kind"] == "toml")
     for name in [name for name in os.environ if name.startswith("MLBUS_")]:
         monkeypatch.delenv(name)
     file = tmp_path / "mlbus.toml"
-    file.write_text(code)
+    file.write_text(code_of("toml"))
     settings = read_settings(file)
     assert all(load_catalogue(settings.catalogue).get(model).has_source for model in settings.models)
 
@@ -305,6 +203,10 @@ def settings_of(settings: type[BaseModel], prefix: str = "") -> Iterator[tuple[s
 
 def test_the_server_is_found_through_the_variables_named() -> None:
     assert names_in("variable") == {*_VARIABLES, "NATS_CONTEXT"}
+
+
+def test_the_roles_are_those_of_the_server() -> None:
+    assert names_in("role") == {*ROLES, "local"}
 
 
 def test_the_models_are_those_of_the_catalogue() -> None:

@@ -2,12 +2,14 @@
 
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as checks
 from hypothesis import strategies as st
+from nats_server import CONF
 
 from service.config import BadSettings, as_toml, read_settings
 
@@ -104,9 +106,34 @@ def test_a_variable_that_cannot_be_used_is_named(monkeypatch, name, told):
         read_settings()
 
 
-def test_the_passwords_of_the_server_are_no_settings(monkeypatch):
-    monkeypatch.setenv("MLBUS_WORKER_PASSWORD", "secret")
-    assert "secret" not in as_toml(read_settings())
+@pytest.mark.parametrize(
+    ("file", "variables", "flags", "embedded", "url"),
+    [
+        ("embedded_nats = true", {}, {}, True, None),
+        ("embedded_nats = true", {"NATS_URL": "a"}, {}, False, None),
+        ("embedded_nats = true", {"MLBUS_NATS_URL": "b"}, {}, False, "b"),
+        ("embedded_nats = true", {}, {"nats_url": "c"}, False, "c"),
+        ('nats_url = "d"', {"MLBUS_EMBEDDED_NATS": "1"}, {}, False, "d"),
+        ("", {"MLBUS_EMBEDDED_NATS": "1", "NATS_URL": "a"}, {}, False, None),
+        ("", {"NATS_URL": "a"}, {"embedded_nats": True, "nats_port": 4333}, True, None),
+        ('nats_url = "d"', {"MLBUS_NATS_URL": "b", "NATS_URL": "a"}, {"embedded_nats": True}, True, None),
+        ("embedded_nats = true", {}, {"embedded_nats": False}, False, None),
+        ("", {}, {"embedded_nats": False, "nats_url": "c"}, False, "c"),
+    ],
+)
+def test_a_server_is_started_or_joined(monkeypatch, file, variables, flags, embedded, url):
+    """`--embedded-nats` wins over every server named elsewhere; as a setting it gives way to each."""
+    monkeypatch.delenv("NATS_URL", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    settings = read_settings(written(file), **flags)
+    assert (settings.embedded_nats, settings.nats_url) == (embedded, url)
+
+
+def test_what_the_server_reads_is_no_setting_and_no_mistake(monkeypatch):
+    for name in re.findall(r"\$(MLBUS_\w+)", CONF.read_text("utf-8")):
+        monkeypatch.setenv(name, "secret")
+    assert "secret" not in as_toml(read_settings(data_dir=Path("var")))
 
 
 def test_the_defaults_are_given_back():
@@ -119,11 +146,9 @@ def test_the_defaults_are_given_back():
         {},
         optional={
             "nats_url": ODD_TEXT,
-            "embedded_nats": st.booleans(),
-            "nats_port": st.integers(0, 65535),
+            "threads": st.integers(1, 1024),
             "data_dir": ODD_TEXT.filter(lambda text: "\0" not in text).map(Path),
             "models": st.lists(ODD_TEXT, min_size=1, max_size=3).map(tuple),
-            "threads": st.integers(1, 1024),
             "grace_s": st.floats(0, math.inf, allow_nan=False),
             "limits": st.fixed_dictionaries({"requests": st.integers(1, 10**9)}),
             "batch": st.fixed_dictionaries({"overhead_tokens": st.integers(0, 9)}),

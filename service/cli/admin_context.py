@@ -1,0 +1,43 @@
+"""`mlbus admin context`: a role of nats-server.conf as a context of the nats command."""
+
+import os
+from pathlib import Path
+
+from ..bus.contexts import select_context, write_context
+from ..bus.credentials import FILE_NAME, Role, password
+from ..bus.settings import NatsSettings
+from .ask import silence_logs
+from .output import out, print_json
+
+TRY: dict[Role, str] = {
+    "client": "nats --context {name} req ml.embed hello",
+    "worker": "NATS_CONTEXT={name} mlbus serve",
+    "admin": "nats --context {name} stream ls",
+    "system": "nats --context {name} server list",
+}
+
+
+def write(
+    role: Role, name: str | None, url: str | None, data_dir: Path | None, *, select: bool, force: bool, as_json: bool
+) -> None:
+    """Write the role's context and say how to use it.
+
+    data_dir: where its password is; None: in the environment, or else in the folder that the settings name.
+    Raises BadBusSettings.
+    """
+    from ..config import read_settings
+
+    silence_logs()
+    name = name or f"mlbus-{role}"
+    mine = read_settings(data_dir=data_dir, nats_url=url)
+    secret = password(role, mine.data_dir / FILE_NAME, {} if data_dir else os.environ)
+    settings = NatsSettings.of_role(os.environ, role, secret, mine.nats_url)
+    content = {"description": f"mlbus: the role {role}", **settings.as_context()}
+    path = write_context(os.environ, name, content, force=force)
+    if select:
+        select_context(os.environ, name)
+    if as_json:
+        print_json({"context": name, "file": str(path), "url": settings.url, "user": role, "selected": select})
+        return
+    out.print(f"{path}: {role} at {settings.url}", markup=False, soft_wrap=True)
+    out.print(f"Try: {TRY[role].format(name=name)}", markup=False, soft_wrap=True)
