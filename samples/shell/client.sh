@@ -9,9 +9,9 @@ req() {
   nats req "$1" "$2" --raw --no-templates --timeout "${timeout}s" -H "Ml-Timeout-Ms:${timeout}000" "${@:3}"
 }
 
-# The command ends with 0 on an error, and prints its headers only without --raw: the body says the same.
+# The command ends with 0 on an error and on no reply, and with --raw prints no headers: the body says the same.
 checked() {
-  jq -e 'if .error then "\(.error.code) \(.error.message)\n" | halt_error else . end'
+  jq -n 'input | if .error then "\(.error.code) \(.error.message)\n" | halt_error else . end'
 }
 
 # generate BODY [PIECES]: prints the pieces of a text as they come, and how it ended. PIECES: cancel after so many.
