@@ -21,7 +21,7 @@ test: setup
 	$(BIN)/pytest
 
 test-clients: setup
-	$(MAKE) -C samples
+	$(MAKE) -C samples -j2
 	PATH="$(CURDIR)/build/bin:$$PATH" $(BIN)/pytest samples
 
 check: setup
