@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup run test check bench clean
+.PHONY: setup run test test-clients check bench clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,10 @@ run: setup
 test: setup
 	$(BIN)/pytest
 
+test-clients: setup
+	$(MAKE) -C samples -j2
+	PATH="$(CURDIR)/build/bin:$$PATH" $(BIN)/pytest samples
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -35,4 +39,5 @@ bench: setup
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage*
+	$(MAKE) -C samples clean
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -75,8 +75,29 @@ def test_the_metrics_are_those_that_a_worker_has(running: Checkout) -> None:
     assert names_in("metric") == {kind for kind in kinds if not kind.endswith("_created")}
 
 
-def test_the_node_code_is_that_of_the_tested_client() -> None:
-    assert code_of("js") in (REPOSITORY / "tests" / "node" / "client.mjs").read_text("utf-8")
+QUOTED = {
+    "py": ["python/vectors.py"],
+    "go": ["go/vectors/main.go"],
+    "js": ["node/client.mjs", "node/vectors.mjs"],
+    "rust": ["rust/src/bin/vectors.rs"],
+    "java": ["java/src/main/java/Vectors.java"],
+    "c": ["c/vectors.c"],
+}
+"""The samples of each kind of block that is quoted from them."""
+
+
+def test_code_of_the_samples_is_quoted_as_it_stands_there() -> None:
+    quotes = [(block.kind, block.code) for block in blocks(PAGE) if block.kind in QUOTED]
+    assert {kind for kind, _ in quotes} == set(QUOTED)
+    for kind, quote in quotes:
+        samples = [(REPOSITORY / "samples" / name).read_text("utf-8") for name in QUOTED[kind]]
+        assert any(stands_in(quote, sample) for sample in samples), quote
+
+
+def stands_in(quote: str, sample: str) -> bool:
+    """Whether its lines do, in their order, with others between them or not, and indented or not."""
+    lines = iter(line.strip() for line in sample.splitlines())
+    return all(line.strip() in lines for line in quote.splitlines())
 
 
 def test_the_settings_file_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
