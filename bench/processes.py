@@ -99,12 +99,14 @@ async def nats_connection() -> AsyncIterator[Client]:
 async def worker(
     nc: Client, env: Mapping[str, str] | None = None, command: Sequence[str | Path] = (BIN / "mlbus", "serve")
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A worker beside `nc` that answers discovery, with a data directory of its own."""
+    """A worker beside `nc` that answers discovery, with minilm and a data directory of its own unless `env` says
+    otherwise."""
     with tempfile.TemporaryDirectory() as data:
         settings = {
             "NATS_URL": url_of(nc),
             "MLBUS_DATA_DIR": data,
             "MLBUS_METRICS_PORT": "0",
+            "MLBUS_MODELS": "minilm",
             **(env or {}),
         }
         async with running(command, settings) as process:

@@ -1,0 +1,181 @@
+"""What is left of a worker's speed beside processes that spin, with OpenMP's threads waiting our way and its own.
+
+    python -m bench.contention [--rounds 10] [--seconds 3]
+
+Two workers over NATS, of which one computes at a time: ours, and one whose threads spin as long as libgomp lets them
+by default (GOMP_SPINCOUNT). In each round both are measured alone, beside one process and beside two.
+"""
+
+import argparse
+import asyncio
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from subjects.client import MLClient
+from subjects.generate import GenerateDone
+
+from . import corpus, report
+from .processes import nats_connection, worker
+
+PACKAGES = ("torch", "transformers", "nats-py")
+LIBGOMPS_OWN = "300000"
+"""GOMP_SPINCOUNT where nothing is said and there are no more threads than cores."""
+SPINNERS = (0, 1, 2)
+TARGETS = {1: 0.45, 2: 0.3}
+PROMPT = "Write a Python class for a bank account with deposit, withdraw and transfer."
+MANY_TOKENS = 2000
+
+Measure: TypeAlias = Callable[[MLClient, float], Awaitable[float]]
+
+
+@dataclass(slots=True)
+class Count:
+    """What came so far. begun: set once something did."""
+
+    value: int = 0
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, more: int) -> None:
+        """More came."""
+        self.value += more
+        self.begun.set()
+
+
+async def _rate(count: Count, tasks: Sequence[Awaitable[None]], seconds: float) -> float:
+    """How much came in a second, from the first that came on; the tasks are ended."""
+    running = [asyncio.ensure_future(task) for task in tasks]
+    try:
+        await count.begun.wait()
+        before, started = count.value, time.perf_counter()
+        await asyncio.sleep(seconds)
+        return (count.value - before) / (time.perf_counter() - started)
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+def generation(streams: int) -> Measure:
+    """Tokens a second of so many streams, each of a text that does not end meanwhile."""
+
+    async def stream(client: MLClient, count: Count) -> None:
+        turns = [{"role": "user", "content": PROMPT}]
+        options = {"max_tokens": MANY_TOKENS, "min_tokens": MANY_TOKENS, "logprobs": 0}
+        async with aclosing(client.stream(messages=turns, **options)) as frames:
+            async for frame in frames:
+                if not isinstance(frame, GenerateDone):
+                    count.add(len(frame.logprobs or ()))
+
+    async def measure(client: MLClient, seconds: float) -> float:
+        count = Count()
+        return await _rate(count, [stream(client, count) for _ in range(streams)], seconds)
+
+    return measure
+
+
+def embedding(callers: int) -> Measure:
+    """Texts a second of so many callers, each with one text at a time."""
+    texts = corpus.functions(256, seed=1)
+
+    async def call(client: MLClient, count: Count, first: int) -> None:
+        for place in range(first, sys.maxsize):
+            await client.embed(texts[place % len(texts)])
+            count.add(1)
+
+    async def measure(client: MLClient, seconds: float) -> float:
+        count = Count()
+        return await _rate(count, [call(client, count, 8 * first) for first in range(callers)], seconds)
+
+    return measure
+
+
+MEASURES: dict[str, Measure] = {
+    "generation, 1 stream, tokens/s": generation(1),
+    "generation, 8 streams, tokens/s": generation(8),
+    "embedding, 1 caller, texts/s": embedding(1),
+    "embedding, 32 callers, texts/s": embedding(32),
+}
+
+
+@contextmanager
+def spinning(count: int) -> Iterator[None]:
+    """So many processes that compute and never wait."""
+    spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.wait()
+
+
+@asynccontextmanager
+async def workers() -> AsyncIterator[dict[str, MLClient]]:
+    """A client of each worker, each on a server of its own."""
+    async with AsyncExitStack() as stack:
+        data = stack.enter_context(tempfile.TemporaryDirectory())
+        clients = {}
+        for name, spins in (("mlbus", None), ("libgomp's own", LIBGOMPS_OWN)):
+            nc = await stack.enter_async_context(nats_connection())
+            settings = {"MLBUS_MODELS": "minilm,smollm2", "MLBUS_DATA_DIR": data, "MLBUS_GENERATION__KV_GB": "0.5"}
+            await stack.enter_async_context(worker(nc, settings | ({"GOMP_SPINCOUNT": spins} if spins else {})))
+            clients[name] = MLClient(nc, timeout_s=600)
+        yield clients
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.contention")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=3, help="of each measurement")
+    return parser.parse_args()
+
+
+def _print_results(rates: dict[tuple[str, str, int], list[float]], names: Sequence[str]) -> None:
+    for what in MEASURES:
+        rows = [
+            [
+                name,
+                *(f"{statistics.median(rates[what, name, spinners]):.1f}" for spinners in SPINNERS),
+                *(f"{report.ratio(rates[what, name, spinners], rates[what, name, 0]):.2f}" for spinners in TARGETS),
+            ]
+            for name in names
+        ]
+        report.print_table([what, "alone", "beside 1", "beside 2", "share beside 1", "share beside 2"], rows)
+    ours, theirs = names
+    for what in MEASURES:
+        report.print_target(
+            f"{what}, alone, to libgomp's own", report.ratio(rates[what, ours, 0], rates[what, theirs, 0]), 0.95
+        )
+        for spinners, target in TARGETS.items():
+            share = report.ratio(rates[what, ours, spinners], rates[what, ours, 0])
+            report.print_target(f"{what}, share beside {spinners}", share, target)
+
+
+async def main() -> None:
+    """Measure, print the tables, then the targets."""
+    options = _parse()
+    report.print_setting("bench.contention", PACKAGES, rounds=f"{options.rounds}, {options.seconds:g} s each")
+    rates: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+    async with workers() as clients:
+        for measure in MEASURES.values():
+            for client in clients.values():
+                await measure(client, 1)
+        for _ in range(options.rounds):
+            for spinners in SPINNERS:
+                with spinning(spinners):
+                    for what, measure in MEASURES.items():
+                        for name, client in clients.items():
+                            rates[what, name, spinners].append(await measure(client, options.seconds))
+    _print_results(rates, list(clients))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
