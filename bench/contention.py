@@ -68,8 +68,8 @@ def generation(streams: int) -> Measure:
 
     async def stream(client: MLClient, count: Count) -> None:
         turns = [{"role": "user", "content": PROMPT}]
-        options = {"max_tokens": MANY_TOKENS, "min_tokens": MANY_TOKENS, "logprobs": 0}
-        async with aclosing(client.stream(messages=turns, **options)) as frames:
+        frames = client.stream(messages=turns, max_tokens=MANY_TOKENS, min_tokens=MANY_TOKENS, logprobs=0)
+        async with aclosing(frames):
             async for frame in frames:
                 if not isinstance(frame, GenerateDone):
                     count.add(len(frame.logprobs or ()))
