@@ -41,6 +41,7 @@ def _look(settings: Settings, timeout_s: float) -> list[Finding]:
         "Python": doctor_machine.python,
         "the libraries": doctor_machine.libraries,
         "torch and the device": doctor_machine.device,
+        "who else computes here": doctor_machine.load,
         "nats-server": doctor_machine.nats_server,
         "the ports": doctor_machine.ports,
         "NATS and its workers": lambda settings: nats(settings, timeout_s),

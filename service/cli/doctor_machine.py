@@ -3,6 +3,7 @@
 Knows no NATS connection (doctor_nats.py) and prints nothing (doctor.py). Imports torch only to look at it.
 """
 
+import os
 import platform
 import shutil
 import socket
@@ -30,6 +31,7 @@ Status: TypeAlias = Literal["ok", "warn", "fail"]
 LIBRARIES = (("sentence-transformers",), ("transformers",), ("onnxruntime-gpu", "onnxruntime"))
 LOW_DISK_BYTES, NO_DISK_BYTES = 5 * 2**30, 2**29
 PROBE_TIMEOUT_S = 0.3
+CROWDED_PERCENT = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,26 @@ def _threads(wanted: int | None, suits: int) -> Finding:
     if wanted and wanted > cores:
         return Finding("threads", "warn", f"{wanted} on {cores} cores", f"set threads to {suits} or leave it out")
     return Finding("threads", "ok", f"{wanted or suits} on {cores} cores")
+
+
+def load(_settings: Settings, pressure: Path = Path("/proc/pressure/cpu")) -> Iterator[Finding]:
+    """Whether more wants the cores than there are: how long processes waited for one, or else how many wanted one.
+
+    pressure: the kernel's file of the former, for a test.
+    """
+    with suppress(OSError, ValueError, IndexError):
+        waited = float(pressure.read_text().partition("avg60=")[2].split()[0])
+        found = f"processes waited for a core {waited:.0f} % of the last minute"
+        yield _load(found, crowded=waited >= CROWDED_PERCENT)
+        return
+    with suppress(OSError):
+        wanted, cores = os.getloadavg()[0], usable_cores()
+        yield _load(f"{wanted:.1f} processes wanted {cores} cores in the last minute", crowded=wanted > cores)
+
+
+def _load(found: str, *, crowded: bool) -> Finding:
+    advice = "text and vectors come slower beside others; give the worker cores of its own, or fewer threads"
+    return Finding("load", "warn" if crowded else "ok", found, advice if crowded else "")
 
 
 def nats_server(_settings: Settings) -> Iterator[Finding]:
