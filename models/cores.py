@@ -27,7 +27,7 @@ def spin_briefly(environ: MutableMapping[str, str] = os.environ) -> None:
     late. What the user has set wins."""
     if "OMP_WAIT_POLICY" not in environ:
         environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
-        environ.setdefault("KMP_BLOCKTIME", "0")  # of LLVM's and Intel's runtime, in milliseconds
+        environ.setdefault("KMP_BLOCKTIME", "1")  # of LLVM's and Intel's runtime, in milliseconds
 
 
 def _quotas(groups: Path, mount: Path) -> Iterator[float]:

@@ -52,17 +52,18 @@ def _make(spec: ModelSpec, source: Path, folder: Path) -> None:
     """Convert beside `folder`, then give the result its name. Raises ModelUnavailable, OSError."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder.parent)
-    discard(folder)
     temporary = temporary_name(folder)
     temporary.mkdir()
-    command = [sys.executable, "-m", __name__, str(source), str(temporary)]
+    command = [sys.executable, "-P", "-m", __name__, str(source), str(temporary)]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
         if done.returncode:
             said = done.stderr.strip().rpartition("\n")[2] or f"the conversion ended with {done.returncode}"
             raise ModelUnavailable(spec.id, f"{source.name} cannot be converted, {said}; {next_step(spec)}")
-        with suppress(FileExistsError):  # another process was first
-            publish_folder(temporary, folder)
+        if not _is_whole(spec, folder):  # no other process was faster
+            discard(folder)
+            with suppress(FileExistsError):
+                publish_folder(temporary, folder)
     finally:
         discard(temporary)
 

@@ -39,7 +39,7 @@ def memory_ceiling(allowed: int | None) -> Iterator[None]:
 def begin_again(folder: Path) -> NoReturn:
     """Do the step `train` of a run anew in this process's place: oneDNN computes nothing new once it lacked memory."""
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "models.training", "train", str(folder)])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "models.training", "train", str(folder)])
 
 
 def _reserved_bytes() -> int:

@@ -23,7 +23,7 @@ from models.training.progress import Event, Failed, read_event
 log = structlog.get_logger(__name__)
 
 Step: TypeAlias = Literal["collect", "train", "verify"]
-COMMAND = (sys.executable, "-m", "models.training")
+COMMAND = (sys.executable, "-P", "-m", "models.training")
 _LAUNCHER = Path(__file__).parent.parent / "bus" / "die_with_parent.py"
 _NICENESS = 10
 _GROUP_NICENESS = 19
