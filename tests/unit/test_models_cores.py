@@ -43,6 +43,16 @@ def test_the_quota_of_version_1_counts(
     assert usable_cores(tmp_path / "groups", tmp_path / "mount", cores=8) == expected
 
 
+@pytest.mark.parametrize("groups", [b"0::/\xff\n", b"garbage\n", b"1:cpu:/\n"])
+def test_files_that_cannot_be_read_limit_nothing(tmp_path: Path, groups: bytes) -> None:
+    (tmp_path / "groups").write_bytes(groups)
+    group = tmp_path / "mount" / "cpu"
+    group.mkdir(parents=True)
+    (group / "cpu.cfs_quota_us").write_text("1000\n")
+    (group / "cpu.cfs_period_us").write_text("0\n")
+    assert usable_cores(tmp_path / "groups", tmp_path / "mount", cores=3) == 3
+
+
 def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
     assert usable_cores(tmp_path / "none", tmp_path, cores=3) == 3
     assert usable_cores() >= 1
