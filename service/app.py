@@ -4,7 +4,7 @@ import functools
 import gc
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -37,7 +37,7 @@ from .handlers.similarity import SimilarityHandlers
 from .model_loader import ModelLoader, OnStep
 from .residency import Residency
 from .served import Facts, Model, Served, facts_of, generates
-from .stop import Stop, StoppedEarly, end_on_signals, unless_stopped
+from .stop import Stop, StoppedEarly, end_on_signals, end_soon, unless_stopped
 from .telemetry import Telemetry, configured_tracer
 from .work import BatchLimits
 
@@ -46,6 +46,8 @@ log = structlog.get_logger(__name__)
 BUDGET_TOKENS = {"cpu": 1024, "cuda": 16384}
 OVERHEAD_TOKENS = {"cpu": 32, "cuda": 256}
 WORKER_INBOX = "_INBOX_worker"
+LEAVING_S = 60.0
+"""How long a stop may take beyond the grace time: a job is handed back, a server stopped; more than that hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +75,19 @@ async def serve(
     of as the settings say. on_step hears what start-up is doing. Raises BusError or ModelError when it cannot start.
     """
     bound_arenas()
-    stop = Stop()
+    stop = Stop(settings.grace_s + LEAVING_S)
     end_on_signals(stop)
+    code = 1
     try:
-        async with worker(settings, stop, loaded, on_step, loader) as started:
-            on_ready(started)
-            await stop.asked.wait()
-        unfinished = started.residency.is_loading
-    except StoppedEarly:
-        unfinished = True
-    log.info("worker.stopped", code=stop.code)
-    if unfinished:
-        os._exit(stop.code)  # the thread that loads a model cannot be interrupted, and would keep the process
-    return stop.code
+        with suppress(StoppedEarly):
+            async with worker(settings, stop, loaded, on_step, loader) as started:
+                on_ready(started)
+                await stop.asked.wait()
+        code = stop.code
+        log.info("worker.stopped", code=code)
+    finally:
+        end_soon(code)
+    return code
 
 
 @asynccontextmanager
@@ -131,7 +133,7 @@ async def worker(
             for given in loaded:
                 residency.publish(given)
         else:
-            await device.run(loader.prepare)
+            await unless_stopped(stop, device.run(loader.prepare))
             await unless_stopped(stop, _load_first(residency, settings))
         gc.freeze()  # what is loaded stays: later collections need not walk through it
         endpoint = _endpoint(nc, residency, finetuning, settings, telemetry, worker_id)

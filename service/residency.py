@@ -90,11 +90,6 @@ class Residency:
             self._loading.close()
             self._fetching.close()
 
-    @property
-    def is_loading(self) -> bool:
-        """Whether a thread still loads or downloads: it cannot be stopped, and would hold up the process's end."""
-        return self._loading.is_busy or self._fetching.is_busy
-
     # Requests
 
     def embedder(self, model: str | None = None) -> AbstractAsyncContextManager[Embedder]:
