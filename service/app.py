@@ -1,9 +1,10 @@
 """The worker process: the only place where parts are wired. Contexts nest: leaving them is the shutdown order."""
 
+import asyncio
 import functools
 import gc
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -34,6 +35,7 @@ from .handlers.embed import EmbedHandlers
 from .handlers.generate import GenerateHandlers
 from .handlers.models import ModelHandlers
 from .handlers.similarity import SimilarityHandlers
+from .http_port import Health, serve_http
 from .model_loader import ModelLoader, OnStep
 from .residency import Residency
 from .served import Facts, Model, Served, facts_of, generates
@@ -59,6 +61,7 @@ class Started:
     models: Sequence[Facts]
     metrics_port: int | None
     residency: Residency
+    metrics_host: str = "127.0.0.1"
 
 
 async def serve(
@@ -106,7 +109,9 @@ async def worker(
     for model in (*settings.models, *settings.memory.pinned):
         catalogue.get(model)
     telemetry = Telemetry(configured_tracer())
+    health = Health()
     async with AsyncExitStack() as stack:
+        port = await _http_port(settings, telemetry, health, stack)
         server = await _server(settings, stack, stop, on_step)
         nats = server.settings("worker") if server else nats_settings(settings)
         on_step("connecting to NATS")
@@ -137,7 +142,7 @@ async def worker(
             await unless_stopped(stop, _load_first(residency, settings))
         gc.freeze()  # what is loaded stays: later collections need not walk through it
         endpoint = _endpoint(nc, residency, finetuning, settings, telemetry, worker_id)
-        port = _serve_metrics(settings, telemetry, stack)
+        health.not_ready = functools.partial(_not_ready, nc, endpoint)
         await stack.enter_async_context(serving(endpoint, settings.grace_s))
         await stack.enter_async_context(finetuning.working())
         if silent:
@@ -146,7 +151,7 @@ async def worker(
         present = [resident.serves.facts for resident in residency.registry]
         log.info("worker.ready", models={facts.model: facts.version for facts in present}, metrics_port=port)
         loader.on_step = lambda step: log.info("model.step_began", step=step)
-        yield Started(nats, server, present, port, residency)
+        yield Started(nats, server, present, port, residency, settings.metrics_host)
 
 
 def _note_denied(denied: Denied, silent: set[str]) -> None:
@@ -277,9 +282,19 @@ def _endpoint(
     return endpoint
 
 
-def _serve_metrics(settings: Settings, telemetry: Telemetry, stack: AsyncExitStack) -> int | None:
+async def _http_port(settings: Settings, telemetry: Telemetry, health: Health, stack: AsyncExitStack) -> int | None:
+    """The port of metrics and health, until the stack closes; None where the settings want none."""
     if settings.metrics_port < 0:
         return None
-    port, close = telemetry.serve(settings.metrics_port)
+    where = settings.metrics_host, settings.metrics_port
+    port, close = await asyncio.to_thread(serve_http, *where, telemetry.registry, health)
     stack.callback(close)
     return port
+
+
+def _not_ready(nc: Client, endpoint: Endpoint) -> Iterator[str]:
+    """Why the worker takes no requests now, a clause each."""
+    if not nc.is_connected:
+        yield "not connected to NATS"
+    if not endpoint.accepting:
+        yield "not subscribed: it starts, or drains"

@@ -135,7 +135,8 @@ class Settings(BaseSettings):
     )
     threads: int | None = Field(None, ge=1, le=1024, description="compute threads; absent: all cores but one past two")
     grace_s: float = Field(30.0, ge=0, description="seconds that requests in flight get at shutdown")
-    metrics_port: int = Field(9464, ge=-1, le=65535, description="Prometheus on loopback; 0: any free one; -1: none")
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="where metrics and health are served over HTTP")
+    metrics_port: int = Field(9464, ge=-1, le=65535, description="the port of both; 0: any free one; -1: none")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     limits: LimitSettings = LimitSettings()

@@ -165,11 +165,11 @@ def ports(settings: Settings) -> Iterator[Finding]:
         if port:
             yield _port(port, option, "NATS server")
     if settings.metrics_port > 0:
-        yield _port(settings.metrics_port, "--metrics-port", "worker's metrics")
+        yield _port(settings.metrics_port, "--metrics-port", "worker's metrics", settings.metrics_host)
 
 
-def _port(port: int, option: str, expected: str) -> Finding:
-    listener = _listener(port)
+def _port(port: int, option: str, expected: str, host: str = "127.0.0.1") -> Finding:
+    listener = _listener(host, port)
     if listener is None:
         return Finding(f"port {port}", "ok", "free")
     if listener == expected:
@@ -177,10 +177,10 @@ def _port(port: int, option: str, expected: str) -> Finding:
     return Finding(f"port {port}", "warn", f"another program listens ({listener})", f"choose another with {option}")
 
 
-def _listener(port: int) -> str | None:
-    """What listens on a port of loopback: nothing, or who it is by what it says. A NATS server speaks first."""
+def _listener(host: str, port: int) -> str | None:
+    """What listens on a port: nothing, or who it is by what it says. A NATS server speaks first."""
     try:
-        with socket.create_connection(("127.0.0.1", port), PROBE_TIMEOUT_S) as probe:
+        with socket.create_connection((host, port), PROBE_TIMEOUT_S) as probe:
             probe.settimeout(PROBE_TIMEOUT_S)
             try:
                 said = probe.recv(64)

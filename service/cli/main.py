@@ -151,11 +151,20 @@ def serve(
             metavar="N", help="Compute threads.", show_default="all cores but one past two", rich_help_panel=_LOADING
         ),
     ] = None,
+    metrics_host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST",
+            help="Where metrics and health are served over HTTP.",
+            show_default="127.0.0.1",
+            rich_help_panel=_WATCHING,
+        ),
+    ] = None,
     metrics_port: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Prometheus on loopback; 0: any free port.",
+            help="The port of both; 0: any free one.",
             show_default="9464",
             rich_help_panel=_WATCHING,
         ),
@@ -189,6 +198,7 @@ def serve(
         device=device,
         dtype=dtype,
         threads=threads,
+        metrics_host=metrics_host,
         metrics_port=metrics_port,
         log_format=log_format,
         log_level=log_level,

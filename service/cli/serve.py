@@ -125,4 +125,5 @@ def _facts(started: Started) -> Iterator[str]:
         yield f"  model        {facts.model}{default} on {facts.device} in {facts.dtype}, {facts.version}"
         yield from (f"  note         {facts.model} {note}" for note in facts.notes)
     if started.metrics_port is not None:
-        yield f"  metrics      http://127.0.0.1:{started.metrics_port}/metrics"
+        host = f"[{started.metrics_host}]" if ":" in started.metrics_host else started.metrics_host
+        yield f"  metrics      http://{host}:{started.metrics_port}/metrics, beside it /healthz and /readyz"
