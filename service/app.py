@@ -196,6 +196,8 @@ def _residency(
         return Embedder(encoder, device, _batch_limits(settings, encoder.device), telemetry)
 
     def died(error: BaseException) -> None:
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
         log.error("model.died", exc_info=error)
         stop.fail(error)
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import structlog
 
 from models.catalogue import Catalogue, Dtype, Form, Kind, ModelSpec, Quantization
-from models.errors import Crowded, ModelError, ModelUnavailable, OtherDimensions, OverBudget
+from models.errors import Crowded, DeviceFailed, ModelError, ModelUnavailable, OtherDimensions, OverBudget
 from models.registry import Registry, Resident
 from subjects import names
 from subjects.errors import InvalidField
@@ -46,7 +46,8 @@ ROOM_PATIENCE_S = 10.0
 class Residency:
     """The models of one worker. defaults: for each form of a request the id that serves those which name none.
 
-    serving makes of a loaded model what serves requests; on_died hears of one that stopped working by itself.
+    serving makes of a loaded model what serves requests; on_died hears of one that stopped working by itself,
+    and of a device that did.
     memory: which models stay, and whether a request may have one loaded.
     """
 
@@ -253,6 +254,8 @@ class Residency:
 
     def _failed(self, spec: ModelSpec, error: ModelError) -> None:
         log.warning("model.load_failed", model=spec.id, reason=str(error))
+        if isinstance(error, DeviceFailed):
+            self._on_died(error)
         # Room may come at any time, and looking for it costs little.
         if self.registry.current(spec.id) is None and not isinstance(error, OverBudget):
             self.registry.fail(spec.id, error)

@@ -246,6 +246,23 @@ async def test_a_busy_thread_holds_up_no_shutdown(nats_url, ml):
     assert await asyncio.wait_for(process.wait(), 20) == 0
 
 
+@pytest.mark.parametrize("ask", [MLClient.embed, MLClient.generate], ids=["vectors", "text"])
+async def test_a_worker_whose_device_fails_for_good_leaves_and_ends(nats_url, ml, ask):
+    """Its callers may ask another; a failure after which the device works ends nothing."""
+    ml._caller.retries = 0
+    process = await fake_process(nats_url, stderr=PIPE)
+    with pytest.raises(MLError):
+        await ask(ml, "poison")
+    with pytest.raises(Unavailable) as refused:
+        await ask(ml, "lost")
+    assert refused.value.retryable
+    _, logged = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 1
+    assert b"device 'cuda' has failed for good: CUDA error: device-side assert triggered; start the" in logged
+    with pytest.raises(Unavailable, match="no worker"):
+        await ask(ml, "after")
+
+
 async def test_a_drain_that_does_not_end_is_cut_off(nats_server):
     """Whatever hangs, as a hand-back to a server that is away may."""
     process = await fake_process(nats_server.url, "--hanging", stderr=PIPE, MLBUS_GRACE_S="0")
