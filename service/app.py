@@ -15,21 +15,21 @@ from nats.nuid import NUID
 
 from models.catalogue import FORMS, Catalogue, load_catalogue
 from models.encoders.base import Encoder
-from models.errors import ModelError
 from models.memory import bound_arenas
 
 from . import residents
+from .background import Background
 from .bus.causes import Denied
 from .bus.connection import connected
 from .bus.embedded import EmbeddedServer, EmbeddedSettings, embedded_server
 from .bus.errors import NotPermitted
 from .bus.settings import NatsSettings
 from .config import Settings
-from .departures import Loaded
 from .device_thread import DeviceThread
 from .embedder import Embedder
 from .endpoint import Endpoint, Limits, serving
 from .finetuning import Finetuning, set_up
+from .first_models import load_first, retry_missing
 from .generator import Generator
 from .handlers.embed import EmbedHandlers
 from .handlers.generate import GenerateHandlers
@@ -139,10 +139,13 @@ async def worker(
                 residency.publish(given)
         else:
             await unless_stopped(stop, device.run(loader.prepare))
-            await unless_stopped(stop, _load_first(residency, settings))
+            await unless_stopped(stop, load_first(residency, settings))
+            background = Background()
+            background.spawn(retry_missing(residency, settings), "retry_missing")
+            stack.push_async_callback(background.close)
         gc.freeze()  # what is loaded stays: later collections need not walk through it
         endpoint = _endpoint(nc, residency, finetuning, settings, telemetry, worker_id)
-        health.not_ready = functools.partial(_not_ready, nc, endpoint)
+        health.not_ready = functools.partial(_not_ready, nc, endpoint, residency)
         await stack.enter_async_context(serving(endpoint, settings.grace_s))
         await stack.enter_async_context(finetuning.working())
         if silent:
@@ -204,31 +207,6 @@ def _residency(
     return Residency(catalogue, loader, serving, catalogue.defaults(settings.models), died, settings.memory)
 
 
-async def _load_first(residency: Residency, settings: Settings) -> None:
-    """The models that the settings name, none at the cost of another. Raises ModelError."""
-    named = dict.fromkeys((*settings.models, *settings.memory.pinned))
-    loaded = [await _load(residency, model, settings) for model in named]
-    for resident in loaded:
-        await residency.load(resident.model, pin=resident.model in settings.memory.pinned)
-
-
-async def _load(residency: Residency, model: str, settings: Settings) -> Loaded:
-    """Load a model. Where the default for prompts cannot be, and nobody chose it, the next one in its place.
-
-    Raises ModelError.
-    """
-    try:
-        return await residency.load(model, pin=True)
-    except ModelError as error:
-        instead = residency.catalogue.default("prompt", without=model)
-        chosen = settings.models_are_chosen or model in settings.memory.pinned
-        if chosen or instead is None or model != residency.defaults["prompt"]:
-            raise
-        log.warning("model.replaced", model=model, prompts_are_served_by=instead.id, reason=str(error))
-        residency.defaults["prompt"] = instead.id
-        return await residency.load(instead.id, pin=True)
-
-
 def _batch_limits(settings: Settings, device: str) -> BatchLimits:
     kind = device.partition(":")[0]
     batch, limits = settings.batch, settings.limits
@@ -274,11 +252,12 @@ def _endpoint(
         routes=[route for family in families for route in family.routes()],
         limits=Limits(limits.requests, limits.request_bytes, limits.default_timeout_s),
         observer=telemetry,
-        metadata=lambda: residents.described(registry, residency.defaults),
+        metadata=lambda: residents.described(registry, residency.defaults, residency.missing),
         data=figures,
     )
     telemetry.gauge("mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls))
     telemetry.gauge("mlbus_request_bytes_in_flight", "Bytes of their bodies", lambda: endpoint.bytes_in_flight)
+    telemetry.gauge("mlbus_models_missing", "Models of the settings that cannot be had", lambda: len(residency.missing))
     for name, (help_text, read) in residents.GAUGES.items():
         telemetry.gauge(f"mlbus_{name}", help_text, functools.partial(read, registry))
     return endpoint
@@ -294,9 +273,11 @@ async def _http_port(settings: Settings, telemetry: Telemetry, health: Health, s
     return port
 
 
-def _not_ready(nc: Client, endpoint: Endpoint) -> Iterator[str]:
+def _not_ready(nc: Client, endpoint: Endpoint, residency: Residency) -> Iterator[str]:
     """Why the worker takes no requests now, a clause each."""
     if not nc.is_connected:
         yield "not connected to NATS"
     if not endpoint.accepting:
         yield "not subscribed: it starts, or drains"
+    for model in residency.missing.keys() & residency.defaults.values():
+        yield str(residency.missing[model])

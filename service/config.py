@@ -129,6 +129,7 @@ class Settings(BaseSettings):
         min_length=1,
         description="models to load at start; the first that takes a request serves it where it names none",
     )
+    strict: bool = Field(False, description="do not start without one of them, nor of those pinned")
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: CUDA, else CPU")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: as each model's entry says, for most bf16 where the device computes in it"
@@ -151,7 +152,7 @@ class Settings(BaseSettings):
 
     @property
     def models_are_chosen(self) -> bool:
-        """Whether somebody said which models to load: then each of them has to be had."""
+        """Whether somebody said which models to load: then no other takes the place of one that cannot be had."""
         return "models" in self.model_fields_set
 
     @property

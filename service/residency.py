@@ -48,7 +48,8 @@ class Residency:
 
     serving makes of a loaded model what serves requests; on_died hears of one that stopped working by itself,
     and of a device that did.
-    memory: which models stay, and whether a request may have one loaded.
+    memory: which models stay, and whether a request may have one loaded. missing: why a model that the settings name is
+    not there, until it is.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class Residency:
     ) -> None:
         self.catalogue = catalogue
         self.registry: Registry[Served] = Registry(functools.cache(loader.budget_bytes))
-        self.defaults = defaults
+        self.defaults = dict(defaults)
+        self.missing: dict[str, ModelError] = {}
+        self._stated_defaults = defaults
         self._loader = loader
         self._serving = serving
         self._on_died = on_died
@@ -123,6 +126,8 @@ class Residency:
             raise InvalidField(f"field 'model': model {model!r} {OTHERWISE[spec.kind]}")
         while (resident := self.registry.current(model)) is None:
             if not self._memory.load_on_demand:
+                if model in self.missing:
+                    raise self.missing[model].with_traceback(None)
                 loaded = ", ".join(other.model for other in self.registry) or "none"
                 reason = f"it is not loaded on this worker, which loads none on demand; loaded: {loaded}"
                 raise ModelUnavailable(model, reason)
@@ -282,6 +287,8 @@ class Residency:
         if replaced is not None:
             self.departures.free_unused(replaced)
         self._changed.set()
+        if self.missing.pop(facts.model, None):  # it serves what is its own again
+            self.defaults |= {form: model for form, model in self._stated_defaults.items() if model == facts.model}
         log.info(
             "model.loaded",
             model=facts.model,

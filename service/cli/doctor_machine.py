@@ -152,7 +152,8 @@ def _model(catalogue: Catalogue, model: str, settings: Settings) -> Finding:
     except ModelError as error:
         instead = catalogue.default("prompt", without=model)
         if settings.models_are_chosen or catalogue.defaults(settings.models)["prompt"] != model or not instead:
-            return Finding(name, "fail", str(error), "see the message")
+            without = "" if settings.strict else "; a worker with others starts without it, and tries again"
+            return Finding(name, "fail", str(error), f"see the message{without}")
         return Finding(name, "warn", str(error), f"see the message; {instead.id} serves prompts instead")
     return Finding(
         name, "ok", f"present, SHA-256 {digest[:12]}… " + ("as pinned" if spec.sha256 else "(none is pinned)")

@@ -133,6 +133,10 @@ def serve(
             rich_help_panel=_LOADING,
         ),
     ] = None,
+    strict: Annotated[
+        bool | None,
+        typer.Option("--strict/--no-strict", help="Do not start without one of them.", rich_help_panel=_LOADING),
+    ] = None,
     device: Annotated[
         DeviceName | None,
         typer.Option(help="auto: CUDA, else CPU.", show_default="auto", rich_help_panel=_LOADING),
@@ -195,6 +199,7 @@ def serve(
         nats_monitor_port=nats_monitor_port,
         data_dir=data_dir,
         models=tuple(model) if model else None,
+        strict=strict,
         device=device,
         dtype=dtype,
         threads=threads,

@@ -4,29 +4,16 @@ import asyncio
 import contextlib
 import socket
 import urllib.error
-import urllib.request
 
 import pytest
 from fake_encoder import FakeEncoder
 from fake_loader import FakeLoader
+from http_probe import asked, probe
 from workers import running_worker
 
 from service import http_port
 from service.config import BadSettings
 from subjects import MLClient
-
-
-def probe(port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
-    """The status and the body there."""
-    try:
-        with urllib.request.urlopen(f"http://{host}:{port}/{path}", timeout=20) as reply:
-            return reply.status, reply.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
-
-async def asked(port: int, path: str) -> tuple[int, str]:
-    return await asyncio.to_thread(probe, port, path)
 
 
 def free_port() -> int:
