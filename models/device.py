@@ -13,7 +13,7 @@ import torch
 
 from .catalogue import Dtype
 from .cores import usable_cores
-from .errors import DeviceUnavailable, OutOfDeviceMemory
+from .errors import DeviceFailed, DeviceUnavailable, OutOfDeviceMemory
 
 DeviceName: TypeAlias = Literal["auto", "cuda", "cpu"]
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -84,15 +84,26 @@ def configure_threads(threads: int) -> None:
 
 @contextmanager
 def memory_errors(device: str, model: str = "") -> Iterator[None]:
-    """Turn what torch raises when memory is short into OutOfDeviceMemory."""
+    """Turn what torch raises when memory is short into OutOfDeviceMemory, when the device is lost into DeviceFailed."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfDeviceMemory(device, model) from error
     except RuntimeError as error:  # the CPU allocator has no class of its own
+        require_working(device, error)
         if "can't allocate memory" not in str(error):
             raise
         raise OutOfDeviceMemory(device, model) from error
+
+
+def require_working(device: str, error: Exception) -> None:
+    """Raise DeviceFailed where a failure was one after which a GPU fails at everything: CUDA then repeats its error."""
+    if not device.startswith("cuda"):
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as repeated:
+        raise DeviceFailed(device, str(repeated).partition("\n")[0]) from error
 
 
 def describe(device: torch.device) -> DeviceReport:

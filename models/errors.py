@@ -95,6 +95,17 @@ class DeviceUnavailable(ModelError):
 
 
 @dataclass(eq=False)
+class DeviceFailed(ModelError):
+    """The device fails at whatever it is asked, until the process ends; `reason` is its driver's."""
+
+    device: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"device {self.device!r} has failed for good: {self.reason}; start the worker again"
+
+
+@dataclass(eq=False)
 class OutOfDeviceMemory(ModelError):
     """A forward pass did not fit, where a smaller batch may; or loading `model` did not."""
 

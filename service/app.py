@@ -1,10 +1,11 @@
 """The worker process: the only place where parts are wired. Contexts nest: leaving them is the shutdown order."""
 
+import asyncio
 import functools
 import gc
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,30 +15,31 @@ from nats.nuid import NUID
 
 from models.catalogue import FORMS, Catalogue, load_catalogue
 from models.encoders.base import Encoder
-from models.errors import ModelError
 from models.memory import bound_arenas
 
 from . import residents
+from .background import Background
 from .bus.causes import Denied
 from .bus.connection import connected
 from .bus.embedded import EmbeddedServer, EmbeddedSettings, embedded_server
 from .bus.errors import NotPermitted
 from .bus.settings import NatsSettings
 from .config import Settings
-from .departures import Loaded
 from .device_thread import DeviceThread
 from .embedder import Embedder
 from .endpoint import Endpoint, Limits, serving
 from .finetuning import Finetuning, set_up
+from .first_models import load_first, retry_missing
 from .generator import Generator
 from .handlers.embed import EmbedHandlers
 from .handlers.generate import GenerateHandlers
 from .handlers.models import ModelHandlers
 from .handlers.similarity import SimilarityHandlers
+from .http_port import Health, serve_http
 from .model_loader import ModelLoader, OnStep
 from .residency import Residency
 from .served import Facts, Model, Served, facts_of, generates
-from .stop import Stop, StoppedEarly, end_on_signals, unless_stopped
+from .stop import Stop, StoppedEarly, end_on_signals, end_soon, unless_stopped
 from .telemetry import Telemetry, configured_tracer
 from .work import BatchLimits
 
@@ -46,6 +48,8 @@ log = structlog.get_logger(__name__)
 BUDGET_TOKENS = {"cpu": 1024, "cuda": 16384}
 OVERHEAD_TOKENS = {"cpu": 32, "cuda": 256}
 WORKER_INBOX = "_INBOX_worker"
+LEAVING_S = 60.0
+"""How long a stop may take beyond the grace time: a job is handed back, a server stopped; more than that hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class Started:
     models: Sequence[Facts]
     metrics_port: int | None
     residency: Residency
+    metrics_host: str = "127.0.0.1"
 
 
 async def serve(
@@ -73,19 +78,19 @@ async def serve(
     of as the settings say. on_step hears what start-up is doing. Raises BusError or ModelError when it cannot start.
     """
     bound_arenas()
-    stop = Stop()
+    stop = Stop(settings.grace_s + LEAVING_S)
     end_on_signals(stop)
+    code = 1
     try:
-        async with worker(settings, stop, loaded, on_step, loader) as started:
-            on_ready(started)
-            await stop.asked.wait()
-        unfinished = started.residency.is_loading
-    except StoppedEarly:
-        unfinished = True
-    log.info("worker.stopped", code=stop.code)
-    if unfinished:
-        os._exit(stop.code)  # the thread that loads a model cannot be interrupted, and would keep the process
-    return stop.code
+        with suppress(StoppedEarly):
+            async with worker(settings, stop, loaded, on_step, loader) as started:
+                on_ready(started)
+                await stop.asked.wait()
+        code = stop.code
+        log.info("worker.stopped", code=code)
+    finally:
+        end_soon(code)
+    return code
 
 
 @asynccontextmanager
@@ -104,7 +109,9 @@ async def worker(
     for model in (*settings.models, *settings.memory.pinned):
         catalogue.get(model)
     telemetry = Telemetry(configured_tracer())
+    health = Health()
     async with AsyncExitStack() as stack:
+        port = await _http_port(settings, telemetry, health, stack)
         server = await _server(settings, stack, stop, on_step)
         nats = server.settings("worker") if server else nats_settings(settings)
         on_step("connecting to NATS")
@@ -131,11 +138,14 @@ async def worker(
             for given in loaded:
                 residency.publish(given)
         else:
-            await device.run(loader.prepare)
-            await unless_stopped(stop, _load_first(residency, settings))
+            await unless_stopped(stop, device.run(loader.prepare))
+            await unless_stopped(stop, load_first(residency, settings))
+            background = Background()
+            background.spawn(retry_missing(residency, settings), "retry_missing")
+            stack.push_async_callback(background.close)
         gc.freeze()  # what is loaded stays: later collections need not walk through it
         endpoint = _endpoint(nc, residency, finetuning, settings, telemetry, worker_id)
-        port = _serve_metrics(settings, telemetry, stack)
+        health.not_ready = functools.partial(_not_ready, nc, endpoint, residency)
         await stack.enter_async_context(serving(endpoint, settings.grace_s))
         await stack.enter_async_context(finetuning.working())
         if silent:
@@ -144,7 +154,7 @@ async def worker(
         present = [resident.serves.facts for resident in residency.registry]
         log.info("worker.ready", models={facts.model: facts.version for facts in present}, metrics_port=port)
         loader.on_step = lambda step: log.info("model.step_began", step=step)
-        yield Started(nats, server, present, port, residency)
+        yield Started(nats, server, present, port, residency, settings.metrics_host)
 
 
 def _note_denied(denied: Denied, silent: set[str]) -> None:
@@ -189,35 +199,12 @@ def _residency(
         return Embedder(encoder, device, _batch_limits(settings, encoder.device), telemetry)
 
     def died(error: BaseException) -> None:
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
         log.error("model.died", exc_info=error)
         stop.fail(error)
 
     return Residency(catalogue, loader, serving, catalogue.defaults(settings.models), died, settings.memory)
-
-
-async def _load_first(residency: Residency, settings: Settings) -> None:
-    """The models that the settings name, none at the cost of another. Raises ModelError."""
-    named = dict.fromkeys((*settings.models, *settings.memory.pinned))
-    loaded = [await _load(residency, model, settings) for model in named]
-    for resident in loaded:
-        await residency.load(resident.model, pin=resident.model in settings.memory.pinned)
-
-
-async def _load(residency: Residency, model: str, settings: Settings) -> Loaded:
-    """Load a model. Where the default for prompts cannot be, and nobody chose it, the next one in its place.
-
-    Raises ModelError.
-    """
-    try:
-        return await residency.load(model, pin=True)
-    except ModelError as error:
-        instead = residency.catalogue.default("prompt", without=model)
-        chosen = settings.models_are_chosen or model in settings.memory.pinned
-        if chosen or instead is None or model != residency.defaults["prompt"]:
-            raise
-        log.warning("model.replaced", model=model, prompts_are_served_by=instead.id, reason=str(error))
-        residency.defaults["prompt"] = instead.id
-        return await residency.load(instead.id, pin=True)
 
 
 def _batch_limits(settings: Settings, device: str) -> BatchLimits:
@@ -265,19 +252,32 @@ def _endpoint(
         routes=[route for family in families for route in family.routes()],
         limits=Limits(limits.requests, limits.request_bytes, limits.default_timeout_s),
         observer=telemetry,
-        metadata=lambda: residents.described(registry, residency.defaults),
+        metadata=lambda: residents.described(registry, residency.defaults, residency.missing),
         data=figures,
     )
     telemetry.gauge("mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls))
     telemetry.gauge("mlbus_request_bytes_in_flight", "Bytes of their bodies", lambda: endpoint.bytes_in_flight)
+    telemetry.gauge("mlbus_models_missing", "Models of the settings that cannot be had", lambda: len(residency.missing))
     for name, (help_text, read) in residents.GAUGES.items():
         telemetry.gauge(f"mlbus_{name}", help_text, functools.partial(read, registry))
     return endpoint
 
 
-def _serve_metrics(settings: Settings, telemetry: Telemetry, stack: AsyncExitStack) -> int | None:
+async def _http_port(settings: Settings, telemetry: Telemetry, health: Health, stack: AsyncExitStack) -> int | None:
+    """The port of metrics and health, until the stack closes; None where the settings want none."""
     if settings.metrics_port < 0:
         return None
-    port, close = telemetry.serve(settings.metrics_port)
+    where = settings.metrics_host, settings.metrics_port
+    port, close = await asyncio.to_thread(serve_http, *where, telemetry.registry, health)
     stack.callback(close)
     return port
+
+
+def _not_ready(nc: Client, endpoint: Endpoint, residency: Residency) -> Iterator[str]:
+    """Why the worker takes no requests now, a clause each."""
+    if not nc.is_connected:
+        yield "not connected to NATS"
+    if not endpoint.accepting:
+        yield "not subscribed: it starts, or drains"
+    for model in residency.missing.keys() & residency.defaults.values():
+        yield str(residency.missing[model])

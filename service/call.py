@@ -20,8 +20,6 @@ from .headers import read_headers
 
 MAX_UNSENT_BYTES = 1_048_576
 """How much may wait for the server to read it before a stream waits too: nats-py waits for ten seconds and goes on."""
-WIND_UP_S = 1.0
-"""How long a text whose time is up may take to tell how far it came: about a step, on its way already."""
 
 
 class Call:
@@ -106,14 +104,14 @@ class Call:
     def winding_up(self, wind_up: Callable[[FinishReason], None]) -> Iterator[None]:
         """Inside, a stream that is cancelled or at its deadline is told so, and comes to its end by itself.
 
-        wind_up: hears which of the two it is. For its end a stream may pass its deadline, by WIND_UP_S.
+        wind_up: hears which of the two it is. For its end a stream may pass its deadline, by names.WIND_UP_S.
         """
         if not self.framed:
             yield
             return
         self._wind_up = wind_up
         expiry = asyncio.get_running_loop().call_at(self.deadline, self._expire)
-        self.deadline += WIND_UP_S
+        self.deadline += names.WIND_UP_S
         if self.timer is not None:
             self.timer.reschedule(self.deadline)
         try:

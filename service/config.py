@@ -129,13 +129,15 @@ class Settings(BaseSettings):
         min_length=1,
         description="models to load at start; the first that takes a request serves it where it names none",
     )
+    strict: bool = Field(False, description="do not start without one of them, nor of those pinned")
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: CUDA, else CPU")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: as each model's entry says, for most bf16 where the device computes in it"
     )
     threads: int | None = Field(None, ge=1, le=1024, description="compute threads; absent: all cores but one past two")
     grace_s: float = Field(30.0, ge=0, description="seconds that requests in flight get at shutdown")
-    metrics_port: int = Field(9464, ge=-1, le=65535, description="Prometheus on loopback; 0: any free one; -1: none")
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="where metrics and health are served over HTTP")
+    metrics_port: int = Field(9464, ge=-1, le=65535, description="the port of both; 0: any free one; -1: none")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     limits: LimitSettings = LimitSettings()
@@ -150,7 +152,7 @@ class Settings(BaseSettings):
 
     @property
     def models_are_chosen(self) -> bool:
-        """Whether somebody said which models to load: then each of them has to be had."""
+        """Whether somebody said which models to load: then no other takes the place of one that cannot be had."""
         return "models" in self.model_fields_set
 
     @property

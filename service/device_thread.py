@@ -163,7 +163,7 @@ class DeviceThread:
                 self._share.waits(now)
 
     def close(self) -> None:
-        """Drop what has not begun. What runs finishes, and the process with it, but nobody waits here."""
+        """Drop what has not begun. What runs finishes, but nobody waits for it."""
         with self._lock:
             self._executor.shutdown(wait=False, cancel_futures=True)
             dropped = [*self._urgent.clear(), *self._others]

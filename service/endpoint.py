@@ -78,7 +78,7 @@ class Observer(Protocol):
 
 @dataclass(slots=True)
 class Endpoint:
-    """Subscribed routes and the calls in flight on them; made by `serving`."""
+    """Subscribed routes and the calls in flight on them; made by `serving`. accepting: whether it takes requests."""
 
     nc: Client
     worker_id: str
@@ -89,6 +89,7 @@ class Endpoint:
     data: Callable[[], Mapping[str, Any]]
     calls: dict[int, Call] = field(default_factory=dict)
     bytes_in_flight: int = 0
+    accepting: bool = False
     _serial: int = 0
     _service_s: float = 0.05
     _subscriptions: list[Any] = field(default_factory=list)
@@ -110,6 +111,7 @@ class Endpoint:
             self._subscriptions.append(await self.nc.subscribe(route.subject, route.queue, cb=accept))
         self._control += await micro.Discovery(self.nc, self.worker_id, described, self.metadata, self.data).subscribe()
         await settled(self.nc)
+        self.accepting = True
 
     async def _on_request(self, route: Route, counts: micro.Counts, msg: Msg) -> None:
         counts.requests += 1
@@ -207,6 +209,7 @@ class Endpoint:
 
     async def drain(self, grace_s: float) -> None:
         """Stop taking requests, finish those taken, answer what the grace time leaves with 503."""
+        self.accepting = False
         log.info("endpoint.draining", in_flight=len(self.calls), grace_s=grace_s)
         try:
             await self._fence()

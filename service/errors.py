@@ -11,6 +11,7 @@ _TABLE: dict[type[Exception], type[wire.MLError]] = {
     models.UnknownPrompt: wire.InvalidField,
     models.UnknownTask: wire.InvalidField,
     models.BadDimensions: wire.InvalidField,
+    models.DeviceFailed: wire.Unavailable,
     models.OutOfDeviceMemory: wire.OutOfMemory,
     models.OverBudget: wire.OutOfMemory,
     models.UnknownVersion: wire.NotFound,

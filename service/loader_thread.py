@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, TypeVarTuple, Unpack
+from typing import TypeVar, TypeVarTuple, Unpack
 
 ArgTs = TypeVarTuple("ArgTs")
 ResultT = TypeVar("ResultT")
@@ -25,25 +25,13 @@ class LoaderThread:
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=_step_back)
-        self._pending = 0
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether something runs or waits to."""
-        return self._pending > 0
 
     async def run(self, function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs) -> ResultT:
         """The function's result, or its exception. A caller that is cancelled does not stop a function that runs."""
-        self._pending += 1
-        future = self._executor.submit(_guarded, functools.partial(function, *arguments))
-        future.add_done_callback(self._ended)
-        return await asyncio.wrap_future(future)
-
-    def _ended(self, _: Any) -> None:
-        self._pending -= 1
+        return await asyncio.wrap_future(self._executor.submit(_guarded, functools.partial(function, *arguments)))
 
     def close(self) -> None:
-        """Drop what has not begun. What runs finishes, and the process with it, but nobody waits here."""
+        """Drop what has not begun. What runs finishes, but nobody waits for it."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from models import hub, memory
 from models.cache import LoadCache
-from models.catalogue import Dtype, ModelSpec, Quantization
+from models.catalogue import Dtype, GraphDtype, ModelSpec, Quantization
 from models.generation.base import EngineLimits
 from models.versions import version_folder
 
@@ -53,12 +53,16 @@ class ModelLoader:
 
     def fetch(self, spec: ModelSpec) -> None:
         """Download a model that is not on this machine, from any thread. Raises ModelError."""
-        from models.loader import graph_dtype
-
-        graph = graph_dtype(spec, self.options(spec, Choice()))
+        graph = self.graph(spec, self.options(spec, Choice()))
         if not hub.is_present(spec, graph):
             self.on_step(f"downloading {spec.id}")
             hub.locate(spec, True, graph)
+
+    def graph(self, spec: ModelSpec, options: "LoadOptions") -> GraphDtype | None:
+        """Which ONNX graph is loaded, None where torch runs the model. Raises DeviceUnavailable."""
+        from models.loader import graph_dtype
+
+        return graph_dtype(spec, options)
 
     def options(self, spec: ModelSpec, choice: Choice) -> "LoadOptions":
         """How a model is loaded. Raises UnknownVersion."""

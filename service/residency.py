@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import structlog
 
 from models.catalogue import Catalogue, Dtype, Form, Kind, ModelSpec, Quantization
-from models.errors import Crowded, ModelError, ModelUnavailable, OtherDimensions, OverBudget
+from models.errors import Crowded, DeviceFailed, ModelError, ModelUnavailable, OtherDimensions, OverBudget
 from models.registry import Registry, Resident
 from subjects import names
 from subjects.errors import InvalidField
@@ -46,8 +46,10 @@ ROOM_PATIENCE_S = 10.0
 class Residency:
     """The models of one worker. defaults: for each form of a request the id that serves those which name none.
 
-    serving makes of a loaded model what serves requests; on_died hears of one that stopped working by itself.
-    memory: which models stay, and whether a request may have one loaded.
+    serving makes of a loaded model what serves requests; on_died hears of one that stopped working by itself,
+    and of a device that did.
+    memory: which models stay, and whether a request may have one loaded. missing: why a model that the settings name is
+    not there, until it is.
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class Residency:
     ) -> None:
         self.catalogue = catalogue
         self.registry: Registry[Served] = Registry(functools.cache(loader.budget_bytes))
-        self.defaults = defaults
+        self.defaults = dict(defaults)
+        self.missing: dict[str, ModelError] = {}
+        self._stated_defaults = defaults
         self._loader = loader
         self._serving = serving
         self._on_died = on_died
@@ -89,11 +93,6 @@ class Residency:
                 await resident.serves.stop()
             self._loading.close()
             self._fetching.close()
-
-    @property
-    def is_loading(self) -> bool:
-        """Whether a thread still loads or downloads: it cannot be stopped, and would hold up the process's end."""
-        return self._loading.is_busy or self._fetching.is_busy
 
     # Requests
 
@@ -127,6 +126,8 @@ class Residency:
             raise InvalidField(f"field 'model': model {model!r} {OTHERWISE[spec.kind]}")
         while (resident := self.registry.current(model)) is None:
             if not self._memory.load_on_demand:
+                if model in self.missing:
+                    raise self.missing[model].with_traceback(None)
                 loaded = ", ".join(other.model for other in self.registry) or "none"
                 reason = f"it is not loaded on this worker, which loads none on demand; loaded: {loaded}"
                 raise ModelUnavailable(model, reason)
@@ -258,6 +259,8 @@ class Residency:
 
     def _failed(self, spec: ModelSpec, error: ModelError) -> None:
         log.warning("model.load_failed", model=spec.id, reason=str(error))
+        if isinstance(error, DeviceFailed):
+            self._on_died(error)
         # Room may come at any time, and looking for it costs little.
         if self.registry.current(spec.id) is None and not isinstance(error, OverBudget):
             self.registry.fail(spec.id, error)
@@ -284,6 +287,8 @@ class Residency:
         if replaced is not None:
             self.departures.free_unused(replaced)
         self._changed.set()
+        if self.missing.pop(facts.model, None):  # it serves what is its own again
+            self.defaults |= {form: model for form, model in self._stated_defaults.items() if model == facts.model}
         log.info(
             "model.loaded",
             model=facts.model,

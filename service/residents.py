@@ -1,5 +1,6 @@
 """What is in memory, as discovery, statistics and metrics tell it."""
 
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
@@ -12,6 +13,7 @@ from .served import Served
 
 Residents: TypeAlias = Registry[Served]
 
+REASON_CHARS = 300
 DOING = ("running", "waiting", "waiting_tokens", "kv_used_bytes", "kv_bytes", "preempted")
 
 
@@ -32,8 +34,11 @@ def memory_bytes(residents: Residents) -> int:
     return sum(resident.memory_bytes for resident in residents.everything())
 
 
-def described(residents: Residents, defaults: Mapping[Form, str]) -> dict[str, str]:
-    """What takes requests, in which version and where, and which of them those that name none."""
+def described(residents: Residents, defaults: Mapping[Form, str], missing: Mapping[str, Exception]) -> dict[str, str]:
+    """What takes requests, in which version and where, and which of them those that name none; what is missing and why.
+
+    Reasons are cut: INFO stays small.
+    """
     return {
         "models": ",".join(resident.model for resident in residents),
         "default_model": defaults["embedding"],
@@ -41,6 +46,7 @@ def described(residents: Residents, defaults: Mapping[Form, str]) -> dict[str, s
         "default_chat_model": defaults["messages"],
         "default_fim_model": defaults["fim"],
         **{f"model.{resident.model}": f"{resident.version} on {resident.device}" for resident in residents},
+        **{f"missing.{model}": textwrap.shorten(str(error), REASON_CHARS) for model, error in missing.items()},
     }
 
 

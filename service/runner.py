@@ -9,7 +9,7 @@ from typing import Protocol
 import structlog
 
 from models.encoders.base import Encoder, batch_tokens
-from models.errors import OutOfDeviceMemory
+from models.errors import DeviceFailed, OutOfDeviceMemory
 from subjects.errors import DeadlinePassed
 
 from .device_thread import DeviceThread
@@ -62,6 +62,8 @@ class Runner:
         give_way = None if urgent else self._device.yield_point
         try:
             ran = await self._device.run(forward, self.encoder, batch, give_way, urgent=urgent)
+        except DeviceFailed:
+            raise  # ends the batcher, and with it the worker
         except OutOfDeviceMemory as error:
             if not urgent:
                 return await self._shrink(batch, answer, error)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import structlog
 
+from models.errors import DeviceFailed
 from models.generation.base import GenerationEngine
 from models.generation.errors import DuplicateRequest, EngineFull
 from models.generation.request import Finished, FinishReason, Piece, Request, Usage
@@ -141,6 +142,8 @@ class Stepper:
         self._wanted.set()
 
     def _tell(self, turn: Turn) -> None:
+        if isinstance(turn.failure, DeviceFailed):
+            raise turn.failure  # ends the stepping, and with it the worker
         for asked, refusal in turn.added:
             self._admit(asked, refusal)
         for event in turn.events:

@@ -1,8 +1,10 @@
 """When the process should end: asked by a signal, or because something that it stands on has failed."""
 
 import asyncio
+import faulthandler
 import os
 import signal
+import threading
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -13,22 +15,33 @@ log = structlog.get_logger(__name__)
 
 ResultT = TypeVar("ResultT")
 
+AT_EXIT_S = 3.0
+"""How long what runs at the interpreter's end may take, such as sending the last traces."""
+LONGEST_S = 1e6
+
 
 @dataclass(slots=True)
 class Stop:
-    """Whether the process should end, and with which exit code."""
+    """Whether the process should end, and with which exit code.
 
+    within_s: how long it may take over that; past it the process tells where each thread is and ends with code 1.
+    None: as long as it takes.
+    """
+
+    within_s: float | None = None
     code: int = 0
     asked: asyncio.Event = field(default_factory=asyncio.Event)
 
     def ask(self) -> None:
+        if self.within_s is not None and not self.asked.is_set():
+            faulthandler.dump_traceback_later(min(self.within_s, LONGEST_S), exit=True)
         self.asked.set()
 
     def fail(self, reason: object) -> None:
         """End with a non-zero exit code, so that a supervisor starts the worker again."""
         log.error("worker.failed", reason=str(reason))
         self.code = 1
-        self.asked.set()
+        self.ask()
 
 
 class StoppedEarly(Exception):
@@ -44,6 +57,13 @@ async def unless_stopped(stop: Stop, starting: Coroutine[Any, Any, ResultT]) -> 
         task.cancel()
         raise StoppedEarly
     return task.result()
+
+
+def end_soon(code: int) -> None:
+    """End the process in a moment although a thread is busy, which cannot be interrupted: Python would wait for it."""
+    timer = threading.Timer(AT_EXIT_S, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
 
 
 def end_on_signals(stop: Stop) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 from opentelemetry import propagate, trace
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from subjects import names
 from subjects.errors import MLError
@@ -117,24 +117,6 @@ class Telemetry:
             record_exception=False,
         ):
             yield
-
-    def serve(self, port: int) -> tuple[int, Callable[[], None]]:
-        """Answer Prometheus on loopback; a free port where that one is taken, as by another worker of this machine.
-
-        -> the port in use, and what closes it.
-        """
-        try:
-            server, thread = start_http_server(port, "127.0.0.1", self.registry)
-        except OSError as error:
-            log.warning("metrics.port_taken", port=port, reason=str(error))
-            server, thread = start_http_server(0, "127.0.0.1", self.registry)
-
-        def close() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        return server.server_port, close
 
 
 def configured_tracer() -> trace.Tracer | None:

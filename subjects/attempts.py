@@ -17,9 +17,9 @@ class Attempts:
         self._left = retries
         self._pause_s = FIRST_PAUSE_S
 
-    def left_s(self) -> float:
-        """Seconds until the deadline. Raises DeadlinePassed."""
-        left = self._deadline - time.monotonic()
+    def left_s(self, more_s: float = 0.0) -> float:
+        """Seconds until so long after the deadline. Raises DeadlinePassed."""
+        left = self._deadline + more_s - time.monotonic()
         if left <= 0:
             raise DeadlinePassed("the call's time is up")
         return left

@@ -69,7 +69,10 @@ class Caller:
         return found
 
     async def stream(self, subject: str, request: BaseModel, timeout_s: float | None) -> AsyncGenerator[Frame, None]:
-        """The frames of a streamed reply, retried until the first one is there; closing early tells the worker."""
+        """The frames of a streamed reply, retried until the first one is there; closing early tells the worker.
+
+        Once it has begun its end may come WIND_UP_S after timeout_s.
+        """
         body = _body(request)
         attempts = self._attempts(timeout_s)
         started = False
@@ -121,7 +124,8 @@ class Caller:
             async with inbox(self._nc) as (reply, messages):
                 await self._nc.publish(subject, body, reply=reply, headers=headers)
                 for seq in itertools.count():
-                    message = await _next_message(messages, subject, attempts.left_s())
+                    left_s = attempts.left_s(names.WIND_UP_S if seq else 0.0)
+                    message = await _next_message(messages, subject, left_s)
                     if refusal := _error_in(message):
                         ended = True
                         raise refusal

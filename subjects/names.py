@@ -58,6 +58,8 @@ TEXT = "text/plain"
 
 MAX_TIMEOUT_S = 900
 """The longest a request may take: as long as nats-server.conf lets a worker answer one."""
+WIND_UP_S = 1.0
+"""How long after its deadline a stream of text may tell how far it came: about a step, on its way already."""
 
 
 def cancel_subject(request_id: str) -> str:

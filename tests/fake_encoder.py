@@ -1,6 +1,7 @@
 """A tiny deterministic encoder for tests of everything around a model, with faults on demand.
 
-One token a word. A text's vector depends on its words only. Words with a meaning: `poison` raises, `nan` gives NaN.
+One token a word. A text's vector depends on its words only. Words with a meaning: `poison` raises, `nan` gives NaN,
+`lost` has the device fail for good.
 """
 
 import hashlib
@@ -11,13 +12,13 @@ import numpy as np
 
 from models.encoders.base import TextOptions, Tokens, Vectors, batch_tokens
 from models.encoders.choices import Choices
-from models.errors import OutOfDeviceMemory, TextTooLong
+from models.errors import DeviceFailed, OutOfDeviceMemory, TextTooLong
 
 DIMENSIONS = 8
 MAX_TOKENS = 64
-POISON, NAN = 1, 2
+POISON, NAN, LOST = 1, 2, 3
 QUERY = Choices(prompts={"query": "query: "})
-_IDS = {"poison": POISON, "nan": NAN}
+_IDS = {"poison": POISON, "nan": NAN, "lost": LOST}
 
 
 def word_id(word: str) -> int:
@@ -110,6 +111,8 @@ class FakeEncoder:
         self.ended.append(lengths)
         if any(POISON in tokens.ids for tokens in batch):
             raise RuntimeError("poisoned")
+        if any(LOST in tokens.ids for tokens in batch):
+            raise DeviceFailed("cuda", "CUDA error: device-side assert triggered")
         return np.stack([vector_of(tokens.ids) * (np.nan if NAN in tokens.ids else 1) for tokens in batch])
 
     def close(self) -> None:

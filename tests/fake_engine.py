@@ -1,7 +1,8 @@
 """A tiny deterministic generation engine for tests of everything around one, with faults on demand.
 
 A token a word; each step gives every running request its next one. A prompt is completed with ` 0 1 2 …`, or with what
-`scripts` holds for it. Words of a prompt with a meaning: `poison` fails its request, `break` makes a step raise.
+`scripts` holds for it. Words of a prompt with a meaning: `poison` fails its request, `break` makes a step raise,
+`lost` has the device fail for good.
 """
 
 import threading
@@ -9,6 +10,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, replace
 
+from models.errors import DeviceFailed
 from models.generation.base import (
     Chat,
     EngineFacts,
@@ -159,6 +161,8 @@ class FakeEngine:
             self._running[text.request.id] = text
         if any("break" in self._prompt(text) for text in self._running.values()):
             raise RuntimeError("the step broke")
+        if any("lost" in self._prompt(text) for text in self._running.values()):
+            raise DeviceFailed("cuda", "CUDA error: device-side assert triggered")
         self.steps.append(len(self._running))
         if self._running and self._steps_until_held:
             self._steps_until_held -= 1

@@ -25,7 +25,8 @@ TASK_VECTORS = _rng.standard_normal((TASKS, DIMENSIONS)).astype(np.float32)
 class TinyGraph:
     """What to build. `task_shape` None: no task_id; `mask`: its type, where not `integer`; `extra`: further inputs,
     read by nobody; `output`: the name of the hidden states; `pooled_as`: that of their maximum; `hungry`: asks for
-    petabytes from the second text on.
+    petabytes from the second text on; `quantized`: what comes before the tanh has 8 bits, on a scale that the largest
+    value of the batch sets.
     """
 
     task_shape: list[int] | None = field(default_factory=list)
@@ -38,6 +39,7 @@ class TinyGraph:
     pooled_as: str | None = None
     rank_declared: bool = True
     hungry: bool = False
+    quantized: bool = False
 
 
 def hidden_states(ids: list[int], task: int | None) -> np.ndarray:
@@ -103,6 +105,13 @@ def _model(tiny: TinyGraph) -> onnx.ModelProto:
         nodes += _petabytes_from_the_second_text_on(number)
         nodes.append(node("Add", [inner, "nothing"], ["fed"]))
         inner = "fed"
+    if tiny.quantized:
+        nodes += [
+            node("Pow", [inner, "five"], ["wide"]),
+            node("DynamicQuantizeLinear", ["wide"], ["bytes", "scale", "shift"]),
+            node("DequantizeLinear", ["bytes", "scale", "shift"], ["rounded"]),
+        ]
+        inner = "rounded"
     nodes.append(node("Tanh", [inner], [tiny.output]))
     if tiny.pooled_as is not None:
         # Not the mean, so that a test sees who pooled.
@@ -115,6 +124,7 @@ def _model(tiny: TinyGraph) -> onnx.ModelProto:
         "huge": np.array([1 << 50]),
         "one": np.array([1]),
         "zero": np.array([0]),
+        "five": np.array(5, np.float32),
     }
     used = {name for each in nodes for name in each.input}
     initializers = [numpy_helper.from_array(value, name) for name, value in constants.items() if name in used]

@@ -1,7 +1,8 @@
-"""A worker process on fake models, for tests that end one: `python serve_fake.py URL [LEVEL] [--held] [--loading]`.
+"""A worker process on fake models, for tests that end one: `python serve_fake.py URL [LEVEL] [--OPTION …]`.
 
 It prints `ready` once it serves. held: no pass and no step ever ends, so that what is admitted stays in flight.
-loading: other models are known, and never get loaded.
+loading: other models are known, and never get loaded. hanging: once it is told to stop it does not get through, and has
+a second for it.
 """
 
 import argparse
@@ -13,8 +14,10 @@ from fake_encoder import FakeEncoder
 from fake_engine import FakeEngine
 from workers import clean_environment
 
+import service.app
 from service.app import serve
 from service.config import Settings
+from service.endpoint import Endpoint
 from service.telemetry import configure_logging
 
 
@@ -34,12 +37,16 @@ def main() -> int:
     parser.add_argument("level", nargs="?", default="warning")
     parser.add_argument("--held", action="store_true")
     parser.add_argument("--loading", action="store_true")
+    parser.add_argument("--hanging", action="store_true")
     chosen = parser.parse_args()
     configure_logging("auto", chosen.level)
     loaded = [FakeEncoder(), FakeEngine()]
     if chosen.held:
         for model in loaded:
             model.gate.clear()
+    if chosen.hanging:
+        service.app.LEAVING_S = 1.0
+        Endpoint.drain = lambda self, grace_s: asyncio.Event().wait()
     loader = None
     if chosen.loading:
         from fake_loader import FakeLoader

@@ -49,13 +49,18 @@ class OnnxEncoder:
         self._inputs = GraphInputs(spec, graph, facts.pad_id)
         self._graph: Graph | None = graph
         trials = [self._trial(graph, task) for task in self.tasks or [None]]
-        self._output, self.dimensions, pooled = chosen_output(spec, trials[0])
+        self._output, width, pooled = chosen_output(spec, trials[0])
+        self.dimensions = min(width, facts.truncate_dim or width)
         if self._output != POOLED:
             facts.require_complete()
         self._pooling = None if pooled else facts.pooling()
         if spec.dimensions not in (None, self.dimensions):
             reason = f"its entry says {spec.dimensions} dimensions, its graph gives {self.dimensions}"
             raise ModelUnavailable(spec.id, f"{reason}; correct `dimensions` in its entry")
+
+    def run_alone(self) -> None:
+        """Run each text of a batch by itself from now on, as a graph needs whose vectors depend on the others."""
+        self.packed = True
 
     def close(self) -> None:
         """See Encoder.close."""
@@ -73,8 +78,8 @@ class OnnxEncoder:
         """See Encoder.encode. A session cannot be stopped between layers. A text without any token gets zeros."""
         vectors = np.zeros((len(batch), self.dimensions), dtype=np.float32)
         filled = [i for i, tokens in enumerate(batch) if len(tokens)]
-        if filled:
-            vectors[filled] = self._forward([batch[i] for i in filled])
+        for run in [[i] for i in filled] if self.packed else [filled] if filled else []:
+            vectors[run] = self._forward([batch[i] for i in run])
         return vectors
 
     def _trial(self, graph: Graph, task: str | None) -> dict[str, Array]:
@@ -86,7 +91,8 @@ class OnnxEncoder:
         if self._graph is None:
             raise RuntimeError(f"model {self.model!r} was closed")
         (output,) = self._graph.run(self._inputs.arrays(batch), [self._output])
-        return output if self._pooling is None else self._pooling(output, batch)
+        vectors: Vectors = output if self._pooling is None else self._pooling(output, batch)
+        return vectors[:, : self.dimensions]
 
 
 def _require_own(spec: ModelSpec) -> None:

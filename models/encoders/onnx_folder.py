@@ -58,6 +58,11 @@ class OnnxFolder:
         return min(believed)
 
     @property
+    def truncate_dim(self) -> int | None:
+        """To which length its vectors are cut, where the folder says so. Raises ModelUnavailable where that is none."""
+        return self._limit("config_sentence_transformers.json", "truncate_dim")
+
+    @property
     def pad_id(self) -> int:
         """The id that fills up short texts; some graphs know by it what is padded."""
         if self.tokenizer.padding is not None:
@@ -92,7 +97,7 @@ class OnnxFolder:
         return positions and max(1, positions - POSITIONS_LOST.get(str(self._config.get("model_type")), 0))
 
     def _limit(self, file: str, field: str) -> int | None:
-        """A maximum length that a file states. Raises ModelUnavailable where it is none."""
+        """A length that a file states. Raises ModelUnavailable where it is none."""
         found = self._json(file).get(field)
         if found is None or (isinstance(found, int | float) and found >= LONGEST_BELIEVED):
             return None

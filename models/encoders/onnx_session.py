@@ -15,7 +15,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ..catalogue import GraphDtype, ModelSpec
-from ..errors import ModelUnavailable, OutOfDeviceMemory
+from ..device import require_working
+from ..errors import DeviceFailed, ModelUnavailable, OutOfDeviceMemory
 from ..weights import next_step, weight_files
 
 Array: TypeAlias = NDArray[Any]
@@ -87,7 +88,7 @@ class Graph:
         try:
             with _memory_errors(device, self._spec.id):
                 yield
-        except OutOfDeviceMemory:
+        except (OutOfDeviceMemory, DeviceFailed):
             raise
         except Exception as error:  # its exceptions have no common base
             reason = textwrap.shorten(NOISE.sub("", str(error)), 200)
@@ -126,10 +127,12 @@ def _providers(options: OnnxOptions) -> list[Any]:
 
 @contextmanager
 def _memory_errors(device: str, model: str = "") -> Iterator[None]:
-    """Turn what ONNX Runtime raises when memory is short, for which it has no class, into OutOfDeviceMemory."""
+    """Turn what ONNX Runtime raises when memory is short, for which it has no class, into OutOfDeviceMemory, and when
+    the device is lost into DeviceFailed."""
     try:
         yield
     except Exception as error:
+        require_working(device, error)
         if not isinstance(error, MemoryError) and not SHORT_OF_MEMORY.search(str(error)):
             raise
         raise OutOfDeviceMemory(device, model) from error

@@ -32,7 +32,8 @@ class TorchEncoder:
     """An Encoder over a sentence-transformers model, which it takes over: quantised if asked, moved to `device`.
 
     The transformer runs in the dtype in which it was read; what follows it (pooling, dense layers) in float32. A
-    trailing Normalize is left to `finish`, which has to normalise after cutting anyway.
+    trailing Normalize is left to `finish`, which has to normalise after cutting anyway. Vectors are as long as
+    the folder's `truncate_dim` says, where it says so.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class TorchEncoder:
             features["prompt_length"] = batch[0].prompt_tokens
         for module in self._head:
             features = module(features)
-        vectors: Vectors = features["sentence_embedding"].cpu().numpy()
+        vectors: Vectors = features["sentence_embedding"][:, : self.dimensions].cpu().numpy()
         return vectors
 
     def _packed(self, batch: Sequence[Tokens]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..device import require_working
 from . import sampling
 from .base import EngineFacts, EngineLimits, EngineLoad, Prompt, PromptTokens
 from .beam_group import BeamGroup
@@ -221,6 +222,7 @@ class Engine:
         self._finish(first, best.reason, end)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
+        require_working(self.facts.device, error)
         sequence.output = None  # it may be what failed
         self._finish(sequence, "error", error=error)
 

@@ -104,7 +104,9 @@ def _held(data_dir: Path) -> Iterator[int]:
         data_dir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(data_dir / "nats-server.lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as e:
-        raise BadBusSettings(str(data_dir), f"cannot hold the server's files: {e.strerror}") from None
+        raise BadBusSettings(
+            str(data_dir), f"cannot hold the server's files: {e.strerror}; choose another folder with --data-dir"
+        ) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

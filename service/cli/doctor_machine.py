@@ -177,7 +177,8 @@ def _model(catalogue: Catalogue, model: str, settings: Settings) -> Finding:
     except ModelError as error:
         instead = catalogue.default("prompt", without=model)
         if settings.models_are_chosen or catalogue.defaults(settings.models)["prompt"] != model or not instead:
-            return Finding(name, "fail", str(error), "see the message")
+            without = "" if settings.strict else "; a worker with others starts without it, and tries again"
+            return Finding(name, "fail", str(error), f"see the message{without}")
         return Finding(name, "warn", str(error), f"see the message; {instead.id} serves prompts instead")
     return Finding(
         name, "ok", f"present, SHA-256 {digest[:12]}… " + ("as pinned" if spec.sha256 else "(none is pinned)")
@@ -190,11 +191,11 @@ def ports(settings: Settings) -> Iterator[Finding]:
         if port:
             yield _port(port, option, "NATS server")
     if settings.metrics_port > 0:
-        yield _port(settings.metrics_port, "--metrics-port", "worker's metrics")
+        yield _port(settings.metrics_port, "--metrics-port", "worker's metrics", settings.metrics_host)
 
 
-def _port(port: int, option: str, expected: str) -> Finding:
-    listener = _listener(port)
+def _port(port: int, option: str, expected: str, host: str = "127.0.0.1") -> Finding:
+    listener = _listener(host, port)
     if listener is None:
         return Finding(f"port {port}", "ok", "free")
     if listener == expected:
@@ -202,10 +203,10 @@ def _port(port: int, option: str, expected: str) -> Finding:
     return Finding(f"port {port}", "warn", f"another program listens ({listener})", f"choose another with {option}")
 
 
-def _listener(port: int) -> str | None:
-    """What listens on a port of loopback: nothing, or who it is by what it says. A NATS server speaks first."""
+def _listener(host: str, port: int) -> str | None:
+    """What listens on a port: nothing, or who it is by what it says. A NATS server speaks first."""
     try:
-        with socket.create_connection(("127.0.0.1", port), PROBE_TIMEOUT_S) as probe:
+        with socket.create_connection((host, port), PROBE_TIMEOUT_S) as probe:
             probe.settimeout(PROBE_TIMEOUT_S)
             try:
                 said = probe.recv(64)

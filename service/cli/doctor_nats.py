@@ -9,6 +9,7 @@ from nats.aio.client import Client
 
 from subjects import names
 from subjects.client import MLClient
+from subjects.discovery import ask_workers
 from subjects.errors import MLError, Unavailable
 
 from ..app import nats_settings
@@ -17,7 +18,7 @@ from ..bus.connection import connected, settled
 from ..bus.errors import BusError, Unreachable
 from ..bus.settings import NatsSettings
 from ..config import Settings
-from .ask import Connection, MayNotAsk, permitted
+from .ask import STALL_S, Connection, MayNotAsk, permitted
 from .doctor_machine import Finding
 
 SERVED = (names.EMBED, names.EMBED_BATCH, names.SIMILARITY, f"{names.CANCEL}.*", f"$SRV.PING.{names.SERVICE}")
@@ -36,11 +37,11 @@ async def _findings(settings: Settings, timeout_s: float) -> list[Finding]:
         try:
             async with permitted(asking) as nc:
                 reached.append(_reached(nc, asking))
-                worker = await _worker(nc, timeout_s)
+                workers = [await _worker(nc, timeout_s), *await _missing(nc, timeout_s)]
             refused = None
         except MayNotAsk as error:
-            refused, worker = error, Finding("worker", "warn", "not asked", "connect as a client to ask it")
-        return [*reached, _permissions(asking, refused, await _refused_to_serve(settings)), worker]
+            refused, workers = error, [Finding("worker", "warn", "not asked", "connect as a client to ask it")]
+        return [*reached, _permissions(asking, refused, await _refused_to_serve(settings)), *workers]
     except BusError as error:
         return [*reached, _unreached(settings, error)]
 
@@ -71,6 +72,16 @@ async def _worker(nc: Client, timeout_s: float) -> Finding:
         return Finding("worker", "fail", f"{error.code}: {error}", "look into the worker's log")
     ms = (time.perf_counter() - started) * 1000
     return Finding("worker", "ok", f"embeds with {reply.model} {reply.version}, answered in {ms:.0f} ms")
+
+
+async def _missing(nc: Client, timeout_s: float) -> list[Finding]:
+    """The models that workers were told to serve and cannot."""
+    return [
+        Finding(f"worker {answer.body['id']}", "warn", f"it serves without {name[8:]}: {reason}", "see the message")
+        for answer in await ask_workers(nc, "INFO", timeout_s, STALL_S)
+        for name, reason in answer.body["metadata"].items()
+        if name.startswith("missing.")
+    ]
 
 
 async def _refused_to_serve(settings: Settings) -> list[Denied]:

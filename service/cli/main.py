@@ -133,6 +133,10 @@ def serve(
             rich_help_panel=_LOADING,
         ),
     ] = None,
+    strict: Annotated[
+        bool | None,
+        typer.Option("--strict/--no-strict", help="Do not start without one of them.", rich_help_panel=_LOADING),
+    ] = None,
     device: Annotated[
         DeviceName | None,
         typer.Option(help="auto: CUDA, else CPU.", show_default="auto", rich_help_panel=_LOADING),
@@ -151,11 +155,20 @@ def serve(
             metavar="N", help="Compute threads.", show_default="all cores but one past two", rich_help_panel=_LOADING
         ),
     ] = None,
+    metrics_host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST",
+            help="Where metrics and health are served over HTTP.",
+            show_default="127.0.0.1",
+            rich_help_panel=_WATCHING,
+        ),
+    ] = None,
     metrics_port: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Prometheus on loopback; 0: any free port.",
+            help="The port of both; 0: any free one.",
             show_default="9464",
             rich_help_panel=_WATCHING,
         ),
@@ -186,9 +199,11 @@ def serve(
         nats_monitor_port=nats_monitor_port,
         data_dir=data_dir,
         models=tuple(model) if model else None,
+        strict=strict,
         device=device,
         dtype=dtype,
         threads=threads,
+        metrics_host=metrics_host,
         metrics_port=metrics_port,
         log_format=log_format,
         log_level=log_level,

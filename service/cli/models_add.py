@@ -1,21 +1,27 @@
-"""`mlbus models add`: an entry of the user's own, checked and appended to the settings file; the rest of that stays."""
+"""`mlbus models add`: an entry of the user's own, loaded once, then appended to the settings file, whose rest stays."""
 
 import os
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from rich.markup import escape
 
+from models import hub
 from models.catalogue import ModelSpec, load_catalogue
 from models.encoders.onnx_pooling import POOLINGS
-from models.errors import BadEntry
+from models.errors import BadEntry, ModelError, OverBudget
 from models.weights import require_whole, weight_files
 
-from ..config import CONFIG_FILE, BadSettings, as_toml, read_settings
-from .output import out, print_json
+from ..config import CONFIG_FILE, BadSettings, Settings, as_toml, read_settings
+from ..model_loader import Choice, ModelLoader
+from ..served import Facts, facts_of
+from .models_pull import pull_model
+from .output import err, out, print_json, spinner
 from .prompts import prompts_of
 
 GRAPHS = ("onnx/model.onnx", "model.onnx")
@@ -28,14 +34,16 @@ class Added(BaseModel):
     catalogue: dict[str, dict[str, Any]]
 
 
-def add_model(config: Path | None, model: str, source: str, given: Mapping[str, Any], *, as_json: bool) -> None:
-    """Check the entry and append it to the settings. `given`: fields as typed; None or empty: not given.
+def add_model(
+    config: Path | None, model: str, source: str, given: Mapping[str, Any], *, check: bool, as_json: bool
+) -> None:
+    """Append an entry to the settings, once it has been loaded. `given`: fields as typed; None or empty: not given.
 
-    Raises BadEntry, BadSettings, and ModelUnavailable where a folder cannot be served.
+    check: False takes it unloaded. Raises BadEntry, BadSettings, and ModelError where it cannot be served.
     """
     path = config or Path(os.environ.get("MLBUS_CONFIG", CONFIG_FILE))
-    known = read_settings(path).catalogue if path.is_file() else {}
-    if model in known or model in load_catalogue().specs:
+    settings = read_settings(path) if path.is_file() else Settings()
+    if model in settings.catalogue or model in load_catalogue().specs:
         raise BadEntry(model, "is in the catalogue already; choose another id, or change its entry in the settings")
     entry = _entry(model, source, given)
     spec = load_catalogue({model: entry}).get(model)
@@ -43,8 +51,32 @@ def add_model(config: Path | None, model: str, source: str, given: Mapping[str, 
     if spec.folder is not None:
         for dtype in spec.onnx_files if spec.served_by == "onnx" else (None,):
             require_whole(spec, spec.folder, weight_files(spec, spec.folder, dtype))
+    loaded = _loaded(spec, settings) if check else None
     _append(path, model, entry)
-    _tell(path, spec, as_json=as_json)
+    _tell(path, spec, loaded, as_json=as_json)
+
+
+def _loaded(spec: ModelSpec, settings: Settings) -> Facts:
+    """Fetch a model if need be, load it as a worker would, and let go of it. Raises ModelError."""
+    with spinner() as progress:
+        task = progress.add_task(f"{spec.id}: importing torch")
+        loader = ModelLoader(settings, lambda step: progress.update(task, description=escape(step)))
+        options = loader.options(spec, Choice())
+        graph = loader.graph(spec, options)
+    try:
+        if hub.from_hub(spec) and not hub.is_present(spec, graph):
+            pull_model(spec, graph, settings.cache_dir)
+        with progress:
+            device, needed = loader.expected(spec, options)
+            if needed > (budget := loader.budget_bytes(device)):
+                raise OverBudget(spec.id, needed, budget, 0)
+            model = loader.load(spec, options)
+    except ModelError:
+        err.print("nothing was added; --no-check adds an entry unloaded", markup=False)
+        raise
+    facts = facts_of(model)
+    loader.drop(model)
+    return facts
 
 
 def _entry(model: str, source: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,11 +142,19 @@ def _append(path: Path, model: str, entry: dict[str, Any]) -> None:
         file.write(added)
 
 
-def _tell(path: Path, spec: ModelSpec, *, as_json: bool) -> None:
+def _tell(path: Path, spec: ModelSpec, loaded: Facts | None, *, as_json: bool) -> None:
     if as_json:
-        print_json({"id": spec.id, "settings": str(path), "entry": spec.model_dump(mode="json", exclude_unset=True)})
+        entry = spec.model_dump(mode="json", exclude_unset=True)
+        print_json({"id": spec.id, "settings": str(path), "entry": entry, "loaded": loaded and asdict(loaded)})
         return
+    if loaded is not None:
+        dimensions = f"{loaded.dimensions} dimensions, " if loaded.dimensions else ""
+        size = f"{loaded.memory_bytes / 1e9:.2f} GB"
+        how = f"{loaded.dtype} on {loaded.device}: {dimensions}{loaded.max_tokens} tokens, {size}"
+        out.print(f"loaded {spec.id} in {how}", markup=False)
+        for note in loaded.notes:
+            out.print(f"{spec.id} {note}", markup=False)
     out.print(f"added [catalogue.{spec.id}] to {path}", markup=False)
-    if spec.repository is not None:
+    if loaded is None and spec.repository is not None:
         out.print(f"fetch it:  mlbus models pull {spec.id}", markup=False)
     out.print(f"serve it:  mlbus serve --model {spec.id}", markup=False)

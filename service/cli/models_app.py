@@ -147,10 +147,11 @@ def add(
         str | None, typer.Option(metavar="NAME", help="mean, cls, lasttoken …; absent: the folder says.")
     ] = None,
     licence: Annotated[str | None, typer.Option(metavar="NAME", help="Its licence.")] = None,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Fetch it if need be, and load it first.")] = True,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Add a model of your own to the settings file."""
+    """Add a model of your own to the settings file, once it has been loaded and has passed its tests."""
     from .models_add import add_model
 
     given = {
@@ -164,7 +165,7 @@ def add(
         "onnx_files": onnx_file or [],
         "prompts": prompt or [],
     }
-    add_model(config, model, source, given, as_json=as_json)
+    add_model(config, model, source, given, check=check, as_json=as_json)
 
 
 @models_app.command()

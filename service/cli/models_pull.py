@@ -28,7 +28,7 @@ def pull_models(settings: Settings, models: Sequence[str], dtype: GraphDtype | N
         _require_graph(spec, dtype)
     rows = []
     for spec in specs:
-        row = _pull(spec, dtype if spec.served_by == "onnx" else None, settings.cache_dir)
+        row = pull_model(spec, dtype if spec.served_by == "onnx" else None, settings.cache_dir)
         rows.append(row)
         _note(spec, row)
         if not as_json:
@@ -42,7 +42,7 @@ def _require_graph(spec: ModelSpec, dtype: GraphDtype | None) -> None:
         raise BadEntry(spec.id, f"has no graph in {dtype}; onnx_files has {', '.join(spec.onnx_files)}")
 
 
-def _pull(spec: ModelSpec, dtype: GraphDtype | None, cache: Path) -> dict[str, Any]:
+def pull_model(spec: ModelSpec, dtype: GraphDtype | None, cache: Path) -> dict[str, Any]:
     """Fetch a model, or look through the folder that it is in and convert it if need be -> what `--json` prints of
     it."""
     if hub.from_hub(spec):

@@ -124,5 +124,8 @@ def _facts(started: Started) -> Iterator[str]:
         default = f" (default for {', '.join(served)})" if served else ""
         yield f"  model        {facts.model}{default} on {facts.device} in {facts.dtype}, {facts.version}"
         yield from (f"  note         {facts.model} {note}" for note in facts.notes)
+    for error in started.residency.missing.values():
+        yield f"  missing      {error}; it is tried again later"
     if started.metrics_port is not None:
-        yield f"  metrics      http://127.0.0.1:{started.metrics_port}/metrics"
+        host = f"[{started.metrics_host}]" if ":" in started.metrics_host else started.metrics_host
+        yield f"  metrics      http://{host}:{started.metrics_port}/metrics, beside it /healthz and /readyz"

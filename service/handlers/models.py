@@ -119,7 +119,8 @@ class ModelHandlers:
 
     async def _entry(self, spec: ModelSpec) -> ModelEntry:
         resident = self._residency.registry.current(spec.id)
-        failure = self._residency.registry.failure(spec.id)
+        failed = self._residency.registry.failure(spec.id)
+        failure = failed.error if failed else self._residency.missing.get(spec.id)
         facts = resident.serves.facts if resident else None
         default_for = [form for form, model in self._residency.defaults.items() if model == spec.id]
         return ModelEntry(
@@ -140,7 +141,7 @@ class ModelHandlers:
             size_gb=spec.size_gb,
             present=await asyncio.to_thread(hub.is_present, spec),
             loaded=self._loaded(resident) if resident else None,
-            failure=str(failure.error) if failure else None,
+            failure=str(failure) if failure else None,
         )
 
     def _loaded(self, resident: Loaded) -> LoadedModel:

@@ -73,6 +73,16 @@ def test_dense_then_normalize(backbone: Path, tmp_path: Path) -> None:
     assert cosine_rows(found, peer.encode(TEXTS)).min() >= FP32
 
 
+@pytest.mark.parametrize(("truncate_dim", "dimensions"), [(8, 8), (64, 32)])
+def test_vectors_are_cut_where_the_folder_says_so(
+    backbone: Path, tmp_path: Path, truncate_dim: int, dimensions: int
+) -> None:
+    encoder, peer = saved(backbone, tmp_path, Pooling(32), truncate_dim=truncate_dim)
+    found = encoder.encode(tokens_of(encoder, TEXTS, TextOptions()))
+    assert (encoder.dimensions, found.shape) == (dimensions, (len(TEXTS), dimensions))
+    np.testing.assert_allclose(found, peer.encode(TEXTS), atol=1e-5)
+
+
 def test_default_prompt_of_the_folder(backbone: Path, tmp_path: Path) -> None:
     prompts = {"query": "query: ", "passage": "passage: "}
     encoder, peer = saved(backbone, tmp_path, Pooling(32), prompts=prompts, default_prompt_name="passage")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from models.errors import (
     UnknownTask,
 )
 from models.hub import locate
+from models.loader import LoadOptions, load
 
 DIGEST = "0123456789abcdef" * 4
 TASKS = {"query": 0, "passage": 1, "match": 2}
@@ -509,3 +511,25 @@ def test_memory_is_given_back_behind_a_large_batch(minilm_folder: Path) -> None:
     took, kept = map(int, done.stdout.split())
     assert took > 150
     assert kept < took / 2
+
+
+def test_a_graph_whose_vectors_depend_on_the_batch_runs_one_text_at_a_time(tmp_path: Path) -> None:
+    """Dynamic quantisation scales the numbers of all texts together."""
+    folder = save(tmp_path, replace(PLAIN, quantized=True))
+    together = encoder_of(folder)
+    alone = np.concatenate([embed(together, [text]) for text in TEXTS])
+    assert cosine_rows(embed(together, TEXTS), alone).min() < 0.999
+    encoder = load(entry(folder), LoadOptions("cpu"))
+    assert encoder.packed  # a batch costs what its texts do
+    assert "runs one text at a time, because in a batch model 'mine' failed" in " ".join(encoder.notes)
+    np.testing.assert_array_equal(embed(encoder, TEXTS), alone)
+
+
+def test_vectors_are_cut_where_the_folder_says_so(tmp_path: Path) -> None:
+    folder = save(tmp_path, PLAIN)
+    write_json(folder / "config_sentence_transformers.json", {"truncate_dim": 4})
+    encoder = encoder_of(folder)
+    assert encoder.dimensions == 4
+    np.testing.assert_allclose(embed(encoder, TEXTS), expected(TEXTS)[:, :4], atol=1e-5)
+    write_json(folder / "config_sentence_transformers.json", {"truncate_dim": "four"})
+    assert "truncate_dim 'four', which is no length" in reason_for(folder)

@@ -18,6 +18,7 @@ import pytest
 from nats_server import PASSWORDS
 from workers import clean_environment
 
+from models.errors import ModelUnavailable
 from service.bus.settings import NatsSettings
 from service.cli.serve import ready_text
 from subjects.bulk import slices
@@ -323,14 +324,18 @@ def test_a_person_is_told_where_things_are():
     )
     server = SimpleNamespace(credentials=Path("var/nats-credentials.env"), monitor_url="http://127.0.0.1:8222")
     nats = NatsSettings(url="nats://127.0.0.1:4333")
-    residency = SimpleNamespace(defaults={"embedding": "minilm", "prompt": "smollm2"})
-    started: Any = SimpleNamespace(nats=nats, server=server, models=[encoder], metrics_port=9464, residency=residency)
+    missing = {"smollm2": ModelUnavailable("smollm2", "its file is damaged")}
+    residency = SimpleNamespace(defaults={"embedding": "minilm", "prompt": "smollm2"}, missing=missing)
+    started: Any = SimpleNamespace(
+        nats=nats, server=server, models=[encoder], metrics_port=9464, metrics_host="::1", residency=residency
+    )
     text = ready_text(started, NatsSettings().url)
     for told in (
         "minilm (default for embedding) on cpu in fp32",
         "runs in fp32",
         "nats-credentials.env",
-        ":9464/metrics",
+        "model 'smollm2' is unavailable: its file is damaged; it is tried again later",
+        "http://[::1]:9464/metrics",
         "nats req ml.embed",
     ):
         assert told in text

@@ -204,6 +204,7 @@ class TestRefusesToStart:
         (tmp_path / "file").touch()
         error = await failure(EmbeddedSettings(data_dir=tmp_path / "file" / "var", port=0, monitor_port=0))
         assert isinstance(error, BadBusSettings)
+        assert str(error).endswith("Not a directory; choose another folder with --data-dir")
 
     async def test_an_error_in_the_configuration_is_shown(self, settings: EmbeddedSettings, tmp_path: Path) -> None:
         conf = tmp_path / "own.conf"

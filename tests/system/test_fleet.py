@@ -4,6 +4,7 @@ import asyncio
 import signal
 import threading
 import time
+from asyncio.subprocess import PIPE
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -230,3 +231,42 @@ async def test_a_reply_that_cannot_fit_is_refused_before_any_work(nats_server):
         assert b"Ml-Stream" in reply.data
         assert not encoder.batches
         await nc.close()
+
+
+async def test_a_busy_thread_holds_up_no_shutdown(nats_url, ml):
+    """What computes, or steps, cannot be interrupted: the callers are answered, and the process ends all the same."""
+    ml._caller.retries = 0
+    process = await fake_process(nats_url, "--held", MLBUS_GRACE_S="0.2")
+    asked = [asyncio.create_task(ml.embed("x")), asyncio.create_task(ml.generate("x"))]
+    async with asyncio.timeout(10):
+        while await in_flight(ml) < len(asked):
+            pass
+    process.terminate()
+    assert [type(end) for end in await asyncio.gather(*asked, return_exceptions=True)] == [Unavailable] * 2
+    assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+@pytest.mark.parametrize("ask", [MLClient.embed, MLClient.generate], ids=["vectors", "text"])
+async def test_a_worker_whose_device_fails_for_good_leaves_and_ends(nats_url, ml, ask):
+    """Its callers may ask another; a failure after which the device works ends nothing."""
+    ml._caller.retries = 0
+    process = await fake_process(nats_url, stderr=PIPE)
+    with pytest.raises(MLError):
+        await ask(ml, "poison")
+    with pytest.raises(Unavailable) as refused:
+        await ask(ml, "lost")
+    assert refused.value.retryable
+    _, logged = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 1
+    assert b"device 'cuda' has failed for good: CUDA error: device-side assert triggered; start the" in logged
+    with pytest.raises(Unavailable, match="no worker"):
+        await ask(ml, "after")
+
+
+async def test_a_drain_that_does_not_end_is_cut_off(nats_server):
+    """Whatever hangs, as a hand-back to a server that is away may."""
+    process = await fake_process(nats_server.url, "--hanging", stderr=PIPE, MLBUS_GRACE_S="0")
+    process.terminate()
+    _, logged = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 1
+    assert b"most recent call first" in logged  # where each thread was

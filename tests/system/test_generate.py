@@ -14,11 +14,7 @@ from fake_engine import CONTEXT, VOCABULARY, FakeEngine
 from fake_loader import FakeLoader
 from workers import running_worker
 
-from models.errors import ModelUnavailable
 from models.generation.base import Defaults, EngineLimits
-from service.app import worker
-from service.config import Settings
-from service.stop import Stop
 from subjects import names
 
 
@@ -375,25 +371,6 @@ async def test_each_form_of_a_request_has_a_default_of_its_own(nats_url):
             "default_chat_model": "smollm2",
             "default_fim_model": "tiny_coder",
         }
-
-
-async def test_the_next_default_serves_prompts_where_the_first_cannot_be_loaded(nats_url):
-    loader = FakeLoader()
-    loader.failures["smollm2"] = ModelUnavailable("smollm2", "its file is damaged")
-    settings = Settings(nats_url=nats_url, metrics_port=-1)
-    async with worker(settings, Stop(), loader=loader) as started, await nats.connect(nats_url) as nc:
-        assert [facts.model for facts in started.models] == ["minilm", "tiny_coder"]
-        assert (await ask(nc, {"prompt": "a", "max_tokens": 1}))["model"] == "tiny_coder"
-        code, message = await refused(nc, {"messages": [{"role": "user", "content": "a"}]})
-        assert (code, message) == (503, "model 'smollm2' is unavailable: its file is damaged")
-
-
-async def test_a_default_that_somebody_chose_has_to_be_had(nats_url):
-    loader = FakeLoader()
-    loader.failures["smollm2"] = ModelUnavailable("smollm2", "its file is damaged")
-    with pytest.raises(ModelUnavailable):
-        async with running_worker(nats_url, loader=loader, models=("minilm", "smollm2")):
-            pass
 
 
 async def test_a_named_generation_model_is_the_default(nats_url):

@@ -336,7 +336,7 @@ async def test_a_model_that_is_unpinned_may_go_when_idle(nats_url, nc, loader):
 async def test_the_models_of_the_start_do_not_evict_each_other(nats_url, loader):
     loader.budget = GB
     with pytest.raises(OverBudget, match="'a' takes"):
-        async with serving(nats_url, loader, models=["minilm", "a"]):
+        async with serving(nats_url, loader, models=["minilm", "a"], strict=True):
             pass
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import termios
@@ -15,6 +16,9 @@ import pytest
 from hub_server import Hub, hub_server
 from safetensors.numpy import save_file
 from workers import clean_environment
+
+from models import hub
+from models.catalogue import load_catalogue
 
 MLBUS = str(Path(sys.executable).with_name("mlbus"))
 NOWHERE = "nats://127.0.0.1:1"
@@ -143,9 +147,12 @@ def test_the_list_is_there_with_and_without_its_name(remote: Hub, tmp_path: Path
 
 
 def test_a_folder_or_a_repository_is_added_without_disturbing_the_settings(remote: Hub, tmp_path: Path) -> None:
-    told = run("add", "local", "source", "--prompt", "query=find: ", "--max-tokens", "128", cwd=tmp_path).stdout
+    told = run(
+        "add", "local", "source", "--prompt", "query=find: ", "--max-tokens", "128", "--no-check", cwd=tmp_path
+    ).stdout
     assert "mlbus serve --model local" in told
-    added = facts("add", "remote", "me/mine", "--revision", "v1", "--onnx-file", "fp16=onnx/half.onnx", cwd=tmp_path)
+    graph = ("--onnx-file", "fp16=onnx/half.onnx")
+    added = facts("add", "remote", "me/mine", "--revision", "v1", *graph, "--no-check", cwd=tmp_path)
     assert added["entry"]["onnx_files"] == {"fp16": "onnx/half.onnx"}
     text = (tmp_path / "mlbus.toml").read_text()
     assert text.startswith(SETTINGS)
@@ -162,10 +169,29 @@ def test_a_folder_or_a_repository_is_added_without_disturbing_the_settings(remot
     assert (tmp_path / "source" / "model.safetensors").is_file()
 
 
+def test_what_is_added_has_been_loaded(remote: Hub, tmp_path: Path) -> None:
+    """A folder as it is; a repository once it is fetched."""
+    minilm = str(hub.locate(load_catalogue().get("minilm")))
+    loaded = facts("add", "local", minilm, "--max-tokens", "100", cwd=tmp_path)["loaded"]
+    assert (loaded["kind"], loaded["dimensions"], loaded["max_tokens"]) == ("embedding", 384, 100)
+    remote.add("me/coder", hub.locate(load_catalogue().get("tiny_coder")))
+    told = run("add", "coder", "me/coder", "--kind", "generation", cwd=tmp_path, HF_ENDPOINT=remote.url).stdout
+    assert re.search(r"loaded coder in \w+ on cpu: \d+ tokens, 0\.\d\d GB", told)
+    assert "mlbus models pull" not in told
+    assert facts("info", "coder", cwd=tmp_path)["present"]
+
+
+def test_a_model_that_does_not_fit_is_not_added(remote: Hub, tmp_path: Path) -> None:
+    coder = str(hub.locate(load_catalogue().get("tiny_coder")))
+    limit = {"MLBUS_MEMORY__BUDGET_GB": "0.001"}
+    refused(1, "the budget is 1 MB", "add", "new", coder, "--kind", "generation", cwd=tmp_path, **limit)
+    assert (tmp_path / "mlbus.toml").read_text() == SETTINGS
+
+
 def test_the_prompts_that_a_folder_brings_are_shown(remote: Hub, tmp_path: Path) -> None:
     own = tmp_path / "source" / "config_sentence_transformers.json"
     own.write_text('{"prompts": {"own": "read: "}}')
-    facts("add", "local", "source", "--prompt", "query=find: ", "--default-prompt", "own", cwd=tmp_path)
+    facts("add", "local", "source", "--prompt", "query=find: ", "--default-prompt", "own", "--no-check", cwd=tmp_path)
     info = facts("info", "local", cwd=tmp_path)
     assert (info["prompts"], info["default_prompt"]) == ({"own": "read: ", "query": "find: "}, "own")
     lines = run("info", "local", cwd=tmp_path).stdout.splitlines()
@@ -177,7 +203,7 @@ def test_the_prompts_that_a_folder_brings_are_shown(remote: Hub, tmp_path: Path)
 
 def test_settings_are_made_where_there_are_none(tmp_path: Path) -> None:
     model(tmp_path / "source")
-    facts("add", "mine", "source", "--config", "own.toml", cwd=tmp_path)
+    facts("add", "mine", "source", "--config", "own.toml", "--no-check", cwd=tmp_path)
     assert tomllib.loads((tmp_path / "own.toml").read_text())["catalogue"]["mine"]["kind"] == "embedding"
 
 
@@ -192,6 +218,7 @@ def test_settings_are_made_where_there_are_none(tmp_path: Path) -> None:
         (["add", "new", "me/other", "--onnx-file", "int3=x"], 2, "onnx_files"),
         (["add", "new", "empty"], 1, "no readable modules.json"),
         (["add", "new", "broken"], 1, "model.safetensors cannot be read"),
+        (["add", "new", "source"], 1, "nothing was added; --no-check adds an entry unloaded mlbus: model 'new' is"),
         (["add", "new", "source", "--default-prompt", "zz"], 2, "default prompt 'zz' is none of its prompts: -"),
         (["add", "new", "me/other", "--pooling", "median"], 2, "--pooling takes one of mean, cls"),
         (["--json", "list"], 2, "write it behind the command: mlbus models list --json"),
@@ -218,5 +245,5 @@ def test_what_cannot_be_used_is_refused_and_changes_nothing(
 def test_settings_that_take_no_table_are_left_as_they_are(tmp_path: Path) -> None:
     inline = 'catalogue = { mine = { kind = "embedding", repository = "me/mine" } }\n'
     (tmp_path / "mlbus.toml").write_text(inline)
-    refused(2, "add it by hand", "add", "new", "me/other", cwd=tmp_path)
+    refused(2, "add it by hand", "add", "new", "me/other", "--no-check", cwd=tmp_path)
     assert (tmp_path / "mlbus.toml").read_text() == inline

@@ -7,6 +7,7 @@ from contextlib import aclosing
 import nats
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from scripted_worker import DONE, END, SERVED, Worker, failing, frames, refusal, reply, scripted_worker, silent, tokens
 
 from subjects import ChatMessage, GenerateDone, MLClient, TokenFrame, names, stream
@@ -192,3 +193,17 @@ async def test_nobody_there_is_said(nc):
         await ml.generate("x")
     with pytest.raises(Unavailable, match="no worker"):
         await read(ml.stream("x"))
+
+
+async def test_the_end_of_a_text_at_its_deadline_is_waited_for(worker, ml):
+    """A worker may take a second more to tell how far a text came."""
+
+    async def late(worker: Worker, msg: Msg) -> None:
+        await frames(*tokens("a"), sentinel=False)(worker, msg)
+        await asyncio.sleep(0.7)
+        await frames((stream.DONE, 1, {**DONE, "finish_reason": "timeout"}))(worker, msg)
+
+    worker.scripts = [late]
+    *_, done = [frame async for frame in ml.stream("x", timeout_s=0.3)]
+    assert (done.finish_reason, len(worker.requests)) == ("timeout", 1)
+    await none_cancelled(worker, ml)

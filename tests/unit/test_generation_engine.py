@@ -4,6 +4,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from generation_engines import GREEDY, Outcomes, greedy, new_engine, read, run
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from models.errors import ModelUnavailable, OutOfDeviceMemory
+from models.errors import DeviceFailed, ModelUnavailable, OutOfDeviceMemory
 from models.generation import sampling
 from models.generation.base import Chat, EngineLimits, Fill, Message, Plain
 from models.generation.causal_lm import CausalLM
@@ -147,6 +148,21 @@ def test_on_a_device_too_the_one_that_fails_fails_alone(monkeypatch: pytest.Monk
     outcomes = run(engine, greedy("bad", [30], 2), greedy("good", [31], 2))
 
     assert [outcomes[name].finished.reason for name in ("bad", "good")] == ["error", "length"]  # type: ignore[union-attr]
+
+
+def test_a_device_that_fails_for_good_fails_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of a kernel shows where the host first waits for it, as in the sampler."""
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    engine = new_engine(llama())
+    engine.facts = replace(engine.facts, device="cuda")
+    monkeypatch.setattr(sampling, "sample", broken)
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+
+    with pytest.raises(DeviceFailed):
+        run(engine, greedy("a", HEALTHY[0], 2), greedy("b", HEALTHY[1], 2))
 
 
 def test_a_search_that_fails_fails_alone() -> None:

@@ -3,11 +3,16 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from bench.random_models import write_qodo
 from models import memory
+from models.device import memory_errors
+from models.encoders import onnx_session
+from models.errors import DeviceFailed
 
 GIVES_BACK = """
 import sys
@@ -73,3 +78,20 @@ def test_the_default_budget_leaves_a_margin() -> None:
     free, total = memory.device_memory("cpu")
     assert 0 < free <= total
     assert 0 <= memory.default_budget("cpu") <= free - memory.MARGIN_BYTES
+
+
+@pytest.mark.parametrize("translated", [memory_errors, onnx_session._memory_errors], ids=["torch", "onnx"])
+def test_a_gpu_that_repeats_its_error_has_failed_for_good(monkeypatch: pytest.MonkeyPatch, translated: Any) -> None:
+    """A failure after which it works is one like any other; a CPU is not asked."""
+
+    def illegal(_: str) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", illegal)
+    with pytest.raises(DeviceFailed, match=r"'cuda:0' has failed for good: .*encountered; start"), translated("cuda:0"):
+        raise RuntimeError("an assert")
+    with pytest.raises(RuntimeError, match="an assert"), translated("cpu"):
+        raise RuntimeError("an assert")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    with pytest.raises(RuntimeError, match="an assert"), translated("cuda:0"):
+        raise RuntimeError("an assert")
