@@ -200,12 +200,17 @@ class Catalogue:
         candidates = [spec for spec in self if spec.default and spec.takes(form) and spec.id != without]
         return candidates[-1] if candidates else None
 
-    def defaults(self, named: Sequence[str]) -> dict[Form, str]:
+    def defaults(self, named: Sequence[str] = ()) -> dict[Form, str]:
         """For each form of a request the id that serves it when it names none: the first of those named here that takes
-        it, else the default. Raises UnknownModel."""
+        it, else the default; a form that nothing takes is left out. Raises UnknownModel."""
         specs = [self.get(model) for model in named]
         found = {form: next((spec for spec in specs if spec.takes(form)), self.default(form)) for form in FORMS}
         return {form: spec.id for form, spec in found.items() if spec}
+
+    def usual(self) -> list[str]:
+        """The models that a worker loads where nobody says which: the defaults for vectors and for prompts."""
+        defaults = self.defaults()
+        return [defaults[form] for form in FORMS[:2] if form in defaults]
 
 
 def load_catalogue(extra: Mapping[str, Mapping[str, Any]] | None = None) -> Catalogue:

@@ -29,7 +29,7 @@ from .device_thread import DeviceThread
 from .embedder import Embedder
 from .endpoint import Endpoint, Limits, serving
 from .finetuning import Finetuning, set_up
-from .first_models import load_first, retry_missing
+from .first_models import first_models, load_first, retry_missing
 from .generator import Generator
 from .handlers.embed import EmbedHandlers
 from .handlers.generate import GenerateHandlers
@@ -106,8 +106,7 @@ async def worker(
     loader: how models are loaded, instead of as the settings say.
     """
     catalogue = load_catalogue(settings.catalogue)
-    for model in (*settings.models, *settings.memory.pinned):
-        catalogue.get(model)
+    first_models(catalogue, settings)  # one that nobody knows is told of before anything starts
     telemetry = Telemetry(configured_tracer())
     health = Health()
     async with AsyncExitStack() as stack:
@@ -204,7 +203,7 @@ def _residency(
         log.error("model.died", exc_info=error)
         stop.fail(error)
 
-    return Residency(catalogue, loader, serving, catalogue.defaults(settings.models), died, settings.memory)
+    return Residency(catalogue, loader, serving, catalogue.defaults(settings.chosen_models), died, settings.memory)
 
 
 def _batch_limits(settings: Settings, device: str) -> BatchLimits:

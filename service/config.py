@@ -151,9 +151,9 @@ class Settings(BaseSettings):
     )
 
     @property
-    def models_are_chosen(self) -> bool:
-        """Whether somebody said which models to load: then no other takes the place of one that cannot be had."""
-        return "models" in self.model_fields_set
+    def chosen_models(self) -> tuple[str, ...]:
+        """The models that somebody said to load; empty where nobody did: then the catalogue's defaults are meant."""
+        return self.models if "models" in self.model_fields_set else ()
 
     @property
     def cache_dir(self) -> Path:

@@ -20,6 +20,7 @@ from .bus.embedded import EmbeddedServer
 from .bus.settings import NatsSettings
 from .config import Settings
 from .endpoint import Route
+from .first_models import first_models
 from .handlers.finetune import FinetuneHandlers
 from .jobs import streams
 from .jobs.nightly import nightly
@@ -58,12 +59,12 @@ class Finetuning:
         self._residency = residency
         self._worker = worker
         self._store = JobStore(nc)
-        self._schedule = schedule_of(settings, residency.catalogue, residency.defaults["embedding"])
+        self._schedule = schedule_of(settings, residency.catalogue, residency.defaults.get("embedding", ""))
         self._submission = Submission(
             nc, self._store, residency.catalogue, residency.defaults, settings, _check_trainable
         )
         connect = functools.partial(connected, nats)
-        first = {*settings.models, *settings.memory.pinned}
+        first = set(first_models(residency.catalogue, settings))
         self.rollout = Rollout(nc, residency, connect, settings.checkpoints_dir, first=first)
 
     def routes(self) -> list[Route]:

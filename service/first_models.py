@@ -5,7 +5,9 @@ from contextlib import suppress
 
 import structlog
 
-from models.errors import DeviceFailed, ModelError, OverBudget
+from models import hub
+from models.catalogue import Catalogue
+from models.errors import DeviceFailed, ModelError, ModelUnavailable, OverBudget
 
 from .config import Settings
 from .residency import Residency
@@ -17,14 +19,23 @@ RETRY_S = 30.0
 LONGEST_S = 600.0
 
 
+def first_models(catalogue: Catalogue, settings: Settings) -> list[str]:
+    """The models to load at the start: those that somebody chose, else the defaults for vectors and for prompts; and
+    those that are pinned. Raises UnknownModel."""
+    pinned = [catalogue.get(model).id for model in settings.memory.pinned]
+    named = [catalogue.get(model).id for model in settings.chosen_models] or catalogue.usual()
+    return list(dict.fromkeys((*named, *pinned)))
+
+
 async def load_first(residency: Residency, settings: Settings) -> None:
     """Load them, none at the cost of another. Those that cannot be had are `residency.missing` from then on.
 
     Raises ModelError where none can be had; where the settings are strict, for the first.
     """
-    named = dict.fromkeys((*settings.models, *settings.memory.pinned))
+    named = first_models(residency.catalogue, settings)
     for model in named:
         try:
+            await _require_here(residency, settings, model)
             await residency.load(model, pin=True)
         except DeviceFailed:
             raise
@@ -33,12 +44,23 @@ async def load_first(residency: Residency, settings: Settings) -> None:
                 raise
             residency.missing[model] = error
             log.warning("model.missing", model=model, reason=str(error))
-    if named.keys() <= residency.missing.keys():
+    if residency.missing.keys() >= set(named):
         raise next(iter(residency.missing.values()))
-    if not settings.models_are_chosen:
+    if not settings.chosen_models:
         await _serve_prompts_otherwise(residency)
     for resident in list(residency.registry):
         await residency.load(resident.model, pin=resident.model in settings.memory.pinned)
+
+
+async def _require_here(residency: Residency, settings: Settings, model: str) -> None:
+    """Nobody chose the default for prompts, and another can take its place: it is not worth a download.
+
+    Raises ModelUnavailable.
+    """
+    if model in (*settings.chosen_models, *settings.memory.pinned) or model != residency.defaults.get("prompt"):
+        return
+    if not await asyncio.to_thread(hub.is_present, residency.catalogue.get(model)):
+        raise ModelUnavailable(model, f"its weights are not on this machine; fetch them: mlbus models pull {model}")
 
 
 async def _serve_prompts_otherwise(residency: Residency) -> None:
@@ -46,7 +68,7 @@ async def _serve_prompts_otherwise(residency: Residency) -> None:
 
     Not so for vectors: those of two models do not mix.
     """
-    model = residency.defaults["prompt"]
+    model = residency.defaults.get("prompt", "")
     instead = residency.catalogue.default("prompt", without=model)
     if model not in residency.missing or instead is None:
         return

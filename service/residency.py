@@ -17,7 +17,7 @@ from models.catalogue import Catalogue, Dtype, Form, Kind, ModelSpec, Quantizati
 from models.errors import Crowded, DeviceFailed, ModelError, ModelUnavailable, OtherDimensions, OverBudget
 from models.registry import Registry, Resident
 from subjects import names
-from subjects.errors import InvalidField
+from subjects.errors import InvalidField, NotFound
 
 from .background import Background
 from .change import Change
@@ -102,11 +102,16 @@ class Residency:
         Raises UnknownModel, ModelUnavailable and what loading raises; a failure is remembered for a while. Raises
         InvalidField for a model that generates.
         """
-        return self._lease(model or self.defaults["embedding"], "embedding", Embedder)
+        return self._lease(model or self._default("embedding"), "embedding", Embedder)
 
     def generator(self, model: str | None, form: Form) -> AbstractAsyncContextManager[Generator]:
         """A generation model, likewise. form: of the prompts, which decides where no model is named."""
-        return self._lease(model or self.defaults[form], "generation", Generator)
+        return self._lease(model or self._default(form), "generation", Generator)
+
+    def _default(self, form: Form) -> str:
+        if form not in self.defaults:
+            raise NotFound(f"no model here serves requests of the form {form!r} that name none; name one in 'model'")
+        return self.defaults[form]
 
     @asynccontextmanager
     async def _lease(self, model: str, kind: Kind, expected: type[ServedT]) -> AsyncIterator[ServedT]:

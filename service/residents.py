@@ -14,6 +14,12 @@ from .served import Served
 Residents: TypeAlias = Registry[Served]
 
 REASON_CHARS = 300
+DEFAULTS: Mapping[Form, str] = {
+    "embedding": "default_model",
+    "prompt": "default_generation_model",
+    "messages": "default_chat_model",
+    "fim": "default_fim_model",
+}
 DOING = ("running", "waiting", "waiting_tokens", "kv_used_bytes", "kv_bytes", "preempted")
 
 
@@ -41,10 +47,7 @@ def described(residents: Residents, defaults: Mapping[Form, str], missing: Mappi
     """
     return {
         "models": ",".join(resident.model for resident in residents),
-        "default_model": defaults["embedding"],
-        "default_generation_model": defaults["prompt"],
-        "default_chat_model": defaults["messages"],
-        "default_fim_model": defaults["fim"],
+        **{DEFAULTS[form]: model for form, model in defaults.items()},
         **{f"model.{resident.model}": f"{resident.version} on {resident.device}" for resident in residents},
         **{f"missing.{model}": textwrap.shorten(str(error), REASON_CHARS) for model, error in missing.items()},
     }

@@ -157,10 +157,10 @@ def models(settings: Settings) -> Iterator[Finding]:
     except ModelError as error:
         yield Finding("catalogue", "fail", str(error), "correct the entry in the settings")
         return
-    for model in settings.models:
+    for model in settings.chosen_models or catalogue.usual():
         yield _model(catalogue, model, settings)
     with suppress(UnknownModel):  # said above
-        served = catalogue.defaults(settings.models)
+        served = catalogue.defaults(settings.chosen_models)
         by_model = {model: [form for form in served if served[form] == model] for model in served.values()}
         told = "; ".join(f"{', '.join(forms)}: {model}" for model, forms in by_model.items())
         yield Finding("defaults", "ok", told)
@@ -176,7 +176,7 @@ def _model(catalogue: Catalogue, model: str, settings: Settings) -> Finding:
         digest = weights.check_weights(spec, hub.locate(spec, download=False))
     except ModelError as error:
         instead = catalogue.default("prompt", without=model)
-        if settings.models_are_chosen or catalogue.defaults(settings.models)["prompt"] != model or not instead:
+        if settings.chosen_models or catalogue.defaults().get("prompt") != model or not instead:
             without = "" if settings.strict else "; a worker with others starts without it, and tries again"
             return Finding(name, "fail", str(error), f"see the message{without}")
         return Finding(name, "warn", str(error), f"see the message; {instead.id} serves prompts instead")

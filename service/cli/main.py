@@ -128,8 +128,8 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="ID",
-            help="Model to load; repeat for more, the first of each kind is the default one.",
-            show_default="minilm",
+            help="Model to load; repeat for more, the first that takes a request serves it where it names none.",
+            show_default="minilm and smollm2",
             rich_help_panel=_LOADING,
         ),
     ] = None,

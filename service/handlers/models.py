@@ -163,7 +163,7 @@ class ModelHandlers:
 
     def _recommendation(self, use: Use, spec: ModelSpec, present: set[str]) -> Recommendation:
         same_kind = [other.id for other in self._residency.catalogue if other.kind == spec.kind]
-        default = self._residency.defaults["embedding" if spec.kind == "embedding" else "prompt"]
+        default = self._residency.defaults.get("embedding" if spec.kind == "embedding" else "prompt")
         candidates = [spec.id, default, *same_kind]
         model = next((name for name in candidates if name in present and name in same_kind), None)
         return Recommendation(use=use, recommended=spec.id, model=model, present=spec.id in present)

@@ -57,7 +57,7 @@ class Submission:
         Raises UnknownModel, InvalidField, PathRefused, NoPairs, CannotTrain, ModelUnavailable, NotFound, TooLarge,
         Busy, Conflict, NotSetUp and Unavailable, and what an absent server raises.
         """
-        entry = self.catalogue.get(request.model or self.defaults["embedding"])
+        entry = self.catalogue.get(request.model or self.defaults.get("embedding", ""))
         job_id = request.id or NUID().next().decode()
         request = request.model_copy(update={"id": job_id, "model": entry.id})
         if job := await self.store.get(job_id):
