@@ -5,8 +5,9 @@ Knows content types and pydantic models; knows no subject, no connection and no 
 
 import functools
 import json
+import re
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import islice
 from typing import Any, Protocol, TypeVar, get_args, runtime_checkable
@@ -32,8 +33,13 @@ _ALIASES = {
 _OFFERED = "application/json, application/msgpack"
 _MAX_CONTAINERS = 1000
 _MAX_NUMBERED_ENTRIES = 2048
-_NOT_UTF8 = "not valid UTF-8"
-"""In what orjson says of such a body."""
+_BOM = b"\xef\xbb\xbf"
+_JSON_BEGINS = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*[{\[]")
+_NO_TEXT = (("surrogatepass", "holds a lone surrogate"), ("surrogateescape", "is not UTF-8"))
+"""How a body is read once more where a string in it is no text, and what is said of that string."""
+_MOST_VALUES = 4 * 65536
+_MOST_LEVELS = 4
+"""So much of a body is looked at to find that string; no request is deeper."""
 _UNREADABLE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
     (UnicodeDecodeError, "a string in it is not UTF-8"),
     (msgpack.ExtraData, "something follows its one value"),
@@ -74,12 +80,12 @@ def _parse_content_type(header: str) -> str:
 def request_type(header: str | None, body: bytes) -> str:
     """The content type of a request: its header's, else what the first byte says.
 
-    `{` or `[` is JSON, a MessagePack map or array is MessagePack, anything else UTF-8 text.
-    Raises UnsupportedType.
+    `{` or `[` is JSON, also behind a byte order mark and white space; a MessagePack map or array is MessagePack,
+    anything else UTF-8 text. Raises UnsupportedType.
     """
     if header:
         return _parse_content_type(header)
-    if body[:1] in (b"{", b"["):
+    if _JSON_BEGINS.match(body):
         return names.JSON
     # A container with few entries, or one with its count in the next bytes; there, UTF-8 would have 0x80 or more.
     if body and (0x80 <= body[0] <= 0x9F or (0xDC <= body[0] <= 0xDF and body[1:2] < b"\x80")):
@@ -155,25 +161,70 @@ def validate(fields: Any, message: type[MessageT]) -> MessageT:
 
 
 def loads(body: bytes, content_type: str, max_containers: int | None = None) -> Any:
-    """A JSON or MessagePack body as plain Python values. Raises Malformed.
+    """A JSON or MessagePack body as plain Python values. Raises Malformed; InvalidField for a string that is no text.
 
     max_containers: how many lists and maps MessagePack from anybody may hold; absent: any number, as in replies.
     """
     if content_type == names.JSON:
         try:
-            return orjson.loads(body)
+            return orjson.loads(body.removeprefix(_BOM))
         except orjson.JSONDecodeError as error:
-            reason = "it is not UTF-8" if _NOT_UTF8 in str(error) else str(error)
+            _require_text(lambda errors: json.loads(body.removeprefix(_BOM).decode(errors=errors)))
             raise Malformed(
-                f"unreadable JSON: {reason}; a text that starts with {{ or [ needs Content-Type: text/plain"
+                f"unreadable JSON: {error}; a text that starts with {{ or [ needs Content-Type: text/plain"
             ) from None
+
+    def unpack(unicode_errors: str) -> Any:
+        hooks = {} if max_containers is None else _Bounded(max_containers).hooks
+        return msgpack.unpackb(body, unicode_errors=unicode_errors, **hooks)
+
     try:
-        return msgpack.unpackb(body, **({} if max_containers is None else _Bounded(max_containers).hooks))
+        return unpack("strict")
     except MLError:
         raise
     except Exception as error:  # msgpack raises a dozen unrelated types on garbage
+        if isinstance(error, UnicodeDecodeError):
+            _require_text(unpack)
         reason = next(reason for kinds, reason in _UNREADABLE if isinstance(error, kinds))
         raise Malformed(f"unreadable MessagePack: {reason}; set Content-Type if it is something else") from None
+
+
+def _require_text(read: Callable[[str], Any]) -> None:
+    """Raises InvalidField for the first string of a body that is no text; nothing where something else is wrong.
+
+    read: the body, with what bytes do that are no text (see bytes.decode).
+    """
+    for unicode_errors, fault in _NO_TEXT:
+        try:
+            fields = read(unicode_errors)
+        except (ValueError, RecursionError, MLError):
+            continue
+        values = islice(_values(fields, ()), _MOST_VALUES)
+        if path := next((path for path, value in values if not _is_text(value)), None):
+            where = ".".join(str(part)[:64] for part in path).encode(errors="backslashreplace").decode()
+            raise InvalidField(f"field '{where}' {fault}; send valid Unicode")
+
+
+def _values(container: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The keys and values in a map or list and in those in it, each with the path to it."""
+    entries: Iterable[tuple[Any, Any]] = ()
+    if isinstance(container, dict):
+        entries = container.items()
+    elif isinstance(container, list):
+        entries = enumerate(container)
+    for key, value in entries:
+        inner = (*path, key)
+        yield inner, key
+        yield inner, value
+        if len(inner) < _MOST_LEVELS:
+            yield from _values(value, inner)
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        return not isinstance(value, str) or value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 class _Bounded:
@@ -202,7 +253,7 @@ class _Bounded:
 
 def _read_text(body: bytes) -> str:
     try:
-        return body.decode()
+        return body.removeprefix(_BOM).decode()
     except UnicodeDecodeError as error:
         raise Malformed(
             f"the body is not UTF-8 text (byte {error.start}); set Content-Type if it is something else"
