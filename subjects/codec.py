@@ -129,25 +129,23 @@ def reply_type(accept: str | None, request: str, text: bool = False) -> str:
     return chosen or (names.JSON if request == names.TEXT and not text else request)
 
 
-def decode(body: bytes, content_type: str, message: type[MessageT], text_field: str | None = None) -> MessageT:
-    """Read and validate a request.
+def read(body: bytes, content_type: str, message: type[BaseModel], text_field: str | None = None) -> Any:
+    """The fields of a request, not validated yet.
 
     text_field: the field that a text/plain body stands for; None where a bare text means nothing. An empty body is an
     empty map, unless that field is required, so that `nats req` can ask for everything with ''.
-    Raises Malformed (unreadable), UnsupportedType (text not taken here), TooLarge or InvalidField (by name).
+    Raises Malformed (unreadable), UnsupportedType (text not taken here) or InvalidField (a string that is no text).
     """
-    fields: Any
     if not body and (text_field is None or not message.model_fields[text_field].is_required()):
-        fields = {}
-    elif content_type == names.TEXT:
+        return {}
+    if content_type == names.TEXT:
         if text_field is None:
             raise UnsupportedType(f"plain text is not read on this subject; send {_OFFERED}")
-        fields = {text_field: _read_text(body)}
-    else:
-        fields = loads(body, content_type, _MAX_CONTAINERS)
-        if isinstance(fields, list) and content_type == names.MSGPACK:
-            raise InvalidField(f"the body is an array; encode structs as maps: {_STRUCTS_AS_MAPS}; {_no_map(message)}")
-    return validate(fields, message)
+        return {text_field: _read_text(body)}
+    fields = loads(body, content_type, _MAX_CONTAINERS)
+    if isinstance(fields, list) and content_type == names.MSGPACK:
+        raise InvalidField(f"the body is an array; encode structs as maps: {_STRUCTS_AS_MAPS}; {_no_map(message)}")
+    return fields
 
 
 def validate(fields: Any, message: type[MessageT]) -> MessageT:

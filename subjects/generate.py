@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from .embed import Message, Reply, Token
+from .embed import STREAM, Message, Reply, Stream, Token
 from .generate_fields import MAX_TOKEN_ID, Biases, Part, StopStrings, StopTokenIds, Text
 
 MAX_TOKENS = 1_048_576
@@ -65,6 +65,7 @@ class GenerateOptions(Message):
     stop: StopStrings | None = Field(None, description="strings that end the text and are no part of it; one or a list")
     stop_token_ids: StopTokenIds | None = Field(None, description="tokens that end the text, besides the model's own")
     echo: bool = Field(False, description="begin the text with the prompt")
+    stream: Stream | None = STREAM
 
     @model_validator(mode="after")
     def _go_together(self) -> "GenerateOptions":

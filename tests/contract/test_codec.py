@@ -36,7 +36,7 @@ fields = st.dictionaries(st.sampled_from([*EmbedRequest.model_fields, "more"]), 
 
 
 def read(body: bytes, content_type: str | None = None) -> EmbedRequest:
-    return codec.decode(body, codec.request_type(content_type, body), EmbedRequest, "text")
+    return codec.validate(codec.read(body, codec.request_type(content_type, body), EmbedRequest, "text"), EmbedRequest)
 
 
 def outcome(body: bytes, content_type: str | None) -> EmbedRequest | MLError:
@@ -298,11 +298,11 @@ def test_an_empty_body_is_an_empty_map_where_no_text_is_meant():
         kind: str | None = None
 
     for content_type in (names.TEXT, names.JSON, names.MSGPACK):
-        assert codec.decode(b"", content_type, Filter) == Filter()
+        assert codec.validate(codec.read(b"", content_type, Filter), Filter) == Filter()
     with pytest.raises(InvalidField, match="'texts' is missing"):
-        codec.decode(b"", names.TEXT, EmbedBatchRequest)
+        codec.validate(codec.read(b"", names.TEXT, EmbedBatchRequest), EmbedBatchRequest)
     with pytest.raises(UnsupportedType):
-        codec.decode(b"x", names.TEXT, Filter)
+        codec.validate(codec.read(b"x", names.TEXT, Filter), Filter)
 
 
 def test_a_client_reads_replies_of_a_newer_worker():

@@ -49,11 +49,14 @@ EVERY_OPTION = {
     "stop": ["\n\n", "é"],
     "stop_token_ids": [0, 7],
     "echo": True,
+    "stream": "auto",
 }
 
 
 def read(body: bytes, content_type: str | None = None) -> GenerateRequest:
-    return codec.decode(body, codec.request_type(content_type, body), GenerateRequest, "prompt")
+    return codec.validate(
+        codec.read(body, codec.request_type(content_type, body), GenerateRequest, "prompt"), GenerateRequest
+    )
 
 
 def asked(**fields) -> GenerateRequest:
@@ -129,7 +132,7 @@ def asked(**fields) -> GenerateRequest:
         ("prompt", 5),
         ("prompt", ["x"]),
         ("promt", "x"),
-        ("stream", True),
+        ("stream", "yes"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(name, value):

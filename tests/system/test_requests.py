@@ -444,6 +444,19 @@ async def test_plain_text_is_no_batch(nc):
     assert error_of(await ask(nc, b"a text", names.EMBED_BATCH))["code"] == 415
 
 
+@pytest.mark.parametrize(("stream", "chunks"), [(True, True), ("auto", False), (False, False), (None, False)])
+async def test_the_body_of_a_batch_may_ask_for_a_stream(nc, stream, chunks):
+    inbox = nc.new_inbox()
+    replies = await nc.subscribe(inbox)
+    await nc.publish(names.EMBED_BATCH, json.dumps({"texts": ["a", "b"], "stream": stream}).encode(), reply=inbox)
+    first = await replies.next_msg(timeout=20)
+    assert (names.EVENT in first.headers) == chunks
+    if chunks:
+        assert (await replies.next_msg(timeout=20)).headers[names.EVENT] == "done"
+    if stream:
+        assert (await replies.next_msg(timeout=20)).data == b""
+
+
 async def test_a_subject_without_streams_says_so_in_frames(nc):
     inbox = nc.new_inbox()
     frames = await nc.subscribe(inbox)
