@@ -8,6 +8,7 @@ stand-ins become again what they stood for. So a text is cut exactly as the mode
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -54,9 +55,19 @@ class ChatTemplate:
     def _is_special(self, token: Mapping[str, Any]) -> bool:
         return not token["content"].isspace() and (token["special"] or token["content"] in self._source)
 
-    def knows(self, role: str) -> bool:
-        """Whether the template names a role."""
-        return re.search(f"['\"]{role}['\"]", self._source) is not None
+    def role(self, role: str) -> str:
+        """The template's own word for a role. Raises ValueError where it has none.
+
+        A developer is a system elsewhere. Who knows no tools may still write whatever role there is.
+        """
+        if re.search(f"['\"]{role}['\"]", self._source) or role not in ("developer", "tool"):
+            return role
+        if role == "developer":
+            return "system"
+        with suppress(Exception):  # a template is a program of the model's author
+            if role in self.text([{"role": role, "content": ""}]):
+                return role
+        raise ValueError(f"it has no turns of the role {role!r}")
 
     def text(self, turns: Sequence[Mapping[str, str]], continue_final: bool = False) -> str:
         """What the template makes of {"role", "content"} turns, for `encode`: up to where the answer begins, or with

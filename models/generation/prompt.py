@@ -82,9 +82,9 @@ class Prompts:
             raise InvalidRequest("messages", "there are none")
         for message in chat.messages:
             _require_characters("messages", message.content)
-        turns = [{"role": message.role, "content": message.content} for message in chat.messages]
         try:
-            text = template.text(turns)
+            turns = [{"role": template.role(turn.role), "content": turn.content} for turn in chat.messages]
+            text = template.text(turns, chat.continue_final)
         except Exception as error:  # a template is a program of the model's author
             reason = " ".join(str(error).split())[:200]
             raise InvalidRequest("messages", f"the model's chat template does not take them: {reason}") from error

@@ -63,12 +63,16 @@ class GenerationTokenizer:
         """The id of a token's exact name."""
         return self._whole.token_to_id(token)
 
-    def token_text(self, token: int) -> str:
-        """A token's own text, for people: U+FFFD for part of a character, and special tokens by name."""
+    def token_bytes(self, token: int) -> bytes:
+        """What a token adds to a text; the name of a special one, which adds nothing."""
         part = self.spelling.parts.get(token)
         if part is None:
-            return self._whole.id_to_token(token) or ""
-        return part if isinstance(part, str) else part.decode(errors="replace")
+            part = self._whole.id_to_token(token) or ""
+        return part if isinstance(part, bytes) else part.encode()
+
+    def token_text(self, token: int) -> str:
+        """The same for people: U+FFFD for part of a character."""
+        return self.token_bytes(token).decode(errors="replace")
 
     def _before(self) -> tuple[int, ...]:
         """The special tokens that a text begins with."""
