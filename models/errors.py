@@ -78,8 +78,8 @@ class SelfTestFailed(ModelError):
 
     def __str__(self) -> str:
         return (
-            f"model {self.model!r} failed its self-test: cosine {self.cosine:.6f} to {self.reference}, "
-            f"at least {self.required} required{self.advice}"
+            f"model {self.model!r} failed its self-test: a text's vector has the cosine {self.cosine:.6f} to "
+            f"{self.reference}, and at least {self.required} is required{self.advice}"
         )
 
 

@@ -24,6 +24,10 @@ from .errors import ModelUnavailable, SelfTestFailed
 GOLDEN = Path(__file__).parent / "golden"
 FP32_COSINE = 0.99999
 CONSISTENT_COSINE = 0.9999
+OTHER_WAY = "; what its folder or its entry asks for is computed in another way here, so choose another model"
+ITS_NEIGHBOURS = (
+    "; its graph lets the texts of a batch change each other, as some quantised ones do: choose another graph"
+)
 LOWER_PRECISION = "; choose a higher precision, or accept this one with a lower `min_cosine` in its entry"
 PROBES = (
     "def hello(): pass",
@@ -94,7 +98,10 @@ def self_test(encoder: Encoder, expected: Vectors, reference: str, min_cosine: f
     fitting = _fitting(encoder)
     found = encoder.encode(list(fitting.values()))
     exact = encoder.dtype == "fp32" and encoder.quantization is None
-    required, advice = (FP32_COSINE, "") if exact else (min_cosine, LOWER_PRECISION)
+    required, advice = (FP32_COSINE, OTHER_WAY) if exact else (min_cosine, LOWER_PRECISION)
+    if (values := found.shape[1]) != (wanted := expected.shape[1]):
+        reason = f"its vectors have {values} values here and {wanted} in {reference}"
+        raise ModelUnavailable(encoder.model, f"{reason}; give it an entry whose folder says the same everywhere")
     return _require(encoder, cosine_rows(found, expected[list(fitting)]), required, reference, advice)
 
 
@@ -105,9 +112,8 @@ def consistency_test(encoder: Encoder) -> float:
     """
     fitting = list(_fitting(encoder).values())
     alone = np.concatenate([encoder.encode([tokens]) for tokens in fitting])
-    return _require(
-        encoder, cosine_rows(encoder.encode(fitting), alone), CONSISTENT_COSINE, "itself without neighbours"
-    )
+    cosines = cosine_rows(encoder.encode(fitting), alone)
+    return _require(encoder, cosines, CONSISTENT_COSINE, "itself without neighbours", ITS_NEIGHBOURS)
 
 
 def _fitting(encoder: Encoder) -> dict[int, Tokens]:

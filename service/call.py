@@ -6,6 +6,7 @@ Knows the wire and the connection; knows no handler and no model.
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from nats.aio.client import Client
@@ -13,7 +14,7 @@ from nats.aio.msg import Msg
 from pydantic import BaseModel
 
 from subjects import codec, names, stream
-from subjects.errors import Cancelled, DeadlinePassed, MLError, TooLarge
+from subjects.errors import Cancelled, DeadlinePassed, InvalidField, MLError, TooLarge
 from subjects.generate import FinishReason
 
 from .headers import read_headers
@@ -67,7 +68,7 @@ class Call:
         self.ended_by: MLError | None = None
         self.answered: MLError | bool = False
         self.running = False
-        self.framed = bool(self.asked.stream)
+        self.framed = self.asked.stream is True
         self.frames = 0
         self.large = False
         self.timer: asyncio.Timeout | None = None
@@ -83,12 +84,25 @@ class Call:
         body, self.body = self.body, b""
         return body
 
+    def take_stream(self, fields: Any) -> None:
+        """Heed a body's `stream`, which means what the header means. Raises InvalidField where the two differ.
+
+        fields: not validated yet, so that a refusal too comes in the form that was asked for.
+        """
+        stream = fields.get("stream") if isinstance(fields, dict) else None
+        if not isinstance(stream, bool) and stream != names.STREAM_AUTO:
+            return
+        if self.asked.stream not in (None, stream):
+            raise InvalidField(f"field 'stream' and the header {names.STREAM} differ; send one, or both alike")
+        self.asked = replace(self.asked, stream=stream)
+        self.framed = stream is True
+
     def choose_form(self, too_large: TooLarge | None) -> None:
         """Settle between one reply and frames, before any work.
 
         too_large: why one reply may not do. Raised where frames were not allowed.
         """
-        if self.asked.stream is None:
+        if self.asked.stream == names.STREAM_AUTO:
             self.framed = too_large is not None
         elif too_large and not self.framed:
             raise too_large
@@ -162,7 +176,7 @@ class Call:
 
         Also after one reply that was chosen instead: who is ready for frames does not know that no more come.
         """
-        if self.asked.stream is not False:
+        if self.asked.stream:
             await self._publish(stream.SENTINEL, None)
 
     async def fail(self, error: MLError) -> None:

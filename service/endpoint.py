@@ -175,7 +175,10 @@ class Endpoint:
         return None
 
     async def _answer(self, route: Route, call: Call) -> None:
-        request = codec.decode(call.take_body(), call.asked.request_type, route.request, route.text_field)
+        fields = codec.read(call.take_body(), call.asked.request_type, route.request, route.text_field)
+        if "stream" in route.request.model_fields:
+            call.take_stream(fields)
+        request = codec.validate(fields, route.request)
         if route.stream is not None:
             await send_stream(call, route.stream(request, call), f"{self._gone}.{call.serial}")
         elif call.framed or route.handle is None:

@@ -1,6 +1,6 @@
 """From the engine's events to messages of the wire: whole replies, and the frames of a stream."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 CHAR_BYTES = 6
 """What a character takes at most, escaped in JSON."""
-LOGPROB_BYTES = 256
+LOGPROB_BYTES = 512
 """What a token's log-probability takes, generously."""
 LEAST_LOGPROB_BYTES = 24
 """And at least."""
@@ -185,9 +185,9 @@ def _usage(group: Sequence[Completion]) -> GenerateUsage:
 
 
 def _logprob(logprob: engine.TokenLogprob) -> TokenLogprob:
-    return TokenLogprob(token=logprob.text, id=logprob.id, logprob=logprob.logprob, top=list(_top(logprob.top)))
+    top = [TopLogprob(**_scored(*alternative)) for alternative in logprob.top]
+    return TokenLogprob(**_scored(logprob.id, logprob.text, logprob.logprob), top=top)
 
 
-def _top(alternatives: Iterable[tuple[int, str, float]]) -> Iterator[TopLogprob]:
-    for token, text, value in alternatives:
-        yield TopLogprob(token=text, id=token, logprob=value)
+def _scored(token: int, text: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": text.decode(errors="replace"), "id": token, "bytes": list(text), "logprob": logprob}

@@ -118,7 +118,8 @@ def number_of(request: str) -> int:
 
 def _prompt(request: GenerateRequest) -> Prompt:
     if request.messages is not None:
-        return Chat(tuple(Message(message.role, message.content) for message in request.messages))
+        turns = tuple(Message(message.role, message.content) for message in request.messages)
+        return Chat(turns, request.continue_final)
     if request.prompt is not None:
         return Plain(request.prompt)
     return Fill(request.prefix or "", request.suffix or "")

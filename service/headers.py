@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from subjects import codec, names
+from subjects.embed import Stream
 from subjects.errors import DeadlinePassed, InvalidField, Malformed, MLError, TooLarge
 
 MAX_HEADER_BYTES = 16_384
 PING_MS = range(100, 60_001)
 T = TypeVar("T")
-_ONE_REPLY: bool | None = False
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 _NAMES = {
@@ -33,15 +33,15 @@ _NAMES = {
 class Asked:
     """The headers of a request. fault: the first that could not be read; the others hold all the same.
 
-    stream: whether to answer with frames; None: only where one message may not hold the reply. ping_s: after how long
-    without a frame to send a ping; None: never.
+    stream: whether to answer with frames; auto: only where one message may not hold the reply; None: not said.
+    ping_s: after how long without a frame to send a ping; None: never.
     """
 
     request_id: str = ""
     request_type: str = names.JSON
     reply_type: str = names.JSON
     timeout_s: float | None = None
-    stream: bool | None = False
+    stream: Stream | None = None
     ping_s: float | None = None
     traceparent: str | None = None
     fault: MLError | None = None
@@ -71,7 +71,7 @@ def read_headers(headers: Mapping[str, str] | None, body: bytes, text: bool = Fa
         request_type=kind,
         reply_type=reply,
         timeout_s=read(None, _timeout_s, known.get(names.TIMEOUT_MS)),
-        stream=read(_ONE_REPLY, _stream, known.get(names.STREAM)),
+        stream=read(None, _stream, known.get(names.STREAM)),
         ping_s=read(None, _ping_s, known.get(names.PING_MS), reply),
         traceparent=known.get(names.TRACEPARENT),
         fault=faults[0] if faults else None,
@@ -97,14 +97,16 @@ def _timeout_s(value: str | None) -> float | None:
     return min(left_ms / 1000, names.MAX_TIMEOUT_S)
 
 
-def _stream(value: str | None) -> bool | None:
-    match (value or "false").lower():
+def _stream(value: str | None) -> Stream | None:
+    match value and value.lower():
+        case None | "":
+            return None
         case "false" | "0":
             return False
         case "true" | "1":
             return True
         case names.STREAM_AUTO:
-            return None
+            return "auto"
         case other:
             raise Malformed(f"{names.STREAM} must be true, false or {names.STREAM_AUTO}, not {other[:40]!r}")
 

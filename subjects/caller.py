@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from . import codec, names
 from .attempts import Attempts
 from .discovery import inbox
-from .errors import DeadlinePassed, Internal, MLError, TooLarge, Unavailable, from_reply
+from .errors import DeadlinePassed, Internal, InvalidField, MLError, TooLarge, Unavailable, from_reply
 from .stream import Frame, read_frame
 
 ReplyT = TypeVar("ReplyT", bound=BaseModel)
@@ -153,8 +153,10 @@ class Caller:
 
 
 def split(options: Any) -> tuple[dict[str, Any], float | None]:
-    """A call's options -> the fields of its request, and its timeout_s."""
+    """A call's options -> the fields of its request, and its timeout_s. Raises InvalidField."""
     fields = dict(options)
+    if "stream" in fields:
+        raise InvalidField("field 'stream': the call decides that; `stream` and `embed_stream` give a stream")
     return fields, fields.pop("timeout_s", None)
 
 

@@ -5,8 +5,9 @@ Knows content types and pydantic models; knows no subject, no connection and no 
 
 import functools
 import json
+import re
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import islice
 from typing import Any, Protocol, TypeVar, get_args, runtime_checkable
@@ -33,8 +34,13 @@ _OFFERED = "application/json, application/msgpack"
 _MAX_CONTAINERS = 1000
 _MAX_NUMBERED_ENTRIES = 2048
 _MANY_FAULTS = 100
-_NOT_UTF8 = "not valid UTF-8"
-"""In what orjson says of such a body."""
+_BOM = b"\xef\xbb\xbf"
+_JSON_BEGINS = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*[{\[]")
+_NO_TEXT = (("surrogatepass", "holds a lone surrogate"), ("surrogateescape", "is not UTF-8"))
+"""How a body is read once more where a string in it is no text, and what is said of that string."""
+_MOST_VALUES = 4 * 65536
+_MOST_LEVELS = 4
+"""So much of a body is looked at to find that string; no request is deeper."""
 _UNREADABLE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
     (UnicodeDecodeError, "a string in it is not UTF-8"),
     (msgpack.ExtraData, "something follows its one value"),
@@ -75,12 +81,12 @@ def _parse_content_type(header: str) -> str:
 def request_type(header: str | None, body: bytes) -> str:
     """The content type of a request: its header's, else what the first byte says.
 
-    `{` or `[` is JSON, a MessagePack map or array is MessagePack, anything else UTF-8 text.
-    Raises UnsupportedType.
+    `{` or `[` is JSON, also behind a byte order mark and white space; a MessagePack map or array is MessagePack,
+    anything else UTF-8 text. Raises UnsupportedType.
     """
     if header:
         return _parse_content_type(header)
-    if body[:1] in (b"{", b"["):
+    if _JSON_BEGINS.match(body):
         return names.JSON
     # A container with few entries, or one with its count in the next bytes; there, UTF-8 would have 0x80 or more.
     if body and (0x80 <= body[0] <= 0x9F or (0xDC <= body[0] <= 0xDF and body[1:2] == b"\0")):
@@ -124,25 +130,23 @@ def reply_type(accept: str | None, request: str, text: bool = False) -> str:
     return chosen or (names.JSON if request == names.TEXT and not text else request)
 
 
-def decode(body: bytes, content_type: str, message: type[MessageT], text_field: str | None = None) -> MessageT:
-    """Read and validate a request.
+def read(body: bytes, content_type: str, message: type[BaseModel], text_field: str | None = None) -> Any:
+    """The fields of a request, not validated yet.
 
     text_field: the field that a text/plain body stands for; None where a bare text means nothing. An empty body is an
     empty map, unless that field is required, so that `nats req` can ask for everything with ''.
-    Raises Malformed (unreadable), UnsupportedType (text not taken here), TooLarge or InvalidField (by name).
+    Raises Malformed (unreadable), UnsupportedType (text not taken here) or InvalidField (a string that is no text).
     """
-    fields: Any
     if not body and (text_field is None or not message.model_fields[text_field].is_required()):
-        fields = {}
-    elif content_type == names.TEXT:
+        return {}
+    if content_type == names.TEXT:
         if text_field is None:
             raise UnsupportedType(f"plain text is not read on this subject; send {_OFFERED}")
-        fields = {text_field: _read_text(body)}
-    else:
-        fields = loads(body, content_type, _MAX_CONTAINERS)
-        if isinstance(fields, list) and content_type == names.MSGPACK:
-            raise InvalidField(f"the body is an array; encode structs as maps: {_STRUCTS_AS_MAPS}; {_no_map(message)}")
-    return validate(fields, message)
+        return {text_field: _read_text(body)}
+    fields = loads(body, content_type, _MAX_CONTAINERS)
+    if isinstance(fields, list) and content_type == names.MSGPACK:
+        raise InvalidField(f"the body is an array; encode structs as maps: {_STRUCTS_AS_MAPS}; {_no_map(message)}")
+    return fields
 
 
 def validate(fields: Any, message: type[MessageT]) -> MessageT:
@@ -156,25 +160,70 @@ def validate(fields: Any, message: type[MessageT]) -> MessageT:
 
 
 def loads(body: bytes, content_type: str, max_containers: int | None = None) -> Any:
-    """A JSON or MessagePack body as plain Python values. Raises Malformed.
+    """A JSON or MessagePack body as plain Python values. Raises Malformed; InvalidField for a string that is no text.
 
     max_containers: how many lists and maps MessagePack from anybody may hold; absent: any number, as in replies.
     """
     if content_type == names.JSON:
         try:
-            return orjson.loads(body)
+            return orjson.loads(body.removeprefix(_BOM))
         except orjson.JSONDecodeError as error:
-            reason = "it is not UTF-8" if _NOT_UTF8 in str(error) else str(error)
+            _require_text(lambda errors: json.loads(body.removeprefix(_BOM).decode(errors=errors)))
             raise Malformed(
-                f"unreadable JSON: {reason}; a text that starts with {{ or [ needs Content-Type: text/plain"
+                f"unreadable JSON: {error}; a text that starts with {{ or [ needs Content-Type: text/plain"
             ) from None
+
+    def unpack(unicode_errors: str) -> Any:
+        hooks = {} if max_containers is None else _Bounded(max_containers).hooks
+        return msgpack.unpackb(body, unicode_errors=unicode_errors, **hooks)
+
     try:
-        return msgpack.unpackb(body, **({} if max_containers is None else _Bounded(max_containers).hooks))
+        return unpack("strict")
     except MLError:
         raise
     except Exception as error:  # msgpack raises a dozen unrelated types on garbage
+        if isinstance(error, UnicodeDecodeError):
+            _require_text(unpack)
         reason = next(reason for kinds, reason in _UNREADABLE if isinstance(error, kinds))
         raise Malformed(f"unreadable MessagePack: {reason}; set Content-Type if it is something else") from None
+
+
+def _require_text(read: Callable[[str], Any]) -> None:
+    """Raises InvalidField for the first string of a body that is no text; nothing where something else is wrong.
+
+    read: the body, with what bytes do that are no text (see bytes.decode).
+    """
+    for unicode_errors, fault in _NO_TEXT:
+        try:
+            fields = read(unicode_errors)
+        except (ValueError, RecursionError, MLError):
+            continue
+        values = islice(_values(fields, ()), _MOST_VALUES)
+        if path := next((path for path, value in values if not _is_text(value)), None):
+            where = ".".join(str(part)[:64] for part in path).encode(errors="backslashreplace").decode()
+            raise InvalidField(f"field '{where}' {fault}; send valid Unicode")
+
+
+def _values(container: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The keys and values in a map or list and in those in it, each with the path to it."""
+    entries: Iterable[tuple[Any, Any]] = ()
+    if isinstance(container, dict):
+        entries = container.items()
+    elif isinstance(container, list):
+        entries = enumerate(container)
+    for key, value in entries:
+        inner = (*path, key)
+        yield inner, key
+        yield inner, value
+        if len(inner) < _MOST_LEVELS:
+            yield from _values(value, inner)
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        return not isinstance(value, str) or value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 class _Bounded:
@@ -203,7 +252,7 @@ class _Bounded:
 
 def _read_text(body: bytes) -> str:
     try:
-        return body.decode()
+        return body.removeprefix(_BOM).decode()
     except UnicodeDecodeError as error:
         raise Malformed(
             f"the body is not UTF-8 text (byte {error.start}); set Content-Type if it is something else"

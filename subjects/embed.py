@@ -13,6 +13,9 @@ MAX_INTERACTIVE_TEXTS = 32
 """With more texts than these a request that does not say is bulk."""
 
 Priority: TypeAlias = Literal["interactive", "bulk"]
+Stream: TypeAlias = bool | Literal["auto"]
+"""As the header Ml-Stream."""
+STREAM = Field(None, description="as the header Ml-Stream; where both are there they agree")
 
 
 def _check_text(text: str) -> str:
@@ -78,6 +81,7 @@ class EmbedRequest(EmbedOptions):
 
 class EmbedBatchRequest(EmbedOptions):
     texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
+    stream: Stream | None = STREAM
 
     @model_validator(mode="after")
     def _few_if_interactive(self) -> "EmbedBatchRequest":

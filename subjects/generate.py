@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from .embed import Message, Reply, Token
-from .generate_fields import MAX_TOKEN_ID, Biases, Part, StopStrings, StopTokenIds, Text
+from .embed import STREAM, Message, Reply, Stream, Token
+from .generate_fields import MAX_TOKEN_ID, Biases, Content, Part, StopStrings, StopTokenIds, Text
 
 MAX_TOKENS = 1_048_576
 MAX_SEED = 2**64 - 1
@@ -17,14 +17,14 @@ MAX_PROMPTS = 256
 MAX_MESSAGES = 256
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "timeout", "error"]
-Role: TypeAlias = Literal["system", "user", "assistant"]
+Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
 
 _WITHOUT_SAMPLING = {"n": 1, "temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0}
 
 
 class ChatMessage(Message):
     role: Role
-    content: Text
+    content: Content = Field(description="may be empty; a list of text parts is joined by line breaks")
 
 
 class GenerateOptions(Message):
@@ -65,6 +65,7 @@ class GenerateOptions(Message):
     stop: StopStrings | None = Field(None, description="strings that end the text and are no part of it; one or a list")
     stop_token_ids: StopTokenIds | None = Field(None, description="tokens that end the text, besides the model's own")
     echo: bool = Field(False, description="begin the text with the prompt")
+    stream: Stream | None = STREAM
 
     @model_validator(mode="after")
     def _go_together(self) -> "GenerateOptions":
@@ -90,6 +91,9 @@ class GenerateRequest(GenerateOptions):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = Field(
         None, description="a chat to answer, for models with a chat template"
     )
+    continue_final: bool = Field(
+        False, description="go on with the last turn, the assistant's, instead of answering it"
+    )
     prefix: Part | None = Field(None, description="what stands before the gap, for models that fill in the middle")
     suffix: Part | None = Field(None, description="what stands behind it; one of the two may be empty")
 
@@ -102,6 +106,8 @@ class GenerateRequest(GenerateOptions):
             raise ValueError("fields 'prefix' and 'suffix' are both empty")
         if self.echo and self.prompt is None:
             raise ValueError("field 'echo' is for a 'prompt'")
+        if self.continue_final and not (self.messages and self.messages[-1].role == "assistant"):
+            raise ValueError("field 'continue_final' is for 'messages' whose last turn is the assistant's")
         return self
 
 
@@ -120,6 +126,9 @@ class GenerateUsage(Reply):
 class TopLogprob(Reply):
     token: str = Field(description="its text; where a character takes several tokens, its bytes may not be text")
     id: int
+    bytes: list[int] = Field(
+        default_factory=list, description="what it adds to the text, where that is no character too"
+    )
     logprob: float = Field(description="natural logarithm of its probability, before penalties and filters")
 
 

@@ -19,7 +19,7 @@ from .generate import (
 )
 from .stream import DONE, TOKEN
 
-Messages: TypeAlias = Sequence[ChatMessage | Mapping[str, str]]
+Messages: TypeAlias = Sequence[ChatMessage | Mapping[str, Any]]
 
 
 class GenerateCallOptions(TypedDict, total=False):
@@ -44,6 +44,7 @@ class GenerateCallOptions(TypedDict, total=False):
     stop: str | list[str] | None
     stop_token_ids: list[int] | None
     echo: bool
+    continue_final: bool
     timeout_s: float | None
 
 

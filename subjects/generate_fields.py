@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints
 
 from .embed import MAX_TEXT_CHARS
 
@@ -40,8 +40,28 @@ def _token_id(key: Any) -> Any:
     return int(key)
 
 
+def _joined(content: Any) -> Any:
+    """The text of a turn that comes as a list of parts, each of which begins a line."""
+    if not isinstance(content, list):
+        return content
+    for place, part in enumerate(content):
+        if not (isinstance(part, dict) and part.keys() == {"type", "text"} and part["type"] == "text"):
+            raise ValueError(f"part {place} is not {{'type': 'text', 'text': ...}}; nothing else is read here")
+        if not isinstance(part["text"], str):
+            raise ValueError(f"the text of part {place} is not a string")
+    return "\n".join(part["text"] for part in content)
+
+
+class TextPart(BaseModel):
+    """One of the parts that a turn's content may consist of."""
+
+    type: Literal["text"]
+    text: str
+
+
 Part = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS), AfterValidator(_without_nul)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS), AfterValidator(_without_nul)]
+Content = Annotated[Part, BeforeValidator(_joined, json_schema_input_type=Part | list[TextPart])]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 Biases = Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES), BeforeValidator(_whole_keys)]

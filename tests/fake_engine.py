@@ -221,4 +221,6 @@ def _logprobs(request: Request, word: str) -> tuple[TokenLogprob, ...]:
     wanted = request.sampling.logprobs
     if wanted is None:
         return ()
-    return (TokenLogprob(1, word, -0.5, tuple((number, f"t{number}", -1.0) for number in range(wanted))),)
+    return (
+        TokenLogprob(1, word.encode(), -0.5, tuple((number, f"t{number}".encode(), -1.0) for number in range(wanted))),
+    )

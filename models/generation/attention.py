@@ -94,10 +94,12 @@ def cached_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     *,
-    step_attention: StepAttention,
+    step_attention: StepAttention | None = None,
     **asked: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What a layer calls. Raises ValueError where it asks for what is not computed here."""
+    """What a layer calls. Raises ValueError where it asks for what is not computed here, or passes too little on."""
+    if step_attention is None:
+        raise ValueError("its layers do not pass on what the engine's attention needs")
     if foreign := [name for name in UNSUPPORTED if asked.get(name) is not None]:
         raise ValueError(f"the engine's attention does not compute {', '.join(foreign)}")
     return step_attention(int(module.layer_idx), query, key, value, scaling), None  # type: ignore[arg-type]

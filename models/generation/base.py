@@ -12,7 +12,7 @@ from .request import Event, FinishReason, Request
 class Message:
     """One turn of a chat."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
 
 
@@ -25,9 +25,10 @@ class Plain:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """Turns to answer, put together by the model's chat template."""
+    """Turns to answer, put together by the model's chat template. continue_final: to go on with the last one."""
 
     messages: tuple[Message, ...]
+    continue_final: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,7 +198,7 @@ class Engine:
     def _logprob(self, chosen: Chosen) -> TokenLogprob | None:
         if chosen.logprob is None:
             return None
-        text = self._loaded.tokenizer.token_text
+        text = self._loaded.tokenizer.token_bytes
         top = tuple((token, text(token), value) for token, value in chosen.top)
         return TokenLogprob(chosen.id, text(chosen.id), chosen.logprob, top)
 

@@ -36,8 +36,8 @@ _FILL_FORMS = (
 class Prompts:
     """A model's prompts. Thread-safe. stop_ids: what ends its texts. vocabulary: how many tokens its weights know.
 
-    Special tokens that are written in a plain prompt or a chat's turns are read as such, as everywhere: callers write
-    their own formats so. In a gap's surroundings they are code like any other.
+    Special tokens that are written in a plain prompt are read as such, as everywhere: callers write their own formats
+    so. In a chat's turns and in a gap's surroundings they are text like any other.
     """
 
     def __init__(self, tokenizer: GenerationTokenizer, stop_ids: frozenset[int], vocabulary: int) -> None:
@@ -50,7 +50,7 @@ class Prompts:
     @property
     def chat(self) -> bool:
         """Whether the model has a chat template."""
-        return self._tokenizer.has_chat_template
+        return self._tokenizer.chat is not None
 
     @property
     def fill(self) -> bool:
@@ -75,21 +75,22 @@ class Prompts:
         return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
     def _chat(self, chat: Chat) -> list[int]:
-        if not self.chat:
+        template = self._tokenizer.chat
+        if template is None:
             raise InvalidRequest("messages", "this model has no chat template; send `prompt` instead")
         if not chat.messages:
             raise InvalidRequest("messages", "there are none")
         for message in chat.messages:
             _require_characters("messages", message.content)
-        turns = [{"role": message.role, "content": message.content} for message in chat.messages]
         try:
-            text = self._tokenizer.chat_text(turns)
+            turns = [{"role": template.role(turn.role), "content": turn.content} for turn in chat.messages]
+            text = template.text(turns, chat.continue_final)
         except Exception as error:  # a template is a program of the model's author
             reason = " ".join(str(error).split())[:200]
             raise InvalidRequest("messages", f"the model's chat template does not take them: {reason}") from error
         if len(text) > TEMPLATE_CHARACTERS + 2 * sum(len(message.content) for message in chat.messages):
             raise InvalidRequest("messages", f"the model's chat template makes {len(text)} characters of them")
-        return self._tokenizer.encode(text, special=False)
+        return template.encode(text)
 
     def _filled(self, prefix: str, suffix: str) -> PromptTokens:
         """CodeLlama's own code puts a space before a prefix, if there is any, and none before the suffix, and so is

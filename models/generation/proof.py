@@ -32,7 +32,8 @@ def require_same_scores(loaded: CausalLM, runner: Runner, cache: KVCache) -> Non
     except ModelError:
         raise
     except Exception as error:  # an architecture that cannot may raise anything
-        raise _unserved(loaded, f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}") from error
+        said = str(error).partition("\n")[0][:200]
+        raise _unserved(loaded, said if isinstance(error, ValueError) else f"it fails with {said!r}") from error
     finally:
         cache.free(sequence.run)
     own = loaded.probe_scores
@@ -54,4 +55,6 @@ def _scores(sequence: Sequence, runner: Runner) -> torch.Tensor:
 
 def _unserved(loaded: CausalLM, reason: str) -> ModelUnavailable:
     kind = loaded.network.config.model_type
-    return ModelUnavailable(loaded.model, f"its architecture, {kind}, is not served by the engine ({reason})")
+    return ModelUnavailable(
+        loaded.model, f"its architecture, {kind}, is not served by the engine: {reason}; choose another model"
+    )

@@ -54,12 +54,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token of the text, its log-probability before penalties and filters, and the likeliest in its place."""
+    """A token of the text, its log-probability before penalties and filters, and the likeliest in its place.
+
+    Their texts are bytes: where a character takes several tokens, each has some of its bytes.
+    """
 
     id: int
-    text: str
+    text: bytes
     logprob: float
-    top: tuple[tuple[int, str, float], ...] = ()
+    top: tuple[tuple[int, bytes, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

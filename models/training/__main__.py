@@ -4,6 +4,7 @@ Speaks in events on standard output (progress.py). Exit codes: 0 done; 1 failed 
 """
 
 import errno
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from .errors import DiskFull
 from .progress import Event, Failed, emit
 from .run import RunFolder
 
+_FULL_DISK = re.compile(r"inline_container\.cc.*unexpected pos|PytorchStreamWriter failed|No space left|quota exceeded")
 Step: TypeAlias = Callable[[RunFolder, Callable[[Event], None]], None]
 
 
@@ -29,12 +31,17 @@ def main(arguments: list[str]) -> int:
     except MemoryError:
         emit(Failed(reason="out of memory; lower batch_size, micro_batch or max_tokens, or give it more memory"))
         return 1
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not _is_full_disk(error):
             raise
-        emit(Failed(reason=str(DiskFull(error.filename or folder))))
+        emit(Failed(reason=str(DiskFull(getattr(error, "filename", None) or folder))))
         return 1
     return 0
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Also by the words of torch and of safetensors, whose errors carry no number."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or bool(_FULL_DISK.search(str(error)))
 
 
 def _step(name: str) -> Step:

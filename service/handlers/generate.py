@@ -47,7 +47,7 @@ class GenerateHandlers:
         """The one reply; or pieces of text as they come, and then what holds for all of them."""
         call.choose_form(None)
         if request.num_beams > 1 and call.framed:
-            raise InvalidField(f"field 'num_beams': beams are not streamed; send 1, or leave {names.STREAM} out")
+            raise InvalidField("field 'num_beams': beams are not streamed; send 1, or ask for one reply")
         if call.asked.reply_type == names.TEXT and (request.n > 1 or request.logprobs is not None):
             raise InvalidField("fields 'n' and 'logprobs' need a reply in JSON or MessagePack; set Accept")
         asked, size = read(request, str(call.serial)), 0

@@ -36,7 +36,7 @@ fields = st.dictionaries(st.sampled_from([*EmbedRequest.model_fields, "more"]), 
 
 
 def read(body: bytes, content_type: str | None = None) -> EmbedRequest:
-    return codec.decode(body, codec.request_type(content_type, body), EmbedRequest, "text")
+    return codec.validate(codec.read(body, codec.request_type(content_type, body), EmbedRequest, "text"), EmbedRequest)
 
 
 def outcome(body: bytes, content_type: str | None) -> EmbedRequest | MLError:
@@ -75,7 +75,18 @@ def _packable(value) -> bool:
     [
         (b'{"text":', Malformed, "Content-Type: text/plain"),
         (b'{"text": NaN}', Malformed, "unreadable JSON"),
-        (b'{"text": "\\ud800"}', Malformed, "surrogate"),
+        (b'{"text": "\\ud800"}', InvalidField, "'text' holds a lone surrogate"),
+        (b'{"a\\udc00": 1}', InvalidField, r"a\udc00' holds a lone surrogate"),
+        (
+            b'{"pairs": [{"negatives": ["a", "\\ud800b"]}]}',
+            InvalidField,
+            "'pairs.0.negatives.1' holds a lone surrogate",
+        ),
+        (b'{"text": "\xed\xa0\x80"}', InvalidField, "'text' holds a lone surrogate"),
+        (b"\x81\xa4text\xa3\xed\xa0\x80", InvalidField, "'text' holds a lone surrogate"),
+        (b"\x81\xa5texts\x92\xa1a\xa4\xed\xa0\x80b", InvalidField, "'texts.1' holds a lone surrogate"),
+        (b'["\\ud800"]', InvalidField, "'0' holds a lone surrogate"),
+        (b'\xef\xbb\xbf \n{"text":', Malformed, "Content-Type: text/plain"),
         (b"[" * 5000, Malformed, "unreadable JSON"),
         (b"[1]", InvalidField, "map of fields"),
         (b"{}", InvalidField, "'text' is missing"),
@@ -96,11 +107,12 @@ def _packable(value) -> bool:
             "'float32', 'float16', 'base64', 'array', 'int8' or",
         ),
         (b'{"text": "a", "prompt": "p", "prompt_name": "q"}', InvalidField, "exclude each other"),
-        (b'{"text": "\xff"}', Malformed, "unreadable JSON: it is not UTF-8"),
+        (b'{"text": "\xff"}', InvalidField, "'text' is not UTF-8"),
+        (b'{"text": "\xff', Malformed, "unreadable JSON"),
         (b"\x81\xa4text", Malformed, "cut short"),
         (b"\xdf\x00\xff\xff\xff", Malformed, "cut short"),
-        (b"\x81\xa4text\xa1\xff", Malformed, "not UTF-8"),
-        (b"\x81\xa1\xff\xa1a", Malformed, "not UTF-8"),
+        (b"\x81\xa4text\xa1\xff", InvalidField, "'text' is not UTF-8"),
+        (b"\x81\xa1\xff\xa1a", InvalidField, "is not UTF-8"),
         (b"\x81\xa4text\xa1a\x01", Malformed, "something follows"),
         (b"\x81\xa4text\xc1", Malformed, "begins no value"),
         (b"\x81\xa4text" + b"\x91" * 2000 + b"\xc0", Malformed, "nested too deep"),
@@ -229,10 +241,24 @@ def test_a_text_is_the_same_in_every_encoding(text):
         ("ݐ".encode(), names.TEXT),
         (b"def f():", names.TEXT),
         (b"", names.TEXT),
+        (b'\n{"text":"hello"}', names.JSON),
+        (b"  \r\n\t[1]", names.JSON),
+        (b'\xef\xbb\xbf{"text":"hello"}', names.JSON),
+        (b'\xef\xbb\xbf \n{"text":"hello"}', names.JSON),
+        (b"\n x{", names.TEXT),
+        (b"\xef\xbb\xbfx", names.TEXT),
+        (b" \x81\xa4text\xa1a", names.TEXT),
     ],
 )
 def test_the_first_byte_tells_the_type(body, kind):
     assert codec.request_type(None, body) == kind
+
+
+@pytest.mark.parametrize("before", [b"", b"\n", b"  ", b"\xef\xbb\xbf", b"\xef\xbb\xbf\r\n\t"])
+def test_what_editors_put_before_a_body_is_no_part_of_it(before):
+    assert read(before + b'{"text":"hello"}').text == "hello"
+    assert read(before + b'{"text":"hello"}', names.JSON).text == "hello"
+    assert read(before + b"hello").text == before.removeprefix(b"\xef\xbb\xbf").decode() + "hello"
 
 
 @pytest.mark.parametrize(
@@ -280,11 +306,11 @@ def test_an_empty_body_is_an_empty_map_where_no_text_is_meant():
         kind: str | None = None
 
     for content_type in (names.TEXT, names.JSON, names.MSGPACK):
-        assert codec.decode(b"", content_type, Filter) == Filter()
+        assert codec.validate(codec.read(b"", content_type, Filter), Filter) == Filter()
     with pytest.raises(InvalidField, match="'texts' is missing"):
-        codec.decode(b"", names.TEXT, EmbedBatchRequest)
+        codec.validate(codec.read(b"", names.TEXT, EmbedBatchRequest), EmbedBatchRequest)
     with pytest.raises(UnsupportedType):
-        codec.decode(b"x", names.TEXT, Filter)
+        codec.validate(codec.read(b"x", names.TEXT, Filter), Filter)
 
 
 def test_a_client_reads_replies_of_a_newer_worker():

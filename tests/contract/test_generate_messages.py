@@ -49,11 +49,17 @@ EVERY_OPTION = {
     "stop": ["\n\n", "é"],
     "stop_token_ids": [0, 7],
     "echo": True,
+    "stream": "auto",
 }
 
 
+TEXT_PART = {"type": "text", "text": "a"}
+
+
 def read(body: bytes, content_type: str | None = None) -> GenerateRequest:
-    return codec.decode(body, codec.request_type(content_type, body), GenerateRequest, "prompt")
+    return codec.validate(
+        codec.read(body, codec.request_type(content_type, body), GenerateRequest, "prompt"), GenerateRequest
+    )
 
 
 def asked(**fields) -> GenerateRequest:
@@ -129,7 +135,7 @@ def asked(**fields) -> GenerateRequest:
         ("prompt", 5),
         ("prompt", ["x"]),
         ("promt", "x"),
-        ("stream", True),
+        ("stream", "yes"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(name, value):
@@ -154,8 +160,17 @@ def test_a_bad_value_is_refused_by_name(name, value):
         ({"messages": "hello"}, "'messages'"),
         ({"messages": ["hello"]}, r"'messages\.0' must be a map"),
         ({"messages": [{"role": "user"}]}, r"messages\.0\.content"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, r"messages\.0\.role"),
-        ({"messages": [{"role": "user", "content": ""}]}, r"messages\.0\.content"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, r"messages\.0\.role"),
+        ({"messages": [{"role": "user", "content": None}]}, r"messages\.0\.content"),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, r"messages\.0\.content': part 0 is not \{'type': 'text'"),
+        ({"messages": [{"role": "user", "content": [TEXT_PART, {"type": "image_url"}]}]}, "content': part 1 is not"),
+        ({"messages": [{"role": "user", "content": [TEXT_PART | {"text": 5}]}]}, "text of part 0 is not a string"),
+        ({"messages": [{"role": "user", "content": [TEXT_PART | {"text": "a\0"}]}]}, "NUL"),
+        ({"prompt": "x", "continue_final": True}, "whose last turn is the assistant's"),
+        (
+            {"messages": [{"role": "user", "content": "x"}], "continue_final": True},
+            "whose last turn is the assistant's",
+        ),
         ({"messages": [{"role": "user", "content": "x", "name": "me"}]}, r"messages\.0\.name"),
         ({"prompt": "x", "num_beams": 2, "n": 2}, "'n' and 'num_beams'"),
         ({"prompt": "x", "num_beams": 2, "temperature": 0.5, "top_k": 5}, "'temperature', 'top_k' and 'num_beams'"),
@@ -179,7 +194,7 @@ def test_what_does_not_go_together_is_refused_by_name(fields, says):
         (b'{"prompt": "x", "seed": 18446744073709551616}', InvalidField, "'seed'"),
         (b'{"prompt": "x", "logit_bias": {"five": 1}}', InvalidField, "'logit_bias'"),
         (b"\xff\xfe", Malformed, "not UTF-8"),
-        (b"\x81\xa6prompt\xa1\xff", Malformed, "not UTF-8"),
+        (b"\x81\xa6prompt\xa1\xff", InvalidField, "not UTF-8"),
         (msgpack.packb({5: 1}), InvalidField, "unknown field '5'"),
         (msgpack.packb({"prompt": "x", "logit_bias": {1.5: 1}}), Malformed, "keys"),
         (msgpack.packb({"prompt": "x", "logit_bias": dict.fromkeys(range(5000), 1)}), Malformed, "whole numbers"),
@@ -284,6 +299,19 @@ def test_the_schema_takes_what_the_message_takes():
 USAGE = GenerateUsage(prompt_tokens=5, cached_tokens=4, completion_tokens=2)
 SERVED = {"model": "tiny_coder", "version": "abc-fp32", "usage": USAGE}
 END = {"finish_reason": "stop", "stop_reason": "é\n", "seed": 2**64 - 1}
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool"])
+@pytest.mark.parametrize(
+    ("content", "text"), [("", ""), ([], ""), ([TEXT_PART], "a"), ([TEXT_PART, {"text": "b", "type": "text"}], "a\nb")]
+)
+def test_a_turn_may_be_empty_or_in_parts(role, content, text):
+    fields = {"messages": [{"role": role, "content": content}]}
+    (turn,) = codec.validate(fields, GenerateRequest).messages
+    assert (turn.role, turn.content) == (role, text)
+    jsonschema.validate(fields, TypeAdapter(GenerateRequest).json_schema())
+
+
 LOGPROBS = [TokenLogprob(token="a", id=5, logprob=-0.5, top=[TopLogprob(token="b", id=6, logprob=-1.25)])]
 MESSAGES = [
     GenerateReply(**SERVED, **END, text="é"),

@@ -118,7 +118,8 @@ async def test_more_completions_than_may_wait_are_no_reason_to_refuse_the_rest(n
 async def test_echo_logprobs_and_the_gap_to_fill(nc):
     reply = await ask(nc, {"prompt": "def f", "max_tokens": 2, "echo": True, "logprobs": 1})
     assert reply["text"] == "def f 0 1"
-    first = {"token": " 0", "id": 1, "logprob": -0.5, "top": [{"token": "t0", "id": 0, "logprob": -1.0}]}
+    top = {"token": "t0", "id": 0, "bytes": [116, 48], "logprob": -1.0}
+    first = {"token": " 0", "id": 1, "bytes": [32, 48], "logprob": -0.5, "top": [top]}
     assert reply["logprobs"][0] == first
     assert len(reply["logprobs"]) == 2
     assert (await ask(nc, {"prefix": "a", "suffix": "b", "max_tokens": 1}))["text"] == " 0"

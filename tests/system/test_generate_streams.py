@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 from workers import running_worker
 
 from service.outbox import LIMIT_CHARS
-from subjects import names
+from subjects import MLClient, names
+from subjects.errors import InvalidField
 
 
 class Stream:
@@ -31,7 +32,9 @@ class Stream:
     async def begin(cls, nc, fields: dict, subject: str = names.GENERATE, **headers: str) -> "Stream":
         inbox = nc.new_inbox()
         stream = cls(nc, await nc.subscribe(inbox))
-        sent = {names.STREAM: "true"} | {name.replace("_", "-"): value for name, value in headers.items()}
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if "stream" not in fields:
+            sent = {names.STREAM: "true"} | sent
         await nc.publish(subject, json.dumps(fields).encode(), inbox, sent)
         return stream
 
@@ -100,6 +103,44 @@ async def test_the_first_token_goes_out_before_the_second_is_made(nc, engine):
     engine.release()
     await stream.rest()
     assert stream.text() == " 0 1"
+
+
+async def test_the_body_may_ask_for_a_stream_as_the_header_does(nc):
+    for headers in ({}, {"Ml_Stream": "true"}):
+        stream = await Stream.begin(nc, {"prompt": "a", "max_tokens": 2, "stream": True}, **headers)
+        assert [event for event, _ in await stream.rest()][-1] == "done"
+        assert stream.text() == " 0 1"
+    stream = await Stream.begin(nc, {"prompts": ["a"], "max_tokens": 2, "stream": True}, names.GENERATE_BATCH)
+    assert (await stream.rest())[-1][1]["choices"][0]["index"] == 0
+
+
+@pytest.mark.parametrize("fields", [{"max_tokens": 0}, {"stream": True, "temprature": 1}, {"num_beams": 2}])
+async def test_what_asked_for_a_stream_in_its_body_is_refused_in_frames(nc, fields):
+    stream = await Stream.begin(nc, {"prompt": "a", "stream": True} | fields)
+    ((event, body),) = await stream.rest()
+    assert (event, body["error"]["code"]) == ("error", 422)
+
+
+@pytest.mark.parametrize(("header", "stream"), [("true", False), ("false", True), ("auto", True), ("true", "auto")])
+async def test_header_and_body_must_agree(nc, header, stream):
+    fields = json.dumps({"prompt": "a", "stream": stream}).encode()
+    inbox = nc.new_inbox()
+    replies = await nc.subscribe(inbox)
+    await nc.publish(names.GENERATE, fields, inbox, {names.STREAM: header})
+    error = json.loads((await replies.next_msg(timeout=20)).data)["error"]
+    assert error["code"] == 422
+    assert "'stream' and the header Ml-Stream differ" in error["message"]
+
+
+@pytest.mark.parametrize("stream", ["true", 1, "yes"])
+async def test_stream_is_true_false_or_auto(nc, stream):
+    reply = await nc.request(names.GENERATE, json.dumps({"prompt": "a", "stream": stream}).encode(), timeout=20)
+    assert "'stream" in json.loads(reply.data)["error"]["message"]
+
+
+async def test_the_clients_calls_say_themselves_whether_they_stream(nc):
+    with pytest.raises(InvalidField, match="`stream` and `embed_stream` give a stream"):
+        await MLClient(nc).generate("a", stream=True)
 
 
 async def test_a_hundred_streams_at_once_each_in_order(nc):

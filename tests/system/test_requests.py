@@ -78,6 +78,18 @@ async def test_text_in_json_out(nc):
     assert reply.headers["Content-Type"] == "application/json"
 
 
+@pytest.mark.parametrize("before", [b"\n", b"   ", b"\xef\xbb\xbf", b"\xef\xbb\xbf\r\n"])
+async def test_json_behind_white_space_or_a_byte_order_mark_is_json(nc, before):
+    body = json.loads((await ask(nc, before + b'{"text": "hello world"}')).data)
+    np.testing.assert_allclose(body["embedding"], expected("hello world"), atol=1e-6)
+
+
+@pytest.mark.parametrize("body", [b'{"texts": ["a", "\\ud800"]}', b"\x81\xa5texts\x92\xa1a\xa3\xed\xa0\x80"])
+async def test_what_is_no_text_is_named_with_its_index(nc, body):
+    error = error_of(await ask(nc, body, names.EMBED_BATCH))
+    assert (error["code"], error["message"]) == (422, "field 'texts.1' holds a lone surrogate; send valid Unicode")
+
+
 async def test_messagepack_in_float32_bytes_out(nc):
     reply = await ask(nc, msgpack.packb({"text": "hello world"}))
     vector = np.frombuffer(msgpack.unpackb(reply.data)["embedding"], "<f4")
@@ -370,7 +382,9 @@ BAD = {
     "truncated MessagePack": (b"\x82\xa4text\xa3ab", {}, 400),
     "a struct as an array": (msgpack.packb(["a"]), {}, 422),
     "truncated JSON": (b'{"text": "a', {}, 400),
-    "lone surrogate": (b'{"text": "\\udc00"}', {}, 400),
+    "lone surrogate": (b'{"text": "\\udc00"}', {}, 422),
+    "lone surrogate in MessagePack": (b"\x81\xa4text\xa3\xed\xa0\x80", {}, 422),
+    "white space before what is no JSON": (b"\n {a", {}, 400),
     "wrong type": (b'{"text": ["a"]}', {}, 422),
     "unknown field": (b'{"text": "a", "lang": "en"}', {}, 422),
     "empty": (b"", {}, 422),
@@ -428,6 +442,19 @@ async def test_a_crowd_is_not_interactive(nc, subject, fields):
 
 async def test_plain_text_is_no_batch(nc):
     assert error_of(await ask(nc, b"a text", names.EMBED_BATCH))["code"] == 415
+
+
+@pytest.mark.parametrize(("stream", "chunks"), [(True, True), ("auto", False), (False, False), (None, False)])
+async def test_the_body_of_a_batch_may_ask_for_a_stream(nc, stream, chunks):
+    inbox = nc.new_inbox()
+    replies = await nc.subscribe(inbox)
+    await nc.publish(names.EMBED_BATCH, json.dumps({"texts": ["a", "b"], "stream": stream}).encode(), reply=inbox)
+    first = await replies.next_msg(timeout=20)
+    assert (names.EVENT in first.headers) == chunks
+    if chunks:
+        assert (await replies.next_msg(timeout=20)).headers[names.EVENT] == "done"
+    if stream:
+        assert (await replies.next_msg(timeout=20)).data == b""
 
 
 async def test_a_subject_without_streams_says_so_in_frames(nc):

@@ -16,6 +16,7 @@ from models.generation.errors import InvalidRequest
 from models.generation.prompt import Prompts
 from models.generation.tokenizer import GenerationTokenizer
 from tests.generation_models import ALL, codellama, llama, starcoder
+from tests.gguf_model import converted_folder
 
 END = frozenset({2})
 TURNS = (
@@ -69,6 +70,27 @@ def test_a_chat_is_what_the_template_makes_of_it() -> None:
     assert list(made.ids) == expected
     assert expected.count(oracle.bos_token_id) == 2  # one for each exchange, as the template has it
     assert made.stop_ids == END
+
+
+def test_a_developer_is_a_system_where_the_template_knows_none() -> None:
+    system, developer = (Chat((Message(role, "Be brief."), *TURNS[1:])) for role in ("system", "developer"))
+    assert prompts(codellama())(developer) == prompts(codellama())(system)
+    assert named(converted_folder(), developer) == named(converted_folder(), system)
+
+
+def test_a_tool_is_told_of_where_the_template_writes_roles() -> None:
+    assert "<|im_start|>toolĊ42<|im_end|>" in named(converted_folder(), Chat((*TURNS, Message("tool", "42"))))
+    with pytest.raises(InvalidRequest, match="does not take them: it has no turns of the role 'tool'"):
+        prompts(codellama())(Chat((Message("user", "a"), Message("tool", "42"), Message("user", "b"))))
+
+
+def test_a_turn_may_be_empty() -> None:
+    assert "<|im_start|>userĊ<|im_end|>" in named(converted_folder(), Chat((Message("user", ""),)))
+
+
+def test_a_last_turn_is_continued() -> None:
+    begun = Chat((Message("user", "a"), Message("assistant", "Sure: ")), continue_final=True)
+    assert named(converted_folder(), begun).endswith("<|im_start|>assistantĊSure:Ġ")
 
 
 @pytest.mark.parametrize(

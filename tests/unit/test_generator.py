@@ -107,7 +107,7 @@ def test_what_is_taken_joined_is_what_was_put(moves: list[str]):
                     taken[event.request] += event.text
                 waiting = 0
             elif move != "take":
-                outbox.put(Piece(move, f"{number},", 1, (TokenLogprob(number, "", -1.0),)))
+                outbox.put(Piece(move, f"{number},", 1, (TokenLogprob(number, b"", -1.0),)))
                 put[move] += f"{number},"
                 waiting += 1
         outbox.seal()
@@ -126,7 +126,7 @@ async def test_merged_pieces_count_their_tokens_and_keep_their_logprobs():
     outbox = Outbox()
     outbox.open("a")
     for number in range(3):
-        outbox.put(Piece("a", f"{number}", number, (TokenLogprob(number, "", -1.0),)))
+        outbox.put(Piece("a", f"{number}", number, (TokenLogprob(number, b"", -1.0),)))
     (piece,) = await outbox.take()
     assert isinstance(piece, Piece)
     assert (piece.text, piece.tokens, [logprob.id for logprob in piece.logprobs]) == ("012", 3, [0, 1, 2])

@@ -205,6 +205,18 @@ def test_wrong_vectors_fail_the_self_test(minilm: ModelSpec, monkeypatch: pytest
         loader.load(minilm, LoadOptions("cpu", "fp32"))
     assert caught.value.cosine < 0.9
     assert caught.value.reference == "its golden vectors"
+    assert "choose another model" in str(caught.value)
+
+
+def test_vectors_of_another_length_than_the_references_are_named(
+    minilm: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a sentence-transformers configuration with `truncate_dim` makes them."""
+    monkeypatch.setattr(
+        verify, "reference_vectors", lambda *_: (np.ones((len(verify.PROBES), 32), np.float32), "another")
+    )
+    with pytest.raises(ModelUnavailable, match="its vectors have 384 values here and 32 in another; "):
+        loader.load(minilm, LoadOptions("cpu", "fp32"))
 
 
 def test_the_golden_file_can_be_made_again(tmp_path: Path, minilm: ModelSpec) -> None:
