@@ -78,6 +78,15 @@ class JobStore:
         except KeyNotFoundError:
             return None
 
+    async def written_at(self, job_id: str) -> datetime | None:
+        """When a job was last changed, by the server's clock; None where it is not there. Raises NotSetUp."""
+        await self.bucket()
+        stream, subject = f"KV_{names.JOBS_BUCKET}", f"$KV.{names.JOBS_BUCKET}.{_key(job_id)}"
+        try:
+            return (await self._js.get_last_msg(stream, subject, direct=True)).time
+        except NotFoundError:
+            return None
+
     async def change(self, job_id: str, changing: Changing | None = None, **fields: Any) -> Job:
         """Change some fields of a job, or what a function makes of it -> the job as it then stands.
 
