@@ -38,9 +38,13 @@ class Version(BaseModel):
 
 
 class Live(Version):
-    """The live version of a model. previous: what to go back to; job: the one that made it live, if one did."""
+    """The live version of a model. previous: what to go back to; earlier: what that one went back to when it was live.
+
+    job: the one that made it live, if one did.
+    """
 
     previous: Version | None = None
+    earlier: Version | None = None
     at: AwareDatetime
     job: str | None = None
 
