@@ -354,6 +354,16 @@ def faked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     return trained(begun(tmp_path, minilm(), pairs()))
 
 
+def test_of_several_epochs_only_those_judge_that_did_not_choose(faked: RunFolder) -> None:
+    spec = faked.read()
+    several = spec.model_copy(update={"options": spec.options.model_copy(update={"epochs": 3})})
+    faked.spec.write_text(several.model_dump_json(), "utf-8")
+    verdict(faked)
+    found = read_report(faked.report)
+    assert found is not None
+    assert found.queries == 20  # of 30 that are held out
+
+
 @pytest.mark.parametrize("content", [None, "{}", "not JSON"])
 def test_a_record_that_cannot_be_read_is_a_reason(faked: RunFolder, content: str | None) -> None:
     if content is None:
