@@ -93,20 +93,15 @@ def previous_version(checkpoints: Path, model: str) -> str | None:
     return None if name == live_version(checkpoints, model) else name
 
 
-def make_live(checkpoints: Path, model: str, version: str) -> None:
-    """Let a version be the live one, and the live one the previous one. Nothing changes where it is live already.
+def make_live(checkpoints: Path, model: str, version: str, previous: str | None) -> None:
+    """Let a version be the live one, and another one, which need not be here, the previous one; None: no other was.
 
     The link to the previous one moves first: killed in between, the live version is still the old one.
     Raises UnknownVersion, OSError.
     """
     version_folder(checkpoints, model, version)
-    link, live = checkpoints / model / LATEST, live_version(checkpoints, model)
-    if version != live:
-        point(link.with_name(PREVIOUS), live)
-    if version == BASE:
-        discard(link)
-    elif version != live:
-        point(link, version)
+    _link(checkpoints / model / PREVIOUS, previous)
+    _link(checkpoints / model / LATEST, None if version == BASE else version)
 
 
 def keep(candidate: Path, checkpoints: Path, model: str, version: str) -> Path:
@@ -164,6 +159,14 @@ def made_at(folder: Path) -> datetime:
 def _may_be(name: str) -> bool:
     """Whether a folder of this name can be a version."""
     return name not in (BASE, LATEST, PREVIOUS) and _NAME.fullmatch(name) is not None
+
+
+def _link(link: Path, target: str | None) -> None:
+    if target is None:
+        discard(link)
+    elif not link.is_symlink() or link.readlink().name != target:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        point(link, target)
 
 
 def _target(link: Path) -> str | None:

@@ -34,6 +34,7 @@ from .jobs.stages import Stages
 from .jobs.step_process import Steps
 from .jobs.store import JobStore, NotSetUp
 from .jobs.submission import Submission
+from .jobs.sweep import Sweep
 from .residency import Residency
 
 log = structlog.get_logger(__name__)
@@ -87,6 +88,7 @@ class Finetuning:
 
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(JobQueue(self._nc, self._store).running(handle))
+            await stack.enter_async_context(Sweep(self._nc, self._store).running())
             await stack.enter_async_context(nightly(self._schedule, self._submission, pruning.run))
             yield
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.version_history import REPORT
-from models.versions import BASE, RECORD, TrainingRecord, version_name
+from models.versions import BASE, RECORD, TrainingRecord, live_version, make_live, previous_version, version_name
 
 FIRST_DAY = datetime(2026, 1, 1, 2, tzinfo=UTC)
 
@@ -33,6 +33,12 @@ def trained(folder: Path, text: str = "weights", parent: str = BASE, day: int = 
         (folder / REPORT).parent.mkdir()
         (folder / REPORT).write_text(json.dumps(report))
     return version_name(record.created_at, digest)
+
+
+def serve(checkpoints: Path, model: str, version: str) -> None:
+    """Make a version the live one, after the one that was; nothing changes where it is live already."""
+    live = live_version(checkpoints, model)
+    make_live(checkpoints, model, version, previous_version(checkpoints, model) if live == version else live)
 
 
 def is_whole(folder: Path) -> bool:

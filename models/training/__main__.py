@@ -4,20 +4,21 @@ Speaks in events on standard output (progress.py). Exit codes: 0 done; 1 failed 
 """
 
 import errno
-import re
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from safetensors import SafetensorError
+
 from ..errors import ModelError
 from .errors import DiskFull
 from .progress import Event, Failed, emit
 from .run import RunFolder
 
-_FULL_DISK = re.compile(r"inline_container\.cc.*unexpected pos|PytorchStreamWriter failed|No space left|quota exceeded")
 Step: TypeAlias = Callable[[RunFolder, Callable[[Event], None]], None]
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: list[str]) -> int:
@@ -31,17 +32,21 @@ def main(arguments: list[str]) -> int:
     except MemoryError:
         emit(Failed(reason="out of memory; lower batch_size, micro_batch or max_tokens, or give it more memory"))
         return 1
-    except Exception as error:
-        if not _is_full_disk(error):
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _is_disk_full(error):
             raise
         emit(Failed(reason=str(DiskFull(getattr(error, "filename", None) or folder))))
         return 1
     return 0
 
 
-def _is_full_disk(error: Exception) -> bool:
-    """Also by the words of torch and of safetensors, whose errors carry no number."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or bool(_FULL_DISK.search(str(error)))
+def _is_disk_full(error: Exception) -> bool:
+    """safetensors says it in words, and torch only that its file is not as long as what it wrote."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    if isinstance(error, SafetensorError):
+        return any(f"(os error {number})" in str(error) for number in _FULL)
+    return "inline_container.cc" in str(error) and "unexpected pos" in str(error)
 
 
 def _step(name: str) -> Step:

@@ -113,6 +113,7 @@ class Comparing:
             found.metrics |= {f"{name}_before": compared.before, f"{name}_after": compared.after}
             found.reasons += judge.worse(name.upper(), compared, self.limits)
         found.metrics["p_worse"] = max(ndcg.p_worse, mrr.p_worse)
+        found.reasons += judge.gainless(found.retrieval["ndcg@10"], len(self.held.queries), self.limits)
         found.praise = judge.praise(found.retrieval["ndcg@10"], len(self.held.queries))
         found.examples = examples(self.held, before, after)
 

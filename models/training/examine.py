@@ -22,7 +22,7 @@ from ..version_history import verdict_of
 from ..versions import RECORD, TrainingRecord, record_of, version_name
 from .compare import Comparing, Findings
 from .dataset import read_pairs
-from .held_out import HeldOut, held_out
+from .held_out import HeldOut, held_out, parted
 from .live_round import live_round_texts, write_live_round
 from .progress import Event, Note, Verified
 from .report import Report, read_history, read_manifest, read_report, write_report
@@ -52,7 +52,8 @@ def _examined(run: RunFolder) -> Report:
     if not run.candidate.is_dir():
         raise ModelUnavailable(spec.entry.id, f"there is no candidate in {run.path}; train one first")
     configure_threads(spec.threads)
-    held, found, candidate_weights = held_out(read_pairs(run.data)), Findings(), None
+    _, judging = parted(read_pairs(run.data), spec.options.epochs, spec.options.seed)
+    held, found, candidate_weights = held_out(judging), Findings(), None
     with closing(_load(spec, spec.base)) as live:
         candidate = _candidate(run, spec, found)
         if candidate is not None:

@@ -1,14 +1,18 @@
 """The held-out pairs as a task of retrieval: each anchor must find its positives among all.
 
-Owns what counts as found. Knows no model.
+Owns what counts as found, and which of them choose the best epoch, which judge it. Knows no model.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .records import Pair
+from .split import position
 
 MAX_DISTRACTORS = 2000
+CHOOSING_SHARE, MOST_CHOOSING = 1 / 3, 1 / 2
+"""Of the held-out pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,30 @@ def held_out(pairs: Iterable[Pair], max_distractors: int = MAX_DISTRACTORS) -> H
     ignored = [(own[i] | taught.get(anchor, set())) - relevant[i] for i, anchor in enumerate(asked)]
     files = [found[0].file for found in asked.values()]
     return HeldOut(list(asked), list(number), len(positives), relevant, ignored, files)
+
+
+def parted(pairs: Sequence[Pair], epochs: int, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """All training pairs, once with the held-out pairs that choose the best epoch, once with those that judge it.
+
+    What an epoch was chosen by finds it good; so no file, and of one file alone no anchor, is in both. Of one epoch
+    there is nothing to choose: all held-out pairs are in both. Where too little would be left to judge by, none choose.
+    """
+    if epochs == 1:
+        return list(pairs), list(pairs)
+    held = [pair for pair in pairs if pair.split == "held_out"]
+    by_file = len({pair.file for pair in held}) > 1
+    sizes = Counter(pair.file if by_file else pair.anchor for pair in held)
+    choosing, count = set[str](), 0
+    for key in sorted(sizes, key=lambda key: (position(key, seed), key)):
+        if count < CHOOSING_SHARE * len(held) and count + sizes[key] <= MOST_CHOOSING * len(held):
+            choosing.add(key)
+            count += sizes[key]
+
+    def part(chooses: bool) -> list[Pair]:
+        told = ((pair, (pair.file if by_file else pair.anchor) in choosing) for pair in pairs)
+        return [pair for pair, chosen in told if pair.split == "train" or chosen == chooses]
+
+    return part(True), part(False)
 
 
 def _spread(texts: list[str], count: int) -> list[str]:

@@ -59,6 +59,12 @@ def worse(name: str, compared: Comparison, limits: VerifyLimits) -> Iterator[str
         )
 
 
+def gainless(ndcg: Comparison, queries: int, limits: VerifyLimits) -> Iterator[str]:
+    """Whether its gain may be chance: each new version makes stored vectors old, which has to pay."""
+    if limits.require_gain and not ndcg.low > 0:
+        yield f"no gain: {_interval(ndcg, queries)}; it must lie above 0 (finetune.limits.require_gain)"
+
+
 def forgetful(before: float, after: float, limits: VerifyLimits) -> Iterator[str]:
     """before, after: scores of the probe of everyday English."""
     if not before - after <= limits.probe_drop + 1e-9:
@@ -81,7 +87,11 @@ def drifted(found: Drift, limits: VerifyLimits) -> Iterator[str]:
 
 def praise(ndcg: Comparison, queries: int) -> str:
     """What to say of an accepted candidate: whether it is really better, or only not worse."""
-    interval = f"NDCG@10 {ndcg.difference:+.3f}, 95 % interval {ndcg.low:+.3f} to {ndcg.high:+.3f}, {queries} queries"
+    interval = _interval(ndcg, queries)
     if ndcg.low > 0:
         return f"better on held-out pairs than the live version ({interval})"
     return f"neither certainly better nor certainly worse on held-out pairs than the live version ({interval})"
+
+
+def _interval(ndcg: Comparison, queries: int) -> str:
+    return f"NDCG@10 {ndcg.difference:+.3f}, 95 % interval {ndcg.low:+.3f} to {ndcg.high:+.3f}, {queries} queries"

@@ -30,6 +30,7 @@ class VerifyLimits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    require_gain: bool = Field(True, description="reject what does not certainly find more on the held-out pairs")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="certainty at which a candidate counts as worse")
     probe_drop: float = Field(0.01, ge=0, le=1, description="loss on general English that is allowed")
     min_cosine_p5: float = Field(0.5, ge=-1, le=1, description="old to new vector of the same text, 5th percentile")

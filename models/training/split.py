@@ -84,7 +84,7 @@ def _divided(links: Sequence[Link], keys: Sequence[Keys], seed: int) -> tuple[li
     never = len(order) + 1
     first = [min(order.get(key, never) for key in each) for each in keys]
     last = [max(order.get(key, never) for key in each) for each in keys]
-    border = _border(sorted(last), len(order), sum(_place(key, seed) < HELD_OUT_SHARE for key in order))
+    border = _border(sorted(last), len(order), sum(position(key, seed) < HELD_OUT_SHARE for key in order))
     held = _fewest([link for link, place in zip(links, last, strict=True) if place < border], seed)
     training = [link for link, place in zip(links, first, strict=True) if place >= border]
     return held, _apart(training, held)
@@ -93,7 +93,7 @@ def _divided(links: Sequence[Link], keys: Sequence[Keys], seed: int) -> tuple[li
 def _order(keys: Sequence[Keys], seed: int) -> dict[str, int]:
     """In which order keys are held out; never one that more than half of the pairs need."""
     pairs = Counter(key for each in keys for key in each)
-    names = sorted(pairs, key=lambda key: (_place(key, seed), key))
+    names = sorted(pairs, key=lambda key: (position(key, seed), key))
     return {name: number for number, name in enumerate(name for name in names if 2 * pairs[name] <= len(keys))}
 
 
@@ -104,7 +104,7 @@ def _border(last: Sequence[int], count: int, few: int) -> int:
     return next((border for border in range(least, most) if bisect_left(last, border) >= enough), most)
 
 
-def _place(key: str, seed: int) -> float:
+def position(key: str, seed: int) -> float:
     """A number from 0 to 1 that a text and a seed alone decide on."""
     digest = hashlib.sha256(f"{seed}\0{key}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
@@ -112,7 +112,7 @@ def _place(key: str, seed: int) -> float:
 
 def _fewest(held: Sequence[Link], seed: int) -> list[Link]:
     """At most so many, from everywhere."""
-    chosen = sorted(range(len(held)), key=lambda each: _place(held[each].pair.anchor, seed))[:MOST_HELD_OUT]
+    chosen = sorted(range(len(held)), key=lambda each: position(held[each].pair.anchor, seed))[:MOST_HELD_OUT]
     return [held[each] for each in sorted(chosen)]
 
 

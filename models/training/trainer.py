@@ -28,7 +28,7 @@ from .epochs import WEIGHTS, Epochs
 from .errors import CannotTrain, Diverged, NoPairs
 from .export import export
 from .footprint import check_trainable
-from .held_out import held_out
+from .held_out import held_out, parted
 from .history import History
 from .loop import Data, Loop, NotANumber, Watch, arguments
 from .losses import make_loss, vector_lengths
@@ -161,7 +161,8 @@ class _Training:
         batches = Batches(items, size, options.epochs, options.seed)
         if not len(batches):
             raise NoPairs(_too_few(self._pairs, options.loss))
-        task = HeldOutTask(held_out(self._pairs), texts, rows)
+        choosing, _ = parted(self._pairs, options.epochs, options.seed)
+        task = HeldOutTask(held_out(choosing), texts, rows)
         return Data(items, batches, collate(texts), task.scores)
 
     def _precise(self, model: SentenceTransformer, texts: TrainingTexts, data: Data) -> Method:

@@ -12,13 +12,13 @@ import structlog
 from nats.errors import Error as NatsError
 
 from models.errors import ModelError
-from models.versions import BASE, live_version, make_live
+from models.versions import BASE, live_version, make_live, previous_version
 from subjects.errors import MLError
 
 from ..bus.errors import BusError
 from ..residency import Residency
 from .checkpoints import Checkpoints
-from .live import Live, LiveVersions, Version
+from .live import Live, LiveVersions
 from .patience import TROUBLE, stopped
 from .store import NotSetUp
 
@@ -75,26 +75,27 @@ class Follower:
         """Note that the worker serves something else than what is live, as was asked of it alone."""
         self._serves.pop(model, None)
 
-    async def come_to(self, model: str, version: Version) -> None:
-        """Have a version be the live one here; the old one goes on serving where that fails.
+    async def come_to(self, model: str, live: Live) -> None:
+        """Have a version be the live one here; the old one goes on serving where that fails, and all is as it was.
 
         Raises UnknownVersion, BadArchive, what loading raises, NotSetUp, OSError, and what an absent server raises.
         """
         async with self._locks[model]:
-            if self._serves.get(model) == version.version:
+            if self._serves.get(model) == live.version:
                 return
-            if version.version != BASE:
-                await self._checkpoints.fetch(model, version.version, version.archive_sha256)
+            if live.version != BASE:
+                await self._checkpoints.fetch(model, live.version, live.archive_sha256)
             where = self._checkpoints.folder, model
-            before = await asyncio.to_thread(live_version, *where)
-            await asyncio.to_thread(make_live, *where, version.version)
+            before = await asyncio.to_thread(lambda: (live_version(*where), previous_version(*where)))
+            previous = live.previous.version if live.previous else None
+            await asyncio.to_thread(make_live, *where, live.version, previous)
             try:
                 swapped = await self._residency.refresh(model)
             except Exception:
-                await asyncio.to_thread(make_live, *where, before)
+                await asyncio.to_thread(make_live, *where, *before)
                 raise
-            self._serves[model] = version.version
-        log.info("version.came_live", model=model, version=version.version, swapped=swapped is not None)
+            self._serves[model] = live.version
+        log.info("version.came_live", model=model, version=live.version, swapped=swapped is not None)
 
     async def _catch_up(self) -> None:
         try:

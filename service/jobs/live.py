@@ -13,6 +13,7 @@ from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KV_DEL, KV_PURGE, KeyValue
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from .entries import entries
 from .patience import TROUBLE
 from .store import NotSetUp
 from .streams import jobs_bucket
@@ -21,8 +22,6 @@ log = structlog.get_logger(__name__)
 
 _PREFIX = "live."
 _TRIES = 50
-ALL_S = 10.0
-"""How long a listing may take; nats-py itself waits for ever."""
 
 
 class Version(BaseModel):
@@ -39,9 +38,13 @@ class Version(BaseModel):
 
 
 class Live(Version):
-    """The live version of a model. previous: what to go back to; job: the one that made it live, if one did."""
+    """The live version of a model. previous: what to go back to; earlier: what that one went back to when it was live.
+
+    job: the one that made it live, if one did.
+    """
 
     previous: Version | None = None
+    earlier: Version | None = None
     at: AwareDatetime
     job: str | None = None
 
@@ -89,18 +92,8 @@ class LiveVersions:
 
     async def all(self) -> dict[str, Live]:
         """The live version of every model that has one. Raises NotSetUp."""
-        found: dict[str, Live] = {}
-        watcher = await (await jobs_bucket(self._nc)).watch(f"{_PREFIX}>", inactive_threshold=5)
-        try:
-            async with asyncio.timeout(ALL_S):
-                async for entry in watcher:
-                    if entry is None:
-                        break
-                    if live := _read(entry):
-                        found[_model(entry)] = live
-        finally:
-            await watcher.stop()  # type: ignore[no-untyped-call]
-        return found
+        found = await entries(self._nc.jetstream(), await jobs_bucket(self._nc), _PREFIX)
+        return {_model(entry): live for entry in found if (live := _read(entry))}
 
     async def watch(self) -> AsyncGenerator[tuple[str, Live], None]:
         """Every live version as it is now, and each as it changes, without end; some come more than once.

@@ -96,7 +96,6 @@ class Pruning:
         folder = self._settings.runs_dir
         await asyncio.to_thread(clear_leftovers, folder)
         found = await asyncio.to_thread(_folders, folder)
-        # Each by itself: a listing can miss a job that changes meanwhile, and its files would be lost.
         jobs = {name: await self._jobs.get(name) for name in found}
         over = [name for name, job in jobs.items() if job is None or job.state in TERMINAL]
         for name in over:

@@ -139,7 +139,7 @@ class Rollout:
     async def _go_back(self, model: str, version: str) -> Loaded:
         try:
             named = await self._named(model, version)
-            await self._name_live(model, named, datetime.now(UTC))
+            live = await self._name_live(model, named, datetime.now(UTC))
         except NotSetUp as error:
             log.warning("version.served_here_alone", model=model, version=version, reason=str(error))
             return await self._reload_as(model, version)
@@ -147,7 +147,7 @@ class Rollout:
             reason = str(error) or type(error).__name__
             raise Unavailable(f"JetStream did not answer ({reason}); ask again") from error
         was_there = self.follower.serves(model) == version
-        await self.follower.come_to(model, named)
+        await self.follower.come_to(model, live)
         resident = self._residency.registry.current(model)
         return await self._residency.reload(model) if resident is None or was_there else resident
 
@@ -196,8 +196,8 @@ class Rollout:
 
     async def _name_live(
         self, model: str, named: Version, at: datetime, job: str | None = None, parent: str | None = None
-    ) -> None:
-        """Name a version as the live one; where it is so already, what was live before it stays that.
+    ) -> Live:
+        """Name a version as the live one -> as it then is; where it is so already, what was live before it stays that.
 
         Raises Mismatch where it would take the place of another one than `parent`.
 
@@ -211,9 +211,12 @@ class Rollout:
             previous = _plain(before) if before else here
             if parent is not None and previous.version != parent:
                 raise Mismatch(f"{previous.version} is live now, and it was trained from {parent}; train it anew")
-            return Live(**named.model_dump(), previous=previous, at=at, job=job)
+            earlier = before.previous if before else None
+            return Live(**named.model_dump(), previous=previous, earlier=earlier, at=at, job=job)
 
-        await self.live.change(model, naming)
+        live = await self.live.change(model, naming)
+        assert live is not None
+        return live
 
     def _undoing(self, model: str, version: str, at: datetime) -> "asyncio.Task[None]":
         """Goes on, whether or not somebody waits for it, until the server has heard it."""
@@ -267,9 +270,9 @@ class Rollout:
 
 
 def _before(live: Live) -> Live:
-    """What was live before it."""
+    """What was live before it, as it was then."""
     before = live.previous or Version(version=BASE)
-    return Live(**before.model_dump(), at=datetime.now(UTC))
+    return Live(**before.model_dump(), previous=live.earlier, at=datetime.now(UTC))
 
 
 def _plain(live: Live) -> Version:

@@ -5,7 +5,7 @@ Owns the keys `job.<id>` and `trained.<model>.<code>`. Knows nothing of what a j
 
 import functools
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,12 +19,14 @@ from nats.js.errors import (
     NotFoundError,
     ServiceUnavailableError,
 )
-from nats.js.kv import KV_DEL, KV_PURGE, KeyValue
+from nats.js.kv import KeyValue
 from pydantic import ValidationError
 
 from subjects import codec, names
 from subjects.errors import NotFound, NotServed
 from subjects.jobs import TERMINAL, Job, State
+
+from .entries import entries
 
 log = structlog.get_logger(__name__)
 
@@ -76,6 +78,15 @@ class JobStore:
         except KeyNotFoundError:
             return None
 
+    async def written_at(self, job_id: str) -> datetime | None:
+        """When a job was last changed, by the server's clock; None where it is not there. Raises NotSetUp."""
+        await self.bucket()
+        stream, subject = f"KV_{names.JOBS_BUCKET}", f"$KV.{names.JOBS_BUCKET}.{_key(job_id)}"
+        try:
+            return (await self._js.get_last_msg(stream, subject, direct=True)).time
+        except NotFoundError:
+            return None
+
     async def change(self, job_id: str, changing: Changing | None = None, **fields: Any) -> Job:
         """Change some fields of a job, or what a function makes of it -> the job as it then stands.
 
@@ -117,7 +128,7 @@ class JobStore:
         """The newest jobs, newest first. Raises NotSetUp."""
         found = [
             job
-            async for job in self._all()
+            for job in await self._all()
             if (state is None or job.state == state) and (model is None or job.model == model)
         ]
         return sorted(found, key=lambda job: (job.created_at, job.id), reverse=True)[:limit]
@@ -159,22 +170,15 @@ class JobStore:
                 await self._forget()
 
     async def _forget(self) -> None:
-        over = [job async for job in self._all() if job.state in TERMINAL]
+        over = [job for job in await self._all() if job.state in TERMINAL]
         over.sort(key=lambda job: job.updated_at, reverse=True)
         for job in over[self._kept :]:
             await self.remove(job.id)
 
-    async def _all(self) -> AsyncIterator[Job]:
-        """Every job; the server sends them in one go."""
-        watcher = await (await self.bucket()).watch("job.*", inactive_threshold=5)
-        try:
-            async for entry in watcher:
-                if entry is None:
-                    return
-                if entry.operation not in (KV_DEL, KV_PURGE) and (job := _read_any(entry)):
-                    yield job
-        finally:
-            await watcher.stop()  # type: ignore[no-untyped-call]
+    async def _all(self) -> Sequence[Job]:
+        """Every job."""
+        found = await entries(self._js, await self.bucket(), "job.")
+        return [job for entry in found if (job := _read_any(entry))]
 
 
 def _key(job_id: str) -> str:

@@ -81,8 +81,12 @@ class Submission:
         return FinetuneReply(job=job_id, duplicate=False)
 
     async def _again(self, job: Job, request: FinetuneRequest) -> FinetuneReply:
-        """The message of one that waits may not have come through: it is sent again, and taken once."""
+        """The message of one that waits may not have come through: it is sent again, and taken once.
+
+        First the job is written anew: the sweep takes a message that is younger than that for another job's.
+        """
         if job.state == "queued" and job.attempt == 0:
+            await self.store.change(job.id, updated_at=datetime.now(UTC))
             await self._enqueue(job, await self._body(request), made=False)
         return FinetuneReply(job=job.id, duplicate=True)
 

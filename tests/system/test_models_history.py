@@ -10,10 +10,10 @@ from typing import Any
 import nats
 import pytest
 from fake_loader import FakeLoader
-from trained_versions import trained
+from trained_versions import serve, trained
 from workers import clean_environment, running_worker
 
-from models.versions import RECORD, keep, make_live, version_name
+from models.versions import RECORD, keep, version_name
 from subjects import MLClient
 
 MLBUS = str(Path(sys.executable).with_name("mlbus"))
@@ -31,7 +31,7 @@ def names(tmp_path: Path) -> list[str]:
         keep(tmp_path / "run", checkpoints, "mine", name)
         made.append(name)
     for name in made[1:3]:
-        make_live(checkpoints, "mine", name)
+        serve(checkpoints, "mine", name)
     return made[1:]
 
 

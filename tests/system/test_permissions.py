@@ -23,8 +23,11 @@ from service.bus.connection import connected, settled
 from service.bus.settings import NatsSettings
 from service.jobs import streams
 from service.jobs.live import Live, LiveVersions
+from service.jobs.store import JobStore
+from service.jobs.sweep import Sweep
 from service.reply_subject import may_answer
 from subjects.discovery import ask_workers
+from subjects.jobs import Job
 
 INFERENCE = ["ml.embed", "ml.embed.batch", "ml.similarity", "ml.generate", "ml.generate.batch", "ml.finetune"]
 JOBS = ["ml.jobs.get", "ml.jobs.list", "ml.jobs.cancel"]
@@ -247,6 +250,15 @@ class TestJetStream:
         assert (await js.consumer_info("ML_JOBS", "workers")).num_ack_pending == 0
         assert (await js.stream_info("ML_JOBS")).state.messages == 0
         await js.account_info()
+        assert await worker.refusals() == []
+
+    async def test_a_worker_lists_jobs_and_sweeps(self, parties: dict[str, Party]) -> None:
+        worker, at = parties["worker"], datetime.now(UTC)
+        store = JobStore(worker.nc)
+        await store.create(Job(id="j1", model="minilm", source="code", state="queued", created_at=at, updated_at=at))
+        await Sweep(worker.nc, store).once()
+        assert [(job.id, job.state) for job in await store.list()] == [("j1", "queued")]
+        assert await LiveVersions(worker.nc).all() == {}
         assert await worker.refusals() == []
 
     async def test_a_worker_keeps_the_state_of_jobs(self, parties: dict[str, Party]) -> None:

@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from nats_server import NatsServer
 from safetensors.numpy import load_file, save_file
 from trained_versions import is_whole
-from versioned_fleet import BASE_WEIGHTS, MODEL, Fleet, until
+from versioned_fleet import BASE_WEIGHTS, MODEL, Fleet, Member, until
 from workers import running_worker
 
 from models import hub
@@ -105,6 +105,11 @@ async def named(nc: Client) -> Live:
     return live
 
 
+def marks(member: Member) -> tuple[str, str | None]:
+    """What the links of a worker say: what is live, and what was before."""
+    return live_version(member.checkpoints, MODEL), previous_version(member.checkpoints, MODEL)
+
+
 class TestGoLive:
     async def test_all_workers_serve_it_and_no_request_fails(self, fleet: Fleet, nc: Client) -> None:
         trainer = fleet.members[0]
@@ -167,9 +172,11 @@ class TestGoLive:
         assert {member.serves for member in fleet.members} == {good[-12:]}
         live = await named(nc)
         assert (live.version, live.job) == (good, None)
-        assert {live_version(member.checkpoints, MODEL) for member in fleet.members} == {good}
+        for member in fleet.members:
+            assert marks(member) == (good, BASE)
         async with fleet.joined("late") as late:
             assert late.serves == good[-12:]
+            assert marks(late) == (good, BASE)
 
     async def test_the_first_one_rolls_back_to_base(self, fleet: Fleet, nc: Client) -> None:
         trainer = fleet.members[0]
@@ -178,6 +185,7 @@ class TestGoLive:
             await trainer.rollout.go_live(MODEL, bad, "job-1")
         assert {member.serves for member in fleet.members} == {BASE12}
         assert (await named(nc)).version == BASE
+        assert {marks(member) for member in fleet.members} == {(BASE, None)}
 
     async def test_cancelled_the_version_before_is_live(self, fleet: Fleet, nc: Client) -> None:
         trainer, slow = fleet.members[:2]
@@ -215,13 +223,15 @@ class TestGoLive:
 
     async def test_a_worker_that_cannot_is_noted_and_keeps_the_old(self, fleet: Fleet) -> None:
         trainer, weak = fleet.members[:2]
-        version = trainer.make("better")
+        first = trainer.make("good")
+        await trainer.rollout.go_live(MODEL, first, "job-1")
+        version = trainer.make("better", day=1)
         weak.loader.fails[version[-12:]] = ModelUnavailable(MODEL, "no room on the device")
         trainer.rollout._patience_s = 4.0
-        (note,) = await trainer.rollout.go_live(MODEL, version, "job-1")
+        (note,) = await trainer.rollout.go_live(MODEL, version, "job-2")
         assert note.startswith("1 of 3 workers still serve another version: ")
-        assert [member.serves for member in fleet.members] == [version[-12:], BASE12, version[-12:]]
-        assert live_version(weak.checkpoints, MODEL) == BASE
+        assert [member.serves for member in fleet.members] == [version[-12:], first[-12:], version[-12:]]
+        assert [marks(member) for member in fleet.members] == [(version, first), (first, BASE), (version, first)]
 
     async def test_what_nobody_can_serve_is_rolled_back(self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("service.jobs.live_round.ROUND_S", 2.0)

@@ -1,6 +1,7 @@
 """The jobs' states over a real bucket: changed by several at once, listed, ended for good, forgotten."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -100,6 +101,23 @@ async def test_list_is_newest_first_filtered_and_cut(nc: Client, store: JobStore
     assert [found.id for found in await store.list(state="done")] == ["z", "x"]
     assert [found.id for found in await store.list(model="b", limit=1)] == ["z"]
     assert await store.list(model="c") == []
+
+
+async def test_a_list_never_misses_a_job_that_changes_meanwhile(store: JobStore) -> None:
+    ids = {f"job{number}" for number in range(40)}
+    for job_id in ids:
+        await store.create(job(job_id, "training"))
+
+    async def working(job_id: str) -> None:
+        for step in itertools.count(1):
+            await store.change(job_id, step=step)
+
+    async with asyncio.TaskGroup() as workers:
+        tasks = [workers.create_task(working(job_id)) for job_id in ids]
+        found = [{each.id for each in await store.list()} for _ in range(30)]
+        for task in tasks:
+            task.cancel()
+    assert found == [ids] * 30
 
 
 async def test_a_thousand_jobs_are_listed_within_a_second(store: JobStore) -> None:

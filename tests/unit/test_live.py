@@ -1,6 +1,7 @@
 """The live versions on a real server: set by compare-and-set, and watched through everything."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -66,6 +67,23 @@ async def test_of_many_changes_at_once_none_is_lost(versions: LiveVersions) -> N
 
     await asyncio.gather(*(versions.change("minilm", one_more) for _ in range(12)))
     assert (await versions.all())["minilm"].version == "v12"
+
+
+async def test_a_listing_never_misses_a_model_that_changes_meanwhile(versions: LiveVersions) -> None:
+    models = {f"model{number}" for number in range(10)}
+
+    async def swapping(model: str) -> None:
+        for number in itertools.count(1):
+            await versions.change(model, lambda _, version=f"v{number}": live(version))  # type: ignore[misc]
+
+    for model in models:
+        await versions.change(model, lambda _: live("v0"))
+    async with asyncio.TaskGroup() as workers:
+        tasks = [workers.create_task(swapping(model)) for model in models]
+        found = [set(await versions.all()) for _ in range(30)]
+        for task in tasks:
+            task.cancel()
+    assert found == [models] * 30
 
 
 async def test_what_others_have_spoilt_hides_nothing(nc: Client, versions: LiveVersions) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import nats
 import pytest
 from nats.aio.client import Client
-from trained_versions import trained
+from trained_versions import serve, trained
 
-from models.versions import keep, make_live, versions
+from models.versions import keep, versions
 from service.config import Settings
 from service.jobs import streams
 from service.jobs.checkpoints import Checkpoints
@@ -101,8 +101,8 @@ async def test_versions_go_that_are_beyond_both_count_and_age(fleet: FakeJobs, t
 
 async def test_the_live_and_the_previous_version_stay(fleet: FakeJobs, tmp_path: Path) -> None:
     one, two, three, _ = made(tmp_path, 0, 1, 2, 3)
-    make_live(tmp_path / "checkpoints", "mine", one)
-    make_live(tmp_path / "checkpoints", "mine", three)
+    serve(tmp_path / "checkpoints", "mine", one)
+    serve(tmp_path / "checkpoints", "mine", three)
     await pruning(fleet, tmp_path, keep_versions=0, keep_days=0).run()
     assert kept(tmp_path) == {one, three}
     assert two not in kept(tmp_path)
@@ -188,7 +188,7 @@ async def test_on_a_real_server_what_the_fleet_serves_stays(nats_url: str, tmp_p
         await Pruning(settings, JobStore(nc), live, checkpoints).run()
         assert [one.version for one in await checkpoints.list()] == [first]
         assert kept(tmp_path) == {first, last}  # this worker has yet to follow
-        make_live(settings.checkpoints_dir, "mine", first)
+        serve(settings.checkpoints_dir, "mine", first)
         await Pruning(settings, JobStore(nc), live, checkpoints).run()
         assert [one.version for one in await checkpoints.list()] == [first]
     assert kept(tmp_path) == {first}

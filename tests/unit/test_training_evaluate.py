@@ -12,7 +12,7 @@ from models.encoders.base import Vectors, finish
 from models.training import evaluate
 from models.training.drift import drift, fit_map, reindex_cost
 from models.training.evaluate import nearest, paired_bootstrap, rank_metrics
-from models.training.held_out import held_out
+from models.training.held_out import held_out, parted
 from models.training.probe import probe_items, probe_score
 from models.training.records import Pair
 
@@ -174,6 +174,33 @@ def test_held_out_pairs_become_queries_among_all_positives() -> None:
     assert task.ignored == [{task.documents.index("def taught")}, {0}]
     assert task.files == ["a.py", "c.py"]
     assert held_out([]).queries == []
+
+
+def asked(files: int, anchors: int) -> list[Pair]:
+    return [
+        Pair(f"anchor {file} {n}", f"def f{file}_{n}", "docstring", file=f"{file}.py", split="held_out")
+        for file in range(files)
+        for n in range(anchors)
+    ]
+
+
+@pytest.mark.parametrize(("files", "anchors"), [(9, 4), (2, 5), (1, 30), (40, 1)])
+def test_what_chooses_an_epoch_does_not_judge_it(files: int, anchors: int) -> None:
+    held, taught = asked(files, anchors), [Pair("a", "b", "docstring", file="train.py")]
+    pairs = [*taught, *held]
+    assert parted(pairs, 1, seed=0) == (pairs, pairs)
+    choosing, judging = parted(pairs, 2, seed=0)
+    assert choosing[0] == judging[0] == taught[0]
+    assert sorted(choosing[1:] + judging[1:], key=held.index) == held
+    assert len(held) / 4 <= len(choosing) - 1 <= len(held) / 2
+    if files > 1:
+        assert {pair.file for pair in choosing[1:]}.isdisjoint(pair.file for pair in judging[1:])
+    assert parted(pairs, 2, seed=0) == (choosing, judging)
+
+
+def test_where_too_little_is_held_out_all_of_it_judges() -> None:
+    held = asked(1, 1)
+    assert parted(held, 3, seed=0) == ([], held)
 
 
 def test_the_probe_is_of_distinct_sentences_and_rewards_meaning() -> None:

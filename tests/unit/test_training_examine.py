@@ -28,18 +28,19 @@ from models.training.compare import Comparing, Findings
 from models.training.encoding import encode_texts, options_named, speed_ratio
 from models.training.examine import MAP, verify
 from models.training.held_out import held_out
-from models.training.judge import slow
+from models.training.judge import gainless, slow
 from models.training.live_round import FILE, live_round_texts, read_live_round
 from models.training.options import VerifyLimits
 from models.training.probe import probe_items
 from models.training.progress import Event, Note, Verified, read_event
 from models.training.records import Pair
-from models.training.report import HTML_FILE, JSON_FILE, read_report
+from models.training.report import HTML_FILE, JSON_FILE, Comparison, read_report
 from models.training.run import RunFolder, RunSpec
 from models.training.texts import ANCHOR_PROMPTS, DOCUMENT_PROMPTS
 from models.versions import RECORD, TrainingRecord
 
-DEFAULT = VerifyLimits()
+DEFAULT = VerifyLimits(require_gain=False)
+"""But for the gain: most candidates here are the live version itself."""
 METRICS = {
     *(f"{name}_{when}" for name in ("ndcg@10", "mrr@10", "probe") for when in ("before", "after")),
     *("p_worse", "probe_base", "cosine_p5", "cosine_p50", "overlap@10"),
@@ -285,13 +286,38 @@ def test_a_turned_space_is_rejected_for_its_cosines_though_it_finds_the_same() -
     assert len(found.reasons) == 1
     assert f"at least {DEFAULT.min_cosine_p5} required" in found.reasons[0]
     assert found.metrics["mapped_vectors_overlap@10"] > found.metrics["old_vectors_overlap@10"] + 0.3
-    allowed = compared(Turned(lambda vectors: vectors @ turn), pairs(), VerifyLimits(min_cosine_p5=-1))
+    allowed = compared(
+        Turned(lambda vectors: vectors @ turn), pairs(), VerifyLimits(min_cosine_p5=-1, require_gain=False)
+    )
     assert allowed.reasons == []
 
 
 def test_without_held_out_pairs_nothing_is_accepted() -> None:
     found = compared(FakeEncoder(), pairs(held=0))
     assert "there are no held-out pairs" in found.reasons[0]
+
+
+def blurred(vectors: Vectors) -> Vectors:
+    """Such as find about as much as before."""
+    return vectors + 0.02 * np.random.default_rng(0).normal(size=vectors.shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("change", [lambda vectors: vectors, blurred])
+def test_a_gain_that_may_be_chance_is_rejected(change: Callable[[Vectors], Vectors]) -> None:
+    wrong = [Pair(p.anchor, q.positive, "given", split=p.split) for p, q in zip(pairs(), pairs()[1:], strict=False)]
+    found = compared(Turned(change), wrong, VerifyLimits())
+    (reason,) = [reason for reason in found.reasons if reason.startswith("no gain: NDCG@10 ")]
+    assert reason.endswith(" queries; it must lie above 0 (finetune.limits.require_gain)")
+    assert found.retrieval["ndcg@10"].low <= 0 <= found.retrieval["ndcg@10"].high
+    assert not any("no gain" in reason for reason in compared(Turned(change), wrong).reasons)
+
+
+def test_a_gain_that_is_certain_is_accepted() -> None:
+    gain = Comparison(before=0.5, after=0.6, difference=0.1, low=0.001, high=0.2, p_worse=0.02)
+    assert list(gainless(gain, 30, VerifyLimits())) == []
+    (reason,) = gainless(gain.model_copy(update={"low": 0.0}), 30, VerifyLimits())
+    assert reason.startswith("no gain: NDCG@10 +0.100, 95 % interval +0.000 to +0.200, 30 queries")
+    assert list(gainless(gain.model_copy(update={"low": float("nan")}), 30, VerifyLimits()))
 
 
 def test_slower_than_allowed_is_rejected() -> None:
@@ -326,6 +352,16 @@ def faked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A run whose models are fakes."""
     monkeypatch.setattr(loader, "load", lambda spec, options: FakeEncoder())
     return trained(begun(tmp_path, minilm(), pairs()))
+
+
+def test_of_several_epochs_only_those_judge_that_did_not_choose(faked: RunFolder) -> None:
+    spec = faked.read()
+    several = spec.model_copy(update={"options": spec.options.model_copy(update={"epochs": 3})})
+    faked.spec.write_text(several.model_dump_json(), "utf-8")
+    verdict(faked)
+    found = read_report(faked.report)
+    assert found is not None
+    assert found.queries == 20  # of 30 that are held out
 
 
 @pytest.mark.parametrize("content", [None, "{}", "not JSON"])

@@ -89,7 +89,9 @@ def test_the_same_seed_gives_the_same_bits(base: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_killed_after_an_epoch_it_comes_to_the_same_weights(base: Path, tmp_path: Path, method: str) -> None:
-    whole, cut = (run_in(tmp_path / name, of_folder(base), epochs=3, method=method) for name in ("whole", "cut"))
+    whole, cut = (
+        run_in(tmp_path / name, of_folder(base), epochs=3, patience=3, method=method) for name in ("whole", "cut")
+    )
     events = trained(whole)
     command = [sys.executable, "-m", "models.training", "train", str(cut.path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=clean_environment()) as child:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from killed import kill_everywhere
-from trained_versions import FIRST_DAY, is_whole, trained
+from trained_versions import FIRST_DAY, is_whole, serve, trained
 
 from models.errors import UnknownVersion
 from models.version_history import REPORT, history
@@ -109,7 +109,7 @@ def test_a_version_is_kept_whole_whenever_the_process_is_killed(tmp_path, monkey
         if across:
             no_rename_between(monkeypatch, folder / "run", folder / "checkpoints")
         names[:] = [*kept(folder / "checkpoints", 1), trained(folder / "run", "new", day=1)]
-        make_live(folder / "checkpoints", "mine", names[0])
+        serve(folder / "checkpoints", "mine", names[0])
 
     def check(folder: Path, done: bool) -> None:
         assert all_whole(folder / "checkpoints")
@@ -131,7 +131,7 @@ def test_the_old_version_is_live_or_the_new_one_whenever_the_process_is_killed(t
     def prepare(folder: Path) -> None:
         names[:] = kept(folder, 3)
         for name in names[:2]:
-            make_live(folder, "mine", name)
+            serve(folder, "mine", name)
 
     def check(folder: Path, done: bool) -> None:
         old, new = names[1], BASE if to_base else names[2]
@@ -139,7 +139,7 @@ def test_the_old_version_is_live_or_the_new_one_whenever_the_process_is_killed(t
         assert versions(folder, "mine") == (BASE, *names)
         assert marks(folder) in ([(new, old)] if done else [(old, names[0]), (old, None), (new, old)])
 
-    kill_everywhere(tmp_path, prepare, lambda folder: make_live(folder, "mine", BASE if to_base else names[2]), check)
+    kill_everywhere(tmp_path, prepare, lambda folder: serve(folder, "mine", BASE if to_base else names[2]), check)
 
 
 def test_pruning_leaves_whole_versions_whenever_the_process_is_killed(tmp_path):
@@ -147,7 +147,7 @@ def test_pruning_leaves_whole_versions_whenever_the_process_is_killed(tmp_path):
 
     def prepare(folder: Path) -> None:
         names[:] = kept(folder, 4)
-        make_live(folder, "mine", names[1])
+        serve(folder, "mine", names[1])
 
     def check(folder: Path, done: bool) -> None:
         assert all_whole(folder)
@@ -162,7 +162,7 @@ def test_pruning_leaves_whole_versions_whenever_the_process_is_killed(tmp_path):
 def test_the_live_version_moves_on_and_back_and_remembers_the_one_before(tmp_path):
     first, second = kept(tmp_path, 2)
     assert marks(tmp_path) == (BASE, None)
-    make_live(tmp_path, "mine", BASE)
+    serve(tmp_path, "mine", BASE)
     assert marks(tmp_path) == (BASE, None)
     for version, expected in (
         (first, (first, BASE)),
@@ -173,23 +173,37 @@ def test_the_live_version_moves_on_and_back_and_remembers_the_one_before(tmp_pat
         (BASE, (BASE, first)),
         (second, (second, BASE)),
     ):
-        make_live(tmp_path, "mine", version)
+        serve(tmp_path, "mine", version)
         assert marks(tmp_path) == expected
         folder = version_folder(tmp_path, "mine")
         assert folder == (None if version == BASE else (tmp_path / "mine" / version).resolve())
     with pytest.raises(UnknownVersion):
-        make_live(tmp_path, "mine", "nothing")
+        serve(tmp_path, "mine", "nothing")
     assert marks(tmp_path) == (second, BASE)
+
+
+def test_the_previous_version_is_the_one_that_is_named_also_where_it_is_not_here(tmp_path):
+    first, second = kept(tmp_path, 2)
+    for version, previous, expected in (
+        (first, second, (first, second)),
+        (first, "elsewhere", (first, None)),
+        (second, None, (second, None)),
+        (BASE, first, (BASE, first)),
+    ):
+        make_live(tmp_path, "mine", version, previous)
+        assert marks(tmp_path) == expected
+    make_live(tmp_path, "nothing here yet", BASE, "elsewhere")
+    assert live_version(tmp_path, "nothing here yet") == BASE
 
 
 def test_a_link_that_leads_nowhere_counts_as_base(tmp_path):
     first, second = kept(tmp_path, 2)
-    make_live(tmp_path, "mine", first)
-    make_live(tmp_path, "mine", second)
+    serve(tmp_path, "mine", first)
+    serve(tmp_path, "mine", second)
     for gone in (first, second):
         (tmp_path / "mine" / gone).rename(tmp_path / gone)
     assert marks(tmp_path) == (BASE, None)
-    make_live(tmp_path, "mine", BASE)
+    serve(tmp_path, "mine", BASE)
     (tmp_path / second).rename(tmp_path / "mine" / second)
     assert live_version(tmp_path, "mine") == BASE
 
@@ -199,7 +213,7 @@ def test_a_version_may_lie_elsewhere(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "v1").symlink_to("../elsewhere")
-    make_live(tmp_path, "mine", "v1")
+    serve(tmp_path, "mine", "v1")
     assert marks(tmp_path) == ("v1", BASE)
     assert version_folder(tmp_path, "mine") == (tmp_path / "elsewhere").resolve()
     assert prune(tmp_path, "mine", 0, LATER) == []
@@ -207,8 +221,8 @@ def test_a_version_may_lie_elsewhere(tmp_path):
 
 def test_pruning_goes_by_count_and_age_and_spares_what_serves_or_was_not_trained(tmp_path):
     names = kept(tmp_path, 6)
-    make_live(tmp_path, "mine", names[0])
-    make_live(tmp_path, "mine", names[1])
+    serve(tmp_path, "mine", names[0])
+    serve(tmp_path, "mine", names[1])
     (tmp_path / "mine" / "own").mkdir()
     assert prune(tmp_path, "mine", 6, LATER) == []
     assert prune(tmp_path, "mine", 0, FIRST_DAY) == []
@@ -223,7 +237,7 @@ def test_history_tells_of_each_version_newest_first_and_of_base_last(tmp_path):
     metrics = {"mrr": 0.5, "gone": float("nan"), "text": "x"}
     report = {"accepted": False, "reasons": ["MRR@10 is worse"], "metrics": metrics, "losses": [1, 2]}
     trained(tmp_path / "mine" / "b", "b", parent="a", day=1, **report)
-    make_live(tmp_path, "mine", "a")
+    serve(tmp_path, "mine", "a")
     b, a, base = history(tmp_path, "mine")
     assert (b.name, b.live, b.previous, b.accepted, b.reasons) == ("b", False, False, False, ["MRR@10 is worse"])
     assert (b.metrics, b.pairs, b.problem) == ({"mrr": 0.5}, 4950, None)

@@ -1,0 +1,89 @@
+"""Jobs that wait for a message that is not in the queue are found, and end with a word of it.
+
+A worker may be killed between a job's key and its message, a message may never be confirmed, or be dropped as
+unreadable, and somebody may purge the queue. Knows nothing of what a job does.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+
+import structlog
+from nats.aio.client import Client
+
+from subjects import names
+from subjects.errors import MLError
+from subjects.jobs import TERMINAL, Job
+
+from .patience import TROUBLE, stopped
+from .store import JobStore, NotSetUp
+
+log = structlog.get_logger(__name__)
+
+EVERY_S = 60.0
+_ALL = 10**9
+LOST_AFTER = timedelta(minutes=5)
+"""Longer than a message is on its way, or another one with the same id."""
+_ASK_S = 5.0
+REASON = "its message is not in the queue: the worker that took the request was cut off; ask again with another id"
+
+
+class Sweep:
+    """Ends jobs that are not over, and whose message is not in the queue. All times are the server's."""
+
+    def __init__(self, nc: Client, store: JobStore, lost_after: timedelta = LOST_AFTER) -> None:
+        self._nc = nc
+        self._store = store
+        self._lost_after = lost_after
+        self._closing = False
+
+    @asynccontextmanager
+    async def running(self, every_s: float = EVERY_S) -> AsyncIterator[None]:
+        """Sweeps now and then while the context is open."""
+        task = asyncio.create_task(self._run(every_s), name="jobs.sweep")
+        try:
+            yield
+        finally:
+            self._closing = True  # seen where nats-py swallows the cancellation
+            await stopped(task)
+
+    async def once(self) -> None:
+        """Sweep. Raises NotSetUp, and what an absent server raises."""
+        for job in await self._store.list(limit=_ALL):
+            if job.state not in TERMINAL and await self._is_lost(job):
+                await self._store.change(job.id, lambda now, seen=job: _ended(now, seen))  # type: ignore[misc]
+
+    async def _run(self, every_s: float) -> None:
+        while not self._closing:
+            await asyncio.sleep(every_s)
+            try:
+                await self.once()
+            except (MLError, *TROUBLE) as error:
+                log.debug("jobs.not_swept", reason=str(error) or repr(error))
+            except Exception:
+                log.exception("jobs.sweep_broke")
+
+    async def _is_lost(self, job: Job) -> bool:
+        """Whether all messages of the queue are younger than what the job's key says. They are taken in order."""
+        written = await self._store.written_at(job.id)
+        oldest = await self._oldest()
+        return written is not None and written + self._lost_after < oldest
+
+    async def _oldest(self) -> datetime:
+        """When the first message of the queue came; of an empty one the time now. nats-py reads neither."""
+        answer = await self._nc.request(f"$JS.API.STREAM.INFO.{names.JOBS_STREAM}", timeout=_ASK_S)
+        info = json.loads(answer.data)
+        if "error" in info:
+            raise NotSetUp
+        state = info["state"]
+        return datetime.fromisoformat(state["first_ts"] if state["messages"] else info["ts"])
+
+
+def _ended(now: Job, seen: Job) -> Job:
+    """Unless it went on meanwhile."""
+    if now != seen:
+        return now
+    log.warning("job.lost_its_message", job=now.id, state=now.state)
+    return now.model_copy(update={"state": "failed", "reason": REASON, "eta_s": None})

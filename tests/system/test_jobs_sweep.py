@@ -1,0 +1,97 @@
+"""Jobs whose message is not in the queue: the sweep ends them, and no others."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+from fake_steps import Script, holding
+from nats.js import JetStreamContext
+from serve_jobs import Events, JobsWorker, jobs_worker, listening, set_up
+
+from service.jobs.store import JobStore, NotSetUp
+from service.jobs.sweep import REASON, Sweep
+from subjects import names
+from subjects.errors import Unavailable
+from subjects.jobs import Job
+
+SOON = timedelta(seconds=1)
+
+
+@pytest.fixture
+async def events(nats_url: str) -> AsyncIterator[Events]:
+    await set_up(nats_url)
+    async with listening(nats_url) as heard:
+        yield heard
+
+
+@pytest.fixture
+async def client(nats_url: str, tmp_path: Path, events: Events) -> AsyncIterator[JobsWorker]:
+    script = Script(tmp_path / "script").write()
+    async with jobs_worker(nats_url, tmp_path / "data", script, "client", takes_jobs=False) as made:
+        yield made
+
+
+async def test_a_worker_that_was_killed_before_the_message_leaves_no_job_for_ever(
+    client: JobsWorker, events: Events
+) -> None:
+    wrong = datetime.now(UTC) + timedelta(days=1)  # a worker's clock changes nothing
+    await client.store.create(
+        Job(id="lost", model="a", source="code", state="queued", created_at=wrong, updated_at=wrong)
+    )
+    async with Sweep(client.nc, client.store, SOON).running(every_s=0.1):
+        job = await events.until_over("lost")
+    assert (job.state, job.reason) == ("failed", REASON)
+
+
+async def test_a_submission_that_was_never_confirmed_ends(
+    client: JobsWorker, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = JetStreamContext.publish
+
+    async def unconfirmed(js: JetStreamContext, subject: str, *arguments: Any, **fields: Any) -> Any:
+        if subject == names.JOBS_QUEUE:
+            raise TimeoutError
+        return await publish(js, subject, *arguments, **fields)
+
+    monkeypatch.setattr(JetStreamContext, "publish", unconfirmed)
+    with pytest.raises(Unavailable, match="ask again with this id"):
+        await client.submit("lost")
+    async with Sweep(client.nc, client.store, SOON).running(every_s=0.1):
+        assert (await events.until_over("lost")).reason == REASON
+
+
+async def test_one_that_is_sent_again_is_written_anew(client: JobsWorker) -> None:
+    await client.submit("one")
+    before = await client.store.written_at("one")
+    await client.submit("one")
+    after = await client.store.written_at("one")
+    assert before is not None
+    assert after is not None
+    assert before < after
+    assert await client.store.written_at("nobody") is None
+
+
+async def test_jobs_that_run_and_wait_stay_until_the_queue_is_purged(
+    nats_url: str, tmp_path: Path, client: JobsWorker, events: Events
+) -> None:
+    client.script.write(train=["hold"])
+    async with jobs_worker(nats_url, tmp_path / "data", client.script):
+        await client.submit("runs")
+        await client.submit("waits")
+        await events.until("runs", note=holding("train"))
+        at_once = Sweep(client.nc, client.store, timedelta(0))
+        await at_once.once()
+        assert {job.id: job.state for job in await client.store.list()} == {"runs": "training", "waits": "queued"}
+        await client.nc.jetstream().purge_stream(names.JOBS_STREAM)
+        await at_once.once()
+        for job_id in ("runs", "waits"):
+            assert (await events.until_over(job_id)).reason == REASON
+
+
+async def test_without_the_streams_nothing_is_swept(nats_url: str) -> None:
+    async with await nats.connect(nats_url) as nc:
+        with pytest.raises(NotSetUp):
+            await Sweep(nc, JobStore(nc)).once()
