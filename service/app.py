@@ -35,6 +35,7 @@ from .handlers.generate import GenerateHandlers
 from .handlers.models import ModelHandlers
 from .handlers.similarity import SimilarityHandlers
 from .model_loader import ModelLoader, OnStep
+from .reply_subject import JETSTREAM_INBOX, ReplySubjects
 from .residency import Residency
 from .served import Facts, Model, Served, facts_of, generates
 from .stop import Stop, StoppedEarly, end_on_signals, unless_stopped
@@ -45,7 +46,6 @@ log = structlog.get_logger(__name__)
 
 BUDGET_TOKENS = {"cpu": 1024, "cuda": 16384}
 OVERHEAD_TOKENS = {"cpu": 32, "cuda": 256}
-WORKER_INBOX = "_INBOX_worker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ def nats_settings(settings: Settings) -> NatsSettings:
     """How to reach the server that the settings, the NATS_* variables or a context name. Raises BadBusSettings."""
     nats = NatsSettings.from_env(os.environ, **({"url": settings.nats_url} if settings.nats_url else {}))
     # The worker's role may listen on inboxes of its own only (nats-server.conf); without roles any prefix will do.
-    return nats.model_copy(update={"inbox_prefix": WORKER_INBOX}) if nats.inbox_prefix == "_INBOX" else nats
+    return nats.model_copy(update={"inbox_prefix": JETSTREAM_INBOX}) if nats.inbox_prefix == "_INBOX" else nats
 
 
 def _residency(
@@ -267,6 +267,7 @@ def _endpoint(
         observer=telemetry,
         metadata=lambda: residents.described(registry, residency.defaults),
         data=figures,
+        replies=ReplySubjects(settings.reply_prefixes, telemetry.unanswerable),
     )
     telemetry.gauge("mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls))
     telemetry.gauge("mlbus_request_bytes_in_flight", "Bytes of their bodies", lambda: endpoint.bytes_in_flight)

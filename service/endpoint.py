@@ -24,7 +24,7 @@ from . import micro
 from .bus.connection import settled
 from .call import Call
 from .errors import INTERNAL, to_wire
-from .reply_subject import may_answer
+from .reply_subject import ReplySubjects
 from .streamer import Frames, send_stream
 
 log = structlog.get_logger(__name__)
@@ -86,6 +86,7 @@ class Endpoint:
     observer: Observer
     metadata: Callable[[], dict[str, str]]
     data: Callable[[], Mapping[str, Any]]
+    replies: ReplySubjects
     calls: dict[int, Call] = field(default_factory=dict)
     bytes_in_flight: int = 0
     _serial: int = 0
@@ -107,14 +108,14 @@ class Endpoint:
         for route, shown in zip(self.routes, described, strict=True):
             accept = functools.partial(self._on_request, route, shown.counts)
             self._subscriptions.append(await self.nc.subscribe(route.subject, route.queue, cb=accept))
-        self._control += await micro.Discovery(self.nc, self.worker_id, described, self.metadata, self.data).subscribe()
+        discovery = micro.Discovery(self.nc, self.worker_id, described, self.metadata, self.data, self.replies)
+        self._control += await discovery.subscribe()
         await settled(self.nc)
 
     async def _on_request(self, route: Route, counts: micro.Counts, msg: Msg) -> None:
         counts.requests += 1
-        if not may_answer(msg.reply):
+        if not self.replies.admit(msg):
             counts.record(0, "400: no reply subject that may be answered")
-            log.debug("request.refused", subject=route.subject, reply=msg.reply, reason="reply subject")
             return
         self._serial += 1
         call = Call(self.nc, route.name, msg, self._serial, self.limits.default_timeout_s, route.text)

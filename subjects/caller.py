@@ -29,11 +29,13 @@ _WAY_BACK_S = 0.25
 class Caller:
     """timeout_s: for a whole call, retries included, where it has none of its own.
 
-    retries: how often a retryable error is tried again.
+    retries: how often a retryable error is tried again. below: what the subjects of replies begin with, instead of the
+    connection's own prefix.
     """
 
-    def __init__(self, nc: Client, timeout_s: float, retries: int) -> None:
+    def __init__(self, nc: Client, timeout_s: float, retries: int, below: str = "") -> None:
         self._nc = nc
+        self._below = below
         self._timeout_s = timeout_s
         self.retries = retries
 
@@ -59,7 +61,7 @@ class Caller:
         self._check_size(headers, body)
         found: list[ReplyT | MLError] = []
         try:
-            async with inbox(self._nc) as (to, messages):
+            async with inbox(self._nc, self._below) as (to, messages):
                 await self._nc.publish(subject, body, reply=to, headers=headers)
                 while len(found) < answers:
                     message = await _next_message(messages, subject, attempts.left_s())
@@ -97,7 +99,7 @@ class Caller:
         headers = _headers(request_id, timeout_s)
         self._check_size(headers, body)
         try:
-            message = await self._nc.request(subject, body, timeout=timeout_s, headers=headers)
+            message = await self._reply(subject, body, headers, timeout_s)
         except nats.errors.NoRespondersError:
             raise _no_worker(subject) from None
         except nats.errors.TimeoutError:
@@ -112,13 +114,23 @@ class Caller:
             raise refusal
         return message
 
+    async def _reply(self, subject: str, body: bytes, headers: dict[str, str], timeout_s: float) -> Msg:
+        if not self._below:
+            return await self._nc.request(subject, body, timeout=timeout_s, headers=headers)
+        async with inbox(self._nc, self._below) as (to, messages):
+            await self._nc.publish(subject, body, reply=to, headers=headers)
+            message: Msg = await messages.next_msg(timeout=timeout_s)
+        if (message.headers or {}).get("Status") == "503":
+            raise nats.errors.NoRespondersError
+        return message
+
     async def _stream_once(self, subject: str, body: bytes, attempts: Attempts) -> AsyncGenerator[Frame, None]:
         request_id = uuid4().hex
         headers = _headers(request_id, attempts.left_s()) | {names.STREAM: "true"}
         self._check_size(headers, body)
         ended = False
         try:
-            async with inbox(self._nc) as (reply, messages):
+            async with inbox(self._nc, self._below) as (reply, messages):
                 await self._nc.publish(subject, body, reply=reply, headers=headers)
                 for seq in itertools.count():
                     message = await _next_message(messages, subject, attempts.left_s())

@@ -57,7 +57,7 @@ TEXT = "text/plain"
 
 
 MAX_TIMEOUT_S = 900
-"""The longest a request may take: as long as nats-server.conf lets a worker answer one."""
+"""The longest a request may take."""
 
 
 def cancel_subject(request_id: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime
@@ -14,8 +15,8 @@ import pytest
 from nats.aio.client import Client
 from nats.errors import NoRespondersError
 from nats.js.api import ConsumerConfig, StreamConfig
-from nats.js.errors import NotFoundError, ServiceUnavailableError
-from nats_server import PASSWORDS, NatsServer
+from nats.js.errors import ServiceUnavailableError
+from nats_server import CONF, PASSWORDS, NatsServer
 from nats_server import secured_server as secured
 
 from service.bus.causes import Denied
@@ -23,7 +24,7 @@ from service.bus.connection import connected, settled
 from service.bus.settings import NatsSettings
 from service.jobs import streams
 from service.jobs.live import Live, LiveVersions
-from service.reply_subject import may_answer
+from service.reply_subject import PREFIXES, WORKERS_INBOX, ReplySubjects
 from subjects.discovery import ask_workers
 
 INFERENCE = ["ml.embed", "ml.embed.batch", "ml.similarity", "ml.generate", "ml.generate.batch", "ml.finetune"]
@@ -48,11 +49,12 @@ STATE = [
     "$JS.API.CONSUMER.MSG.NEXT.ML_JOBS.workers",
     "$JS.ACK.ML_JOBS.workers.1.1.1.1.0",
 ]
-OTHERS = ["$SYS.REQ.SERVER.PING", "$JS.API.STREAM.LIST", "$KV.others.key", "ml", "somewhere.else", "_INBOX.x"]
+OTHERS = ["$SYS.REQ.SERVER.PING", "$JS.API.STREAM.LIST", "$KV.others.key", "ml", "somewhere.else"]
+ANSWERS = ["_INBOX.x", "_INBOX_client.x.y", "_INBOX_admin.x", "_INBOX_ml.x", "_R_.x", "ml.watch.x"]
 
 MAY_PUBLISH = {
     "admin": [*ASKING, *RESIDENCY, *STREAMS, "ml.jobs.some_job.event", "_INBOX.x"],
-    "worker": ["ml.jobs.some_job.event", "ml.queue.finetune", "$JS.API.INFO", "$KV.ml_jobs.key", *LIVE_ROUND],
+    "worker": ["ml.jobs.some_job.event", "ml.queue.finetune", "$JS.API.INFO", "$KV.ml_jobs.key", *LIVE_ROUND, *ANSWERS],
     "client": [*ASKING, *UPLOADS],
     "local": [*ASKING, *UPLOADS],
 }
@@ -63,18 +65,18 @@ MAY_NOT_PUBLISH = {
         *RESIDENCY,
         *STREAMS,
         *OTHERS,
-        "_INBOX_client.x",
         "_INBOX_worker.x",
+        "ml.watch",
         "$JS.API.STREAM.PURGE.ML_JOBS",
         "$JS.API.STREAM.PURGE.OBJ_ml_data",
         "$O.ml_data.C.x",
     ],
     "client": [
-        "_INBOX_client.x",
         *RESIDENCY,
         *STATE,
         *STREAMS,
         *OTHERS,
+        *ANSWERS,
         "ml.jobs.some_job.event",
         "ml.queue.finetune",
         "$JS.API.INFO",
@@ -85,6 +87,7 @@ MAY_NOT_PUBLISH = {
         *STATE,
         *STREAMS,
         *OTHERS,
+        *ANSWERS,
         "ml.jobs.some_job.event",
         "ml.queue.finetune",
         "$JS.API.INFO",
@@ -93,13 +96,23 @@ MAY_NOT_PUBLISH = {
 }
 MAY_SUBSCRIBE = {
     "admin": [*SERVING, *EVENTS, ">"],
-    "worker": [*SERVING, *EVENTS, "_INBOX_worker.x.*"],
-    "client": [*EVENTS, "_INBOX_client.x.*"],
-    "local": [*EVENTS, "_INBOX.x.*", "_INBOX.>"],
+    "worker": [*SERVING, *EVENTS, "_INBOX_worker.x.*", f"{WORKERS_INBOX}.x"],
+    "client": [*EVENTS, "ml.watch.x", "_INBOX_client.x.*"],
+    "local": [*EVENTS, "ml.watch.x", "_INBOX.x.*", "_INBOX.>"],
 }
 MAY_NOT_SUBSCRIBE = {
     "admin": [],
-    "worker": [">", "_INBOX.>", "_INBOX_client.>", "$JS.API.>", "$KV.>", "somewhere.else"],
+    "worker": [
+        ">",
+        "_INBOX.>",
+        "_INBOX_client.>",
+        "_INBOX_ml.>",
+        "_INBOX_ml.x",
+        "_R_.>",
+        "$JS.API.>",
+        "$KV.>",
+        "somewhere.else",
+    ],
     "client": [*SERVING, ">", "_INBOX.>", "_INBOX_worker.>", "_INBOX_admin.>", "ml.queue.>", "$KV.ml_jobs.>"],
     "local": [*SERVING, ">", "_INBOX_client.>", "_INBOX_worker.>", "_INBOX_admin.>", "ml.queue.>", "$KV.ml_jobs.>"],
 }
@@ -195,10 +208,11 @@ async def test_a_worker_learns_that_the_reader_is_gone(parties: dict[str, Party]
     assert gone.headers["Status"] == "503"
 
 
-async def test_a_worker_may_answer_nobody_unasked(parties: dict[str, Party]) -> None:
-    worker = parties["worker"]
-    await worker.nc.publish(parties["client"].nc.new_inbox(), b"surprise")
-    assert [refusal.operation for refusal in await worker.refusals()] == ["publish"]
+def test_a_worker_answers_below_just_those_prefixes_that_it_may_publish_to() -> None:
+    granted = re.search(r"^WORKER_PUBLISH: \[(.*?)^\]", CONF.read_text(), re.DOTALL | re.MULTILINE)
+    assert granted
+    subjects = re.findall(r'"((?:_|ml\.watch)[^"]*)\.>"', granted[1])
+    assert tuple(subjects) == PREFIXES
 
 
 @pytest.mark.parametrize("asker", ["client", "local"])
@@ -304,7 +318,7 @@ class TestJetStream:
     async def test_a_worker_asks_over_the_bus_who_serves(self, parties: dict[str, Party]) -> None:
         worker = parties["worker"]
         pings = await worker.nc.subscribe("$SRV.PING.ml")
-        asked = asyncio.create_task(ask_workers(worker.nc, "PING", 5, 0.1))
+        asked = asyncio.create_task(ask_workers(worker.nc, "PING", 5, 0.1, WORKERS_INBOX))
         await worker.nc.publish((await pings.next_msg(5)).reply, b"{}")
         assert [answer.body for answer in await asked] == [{}]
         assert await worker.refusals() == []
@@ -327,19 +341,18 @@ class TestJetStream:
                 await attempt
         assert len(await parties[role].refusals()) >= len(attempts)
 
-    async def test_the_server_lets_a_request_name_any_reply_subject(self, parties: dict[str, Party]) -> None:
-        """Why service.reply_subject exists: what a client may not do it could have a worker do."""
+    async def test_a_request_that_names_a_subject_of_the_servers_does_no_harm(self, parties: dict[str, Party]) -> None:
+        """What a client may not do it cannot have a worker do, whether or not the worker looks at the subject."""
         worker, client = parties["worker"], parties["client"]
         requests = await worker.nc.subscribe("ml.generate", queue="ml")
         await settled(worker.nc)
         await client.nc.publish("ml.generate", b"x", reply="$JS.API.STREAM.DELETE.ML_JOBS")
         assert await client.refusals() == []
         request = await requests.next_msg(5)
-        assert not may_answer(request.reply)
+        assert not ReplySubjects(PREFIXES).allow(request.reply)
         await worker.nc.publish(request.reply, b"")
-        assert await worker.refusals() == []
-        with pytest.raises(NotFoundError):
-            await parties["admin"].nc.jetstream().stream_info("ML_JOBS")
+        assert [refusal.operation for refusal in await worker.refusals()] == ["publish"]
+        await parties["admin"].nc.jetstream().stream_info("ML_JOBS")
 
 
 @pytest.fixture
