@@ -5,7 +5,7 @@ import gc
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import structlog
@@ -108,10 +108,8 @@ async def worker(
         server = await _server(settings, stack, stop, on_step)
         nats = server.settings("worker") if server else nats_settings(settings)
         on_step("connecting to NATS")
-        silent: set[str] = set()
-        nc = await stack.enter_async_context(
-            connected(nats, on_closed=stop.fail, on_denied=lambda denied: _note_denied(denied, silent))
-        )
+        denials = _Denials()
+        nc = await stack.enter_async_context(connected(nats, on_closed=stop.fail, on_denied=denials.note))
         device = stack.enter_context(closing(DeviceThread()))
         loader = loader or ModelLoader(settings, on_step)
         residency = _residency(catalogue, settings, loader, device, telemetry, stop)
@@ -135,11 +133,12 @@ async def worker(
             await unless_stopped(stop, _load_first(residency, settings))
         gc.freeze()  # what is loaded stays: later collections need not walk through it
         endpoint = _endpoint(nc, residency, finetuning, settings, telemetry, worker_id)
+        denials.published = endpoint.on_denied
         port = _serve_metrics(settings, telemetry, stack)
         await stack.enter_async_context(serving(endpoint, settings.grace_s))
         await stack.enter_async_context(finetuning.working())
-        if silent:
-            ours_first = sorted(silent, key=lambda subject: (not subject.startswith("ml."), subject))
+        if denials.silent:
+            ours_first = sorted(denials.silent, key=lambda subject: (not subject.startswith("ml."), subject))
             raise NotPermitted(nats.identity, tuple(ours_first[:3]))
         present = [resident.serves.facts for resident in residency.registry]
         log.info("worker.ready", models={facts.model: facts.version for facts in present}, metrics_port=port)
@@ -147,10 +146,21 @@ async def worker(
         yield Started(nats, server, present, port, residency)
 
 
-def _note_denied(denied: Denied, silent: set[str]) -> None:
-    """Keep the subjects of this service that the server does not let us listen on."""
-    if denied.operation == "subscription" and not denied.subject.startswith("_inbox"):
-        silent.add(denied.subject)
+@dataclass(slots=True)
+class _Denials:
+    """What the server refuses. silent: subjects of this service that it does not let us listen on.
+
+    published: hears of what it does not let us publish to.
+    """
+
+    silent: set[str] = field(default_factory=set)
+    published: Callable[[str], None] = lambda subject: None
+
+    def note(self, denied: Denied) -> None:
+        if denied.operation == "publish":
+            self.published(denied.subject)
+        elif not denied.subject.startswith("_inbox"):
+            self.silent.add(denied.subject)
 
 
 async def _server(settings: Settings, stack: AsyncExitStack, stop: Stop, on_step: OnStep) -> EmbeddedServer | None:

@@ -29,7 +29,7 @@ class Call:
 
     deadline: loop time in seconds. ended_by: the error to answer with when the task is cancelled from outside.
     framed: whether the answer is a stream of frames. timer: what cancels the task at the deadline, once it runs.
-    large: whether what is sent next takes long to encode.
+    large: whether what is sent next takes long to encode. denied: whether the server refuses the answers.
     """
 
     __slots__ = (
@@ -39,6 +39,7 @@ class Call:
         "asked",
         "body",
         "deadline",
+        "denied",
         "ended_by",
         "framed",
         "frames",
@@ -68,6 +69,7 @@ class Call:
         self.task: asyncio.Task[None] | None = None
         self.ended_by: MLError | None = None
         self.answered: MLError | bool = False
+        self.denied = False
         self.running = False
         self.framed = bool(self.asked.stream)
         self.frames = 0
@@ -134,6 +136,11 @@ class Call:
             self.ended_by = reason
             if self.task and self.running:  # a task cancelled before its first step would never answer
                 self.task.cancel()
+
+    def deny(self) -> None:
+        """Stop the work, and send no more: the server has refused an answer."""
+        self.denied = True
+        self.end(Cancelled("the server does not let this worker publish to the reply subject"))
 
     async def answer(self, message: BaseModel) -> None:
         """Send the one reply. Raises TooLarge if it does not fit a message, sending nothing."""
@@ -216,4 +223,5 @@ class Call:
             )
 
     async def _publish(self, body: bytes, headers: dict[str, Any] | None, probe: str = "") -> None:
-        await self._nc.publish(self.reply, body, reply=probe, headers=headers)
+        if not self.denied:
+            await self._nc.publish(self.reply, body, reply=probe, headers=headers)

@@ -74,6 +74,8 @@ class Observer(Protocol):
 
     def traced(self, call: Call) -> Any: ...
 
+    def denied(self) -> None: ...
+
 
 @dataclass(slots=True)
 class Endpoint:
@@ -203,6 +205,13 @@ class Endpoint:
         call = self.calls.get(int(serial)) if serial.isdecimal() else None
         if call and (msg.headers or {}).get("Status") == "503":
             call.end(Cancelled("nobody listens on the reply subject any more"))
+
+    def on_denied(self, subject: str) -> None:
+        """The server refused a publish. The work for an answer ends. subject: in lower case."""
+        if self.replies.include(subject):
+            self.observer.denied()
+        for call in [call for call in self.calls.values() if call.reply.lower() == subject]:
+            call.deny()
 
     async def drain(self, grace_s: float) -> None:
         """Stop taking requests, finish those taken, answer what the grace time leaves with 503."""

@@ -25,12 +25,17 @@ class ReplySubjects:
     def __init__(self, prefixes: Sequence[str], refused: Callable[[], None] = lambda: None) -> None:
         self.prefixes = tuple(prefixes)
         self._below = re.compile(rf"(?:{'|'.join(map(re.escape, prefixes))})(?:\.[^\s.*>]+)+")
+        self._below_in_any_case = re.compile(self._below.pattern, re.IGNORECASE)
         self._refused = refused
         self._rare = RareLog()
 
     def allow(self, subject: str) -> bool:
         """Whether a worker may publish there for somebody else."""
         return self._below.fullmatch(subject) is not None
+
+    def include(self, denied: str) -> bool:
+        """Whether a publish that was denied is likely to have been an answer; the subject comes in lower case."""
+        return self._below_in_any_case.fullmatch(denied) is not None
 
     def admit(self, request: Msg) -> bool:
         """Whether a request can be answered. Where not, it is counted and, now and then, logged."""

@@ -61,6 +61,7 @@ class Telemetry:
         self._unanswerable = Counter(
             "mlbus_unanswerable_requests", "Requests dropped for their reply subject", registry=registry
         )
+        self._denied = Counter("mlbus_replies_denied", "Answers that the server refused", registry=registry)
         self._texts = Histogram("mlbus_batch_texts", "Texts of a batch", ["model"], registry=registry, buckets=POWERS)
         self._tokens = Histogram(
             "mlbus_batch_tokens", "Tokens of a batch, without padding", ["model"], registry=registry, buckets=POWERS
@@ -90,6 +91,10 @@ class Telemetry:
     def unanswerable(self) -> None:
         """A request was dropped: it named no subject that may be answered."""
         self._unanswerable.inc()
+
+    def denied(self) -> None:
+        """The server refused an answer."""
+        self._denied.inc()
 
     def batch_ran(self, model: str, texts: int, tokens: int, computed: int, seconds: float) -> None:
         """A batch came back from the device; seconds on it."""

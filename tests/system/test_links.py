@@ -145,3 +145,20 @@ async def test_any_number_of_subscribers_watch_one_stream(secured_server, engine
         texts = ["".join(json.loads(frame.data).get("text", "") for frame in await to_the_end(one)) for one in watching]
         assert texts == [" 0 1 2 3 4"] * 2
     assert violations(secured_server) == []
+
+
+async def test_a_reply_that_is_denied_ends_its_work_and_is_counted(secured_server, engine, journal):
+    """The settings may allow what the server does not; nats-py tells of it in lower case."""
+    engine.hold_after(1)
+    as_admin = f"nats://admin:{PASSWORDS['admin']}@{secured_server.address}"
+    prefixes = (*PREFIXES, "Team")
+    async with (
+        running_worker(as_worker(secured_server.address), engine, metrics_port=0, reply_prefixes=prefixes) as started,
+        await nats.connect(as_admin) as nc,
+    ):
+        await nc.publish(names.GENERATE, b"a", "Team.Inbox.X", {names.STREAM: "true"})
+        assert (await journal.until("bus.permission_denied"))["subject"] == "team.inbox.x"
+        engine.release(0.01)
+        assert await asyncio.to_thread(engine.aborted.wait, 10)
+        assert "mlbus_replies_denied_total 1.0" in await asyncio.to_thread(scrape, started.metrics_port)
+    assert len(violations(secured_server)) == 1
