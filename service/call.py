@@ -30,6 +30,7 @@ class Call:
     deadline: loop time in seconds. ended_by: the error to answer with when the task is cancelled from outside.
     framed: whether the answer is a stream of frames. timer: what cancels the task at the deadline, once it runs.
     large: whether what is sent next takes long to encode. denied: whether the server refuses the answers.
+    caller: where to ask whether somebody still waits; empty: by the frames themselves.
     """
 
     __slots__ = (
@@ -38,6 +39,7 @@ class Call:
         "answered",
         "asked",
         "body",
+        "caller",
         "deadline",
         "denied",
         "ended_by",
@@ -70,6 +72,7 @@ class Call:
         self.ended_by: MLError | None = None
         self.answered: MLError | bool = False
         self.denied = False
+        self.caller = ""
         self.running = False
         self.framed = bool(self.asked.stream)
         self.frames = 0
@@ -163,8 +166,15 @@ class Call:
         await self._room()
         self.answered = event == stream.DONE
         self.frames += 1
-        await self._publish(body, headers, probe)
+        await self._publish(body, headers, "" if self.caller else probe)
+        if self.caller and probe:
+            await self.probe(probe)
         self._check_still_wanted()
+
+    async def probe(self, gone: str) -> None:
+        """Ask the caller whether it is still there; where nobody is, the server says so on the subject `gone`."""
+        headers = {names.REQUEST_ID: self.asked.request_id, names.EVENT: stream.PROBE}
+        await self._nc.publish(self.caller, stream.PROBE.encode(), reply=gone, headers=headers)
 
     async def close(self) -> None:
         """Send the sentinel, an empty body and no headers, where frames were asked for or allowed.

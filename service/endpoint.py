@@ -7,7 +7,7 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -18,7 +18,17 @@ from nats.errors import Error as NatsError
 from pydantic import BaseModel
 
 from subjects import codec, names
-from subjects.errors import Busy, Cancelled, DeadlinePassed, Internal, Malformed, MLError, TooLarge, Unavailable
+from subjects.errors import (
+    Busy,
+    Cancelled,
+    DeadlinePassed,
+    Internal,
+    InvalidField,
+    Malformed,
+    MLError,
+    TooLarge,
+    Unavailable,
+)
 
 from . import micro
 from .bus.connection import settled
@@ -28,6 +38,9 @@ from .reply_subject import ReplySubjects
 from .streamer import Frames, send_stream
 
 log = structlog.get_logger(__name__)
+
+PROBE_S = 1.0
+"""How often callers that named a subject for it are asked whether they still wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +134,22 @@ class Endpoint:
             return
         self._serial += 1
         call = Call(self.nc, route.name, msg, self._serial, self.limits.default_timeout_s, route.text)
-        if refusal := call.asked.fault or self._refusal(len(call.body)):
+        if refusal := call.asked.fault or self._unaskable(call) or self._refusal(len(call.body)):
             call.take_body()
             call.size = 0  # it is not counted either
         self.calls[call.serial] = call
         self.bytes_in_flight += call.size
         msg.data = b""  # nats-py keeps each subscription's last message
         call.task = asyncio.create_task(self._serve(route, counts, call, refusal), name=f"{route.name}.{call.serial}")
+
+    def _unaskable(self, call: Call) -> MLError | None:
+        """Note where the caller can be asked whether it still waits, or say why not there."""
+        caller = call.asked.caller or ""
+        if not caller or (self.replies.allow(caller) and caller != call.reply):
+            call.caller = caller
+            return None
+        allowed = ", ".join(self.replies.prefixes)
+        return InvalidField(f"{names.CALLER} must be a subject below {allowed}, and not the reply subject")
 
     def _refusal(self, size: int) -> MLError | None:
         if size > self.limits.request_bytes:
@@ -204,7 +226,17 @@ class Endpoint:
         serial = msg.subject.rpartition(".")[2]
         call = self.calls.get(int(serial)) if serial.isdecimal() else None
         if call and (msg.headers or {}).get("Status") == "503":
-            call.end(Cancelled("nobody listens on the reply subject any more"))
+            its = [other for other in self.calls.values() if other.caller == call.caller] if call.caller else [call]
+            for lost in its:
+                lost.end(Cancelled("nobody waits for the answer any more"))
+
+    async def ask_callers(self) -> None:
+        """Ask without end, now and then, whether callers are still there: once each, however many its requests."""
+        while True:
+            await asyncio.sleep(PROBE_S)
+            for call in {call.caller: call for call in self.calls.values() if call.caller}.values():
+                with suppress(NatsError):
+                    await call.probe(f"{self._gone}.{call.serial}")
 
     def on_denied(self, subject: str) -> None:
         """The server refused a publish. The work for an answer ends. subject: in lower case."""
@@ -255,7 +287,9 @@ def _tasks(calls: Iterable[Call]) -> list[asyncio.Task[None]]:
 async def serving(endpoint: Endpoint, grace_s: float) -> AsyncIterator[Endpoint]:
     """Serve while the context is open; leaving it drains."""
     await endpoint.start()
+    asking = asyncio.create_task(endpoint.ask_callers(), name="ask callers")
     try:
         yield endpoint
     finally:
         await endpoint.drain(grace_s)
+        asking.cancel()

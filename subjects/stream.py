@@ -16,6 +16,9 @@ PING = "ping"
 DONE = "done"
 ERROR = "error"
 
+PROBE = "probe"
+"""The event of a message to the subject in Ml-Caller; it only finds out whether somebody listens."""
+
 SENTINEL = b""
 
 

@@ -17,7 +17,8 @@ from nats_server import PASSWORDS, NatsServer
 from workers import running_worker
 
 from service.reply_subject import PREFIXES
-from subjects import names
+from subjects import MLClient, names
+from subjects.errors import Cancelled
 
 WORDS = 40
 
@@ -162,3 +163,75 @@ async def test_a_reply_that_is_denied_ends_its_work_and_is_counted(secured_serve
         assert await asyncio.to_thread(engine.aborted.wait, 10)
         assert "mlbus_replies_denied_total 1.0" in await asyncio.to_thread(scrape, started.metrics_port)
     assert len(violations(secured_server)) == 1
+
+
+class TestACallerThatLeaves:
+    """Clients whose requests share one inbox never leave their reply subject: Ml-Caller says where to ask instead."""
+
+    async def test_the_work_for_one_reply_ends(self, nats_url, engine):
+        engine.gate.clear()
+        async with running_worker(nats_url, engine), await nats.connect(nats_url) as nc:
+            caller = await nc.subscribe(nc.new_inbox())
+            asked = asyncio.create_task(
+                nc.request(names.GENERATE, b"a", timeout=20, headers={names.CALLER: caller.subject})
+            )
+            probe = await caller.next_msg(timeout=10)
+            assert (probe.data, probe.headers[names.EVENT]) == (b"probe", "probe")
+            await caller.unsubscribe()
+            assert (await asked).headers[names.ERROR_CODE] == "499"
+            engine.gate.set()
+            assert await asyncio.to_thread(engine.aborted.wait, 10)
+
+    async def test_a_stream_ends_and_its_frames_ask_nothing(self, nats_url, engine):
+        engine.hold_after(20)
+        async with running_worker(nats_url, engine), await nats.connect(nats_url) as nc:
+            caller = await nc.subscribe(nc.new_inbox())
+            body = {"prompt": "a", "max_tokens": 1000}
+            frames = await streamed(nc, names.GENERATE, body, Ml_Caller=caller.subject)
+            await caller.next_msg(timeout=10)
+            await caller.unsubscribe()
+            engine.release(0.01)
+            came = await to_the_end(frames)
+            assert came[-1].headers[names.ERROR_CODE] == "499"
+            assert len(came) < 200
+            assert {frame.reply for frame in came} == {""}
+
+    async def test_all_requests_of_one_caller_end_and_those_of_others_do_not(self, nats_url, encoder):
+        encoder.gate.clear()
+        async with running_worker(nats_url, encoder), await nats.connect(nats_url) as nc:
+            callers = [await nc.subscribe(nc.new_inbox()) for _ in range(2)]
+            mine, other = (
+                [
+                    asyncio.create_task(nc.request(names.EMBED, b"a", timeout=20, headers={names.CALLER: one.subject}))
+                    for _ in range(3)
+                ]
+                for one in callers
+            )
+            await callers[0].next_msg(timeout=10)
+            await callers[0].unsubscribe()
+            assert {reply.headers[names.ERROR_CODE] for reply in await asyncio.gather(*mine)} == {"499"}
+            encoder.gate.set()
+            assert all(names.ERROR_CODE not in reply.headers for reply in await asyncio.gather(*other))
+
+    @pytest.mark.parametrize("caller", ["the reply subject", "$JS.API.STREAM.DELETE.x", "_INBOX_worker.x", "ml.embed"])
+    async def test_a_subject_that_may_not_be_asked_is_refused(self, nats_url, encoder, caller):
+        async with running_worker(nats_url, encoder), await nats.connect(nats_url) as nc:
+            replies = await nc.subscribe(nc.new_inbox())
+            named = replies.subject if caller == "the reply subject" else caller
+            await nc.publish(names.EMBED, b"a", replies.subject, {names.CALLER: named})
+            refused = await replies.next_msg(timeout=10)
+            assert refused.headers[names.ERROR_CODE] == "422"
+            assert names.CALLER in refused.headers[names.ERROR]
+
+    async def test_a_client_of_ours_is_heard_to_go(self, nats_url, engine):
+        engine.gate.clear()
+        async with running_worker(nats_url, engine), await nats.connect(nats_url) as nc:
+            ml = MLClient(nc, timeout_s=30)
+            asked = [asyncio.create_task(ml.generate(prompt, max_tokens=1000)) for prompt in ("a", "b")]
+            assert await asyncio.to_thread(engine.entered.wait, 10)
+            await ml.close()
+            for one in asked:
+                with pytest.raises(Cancelled):
+                    await one
+            engine.gate.set()
+            assert await asyncio.to_thread(engine.aborted.wait, 10)
