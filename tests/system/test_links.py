@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import urllib.request
 from typing import Any
 
@@ -16,7 +18,10 @@ from nats.aio.client import Client
 from nats_server import PASSWORDS, NatsServer
 from workers import running_worker
 
+from service.app import worker
+from service.config import Settings
 from service.reply_subject import PREFIXES
+from service.stop import Stop
 from subjects import MLClient, names
 from subjects.errors import Cancelled
 
@@ -235,3 +240,28 @@ class TestACallerThatLeaves:
                     await one
             engine.gate.set()
             assert await asyncio.to_thread(engine.aborted.wait, 10)
+
+
+async def test_the_embedded_server_killed_is_started_again_and_its_worker_goes_on(tmp_path, encoder):
+    """The worker used to exit at once, its callers unanswered."""
+    settings = Settings(embedded_nats=True, nats_port=0, nats_monitor_port=0, data_dir=tmp_path, metrics_port=-1)
+    stop = Stop()
+    encoder.gate.clear()
+    async with worker(settings, stop, [encoder]) as started:
+        assert started.server is not None
+        back = asyncio.Event()
+
+        async def reconnected() -> None:
+            back.set()
+
+        link = {"reconnect_time_wait": 0.05, "reconnected_cb": reconnected}
+        async with await nats.connect(started.server.url, **link) as nc:
+            asked = asyncio.create_task(nc.request(names.EMBED, b"a", timeout=30))
+            assert await asyncio.to_thread(encoder.entered.wait, 10)
+            os.kill(started.server.pid, signal.SIGKILL)
+            await asyncio.wait_for(back.wait(), 20)
+            await until_it_listens(nc)
+            encoder.gate.set()
+            assert "embedding" in json.loads((await asked).data)
+            assert "embedding" in json.loads((await nc.request(names.EMBED, b"b", timeout=10)).data)
+    assert not stop.asked.is_set()
