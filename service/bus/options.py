@@ -47,11 +47,12 @@ def client_options(settings: NatsSettings) -> dict[str, Any]:
 
 
 class _Client(Client):
-    """nats-py's client without two of its gaps.
+    """nats-py's client without three of its gaps.
 
     It sends CONNECT, with the password, in the clear to a server that demands no TLS, whatever the url and the
-    certificates say; this one encrypts or does not speak. And it leaves the socket of a reconnect that was refused to
-    the garbage collector; this one closes it before the next.
+    certificates say; this one encrypts or does not speak. It leaves the socket of a reconnect that was refused to the
+    garbage collector; this one closes it before the next. And it stops reading, without a word, at the first message of
+    a watch whose reply subject has the form of later servers (ADR-15); this one reads that form too.
     """
 
     def __init__(self, *, wants_tls: bool) -> None:
@@ -69,6 +70,18 @@ class _Client(Client):
         if self._transport is not None:
             self._transport.close()  # type: ignore[no-untyped-call]
         await super()._connect_to_server(s)
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        subscription = self._subs.get(sid)
+        if subscription is not None and subscription._jsi is not None and subscription._jsi._ordered:
+            reply = _first_form(reply)
+        await super()._process_msg(sid, subject, reply, data, headers)
+
+
+def _first_form(reply: bytes) -> bytes:
+    """`$JS.ACK.<domain>.<account>.<stream>.…` without domain and account; any other subject as it is."""
+    tokens = bytes(reply).split(b".")
+    return b".".join([*tokens[:2], *tokens[4:11]]) if tokens[:2] == [b"$JS", b"ACK"] and len(tokens) > 9 else reply
 
 
 def _tls(settings: NatsSettings) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,12 +49,24 @@ STATE = [
     "$JS.API.CONSUMER.MSG.NEXT.ML_JOBS.workers",
     "$JS.ACK.ML_JOBS.workers.1.1.1.1.0",
 ]
+LATER = [
+    "$JS.ACK._.account.ML_JOBS.workers.1.1.1.1.0",
+    *(f"$JS.FC._.account.{stream}.c.1" for stream in ("KV_ml_jobs", "OBJ_ml_checkpoints", "OBJ_ml_data")),
+]
 OTHERS = ["$SYS.REQ.SERVER.PING", "$JS.API.STREAM.LIST", "$KV.others.key", "ml", "somewhere.else"]
 ANSWERS = ["_INBOX.x", "_INBOX_client.x.y", "_INBOX_admin.x", "_INBOX_ml.x", "_R_.x", "ml.watch.x"]
 
 MAY_PUBLISH = {
     "admin": [*ASKING, *RESIDENCY, *STREAMS, "ml.jobs.some_job.event", "_INBOX.x"],
-    "worker": ["ml.jobs.some_job.event", "ml.queue.finetune", "$JS.API.INFO", "$KV.ml_jobs.key", *LIVE_ROUND, *ANSWERS],
+    "worker": [
+        "ml.jobs.some_job.event",
+        "ml.queue.finetune",
+        "$JS.API.INFO",
+        "$KV.ml_jobs.key",
+        *LIVE_ROUND,
+        *ANSWERS,
+        *LATER,
+    ],
     "client": [*ASKING, *UPLOADS],
     "local": [*ASKING, *UPLOADS],
 }
@@ -67,6 +79,7 @@ MAY_NOT_PUBLISH = {
         *OTHERS,
         "_INBOX_worker.x",
         "ml.watch",
+        "$JS.ACK._.account.OTHERS.c.1.1.1.1.0",
         "$JS.API.STREAM.PURGE.ML_JOBS",
         "$JS.API.STREAM.PURGE.OBJ_ml_data",
         "$O.ml_data.C.x",
@@ -353,6 +366,26 @@ class TestJetStream:
         await worker.nc.publish(request.reply, b"")
         assert [refusal.operation for refusal in await worker.refusals()] == ["publish"]
         await parties["admin"].nc.jetstream().stream_info("ML_JOBS")
+
+
+class TestJetStreamWithTheSubjectsOfLaterServers(TestJetStream):
+    """Acknowledgements and flow control by the subjects of ADR-15's second form, which carry domain and account."""
+
+    @pytest.fixture
+    def secured_server(self, tmp_path: Path) -> Iterator[NatsServer]:
+        conf = tmp_path / "nats-server.conf"
+        conf.write_text(CONF.read_text() + "feature_flags { js_ack_fc_v2: true }\n")
+        server = secured(tmp_path / "nats", conf=conf)
+        try:
+            yield server.start()
+        finally:
+            server.stop()
+
+    async def test_the_server_does_use_them(self, parties: dict[str, Party]) -> None:
+        js = parties["worker"].nc.jetstream()
+        await js.publish("ml.queue.finetune", b"a job")
+        (job,) = await (await js.pull_subscribe_bind("workers", "ML_JOBS")).fetch(1, timeout=5)
+        assert re.fullmatch(r"\$JS\.ACK\.[^.]+\.[^.]+\.ML_JOBS\.workers\..*", job.reply)
 
 
 @pytest.fixture
