@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import structlog
-from nats.aio.client import Client
 from nats.nuid import NUID
 
 from models.catalogue import FORMS, Catalogue, load_catalogue
@@ -19,6 +18,7 @@ from models.memory import bound_arenas
 
 from . import residents
 from .bus.causes import Denied
+from .bus.client import BusClient
 from .bus.connection import connected
 from .bus.embedded import EmbeddedServer, EmbeddedSettings, embedded_server
 from .bus.errors import NotPermitted
@@ -242,7 +242,7 @@ def _batch_limits(settings: Settings, device: str) -> BatchLimits:
 
 
 def _endpoint(
-    nc: Client,
+    nc: BusClient,
     residency: Residency,
     finetuning: Finetuning,
     settings: Settings,

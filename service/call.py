@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from pydantic import BaseModel
 
@@ -16,10 +15,13 @@ from subjects import codec, names, stream
 from subjects.errors import Cancelled, DeadlinePassed, MLError, TooLarge
 from subjects.generate import FinishReason
 
+from .bus.client import BusClient
 from .headers import read_headers
 
 MAX_UNSENT_BYTES = 1_048_576
 """How much may wait for the server to read it before a stream waits too: nats-py waits for ten seconds and goes on."""
+MAX_KEPT_BYTES = 4 * 2**20
+"""How much may be kept to be sent again if the connection breaks, or until it is back, before an answer waits."""
 WIND_UP_S = 1.0
 """How long a text whose time is up may take to tell how far it came: about a step, on its way already."""
 
@@ -57,7 +59,7 @@ class Call:
     )
 
     def __init__(
-        self, nc: Client, route: str, msg: Msg, serial: int, default_timeout_s: float, text: bool = False
+        self, nc: BusClient, route: str, msg: Msg, serial: int, default_timeout_s: float, text: bool = False
     ) -> None:
         self._nc = nc
         self.route = route
@@ -149,6 +151,7 @@ class Call:
         """Send the one reply. Raises TooLarge if it does not fit a message, sending nothing."""
         body, headers = await self._encoded(message), self._headers(message)
         self._check_size(body, headers)
+        await self._room()
         self.answered = True
         await self._publish(body, headers)
 
@@ -206,13 +209,19 @@ class Call:
         return headers
 
     async def _room(self) -> None:
-        """Return once the server has read most of what was sent to it, or the connection is lost.
+        """Return once the server has read most of what was sent to it.
 
         Not by a flush: one that takes too long leaves a PONG behind that breaks the connection (nats-py 2.16).
         """
-        while self._nc.is_connected and self._nc.pending_data_size > MAX_UNSENT_BYTES:
+        while True:
+            if self._nc.is_connected and self._nc.pending_data_size > MAX_UNSENT_BYTES:
+                await self._nc._flush_pending(force_flush=True)
+            elif self._nc.kept_bytes > MAX_KEPT_BYTES:
+                self._nc.eased.clear()
+                await self._nc.eased.wait()
+            else:
+                return
             self._check_still_wanted()
-            await self._nc._flush_pending(force_flush=True)
 
     def _check_still_wanted(self) -> None:
         """Raise what ended the call meanwhile: nats-py swallows a cancellation that comes while it flushes."""
@@ -234,4 +243,5 @@ class Call:
 
     async def _publish(self, body: bytes, headers: dict[str, Any] | None, probe: str = "") -> None:
         if not self.denied:
-            await self._nc.publish(self.reply, body, reply=probe, headers=headers)
+            until = self.deadline + WIND_UP_S
+            await self._nc.publish_kept(self.reply, body, reply=probe, headers=headers, until=until)

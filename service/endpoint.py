@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from pydantic import BaseModel
@@ -31,6 +30,7 @@ from subjects.errors import (
 )
 
 from . import micro
+from .bus.client import BusClient
 from .bus.connection import settled
 from .call import Call
 from .errors import INTERNAL, to_wire
@@ -39,6 +39,8 @@ from .streamer import Frames, send_stream
 
 log = structlog.get_logger(__name__)
 
+RETURN_S = 5.0
+"""How long callers may take to come back after our connection was lost, for the server may have been away for all."""
 PROBE_S = 1.0
 """How often callers that named a subject for it are asked whether they still wait."""
 
@@ -94,7 +96,7 @@ class Observer(Protocol):
 class Endpoint:
     """Subscribed routes and the calls in flight on them; made by `serving`."""
 
-    nc: Client
+    nc: BusClient
     worker_id: str
     routes: list[Route]
     limits: Limits
@@ -225,7 +227,8 @@ class Endpoint:
     async def _on_gone(self, msg: Msg) -> None:
         serial = msg.subject.rpartition(".")[2]
         call = self.calls.get(int(serial)) if serial.isdecimal() else None
-        if call and (msg.headers or {}).get("Status") == "503":
+        back_s = asyncio.get_running_loop().time() - self.nc.reconnected_at
+        if call and back_s > RETURN_S and (msg.headers or {}).get("Status") == "503":
             its = [other for other in self.calls.values() if other.caller == call.caller] if call.caller else [call]
             for lost in its:
                 lost.end(Cancelled("nobody waits for the answer any more"))
@@ -234,7 +237,8 @@ class Endpoint:
         """Ask without end, now and then, whether callers are still there: once each, however many its requests."""
         while True:
             await asyncio.sleep(PROBE_S)
-            for call in {call.caller: call for call in self.calls.values() if call.caller}.values():
+            callers = {call.caller: call for call in self.calls.values() if call.caller}
+            for call in callers.values() if self.nc.is_connected else ():
                 with suppress(NatsError):
                     await call.probe(f"{self._gone}.{call.serial}")
 

@@ -4,7 +4,6 @@ Knows the wire; knows no message of any subject.
 """
 
 import asyncio
-import itertools
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
@@ -140,16 +139,16 @@ class Caller:
         try:
             async with inbox(self._nc, self._below) as (reply, messages):
                 await self._nc.publish(subject, body, reply=reply, headers=headers)
-                for seq in itertools.count():
+                expected = 0
+                while not ended:
                     message = await _next_message(messages, subject, attempts.left_s())
                     if refusal := _error_in(message):
                         ended = True
                         raise refusal
-                    frame = read_frame(message.headers or {}, message.data, seq)
-                    ended = frame.last
-                    yield frame
-                    if ended:
-                        return
+                    frame = read_frame(message.headers or {}, message.data, expected)
+                    if frame is not None:
+                        expected, ended = frame.seq + 1, frame.last
+                        yield frame
         except nats.errors.Error as error:
             raise _no_connection(error) from None
         finally:

@@ -8,7 +8,7 @@ from nats_server import NatsServer
 
 
 class Relay:
-    """url: what to connect to. open: whether new connections get through. taken: bytes that went towards the server."""
+    """url: what to connect to. open: whether new connections get through."""
 
     def __init__(self, server: NatsServer) -> None:
         self._server = server
@@ -16,8 +16,9 @@ class Relay:
         self._listener: asyncio.Server | None = None
         self.open = asyncio.Event()
         self.open.set()
-        self._passing = asyncio.Event()
-        self._passing.set()
+        self._passing = True
+        self._lost = b""
+        self._came = asyncio.Condition()
 
     @property
     def address(self) -> str:
@@ -27,13 +28,18 @@ class Relay:
 
     def swallow(self) -> None:
         """Let nothing more through to the server, and have the client believe that it does, until the next `cut`."""
-        self._passing.clear()
+        self._passing = False
+
+    async def swallowed(self, text: bytes) -> None:
+        """Return once that was among what did not get through."""
+        async with asyncio.timeout(20), self._came:
+            await self._came.wait_for(lambda: text in self._lost)
 
     def cut(self) -> None:
         """Break every connection. New ones wait while `open` is cleared."""
         for writer in self._writers:
             writer.transport.abort()
-        self._passing.set()
+        self._passing = True
 
     async def listen(self) -> None:
         self._listener = await asyncio.start_server(self._join, "127.0.0.1", 0)
@@ -58,9 +64,13 @@ class Relay:
     async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, upwards: bool) -> None:
         with suppress(OSError):
             while data := await source.read(65536):
-                if self._passing.is_set() or not upwards:
+                if self._passing or not upwards:
                     target.write(data)
                     await target.drain()
+                    continue
+                async with self._came:
+                    self._lost += data
+                    self._came.notify_all()
         target.close()
 
 

@@ -16,9 +16,10 @@ from nats.aio.client import Client, Server
 from nats.errors import SlowConsumerError
 
 from .causes import Denied, cause, denied, reason
+from .client import BusClient
 from .errors import BadCredentials, BusClosed, BusError, TlsFailed, Unreachable
 from .log import RareLog
-from .options import client_for, client_options
+from .options import client_options
 from .settings import NatsSettings
 
 log = structlog.get_logger(__name__)
@@ -34,7 +35,7 @@ async def connected(
     *,
     on_closed: Callable[[BusClosed], None] | None = None,
     on_denied: Callable[[Denied], None] | None = None,
-) -> AsyncIterator[Client]:
+) -> AsyncIterator[BusClient]:
     """A client that is connected now and reconnects for as long as the context lasts.
 
     The first connect tries each server once and raises Unreachable, BadCredentials, TlsFailed or BadBusSettings within
@@ -46,8 +47,7 @@ async def connected(
     a following `settled()` returns.
 
     While disconnected up to `settings.pending_bytes` are kept and sent on reconnect; past that `publish` raises
-    OutboundBufferLimitError. A reply kept so is refused where replying is granted per request (`allow_responses`): the
-    server grants it to the connection that received the request, and that is gone.
+    OutboundBufferLimitError.
     """
     options = await asyncio.to_thread(client_options, settings)
     link = _Link(settings, on_closed, on_denied)
@@ -77,7 +77,7 @@ class _Link:
         on_closed: Callable[[BusClosed], None] | None,
         on_denied: Callable[[Denied], None] | None,
     ) -> None:
-        self.client = client_for(settings)
+        self.client = BusClient(wants_tls=settings.wants_tls)
         self._settings = settings
         self._on_closed = on_closed
         self._on_denied = on_denied

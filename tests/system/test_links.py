@@ -8,6 +8,7 @@ import urllib.request
 from typing import Any
 
 import nats
+import numpy as np
 import pytest
 import structlog
 from cuttable import cuttable
@@ -19,6 +20,8 @@ from nats_server import PASSWORDS, NatsServer
 from workers import running_worker
 
 from service.app import worker
+from service.bus.client import BusClient
+from service.call import MAX_KEPT_BYTES
 from service.config import Settings
 from service.reply_subject import PREFIXES
 from service.stop import Stop
@@ -68,6 +71,17 @@ async def until_it_listens(nc: Client) -> None:
 def scrape(port: int) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
         return response.read().decode()
+
+
+class WideEncoder(FakeEncoder):
+    """Vectors that fill a message by the hundred."""
+
+    dimensions = 4096
+
+    def encode(self, batch, between_layers=None):
+        self.entered.set()
+        assert self.gate.wait(60)
+        return np.ones((len(batch), self.dimensions), np.float32)
 
 
 @pytest.fixture
@@ -265,3 +279,84 @@ async def test_the_embedded_server_killed_is_started_again_and_its_worker_goes_o
             assert "embedding" in json.loads((await asked).data)
             assert "embedding" in json.loads((await nc.request(names.EMBED, b"b", timeout=10)).data)
     assert not stop.asked.is_set()
+
+
+def numbers(frames: list[Any]) -> list[int]:
+    return [int(frame.headers[names.SEQ]) for frame in frames]
+
+
+async def test_what_the_server_may_not_have_got_is_sent_again(secured_server, engine):
+    """Frames that were on their way when the connection broke: a plain client may see one twice, and misses none."""
+    async with (
+        cuttable(secured_server) as relay,
+        await nats.connect(secured_server.url) as nc,
+        running_worker(as_worker(relay.address), engine),
+    ):
+        engine.slow(0.05)
+        ours = MLClient(nc, timeout_s=30).stream("b", max_tokens=WORDS)
+        text = (await anext(ours)).text
+        plain = await streamed(nc, names.GENERATE, {"prompt": "a", "max_tokens": WORDS})
+        first = await plain.next_msg(timeout=20)
+        relay.swallow()
+        await relay.swallowed(b'"seq":')
+        relay.cut()
+        await until_it_listens(nc)
+        engine.release()
+        came = [first, *await to_the_end(plain)]
+        first_seen = list(dict.fromkeys(numbers(came)))
+        assert first_seen == list(range(len(first_seen)))
+        assert came[-1].headers[names.EVENT] == "done"
+        async for frame in ours:
+            text += getattr(frame, "text", "")
+        assert text == "".join(f" {number}" for number in range(WORDS))
+
+
+async def test_a_reply_waits_for_the_connection(secured_server, encoder, journal):
+    async with (
+        cuttable(secured_server) as relay,
+        await nats.connect(secured_server.url) as nc,
+        running_worker(as_worker(relay.address), encoder),
+    ):
+        encoder.gate.clear()
+        asked = asyncio.create_task(nc.request(names.EMBED, b"a", timeout=20))
+        assert await asyncio.to_thread(encoder.entered.wait, 10)
+        relay.open.clear()
+        relay.cut()
+        await journal.until("bus.disconnected")
+        encoder.gate.set()
+        relay.open.set()
+        assert "embedding" in json.loads((await asked).data)
+
+
+async def test_a_stream_that_finds_too_much_kept_waits_for_the_connection(secured_server, journal, monkeypatch):
+    """What is kept is bounded: the stream goes on when the connection is back, and misses nothing."""
+    kept: list[int] = []
+    full = asyncio.Event()
+    send = BusClient.publish_kept
+
+    async def noted(self, *arguments, **named):
+        await send(self, *arguments, **named)
+        kept.append(self.kept_bytes)
+        if self.kept_bytes > MAX_KEPT_BYTES:
+            full.set()
+
+    monkeypatch.setattr(BusClient, "publish_kept", noted)
+    encoder = WideEncoder()
+    encoder.gate.clear()
+    async with (
+        cuttable(secured_server) as relay,
+        await nats.connect(secured_server.url) as nc,
+        running_worker(as_worker(relay.address), encoder),
+    ):
+        frames = await streamed(nc, names.EMBED_BATCH, {"texts": [f"text {i}" for i in range(2000)]})
+        assert await asyncio.to_thread(encoder.entered.wait, 10)
+        relay.open.clear()
+        relay.cut()
+        await journal.until("bus.disconnected")
+        encoder.gate.set()
+        await asyncio.wait_for(full.wait(), 20)
+        relay.open.set()
+        came = await to_the_end(frames)
+        assert list(dict.fromkeys(numbers(came))) == list(range(len(came)))
+        assert json.loads(came[-1].data)["count"] == 2000
+    assert max(kept) < MAX_KEPT_BYTES + 2 * nc.max_payload
