@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from nats.aio.client import Client, Srv
+from nats.errors import Error as NatsError
 from nats.errors import SecureConnWantedError
 
 _PING = b"PING\r\n"
@@ -63,6 +65,15 @@ class BusClient(Client):
             self._until = None
         if self._confirming is None or self._confirming.done():
             self._confirming = asyncio.create_task(self._confirm(), name="bus.confirm")
+
+    async def leave(self) -> None:
+        """Move to another server: out of the queue groups first, and then at once."""
+        for number, subscription in list(self._subs.items()):
+            if subscription.queue:
+                await self._send_unsubscribe(number)
+        with suppress(NatsError):
+            await self.flush()
+        await self.force_reconnect()
 
     async def _confirm(self) -> None:
         await asyncio.sleep(CONFIRM_S)

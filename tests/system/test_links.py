@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import urllib.request
 from typing import Any
 
@@ -26,6 +27,7 @@ from service.config import Settings
 from service.reply_subject import PREFIXES
 from service.stop import Stop
 from subjects import MLClient, names
+from subjects.discovery import ask_workers
 from subjects.errors import Cancelled
 
 WORDS = 40
@@ -360,3 +362,50 @@ async def test_a_stream_that_finds_too_much_kept_waits_for_the_connection(secure
         assert list(dict.fromkeys(numbers(came))) == list(range(len(came)))
         assert json.loads(came[-1].data)["count"] == 2000
     assert max(kept) < MAX_KEPT_BYTES + 2 * nc.max_payload
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Two servers that know each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        route = f"nats://127.0.0.1:{free.getsockname()[1]}"
+    one = NatsServer(tmp_path / "one", "--cluster_name", "c", "--cluster", route)
+    two = NatsServer(tmp_path / "two", "--cluster_name", "c", "--cluster", "nats://127.0.0.1:-1", "--routes", route)
+    servers = [one, two]
+    try:
+        yield [server.start() for server in servers]
+    finally:
+        for server in servers:
+            server.kill()
+
+
+async def test_a_worker_leaves_a_server_that_is_about_to_close_and_loses_nothing(cluster, journal):
+    """It used to stay until the server closed the connection."""
+    leaving, staying = cluster
+    async with (
+        await nats.connect(staying.url) as nc,
+        running_worker(leaving.url),
+        running_worker(staying.url),
+    ):
+        async with asyncio.timeout(20):
+            while len(await ask_workers(nc, "PING", 2, 0.2)) < 2:
+                pass
+        answered = 0
+        over = asyncio.Event()
+
+        async def asking() -> None:
+            nonlocal answered
+            while not over.is_set():
+                assert "embedding" in json.loads((await nc.request(names.EMBED, b"a", timeout=10)).data)
+                answered += 1
+
+        async with asyncio.TaskGroup() as callers:
+            for _ in range(8):
+                callers.create_task(asking())
+            leaving.lame_duck()
+            try:
+                assert (await journal.until("bus.reconnected", 8))["url"] == staying.url
+            finally:
+                over.set()
+        assert answered
