@@ -6,11 +6,10 @@ import gc
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import structlog
-from nats.aio.client import Client
 from nats.nuid import NUID
 
 from models.catalogue import FORMS, Catalogue, load_catalogue
@@ -20,6 +19,7 @@ from models.memory import bound_arenas
 from . import residents
 from .background import Background
 from .bus.causes import Denied
+from .bus.client import BusClient
 from .bus.connection import connected
 from .bus.embedded import EmbeddedServer, EmbeddedSettings, embedded_server
 from .bus.errors import NotPermitted
@@ -37,6 +37,7 @@ from .handlers.models import ModelHandlers
 from .handlers.similarity import SimilarityHandlers
 from .http_port import Health, serve_http
 from .model_loader import ModelLoader, OnStep
+from .reply_subject import JETSTREAM_INBOX, ReplySubjects
 from .residency import Residency
 from .served import Facts, Model, Served, facts_of, generates
 from .stop import Stop, StoppedEarly, end_on_signals, end_soon, unless_stopped
@@ -47,7 +48,6 @@ log = structlog.get_logger(__name__)
 
 BUDGET_TOKENS = {"cpu": 1024, "cuda": 16384}
 OVERHEAD_TOKENS = {"cpu": 32, "cuda": 256}
-WORKER_INBOX = "_INBOX_worker"
 LEAVING_S = 60.0
 """How long a stop may take beyond the grace time: a job is handed back, a server stopped; more than that hangs."""
 
@@ -114,10 +114,8 @@ async def worker(
         server = await _server(settings, stack, stop, on_step)
         nats = server.settings("worker") if server else nats_settings(settings)
         on_step("connecting to NATS")
-        silent: set[str] = set()
-        nc = await stack.enter_async_context(
-            connected(nats, on_closed=stop.fail, on_denied=lambda denied: _note_denied(denied, silent))
-        )
+        denials = _Denials()
+        nc = await stack.enter_async_context(connected(nats, on_closed=stop.fail, on_denied=denials.note))
         device = stack.enter_context(closing(DeviceThread()))
         loader = loader or ModelLoader(settings, on_step)
         residency = _residency(catalogue, settings, loader, device, telemetry, stop)
@@ -145,10 +143,11 @@ async def worker(
         gc.freeze()  # what is loaded stays: later collections need not walk through it
         endpoint = _endpoint(nc, residency, finetuning, settings, telemetry, worker_id)
         health.not_ready = functools.partial(_not_ready, nc, endpoint, residency)
+        denials.published = endpoint.on_denied
         await stack.enter_async_context(serving(endpoint, settings.grace_s))
         await stack.enter_async_context(finetuning.working())
-        if silent:
-            ours_first = sorted(silent, key=lambda subject: (not subject.startswith("ml."), subject))
+        if denials.silent:
+            ours_first = sorted(denials.silent, key=lambda subject: (not subject.startswith("ml."), subject))
             raise NotPermitted(nats.identity, tuple(ours_first[:3]))
         present = [resident.serves.facts for resident in residency.registry]
         log.info("worker.ready", models={facts.model: facts.version for facts in present}, metrics_port=port)
@@ -156,10 +155,21 @@ async def worker(
         yield Started(nats, server, present, port, residency, settings.metrics_host)
 
 
-def _note_denied(denied: Denied, silent: set[str]) -> None:
-    """Keep the subjects of this service that the server does not let us listen on."""
-    if denied.operation == "subscription" and not denied.subject.startswith("_inbox"):
-        silent.add(denied.subject)
+@dataclass(slots=True)
+class _Denials:
+    """What the server refuses. silent: subjects of this service that it does not let us listen on.
+
+    published: hears of what it does not let us publish to.
+    """
+
+    silent: set[str] = field(default_factory=set)
+    published: Callable[[str], None] = lambda subject: None
+
+    def note(self, denied: Denied) -> None:
+        if denied.operation == "publish":
+            self.published(denied.subject)
+        elif not denied.subject.startswith("_inbox"):
+            self.silent.add(denied.subject)
 
 
 async def _server(settings: Settings, stack: AsyncExitStack, stop: Stop, on_step: OnStep) -> EmbeddedServer | None:
@@ -177,7 +187,7 @@ def nats_settings(settings: Settings) -> NatsSettings:
     """How to reach the server that the settings, the NATS_* variables or a context name. Raises BadBusSettings."""
     nats = NatsSettings.from_env(os.environ, **({"url": settings.nats_url} if settings.nats_url else {}))
     # The worker's role may listen on inboxes of its own only (nats-server.conf); without roles any prefix will do.
-    return nats.model_copy(update={"inbox_prefix": WORKER_INBOX}) if nats.inbox_prefix == "_INBOX" else nats
+    return nats.model_copy(update={"inbox_prefix": JETSTREAM_INBOX}) if nats.inbox_prefix == "_INBOX" else nats
 
 
 def _residency(
@@ -218,7 +228,7 @@ def _batch_limits(settings: Settings, device: str) -> BatchLimits:
 
 
 def _endpoint(
-    nc: Client,
+    nc: BusClient,
     residency: Residency,
     finetuning: Finetuning,
     settings: Settings,
@@ -253,6 +263,7 @@ def _endpoint(
         observer=telemetry,
         metadata=lambda: residents.described(registry, residency.defaults, residency.missing),
         data=figures,
+        replies=ReplySubjects(settings.reply_prefixes, telemetry.unanswerable),
     )
     telemetry.gauge("mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls))
     telemetry.gauge("mlbus_request_bytes_in_flight", "Bytes of their bodies", lambda: endpoint.bytes_in_flight)
@@ -272,7 +283,7 @@ async def _http_port(settings: Settings, telemetry: Telemetry, health: Health, s
     return port
 
 
-def _not_ready(nc: Client, endpoint: Endpoint, residency: Residency) -> Iterator[str]:
+def _not_ready(nc: BusClient, endpoint: Endpoint, residency: Residency) -> Iterator[str]:
     """Why the worker takes no requests now, a clause each."""
     if not nc.is_connected:
         yield "not connected to NATS"

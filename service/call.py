@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from pydantic import BaseModel
 
@@ -17,10 +16,13 @@ from subjects import codec, names, stream
 from subjects.errors import Cancelled, DeadlinePassed, InvalidField, MLError, TooLarge
 from subjects.generate import FinishReason
 
+from .bus.client import BusClient
 from .headers import read_headers
 
 MAX_UNSENT_BYTES = 1_048_576
 """How much may wait for the server to read it before a stream waits too: nats-py waits for ten seconds and goes on."""
+MAX_KEPT_BYTES = 4 * 2**20
+"""How much may be kept to be sent again if the connection breaks, or until it is back, before an answer waits."""
 
 
 class Call:
@@ -28,7 +30,8 @@ class Call:
 
     deadline: loop time in seconds. ended_by: the error to answer with when the task is cancelled from outside.
     framed: whether the answer is a stream of frames. timer: what cancels the task at the deadline, once it runs.
-    large: whether what is sent next takes long to encode.
+    large: whether what is sent next takes long to encode. denied: whether the server refuses the answers.
+    caller: where to ask whether somebody still waits; empty: by the frames themselves.
     """
 
     __slots__ = (
@@ -37,7 +40,9 @@ class Call:
         "answered",
         "asked",
         "body",
+        "caller",
         "deadline",
+        "denied",
         "ended_by",
         "framed",
         "frames",
@@ -53,7 +58,7 @@ class Call:
     )
 
     def __init__(
-        self, nc: Client, route: str, msg: Msg, serial: int, default_timeout_s: float, text: bool = False
+        self, nc: BusClient, route: str, msg: Msg, serial: int, default_timeout_s: float, text: bool = False
     ) -> None:
         self._nc = nc
         self.route = route
@@ -67,6 +72,8 @@ class Call:
         self.task: asyncio.Task[None] | None = None
         self.ended_by: MLError | None = None
         self.answered: MLError | bool = False
+        self.denied = False
+        self.caller = ""
         self.running = False
         self.framed = self.asked.stream is True
         self.frames = 0
@@ -147,10 +154,16 @@ class Call:
             if self.task and self.running:  # a task cancelled before its first step would never answer
                 self.task.cancel()
 
+    def deny(self) -> None:
+        """Stop the work, and send no more: the server has refused an answer."""
+        self.denied = True
+        self.end(Cancelled("the server does not let this worker publish to the reply subject"))
+
     async def answer(self, message: BaseModel) -> None:
         """Send the one reply. Raises TooLarge if it does not fit a message, sending nothing."""
         body, headers = await self._encoded(message), self._headers(message)
         self._check_size(body, headers)
+        await self._room()
         self.answered = True
         await self._publish(body, headers)
 
@@ -168,8 +181,15 @@ class Call:
         await self._room()
         self.answered = event == stream.DONE
         self.frames += 1
-        await self._publish(body, headers, probe)
+        await self._publish(body, headers, "" if self.caller else probe)
+        if self.caller and probe:
+            await self.probe(probe)
         self._check_still_wanted()
+
+    async def probe(self, gone: str) -> None:
+        """Ask the caller whether it is still there; where nobody is, the server says so on the subject `gone`."""
+        headers = {names.REQUEST_ID: self.asked.request_id, names.EVENT: stream.PROBE}
+        await self._nc.publish(self.caller, stream.PROBE.encode(), reply=gone, headers=headers)
 
     async def close(self) -> None:
         """Send the sentinel, an empty body and no headers, where frames were asked for or allowed.
@@ -201,13 +221,19 @@ class Call:
         return headers
 
     async def _room(self) -> None:
-        """Return once the server has read most of what was sent to it, or the connection is lost.
+        """Return once the server has read most of what was sent to it.
 
         Not by a flush: one that takes too long leaves a PONG behind that breaks the connection (nats-py 2.16).
         """
-        while self._nc.is_connected and self._nc.pending_data_size > MAX_UNSENT_BYTES:
+        while True:
+            if self._nc.is_connected and self._nc.pending_data_size > MAX_UNSENT_BYTES:
+                await self._nc._flush_pending(force_flush=True)
+            elif self._nc.kept_bytes > MAX_KEPT_BYTES:
+                self._nc.eased.clear()
+                await self._nc.eased.wait()
+            else:
+                return
             self._check_still_wanted()
-            await self._nc._flush_pending(force_flush=True)
 
     def _check_still_wanted(self) -> None:
         """Raise what ended the call meanwhile: nats-py swallows a cancellation that comes while it flushes."""
@@ -228,4 +254,6 @@ class Call:
             )
 
     async def _publish(self, body: bytes, headers: dict[str, Any] | None, probe: str = "") -> None:
-        await self._nc.publish(self.reply, body, reply=probe, headers=headers)
+        if not self.denied:
+            until = self.deadline + names.WIND_UP_S
+            await self._nc.publish_kept(self.reply, body, reply=probe, headers=headers, until=until)

@@ -24,6 +24,7 @@ from pydantic_settings import (
 
 from .bus.credentials import ROLES, variable
 from .finetune_config import FinetuneSettings
+from .reply_subject import PREFIXES, checked_prefixes
 
 CONFIG_FILE = "mlbus.toml"
 
@@ -39,7 +40,6 @@ class LimitSettings(BaseModel):
 
     requests: int = Field(4096, ge=1, description="requests in flight")
     request_bytes: int = Field(64 * 2**20, ge=1024, description="bytes of the bodies in flight")
-    # nats-server.conf lets a worker answer one request for 15 minutes.
     default_timeout_s: float = Field(
         60.0, gt=0, le=900, description="deadline of a request that names none, in seconds; at most 900"
     )
@@ -136,6 +136,9 @@ class Settings(BaseSettings):
     )
     threads: int | None = Field(None, ge=1, le=1024, description="compute threads; absent: all cores but one past two")
     grace_s: float = Field(30.0, ge=0, description="seconds that requests in flight get at shutdown")
+    reply_prefixes: Annotated[tuple[str, ...], NoDecode] = Field(
+        PREFIXES, description="prefixes of the subjects that are answered; a request with another one is dropped"
+    )
     metrics_host: str = Field("127.0.0.1", min_length=1, description="where metrics and health are served over HTTP")
     metrics_port: int = Field(9464, ge=-1, le=65535, description="the port of both; 0: any free one; -1: none")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON")
@@ -175,7 +178,7 @@ class Settings(BaseSettings):
         """The working files of jobs that are not over."""
         return self.data_dir / "runs"
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "reply_prefixes", mode="before")
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -184,6 +187,11 @@ class Settings(BaseSettings):
     @classmethod
     def _each_once(cls, models: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(models))
+
+    @field_validator("reply_prefixes")
+    @classmethod
+    def _harmless(cls, prefixes: tuple[str, ...]) -> tuple[str, ...]:
+        return checked_prefixes(prefixes)
 
     @classmethod
     def settings_customise_sources(

@@ -7,27 +7,42 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from pydantic import BaseModel
 
 from subjects import codec, names
-from subjects.errors import Busy, Cancelled, DeadlinePassed, Internal, Malformed, MLError, TooLarge, Unavailable
+from subjects.errors import (
+    Busy,
+    Cancelled,
+    DeadlinePassed,
+    Internal,
+    InvalidField,
+    Malformed,
+    MLError,
+    TooLarge,
+    Unavailable,
+)
 
 from . import micro
+from .bus.client import BusClient
 from .bus.connection import settled
 from .call import Call
 from .errors import INTERNAL, to_wire
-from .reply_subject import may_answer
+from .reply_subject import ReplySubjects
 from .streamer import Frames, send_stream
 
 log = structlog.get_logger(__name__)
+
+RETURN_S = 5.0
+"""How long callers may take to come back after our connection was lost, for the server may have been away for all."""
+PROBE_S = 1.0
+"""How often callers that named a subject for it are asked whether they still wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +90,21 @@ class Observer(Protocol):
 
     def traced(self, call: Call) -> Any: ...
 
+    def denied(self) -> None: ...
+
 
 @dataclass(slots=True)
 class Endpoint:
     """Subscribed routes and the calls in flight on them; made by `serving`. accepting: whether it takes requests."""
 
-    nc: Client
+    nc: BusClient
     worker_id: str
     routes: list[Route]
     limits: Limits
     observer: Observer
     metadata: Callable[[], dict[str, str]]
     data: Callable[[], Mapping[str, Any]]
+    replies: ReplySubjects
     calls: dict[int, Call] = field(default_factory=dict)
     bytes_in_flight: int = 0
     accepting: bool = False
@@ -109,25 +127,34 @@ class Endpoint:
         for route, shown in zip(self.routes, described, strict=True):
             accept = functools.partial(self._on_request, route, shown.counts)
             self._subscriptions.append(await self.nc.subscribe(route.subject, route.queue, cb=accept))
-        self._control += await micro.Discovery(self.nc, self.worker_id, described, self.metadata, self.data).subscribe()
+        discovery = micro.Discovery(self.nc, self.worker_id, described, self.metadata, self.data, self.replies)
+        self._control += await discovery.subscribe()
         await settled(self.nc)
         self.accepting = True
 
     async def _on_request(self, route: Route, counts: micro.Counts, msg: Msg) -> None:
         counts.requests += 1
-        if not may_answer(msg.reply):
+        if not self.replies.admit(msg):
             counts.record(0, "400: no reply subject that may be answered")
-            log.debug("request.refused", subject=route.subject, reply=msg.reply, reason="reply subject")
             return
         self._serial += 1
         call = Call(self.nc, route.name, msg, self._serial, self.limits.default_timeout_s, route.text)
-        if refusal := call.asked.fault or self._refusal(len(call.body)):
+        if refusal := call.asked.fault or self._unaskable(call) or self._refusal(len(call.body)):
             call.take_body()
             call.size = 0  # it is not counted either
         self.calls[call.serial] = call
         self.bytes_in_flight += call.size
         msg.data = b""  # nats-py keeps each subscription's last message
         call.task = asyncio.create_task(self._serve(route, counts, call, refusal), name=f"{route.name}.{call.serial}")
+
+    def _unaskable(self, call: Call) -> MLError | None:
+        """Note where the caller can be asked whether it still waits, or say why not there."""
+        caller = call.asked.caller or ""
+        if not caller or (self.replies.allow(caller) and caller != call.reply):
+            call.caller = caller
+            return None
+        allowed = ", ".join(self.replies.prefixes)
+        return InvalidField(f"{names.CALLER} must be a subject below {allowed}, and not the reply subject")
 
     def _refusal(self, size: int) -> MLError | None:
         if size > self.limits.request_bytes:
@@ -207,8 +234,27 @@ class Endpoint:
     async def _on_gone(self, msg: Msg) -> None:
         serial = msg.subject.rpartition(".")[2]
         call = self.calls.get(int(serial)) if serial.isdecimal() else None
-        if call and (msg.headers or {}).get("Status") == "503":
-            call.end(Cancelled("nobody listens on the reply subject any more"))
+        back_s = asyncio.get_running_loop().time() - self.nc.reconnected_at
+        if call and back_s > RETURN_S and (msg.headers or {}).get("Status") == "503":
+            its = [other for other in self.calls.values() if other.caller == call.caller] if call.caller else [call]
+            for lost in its:
+                lost.end(Cancelled("nobody waits for the answer any more"))
+
+    async def ask_callers(self) -> None:
+        """Ask without end, now and then, whether callers are still there: once each, however many its requests."""
+        while True:
+            await asyncio.sleep(PROBE_S)
+            callers = {call.caller: call for call in self.calls.values() if call.caller}
+            for call in callers.values() if self.nc.is_connected else ():
+                with suppress(NatsError):
+                    await call.probe(f"{self._gone}.{call.serial}")
+
+    def on_denied(self, subject: str) -> None:
+        """The server refused a publish. The work for an answer ends. subject: in lower case."""
+        if self.replies.include(subject):
+            self.observer.denied()
+        for call in [call for call in self.calls.values() if call.reply.lower() == subject]:
+            call.deny()
 
     async def drain(self, grace_s: float) -> None:
         """Stop taking requests, finish those taken, answer what the grace time leaves with 503."""
@@ -253,7 +299,9 @@ def _tasks(calls: Iterable[Call]) -> list[asyncio.Task[None]]:
 async def serving(endpoint: Endpoint, grace_s: float) -> AsyncIterator[Endpoint]:
     """Serve while the context is open; leaving it drains."""
     await endpoint.start()
+    asking = asyncio.create_task(endpoint.ask_callers(), name="ask callers")
     try:
         yield endpoint
     finally:
         await endpoint.drain(grace_s)
+        asking.cancel()

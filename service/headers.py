@@ -24,6 +24,7 @@ _NAMES = {
         names.TIMEOUT_MS,
         names.STREAM,
         names.PING_MS,
+        names.CALLER,
         names.TRACEPARENT,
     )
 }
@@ -34,7 +35,8 @@ class Asked:
     """The headers of a request. fault: the first that could not be read; the others hold all the same.
 
     stream: whether to answer with frames; auto: only where one message may not hold the reply; None: not said.
-    ping_s: after how long without a frame to send a ping; None: never.
+    ping_s: after how long without a frame to send a ping; None: never. caller: where the caller listens as long as it
+    wants the answer.
     """
 
     request_id: str = ""
@@ -44,6 +46,7 @@ class Asked:
     stream: Stream | None = None
     ping_s: float | None = None
     traceparent: str | None = None
+    caller: str | None = None
     fault: MLError | None = None
 
 
@@ -74,6 +77,7 @@ def read_headers(headers: Mapping[str, str] | None, body: bytes, text: bool = Fa
         stream=read(None, _stream, known.get(names.STREAM)),
         ping_s=read(None, _ping_s, known.get(names.PING_MS), reply),
         traceparent=known.get(names.TRACEPARENT),
+        caller=known.get(names.CALLER),
         fault=faults[0] if faults else None,
     )
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from subjects import names
 
-from .reply_subject import may_answer
+from .reply_subject import ReplySubjects
 
 DESCRIPTION = (
     "Machine learning over NATS: embeddings, similarity, text generation, fine-tuning and the models behind them"
@@ -64,8 +64,10 @@ class Discovery:
         endpoints: Sequence[Described],
         metadata: Callable[[], dict[str, str]],
         data: Callable[[], Mapping[str, Any]],
+        replies: ReplySubjects,
     ) -> None:
         self._nc = nc
+        self._replies = replies
         self.id = worker_id
         self._endpoints = endpoints
         self._metadata = metadata
@@ -81,7 +83,7 @@ class Discovery:
         ]
 
     async def _answer(self, message: Callable[[], Mapping[str, Any]], msg: Msg) -> None:
-        if may_answer(msg.reply):
+        if self._replies.admit(msg):
             await self._nc.publish(msg.reply, orjson.dumps(message()))
 
     @property

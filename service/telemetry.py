@@ -58,6 +58,10 @@ class Telemetry:
             "mlbus_request_seconds", "From receipt to the last reply", ["route"], registry=registry, buckets=LATENCY_S
         )
         self._failed = Counter("mlbus_errors", "Error replies", ["route", "code"], registry=registry)
+        self._unanswerable = Counter(
+            "mlbus_unanswerable_requests", "Requests dropped for their reply subject", registry=registry
+        )
+        self._denied = Counter("mlbus_replies_denied", "Answers that the server refused", registry=registry)
         self._texts = Histogram("mlbus_batch_texts", "Texts of a batch", ["model"], registry=registry, buckets=POWERS)
         self._tokens = Histogram(
             "mlbus_batch_tokens", "Tokens of a batch, without padding", ["model"], registry=registry, buckets=POWERS
@@ -83,6 +87,14 @@ class Telemetry:
             self._errors[error.code] += 1
             self._failed.labels(call.route, error.code).inc()
             log.debug("request.refused", route=call.route, request_id=call.asked.request_id, code=error.code)
+
+    def unanswerable(self) -> None:
+        """A request was dropped: it named no subject that may be answered."""
+        self._unanswerable.inc()
+
+    def denied(self) -> None:
+        """The server refused an answer."""
+        self._denied.inc()
 
     def batch_ran(self, model: str, texts: int, tokens: int, computed: int, seconds: float) -> None:
         """A batch came back from the device; seconds on it."""

@@ -4,7 +4,6 @@ Knows the wire; knows no message of any subject.
 """
 
 import asyncio
-import itertools
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from uuid import uuid4
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from opentelemetry import propagate
 from pydantic import BaseModel, ValidationError
 
@@ -29,13 +29,17 @@ _WAY_BACK_S = 0.25
 class Caller:
     """timeout_s: for a whole call, retries included, where it has none of its own.
 
-    retries: how often a retryable error is tried again.
+    retries: how often a retryable error is tried again. below: what the subjects of replies begin with, instead of the
+    connection's own prefix.
     """
 
-    def __init__(self, nc: Client, timeout_s: float, retries: int) -> None:
+    def __init__(self, nc: Client, timeout_s: float, retries: int, below: str = "") -> None:
         self._nc = nc
+        self._below = below
         self._timeout_s = timeout_s
         self.retries = retries
+        self._listens_on = ""
+        self._probes: Subscription | None = None
 
     async def ask(self, subject: str, request: BaseModel, reply: type[ReplyT], timeout_s: float | None) -> ReplyT:
         """Send a request and read the one reply. Raises MLError; giving up tells the worker."""
@@ -55,11 +59,11 @@ class Caller:
         Raises DeadlinePassed where fewer come in time, and what `ask` raises where none can.
         """
         body, attempts = _body(request), self._attempts(timeout_s)
-        headers = _headers(uuid4().hex, attempts.left_s())
+        headers = await self._headers(uuid4().hex, attempts.left_s())
         self._check_size(headers, body)
         found: list[ReplyT | MLError] = []
         try:
-            async with inbox(self._nc) as (to, messages):
+            async with inbox(self._nc, self._below) as (to, messages):
                 await self._nc.publish(subject, body, reply=to, headers=headers)
                 while len(found) < answers:
                     message = await _next_message(messages, subject, attempts.left_s())
@@ -92,15 +96,20 @@ class Caller:
         """End the request with this id, wherever it runs."""
         await self._nc.publish(names.cancel_subject(request_id))
 
+    async def close(self) -> None:
+        """Want no answer any more."""
+        if self._probes is not None and not self._nc.is_closed:
+            await self._probes.unsubscribe()
+
     def _attempts(self, timeout_s: float | None) -> Attempts:
         return Attempts(self._timeout_s if timeout_s is None else timeout_s, self.retries)
 
     async def _attempt(self, subject: str, body: bytes, timeout_s: float) -> Msg:
         request_id = uuid4().hex
-        headers = _headers(request_id, timeout_s)
+        headers = await self._headers(request_id, timeout_s)
         self._check_size(headers, body)
         try:
-            message = await self._nc.request(subject, body, timeout=timeout_s, headers=headers)
+            message = await self._reply(subject, body, headers, timeout_s)
         except nats.errors.NoRespondersError:
             raise _no_worker(subject) from None
         except nats.errors.TimeoutError:
@@ -115,30 +124,64 @@ class Caller:
             raise refusal
         return message
 
+    async def _reply(self, subject: str, body: bytes, headers: dict[str, str], timeout_s: float) -> Msg:
+        if not self._below:
+            return await self._nc.request(subject, body, timeout=timeout_s, headers=headers)
+        async with inbox(self._nc, self._below) as (to, messages):
+            await self._nc.publish(subject, body, reply=to, headers=headers)
+            message: Msg = await messages.next_msg(timeout=timeout_s)
+        if (message.headers or {}).get("Status") == "503":
+            raise nats.errors.NoRespondersError
+        return message
+
     async def _stream_once(self, subject: str, body: bytes, attempts: Attempts) -> AsyncGenerator[Frame, None]:
         request_id = uuid4().hex
-        headers = _headers(request_id, attempts.left_s()) | {names.STREAM: "true"}
+        headers = await self._headers(request_id, attempts.left_s()) | {names.STREAM: "true"}
         self._check_size(headers, body)
         ended = False
         try:
-            async with inbox(self._nc) as (reply, messages):
+            async with inbox(self._nc, self._below) as (reply, messages):
                 await self._nc.publish(subject, body, reply=reply, headers=headers)
-                for seq in itertools.count():
-                    left_s = attempts.left_s(names.WIND_UP_S if seq else 0.0)
+                expected = 0
+                while not ended:
+                    left_s = attempts.left_s(names.WIND_UP_S if expected else 0.0)
                     message = await _next_message(messages, subject, left_s)
                     if refusal := _error_in(message):
                         ended = True
                         raise refusal
-                    frame = read_frame(message.headers or {}, message.data, seq)
-                    ended = frame.last
-                    yield frame
-                    if ended:
-                        return
+                    frame = read_frame(message.headers or {}, message.data, expected)
+                    if frame is not None:
+                        expected, ended = frame.seq + 1, frame.last
+                        yield frame
         except nats.errors.Error as error:
             raise _no_connection(error) from None
         finally:
             if not ended:
                 await self._give_up(request_id)
+
+    async def _headers(self, request_id: str, timeout_s: float) -> dict[str, str]:
+        """The worker is given a little less time, so that what it says when that is up still comes."""
+        work_s = min(timeout_s - min(_WAY_BACK_S, timeout_s / 20), names.MAX_TIMEOUT_S)
+        headers = {
+            names.CONTENT_TYPE: names.MSGPACK,
+            names.REQUEST_ID: request_id,
+            names.TIMEOUT_MS: str(max(1, int(work_s * 1000))),
+        }
+        if not self._below:
+            headers[names.CALLER] = await self._listening()
+        propagate.inject(headers)  # the current trace, where OpenTelemetry is configured
+        return headers
+
+    async def _listening(self) -> str:
+        """Where workers find out that this client is still there: one subject, listened to until `close`."""
+        if not self._listens_on:
+            self._listens_on = self._nc.new_inbox()
+            try:
+                self._probes = await self._nc.subscribe(self._listens_on, cb=_ignore)
+            except nats.errors.Error as error:
+                self._listens_on = ""
+                raise _no_connection(error) from None
+        return self._listens_on
 
     async def _give_up(self, request_id: str) -> None:
         """Tell the worker that nobody waits any more, if there is still a way to tell it."""
@@ -182,16 +225,8 @@ def _body(request: BaseModel) -> bytes:
     return codec.dumps(request.model_dump(exclude_defaults=True), names.MSGPACK)
 
 
-def _headers(request_id: str, timeout_s: float) -> dict[str, str]:
-    """The worker is given a little less time, so that what it says when that is up still comes."""
-    work_s = min(timeout_s - min(_WAY_BACK_S, timeout_s / 20), names.MAX_TIMEOUT_S)
-    headers = {
-        names.CONTENT_TYPE: names.MSGPACK,
-        names.REQUEST_ID: request_id,
-        names.TIMEOUT_MS: str(max(1, int(work_s * 1000))),
-    }
-    propagate.inject(headers)  # the current trace, where OpenTelemetry is configured
-    return headers
+async def _ignore(probe: Msg) -> None:
+    """That somebody listens is all that a worker wants to know."""
 
 
 def _no_worker(subject: str) -> Unavailable:

@@ -72,7 +72,8 @@ class MLClient(GenerateCalls, FinetuneCalls):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection if `connect` made it."""
+        """Want no answer any more, and close the connection if `connect` made it."""
+        await self._caller.close()
         if self._owned:
             await self._nc.close()
 

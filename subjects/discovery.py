@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import nats.errors
 from nats.aio.client import Client
@@ -21,9 +22,12 @@ class Answer:
 
 
 @asynccontextmanager
-async def inbox(nc: Client) -> AsyncIterator[tuple[str, Any]]:
-    """A subject of one's own and the subscription to it, for as long as the context lasts."""
-    subject = nc.new_inbox()
+async def inbox(nc: Client, below: str = "") -> AsyncIterator[tuple[str, Any]]:
+    """A subject of one's own and the subscription to it, for as long as the context lasts.
+
+    below: what it begins with, instead of the connection's own prefix.
+    """
+    subject = f"{below}.{uuid4().hex}" if below else nc.new_inbox()
     messages = await nc.subscribe(subject)
     try:
         yield subject, messages
@@ -32,14 +36,17 @@ async def inbox(nc: Client) -> AsyncIterator[tuple[str, Any]]:
             await messages.unsubscribe()
 
 
-async def ask_workers(nc: Client, verb: str, wait_s: float, stall_s: float | None = None) -> list[Answer]:
+async def ask_workers(
+    nc: Client, verb: str, wait_s: float, stall_s: float | None = None, below: str = ""
+) -> list[Answer]:
     """Every worker's answer to PING, INFO or STATS; empty when there is no worker.
 
-    wait_s: for the first answer, and for all of them. stall_s: how long after one answer the next may take.
+    wait_s: for the first answer, and for all of them. stall_s: how long after one answer the next may take. below: see
+    `inbox`.
     """
     answers: list[Answer] = []
     started = time.perf_counter()
-    async with inbox(nc) as (reply, messages):
+    async with inbox(nc, below) as (reply, messages):
         await nc.publish(f"$SRV.{verb}.{names.SERVICE}", reply=reply)
         while (left := started + wait_s - time.perf_counter()) > 0:
             patience_s = left if stall_s is None or not answers else min(left, stall_s)

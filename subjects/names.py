@@ -40,6 +40,8 @@ REQUEST_ID = "Ml-Request-Id"
 TIMEOUT_MS = "Ml-Timeout-Ms"
 STREAM = "Ml-Stream"
 PING_MS = "Ml-Ping-Ms"
+CALLER = "Ml-Caller"
+"""On a request: a subject to which the caller listens for as long as it wants the answer; workers ask there."""
 EVENT = "Ml-Event"
 SEQ = "Ml-Seq"
 RESULT = "Ml-Result"
@@ -57,7 +59,7 @@ TEXT = "text/plain"
 
 
 MAX_TIMEOUT_S = 900
-"""The longest a request may take: as long as nats-server.conf lets a worker answer one."""
+"""The longest a request may take."""
 WIND_UP_S = 1.0
 """How long after its deadline a stream of text may tell how far it came: about a step, on its way already."""
 

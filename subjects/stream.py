@@ -16,6 +16,9 @@ PING = "ping"
 DONE = "done"
 ERROR = "error"
 
+PROBE = "probe"
+"""The event of a message to the subject in Ml-Caller; it only finds out whether somebody listens."""
+
 SENTINEL = b""
 
 
@@ -36,11 +39,16 @@ def frame_headers(event: str, seq: int) -> dict[str, str]:
     return {names.EVENT: event, names.SEQ: str(seq)}
 
 
-def read_frame(headers: Mapping[str, str], body: bytes, expected_seq: int) -> Frame:
-    """The frame in a message. Raises Internal if one was lost, doubled or is not a frame."""
+def read_frame(headers: Mapping[str, str], body: bytes, expected_seq: int) -> Frame | None:
+    """The frame in a message; None where it was there before: a worker that was cut off may send one twice.
+
+    Raises Internal if one was lost, or it is no frame.
+    """
     event, seq = headers.get(names.EVENT, ""), headers.get(names.SEQ, "")
     if not event or not seq.isdigit():
         raise Internal("the reply is not a frame: Ml-Event and Ml-Seq are missing")
-    if int(seq) != expected_seq:
+    if int(seq) < expected_seq:
+        return None
+    if int(seq) > expected_seq:
         raise Internal(f"a frame of the stream is missing: expected {expected_seq}, got {seq}")
     return Frame(event, int(seq), body)

@@ -64,6 +64,11 @@ class NatsServer:
         """End it in good order and wait until it is gone."""
         self._end(signal.SIGTERM)
 
+    def lame_duck(self) -> None:
+        """Have it ask its clients to leave, as before it is taken down."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGUSR2)
+
     def kill(self) -> None:
         """End it without warning and wait until it is gone."""
         self._end(signal.SIGKILL)

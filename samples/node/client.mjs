@@ -1,12 +1,15 @@
 // Asks a worker of mlbus with @nats-io/transport-node; NATS_URL says where.
-import { connect, headers } from "@nats-io/transport-node";
+import { connect, createInbox, headers } from "@nats-io/transport-node";
 
 const nc = await connect({ servers: process.env.NATS_URL ?? "nats://127.0.0.1:4222" });
 const timeout = 30_000; // a request waits for one second otherwise
+const caller = createInbox();
+nc.subscribe(caller, { callback: () => {} }); // the worker finds out here whether this program is still there
 
 function sent(more = {}) {
   const set = headers();
   set.set("Ml-Timeout-Ms", String(timeout)); // the worker drops what nobody waits for any more
+  set.set("Ml-Caller", caller);
   for (const [name, value] of Object.entries(more)) set.set(name, value);
   return set;
 }

@@ -16,9 +16,10 @@ from nats.aio.client import Client, Server
 from nats.errors import SlowConsumerError
 
 from .causes import Denied, cause, denied, reason
+from .client import BusClient
 from .errors import BadCredentials, BusClosed, BusError, TlsFailed, Unreachable
 from .log import RareLog
-from .options import client_for, client_options
+from .options import client_options
 from .settings import NatsSettings
 
 log = structlog.get_logger(__name__)
@@ -34,7 +35,7 @@ async def connected(
     *,
     on_closed: Callable[[BusClosed], None] | None = None,
     on_denied: Callable[[Denied], None] | None = None,
-) -> AsyncIterator[Client]:
+) -> AsyncIterator[BusClient]:
     """A client that is connected now and reconnects for as long as the context lasts.
 
     The first connect tries each server once and raises Unreachable, BadCredentials, TlsFailed or BadBusSettings within
@@ -46,8 +47,7 @@ async def connected(
     a following `settled()` returns.
 
     While disconnected up to `settings.pending_bytes` are kept and sent on reconnect; past that `publish` raises
-    OutboundBufferLimitError. A reply kept so is refused where replying is granted per request (`allow_responses`): the
-    server grants it to the connection that received the request, and that is gone.
+    OutboundBufferLimitError.
     """
     options = await asyncio.to_thread(client_options, settings)
     link = _Link(settings, on_closed, on_denied)
@@ -77,7 +77,7 @@ class _Link:
         on_closed: Callable[[BusClosed], None] | None,
         on_denied: Callable[[Denied], None] | None,
     ) -> None:
-        self.client = client_for(settings)
+        self.client = BusClient(wants_tls=settings.wants_tls)
         self._settings = settings
         self._on_closed = on_closed
         self._on_denied = on_denied
@@ -85,6 +85,8 @@ class _Link:
         self._hung_up = asyncio.Event()
         self._connecting = self._opened = self._closing = self._expelled = False
         self._rare = RareLog()
+        self._leaving = ""
+        self._move: asyncio.Task[None] | None = None
 
     async def open(self, options: dict[str, Any]) -> None:
         self._connecting = True
@@ -112,6 +114,8 @@ class _Link:
         of a lost one, if its reconnect is broken off, as a cancellation of whoever waits.
         """
         self._closing, self._connecting = True, False
+        if self._move is not None:
+            self._move.cancel()
         closing = asyncio.create_task(self.client.close(), name="bus.close")
         try:
             await asyncio.wait({closing}, timeout=CLOSE_TIMEOUT_S if self._opened else ABANDON_TIMEOUT_S)
@@ -144,8 +148,10 @@ class _Link:
 
         The spread keeps a fleet from coming back to a restarted server all at once.
         """
-        server = min(servers, key=lambda s: (s.reconnects, random.random()))
-        spread = random.uniform(0.5, 1.5) if server.reconnects else random.uniform(0.0, 0.2)
+        others = [server for server in servers if server.uri.netloc != self._leaving]
+        server = min(others or servers, key=lambda s: (s.reconnects, random.random()))
+        soon = 0.0 if self._leaving else random.uniform(0.0, 0.2)
+        spread = random.uniform(0.5, 1.5) if server.reconnects else soon
         return server, self._settings.reconnect_wait_s * spread
 
     @property
@@ -177,10 +183,16 @@ class _Link:
             log.warning("bus.disconnected", url=self._settings.url)
 
     async def _on_reconnected(self) -> None:
+        self._leaving = ""
         log.info("bus.reconnected", url=self._url)
 
     async def _on_lame_duck(self) -> None:
+        """The server is about to close: go to another one, where there is one, before it does."""
         log.warning("bus.lame_duck", url=self._url)
+        at = self.client.connected_url
+        if at is not None and not self._leaving and any(s.uri.netloc != at.netloc for s in self.client.server_pool):
+            self._leaving = at.netloc
+            self._move = asyncio.create_task(self.client.leave(), name="bus.leave")
 
     async def _on_close(self) -> None:
         if self._closing or not self._opened:

@@ -24,6 +24,7 @@ from .credentials import Role
 from .errors import BadBusSettings, BusError, DataDirBusy, ServerMissing
 from .server_process import Addresses, ServerProcess
 from .settings import NatsSettings
+from .supervisor import Supervisor
 
 log = structlog.get_logger(__name__)
 
@@ -50,10 +51,15 @@ class EmbeddedServer:
 
     url: str
     monitor_url: str | None
-    pid: int
     log: Path
     credentials: Path
     passwords: dict[Role, SecretStr]
+    supervisor: Supervisor
+
+    @property
+    def pid(self) -> int:
+        """Of the present run."""
+        return self.supervisor.process.pid
 
     def settings(self, role: Role) -> NatsSettings:
         """How to connect as that role."""
@@ -68,30 +74,36 @@ async def embedded_server(
 ) -> AsyncIterator[EmbeddedServer]:
     """A nats-server under our nats-server.conf for as long as the context lasts; it ends with us, however we end.
 
+    One that ends by itself is started again, on the same ports. `on_died` is called, in the event loop, if that fails.
     JetStream lives in `<data_dir>/jetstream`, the output in `<data_dir>/nats-server.log`, the passwords in
-    `<data_dir>/nats-credentials.env`. `on_died` is called, in the event loop, if the server ends by itself meanwhile.
-    Raises ServerMissing, PortBusy, DataDirBusy, BadBusSettings, or ServerFailed with what the server said.
+    `<data_dir>/nats-credentials.env`. Raises ServerMissing, PortBusy, DataDirBusy, BadBusSettings, or ServerFailed with
+    what the server said.
     """
-    command = _command(settings)
+    command = _command(settings, settings.port, settings.monitor_port)
     data_dir = settings.data_dir.absolute()
     with _held(data_dir) as lock:
         credentials = data_dir / credentials_file.FILE_NAME
         passwords = credentials_file.passwords(credentials)
         environ = _environ(data_dir, passwords)
-        process = await ServerProcess.start(command, environ, data_dir / "nats-server.log", lock, on_died)
+
+        async def start(command: list[str]) -> ServerProcess:
+            return await ServerProcess.start(command, environ, data_dir / "nats-server.log", lock)
+
+        supervisor = Supervisor(start, await start(command), settings.start_timeout_s, settings.stop_timeout_s)
         try:
-            addresses = await process.ready(settings.start_timeout_s)
-            log.info("nats_server.started", url=_url(addresses), pid=process.pid, data_dir=str(data_dir))
+            addresses = await supervisor.process.ready(settings.start_timeout_s)
+            log.info("nats_server.started", url=_url(addresses), pid=supervisor.process.pid, data_dir=str(data_dir))
+            supervisor.watch(_command(settings, *addresses.ports), on_died)
             yield EmbeddedServer(
                 url=_url(addresses),
                 monitor_url=addresses.monitor and f"http://{addresses.monitor}",
-                pid=process.pid,
+                supervisor=supervisor,
                 log=data_dir / "nats-server.log",
                 credentials=credentials,
                 passwords={role: SecretStr(password) for role, password in passwords.items()},
             )
         finally:
-            await process.stop(settings.stop_timeout_s)
+            await supervisor.stop()
 
 
 @contextmanager
@@ -117,10 +129,10 @@ def _held(data_dir: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _command(settings: EmbeddedSettings) -> list[str]:
+def _command(settings: EmbeddedSettings, port: int, monitor_port: int) -> list[str]:
     if not settings.conf.is_file():
         raise BadBusSettings(str(settings.conf), "there is no such file; nats-server.conf belongs to the repository")
-    ports = ("-p", str(settings.port or -1), "-m", str(settings.monitor_port or -1))
+    ports = ("-p", str(port or -1), "-m", str(monitor_port or -1))
     return [find_program(settings.program), "-c", str(settings.conf.absolute()), *ports]
 
 

@@ -1,4 +1,4 @@
-"""Settings turned into a nats-py client and its options: TLS context, keys, signatures.
+"""Settings turned into the options of a nats-py client: TLS context, keys, signatures.
 
 Reads the files that the settings name (call it off the event loop), connects to nothing.
 """
@@ -11,17 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import nkeys
-from nats.aio.client import Client, Srv
-from nats.errors import Error, SecureConnWantedError
+from nats.errors import Error
 
 from .errors import BadBusSettings
 from .settings import NatsSettings
-
-
-def client_for(settings: NatsSettings) -> Client:
-    """A client that is not connected yet."""
-    return _Client(wants_tls=settings.wants_tls)
-
 
 FLUSH_TIMEOUT_S = 10.0
 """How long one publish waits for a server that does not read; without it, for ever."""
@@ -44,31 +37,6 @@ def client_options(settings: NatsSettings) -> dict[str, Any]:
         **_tls(settings),
         **_identity(settings),
     }
-
-
-class _Client(Client):
-    """nats-py's client without two of its gaps.
-
-    It sends CONNECT, with the password, in the clear to a server that demands no TLS, whatever the url and the
-    certificates say; this one encrypts or does not speak. And it leaves the socket of a reconnect that was refused to
-    the garbage collector; this one closes it before the next.
-    """
-
-    def __init__(self, *, wants_tls: bool) -> None:
-        super().__init__()
-        self._wants_tls = wants_tls
-
-    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        if initial_connection and self._wants_tls and not self.options["tls_handshake_first"]:
-            if not (info.get("tls_required") or info.get("tls_available")):
-                raise SecureConnWantedError
-            info["tls_required"] = True
-        await super()._process_info(info, initial_connection)
-
-    async def _connect_to_server(self, s: Srv) -> None:
-        if self._transport is not None:
-            self._transport.close()  # type: ignore[no-untyped-call]
-        await super()._connect_to_server(s)
 
 
 def _tls(settings: NatsSettings) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from logging import makeLogRecord
@@ -35,20 +35,27 @@ class Addresses:
     clients: str
     monitor: str | None
 
+    @property
+    def ports(self) -> tuple[int, int]:
+        """For clients and for monitoring; 0 where that is off."""
+        clients, monitor = (address.rpartition(":")[2] for address in (self.clients, self.monitor or ":0"))
+        return int(clients), int(monitor)
+
 
 class ServerProcess:
-    """One run of nats-server. Start it with `start`, then `ready`; always `stop` it."""
+    """One run of nats-server. Start it with `start`, then `ready`; always `stop` it.
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, log_path: Path, on_died: Callable[[BusError], None] | None
-    ) -> None:
+    died: why it ended by itself, once it has after it was ready.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, log_path: Path) -> None:
         self._process = process
         self._log_path = log_path
         self._log = RotatingFileHandler(log_path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8")
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._found: dict[str, str] = {}
         self._ready: asyncio.Future[Addresses] = asyncio.get_running_loop().create_future()
-        self._on_died = on_died
+        self.died: asyncio.Future[BusError] = asyncio.get_running_loop().create_future()
         self._stopping = False
         self._watch = asyncio.create_task(self._read_to_the_end(), name="nats-server")
 
@@ -59,13 +66,11 @@ class ServerProcess:
         environ: Mapping[str, str],
         log_path: Path,
         keep_open: int,
-        on_died: Callable[[BusError], None] | None = None,
     ) -> ServerProcess:
         """Run the command so that it dies with us.
 
-        keep_open: a descriptor that it holds as long as it lives. on_died: called in the loop if it ends by itself
-        once it was ready. It gets a session of its own: Ctrl-C in our terminal is ours to handle, and the server must
-        outlive the drain.
+        keep_open: a descriptor that it holds as long as it lives. It gets a session of its own: Ctrl-C in our terminal
+        is ours to handle, and the server must outlive the drain.
         """
         launcher = (sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()))
         process = await asyncio.create_subprocess_exec(
@@ -79,7 +84,7 @@ class ServerProcess:
             stderr=asyncio.subprocess.PIPE,
             limit=_LINE_BYTES,
         )
-        return cls(process, log_path, on_died)
+        return cls(process, log_path)
 
     @property
     def pid(self) -> int:
@@ -117,8 +122,8 @@ class ServerProcess:
         if not self._ready.done():
             self._ready.set_exception(failure)
             self._ready.exception()  # retrieved: nobody may wait any more
-        elif self._on_died is not None and not self._stopping:
-            self._on_died(failure)
+        elif not self._stopping:
+            self.died.set_result(failure)
 
     def _note(self, line: str) -> None:
         self._log.emit(makeLogRecord({"msg": line}))

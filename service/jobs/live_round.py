@@ -16,6 +16,8 @@ from subjects.caller import Caller
 from subjects.embed import EmbedBatchReply, EmbedBatchRequest
 from subjects.errors import DeadlinePassed, MLError
 
+from ..reply_subject import WORKERS_INBOX
+
 ROUND_S = 120.0
 """How long all of it may take, a server that is away for a moment included."""
 REPLY_S = 30.0
@@ -81,7 +83,8 @@ class LiveRound:
 
     async def _reply(self, nc: Client) -> EmbedBatchReply:
         request = EmbedBatchRequest(model=self.model, texts=self.texts)
-        return await Caller(nc, REPLY_S, retries=0).ask(names.EMBED_BATCH, request, EmbedBatchReply, None)
+        caller = Caller(nc, REPLY_S, retries=0, below=WORKERS_INBOX)
+        return await caller.ask(names.EMBED_BATCH, request, EmbedBatchReply, None)
 
     def _compare(self, reply: EmbedBatchReply) -> None:
         found = np.stack([cast(Vectors, vector) for vector in reply.embeddings])

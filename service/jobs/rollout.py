@@ -24,6 +24,7 @@ from subjects.errors import Unavailable
 from ..background import Background
 from ..bus.errors import BusError
 from ..departures import Loaded
+from ..reply_subject import WORKERS_INBOX
 from ..residency import Residency
 from .checkpoints import BucketFull, Checkpoints
 from .follower import Follower
@@ -264,7 +265,7 @@ class Rollout:
 
     async def _served(self, model: str) -> dict[str, str]:
         """By worker, the version of a model that takes requests there."""
-        answers = await ask_workers(self._nc, "PING", ASK_S, stall_s=ASK_STALL_S)
+        answers = await ask_workers(self._nc, "PING", ASK_S, ASK_STALL_S, WORKERS_INBOX)
         told = {str(answer.body["id"]): answer.body.get("metadata") or {} for answer in answers}
         return {worker: metadata[key] for worker, metadata in told.items() if (key := f"model.{model}") in metadata}
 

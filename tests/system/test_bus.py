@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import structlog
 from certificates import Certificate, certificate
+from cuttable import cuttable
 from journal import Journal
 from nats_identities import Operator, key_pair, public, seed
 from nats_server import CONF, PASSWORDS, NatsServer, plain_server
@@ -151,6 +152,48 @@ class TestLosses:
             assert (await inbox.next_msg(5)).data == b"after it"
         assert [line["event"] for line in journal.lines].count("bus.disconnected") == 2
         assert journal.lines[-1] == {"event": "bus.closed", "url": nats_server.url, "asked": True}
+
+    async def test_answers_that_were_kept_come_first_and_in_order_while_they_are_worth_it(
+        self, nats_server: NatsServer, journal: Journal
+    ) -> None:
+        settings = NatsSettings(url=nats_server.url, reconnect_wait_s=0.05)
+        async with cuttable(nats_server) as relay, connected(settings) as reader:
+            inbox = await reader.subscribe("inbox")
+            await settled(reader)
+            async with connected(settings.model_copy(update={"url": f"nats://{relay.address}"})) as nc:
+                now = asyncio.get_running_loop().time()
+                relay.swallow()
+                for text in (b"lost 1", b"lost 2"):
+                    await nc.publish_kept("inbox", text, until=now + 60)
+                await relay.swallowed(b"lost 2")
+                relay.open.clear()
+                relay.cut()
+                await journal.until("bus.disconnected")
+                await nc.publish("inbox", b"not kept")
+                await nc.publish_kept("inbox", b"too late", until=now)
+                await nc.publish_kept("inbox", b"while away", until=now + 60)
+                relay.open.set()
+                await journal.until("bus.reconnected")
+                await settled(nc)
+                assert nc.kept_bytes == 0
+                came = [(await inbox.next_msg(5)).data for _ in range(4)]
+                assert came == [b"lost 1", b"lost 2", b"while away", b"not kept"]
+                relay.cut()
+                await journal.until("bus.reconnected")
+                await settled(nc)
+            await settled(reader)
+            assert inbox.pending_msgs == 0
+
+    async def test_a_ping_waits_its_turn(self, nats_server: NatsServer) -> None:
+        """nats-py writes it past what is queued, so that its answer says nothing of that."""
+        async with connected(NatsSettings(url=nats_server.url)) as nc:
+            inbox = await nc.subscribe("inbox")
+            await nc.flush()
+            for _ in range(50):
+                nc._pending.append(b"PUB inbox 1\r\nx\r\n")
+                nc._pending_data_size += 1
+                await nc.flush()
+                assert (await inbox.next_msg(0.001)).data == b"x"
 
     async def test_leaving_while_the_server_is_away_is_quick(self, nats_server: NatsServer, journal: Journal) -> None:
         async with asyncio.timeout(3), connected(NatsSettings(url=nats_server.url)) as nc:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import functools
 import os
 import signal
 import socket
@@ -11,9 +12,13 @@ import stat
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
+import nats
 import pytest
+import structlog
+from journal import Journal
 from nats_server import REPOSITORY
 
 from service.bus.causes import Denied
@@ -22,6 +27,7 @@ from service.bus.credentials import ROLES
 from service.bus.embedded import EmbeddedSettings, embedded_server
 from service.bus.errors import BadBusSettings, BusError, DataDirBusy, PortBusy, ServerFailed, ServerMissing
 from service.bus.settings import NatsSettings
+from service.bus.supervisor import Supervisor
 
 LAUNCHER = REPOSITORY / "service" / "bus" / "die_with_parent.py"
 PARENT = """
@@ -36,6 +42,14 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+@pytest.fixture
+def journal() -> Iterator[Journal]:
+    journal = Journal()
+    structlog.configure(processors=[journal])
+    yield journal
+    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -263,9 +277,37 @@ class TestEnds:
             await task
         assert is_gone(pid.result())
 
-    async def test_by_itself_and_we_are_told(self, settings: EmbeddedSettings) -> None:
+    async def test_by_itself_and_is_started_again(self, settings: EmbeddedSettings) -> None:
+        back = asyncio.Event()
+
+        async def reconnected() -> None:
+            back.set()
+
+        async with embedded_server(settings, on_died=lambda _: pytest.fail("given up")) as server:
+            first = server.pid
+            own = {"user": "admin", "password": server.passwords["admin"].get_secret_value()}
+            async with await nats.connect(server.url, reconnected_cb=reconnected, **own) as nc:
+                await nc.jetstream().add_stream(name="ML_JOBS", subjects=["ml.queue.>"])
+                await nc.jetstream().publish("ml.queue.x", b"kept")
+                os.kill(first, signal.SIGKILL)
+                await asyncio.wait_for(back.wait(), 20)
+                assert (await nc.jetstream().get_msg("ML_JOBS", seq=1)).data == b"kept"
+            assert server.pid != first
+            assert server.monitor_url is not None
+            with await asyncio.to_thread(urllib.request.urlopen, f"{server.monitor_url}/healthz", timeout=5) as answer:
+                assert answer.status == 200
+        assert is_gone(first)
+        assert is_gone(server.pid)
+
+    async def test_by_itself_again_and_again_and_we_are_told(
+        self, settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch, journal: Journal
+    ) -> None:
+        monkeypatch.setattr("service.bus.embedded.Supervisor", functools.partial(Supervisor, pauses_s=(0.0, 0.0)))
         died: asyncio.Future[BusError] = asyncio.get_running_loop().create_future()
         async with embedded_server(settings, on_died=died.set_result) as server:
+            for _ in range(2):
+                os.kill(server.pid, signal.SIGKILL)
+                await journal.until("nats_server.started_again", 20)
             os.kill(server.pid, signal.SIGKILL)
             async with asyncio.timeout(5):
                 error = await died

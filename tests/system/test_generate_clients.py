@@ -96,9 +96,9 @@ async def test_an_error_ends_a_stream_in_each_form(nc: Client) -> None:
 
 async def test_any_number_of_subscribers_watch_one_generation(nc: Client, nats_url: str) -> None:
     async with await nats.connect(nats_url) as other:
-        watching = [await client.subscribe("team.screen") for client in (nc, nc, other)]
+        watching = [await client.subscribe("ml.watch.screen") for client in (nc, nc, other)]
         await other.flush()
-        await nc.publish("ml.generate", json.dumps(FIELDS).encode(), "team.screen", STREAM)
+        await nc.publish("ml.generate", json.dumps(FIELDS).encode(), "ml.watch.screen", STREAM)
         first, *others = [[message.data for message in await frames(messages)] for messages in watching]
     assert others == [first, first]
     assert "".join(json.loads(body)["text"] for body in first[:-1]) == TEXT
@@ -108,8 +108,8 @@ async def test_a_stream_goes_on_while_one_of_its_subscribers_is_left(nats_url: s
     engine = FakeEngine()
     engine.hold_after(1)
     async with running_worker(nats_url, engine), await nats.connect(nats_url) as nc:
-        stays, leaves = [await nc.subscribe("team.screen") for _ in range(2)]
-        await nc.publish("ml.generate", json.dumps(FIELDS).encode(), "team.screen", STREAM)
+        stays, leaves = [await nc.subscribe("ml.watch.screen") for _ in range(2)]
+        await nc.publish("ml.generate", json.dumps(FIELDS).encode(), "ml.watch.screen", STREAM)
         first = await leaves.next_msg(timeout=20)
         await leaves.unsubscribe()
         await nc.flush()

@@ -278,10 +278,10 @@ async def test_a_subscriber_that_never_reads_costs_the_others_nothing(nc, nats_s
     hung = socket.create_connection((host, int(port)))
     with contextlib.closing(hung):
         hung.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        hung.sendall(b'CONNECT {"verbose":false,"pedantic":false,"headers":true}\r\nSUB hung 1\r\nPING\r\n')
+        hung.sendall(b'CONNECT {"verbose":false,"pedantic":false,"headers":true}\r\nSUB _INBOX.hung 1\r\nPING\r\n')
         await asyncio.to_thread(until_pong, hung)
         fields = json.dumps({"prompt": "big", "max_tokens": 4000}).encode()
-        await nc.publish(names.GENERATE, fields, "hung", {names.STREAM: "true"})
+        await nc.publish(names.GENERATE, fields, "_INBOX.hung", {names.STREAM: "true"})
         await entered(engine)
         for _ in range(10):
             beside = await Stream.begin(nc, {"prompt": "b", "max_tokens": 100})

@@ -12,12 +12,11 @@ import numpy as np
 import orjson
 import pytest
 from fake_encoder import FakeEncoder
-from nats.aio.client import Client
 from nats_server import PASSWORDS
 from serve_fake import fake_process
 from workers import running_worker
 
-from service.call import MAX_UNSENT_BYTES
+from service.call import MAX_KEPT_BYTES, MAX_UNSENT_BYTES, Call
 from subjects import MLClient, names
 from subjects.embed import MAX_TEXTS, EmbedDone
 from subjects.errors import TooLarge
@@ -125,16 +124,16 @@ class WideEncoder(FakeEncoder):
 async def test_a_server_that_does_not_read_stops_the_stream_and_fills_no_memory(nats_server, monkeypatch):
     texts = [f"text {i}" for i in range(3000)]
     encoder, waiting = WideEncoder(), asyncio.Event()
-    pending = []
-    flush = Client._flush_pending
+    held = []
+    room = Call._room
 
-    async def noted(self, force_flush=False):
-        if force_flush:
-            pending.append(self.pending_data_size)
+    async def noted(self):
+        held.append(self._nc.kept_bytes)
+        if held[-1] > MAX_KEPT_BYTES or self._nc.pending_data_size > MAX_UNSENT_BYTES:
             waiting.set()
-        await flush(self, force_flush)
+        await room(self)
 
-    monkeypatch.setattr(Client, "_flush_pending", noted)
+    monkeypatch.setattr(Call, "_room", noted)
     async with running_worker(nats_server.url, encoder), await nats.connect(nats_server.url) as nc:
         inbox = nc.new_inbox()
         frames = await nc.subscribe(inbox)
@@ -144,13 +143,13 @@ async def test_a_server_that_does_not_read_stops_the_stream_and_fills_no_memory(
         try:
             await asyncio.wait_for(waiting.wait(), 20)
             assert sum(map(len, encoder.batches)) < len(texts)
-            assert max(pending) < MAX_UNSENT_BYTES + 2 * nc.max_payload
+            assert max(held) < MAX_KEPT_BYTES + 2 * nc.max_payload
         finally:
             os.kill(nats_server._process.pid, signal.SIGCONT)
         while (message := await frames.next_msg(timeout=20)).data:
             last = message
         assert msgpack.unpackb(last.data)["count"] == len(texts)
-        assert max(pending) < MAX_UNSENT_BYTES + 2 * nc.max_payload
+        assert max(held) < MAX_KEPT_BYTES + 2 * nc.max_payload
 
 
 async def test_the_largest_batch_is_streamed_in_little_memory(worker, ml):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,8 +15,8 @@ import pytest
 from nats.aio.client import Client
 from nats.errors import NoRespondersError
 from nats.js.api import ConsumerConfig, StreamConfig
-from nats.js.errors import NotFoundError, ServiceUnavailableError
-from nats_server import PASSWORDS, NatsServer
+from nats.js.errors import ServiceUnavailableError
+from nats_server import CONF, PASSWORDS, NatsServer
 from nats_server import secured_server as secured
 
 from service.bus.causes import Denied
@@ -25,7 +26,7 @@ from service.jobs import streams
 from service.jobs.live import Live, LiveVersions
 from service.jobs.store import JobStore
 from service.jobs.sweep import Sweep
-from service.reply_subject import may_answer
+from service.reply_subject import PREFIXES, WORKERS_INBOX, ReplySubjects
 from subjects.discovery import ask_workers
 from subjects.jobs import Job
 
@@ -51,11 +52,24 @@ STATE = [
     "$JS.API.CONSUMER.MSG.NEXT.ML_JOBS.workers",
     "$JS.ACK.ML_JOBS.workers.1.1.1.1.0",
 ]
-OTHERS = ["$SYS.REQ.SERVER.PING", "$JS.API.STREAM.LIST", "$KV.others.key", "ml", "somewhere.else", "_INBOX.x"]
+LATER = [
+    "$JS.ACK._.account.ML_JOBS.workers.1.1.1.1.0",
+    *(f"$JS.FC._.account.{stream}.c.1" for stream in ("KV_ml_jobs", "OBJ_ml_checkpoints", "OBJ_ml_data")),
+]
+OTHERS = ["$SYS.REQ.SERVER.PING", "$JS.API.STREAM.LIST", "$KV.others.key", "ml", "somewhere.else"]
+ANSWERS = ["_INBOX.x", "_INBOX_client.x.y", "_INBOX_admin.x", "_INBOX_ml.x", "_R_.x", "ml.watch.x"]
 
 MAY_PUBLISH = {
     "admin": [*ASKING, *RESIDENCY, *STREAMS, "ml.jobs.some_job.event", "_INBOX.x"],
-    "worker": ["ml.jobs.some_job.event", "ml.queue.finetune", "$JS.API.INFO", "$KV.ml_jobs.key", *LIVE_ROUND],
+    "worker": [
+        "ml.jobs.some_job.event",
+        "ml.queue.finetune",
+        "$JS.API.INFO",
+        "$KV.ml_jobs.key",
+        *LIVE_ROUND,
+        *ANSWERS,
+        *LATER,
+    ],
     "client": [*ASKING, *UPLOADS],
     "local": [*ASKING, *UPLOADS],
 }
@@ -66,18 +80,19 @@ MAY_NOT_PUBLISH = {
         *RESIDENCY,
         *STREAMS,
         *OTHERS,
-        "_INBOX_client.x",
         "_INBOX_worker.x",
+        "ml.watch",
+        "$JS.ACK._.account.OTHERS.c.1.1.1.1.0",
         "$JS.API.STREAM.PURGE.ML_JOBS",
         "$JS.API.STREAM.PURGE.OBJ_ml_data",
         "$O.ml_data.C.x",
     ],
     "client": [
-        "_INBOX_client.x",
         *RESIDENCY,
         *STATE,
         *STREAMS,
         *OTHERS,
+        *ANSWERS,
         "ml.jobs.some_job.event",
         "ml.queue.finetune",
         "$JS.API.INFO",
@@ -88,6 +103,7 @@ MAY_NOT_PUBLISH = {
         *STATE,
         *STREAMS,
         *OTHERS,
+        *ANSWERS,
         "ml.jobs.some_job.event",
         "ml.queue.finetune",
         "$JS.API.INFO",
@@ -96,13 +112,23 @@ MAY_NOT_PUBLISH = {
 }
 MAY_SUBSCRIBE = {
     "admin": [*SERVING, *EVENTS, ">"],
-    "worker": [*SERVING, *EVENTS, "_INBOX_worker.x.*"],
-    "client": [*EVENTS, "_INBOX_client.x.*"],
-    "local": [*EVENTS, "_INBOX.x.*", "_INBOX.>"],
+    "worker": [*SERVING, *EVENTS, "_INBOX_worker.x.*", f"{WORKERS_INBOX}.x"],
+    "client": [*EVENTS, "ml.watch.x", "_INBOX_client.x.*"],
+    "local": [*EVENTS, "ml.watch.x", "_INBOX.x.*", "_INBOX.>"],
 }
 MAY_NOT_SUBSCRIBE = {
     "admin": [],
-    "worker": [">", "_INBOX.>", "_INBOX_client.>", "$JS.API.>", "$KV.>", "somewhere.else"],
+    "worker": [
+        ">",
+        "_INBOX.>",
+        "_INBOX_client.>",
+        "_INBOX_ml.>",
+        "_INBOX_ml.x",
+        "_R_.>",
+        "$JS.API.>",
+        "$KV.>",
+        "somewhere.else",
+    ],
     "client": [*SERVING, ">", "_INBOX.>", "_INBOX_worker.>", "_INBOX_admin.>", "ml.queue.>", "$KV.ml_jobs.>"],
     "local": [*SERVING, ">", "_INBOX_client.>", "_INBOX_worker.>", "_INBOX_admin.>", "ml.queue.>", "$KV.ml_jobs.>"],
 }
@@ -198,10 +224,11 @@ async def test_a_worker_learns_that_the_reader_is_gone(parties: dict[str, Party]
     assert gone.headers["Status"] == "503"
 
 
-async def test_a_worker_may_answer_nobody_unasked(parties: dict[str, Party]) -> None:
-    worker = parties["worker"]
-    await worker.nc.publish(parties["client"].nc.new_inbox(), b"surprise")
-    assert [refusal.operation for refusal in await worker.refusals()] == ["publish"]
+def test_a_worker_answers_below_just_those_prefixes_that_it_may_publish_to() -> None:
+    granted = re.search(r"^WORKER_PUBLISH: \[(.*?)^\]", CONF.read_text(), re.DOTALL | re.MULTILINE)
+    assert granted
+    subjects = re.findall(r'"((?:_|ml\.watch)[^"]*)\.>"', granted[1])
+    assert tuple(subjects) == PREFIXES
 
 
 @pytest.mark.parametrize("asker", ["client", "local"])
@@ -316,7 +343,7 @@ class TestJetStream:
     async def test_a_worker_asks_over_the_bus_who_serves(self, parties: dict[str, Party]) -> None:
         worker = parties["worker"]
         pings = await worker.nc.subscribe("$SRV.PING.ml")
-        asked = asyncio.create_task(ask_workers(worker.nc, "PING", 5, 0.1))
+        asked = asyncio.create_task(ask_workers(worker.nc, "PING", 5, 0.1, WORKERS_INBOX))
         await worker.nc.publish((await pings.next_msg(5)).reply, b"{}")
         assert [answer.body for answer in await asked] == [{}]
         assert await worker.refusals() == []
@@ -339,19 +366,38 @@ class TestJetStream:
                 await attempt
         assert len(await parties[role].refusals()) >= len(attempts)
 
-    async def test_the_server_lets_a_request_name_any_reply_subject(self, parties: dict[str, Party]) -> None:
-        """Why service.reply_subject exists: what a client may not do it could have a worker do."""
+    async def test_a_request_that_names_a_subject_of_the_servers_does_no_harm(self, parties: dict[str, Party]) -> None:
+        """What a client may not do it cannot have a worker do, whether or not the worker looks at the subject."""
         worker, client = parties["worker"], parties["client"]
         requests = await worker.nc.subscribe("ml.generate", queue="ml")
         await settled(worker.nc)
         await client.nc.publish("ml.generate", b"x", reply="$JS.API.STREAM.DELETE.ML_JOBS")
         assert await client.refusals() == []
         request = await requests.next_msg(5)
-        assert not may_answer(request.reply)
+        assert not ReplySubjects(PREFIXES).allow(request.reply)
         await worker.nc.publish(request.reply, b"")
-        assert await worker.refusals() == []
-        with pytest.raises(NotFoundError):
-            await parties["admin"].nc.jetstream().stream_info("ML_JOBS")
+        assert [refusal.operation for refusal in await worker.refusals()] == ["publish"]
+        await parties["admin"].nc.jetstream().stream_info("ML_JOBS")
+
+
+class TestJetStreamWithTheSubjectsOfLaterServers(TestJetStream):
+    """Acknowledgements and flow control by the subjects of ADR-15's second form, which carry domain and account."""
+
+    @pytest.fixture
+    def secured_server(self, tmp_path: Path) -> Iterator[NatsServer]:
+        conf = tmp_path / "nats-server.conf"
+        conf.write_text(CONF.read_text() + "feature_flags { js_ack_fc_v2: true }\n")
+        server = secured(tmp_path / "nats", conf=conf)
+        try:
+            yield server.start()
+        finally:
+            server.stop()
+
+    async def test_the_server_does_use_them(self, parties: dict[str, Party]) -> None:
+        js = parties["worker"].nc.jetstream()
+        await js.publish("ml.queue.finetune", b"a job")
+        (job,) = await (await js.pull_subscribe_bind("workers", "ML_JOBS")).fetch(1, timeout=5)
+        assert re.fullmatch(r"\$JS\.ACK\.[^.]+\.[^.]+\.ML_JOBS\.workers\..*", job.reply)
 
 
 @pytest.fixture

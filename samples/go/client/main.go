@@ -40,10 +40,13 @@ func must[T any](value T, err error) T {
 	return value
 }
 
+var caller = nats.NewInbox() // the worker finds out here whether this program is still there
+
 func message(subject string, body object) *nats.Msg {
 	msg := nats.NewMsg(subject)
 	msg.Data = must(json.Marshal(body))
 	msg.Header.Set("Ml-Timeout-Ms", fmt.Sprint(timeout.Milliseconds())) // the worker drops what nobody waits for
+	msg.Header.Set("Ml-Caller", caller)
 	return msg
 }
 
@@ -87,6 +90,7 @@ func generate(nc *nats.Conn, body object, cancelAfter int) {
 func main() {
 	nc := must(nats.Connect(cmp.Or(os.Getenv("NATS_URL"), nats.DefaultURL)))
 	defer nc.Close()
+	must(nc.Subscribe(caller, func(*nats.Msg) {}))
 	ask := func(subject string, body object) (reply, error) {
 		return decode(nc.RequestMsg(message(subject, body), timeout))
 	}

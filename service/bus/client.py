@@ -1,0 +1,149 @@
+"""nats-py's client without some of its gaps, and with answers that outlive a connection.
+
+Knows the protocol as nats-py writes it. Knows no request and no answer's meaning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from nats.aio.client import Client, Srv
+from nats.errors import Error as NatsError
+from nats.errors import SecureConnWantedError
+
+_PING = b"PING\r\n"
+CONFIRM_S = 0.25
+"""How long after an answer to ask the server whether it has all until then."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    """What was sent, as it goes over the wire, and until when it is worth sending, in loop time."""
+
+    command: bytes
+    until: float
+
+
+class BusClient(Client):
+    """A client that keeps what `publish_kept` sent until the server is known to have it.
+
+    After a reconnect it sends that again, first and in order, while it is still worth it: a receiver may get a message
+    twice, and misses none. kept_bytes: how much that is. eased: set whenever it gets less. reconnected_at: loop time.
+
+    What nats-py leaves open: it sends CONNECT, with the password, in the clear to a server that demands no TLS,
+    whatever the url and the certificates say; this one encrypts or does not speak. It leaves the socket of a reconnect
+    that was refused to the garbage collector; this one closes it before the next. It writes a PING past what is queued;
+    here the PONG means that the server has all that was published before. And it stops reading, without a word, at the
+    first message of a watch whose reply subject has the form of later servers (ADR-15); this one reads that form.
+    """
+
+    def __init__(self, *, wants_tls: bool = False) -> None:
+        super().__init__()
+        self._wants_tls = wants_tls
+        self._kept: deque[_Kept] = deque()
+        self._counted = 0
+        self._until: float | None = None
+        self._asked: deque[int] = deque()
+        self._confirming: asyncio.Task[None] | None = None
+        self._was_connected = False
+        self.kept_bytes = 0
+        self.eased = asyncio.Event()
+        self.reconnected_at = float("-inf")
+
+    async def publish_kept(
+        self, subject: str, payload: bytes, *, reply: str = "", headers: dict[str, str] | None = None, until: float
+    ) -> None:
+        """Publish, and again after a reconnect where need be, until some loop time. Raises what `publish` raises."""
+        self._until = until
+        try:
+            await self.publish(subject, payload, reply, headers)
+        finally:
+            self._until = None
+        if self._confirming is None or self._confirming.done():
+            self._confirming = asyncio.create_task(self._confirm(), name="bus.confirm")
+
+    async def leave(self) -> None:
+        """Move to another server: out of the queue groups first, and then at once."""
+        for number, subscription in list(self._subs.items()):
+            if subscription.queue:
+                await self._send_unsubscribe(number)
+        with suppress(NatsError):
+            await self.flush()
+        await self.force_reconnect()
+
+    async def _confirm(self) -> None:
+        await asyncio.sleep(CONFIRM_S)
+        if self.is_connected:
+            await self._send_ping()
+
+    async def _send_command(self, cmd: bytes, priority: bool = False) -> None:
+        until, self._until = self._until, None
+        if until is not None:  # nothing has yielded since publish_kept: this is its command
+            self._kept.append(_Kept(cmd, until))
+            self._counted += 1
+            self.kept_bytes += len(cmd)
+        await super()._send_command(cmd, priority)
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        self._pongs.append(asyncio.get_running_loop().create_future() if future is None else future)
+        self._asked.append(self._counted)
+        await self._send_command(_PING)
+        await self._flush_pending()
+
+    async def _process_pong(self) -> None:
+        arrived = self._asked.popleft() if self._asked else 0
+        while self._kept and self._counted - len(self._kept) < arrived:
+            self.kept_bytes -= len(self._kept.popleft().command)
+            self.eased.set()
+        await super()._process_pong()
+
+    async def _process_connect_init(self) -> None:
+        await super()._process_connect_init()
+        if self._was_connected:
+            self.reconnected_at = asyncio.get_running_loop().time()
+            self._queue_again()
+        self._was_connected = True
+
+    def _queue_again(self) -> None:
+        """Put what is kept before all else that waits to be sent, and forget the questions of the old connection."""
+        queued = {id(kept.command) for kept in self._kept}
+        others = [command for command in self._pending if command is not _PING and id(command) not in queued]
+        self._kept = deque(kept for kept in self._kept if kept.until > self.reconnected_at)
+        self._pending = [*(kept.command for kept in self._kept), *others]
+        self._pending_data_size = sum(map(len, self._pending))
+        self.kept_bytes = sum(len(kept.command) for kept in self._kept)
+        self.eased.set()
+        self._asked.clear()
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        if self._confirming is not None:
+            self._confirming.cancel()
+        await super()._close(status, do_cbs)
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if initial_connection and self._wants_tls and not self.options["tls_handshake_first"]:
+            if not (info.get("tls_required") or info.get("tls_available")):
+                raise SecureConnWantedError
+            info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        if self._transport is not None:
+            self._transport.close()  # type: ignore[no-untyped-call]
+        await super()._connect_to_server(s)
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        subscription = self._subs.get(sid)
+        if subscription is not None and subscription._jsi is not None and subscription._jsi._ordered:
+            reply = _first_form(reply)
+        await super()._process_msg(sid, subject, reply, data, headers)
+
+
+def _first_form(reply: bytes) -> bytes:
+    """`$JS.ACK.<domain>.<account>.<stream>.…` without domain and account; any other subject as it is."""
+    tokens = bytes(reply).split(b".")
+    return b".".join([*tokens[:2], *tokens[4:11]]) if tokens[:2] == [b"$JS", b"ACK"] and len(tokens) > 9 else reply

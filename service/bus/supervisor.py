@@ -1,0 +1,78 @@
+"""Starts the embedded server again when it ends by itself, as a supervisor of processes would.
+
+Owns the present run and when to give up. Knows neither configuration nor passwords.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from .errors import BusError
+from .server_process import ServerProcess
+
+log = structlog.get_logger(__name__)
+
+PAUSES_S = (0.0, 0.2, 1.0, 5.0, 10.0)
+"""Before each attempt to start it again; when the last one fails, or its run is short too, that is the end."""
+STEADY_S = 60.0
+"""After a run of so long all attempts are there again."""
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """process: the present run of the server."""
+
+    start: Callable[[list[str]], Awaitable[ServerProcess]]
+    process: ServerProcess
+    start_timeout_s: float
+    stop_timeout_s: float
+    pauses_s: Sequence[float] = PAUSES_S
+    _task: asyncio.Task[BusError] | None = field(default=None, init=False)
+
+    def watch(self, command: list[str], on_died: Callable[[BusError], None] | None) -> None:
+        """Keep the server running from now on. on_died: called in the loop once that has failed."""
+
+        def ended(task: asyncio.Task[BusError]) -> None:
+            if not task.cancelled() and on_died is not None:
+                on_died(task.result())
+
+        self._task = asyncio.create_task(self._supervise(command), name="nats-server supervisor")
+        self._task.add_done_callback(ended)
+
+    async def stop(self) -> None:
+        """End the server, for good."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        await self.process.stop(self.stop_timeout_s)
+
+    async def _supervise(self, command: list[str]) -> BusError:
+        """Start the server again each time that it has ended -> why it does not run any more."""
+        now = asyncio.get_running_loop().time
+        attempts = iter(self.pauses_s)
+        while True:
+            began = now()
+            failure = await self.process.died
+            log.error("nats_server.died", reason=str(failure))
+            if now() - began > STEADY_S:
+                attempts = iter(self.pauses_s)
+            for pause_s in attempts:
+                await asyncio.sleep(pause_s)
+                try:
+                    await self._start_again(command)
+                    break
+                except BusError as error:
+                    failure = error
+                    log.error("nats_server.not_started", reason=str(failure))
+            else:
+                return failure
+
+    async def _start_again(self, command: list[str]) -> None:
+        await self.process.stop(self.stop_timeout_s)
+        self.process = await self.start(command)
+        await self.process.ready(self.start_timeout_s)
+        log.info("nats_server.started_again", pid=self.process.pid)
