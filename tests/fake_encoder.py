@@ -1,7 +1,7 @@
 """A tiny deterministic encoder for tests of everything around a model, with faults on demand.
 
 One token a word. A text's vector depends on its words only. Words with a meaning: `poison` raises, `nan` gives NaN,
-`lost` has the device fail for good.
+`unplugged` has the device fail for good.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ DIMENSIONS = 8
 MAX_TOKENS = 64
 POISON, NAN, LOST = 1, 2, 3
 QUERY = Choices(prompts={"query": "query: "})
-_IDS = {"poison": POISON, "nan": NAN, "lost": LOST}
+_IDS = {"poison": POISON, "nan": NAN, "unplugged": LOST}
 
 
 def word_id(word: str) -> int:

@@ -2,7 +2,7 @@
 
 A token a word; each step gives every running request its next one. A prompt is completed with ` 0 1 2 …`, or with what
 `scripts` holds for it. Words of a prompt with a meaning: `poison` fails its request, `break` makes a step raise,
-`lost` has the device fail for good.
+`unplugged` has the device fail for good.
 """
 
 import threading
@@ -161,7 +161,7 @@ class FakeEngine:
             self._running[text.request.id] = text
         if any("break" in self._prompt(text) for text in self._running.values()):
             raise RuntimeError("the step broke")
-        if any("lost" in self._prompt(text) for text in self._running.values()):
+        if any("unplugged" in self._prompt(text) for text in self._running.values()):
             raise DeviceFailed("cuda", "CUDA error: device-side assert triggered")
         self.steps.append(len(self._running))
         if self._running and self._steps_until_held:

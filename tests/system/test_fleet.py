@@ -254,7 +254,7 @@ async def test_a_worker_whose_device_fails_for_good_leaves_and_ends(nats_url, ml
     with pytest.raises(MLError):
         await ask(ml, "poison")
     with pytest.raises(Unavailable) as refused:
-        await ask(ml, "lost")
+        await ask(ml, "unplugged")
     assert refused.value.retryable
     _, logged = await asyncio.wait_for(process.communicate(), 20)
     assert process.returncode == 1
