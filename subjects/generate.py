@@ -30,8 +30,8 @@ class ChatMessage(Message):
 class GenerateOptions(Message):
     """What every request that generates may say about how.
 
-    temperature, top_p, top_k, min_p, repetition_penalty: absent, as the model's generation_config says, and where that
-    says nothing, what leaves every token its probability.
+    temperature, top_p, top_k, min_p, repetition_penalty: absent, as the model's entry or its generation_config says,
+    and where those say nothing, what leaves every token its probability.
     """
 
     model: Token | None = Field(None, description="model id; absent: the worker's default")

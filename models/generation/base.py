@@ -52,7 +52,7 @@ class PromptTokens:
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What the model's generation_config says where a request does not; None where that says nothing either."""
+    """What the model's entry or its generation_config says where a request does not; None where neither does."""
 
     temperature: float | None = None
     top_k: int | None = None

@@ -111,3 +111,12 @@ async def test_a_device_that_fails_while_a_model_is_loaded_ends_the_worker(nats_
         async with worker(Settings(nats_url=nats_url, metrics_port=-1, models=NAMED), stop, loader=loader):
             pass
     assert stop.code == 1
+
+
+async def test_a_default_that_nobody_chose_is_not_worth_a_download(nats_url, ml, monkeypatch):
+    loader = FakeLoader()
+    monkeypatch.setattr(first_models.hub, "is_present", lambda spec: spec.id != "smollm2")
+    async with worker(Settings(nats_url=nats_url, metrics_port=-1), Stop(), loader=loader):
+        assert loader.loads["smollm2"] == 0
+        assert (await ml.generate("x", max_tokens=1)).model == "tiny_coder"
+        assert "mlbus models pull smollm2" in (await info(ml))["missing.smollm2"]

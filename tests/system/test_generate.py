@@ -431,3 +431,16 @@ async def test_the_first_text_is_timed_where_a_completion_without_any_ended_befo
 def scrape(port: int) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
         return response.read().decode()
+
+
+async def test_a_form_that_nothing_serves_by_default_is_refused_and_harms_nothing(nats_url):
+    catalogue = {"smollm2": {"default": False}}
+    async with (
+        running_worker(nats_url, loader=FakeLoader(), catalogue=catalogue),
+        await nats.connect(nats_url) as nc,
+    ):
+        code, message = await refused(nc, {"messages": [{"role": "user", "content": "a"}]})
+        assert (code, "'messages'" in message) == (404, True)
+        assert (await ask(nc, {"prompt": "a", "max_tokens": 1}))["model"] == "tiny_coder"
+        info = json.loads((await nc.request("$SRV.INFO.ml", b"", timeout=20)).data)["metadata"]
+        assert "default_chat_model" not in info

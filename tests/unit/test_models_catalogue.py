@@ -46,6 +46,19 @@ def test_another_stands_in_for_a_default_that_cannot_be_had() -> None:
     assert catalogue.default("messages", without="smollm2") is None
 
 
+def test_a_default_of_ones_own_is_what_a_worker_loads_and_serves() -> None:
+    own = load_catalogue({"own": {"kind": "generation", "folder": "x", "default": True}})
+    assert (load_catalogue().usual(), own.usual()) == (["minilm", "smollm2"], ["minilm", "own"])
+    assert set(own.defaults().values()) == {"minilm", "own"}
+    assert own.defaults(["codellama_7b"])["messages"] == "codellama_7b"
+
+
+def test_a_form_that_nothing_takes_has_no_default() -> None:
+    without = load_catalogue({"smollm2": {"default": False}, "tiny_coder": {"default": False}})
+    assert without.defaults() == {"embedding": "minilm"}
+    assert without.usual() == ["minilm"]
+
+
 def test_a_default_of_ones_own_serves_every_form_that_it_takes() -> None:
     own = {"kind": "generation", "folder": "x", "default": True}
     assert {load_catalogue({"own": own}).default(form).id for form in ("prompt", "messages", "fim")} == {"own"}
