@@ -310,6 +310,14 @@ async def test_a_reply_that_may_not_fit_is_refused_before_any_work(nc, encoder):
     assert not encoder.seen
 
 
+async def test_no_sentinel_follows_where_every_worker_answers(nc):
+    """It would end the hearing of whoever waits for all of them."""
+    answers = await sent(nc, b"minilm", names.MODELS_LOAD)
+    assert (await answers.next_msg(timeout=20)).data
+    await nc.publish(names.EMBED, b"a", answers.subject)
+    assert (await answers.next_msg(timeout=20)).data
+
+
 async def test_auto_on_a_subject_without_streams_is_one_reply(nc):
     reply = await ask(nc, b"a", Ml_Stream="auto")
     assert names.EVENT not in reply.headers
