@@ -8,6 +8,9 @@ from hypothesis import HealthCheck, settings
 from nats_server import NatsServer, plain_server
 from nats_server import secured_server as secured
 
+from models.cores import spin_briefly
+
+spin_briefly()  # before a test module loads torch
 # Machines are shared and slow at times: how long an example takes tells nothing.
 settings.register_profile("mlbus", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mlbus")
