@@ -71,7 +71,7 @@ async def entered(engine: FakeEngine) -> None:
 
 
 async def aborted(engine: FakeEngine) -> None:
-    assert await asyncio.to_thread(engine.aborted.wait, 10)
+    assert await asyncio.to_thread(engine.aborted.wait, 30)
 
 
 async def test_tokens_then_done_then_the_sentinel(nc):
