@@ -8,7 +8,7 @@ from pathlib import Path
 
 SPINS = 1000
 """How often a thread of libgomp looks again before it sleeps. Its own default, hundreds of thousands of times, holds a
-core that the thread it waits for may need: beside one busy process text came thirty times slower."""
+core that the thread it waits for may need: beside a busy process text then hardly comes at all."""
 
 
 def usable_cores(
