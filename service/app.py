@@ -6,7 +6,7 @@ import gc
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import structlog
@@ -248,17 +248,15 @@ def _endpoint(
         }
 
     limits = settings.limits
-    families = (
-        EmbedHandlers(residency),
-        SimilarityHandlers(residency),
-        GenerateHandlers(residency, telemetry.generation),
-        ModelHandlers(residency, worker_id, settings.checkpoints_dir, finetuning.rollout),
-        finetuning,
-    )
+    work = (EmbedHandlers(residency), SimilarityHandlers(residency), GenerateHandlers(residency, telemetry.generation))
+    management = (ModelHandlers(residency, worker_id, settings.checkpoints_dir, finetuning.rollout), finetuning)
     endpoint = Endpoint(
         nc=nc,
         worker_id=worker_id,
-        routes=[route for family in families for route in family.routes()],
+        routes=[
+            *(route for family in work for route in family.routes()),
+            *(replace(route, management=True) for family in management for route in family.routes()),
+        ],
         limits=Limits(limits.requests, limits.request_bytes, limits.default_timeout_s),
         observer=telemetry,
         metadata=lambda: residents.described(registry, residency.defaults, residency.missing),

@@ -15,6 +15,9 @@ from .line import Line
 from .runner import BatchObserver, Runner
 from .work import BatchLimits, Finish, Priority, Work
 
+MARGIN = 1.1
+"""How much longer than expected a queue is taken to last: a late answer helps nobody and has cost as much."""
+
 
 class Batcher:
     """Coalesces texts of one model. `submit` hands them in, `run` works until it is cancelled.
@@ -61,15 +64,16 @@ class Batcher:
     ) -> list[Work]:
         """Queue texts, all or none; each Work's future brings its Embedded.
 
-        Raises Busy when they do not fit, Unavailable when nothing runs any more.
+        Raises Busy when they do not fit or would be late, Unavailable when nothing runs any more.
         """
         if self._stopped:
             raise Unavailable("this worker is shutting down; ask again", retry_after_ms=100)
         costs = self.estimates(texts)
         if not self.fits(len(texts), sum(costs), priority):
-            raise self._busy(priority)
+            raise self._full(priority)
         loop = asyncio.get_running_loop()
         now = loop.time()
+        self._require_time(sum(costs), deadline - now, priority)
         works = [
             Work(text, first_index + i, options, finish, deadline, now, cost, loop.create_future())
             for i, (text, cost) in enumerate(zip(texts, costs, strict=True))
@@ -99,14 +103,23 @@ class Batcher:
             self._room.clear()
             await self._room.wait()
 
-    def _busy(self, priority: Priority) -> Busy:
+    def _require_time(self, tokens: int, left_s: float, priority: Priority) -> None:
+        """Refuse what would be late, whatever it would cost: others are in time instead. Raises Busy."""
+        ready_s = self._lines[priority].ready_in_s(tokens) * MARGIN
+        if ready_s > left_s > 0:
+            raise Busy(
+                f"this worker's {priority} queue for model {self.encoder.model!r} takes {ready_s:.1f} s now, "
+                f"which is past the deadline; try again later",
+                retry_after_ms=_milliseconds(ready_s - left_s),
+            )
+
+    def _full(self, priority: Priority) -> Busy:
         """With the time in which about half of what waits now will be done."""
         line = self._lines[priority]
-        half_ms = int(500 * line.tokens * self._runner.token_s)
         return Busy(
             f"this worker's {priority} queue for model {self.encoder.model!r} is full "
             f"({len(line.unfinished)} texts, {line.tokens} tokens); try again later",
-            retry_after_ms=min(10_000, max(50, half_ms)),
+            retry_after_ms=_milliseconds(line.ready_in_s(0) / 2),
         )
 
     async def run(self) -> None:
@@ -120,3 +133,7 @@ class Batcher:
             for line in self._lines.values():
                 for work in line.unfinished:
                     work.future.cancel()
+
+
+def _milliseconds(seconds: float) -> int:
+    return int(1000 * min(10.0, max(0.05, seconds)))

@@ -51,7 +51,7 @@ class Route:
 
     text_field: the field that a plain text body stands for. stream: has the call choose the form first.
     queue: the queue group, of whose workers one answers; empty: every worker does, or where `alone` this one. text:
-    whether replies have a text form.
+    whether replies have a text form. management: whether it has places of its own, which models' work cannot fill.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Route:
     queue: str = names.QUEUE_GROUP
     text: bool = False
     alone: bool = True
+    management: bool = False
 
     def to_every_worker(self) -> "Route":
         """The same, answered by all workers."""
@@ -76,11 +77,24 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one worker holds at once; past it a request is refused with 429."""
+    """What one worker holds at once, of management and of the rest; past it a request is refused with 429."""
 
     requests: int
     request_bytes: int
     default_timeout_s: float
+
+
+@dataclass(slots=True)
+class Held:
+    """Requests in flight, and the bytes of their bodies."""
+
+    requests: int = 0
+    size: int = 0
+
+    def add(self, requests: int, size: int) -> None:
+        """More of them, or fewer."""
+        self.requests += requests
+        self.size += size
 
 
 class Observer(Protocol):
@@ -106,13 +120,18 @@ class Endpoint:
     data: Callable[[], Mapping[str, Any]]
     replies: ReplySubjects
     calls: dict[int, Call] = field(default_factory=dict)
-    bytes_in_flight: int = 0
     accepting: bool = False
+    _held: dict[bool, Held] = field(default_factory=lambda: {True: Held(), False: Held()})
     _serial: int = 0
     _service_s: float = 0.05
     _subscriptions: list[Any] = field(default_factory=list)
     _control: list[Any] = field(default_factory=list)
     _gone: str = ""
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Of the bodies of all requests in flight."""
+        return sum(held.size for held in self._held.values())
 
     async def start(self) -> None:
         """Subscribe to everything and return once the server knows of it."""
@@ -139,11 +158,12 @@ class Endpoint:
             return
         self._serial += 1
         call = Call(self.nc, route.name, msg, self._serial, self.limits.default_timeout_s, route.text)
-        if refusal := call.asked.fault or self._unaskable(call) or self._refusal(len(call.body)):
+        held = self._held[route.management]
+        if refusal := call.asked.fault or self._unaskable(call) or self._refusal(len(call.body), held):
             call.take_body()
             call.size = 0  # it is not counted either
         self.calls[call.serial] = call
-        self.bytes_in_flight += call.size
+        held.add(1, call.size)
         msg.data = b""  # nats-py keeps each subscription's last message
         call.task = asyncio.create_task(self._serve(route, counts, call, refusal), name=f"{route.name}.{call.serial}")
 
@@ -156,12 +176,12 @@ class Endpoint:
         allowed = ", ".join(self.replies.prefixes)
         return InvalidField(f"{names.CALLER} must be a subject below {allowed}, and not the reply subject")
 
-    def _refusal(self, size: int) -> MLError | None:
+    def _refusal(self, size: int, held: Held) -> MLError | None:
         if size > self.limits.request_bytes:
             return TooLarge(f"the request takes {size} bytes, this worker reads {self.limits.request_bytes} at most")
-        if len(self.calls) >= self.limits.requests:
+        if held.requests >= self.limits.requests:
             full = f"{self.limits.requests} requests"
-        elif self.bytes_in_flight + size > self.limits.request_bytes:
+        elif held.size + size > self.limits.request_bytes:
             full = f"{self.limits.request_bytes} bytes of requests"
         else:
             return None
@@ -181,7 +201,7 @@ class Endpoint:
             log.warning("reply.lost", route=route.name, request_id=call.asked.request_id, error=str(error))
         finally:
             del self.calls[call.serial]
-            self.bytes_in_flight -= call.size
+            self._held[route.management].add(-1, -call.size)
             self._record(call, counts, time.perf_counter() - started)
 
     async def _outcome(self, route: Route, call: Call) -> MLError | None:

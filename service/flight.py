@@ -28,12 +28,14 @@ class Flight:
     """`events` completes what it is given; leaving it early ends what has not ended.
 
     window: how many of the call's completions are in the engine at a time. Past the first they wait for room instead
-    of being refused. streamed: whether somebody reads the text as it comes. ending: how it was made to end, if it was.
+    of being refused. streamed: whether somebody reads the text as it comes. deadline: by when the first has to be
+    ready, in loop time. ending: how it was made to end, if it was.
     """
 
-    def __init__(self, stepper: Stepper, window: int, streamed: bool) -> None:
+    def __init__(self, stepper: Stepper, window: int, streamed: bool, deadline: float) -> None:
         self.ending: FinishReason = "cancelled"
         self._stepper = stepper
+        self._deadline = deadline
         self._seats = asyncio.Semaphore(window)
         self._outbox = Outbox(bounded=streamed)
         self._pace_s = PACE_S if streamed else WHOLE_PACE_S
@@ -89,11 +91,12 @@ class Flight:
             self._outbox.seal()
 
     async def _begin(self, request: Request, patient: bool) -> None:
+        begin_by = self._deadline if patient else self._stepper.begin_by(request, self._deadline)
         while True:
             ended = self._stepper.ended
             self._outbox.open(request.id)
             try:
-                await self._stepper.add(request, self._outbox)
+                await self._stepper.add(request, self._outbox, begin_by)
                 return
             except EngineFull as error:
                 self._outbox.forget(request.id)

@@ -6,6 +6,7 @@ what is there, at most every 20 ms; the handler (handlers/generate.py) makes fra
 streamer (streamer.py) sends them (call.py).
 """
 
+import math
 from collections.abc import Callable
 
 from models.generation.base import Chat, Fill, GenerationEngine, Plain, Prompt, PromptTokens
@@ -86,13 +87,13 @@ class Generator:
         self.engine.check(request)
         return request
 
-    def flight(self, streamed: bool = True) -> Flight:
-        """For the completions of one call; streamed: see Flight. Raises Busy where the engine is full already."""
+    def flight(self, streamed: bool = True, deadline: float = math.inf) -> Flight:
+        """For the completions of one call; see Flight. Raises Busy where the engine is full already."""
         try:
             self._stepper.require_place()
         except EngineFull as full:
             raise self._stepper.refusal(full) from None
-        return Flight(self._stepper, self._window, streamed)
+        return Flight(self._stepper, self._window, streamed, deadline)
 
 
 def _chars(prompt: Prompt) -> int:

@@ -12,6 +12,7 @@ from models.encoders.base import Tokens
 from models.errors import TextTooLong
 from subjects.errors import InvalidField
 
+from .drain_rate import DrainRate
 from .packing import like_oldest_within, oldest_within
 from .runner import Runner, overdue
 from .tokenising import Lane
@@ -23,6 +24,8 @@ SLICE_CHARS = {"interactive": 262_144, "bulk": 16_384}
 """Characters that a job for the tokeniser takes on: all of a crowd at once, of bulk no more than some batches."""
 LINGER_S = 0.002
 """How long an idle device waits for the rest of a crowd."""
+LEARN = 0.02
+"""Weight of the latest text in what is known of tokenising."""
 AHEAD_S = 0.002
 """How long before the device is free the next batch is handed to it."""
 
@@ -43,6 +46,9 @@ class Line:
     ) -> None:
         self.unfinished: set[Work] = set()
         self.tokens = 0
+        self._estimated = 0
+        self._tokens_per_estimate = 1.0
+        self._drain = DrainRate()
         self._runner = runner
         self._overhead_tokens = overhead_tokens
         self._urgent = priority == "interactive"
@@ -64,9 +70,18 @@ class Line:
     def put(self, works: list[Work]) -> None:
         """Let texts in at the end."""
         self.unfinished.update(works)
-        self.tokens += sum(work.cost for work in works)
+        cost = sum(work.cost for work in works)
+        self.tokens += cost
+        self._estimated += cost
         self._short.put(work for work in works if len(work.text) <= LONG_CHARS)
         self._long.put(work for work in works if len(work.text) > LONG_CHARS)
+
+    def ready_in_s(self, cost: int) -> float:
+        """When texts of this estimated cost would have their answers, were they put now; 0 where nothing waits."""
+        if not self.unfinished:
+            return 0.0
+        tokens = self.tokens - self._estimated + self._tokens_per_estimate * (self._estimated + cost)
+        return tokens * self._drain.token_s
 
     async def run(self) -> None:
         """Tokenise and dispatch for ever."""
@@ -83,6 +98,8 @@ class Line:
                 work.future.set_result(outcome)
         self.unfinished.discard(work)
         self.tokens -= work.cost
+        if not len(work.tokens):
+            self._estimated -= work.cost
         self._on_answered()
 
     def _tokenized(self, work: Work, result: Tokens | Exception) -> None:
@@ -95,6 +112,8 @@ class Line:
             self._answer(work, InvalidField(nothing))
         else:
             self.tokens += len(result) - work.cost
+            self._estimated -= work.cost
+            self._tokens_per_estimate += LEARN * (len(result) / work.cost - self._tokens_per_estimate)
             work.tokens, work.text, work.cost = result, "", len(result)
             self._push(work)
 
@@ -175,8 +194,13 @@ class Line:
             self._ready_waits.clear()
 
     def _wanted(self, work: Work) -> bool:
-        """Whether anyone still waits for it; one that is not wanted is dropped."""
-        if work.wanted():
+        """Whether anyone still waits for it, and it can be ready in time; else it is dropped.
+
+        An idle device takes whatever it is given: how fast it is now, only running tells.
+        """
+        if work.wanted() and not (
+            self._running and self._busy_until + work.cost * self._runner.token_s > work.deadline
+        ):
             return True
         self._answer(work, overdue())
         return False
@@ -185,6 +209,8 @@ class Line:
         try:
             if again := await self._runner.run(batch, self._answer, self._urgent):
                 self._keep([*again, *self._ready])
+            else:
+                self._drain.ended(batch, self._runner.budget(self._urgent))
         finally:
             self._running -= 1
             self._running_tokens -= tokens

@@ -3,6 +3,8 @@
 Owns what running them teaches: how large a batch may be, and how long a token takes. Knows no queue.
 """
 
+import asyncio
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -22,6 +24,9 @@ HOLD_S = 0.1
 """How long a bulk pass should hold the device between two stops: a person hardly notices."""
 LEAST_TOKENS = 128
 """No bulk batch is made smaller than this for it; a text that somebody waits for takes about as long."""
+GROW_S = 60.0
+GROWTH = 1.25
+"""How often, and how much, a budget that memory once was too short for grows again."""
 
 Answer = Callable[[Work, "Embedded | Exception"], None]
 
@@ -39,6 +44,8 @@ class Runner:
         self.encoder = encoder
         self.budget_tokens = budget_tokens
         self.token_s = 1e-4
+        self._most_tokens = budget_tokens
+        self._budget_since = -math.inf
         self._held_token_s = 0.0
         self._device = device
         self._observer = observer
@@ -87,9 +94,20 @@ class Runner:
             await self._isolate(batch, answer, False, error)
             return []
         if tokens <= self.budget_tokens:
-            self.budget_tokens = tokens // 2
+            self._set_budget(tokens // 2)
         log.warning("batch.out_of_memory", model=self.encoder.model, tokens=tokens, budget_tokens=self.budget_tokens)
         return batch
+
+    def _set_budget(self, tokens: int) -> None:
+        self.budget_tokens = min(tokens, self._most_tokens)
+        self._budget_since = asyncio.get_running_loop().time()
+
+    def _grow(self, computed: int) -> None:
+        """Let the budget grow again, slowly, while batches use it: what took the memory may be gone."""
+        used = computed >= self.budget_tokens / 2
+        if used and self.budget_tokens < self._most_tokens:
+            if asyncio.get_running_loop().time() - self._budget_since >= GROW_S:
+                self._set_budget(math.ceil(self.budget_tokens * GROWTH))
 
     async def _isolate(self, batch: list[Work], answer: Answer, urgent: bool, error: Exception) -> None:
         """A batch failed: run its members one by one, so that only the culprit fails."""
@@ -103,6 +121,7 @@ class Runner:
     def _resolve(self, batch: list[Work], answer: Answer, ran: Ran) -> None:
         if ran.computed:
             self._learn(ran)
+            self._grow(ran.computed)
             self._observer.batch_ran(self.encoder.model, len(ran.vectors), ran.tokens, ran.computed, ran.seconds)
         for work in batch:
             if work not in ran.vectors:

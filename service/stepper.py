@@ -4,6 +4,8 @@ Owns the requests in the engine and tells each one's call of its events. Knows n
 """
 
 import asyncio
+import itertools
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
@@ -14,10 +16,11 @@ from models.errors import DeviceFailed
 from models.generation.base import GenerationEngine
 from models.generation.errors import DuplicateRequest, EngineFull
 from models.generation.request import Finished, FinishReason, Piece, Request, Usage
-from subjects.errors import Busy, Cancelled, Unavailable
+from subjects.errors import Busy, Cancelled, DeadlinePassed, Unavailable
 
 from .change import Change
 from .device_thread import DeviceThread
+from .generation_times import GenerationTimes
 from .outbox import LIMIT_CHARS, Outbox
 from .turn import Abort, Addition, Command, Turn, take_turn
 from .watchdog import Watchdog
@@ -26,6 +29,10 @@ log = structlog.get_logger(__name__)
 
 TURNS_AHEAD = 2
 """One runs, one waits at the device: what a turn gave is told while the next one computes."""
+
+
+MARGIN = 1.1
+"""How much longer than expected a text is taken to last: a late one helps nobody and has cost as much."""
 
 
 class StepObserver(Protocol):
@@ -62,14 +69,18 @@ class Stepper:
         self._commands: deque[Command] = deque()
         self._wanted = asyncio.Event()
         self._left = Change()
-        self._left_at = 0.0
+        self._left_at = self._told_at = 0.0
         self._gap_s = 0.1
+        self._times = GenerationTimes(engine.facts.max_running)
         self._stopped = False
 
     def refusal(self, full: EngineFull) -> Busy:
         """What to answer for it: ask again when a place will be free, going by how long that took lately."""
+        return self._busy(str(full), self._gap_s)
+
+    def _busy(self, why: str, retry_s: float) -> Busy:
         self._observer.refused(self._model)
-        return Busy(str(full), retry_after_ms=int(1000 * min(10.0, max(0.05, self._gap_s))))
+        return Busy(why, retry_after_ms=int(1000 * min(10.0, max(0.05, retry_s))))
 
     def require_place(self) -> None:
         """Refuse at once where the engine holds all that it may: a step may take long. Raises EngineFull."""
@@ -77,8 +88,25 @@ class Stepper:
         if places and len(self._asked) >= places:
             raise EngineFull(f"{places} requests run or wait")
 
-    async def add(self, request: Request, outbox: Outbox) -> None:
-        """Hand a request to the engine; its events go into the outbox from then on.
+    def begin_by(self, request: Request, deadline: float) -> float:
+        """When a request has to begin to be ready by its deadline, both in loop time.
+
+        Raises Busy where those that came before it leave no time for it, whatever it would cost. One that is too long
+        for its deadline even alone need only begin before it.
+        """
+        others = [asked.request for asked in self._asked.values()]
+        places = self._engine.facts.max_running or len(others)
+        ready = self._times.ready(request, others[:places], others[places:])
+        left_s = deadline - asyncio.get_running_loop().time()
+        whole = ready.alone_s <= left_s
+        needed_s = MARGIN * (ready.ends_s if whole else ready.begins_s)
+        if others and needed_s > left_s > 0:
+            why = f"{len(others)} requests run or wait: this one would take {needed_s:.1f} s, past its deadline"
+            raise self._busy(why, needed_s - left_s)
+        return deadline - ready.alone_s if whole else deadline
+
+    async def add(self, request: Request, outbox: Outbox, begin_by: float = math.inf) -> None:
+        """Hand a request to the engine; its events go into the outbox from then on. begin_by: see there.
 
         Raises what the engine refuses it with, and Unavailable when nothing runs any more.
         """
@@ -87,7 +115,7 @@ class Stepper:
         if request.id in self._asked:
             raise DuplicateRequest(request.id)
         self.require_place()
-        asked = Addition(request, outbox, asyncio.get_running_loop().create_future())
+        asked = Addition(request, outbox, begin_by, asyncio.get_running_loop().create_future())
         self._asked[request.id] = asked
         self._command(asked)
         await asked.admitted
@@ -122,6 +150,8 @@ class Stepper:
             self._stop()
 
     async def _take_turn(self, seats: asyncio.Semaphore) -> None:
+        loop = asyncio.get_running_loop()
+        asked_at = loop.time()
         with self.watchdog.turn():
             turn = await self._device.run(
                 take_turn,
@@ -132,7 +162,11 @@ class Stepper:
                 urgent=True,
                 source=f"generate.{self._model}",
             )
+        if turn.seconds is not None:  # by the clock on the wall: others have the device in between
+            self._times.stepped(turn.tokens, loop.time() - max(asked_at, self._told_at))
+        self._told_at = loop.time()
         self._tell(turn)
+        self._drop_hopeless()
         seats.release()
 
     def _command(self, command: Command) -> None:
@@ -161,6 +195,14 @@ class Stepper:
             self._wanted.set()
         else:
             self._wanted.clear()
+
+    def _drop_hopeless(self) -> None:
+        """End what waits and can no longer be ready in time: nobody would have anything of it."""
+        now = asyncio.get_running_loop().time()
+        for asked in list(itertools.islice(self._asked.values(), self._engine.facts.max_running or None, None)):
+            if now > asked.begin_by:
+                asked.outbox.fail(DeadlinePassed("too many were before it: the text cannot be ready by its deadline"))
+                self.leave(asked.request.id)
 
     def _admit(self, asked: Addition, refusal: Exception | None) -> None:
         if refusal is not None and self._asked.get(asked.request.id) is asked:
@@ -193,6 +235,7 @@ class Stepper:
         self._left.set()
         asked = self._asked.pop(finished.request, None)
         if asked is not None:
+            self._times.ended(asked.request, finished)
             asked.outbox.put(finished)
         if asked is not None or finished.request in self._departed:
             self._departed.discard(finished.request)

@@ -20,10 +20,12 @@ from .watchdog import Watchdog
 
 @dataclass(slots=True, eq=False)
 class Addition:
-    """A request to be added, and who waits for it. told_at: when it last gave a piece (loop time)."""
+    """A request to be added, and who waits for it. told_at: when it last gave a piece; begin_by: when it
+    has to begin (loop time)."""
 
     request: Request
     outbox: Outbox
+    begin_by: float
     admitted: asyncio.Future[None]
     told_at: float | None = None
 
@@ -44,7 +46,7 @@ class Turn:
     """What came of a turn. added: what was handed to the engine, and why not, where it did not take it.
 
     idle: whether another turn would do nothing. failure: what the step raised, and lost: all that were in the engine
-    then, which lets go of them. seconds: of the step, if there was one.
+    then, which lets go of them. seconds, tokens: of the step, if there was one, and what it computed.
     """
 
     added: list[tuple[Addition, Exception | None]] = field(default_factory=list)
@@ -53,6 +55,7 @@ class Turn:
     failure: BaseException | None = None
     lost: list[str] = field(default_factory=list)
     seconds: float | None = None
+    tokens: int = 0
 
 
 def take_turn(engine: GenerationEngine, commands: deque[Command], inside: set[str], watchdog: Watchdog) -> Turn:
@@ -70,6 +73,7 @@ def take_turn(engine: GenerationEngine, commands: deque[Command], inside: set[st
             with watchdog.step():
                 turn.events = engine.step()
             turn.seconds = time.perf_counter() - started
+            turn.tokens = engine.load.step_tokens
         turn.idle = engine.is_idle
     except BaseException as error:  # a panic in Rust is no Exception, and nobody would answer for it
         turn.failure, turn.lost = error, sorted(inside)

@@ -64,7 +64,7 @@ class Defaults:
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
     """What an engine does now. kv_used_bytes: of kv_bytes, by running requests; prefix_hits: prompt tokens not
-    computed since the start."""
+    computed since the start; step_tokens: computed by the latest step, of prompts too."""
 
     running: int = 0
     waiting: int = 0
@@ -75,6 +75,7 @@ class EngineLoad:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     preempted: int = 0
+    step_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +93,8 @@ class EngineLimits:
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
     """What is known of a loaded model. version: the exact weights and precision (see encoders.base.version_of);
-    max_tokens: its context, prompt and completion together; weight_bytes: on the device, without kv_bytes; places: how
-    many requests may run and wait, 0 where that is not bounded."""
+    max_tokens: its context, prompt and completion together; weight_bytes: on the device, without kv_bytes; max_running,
+    places: how many requests may run, and may run and wait; 0 where that is not bounded."""
 
     model: str
     version: str
@@ -106,6 +107,7 @@ class EngineFacts:
     vocabulary: int
     chat: bool
     fill: bool
+    max_running: int = 0
     places: int = 0
     defaults: Defaults = field(default_factory=Defaults)
     notes: tuple[str, ...] = ()

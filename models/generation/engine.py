@@ -50,7 +50,7 @@ class Engine:
         self._groups: dict[str, BeamGroup] = {}
         self._events: list[Event] = []
         self._order = itertools.count()
-        self._prompt_tokens = self._completion_tokens = 0
+        self._prompt_tokens = self._completion_tokens = self._step_tokens = 0
         self.load = EngineLoad(kv_bytes=self._cache.nbytes)
         self.facts = EngineFacts(
             model=loaded.model,
@@ -64,6 +64,7 @@ class Engine:
             vocabulary=loaded.vocabulary,
             chat=loaded.prompts.chat,
             fill=loaded.prompts.fill,
+            max_running=limits.max_running,
             places=limits.max_running + limits.waiting,
             defaults=loaded.defaults,
             notes=loaded.notes,
@@ -119,6 +120,7 @@ class Engine:
         """See GenerationEngine."""
         works, began = self._scheduler.plan(self._pace.chunk_tokens), self._clock()
         decodes = sum(work.length == 1 for work in works)
+        self._step_tokens = sum(work.length for work in works)
         ends, rows = self._compute(works)
         drawn = [place for place, sequence in enumerate(ends) if not sequence.is_beam]
         if drawn:
@@ -130,7 +132,7 @@ class Engine:
             except Exception as error:
                 self._fail(group.first, error)
         if works:
-            self._pace.ran(decodes, sum(work.length for work in works) - decodes, self._clock() - began)
+            self._pace.ran(decodes, self._step_tokens - decodes, self._clock() - began)
         self._note_load()
         events, self._events = self._events, []
         return events
@@ -259,6 +261,7 @@ class Engine:
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
             preempted=scheduler.preempted,
+            step_tokens=self._step_tokens,
         )
 
     def close(self) -> None:

@@ -100,7 +100,7 @@ class GenerateHandlers:
 
 async def _news(asked: Asked, generator: Generator, call: Call) -> News:
     """Events with the number of their completion, an echo before its text; an end for each of them."""
-    flight = generator.flight(streamed=call.framed)
+    flight = generator.flight(streamed=call.framed, deadline=call.deadline)
     silent, left = set(range(asked.count)), set(range(asked.count))
     with call.winding_up(flight.end):
         async with aclosing(flight.events(asked.requests(generator))) as told:

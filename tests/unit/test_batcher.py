@@ -518,3 +518,71 @@ async def test_a_batch_holds_texts_of_one_task(packed):
         done = await asyncio.gather(*first, *futures)
     assert len(done) == 31
     assert sorted(map(len, encoder.batches)) == [1, 10, 20]
+
+
+async def slow_by(encoder: FakeEncoder, batcher: Batcher, text: str, seconds: float) -> None:
+    """Let a text take so long that the queue is known to be slow, then let nothing end any more."""
+    encoder.gate.clear()
+    (slow,) = submit(batcher, text)
+    await entered(encoder)
+    await asyncio.sleep(seconds)
+    encoder.gate.set()
+    await slow
+    encoder.gate.clear()
+
+
+async def test_what_would_be_late_is_refused_at_once_and_says_when_to_come_back(encoder):
+    async with batching(encoder) as batcher:
+        await slow_by(encoder, batcher, "slow", 0.05)
+        hundred = " ".join("abcdefghij" * 10)
+        waits = submit(batcher, hundred)
+        with pytest.raises(Busy, match="past the deadline") as refused:
+            submit(batcher, "one more", within_s=2)
+        assert refused.value.retry_after_ms >= 2000  # 100 tokens of 50 ms, less the two seconds that it has
+        waits += submit(batcher, "one with time", within_s=600)
+        encoder.gate.set()
+        assert len(await asyncio.gather(*waits)) == 2
+
+
+async def test_an_idle_queue_takes_anything_however_slow_it_was(encoder):
+    async with batching(encoder) as batcher:
+        await slow_by(encoder, batcher, "slow", 0.05)
+        waits = submit(batcher, "a text that has little time", within_s=10)
+        encoder.gate.set()
+        await asyncio.gather(*waits)
+
+
+async def test_long_texts_are_expected_to_have_as_many_tokens_as_the_latest(encoder):
+    """A token has ten characters: else a request that has time enough would be refused."""
+    async with batching(encoder) as batcher:
+        await asyncio.gather(*submit(batcher, *["abcdefghi " * 20] * 300))
+        await slow_by(encoder, batcher, "slow", 0.02)
+        waits = submit(batcher, "a", "abcdefghi " * 20, within_s=30)
+        waits += submit(batcher, "abcdefghi " * 20, within_s=3)
+        encoder.gate.set()
+        await asyncio.gather(*waits)
+
+
+async def test_what_has_become_hopeless_is_dropped_before_its_deadline(encoder):
+    encoder.gate.clear()
+    async with batching(encoder) as batcher:
+        batcher._runner.token_s = 10.0
+        running = submit(batcher, "a")
+        await entered(encoder)
+        with pytest.raises(DeadlinePassed):
+            await asyncio.wait_for(*submit(batcher, "hopeless", within_s=15), 10)
+        encoder.gate.set()
+        await asyncio.gather(*running)
+    assert word_id("hopeless") not in encoder.seen
+
+
+async def test_a_budget_that_was_halved_grows_again_and_no_further(monkeypatch):
+    monkeypatch.setattr(runner, "GROW_S", 0.0)
+    encoder = FakeEncoder(memory_tokens=64)
+    async with batching(encoder, budget_tokens=256) as batcher:
+        await asyncio.gather(*submit(batcher, *(f"a b c {n}" for n in range(200))))
+        assert batcher.budget_tokens < 256
+        encoder.memory_tokens = 10_000
+        await asyncio.gather(*submit(batcher, *(f"a b c {n}" for n in range(2000))))
+        assert batcher.budget_tokens == 256
+    assert max(max(batch) * len(batch) for batch in encoder.batches) <= 256

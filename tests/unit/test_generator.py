@@ -22,7 +22,7 @@ from service.generator import Generator
 from service.model_loader import LEAST_KV_BYTES, ModelLoader
 from service.outbox import LIMIT_CHARS, Outbox
 from service.stepper import StepFailed
-from subjects.errors import Busy, Cancelled, Unavailable
+from subjects.errors import Busy, Cancelled, DeadlinePassed, Unavailable
 
 
 class Observer:
@@ -404,3 +404,58 @@ def test_keys_and_values_get_a_share_of_the_memory_and_no_more_than_is_of_use(se
     limits = ModelLoader(Settings(**settings))._engine_limits("cpu", context_bytes)
     assert (limits.kv_bytes, limits.chunk_tokens) == (kv_bytes, 128)
     assert ModelLoader(Settings(**settings))._engine_limits("cuda:0", context_bytes).chunk_tokens == 1024
+
+
+async def test_a_text_that_would_be_late_is_refused_at_once_and_says_when_to_come_back():
+    engine = FakeEngine(limits=EngineLimits(max_running=2, waiting=50))
+    engine.slow(0.02)
+    async with running(engine) as generator:
+        loop = asyncio.get_running_loop()
+        await told(generator.flight(), requests(generator, "a", max_tokens=10))
+        others = [
+            asyncio.create_task(told(generator.flight(), requests(generator, f"b {n}", max_tokens=500)))
+            for n in range(4)
+        ]
+        while engine.load.running < 2 or len(engine.requests) < 5:
+            await asyncio.sleep(0)
+        with pytest.raises(Busy, match="past its deadline") as refused:
+            await told(generator.flight(deadline=loop.time() + 2), requests(generator, "c", max_tokens=10))
+        assert refused.value.retry_after_ms == 10_000  # two times 500 steps of 20 ms
+        patient = asyncio.create_task(
+            told(generator.flight(deadline=loop.time() + 600), requests(generator, "d", max_tokens=10))
+        )
+        engine.release()
+        await asyncio.gather(patient, *others)
+
+
+async def test_a_text_too_long_for_its_deadline_even_alone_need_only_begin_in_time():
+    engine = FakeEngine()
+    engine.slow(0.02)
+    async with running(engine) as generator:
+        loop = asyncio.get_running_loop()
+        await told(generator.flight(), requests(generator, "a", max_tokens=10))
+        other = asyncio.create_task(told(generator.flight(), requests(generator, "b", max_tokens=400)))
+        long = generator.flight(deadline=loop.time() + 5)
+        long = asyncio.create_task(told(long, requests(generator, "c", max_tokens=4000)))
+        while len(engine.requests) < 3:
+            await asyncio.sleep(0)
+        engine.release()
+        await asyncio.gather(other, long)
+
+
+async def test_a_text_that_has_become_hopeless_while_it_waited_is_never_begun():
+    engine = FakeEngine(limits=EngineLimits(max_running=1, waiting=50))
+    engine.slow(0.005)
+    async with running(engine) as generator:
+        loop = asyncio.get_running_loop()
+        await told(generator.flight(), requests(generator, "a", max_tokens=10))
+        engine.gate.clear()
+        running_one = asyncio.create_task(told(generator.flight(), requests(generator, "b", max_tokens=20)))
+        late = generator.flight(deadline=loop.time() + 0.5)
+        late = asyncio.create_task(told(late, requests(generator, "c", max_tokens=20)))
+        await asyncio.sleep(0.45)  # it would take 0.1 s
+        engine.gate.set()
+        with pytest.raises(DeadlinePassed):
+            await late
+        await running_one
+    assert sum(engine.steps) == 30

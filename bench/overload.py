@@ -1,0 +1,178 @@
+"""What a worker still does when it is asked for ten times what it can do.
+
+    python -m bench.overload [--times 10] [--seconds 10] [--deadlines 2 5 10]
+
+Requests come at a fixed rate, whether or not they are answered (bench/flood.py). Goodput is what is answered within
+its deadline, a second. It is held against what the same worker serves to callers who wait for their answers while a
+responder beside it, which only echoes, gets the rest of that flood: receiving a flood costs everybody.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from nats.aio.client import Client
+
+from . import corpus, report
+from .flood import Outcome, Plan
+from .load import NatsCaller
+from .processes import BIN, nats_connection, running, url_of, worker
+from .responders import FLOOR
+
+PACKAGES = ("torch", "transformers", "nats-py")
+GOODPUT = 0.9
+REFUSAL_MS = MANAGEMENT_MS = 100
+TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Requests of one kind. callers: who bring the worker to its capacity."""
+
+    name: str
+    subject: str
+    bodies: list[str]
+    callers: int
+
+
+def kinds() -> list[Kind]:
+    """Embedding of functions, and short completions of their beginnings."""
+    functions = corpus.functions(512, seed=1)
+    short = {"max_tokens": TOKENS, "min_tokens": TOKENS}
+    return [
+        Kind("embedding", "ml.embed", [json.dumps({"text": text}) for text in functions], 64),
+        Kind("generation", "ml.generate", [json.dumps({"prompt": text[:200]} | short) for text in functions], 32),
+    ]
+
+
+async def capacity(nc: Client, kind: Kind, seconds: float) -> float:
+    """Requests a second that callers get answered who each have one outstanding."""
+    bodies, answered = itertools.cycle(kind.bodies), 0
+
+    async def keep_asking(caller: NatsCaller) -> None:
+        nonlocal answered
+        for body in bodies:
+            await caller(body.encode())
+            answered += 1
+
+    callers = [await NatsCaller.open(nc, kind.subject) for _ in range(kind.callers)]
+    tasks = [asyncio.create_task(keep_asking(caller)) for caller in callers]
+    await asyncio.sleep(1)
+    before, began = answered, time.monotonic()
+    await asyncio.sleep(seconds)
+    rate = (answered - before) / (time.monotonic() - began)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return rate
+
+
+@asynccontextmanager
+async def flooding(nc: Client, plan: Plan) -> AsyncIterator["asyncio.Task[Outcome]"]:
+    """A flood in a process of its own; the task brings what came of it."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bench.flood", url_of(nc).removeprefix("nats://"), stdin=-1, stdout=-1
+    )
+    output = asyncio.create_task(process.communicate(json.dumps(asdict(plan)).encode()))
+
+    async def outcome() -> Outcome:
+        printed, _ = await output
+        return Outcome(**json.loads(printed))
+
+    task = asyncio.create_task(outcome())
+    try:
+        yield task
+        await task
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
+async def managed(nc: Client, seconds: float) -> list[float]:
+    """How long each question about the models waited, in milliseconds; who got no answer waited ten seconds."""
+    waited: list[float] = []
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        began = time.monotonic()
+        await nc.request("ml.models.list", b"", timeout=10)
+        waited.append(1000 * (time.monotonic() - began))
+        await asyncio.sleep(0.1)
+    return waited
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Or 0 where there are none."""
+    return float(np.percentile(values, percent)) if values else 0.0
+
+
+async def measure(nc: Client, kind: Kind, options: argparse.Namespace) -> list[list[str]]:
+    """Both loads, with each deadline -> rows of the table."""
+    capacity_s = await capacity(nc, kind, options.seconds)
+    rows, rate = [], options.times * capacity_s
+    for deadline_s in options.deadlines:
+        echo = Plan(FLOOR, rate - capacity_s, options.seconds + 1, deadline_s, kind.bodies)
+        async with flooding(nc, echo):
+            beside_s = await capacity(nc, kind, options.seconds)
+        async with flooding(nc, Plan(kind.subject, rate, options.seconds, deadline_s, kind.bodies)) as flood:
+            waited = await managed(nc, options.seconds)
+            outcome = await flood
+        share = outcome.in_time_s / beside_s
+        refusals_ms, management_ms = 1000 * percentile(outcome.refused, 99), percentile(waited, 95)
+        rows.append(
+            [
+                f"{kind.name}, {deadline_s:g} s",
+                *(f"{value:.1f}" for value in (capacity_s, outcome.sent / options.seconds, beside_s)),
+                f"{outcome.in_time_s:.1f}",
+                f"{share:.2f}",
+                str(len(outcome.late) + len(outcome.failed)),
+                f"{refusals_ms:.0f}",
+                f"{management_ms:.0f}",
+            ]
+        )
+        answered = sum(map(len, (outcome.in_time, outcome.late, outcome.refused, outcome.failed)))
+        print(f"{rows[-1]} unanswered {outcome.sent - answered}, failed {statistics.multimode(outcome.failed)[:3]}")
+        report.print_target(f"{kind.name}, {deadline_s:g} s: share of the goodput", share, GOODPUT)
+        report.print_target(f"{kind.name}, {deadline_s:g} s: refusals p99, ms", refusals_ms, REFUSAL_MS, at_most=True)
+        report.print_target(
+            f"{kind.name}, {deadline_s:g} s: management p95, ms", management_ms, MANAGEMENT_MS, at_most=True
+        )
+    return rows
+
+
+async def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.overload")
+    parser.add_argument("--times", type=float, default=10, help="of its capacity")
+    parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
+    parser.add_argument("--deadlines", type=float, nargs="+", default=[2, 5, 10])
+    parser.add_argument("--kinds", nargs="+", default=["embedding", "generation"])
+    options = parser.parse_args()
+    report.print_setting("bench.overload", PACKAGES, times=f"{options.times:g}", seconds=f"{options.seconds:g}")
+    settings = {"MLBUS_MODELS": "minilm,smollm2", "MLBUS_GENERATION__KV_GB": "0.5"}
+    async with nats_connection() as nc, worker(nc, settings):
+        async with running((sys.executable, "-m", "bench.responders", url_of(nc), FLOOR)):
+            rows = [row for kind in kinds() if kind.name in options.kinds for row in await measure(nc, kind, options)]
+    headings = [
+        "",
+        "capacity/s",
+        "offered/s",
+        "beside an echo/s",
+        "in time/s",
+        "share",
+        "late or failed",
+        "refusals p99 ms",
+        "management p95 ms",
+    ]
+    report.print_table(headings, rows)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,80 @@
+"""When a text would be ready, going by how long an engine's steps take and how many tokens its texts have.
+
+Learns from steps and ends. Knows no queue and no engine.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from models.generation.request import Finished, Request
+
+_KEPT = 0.98
+"""Of what is known of steps, after another one."""
+_WEIGHT = 0.05  # of the latest text in the average
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """When a text would begin and end, in seconds from now; alone_s: when it would end if nothing else were there."""
+
+    begins_s: float
+    ends_s: float
+    alone_s: float
+
+
+class GenerationTimes:
+    """places: how many texts are in a step at most."""
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._weight = self._tokens = self._seconds = self._squares = self._products = 0.0
+        self._share = self._uncached = 1.0
+
+    def stepped(self, tokens: int, seconds: float) -> None:
+        """A step has computed so many tokens, of prompts too."""
+        values = (1.0, tokens, seconds, tokens * tokens, tokens * seconds)
+        sums = (self._weight, self._tokens, self._seconds, self._squares, self._products)
+        self._weight, self._tokens, self._seconds, self._squares, self._products = (
+            _KEPT * known + value for known, value in zip(sums, values, strict=True)
+        )
+
+    def ended(self, request: Request, finished: Finished) -> None:
+        """A text has come to its end."""
+        usage = finished.usage
+        if finished.reason in ("stop", "length"):
+            self._share += _WEIGHT * (usage.completion / request.max_tokens - self._share)
+            self._uncached += _WEIGHT * (1 - usage.cached / len(request.prompt) - self._uncached)
+
+    def expected(self, request: Request) -> float:
+        """How many tokens a text will have: so large a part of those allowed as the latest had."""
+        return max(request.min_tokens, self._share * request.max_tokens)
+
+    def ready(self, request: Request, running: Collection[Request], waiting: Collection[Request]) -> Ready:
+        """When a text would be ready, were it asked for now. waiting: those that are before it in the queue."""
+        tokens, texts = self.expected(request), [*running, *waiting, request]
+        at_once = min(len(texts), self._places or len(texts))
+        ahead = sum(map(self.expected, [*waiting, request])) if len(texts) > at_once else 0.0
+        prompts_per_token = sum(map(self._prompt, texts)) / sum(map(self.expected, texts))
+        step_s = self._step_s(at_once * (1 + prompts_per_token))
+        prompt_s = self._token_s * sum(map(self._prompt, [*waiting, request]))
+        begins_s = ahead / at_once * step_s + prompt_s
+        alone_s = self._token_s * self._prompt(request) + tokens * self._step_s(1)
+        return Ready(begins_s, begins_s + tokens * step_s, alone_s)
+
+    def _prompt(self, request: Request) -> float:
+        """How many tokens of a prompt will be computed: so large a part of it as of the latest."""
+        return self._uncached * len(request.prompt)
+
+    @property
+    def _token_s(self) -> float:
+        """What one more token in a step takes, by least squares; 0 until there were steps of different sizes."""
+        spread = self._weight * self._squares - self._tokens**2
+        if spread <= 1e-6 * self._squares:
+            return 0.0
+        return max(0.0, (self._weight * self._products - self._tokens * self._seconds) / spread)
+
+    def _step_s(self, tokens: float) -> float:
+        if not self._weight:
+            return 0.0
+        base_s = max(0.0, (self._seconds - self._token_s * self._tokens) / self._weight)
+        return base_s + self._token_s * tokens
