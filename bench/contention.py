@@ -3,7 +3,8 @@
     python -m bench.contention [--rounds 10] [--seconds 3]
 
 Two workers over NATS, of which one computes at a time: ours, and one whose threads spin as long as libgomp lets them
-by default (GOMP_SPINCOUNT). In each round both are measured alone, beside one process and beside two.
+by default (GOMP_SPINCOUNT). In each round both are measured alone, and ours beside one process and beside two; the
+other, which hardly gets on there, in the first round only.
 """
 
 import argparse
@@ -33,6 +34,7 @@ TARGETS = {1: 0.45, 2: 0.3}
 PROMPT = "Write a Python class for a bank account with deposit, withdraw and transfer."
 MANY_TOKENS = 2000
 
+Rates: TypeAlias = dict[tuple[str, str, int], list[float]]
 Measure: TypeAlias = Callable[[MLClient, float], Awaitable[float]]
 
 
@@ -138,13 +140,19 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _print_results(rates: dict[tuple[str, str, int], list[float]], names: Sequence[str]) -> None:
+def _share(rates: Rates, what: str, name: str, spinners: int) -> float:
+    """Beside so many spinners, of what was measured alone in the same rounds."""
+    beside = rates[what, name, spinners]
+    return report.ratio(beside, rates[what, name, 0][: len(beside)])
+
+
+def _print_results(rates: Rates, names: Sequence[str]) -> None:
     for what in MEASURES:
         rows = [
             [
                 name,
                 *(f"{statistics.median(rates[what, name, spinners]):.1f}" for spinners in SPINNERS),
-                *(f"{report.ratio(rates[what, name, spinners], rates[what, name, 0]):.2f}" for spinners in TARGETS),
+                *(f"{_share(rates, what, name, spinners):.2f}" for spinners in TARGETS),
             ]
             for name in names
         ]
@@ -155,25 +163,26 @@ def _print_results(rates: dict[tuple[str, str, int], list[float]], names: Sequen
             f"{what}, alone, to libgomp's own", report.ratio(rates[what, ours, 0], rates[what, theirs, 0]), 0.95
         )
         for spinners, target in TARGETS.items():
-            share = report.ratio(rates[what, ours, spinners], rates[what, ours, 0])
-            report.print_target(f"{what}, share beside {spinners}", share, target)
+            report.print_target(f"{what}, share beside {spinners}", _share(rates, what, ours, spinners), target)
 
 
 async def main() -> None:
     """Measure, print the tables, then the targets."""
     options = _parse()
     report.print_setting("bench.contention", PACKAGES, rounds=f"{options.rounds}, {options.seconds:g} s each")
-    rates: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+    rates: Rates = defaultdict(list)
     async with workers() as clients:
         for measure in MEASURES.values():
             for client in clients.values():
                 await measure(client, 1)
-        for _ in range(options.rounds):
+        for number in range(options.rounds):
             for spinners in SPINNERS:
+                measured = list(clients.items()) if not (spinners and number) else list(clients.items())[:1]
                 with spinning(spinners):
                     for what, measure in MEASURES.items():
-                        for name, client in clients.items():
+                        for name, client in measured:
                             rates[what, name, spinners].append(await measure(client, options.seconds))
+            print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
     _print_results(rates, list(clients))
 
 

@@ -29,7 +29,7 @@ class GenerationTelemetry:
         self._cached = counter("prefix_hit_tokens", "Of these, tokens that were in the prefix cache")
         self._made = counter("completion_tokens", "Tokens of completions that have ended")
         self._ended = counter("completions", "Completions that have ended, by finish reason", "reason")
-        self._refused = counter("refused", "Requests refused because the engine's queue was full")
+        self._refused = counter("refused", "Requests refused because the queue was full or too long for their deadline")
         self._counts: dict[str, Counts[str]] = {}
 
     def stepped(self, model: str, seconds: float) -> None:
@@ -63,7 +63,7 @@ class GenerationTelemetry:
         )
 
     def refused(self, model: str) -> None:
-        """An engine's queue was full."""
+        """A request was refused: the queue was full, or too long for its deadline."""
         self._refused.labels(model).inc()
         self._counts.setdefault(model, Counts()).update(refused=1)
 
