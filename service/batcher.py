@@ -10,13 +10,11 @@ from concurrent.futures import Executor
 from models.encoders.base import Encoder, TextOptions
 from subjects.errors import Busy, Unavailable
 
+from .busy import MARGIN, milliseconds
 from .device_thread import DeviceThread
 from .line import Line
 from .runner import BatchObserver, Runner
 from .work import BatchLimits, Finish, Priority, Work
-
-MARGIN = 1.1
-"""How much longer than expected a queue is taken to last: a late answer helps nobody and has cost as much."""
 
 
 class Batcher:
@@ -64,7 +62,7 @@ class Batcher:
     ) -> list[Work]:
         """Queue texts, all or none; each Work's future brings its Embedded.
 
-        Raises Busy when they do not fit or would be late, Unavailable when nothing runs any more.
+        Raises Busy when they do not fit, Unavailable when nothing runs any more.
         """
         if self._stopped:
             raise Unavailable("this worker is shutting down; ask again", retry_after_ms=100)
@@ -73,7 +71,6 @@ class Batcher:
             raise self._full(priority)
         loop = asyncio.get_running_loop()
         now = loop.time()
-        self._require_time(sum(costs), deadline - now, priority)
         works = [
             Work(text, first_index + i, options, finish, deadline, now, cost, loop.create_future())
             for i, (text, cost) in enumerate(zip(texts, costs, strict=True))
@@ -103,14 +100,19 @@ class Batcher:
             self._room.clear()
             await self._room.wait()
 
-    def _require_time(self, tokens: int, left_s: float, priority: Priority) -> None:
-        """Refuse what would be late, whatever it would cost: others are in time instead. Raises Busy."""
-        ready_s = self._lines[priority].ready_in_s(tokens) * MARGIN
+    def ready_in_s(self, priority: Priority = "interactive") -> float:
+        """At least how long another text would wait for its answer now; 0 where nothing waits."""
+        return self._lines[priority].ready_in_s(0)
+
+    def require_time(self, texts: Sequence[str], deadline: float, priority: Priority = "interactive") -> None:
+        """Refuse texts that would be late, whatever they would cost: others are in time instead. Raises Busy."""
+        ready_s = MARGIN * self._lines[priority].ready_in_s(sum(self.estimates(texts)))
+        left_s = deadline - asyncio.get_running_loop().time()
         if ready_s > left_s > 0:
             raise Busy(
                 f"this worker's {priority} queue for model {self.encoder.model!r} takes {ready_s:.1f} s now, "
                 f"which is past the deadline; try again later",
-                retry_after_ms=_milliseconds(ready_s - left_s),
+                retry_after_ms=milliseconds(ready_s - left_s),
             )
 
     def _full(self, priority: Priority) -> Busy:
@@ -119,7 +121,7 @@ class Batcher:
         return Busy(
             f"this worker's {priority} queue for model {self.encoder.model!r} is full "
             f"({len(line.unfinished)} texts, {line.tokens} tokens); try again later",
-            retry_after_ms=_milliseconds(line.ready_in_s(0) / 2),
+            retry_after_ms=milliseconds(line.ready_in_s(0) / 2),
         )
 
     async def run(self) -> None:
@@ -133,7 +135,3 @@ class Batcher:
             for line in self._lines.values():
                 for work in line.unfinished:
                     work.future.cancel()
-
-
-def _milliseconds(seconds: float) -> int:
-    return int(1000 * min(10.0, max(0.05, seconds)))

@@ -72,7 +72,7 @@ class Embedder:
 
     async def embed(self, text: str, how: How) -> Embedded:
         """One text. Raises Busy, DeadlinePassed and the errors of `models`."""
-        check_options(self.encoder, how.options, how.finish.dimensions)
+        self._check([text], how)
         (work,) = self.batcher.submit([text], how.options, how.finish, how.deadline, priority=how.priority)
         return await work.future
 
@@ -90,7 +90,7 @@ class Embedder:
 
     async def embed_parts(self, texts: Sequence[str], how: How, window: int = WINDOW) -> AsyncGenerator[Part, None]:
         """Many texts, in order, as they are ready. Closing it early drops what has not run."""
-        check_options(self.encoder, how.options, how.finish.dimensions)
+        self._check(texts, how)
         ahead: deque[list[Work]] = deque()
         try:
             for start, part in self._windows(texts, window):
@@ -107,6 +107,10 @@ class Embedder:
                 ahead.popleft()
         finally:
             _abandon(work for works in ahead for work in works)
+
+    def _check(self, texts: Sequence[str], how: How) -> None:
+        check_options(self.encoder, how.options, how.finish.dimensions)
+        self.batcher.require_time(texts, how.deadline, how.priority)
 
     def _windows(self, texts: Sequence[str], window: int) -> Iterator[tuple[int, Sequence[str]]]:
         """The texts in parts, each with the index of its first: so many texts, or as many tokens as may wait."""

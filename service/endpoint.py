@@ -5,7 +5,6 @@ Knows routes, not models: a route's handler takes a validated request and return
 
 import asyncio
 import functools
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -32,6 +31,7 @@ from subjects.errors import (
 from . import micro
 from .bus.client import BusClient
 from .bus.connection import settled
+from .busy import MARGIN, milliseconds
 from .call import Call
 from .errors import INTERNAL, to_wire
 from .reply_subject import ReplySubjects
@@ -52,6 +52,7 @@ class Route:
     text_field: the field that a plain text body stands for. stream: has the call choose the form first.
     queue: the queue group, of whose workers one answers; empty: every worker does, or where `alone` this one. text:
     whether replies have a text form. management: whether it has places of its own, which models' work cannot fill.
+    wait_s: at least how long a request waits now before it is worked on, in seconds, by its body that nobody has read.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Route:
     text: bool = False
     alone: bool = True
     management: bool = False
+    wait_s: Callable[[bytes], float] | None = None
 
     def to_every_worker(self) -> "Route":
         """The same, answered by all workers."""
@@ -159,13 +161,14 @@ class Endpoint:
         self._serial += 1
         call = Call(self.nc, route.name, msg, self._serial, self.limits.default_timeout_s, route.text)
         held = self._held[route.management]
-        if refusal := call.asked.fault or self._unaskable(call) or self._refusal(len(call.body), held):
-            call.take_body()
-            call.size = 0  # it is not counted either
+        refusal = call.asked.fault or self._unaskable(call) or self._refusal(call.size, held) or _late(route, call)
+        msg.data = b""  # nats-py keeps each subscription's last message
+        if refusal:  # at once: under a flood that is most of the work
+            await self._serve(route, counts, call, refusal)
+            return
         self.calls[call.serial] = call
         held.add(1, call.size)
-        msg.data = b""  # nats-py keeps each subscription's last message
-        call.task = asyncio.create_task(self._serve(route, counts, call, refusal), name=f"{route.name}.{call.serial}")
+        call.task = asyncio.create_task(self._work(route, counts, call, held), name=f"{route.name}.{call.serial}")
 
     def _unaskable(self, call: Call) -> MLError | None:
         """Note where the caller can be asked whether it still waits, or say why not there."""
@@ -185,12 +188,18 @@ class Endpoint:
             full = f"{self.limits.request_bytes} bytes of requests"
         else:
             return None
-        retry_after_ms = int(1000 * min(10.0, max(0.05, self._service_s)))
-        return Busy(f"this worker holds {full} already; try again later", retry_after_ms=retry_after_ms)
+        why = f"this worker holds {full} already; try again later"
+        return Busy(why, retry_after_ms=milliseconds(self._service_s))
 
-    async def _serve(self, route: Route, counts: micro.Counts, call: Call, refusal: MLError | None) -> None:
-        started = time.perf_counter()
+    async def _work(self, route: Route, counts: micro.Counts, call: Call, held: Held) -> None:
         call.running = True
+        try:
+            await self._serve(route, counts, call)
+        finally:
+            del self.calls[call.serial]
+            held.add(-1, -call.size)
+
+    async def _serve(self, route: Route, counts: micro.Counts, call: Call, refusal: MLError | None = None) -> None:
         try:
             if error := refusal or call.ended_by or await self._outcome(route, call):
                 await call.fail(error)
@@ -200,9 +209,7 @@ class Endpoint:
             call.answered = Internal(str(error))
             log.warning("reply.lost", route=route.name, request_id=call.asked.request_id, error=str(error))
         finally:
-            del self.calls[call.serial]
-            self._held[route.management].add(-1, -call.size)
-            self._record(call, counts, time.perf_counter() - started)
+            self._record(call, counts)
 
     async def _outcome(self, route: Route, call: Call) -> MLError | None:
         """Answer the call, or return the error to answer with."""
@@ -239,7 +246,8 @@ class Endpoint:
             log.exception("request.failed", route=call.route, request_id=call.asked.request_id)
         return known or Internal(INTERNAL)
 
-    def _record(self, call: Call, counts: micro.Counts, seconds: float) -> None:
+    def _record(self, call: Call, counts: micro.Counts) -> None:
+        seconds = asyncio.get_running_loop().time() - call.received
         error = call.answered if isinstance(call.answered, MLError) else None
         counts.record(int(seconds * 1e9), f"{error.code}: {error.message[:200]}" if error else None)
         self.observer.ended(call, seconds, error)
@@ -309,6 +317,17 @@ class Endpoint:
             call.end(Unavailable("this worker is shutting down; ask again", retry_after_ms=100))
         if left := _tasks(self.calls.values()):
             await asyncio.wait(left, timeout=5)
+
+
+def _late(route: Route, call: Call) -> MLError | None:
+    """Refuse without reading what could not be ready in time, whatever is asked."""
+    if route.wait_s is None:
+        return None
+    wait_s, left_s = MARGIN * route.wait_s(call.body), call.deadline - call.received
+    if wait_s <= left_s:
+        return None
+    why = f"this worker has {wait_s:.1f} s of work to do before, which is past the deadline; try again later"
+    return Busy(why, retry_after_ms=milliseconds(wait_s - left_s))
 
 
 def _tasks(calls: Iterable[Call]) -> list[asyncio.Task[None]]:

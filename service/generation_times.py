@@ -3,14 +3,26 @@
 Learns from steps and ends. Knows no queue and no engine.
 """
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heapify, heapreplace
+from typing import Protocol
 
 from models.generation.request import Finished, Request
 
 _KEPT = 0.98
 """Of what is known of steps, after another one."""
 _WEIGHT = 0.05  # of the latest text in the average
+
+
+class Asked(Protocol):
+    """A text that was asked for, and how many tokens it has so far."""
+
+    @property
+    def request(self) -> Request: ...
+
+    @property
+    def made(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +61,20 @@ class GenerationTimes:
         """How many tokens a text will have: so large a part of those allowed as the latest had."""
         return max(request.min_tokens, self._share * request.max_tokens)
 
-    def ready(self, request: Request, running: Collection[Request], waiting: Collection[Request]) -> Ready:
-        """When a text would be ready, were it asked for now. waiting: those that are before it in the queue."""
-        tokens, texts = self.expected(request), [*running, *waiting, request]
-        at_once = min(len(texts), self._places or len(texts))
-        ahead = sum(map(self.expected, [*waiting, request])) if len(texts) > at_once else 0.0
+    def ready(self, request: Request, before: Sequence[Asked]) -> Ready:
+        """When a text would be ready, were it asked for now. before: those that run and wait, in their order."""
+        places = self._places or len(before) + 1
+        running, waiting = before[:places], before[places:]
+        texts = [request, *(asked.request for asked in before)]
         prompts_per_token = sum(map(self._prompt, texts)) / sum(map(self.expected, texts))
-        step_s = self._step_s(at_once * (1 + prompts_per_token))
-        prompt_s = self._token_s * sum(map(self._prompt, [*waiting, request]))
-        begins_s = ahead / at_once * step_s + prompt_s
+        step_s = self._step_s(min(len(texts), places) * (1 + prompts_per_token))
+        ends = [max(1.0, self.expected(asked.request) - asked.made) for asked in running]
+        heapify(ends)
+        for asked in waiting:
+            heapreplace(ends, ends[0] + self.expected(asked.request))
+        steps = ends[0] if len(before) >= places else 0.0
+        prompt_s = self._token_s * sum(map(self._prompt, (request, *(asked.request for asked in waiting))))
+        begins_s, tokens = steps * step_s + prompt_s, self.expected(request)
         alone_s = self._token_s * self._prompt(request) + tokens * self._step_s(1)
         return Ready(begins_s, begins_s + tokens * step_s, alone_s)
 

@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 
 from models.encoders.base import Tokens
 from models.errors import TextTooLong
-from subjects.errors import InvalidField
+from subjects.errors import DeadlinePassed, InvalidField
 
 from .drain_rate import DrainRate
 from .packing import like_oldest_within, oldest_within
@@ -198,11 +198,12 @@ class Line:
 
         An idle device takes whatever it is given: how fast it is now, only running tells.
         """
-        if work.wanted() and not (
-            self._running and self._busy_until + work.cost * self._runner.token_s > work.deadline
-        ):
+        if not work.wanted():
+            self._answer(work, overdue())
+        elif self._running and self._busy_until + work.cost * self._runner.token_s > work.deadline:
+            self._answer(work, DeadlinePassed("too much was before it: the text cannot be ready by its deadline"))
+        else:
             return True
-        self._answer(work, overdue())
         return False
 
     async def _run(self, batch: list[Work], tokens: int) -> None:

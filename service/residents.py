@@ -7,6 +7,7 @@ from typing import TypeAlias
 from models.catalogue import Form
 from models.registry import Registry
 
+from .batcher import Batcher
 from .embedder import Embedder
 from .generator import Generator
 from .served import Served
@@ -25,8 +26,13 @@ DOING = ("running", "waiting", "waiting_tokens", "kv_used_bytes", "kv_bytes", "p
 
 def queued(residents: Residents) -> tuple[int, int]:
     """Texts and tokens that wait or run, over all embedding models."""
-    batchers = [served.batcher for served in _serving(residents) if isinstance(served, Embedder)]
+    batchers = _batchers(residents)
     return sum(batcher.queued_texts for batcher in batchers), sum(batcher.queued_tokens for batcher in batchers)
+
+
+def least_wait_s(residents: Residents) -> float:
+    """At least how long a text that somebody waits for waits now, whichever model is to embed it."""
+    return min((batcher.ready_in_s() for batcher in _batchers(residents)), default=0.0)
 
 
 def generating(residents: Residents) -> dict[str, int]:
@@ -55,6 +61,10 @@ def described(residents: Residents, defaults: Mapping[Form, str], missing: Mappi
 
 def _stuck_s(residents: Residents) -> float:
     return max((generator.stuck_s for generator in _generators(residents)), default=0.0)
+
+
+def _batchers(residents: Residents) -> list[Batcher]:
+    return [served.batcher for served in _serving(residents) if isinstance(served, Embedder)]
 
 
 def _generators(residents: Residents) -> list[Generator]:

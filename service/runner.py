@@ -104,10 +104,9 @@ class Runner:
 
     def _grow(self, computed: int) -> None:
         """Let the budget grow again, slowly, while batches use it: what took the memory may be gone."""
-        used = computed >= self.budget_tokens / 2
-        if used and self.budget_tokens < self._most_tokens:
-            if asyncio.get_running_loop().time() - self._budget_since >= GROW_S:
-                self._set_budget(math.ceil(self.budget_tokens * GROWTH))
+        due = asyncio.get_running_loop().time() - self._budget_since >= GROW_S
+        if self.budget_tokens < self._most_tokens and computed >= self.budget_tokens / 2 and due:
+            self._set_budget(math.ceil(self.budget_tokens * GROWTH))
 
     async def _isolate(self, batch: list[Work], answer: Answer, urgent: bool, error: Exception) -> None:
         """A batch failed: run its members one by one, so that only the culprit fails."""

@@ -18,6 +18,7 @@ from models.generation.errors import DuplicateRequest, EngineFull
 from models.generation.request import Finished, FinishReason, Piece, Request, Usage
 from subjects.errors import Busy, Cancelled, DeadlinePassed, Unavailable
 
+from .busy import MARGIN, milliseconds
 from .change import Change
 from .device_thread import DeviceThread
 from .generation_times import GenerationTimes
@@ -29,10 +30,6 @@ log = structlog.get_logger(__name__)
 
 TURNS_AHEAD = 2
 """One runs, one waits at the device: what a turn gave is told while the next one computes."""
-
-
-MARGIN = 1.1
-"""How much longer than expected a text is taken to last: a late one helps nobody and has cost as much."""
 
 
 class StepObserver(Protocol):
@@ -80,7 +77,7 @@ class Stepper:
 
     def _busy(self, why: str, retry_s: float) -> Busy:
         self._observer.refused(self._model)
-        return Busy(why, retry_after_ms=int(1000 * min(10.0, max(0.05, retry_s))))
+        return Busy(why, retry_after_ms=milliseconds(retry_s))
 
     def require_place(self) -> None:
         """Refuse at once where the engine holds all that it may: a step may take long. Raises EngineFull."""
@@ -94,14 +91,13 @@ class Stepper:
         Raises Busy where those that came before it leave no time for it, whatever it would cost. One that is too long
         for its deadline even alone need only begin before it.
         """
-        others = [asked.request for asked in self._asked.values()]
-        places = self._engine.facts.max_running or len(others)
-        ready = self._times.ready(request, others[:places], others[places:])
+        before = list(self._asked.values())
+        ready = self._times.ready(request, before)
         left_s = deadline - asyncio.get_running_loop().time()
         whole = ready.alone_s <= left_s
         needed_s = MARGIN * (ready.ends_s if whole else ready.begins_s)
-        if others and needed_s > left_s > 0:
-            why = f"{len(others)} requests run or wait: this one would take {needed_s:.1f} s, past its deadline"
+        if before and needed_s > left_s > 0:
+            why = f"{len(before)} requests run or wait: this one would take {needed_s:.1f} s, past its deadline"
             raise self._busy(why, needed_s - left_s)
         return deadline - ready.alone_s if whole else deadline
 
@@ -224,6 +220,7 @@ class Stepper:
         if asked.told_at is not None:
             self._observer.went_on(self._model, now - asked.told_at)
         asked.told_at = now
+        asked.made += piece.tokens
         if not asked.outbox.put(piece):
             self._give_up(asked.outbox)
 

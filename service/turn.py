@@ -21,13 +21,14 @@ from .watchdog import Watchdog
 @dataclass(slots=True, eq=False)
 class Addition:
     """A request to be added, and who waits for it. told_at: when it last gave a piece; begin_by: when it
-    has to begin (loop time)."""
+    has to begin (loop time); made: how many tokens it has."""
 
     request: Request
     outbox: Outbox
     begin_by: float
     admitted: asyncio.Future[None]
     told_at: float | None = None
+    made: int = 0
 
 
 @dataclass(frozen=True, slots=True)

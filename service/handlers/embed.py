@@ -23,6 +23,7 @@ from subjects.errors import InvalidField, TooLarge
 from subjects.stream import CHUNK, DONE
 from subjects.vectors import max_bytes
 
+from .. import residents
 from ..call import Call
 from ..embedder import WINDOW, Embedder, How
 from ..endpoint import Route
@@ -44,9 +45,13 @@ class EmbedHandlers:
 
     def routes(self) -> list[Route]:
         return [
-            Route("embed", names.EMBED, EmbedRequest, EmbedReply, self.embed, text_field="text"),
+            Route("embed", names.EMBED, EmbedRequest, EmbedReply, self.embed, text_field="text", wait_s=self._wait_s),
             Route("embed-batch", names.EMBED_BATCH, EmbedBatchRequest, EmbedBatchReply, stream=self.batch),
         ]
+
+    def _wait_s(self, body: bytes) -> float:
+        """At least how long a text waits now. One of bulk stands in another line."""
+        return 0.0 if b"bulk" in body else residents.least_wait_s(self._residency.registry)
 
     async def embed(self, request: EmbedRequest, call: Call) -> EmbedReply:
         async with self._residency.embedder(request.model) as embedder:

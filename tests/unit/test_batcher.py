@@ -531,25 +531,27 @@ async def slow_by(encoder: FakeEncoder, batcher: Batcher, text: str, seconds: fl
     encoder.gate.clear()
 
 
+def require_time(batcher: Batcher, text: str, within_s: float) -> None:
+    batcher.require_time([text], asyncio.get_running_loop().time() + within_s)
+
+
 async def test_what_would_be_late_is_refused_at_once_and_says_when_to_come_back(encoder):
     async with batching(encoder) as batcher:
         await slow_by(encoder, batcher, "slow", 0.05)
-        hundred = " ".join("abcdefghij" * 10)
-        waits = submit(batcher, hundred)
+        waits = submit(batcher, "word " * MAX_TOKENS)
         with pytest.raises(Busy, match="past the deadline") as refused:
-            submit(batcher, "one more", within_s=2)
-        assert refused.value.retry_after_ms >= 2000  # 100 tokens of 50 ms, less the two seconds that it has
-        waits += submit(batcher, "one with time", within_s=600)
+            require_time(batcher, "one more", within_s=2)
+        assert refused.value.retry_after_ms >= 1200  # 64 tokens of 50 ms, less the two seconds that it has
+        require_time(batcher, "one more", within_s=600)
+        require_time(batcher, "one more", within_s=0)  # it is answered that its deadline has passed
         encoder.gate.set()
-        assert len(await asyncio.gather(*waits)) == 2
+        await asyncio.gather(*waits)
 
 
 async def test_an_idle_queue_takes_anything_however_slow_it_was(encoder):
     async with batching(encoder) as batcher:
         await slow_by(encoder, batcher, "slow", 0.05)
-        waits = submit(batcher, "a text that has little time", within_s=10)
-        encoder.gate.set()
-        await asyncio.gather(*waits)
+        require_time(batcher, "word " * MAX_TOKENS, within_s=0.1)
 
 
 async def test_long_texts_are_expected_to_have_as_many_tokens_as_the_latest(encoder):
@@ -557,8 +559,8 @@ async def test_long_texts_are_expected_to_have_as_many_tokens_as_the_latest(enco
     async with batching(encoder) as batcher:
         await asyncio.gather(*submit(batcher, *["abcdefghi " * 20] * 300))
         await slow_by(encoder, batcher, "slow", 0.02)
-        waits = submit(batcher, "a", "abcdefghi " * 20, within_s=30)
-        waits += submit(batcher, "abcdefghi " * 20, within_s=3)
+        waits = submit(batcher, "abcdefghi " * 20)
+        require_time(batcher, "abcdefghi " * 20, within_s=3)  # 40 tokens of 20 ms
         encoder.gate.set()
         await asyncio.gather(*waits)
 
@@ -566,11 +568,11 @@ async def test_long_texts_are_expected_to_have_as_many_tokens_as_the_latest(enco
 async def test_what_has_become_hopeless_is_dropped_before_its_deadline(encoder):
     encoder.gate.clear()
     async with batching(encoder) as batcher:
-        batcher._runner.token_s = 10.0
+        batcher._runner.token_s = 1.0
         running = submit(batcher, "a")
         await entered(encoder)
-        with pytest.raises(DeadlinePassed):
-            await asyncio.wait_for(*submit(batcher, "hopeless", within_s=15), 10)
+        with pytest.raises(DeadlinePassed, match="cannot be ready"):  # one second when it may run, one to run
+            await asyncio.gather(*submit(batcher, "hopeless", within_s=1.9))
         encoder.gate.set()
         await asyncio.gather(*running)
     assert word_id("hopeless") not in encoder.seen

@@ -406,6 +406,13 @@ def test_keys_and_values_get_a_share_of_the_memory_and_no_more_than_is_of_use(se
     assert ModelLoader(Settings(**settings))._engine_limits("cuda:0", context_bytes).chunk_tokens == 1024
 
 
+async def added(engine: FakeEngine, requests: int) -> None:
+    """Wait until the engine has been given so many in all."""
+    async with asyncio.timeout(10):
+        while len(engine.requests) < requests:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
 async def test_a_text_that_would_be_late_is_refused_at_once_and_says_when_to_come_back():
     engine = FakeEngine(limits=EngineLimits(max_running=2, waiting=50))
     engine.slow(0.02)
@@ -416,8 +423,7 @@ async def test_a_text_that_would_be_late_is_refused_at_once_and_says_when_to_com
             asyncio.create_task(told(generator.flight(), requests(generator, f"b {n}", max_tokens=500)))
             for n in range(4)
         ]
-        while engine.load.running < 2 or len(engine.requests) < 5:
-            await asyncio.sleep(0)
+        await added(engine, 5)
         with pytest.raises(Busy, match="past its deadline") as refused:
             await told(generator.flight(deadline=loop.time() + 2), requests(generator, "c", max_tokens=10))
         assert refused.value.retry_after_ms == 10_000  # two times 500 steps of 20 ms
@@ -437,8 +443,7 @@ async def test_a_text_too_long_for_its_deadline_even_alone_need_only_begin_in_ti
         other = asyncio.create_task(told(generator.flight(), requests(generator, "b", max_tokens=400)))
         long = generator.flight(deadline=loop.time() + 5)
         long = asyncio.create_task(told(long, requests(generator, "c", max_tokens=4000)))
-        while len(engine.requests) < 3:
-            await asyncio.sleep(0)
+        await added(engine, 3)
         engine.release()
         await asyncio.gather(other, long)
 
