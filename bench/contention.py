@@ -33,6 +33,13 @@ SPINNERS = (0, 1, 2)
 TARGETS = {1: 0.45, 2: 0.3}
 PROMPT = "Write a Python class for a bank account with deposit, withdraw and transfer."
 MANY_TOKENS = 2000
+SPIN = """
+import os
+parent = os.getppid()
+while os.getppid() == parent:  # it does not outlive us
+    for _ in range(10**7):
+        pass
+"""
 
 Rates: TypeAlias = dict[tuple[str, str, int], list[float]]
 Measure: TypeAlias = Callable[[MLClient, float], Awaitable[float]]
@@ -110,7 +117,7 @@ MEASURES: dict[str, Measure] = {
 @contextmanager
 def spinning(count: int) -> Iterator[None]:
     """So many processes that compute and never wait."""
-    spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    spinners = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(count)]
     try:
         yield
     finally:

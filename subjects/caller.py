@@ -4,8 +4,8 @@ Knows the wire; knows no message of any subject.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -109,7 +109,8 @@ class Caller:
         headers = await self._headers(request_id, timeout_s)
         self._check_size(headers, body)
         try:
-            message = await self._reply(subject, body, headers, timeout_s)
+            with _cancellable():
+                message = await self._reply(subject, body, headers, timeout_s)
         except nats.errors.NoRespondersError:
             raise _no_worker(subject) from None
         except nats.errors.TimeoutError:
@@ -211,9 +212,24 @@ def parse(body: bytes, reply: type[ReplyT]) -> ReplyT:
         raise Internal(f"the worker's reply is not a {reply.__name__}: {error.error_count()} faults") from None
 
 
+@contextmanager
+def _cancellable() -> Iterator[None]:
+    """Raises CancelledError where the task was cancelled in here, also if nobody said so.
+
+    asyncio.wait_for, by which nats-py waits, loses a cancellation that comes with an answer (before Python 3.12).
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    yield
+    if task.cancelling() > before:
+        raise asyncio.CancelledError
+
+
 async def _next_message(messages: Any, subject: str, timeout_s: float) -> Msg:
     try:
-        message: Msg = await messages.next_msg(timeout=timeout_s)
+        with _cancellable():
+            message: Msg = await messages.next_msg(timeout=timeout_s)
     except nats.errors.TimeoutError:
         raise DeadlinePassed(f"the stream on {subject} did not end in time") from None
     if (message.headers or {}).get("Status") == "503":

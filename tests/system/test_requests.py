@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import json
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import get_args
 
 import msgpack
@@ -622,6 +622,21 @@ async def test_a_closed_connection_is_an_error_of_the_clients_own(nats_url):
         await ml.embed("x")
     with pytest.raises(Unavailable, match="connection"):
         await ml.embed_batch(["x"])
+
+
+async def test_a_cancellation_that_comes_with_the_answer_is_not_lost(ml, monkeypatch):
+    ask = ml._nc.request
+
+    async def cancelled_meanwhile(*arguments, **options):
+        message = await ask(*arguments, **options)
+        asyncio.current_task().cancel()
+        with suppress(asyncio.CancelledError):  # as asyncio.wait_for has it before Python 3.12
+            await asyncio.sleep(0)
+        return message
+
+    monkeypatch.setattr(ml._nc, "request", cancelled_meanwhile)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(ml.embed("text"))
 
 
 async def test_no_time_is_no_time(ml):
