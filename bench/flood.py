@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 
-_MESSAGE = re.compile(rb"H?MSG flood\.(\d+) 1 (?:(\d+) )?(\d+)\r\n")
+_MESSAGE = re.compile(rb"H?MSG _INBOX\.flood\.(\d+) 1 (?:(\d+) )?(\d+)\r\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Flood:
     async def run(self, host: str, port: int) -> Outcome:
         """Send all, then wait until what was sent last is answered or late."""
         reader, writer = await asyncio.open_connection(host, port)
-        writer.write(b'CONNECT {"verbose":false,"headers":true,"no_responders":true}\r\nSUB flood.* 1\r\nPING\r\n')
+        writer.write(b'CONNECT {"verbose":false,"headers":true,"no_responders":true}\r\nSUB _INBOX.flood.* 1\r\nPING\r\n')
         reading = asyncio.create_task(self._read(reader, writer))
         await self._send(writer)
         await asyncio.sleep(self._plan.deadline_s + 1)
@@ -72,7 +72,7 @@ class Flood:
             due = int((now - began) * plan.rate)
             lines = []
             for number in range(number, due):
-                lines.append(b"HPUB %s flood.%d " % (plan.subject.encode(), number) + messages[number % len(messages)])
+                lines.append(b"HPUB %s _INBOX.flood.%d " % (plan.subject.encode(), number) + messages[number % len(messages)])
                 self._sent_at[number] = now
             number = max(number, due)
             writer.write(b"".join(lines))

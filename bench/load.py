@@ -91,6 +91,8 @@ class NatsCaller:
         return await self._answer
 
     async def _take(self, msg: Msg) -> None:
+        if self._answer.done():  # who asked has given up
+            return
         if msg.headers and ("Nats-Service-Error" in msg.headers or "Status" in msg.headers):
             self._answer.set_exception(Refused(f"{msg.headers} {msg.data[:300]!r}"))
         else:

@@ -71,7 +71,9 @@ async def capacity(nc: Client, kind: Kind, seconds: float) -> float:
     rate = (answered - before) / (time.monotonic() - began)
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        if not isinstance(outcome, asyncio.CancelledError):
+            raise outcome
     return rate
 
 

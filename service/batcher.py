@@ -100,9 +100,9 @@ class Batcher:
             self._room.clear()
             await self._room.wait()
 
-    def ready_in_s(self, priority: Priority = "interactive") -> float:
-        """At least how long another text would wait for its answer now; 0 where nothing waits."""
-        return self._lines[priority].ready_in_s(0)
+    def ready_in_s(self, chars: int) -> float:
+        """When a text of so many characters that somebody waits for would have its answer; 0 where nothing waits."""
+        return self._lines["interactive"].ready_in_s(min(chars + 2, self.encoder.max_tokens))
 
     def require_time(self, texts: Sequence[str], deadline: float, priority: Priority = "interactive") -> None:
         """Refuse texts that would be late, whatever they would cost: others are in time instead. Raises Busy."""

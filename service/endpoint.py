@@ -52,7 +52,7 @@ class Route:
     text_field: the field that a plain text body stands for. stream: has the call choose the form first.
     queue: the queue group, of whose workers one answers; empty: every worker does, or where `alone` this one. text:
     whether replies have a text form. management: whether it has places of its own, which models' work cannot fill.
-    wait_s: at least how long a request waits now before it is worked on, in seconds, by its body that nobody has read.
+    ready_in_s: when a request would be answered, in seconds from now, going by its body that nobody has read.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Route:
     text: bool = False
     alone: bool = True
     management: bool = False
-    wait_s: Callable[[bytes], float] | None = None
+    ready_in_s: Callable[[bytes], float] | None = None
 
     def to_every_worker(self) -> "Route":
         """The same, answered by all workers."""
@@ -321,13 +321,13 @@ class Endpoint:
 
 def _late(route: Route, call: Call) -> MLError | None:
     """Refuse without reading what could not be ready in time, whatever is asked."""
-    if route.wait_s is None:
+    if route.ready_in_s is None:
         return None
-    wait_s, left_s = MARGIN * route.wait_s(call.body), call.deadline - call.received
-    if wait_s <= left_s:
+    needed_s, left_s = MARGIN * route.ready_in_s(call.body), call.deadline - call.received
+    if needed_s <= left_s:
         return None
-    why = f"this worker has {wait_s:.1f} s of work to do before, which is past the deadline; try again later"
-    return Busy(why, retry_after_ms=milliseconds(wait_s - left_s))
+    why = f"this worker would take {needed_s:.1f} s now, which is past the deadline; try again later"
+    return Busy(why, retry_after_ms=milliseconds(needed_s - left_s))
 
 
 def _tasks(calls: Iterable[Call]) -> list[asyncio.Task[None]]:

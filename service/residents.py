@@ -30,9 +30,9 @@ def queued(residents: Residents) -> tuple[int, int]:
     return sum(batcher.queued_texts for batcher in batchers), sum(batcher.queued_tokens for batcher in batchers)
 
 
-def least_wait_s(residents: Residents) -> float:
-    """At least how long a text that somebody waits for waits now, whichever model is to embed it."""
-    return min((batcher.ready_in_s() for batcher in _batchers(residents)), default=0.0)
+def ready_in_s(residents: Residents, chars: int) -> float:
+    """When a text of so many characters would have its answer, from the model that has it first."""
+    return min((batcher.ready_in_s(chars) for batcher in _batchers(residents)), default=0.0)
 
 
 def generating(residents: Residents) -> dict[str, int]:

@@ -45,13 +45,13 @@ class EmbedHandlers:
 
     def routes(self) -> list[Route]:
         return [
-            Route("embed", names.EMBED, EmbedRequest, EmbedReply, self.embed, text_field="text", wait_s=self._wait_s),
+            Route("embed", names.EMBED, EmbedRequest, EmbedReply, self.embed, text_field="text", ready_in_s=self._ready_in_s),
             Route("embed-batch", names.EMBED_BATCH, EmbedBatchRequest, EmbedBatchReply, stream=self.batch),
         ]
 
-    def _wait_s(self, body: bytes) -> float:
-        """At least how long a text waits now. One of bulk stands in another line."""
-        return 0.0 if b"bulk" in body else residents.least_wait_s(self._residency.registry)
+    def _ready_in_s(self, body: bytes) -> float:
+        """When a request would be answered, going by its length. One of bulk stands in another line."""
+        return 0.0 if b"bulk" in body else residents.ready_in_s(self._residency.registry, len(body))
 
     async def embed(self, request: EmbedRequest, call: Call) -> EmbedReply:
         async with self._residency.embedder(request.model) as embedder:
