@@ -45,7 +45,7 @@ class EmbedHandlers:
 
     def routes(self) -> list[Route]:
         return [
-            Route("embed", names.EMBED, EmbedRequest, EmbedReply, self.embed, text_field="text", ready_in_s=self._ready_in_s),
+            Route("embed", names.EMBED, EmbedRequest, EmbedReply, self.embed, "text", ready_in_s=self._ready_in_s),
             Route("embed-batch", names.EMBED_BATCH, EmbedBatchRequest, EmbedBatchReply, stream=self.batch),
         ]
 
