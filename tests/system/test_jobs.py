@@ -19,6 +19,7 @@ from service.endpoint import Endpoint, Limits, serving
 from service.errors import to_wire
 from service.handlers.finetune import FinetuneHandlers
 from service.jobs.patience import insist
+from service.reply_subject import ReplySubjects
 from service.telemetry import Telemetry, configured_tracer
 from subjects import names
 from subjects.errors import Busy, NotServed
@@ -353,7 +354,8 @@ async def _answering(worker: JobsWorker) -> AsyncIterator[Client]:
     """A client of an endpoint with the routes of jobs."""
     routes = FinetuneHandlers(worker.submission, worker.store).routes()
     limits = Limits(requests=10, request_bytes=2**24, default_timeout_s=10)
-    endpoint = Endpoint(worker.nc, "w1", routes, limits, Telemetry(configured_tracer()), dict, dict)
+    replies = ReplySubjects(worker.settings.reply_prefixes)
+    endpoint = Endpoint(worker.nc, "w1", routes, limits, Telemetry(configured_tracer()), dict, dict, replies)
     async with serving(endpoint, 1), await nats.connect(worker.settings.nats_url) as nc:
         yield nc
 
