@@ -52,7 +52,9 @@ class Flood:
     async def run(self, host: str, port: int) -> Outcome:
         """Send all, then wait until what was sent last is answered or late."""
         reader, writer = await asyncio.open_connection(host, port)
-        writer.write(b'CONNECT {"verbose":false,"headers":true,"no_responders":true}\r\nSUB _INBOX.flood.* 1\r\nPING\r\n')
+        writer.write(
+            b'CONNECT {"verbose":false,"headers":true,"no_responders":true}\r\nSUB _INBOX.flood.* 1\r\nPING\r\n'
+        )
         reading = asyncio.create_task(self._read(reader, writer))
         await self._send(writer)
         await asyncio.sleep(self._plan.deadline_s + 1)
@@ -61,24 +63,21 @@ class Flood:
         return self.outcome
 
     async def _send(self, writer: asyncio.StreamWriter) -> None:
-        plan = self._plan
+        plan, subject = self._plan, self._plan.subject.encode()
         headers = f"NATS/1.0\r\nMl-Timeout-Ms: {1000 * plan.deadline_s:.0f}\r\n\r\n".encode()
         messages = [
             b"%d %d\r\n%s%s\r\n" % (len(headers), len(headers) + len(body), headers, body)
             for body in (text.encode() for text in plan.bodies)
         ]
-        began, number = time.monotonic(), 0
+        began = time.monotonic()
         while (now := time.monotonic()) < began + plan.seconds:
-            due = int((now - began) * plan.rate)
-            lines = []
-            for number in range(number, due):
-                lines.append(b"HPUB %s _INBOX.flood.%d " % (plan.subject.encode(), number) + messages[number % len(messages)])
+            due = range(self.outcome.sent, int((now - began) * plan.rate))
+            for number in due:
                 self._sent_at[number] = now
-            number = max(number, due)
-            writer.write(b"".join(lines))
+                writer.write(b"HPUB %s _INBOX.flood.%d " % (subject, number) + messages[number % len(messages)])
+            self.outcome.sent += len(due)
             await writer.drain()
             await asyncio.sleep(0.002)
-        self.outcome.sent = number
         self.outcome.in_time_s = len(self.outcome.in_time) / plan.seconds
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -11,11 +11,10 @@ import argparse
 import asyncio
 import itertools
 import json
-import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -24,13 +23,23 @@ from nats.aio.client import Client
 from . import corpus, report
 from .flood import Outcome, Plan
 from .load import NatsCaller
-from .processes import BIN, nats_connection, running, url_of, worker
+from .processes import nats_connection, running, url_of, worker
 from .responders import FLOOR
 
 PACKAGES = ("torch", "transformers", "nats-py")
 GOODPUT = 0.9
 REFUSAL_MS = MANAGEMENT_MS = 100
 TOKENS = 32
+HEADINGS = [
+    "",
+    "capacity/s",
+    "asked/s",
+    "beside an echo/s",
+    "in time/s",
+    "late/other",
+    "refused p99 ms",
+    "managed p95 ms",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +80,9 @@ async def capacity(nc: Client, kind: Kind, seconds: float) -> float:
     rate = (answered - before) / (time.monotonic() - began)
     for task in tasks:
         task.cancel()
-    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-        if not isinstance(outcome, asyncio.CancelledError):
-            raise outcome
+    for task in tasks:
+        with suppress(asyncio.CancelledError):
+            await task
     return rate
 
 
@@ -120,31 +129,20 @@ async def measure(nc: Client, kind: Kind, options: argparse.Namespace) -> list[l
     capacity_s = await capacity(nc, kind, options.seconds)
     rows, rate = [], options.times * capacity_s
     for deadline_s in options.deadlines:
-        echo = Plan(FLOOR, rate - capacity_s, options.seconds + 1, deadline_s, kind.bodies)
-        async with flooding(nc, echo):
+        name = f"{kind.name}, {deadline_s:g} s"
+        async with flooding(nc, Plan(FLOOR, rate - capacity_s, options.seconds + 1, deadline_s, kind.bodies)):
             beside_s = await capacity(nc, kind, options.seconds)
         async with flooding(nc, Plan(kind.subject, rate, options.seconds, deadline_s, kind.bodies)) as flood:
-            waited = await managed(nc, options.seconds)
+            management_ms = percentile(await managed(nc, options.seconds), 95)
             outcome = await flood
-        share = outcome.in_time_s / beside_s
-        refusals_ms, management_ms = 1000 * percentile(outcome.refused, 99), percentile(waited, 95)
+        refusals_ms = 1000 * percentile(outcome.refused, 99)
+        report.print_target(f"{name}: share of the goodput", outcome.in_time_s / beside_s, GOODPUT)
+        report.print_target(f"{name}: refusals p99, ms", refusals_ms, REFUSAL_MS, at_most=True)
+        report.print_target(f"{name}: management p95, ms", management_ms, MANAGEMENT_MS, at_most=True)
+        rates = [capacity_s, outcome.sent / options.seconds, beside_s, outcome.in_time_s]
+        neither = outcome.sent - len(outcome.in_time) - len(outcome.refused)
         rows.append(
-            [
-                f"{kind.name}, {deadline_s:g} s",
-                *(f"{value:.1f}" for value in (capacity_s, outcome.sent / options.seconds, beside_s)),
-                f"{outcome.in_time_s:.1f}",
-                f"{share:.2f}",
-                str(len(outcome.late) + len(outcome.failed)),
-                f"{refusals_ms:.0f}",
-                f"{management_ms:.0f}",
-            ]
-        )
-        answered = sum(map(len, (outcome.in_time, outcome.late, outcome.refused, outcome.failed)))
-        print(f"{rows[-1]} unanswered {outcome.sent - answered}, failed {statistics.multimode(outcome.failed)[:3]}")
-        report.print_target(f"{kind.name}, {deadline_s:g} s: share of the goodput", share, GOODPUT)
-        report.print_target(f"{kind.name}, {deadline_s:g} s: refusals p99, ms", refusals_ms, REFUSAL_MS, at_most=True)
-        report.print_target(
-            f"{kind.name}, {deadline_s:g} s: management p95, ms", management_ms, MANAGEMENT_MS, at_most=True
+            [name, *(f"{value:.1f}" for value in rates), str(neither), f"{refusals_ms:.0f}", f"{management_ms:.0f}"]
         )
     return rows
 
@@ -155,25 +153,16 @@ async def main() -> None:
     parser.add_argument("--times", type=float, default=10, help="of its capacity")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     parser.add_argument("--deadlines", type=float, nargs="+", default=[2, 5, 10])
-    parser.add_argument("--kinds", nargs="+", default=["embedding", "generation"])
     options = parser.parse_args()
     report.print_setting("bench.overload", PACKAGES, times=f"{options.times:g}", seconds=f"{options.seconds:g}")
     settings = {"MLBUS_MODELS": "minilm,smollm2", "MLBUS_GENERATION__KV_GB": "0.5"}
-    async with nats_connection() as nc, worker(nc, settings):
-        async with running((sys.executable, "-m", "bench.responders", url_of(nc), FLOOR)):
-            rows = [row for kind in kinds() if kind.name in options.kinds for row in await measure(nc, kind, options)]
-    headings = [
-        "",
-        "capacity/s",
-        "offered/s",
-        "beside an echo/s",
-        "in time/s",
-        "share",
-        "late or failed",
-        "refusals p99 ms",
-        "management p95 ms",
-    ]
-    report.print_table(headings, rows)
+    async with (
+        nats_connection() as nc,
+        worker(nc, settings),
+        running((sys.executable, "-m", "bench.responders", url_of(nc), FLOOR)),
+    ):
+        rows = [row for kind in kinds() for row in await measure(nc, kind, options)]
+    report.print_table(HEADINGS, rows)
 
 
 if __name__ == "__main__":
