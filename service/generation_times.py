@@ -10,8 +10,8 @@ from typing import Protocol
 
 from models.generation.request import Finished, Request
 
-_KEPT = 0.98
-"""Of what is known of steps, after another one."""
+from .cost import Cost
+
 _WEIGHT = 0.05  # of the latest text in the average
 
 
@@ -39,27 +39,23 @@ class GenerationTimes:
 
     def __init__(self, places: int) -> None:
         self._places = places
-        self._weight = self._tokens = self._seconds = self._squares = self._products = 0.0
+        self._step = Cost()
         self._share = self._uncached = 1.0
 
     def stepped(self, tokens: int, seconds: float) -> None:
         """A step has computed so many tokens, of prompts too."""
-        values = (1.0, tokens, seconds, tokens * tokens, tokens * seconds)
-        sums = (self._weight, self._tokens, self._seconds, self._squares, self._products)
-        self._weight, self._tokens, self._seconds, self._squares, self._products = (
-            _KEPT * known + value for known, value in zip(sums, values, strict=True)
-        )
+        self._step.took(tokens, seconds)
 
     def ended(self, request: Request, finished: Finished) -> None:
         """A text has come to its end."""
         usage = finished.usage
-        if finished.reason in ("stop", "length"):
+        if finished.reason in ("stop", "length") and request.max_tokens:
             self._share += _WEIGHT * (usage.completion / request.max_tokens - self._share)
             self._uncached += _WEIGHT * (1 - usage.cached / len(request.prompt) - self._uncached)
 
     def expected(self, request: Request) -> float:
         """How many tokens a text will have: so large a part of those allowed as the latest had."""
-        return max(request.min_tokens, self._share * request.max_tokens)
+        return max(1.0, request.min_tokens, self._share * request.max_tokens)
 
     def ready(self, request: Request, before: Sequence[Asked]) -> Ready:
         """When a text would be ready, were it asked for now. before: those that run and wait, in their order."""
@@ -67,31 +63,17 @@ class GenerationTimes:
         running, waiting = before[:places], before[places:]
         texts = [request, *(asked.request for asked in before)]
         prompts_per_token = sum(map(self._prompt, texts)) / sum(map(self.expected, texts))
-        step_s = self._step_s(min(len(texts), places) * (1 + prompts_per_token))
+        step_s = self._step.expected_s(min(len(texts), places) * (1 + prompts_per_token))
         ends = [max(1.0, self.expected(asked.request) - asked.made) for asked in running]
         heapify(ends)
         for asked in waiting:
             heapreplace(ends, ends[0] + self.expected(asked.request))
         steps = ends[0] if len(before) >= places else 0.0
-        prompt_s = self._token_s * sum(map(self._prompt, (request, *(asked.request for asked in waiting))))
+        prompt_s = self._step.token_s * sum(map(self._prompt, (request, *(asked.request for asked in waiting))))
         begins_s, tokens = steps * step_s + prompt_s, self.expected(request)
-        alone_s = self._token_s * self._prompt(request) + tokens * self._step_s(1)
+        alone_s = self._step.token_s * self._prompt(request) + tokens * self._step.expected_s(1)
         return Ready(begins_s, begins_s + tokens * step_s, alone_s)
 
     def _prompt(self, request: Request) -> float:
         """How many tokens of a prompt will be computed: so large a part of it as of the latest."""
         return self._uncached * len(request.prompt)
-
-    @property
-    def _token_s(self) -> float:
-        """What one more token in a step takes, by least squares; 0 until there were steps of different sizes."""
-        spread = self._weight * self._squares - self._tokens**2
-        if spread <= 1e-6 * self._squares:
-            return 0.0
-        return max(0.0, (self._weight * self._products - self._tokens * self._seconds) / spread)
-
-    def _step_s(self, tokens: float) -> float:
-        if not self._weight:
-            return 0.0
-        base_s = max(0.0, (self._seconds - self._token_s * self._tokens) / self._weight)
-        return base_s + self._token_s * tokens

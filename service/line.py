@@ -5,6 +5,7 @@ tokeniser, not the other lines nor who asks.
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 
@@ -12,7 +13,7 @@ from models.encoders.base import Tokens
 from models.errors import TextTooLong
 from subjects.errors import DeadlinePassed, InvalidField
 
-from .drain_rate import DrainRate
+from .cost import Cost
 from .packing import like_oldest_within, oldest_within
 from .runner import Runner, overdue
 from .tokenising import Lane
@@ -48,7 +49,8 @@ class Line:
         self.tokens = 0
         self._estimated = 0
         self._tokens_per_estimate = 1.0
-        self._drain = DrainRate()
+        self._batch_cost = Cost()  # from one batch's end to the next: with all that this takes, not on the device alone
+        self._ended = 0.0
         self._runner = runner
         self._overhead_tokens = overhead_tokens
         self._urgent = priority == "interactive"
@@ -81,7 +83,7 @@ class Line:
         if not self.unfinished:
             return 0.0
         tokens = self.tokens - self._estimated + self._tokens_per_estimate * (self._estimated + cost)
-        return tokens * self._drain.token_s
+        return self._batch_cost.expected_s(tokens, math.ceil(tokens / self._runner.budget(self._urgent)))
 
     async def run(self) -> None:
         """Tokenise and dispatch for ever."""
@@ -200,21 +202,25 @@ class Line:
         """
         if not work.wanted():
             self._answer(work, overdue())
-        elif self._running and self._busy_until + work.cost * self._runner.token_s > work.deadline:
+        elif self._running and self._busy_until + self._batch_cost.expected_s(work.cost) > work.deadline:
             self._answer(work, DeadlinePassed("too much was before it: the text cannot be ready by its deadline"))
         else:
             return True
         return False
 
     async def _run(self, batch: list[Work], tokens: int) -> None:
+        loop = asyncio.get_running_loop()
         try:
             if again := await self._runner.run(batch, self._answer, self._urgent):
                 self._keep([*again, *self._ready])
             else:
-                self._drain.ended(batch, self._runner.budget(self._urgent))
+                self._batch_cost.took(
+                    sum(work.cost for work in batch), loop.time() - max(self._ended, batch[0].arrived)
+                )
         finally:
+            self._ended = loop.time()
             self._running -= 1
             self._running_tokens -= tokens
-            self._busy_until = asyncio.get_running_loop().time() + self._running_tokens * self._runner.token_s
+            self._busy_until = self._ended + self._running_tokens * self._runner.token_s
             self._slots.release()
             self._changed.set()

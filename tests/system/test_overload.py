@@ -44,7 +44,7 @@ async def slow(nc: Client, encoder: FakeEncoder) -> asyncio.Task:
 
 async def test_a_text_that_would_be_late_is_refused_unread(nats_url, nc):
     encoder = FakeEncoder()
-    async with running_worker(nats_url, encoder):
+    async with running_worker(nats_url, encoder, batch={"budget_tokens": 1}):
         busy = await slow(nc, encoder)
         for body in (b"one more", b'{"text": unreadable'):
             code, reply = await ask(nc, names.EMBED, body, deadline_ms=1000)

@@ -536,7 +536,7 @@ def require_time(batcher: Batcher, text: str, within_s: float) -> None:
 
 
 async def test_what_would_be_late_is_refused_at_once_and_says_when_to_come_back(encoder):
-    async with batching(encoder) as batcher:
+    async with batching(encoder, budget_tokens=1) as batcher:
         await slow_by(encoder, batcher, "slow", 0.05)
         waits = submit(batcher, "word " * MAX_TOKENS)
         with pytest.raises(Busy, match="past the deadline") as refused:
@@ -549,15 +549,15 @@ async def test_what_would_be_late_is_refused_at_once_and_says_when_to_come_back(
 
 
 async def test_an_idle_queue_takes_anything_however_slow_it_was(encoder):
-    async with batching(encoder) as batcher:
+    async with batching(encoder, budget_tokens=1) as batcher:
         await slow_by(encoder, batcher, "slow", 0.05)
         require_time(batcher, "word " * MAX_TOKENS, within_s=0.1)
 
 
 async def test_long_texts_are_expected_to_have_as_many_tokens_as_the_latest(encoder):
     """A token has ten characters: else a request that has time enough would be refused."""
-    async with batching(encoder) as batcher:
-        await asyncio.gather(*submit(batcher, *["abcdefghi " * 20] * 300))
+    async with batching(encoder, budget_tokens=1) as batcher:
+        await asyncio.gather(*submit(batcher, *["abcdefghi " * 20] * 200))
         await slow_by(encoder, batcher, "slow", 0.02)
         waits = submit(batcher, "abcdefghi " * 20)
         require_time(batcher, "abcdefghi " * 20, within_s=3)  # 40 tokens of 20 ms
@@ -568,10 +568,11 @@ async def test_long_texts_are_expected_to_have_as_many_tokens_as_the_latest(enco
 async def test_what_has_become_hopeless_is_dropped_before_its_deadline(encoder):
     encoder.gate.clear()
     async with batching(encoder) as batcher:
-        batcher._runner.token_s = 1.0
+        batcher._runner.token_s = 1.0  # the running one, and
+        batcher._lines["interactive"]._batch_cost.took(1, 1.0)  # any other
         running = submit(batcher, "a")
         await entered(encoder)
-        with pytest.raises(DeadlinePassed, match="cannot be ready"):  # one second when it may run, one to run
+        with pytest.raises(DeadlinePassed, match="cannot be ready"):
             await asyncio.gather(*submit(batcher, "hopeless", within_s=1.9))
         encoder.gate.set()
         await asyncio.gather(*running)

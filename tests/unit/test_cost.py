@@ -1,0 +1,42 @@
+"""What something takes by its size, as it is learned from some that ran."""
+
+import pytest
+
+from service.cost import Cost
+
+
+def test_nothing_is_expected_of_what_never_ran():
+    assert (Cost().expected_s(100), Cost().token_s) == (0, 0)
+
+
+def test_one_size_tells_nothing_of_others():
+    cost = Cost()
+    for _ in range(10):
+        cost.took(5, 0.05)
+    assert cost.expected_s(1) == pytest.approx(0.05)
+    assert cost.expected_s(1000) == pytest.approx(0.05)
+    assert cost.expected_s(1000, times=3) == pytest.approx(0.15)
+
+
+def test_two_sizes_tell_what_each_token_takes():
+    cost = Cost()
+    for tokens in (1, 100) * 10:
+        cost.took(tokens, 0.01 + 0.001 * tokens)
+    assert cost.token_s == pytest.approx(0.001)
+    assert cost.expected_s(1000, times=2) == pytest.approx(1.02)
+
+
+def test_what_ran_last_counts_most():
+    cost = Cost()
+    for seconds in (0.001, 0.01):
+        for tokens in (1, 100) * 200:
+            cost.took(tokens, seconds * tokens)
+    assert cost.expected_s(50) == pytest.approx(0.5, rel=0.01)
+
+
+def test_no_cost_is_less_than_nothing():
+    cost = Cost()
+    for tokens in (1, 100) * 10:
+        cost.took(tokens, 1.0 if tokens == 1 else 0.1)
+    assert cost.token_s == 0
+    assert cost.expected_s(1000) > 0
