@@ -5,7 +5,7 @@ _KEPT = 0.98
 
 
 class Cost:
-    """Learned by least squares; the latest count most. Of one size alone it is not known what a token takes: nothing."""
+    """Learned by least squares; the latest count most. As long as all have one size, a token takes nothing."""
 
     def __init__(self) -> None:
         self._weight = self._tokens = self._seconds = self._squares = self._products = 0.0
