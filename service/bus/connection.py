@@ -17,7 +17,7 @@ from nats.errors import SlowConsumerError
 
 from .causes import Denied, cause, denied, reason
 from .client import BusClient
-from .errors import BadCredentials, BusClosed, BusError, TlsFailed, Unreachable
+from .errors import BadCredentials, BusClosed, BusError, TlsFailed, Unreachable, UnreadableMessage
 from .log import RareLog
 from .options import client_options
 from .settings import NatsSettings
@@ -166,6 +166,8 @@ class _Link:
             self._refuse(error)
         elif isinstance(error, SlowConsumerError):
             self._rare.warn("bus.slow_consumer", subject=error.sub.subject)
+        elif isinstance(error, UnreadableMessage):
+            self._rare.warn("bus.message_unreadable", subject=error.subject[:200], reason=str(error.cause))
         elif (refusal := denied(error)) is not None:
             self._rare.warn("bus.permission_denied", operation=refusal.operation, subject=refusal.subject)
             if self._on_denied is not None:
