@@ -23,7 +23,7 @@ CONFIRM_S = 0.25
 CONFIRM_BYTES = 2**20
 """Of answers, after which it is asked at once: what waits for room among what is kept must not wait for a clock."""
 CLOSE_S = 1.0
-"""How long a lost connection may take to send what it holds: a peer that reads nothing would take a quarter of an hour."""
+"""How long a lost connection may take to send what it holds: a peer that reads nothing would take many minutes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +43,7 @@ class BusClient(Client):
     What nats-py leaves open: it sends CONNECT, with the password, in the clear to a server that demands no TLS,
     whatever the url and the certificates say; this one encrypts or does not speak. It leaves the socket of a reconnect
     that was refused to the garbage collector; this one closes it before the next. It writes a PING past what is queued;
-    here the PONG means that the server has all that was published before. It stops reading, without a word, at whatever it
+    here the PONG means that the server has all that was published before. It stops reading, without a word, at what it
     cannot read: a subject that is not UTF-8, a header block that is none, the reply subject of a watch in the form of
     later servers (ADR-15). This one reads that form, and tells `error_cb` of a message that it had to drop.
     """
