@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import urllib.request
+from contextlib import contextmanager
 from typing import Any
 
 import nats
@@ -399,20 +400,41 @@ async def test_a_stream_that_finds_too_much_kept_waits_for_the_connection(secure
     assert max(kept) < MAX_KEPT_BYTES + 2 * nc.max_payload
 
 
-@pytest.fixture
-def cluster(tmp_path):
-    """Two servers that know each other."""
+@contextmanager
+def clustered(folder, *options):
+    """Two servers that know each other; the second with these options."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         route = f"nats://127.0.0.1:{free.getsockname()[1]}"
-    one = NatsServer(tmp_path / "one", "--cluster_name", "c", "--cluster", route)
-    two = NatsServer(tmp_path / "two", "--cluster_name", "c", "--cluster", "nats://127.0.0.1:-1", "--routes", route)
-    servers = [one, two]
+    one = NatsServer(folder / "one", "--cluster_name", "c", "--cluster", route)
+    two = NatsServer(
+        folder / "two", "--cluster_name", "c", "--cluster", "nats://127.0.0.1:-1", "--routes", route, *options
+    )
     try:
-        yield [server.start() for server in servers]
+        yield one.start(), two.start()
     finally:
-        for server in servers:
+        for server in (one, two):
             server.kill()
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    with clustered(tmp_path) as servers:
+        yield servers
+
+
+async def test_a_worker_that_reaches_no_other_server_comes_back_to_the_one_it_left(tmp_path, journal):
+    """Of a cluster a client is told addresses that it may not reach; the one it had may be started again."""
+    with clustered(tmp_path, "--client_advertise", "127.0.0.1:9") as (leaving, _):
+        async with running_worker(leaving.url), await nats.connect(leaving.url) as nc:
+            async with asyncio.timeout(20):
+                while len(nc.servers) < 2:
+                    await nc.flush()
+            leaving.lame_duck()
+            await journal.until("bus.failed")
+            leaving.kill()
+            leaving.start()
+            assert (await journal.until("bus.reconnected", 20))["url"] == leaving.url
 
 
 async def test_a_worker_leaves_a_server_that_is_about_to_close_and_loses_nothing(cluster, journal):
