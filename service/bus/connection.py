@@ -146,7 +146,8 @@ class _Link:
     def _next_server(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
         """The server that failed least, soon at first and then about every `reconnect_wait_s`.
 
-        One that is about to close comes after each of the others, which may not be within our reach. The spread keeps a fleet from coming back to a restarted server all at once.
+        One that is about to close comes after each of the others, which may not be within our reach. The spread keeps a
+        fleet from coming back to a restarted server all at once.
         """
         untried = [server for server in servers if self._passed and server.uri.netloc not in self._passed]
         server = min(untried or servers, key=lambda s: (s.reconnects, random.random()))
