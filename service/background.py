@@ -11,6 +11,7 @@ from models.errors import ModelError
 log = structlog.get_logger(__name__)
 
 ResultT = TypeVar("ResultT")
+CANCEL_AGAIN_S = 15.0
 
 
 class Background:
@@ -37,7 +38,12 @@ class Background:
 
     async def close(self) -> None:
         """Cancel what has not ended, and wait for that."""
-        tasks = list(self._tasks)
-        for task in tasks:
+        await stopped(*self._tasks)
+
+
+async def stopped(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel them and wait for their end; once more after a while, since nats-py swallows it while it flushes."""
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.wait(left, timeout=CANCEL_AGAIN_S)

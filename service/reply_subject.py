@@ -16,6 +16,8 @@ JETSTREAM_INBOX = "_INBOX_worker"
 """Below it the server answers a worker; whoever could have something sent there could answer in its place."""
 WORKERS_INBOX = "_INBOX_ml.worker"
 """Below it workers answer each other."""
+MOST_BYTES = 1024
+"""Of a subject: a server closes the connection for good over a line that is too long, in general 4,096 bytes."""
 _PREFIX = re.compile(r"[^\s.*>$][^\s.*>]*(\.[^\s.*>]+)*")
 
 
@@ -31,7 +33,7 @@ class ReplySubjects:
 
     def allow(self, subject: str) -> bool:
         """Whether a worker may publish there for somebody else."""
-        return self._below.fullmatch(subject) is not None
+        return len(subject.encode()) <= MOST_BYTES and self._below.fullmatch(subject) is not None
 
     def include(self, denied: str) -> bool:
         """Whether a publish that was denied is likely to have been an answer; the subject comes in lower case."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 from nats_server import NatsServer, plain_server
 from nats_server import secured_server as secured
@@ -14,6 +15,13 @@ spin_briefly()  # before a test module loads torch
 # Machines are shared and slow at times: how long an example takes tells nothing.
 settings.register_profile("mlbus", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mlbus")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A command that runs within a test silences the log for its whole process."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

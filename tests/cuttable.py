@@ -13,10 +13,13 @@ class Relay:
     def __init__(self, server: NatsServer) -> None:
         self._server = server
         self._writers: set[asyncio.StreamWriter] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
         self._listener: asyncio.Server | None = None
         self.open = asyncio.Event()
         self.open.set()
         self._passing = True
+        self._reading = asyncio.Event()
+        self._reading.set()
         self._lost = b""
         self._came = asyncio.Condition()
 
@@ -30,6 +33,15 @@ class Relay:
         """Let nothing more through to the server, and have the client believe that it does, until the next `cut`."""
         self._passing = False
 
+    def stall(self) -> None:
+        """Read no more of what the client sends, and have it think that this is only slow, until the next `cut`."""
+        self._reading.clear()
+
+    def say(self, line: bytes) -> None:
+        """Have the clients read something that the server did not say."""
+        for writer in self._clients:
+            writer.write(line)
+
     async def swallowed(self, text: bytes) -> None:
         """Return once that was among what did not get through."""
         async with asyncio.timeout(20), self._came:
@@ -40,6 +52,7 @@ class Relay:
         for writer in self._writers:
             writer.transport.abort()
         self._passing = True
+        self._reading.set()
 
     async def listen(self) -> None:
         self._listener = await asyncio.start_server(self._join, "127.0.0.1", 0)
@@ -52,6 +65,7 @@ class Relay:
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
+        self._clients.add(writer)
         await self.open.wait()
         with suppress(OSError):
             host, _, port = self._server.address.rpartition(":")
@@ -60,10 +74,13 @@ class Relay:
             await asyncio.gather(self._pass(reader, to_server, True), self._pass(from_server, writer, False))
             self._writers.discard(to_server)
         self._writers.discard(writer)
+        self._clients.discard(writer)
 
     async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, upwards: bool) -> None:
         with suppress(OSError):
             while data := await source.read(65536):
+                if upwards:
+                    await self._reading.wait()
                 if self._passing or not upwards:
                     target.write(data)
                     await target.drain()

@@ -13,11 +13,17 @@ from typing import Any
 
 from nats.aio.client import Client, Srv
 from nats.errors import Error as NatsError
-from nats.errors import SecureConnWantedError
+from nats.errors import SecureConnWantedError, UnexpectedEOF
+
+from .errors import UnreadableMessage
 
 _PING = b"PING\r\n"
 CONFIRM_S = 0.25
 """How long after an answer to ask the server whether it has all until then."""
+CONFIRM_BYTES = 2**20
+"""Of answers, after which it is asked at once: what waits for room among what is kept must not wait for a clock."""
+CLOSE_S = 1.0
+"""How long a lost connection may take to send what it holds: a peer that reads nothing would take many minutes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,8 +43,9 @@ class BusClient(Client):
     What nats-py leaves open: it sends CONNECT, with the password, in the clear to a server that demands no TLS,
     whatever the url and the certificates say; this one encrypts or does not speak. It leaves the socket of a reconnect
     that was refused to the garbage collector; this one closes it before the next. It writes a PING past what is queued;
-    here the PONG means that the server has all that was published before. And it stops reading, without a word, at the
-    first message of a watch whose reply subject has the form of later servers (ADR-15); this one reads that form.
+    here the PONG means that the server has all that was published before. It stops reading, without a word, at what it
+    cannot read: a subject that is not UTF-8, a header block that is none, the reply subject of a watch in the form of
+    later servers (ADR-15). This one reads that form, and tells `error_cb` of a message that it had to drop.
     """
 
     def __init__(self, *, wants_tls: bool = False) -> None:
@@ -48,6 +55,7 @@ class BusClient(Client):
         self._counted = 0
         self._until: float | None = None
         self._asked: deque[int] = deque()
+        self._unasked_bytes = 0
         self._confirming: asyncio.Task[None] | None = None
         self._was_connected = False
         self.kept_bytes = 0
@@ -63,7 +71,9 @@ class BusClient(Client):
             await self.publish(subject, payload, reply, headers)
         finally:
             self._until = None
-        if self._confirming is None or self._confirming.done():
+        if self._unasked_bytes > CONFIRM_BYTES and self.is_connected:
+            await self._send_ping()
+        elif self._confirming is None or self._confirming.done():
             self._confirming = asyncio.create_task(self._confirm(), name="bus.confirm")
 
     async def leave(self) -> None:
@@ -86,11 +96,13 @@ class BusClient(Client):
             self._kept.append(_Kept(cmd, until))
             self._counted += 1
             self.kept_bytes += len(cmd)
+            self._unasked_bytes += len(cmd)
         await super()._send_command(cmd, priority)
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         self._pongs.append(asyncio.get_running_loop().create_future() if future is None else future)
         self._asked.append(self._counted)
+        self._unasked_bytes = 0
         await self._send_command(_PING)
         await self._flush_pending()
 
@@ -99,6 +111,8 @@ class BusClient(Client):
         while self._kept and self._counted - len(self._kept) < arrived:
             self.kept_bytes -= len(self._kept.popleft().command)
             self.eased.set()
+        if self._pongs and self._pongs[0].done():  # of a flush that has given up
+            self._pongs[0] = asyncio.get_running_loop().create_future()
         await super()._process_pong()
 
     async def _process_connect_init(self) -> None:
@@ -118,6 +132,19 @@ class BusClient(Client):
         self.kept_bytes = sum(len(kept.command) for kept in self._kept)
         self.eased.set()
         self._asked.clear()
+
+    async def _read_loop(self) -> None:
+        await super()._read_loop()
+        if self.is_connected and not asyncio.current_task().cancelling():  # type: ignore[union-attr]
+            await self._process_op_err(UnexpectedEOF())  # it broke, and said so in nats-py's own log
+
+    async def _attempt_reconnect(self) -> None:
+        lost = self._transport._io_writer.transport  # type: ignore[union-attr]
+        giving_up = asyncio.get_running_loop().call_later(CLOSE_S, lost.abort)
+        try:
+            await super()._attempt_reconnect()
+        finally:
+            giving_up.cancel()
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         if self._confirming is not None:
@@ -140,7 +167,10 @@ class BusClient(Client):
         subscription = self._subs.get(sid)
         if subscription is not None and subscription._jsi is not None and subscription._jsi._ordered:
             reply = _first_form(reply)
-        await super()._process_msg(sid, subject, reply, data, headers)
+        try:
+            await super()._process_msg(sid, subject, reply, data, headers)
+        except (ValueError, IndexError) as error:
+            await self._error_cb(UnreadableMessage(subject.decode(errors="replace"), error))
 
 
 def _first_form(reply: bytes) -> bytes:

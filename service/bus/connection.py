@@ -17,7 +17,7 @@ from nats.errors import SlowConsumerError
 
 from .causes import Denied, cause, denied, reason
 from .client import BusClient
-from .errors import BadCredentials, BusClosed, BusError, TlsFailed, Unreachable
+from .errors import BadCredentials, BusClosed, BusError, TlsFailed, Unreachable, UnreadableMessage
 from .log import RareLog
 from .options import client_options
 from .settings import NatsSettings
@@ -85,7 +85,7 @@ class _Link:
         self._hung_up = asyncio.Event()
         self._connecting = self._opened = self._closing = self._expelled = False
         self._rare = RareLog()
-        self._leaving = ""
+        self._passed: set[str] = set()
         self._move: asyncio.Task[None] | None = None
 
     async def open(self, options: dict[str, Any]) -> None:
@@ -146,11 +146,14 @@ class _Link:
     def _next_server(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
         """The server that failed least, soon at first and then about every `reconnect_wait_s`.
 
-        The spread keeps a fleet from coming back to a restarted server all at once.
+        One that is about to close comes after each of the others, which may not be within our reach. The spread keeps a
+        fleet from coming back to a restarted server all at once.
         """
-        others = [server for server in servers if server.uri.netloc != self._leaving]
-        server = min(others or servers, key=lambda s: (s.reconnects, random.random()))
-        soon = 0.0 if self._leaving else random.uniform(0.0, 0.2)
+        untried = [server for server in servers if self._passed and server.uri.netloc not in self._passed]
+        server = min(untried or servers, key=lambda s: (s.reconnects, random.random()))
+        if untried:
+            self._passed.add(server.uri.netloc)
+        soon = 0.0 if untried else random.uniform(0.0, 0.2)
         spread = random.uniform(0.5, 1.5) if server.reconnects else soon
         return server, self._settings.reconnect_wait_s * spread
 
@@ -166,6 +169,8 @@ class _Link:
             self._refuse(error)
         elif isinstance(error, SlowConsumerError):
             self._rare.warn("bus.slow_consumer", subject=error.sub.subject)
+        elif isinstance(error, UnreadableMessage):
+            self._rare.warn("bus.message_unreadable", subject=error.subject[:200], reason=str(error.cause))
         elif (refusal := denied(error)) is not None:
             self._rare.warn("bus.permission_denied", operation=refusal.operation, subject=refusal.subject)
             if self._on_denied is not None:
@@ -183,15 +188,15 @@ class _Link:
             log.warning("bus.disconnected", url=self._settings.url)
 
     async def _on_reconnected(self) -> None:
-        self._leaving = ""
+        self._passed.clear()
         log.info("bus.reconnected", url=self._url)
 
     async def _on_lame_duck(self) -> None:
         """The server is about to close: go to another one, where there is one, before it does."""
         log.warning("bus.lame_duck", url=self._url)
         at = self.client.connected_url
-        if at is not None and not self._leaving and any(s.uri.netloc != at.netloc for s in self.client.server_pool):
-            self._leaving = at.netloc
+        if at is not None and not self._passed and any(s.uri.netloc != at.netloc for s in self.client.server_pool):
+            self._passed.add(at.netloc)
             self._move = asyncio.create_task(self.client.leave(), name="bus.leave")
 
     async def _on_close(self) -> None:

@@ -76,6 +76,17 @@ class BusClosed(BusError):
 
 
 @dataclass(eq=False)
+class UnreadableMessage(BusError):
+    """A message whose subjects or headers cannot be read was dropped; `cause` is what reading it raised."""
+
+    subject: str
+    cause: Exception
+
+    def __str__(self) -> str:
+        return f"a message on {self.subject} cannot be read: {self.cause}"
+
+
+@dataclass(eq=False)
 class NotPermitted(BusError):
     """We are let in, but not as somebody who may serve."""
 

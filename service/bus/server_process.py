@@ -70,20 +70,23 @@ class ServerProcess:
         """Run the command so that it dies with us.
 
         keep_open: a descriptor that it holds as long as it lives. It gets a session of its own: Ctrl-C in our terminal
-        is ours to handle, and the server must outlive the drain.
+        is ours to handle, and the server must outlive the drain. Raises ServerFailed.
         """
         launcher = (sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()))
-        process = await asyncio.create_subprocess_exec(
-            *launcher,
-            *command,
-            env=dict(environ),
-            pass_fds=(keep_open,),
-            start_new_session=True,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            limit=_LINE_BYTES,
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *launcher,
+                *command,
+                env=dict(environ),
+                pass_fds=(keep_open,),
+                start_new_session=True,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                limit=_LINE_BYTES,
+            )
+        except OSError as error:
+            raise ServerFailed(f"cannot be started: {error}", "(nothing)", log_path) from None
         return cls(process, log_path)
 
     @property

@@ -15,11 +15,12 @@ from models.errors import ModelError
 from models.versions import BASE, live_version, make_live, previous_version
 from subjects.errors import MLError
 
+from ..background import stopped
 from ..bus.errors import BusError
 from ..residency import Residency
 from .checkpoints import Checkpoints
 from .live import Live, LiveVersions
-from .patience import TROUBLE, stopped
+from .patience import TROUBLE
 from .store import NotSetUp
 
 log = structlog.get_logger(__name__)

@@ -20,6 +20,7 @@ from subjects import names
 from subjects.errors import MLError, NotFound
 from subjects.jobs import TERMINAL, Job
 
+from ..background import stopped
 from .patience import TROUBLE, insist
 from .store import Changing, JobStore
 
@@ -80,8 +81,7 @@ class Hold:
             await self.check()  # what happened before we listened
             yield self
         finally:
-            writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
+            await stopped(writing)
             if not self._nc.is_closed:
                 await events.unsubscribe()
 

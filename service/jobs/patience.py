@@ -1,8 +1,8 @@
-"""Getting through to a server that may be away for a while, and to tasks that may not hear. Knows no job."""
+"""Getting through to a server that may be away for a while. Knows no job."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 from nats.errors import (
@@ -31,7 +31,6 @@ TROUBLE = (
 )
 """What a server that is away looks like, or one that has just come back."""
 RETRY_S = 1.0
-CANCEL_AGAIN_S = 15.0
 
 
 async def insist(call: Callable[[], Awaitable[ResultT]]) -> ResultT:
@@ -42,11 +41,3 @@ async def insist(call: Callable[[], Awaitable[ResultT]]) -> ResultT:
         except TROUBLE as error:
             log.warning("jobs.server_away", error=repr(error))
             await asyncio.sleep(RETRY_S)
-
-
-async def stopped(*tasks: "asyncio.Task[Any]") -> None:
-    """Cancel them and wait for their end; once more after a while, since nats-py swallows it while it flushes."""
-    while left := [task for task in tasks if not task.done()]:
-        for task in left:
-            task.cancel()
-        await asyncio.wait(left, timeout=CANCEL_AGAIN_S)

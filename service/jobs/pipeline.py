@@ -16,8 +16,9 @@ from models.errors import ModelError
 from models.training.errors import DiskFull
 from subjects.finetune import FinetuneRequest
 
+from ..background import stopped
 from .hold import Hold, HoldLost
-from .patience import TROUBLE, insist, stopped
+from .patience import TROUBLE, insist
 from .stages import Stages
 from .step_process import StepCrashed, StepFailed
 from .store import JobStore

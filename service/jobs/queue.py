@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from subjects import names
 from subjects.finetune import FinetuneRequest
 
-from .patience import TROUBLE, insist, stopped
+from ..background import stopped
+from .patience import TROUBLE, insist
 from .pipeline import Ending
 from .store import JobStore, NotSetUp
 from .streams import CONSUMER

@@ -17,7 +17,8 @@ from subjects import names
 from subjects.errors import MLError
 from subjects.jobs import TERMINAL, Job
 
-from .patience import TROUBLE, stopped
+from ..background import stopped
+from .patience import TROUBLE
 from .store import JobStore, NotSetUp
 
 log = structlog.get_logger(__name__)

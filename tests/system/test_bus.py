@@ -14,6 +14,7 @@ import structlog
 from certificates import Certificate, certificate
 from cuttable import cuttable
 from journal import Journal
+from nats.errors import FlushTimeoutError, StaleConnectionError
 from nats_identities import Operator, key_pair, public, seed
 from nats_server import CONF, PASSWORDS, NatsServer, plain_server
 from nats_server import secured_server as secured
@@ -194,6 +195,35 @@ class TestLosses:
                 nc._pending_data_size += 1
                 await nc.flush()
                 assert (await inbox.next_msg(0.001)).data == b"x"
+
+    async def test_a_link_that_takes_nothing_more_is_given_up(self, nats_server: NatsServer, journal: Journal) -> None:
+        """What was written to it kept the connection from closing, and the next one from being made."""
+        async with cuttable(nats_server) as relay:
+            url = f"nats://{relay.address}"
+            async with connected(NatsSettings(url=url, pending_bytes=64 * 2**20)) as nc:
+                relay.stall()
+                for _ in range(40):
+                    await nc.publish("somewhere", bytes(2**20))
+                await asyncio.sleep(0)  # all of it is the transport's then
+                assert nc.pending_data_size == 0
+                await nc._process_op_err(StaleConnectionError())
+                await journal.until("bus.disconnected")
+
+    async def test_a_line_that_cannot_be_read_costs_no_more_than_the_connection(
+        self, nats_server: NatsServer, journal: Journal
+    ) -> None:
+        """nats-py stops reading, and notices a minute later."""
+        async with cuttable(nats_server) as relay, connected(NatsSettings(url=f"nats://{relay.address}")) as nc:
+            relay.say(b"INFO {\r\n")
+            await journal.until("bus.reconnected")
+            await settled(nc)
+
+    async def test_a_flush_that_gave_up_costs_nothing(self, nats_url: str, journal: Journal) -> None:
+        async with connected(NatsSettings(url=nats_url)) as nc:
+            with pytest.raises(FlushTimeoutError):
+                await nc.flush(1e-9)
+            await settled(nc)
+        assert [line["event"] for line in journal.lines] == ["bus.connected", "bus.closed"]
 
     async def test_leaving_while_the_server_is_away_is_quick(self, nats_server: NatsServer, journal: Journal) -> None:
         async with asyncio.timeout(3), connected(NatsSettings(url=nats_server.url)) as nc:

@@ -315,6 +315,17 @@ class TestEnds:
         assert "Server is ready" in str(error)
         assert str(server.log) in str(error)
 
+    async def test_by_itself_where_no_process_can_be_started_and_we_are_told(
+        self, settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("service.bus.embedded.Supervisor", functools.partial(Supervisor, pauses_s=(0.0,)))
+        died: asyncio.Future[BusError] = asyncio.get_running_loop().create_future()
+        async with embedded_server(settings, on_died=died.set_result) as server:
+            monkeypatch.setattr(sys, "executable", "/nowhere/python")
+            os.kill(server.pid, signal.SIGKILL)
+            async with asyncio.timeout(10):
+                assert "cannot be started" in str(await died)
+
     async def test_in_good_order_does_not_count_as_dying(self, settings: EmbeddedSettings) -> None:
         async with embedded_server(settings, on_died=lambda _: pytest.fail("called")):
             pass

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import urllib.request
+from contextlib import contextmanager
 from typing import Any
 
 import nats
@@ -154,6 +155,38 @@ async def test_a_request_with_another_reply_subject_is_dropped_counted_and_told(
     assert len(encoder.seen) == 1
 
 
+def headed(block: bytes) -> bytes:
+    """A request for vectors with this block of headers."""
+    return b"HPUB ml.embed _INBOX.x %d %d\r\n%s\r\n" % (len(block), len(block), block)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"PUB ml.embed _INBOX.\xff 0\r\n\r\n",
+        b"PUB ml.cancel.\xff 0\r\n\r\n",
+        b"PUB $SRV.PING \xff 0\r\n\r\n",
+        headed(b"abcd"),
+        headed(b"NATS/1.0 503 \xff\r\n\r\n"),
+    ],
+)
+async def test_a_message_that_cannot_be_read_is_dropped_and_told(nats_server, encoder, journal, line):
+    """One such message used to make every worker that got it deaf for a minute."""
+    async with running_worker(nats_server.url, encoder), await nats.connect(nats_server.url) as nc:
+        with socket.create_connection(("127.0.0.1", nats_server.port)) as raw:
+            raw.sendall(b'CONNECT {"verbose":false,"headers":true}\r\n' + line)
+            assert (await journal.until("bus.message_unreadable"))["reason"]
+        assert "embedding" in json.loads((await nc.request(names.EMBED, b"a", timeout=10)).data)
+
+
+async def test_answers_do_not_wait_for_a_clock_to_be_forgotten(nats_url, monkeypatch):
+    """A stream of vectors stood still at 4 MiB, and everybody's answers with it, until the server was asked again."""
+    monkeypatch.setattr("service.bus.client.CONFIRM_S", 300)
+    async with running_worker(nats_url, WideEncoder()), await nats.connect(nats_url) as nc:
+        frames = await streamed(nc, names.EMBED_BATCH, {"texts": [f"text {i}" for i in range(2000)]})
+        assert (await to_the_end(frames))[-1].headers[names.EVENT] == "done"
+
+
 async def test_any_number_of_subscribers_watch_one_stream(secured_server, engine):
     async with (
         running_worker(as_worker(secured_server.address), engine),
@@ -234,7 +267,10 @@ class TestACallerThatLeaves:
             encoder.gate.set()
             assert all(names.ERROR_CODE not in reply.headers for reply in await asyncio.gather(*other))
 
-    @pytest.mark.parametrize("caller", ["the reply subject", "$JS.API.STREAM.DELETE.x", "_INBOX_worker.x", "ml.embed"])
+    @pytest.mark.parametrize(
+        "caller",
+        ["the reply subject", "$JS.API.STREAM.DELETE.x", "_INBOX_worker.x", "ml.embed", "_INBOX." + 4096 * "x"],
+    )
     async def test_a_subject_that_may_not_be_asked_is_refused(self, nats_url, encoder, caller):
         async with running_worker(nats_url, encoder), await nats.connect(nats_url) as nc:
             replies = await nc.subscribe(nc.new_inbox())
@@ -364,20 +400,41 @@ async def test_a_stream_that_finds_too_much_kept_waits_for_the_connection(secure
     assert max(kept) < MAX_KEPT_BYTES + 2 * nc.max_payload
 
 
-@pytest.fixture
-def cluster(tmp_path):
-    """Two servers that know each other."""
+@contextmanager
+def clustered(folder, *options):
+    """Two servers that know each other; the second with these options."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         route = f"nats://127.0.0.1:{free.getsockname()[1]}"
-    one = NatsServer(tmp_path / "one", "--cluster_name", "c", "--cluster", route)
-    two = NatsServer(tmp_path / "two", "--cluster_name", "c", "--cluster", "nats://127.0.0.1:-1", "--routes", route)
-    servers = [one, two]
+    one = NatsServer(folder / "one", "--cluster_name", "c", "--cluster", route)
+    two = NatsServer(
+        folder / "two", "--cluster_name", "c", "--cluster", "nats://127.0.0.1:-1", "--routes", route, *options
+    )
     try:
-        yield [server.start() for server in servers]
+        yield one.start(), two.start()
     finally:
-        for server in servers:
+        for server in (one, two):
             server.kill()
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    with clustered(tmp_path) as servers:
+        yield servers
+
+
+async def test_a_worker_that_reaches_no_other_server_comes_back_to_the_one_it_left(tmp_path, journal):
+    """Of a cluster a client is told addresses that it may not reach; the one it had may be started again."""
+    with clustered(tmp_path, "--client_advertise", "127.0.0.1:9") as (leaving, _):
+        async with running_worker(leaving.url), await nats.connect(leaving.url) as nc:
+            async with asyncio.timeout(20):
+                while len(nc.servers) < 2:
+                    await nc.flush()
+            leaving.lame_duck()
+            await journal.until("bus.failed")
+            leaving.kill()
+            leaving.start()
+            assert (await journal.until("bus.reconnected", 20))["url"] == leaving.url
 
 
 async def test_a_worker_leaves_a_server_that_is_about_to_close_and_loses_nothing(cluster, journal):

@@ -23,6 +23,7 @@ def test_inboxes_and_what_many_watch_are(reply: str) -> None:
         *("", ".x", "_INBOX", "_INBOX.", "_INBOX.x.", "_INBOX.>", "_INBOX.*.x", "_INBOXES.x", "_INBOX_worker.x"),
         *("$JS.API.STREAM.DELETE.ML_JOBS", "$KV.ml_jobs.j1", "$SYS.x", "$SRV.PING"),
         *("ml", "ml.models.unload", "ml.watch", "ml.watching.x", "watch.this", "_INBOX.x\r\nPUB a 0"),
+        "_INBOX." + "é" * 512,
     ],
 )
 def test_all_others_are_not(reply: str) -> None:
