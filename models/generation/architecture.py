@@ -14,6 +14,7 @@ from ..errors import ModelUnavailable
 from ..quiet import quiet
 from .kv import KVShape
 
+SERVED_LAYERS = {"full_attention", "sliding_attention"}
 LONGEST_BELIEVED = 100_000_000
 """Some configurations state an astronomical context for none."""
 
@@ -34,7 +35,6 @@ def served_config(spec: ModelSpec, folder: Path) -> PretrainedConfig:
         raise ModelUnavailable(spec.id, f"{reason}; choose another model") from error
     if why := _unserved(config):
         raise ModelUnavailable(spec.id, f"its architecture, {config.model_type}, is not served: {why}")
-    _open_window(spec, config)
     _require_short_rope(spec, config)
     return config
 
@@ -73,8 +73,10 @@ def _unserved(config: PretrainedConfig) -> str | None:
         "it reads with an encoder, through cross attention": _says(config, "is_encoder_decoder", "add_cross_attention"),
         "it keeps a state instead of keys and values": network._is_stateful,
         "its attention cannot be exchanged for the engine's": not network._supports_attention_backend,
-        "its layers do not all see the whole text": _says(config, "attention_chunk_size") or not _sees_all(config),
-        "it caps the scores of its attention": _says(config, "attn_logit_softcapping"),
+        "its tokens see those behind them": _says(config, "use_bidirectional_attention")
+        or getattr(config, "is_causal", True) is False,
+        "some of its layers see neither the whole text nor a window": _says(config, "attention_chunk_size")
+        or not _kinds(config) <= SERVED_LAYERS,
         "its keys and values are not of one width": _says(config, "kv_lora_rank", "v_head_dim"),
         "some of its layers have no keys and values of their own": _says(config, "num_kv_shared_layers"),
         "its weights are quantised already, which is only done here": _says(config, "quantization_config"),
@@ -86,20 +88,10 @@ def _says(config: PretrainedConfig, *fields: str) -> bool:
     return any(getattr(config, field, None) for field in fields)
 
 
-def _sees_all(config: PretrainedConfig) -> bool:
+def _kinds(config: PretrainedConfig) -> set[str]:
+    """The kinds of layers that a configuration names, where it does."""
     kinds: Any = getattr(config, "layer_types", None) or ()
-    return set(kinds) <= {"full_attention"}
-
-
-def _open_window(spec: ModelSpec, config: PretrainedConfig) -> None:
-    """Take away a window that is no shorter than the context, and so hides nothing. Raises ModelUnavailable else."""
-    window, context = getattr(config, "sliding_window", None), context_of(spec, config)
-    if window is None or getattr(config, "use_sliding_window", True) is False or getattr(config, "layer_types", None):
-        return  # with layer types, all of them see everything
-    if window < context:
-        reason = f"a token sees the {window} before it, of {context}, and such windows are not served beyond their size"
-        raise ModelUnavailable(spec.id, f"{reason}; give `max_tokens = {window}` in its entry")
-    config.sliding_window = None
+    return set(kinds)
 
 
 def _require_short_rope(spec: ModelSpec, config: PretrainedConfig) -> None:
