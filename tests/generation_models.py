@@ -62,22 +62,23 @@ def mistral() -> Path:
 
 
 @cache
-def ministral() -> Path:
-    """A window in the layers that its configuration names."""
-    kinds = ["sliding_attention", "full_attention"]
-    return _write("ministral", write_base, model_type="ministral", head_dim=16, layer_types=kinds, **WINDOW)
-
-
-@cache
-def stablelm() -> Path:
-    """Positions that turn a quarter of each head."""
-    return _write("stablelm", write_base, model_type="stablelm", partial_rotary_factor=0.25)
+def base(model_type: str, **fields: Any) -> Path:
+    """Any other kind; fields: of its configuration, such as can be hashed."""
+    return _write(model_type, write_base, model_type=model_type, **fields)
 
 
 WINDOW = {"sliding_window": 24}
 """Tokens: less than a block of the cache, and than most prompts of the tests."""
 GEMMA = {"head_dim": 16}
-ALL = {"codellama": codellama, "llama": llama, "starcoder": starcoder, "starcoder_multi_head": starcoder_multi_head}
+ALL = {
+    "codellama": codellama,
+    "llama": llama,
+    "starcoder": starcoder,
+    "starcoder_multi_head": starcoder_multi_head,
+    "gemma2": gemma2,
+    "gemma3": gemma3,
+    "mistral": mistral,
+}
 """By name, for parametrised tests."""
 
 
