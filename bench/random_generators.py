@@ -89,6 +89,19 @@ def write_llama(folder: Path, **sizes: Unpack[LlamaSizes]) -> Path:
     return _write_model(folder, _llama_config(asked, tokens, 10_000), asked, tokens)
 
 
+def write_base(folder: Path, model_type: str, **fields: Any) -> Path:
+    """Write a base model of another kind with Llama's tokeniser. As `write_llama`.
+
+    model_type: as transformers names it. fields: of its configuration, over those of `write_llama`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = write_sentencepiece_bpe(folder, fill=False, chat=False)
+    asked: LlamaSizes = {"context": 4096, "kv_heads": 2}
+    config = {**_llama_config(asked, tokens, 10_000), "model_type": model_type, **fields}
+    del config["architectures"]
+    return _write_model(folder, config, asked, tokens)
+
+
 def write_starcoder(folder: Path, **sizes: Unpack[StarCoderSizes]) -> Path:
     """Write a repository laid out as starcoderbase-1b is, and return its folder. As `write_codellama`."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ Owns the schema of an entry, the entries that ship in catalogue.toml and the use
 Does not know where weights lie (hub.py) or how they are read (loader.py).
 """
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -226,6 +227,13 @@ def load_catalogue(extra: Mapping[str, Mapping[str, Any]] | None = None) -> Cata
         if not specs[model].has_source:
             raise BadEntry(model, "needs one of folder, repository and package")
     return Catalogue(specs)
+
+
+def shipped_config(spec: ModelSpec) -> dict[str, Any]:
+    """The configuration that ships with mlbus for the entry's repository; empty where none does."""
+    shipped = resources.files(__package__).joinpath("configs", f"{spec.id}.json")
+    config: dict[str, Any] = json.loads(shipped.read_text("utf-8")) if shipped.is_file() else {}
+    return config if config.get("_name_or_path") == spec.repository else {}
 
 
 def _over(shipped: Mapping[str, Any] | None, own: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,7 +7,6 @@ device). Reads no weights, asks no network and no device.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -15,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from . import hub
-from .catalogue import ModelSpec, Quantization
+from .catalogue import ModelSpec, Quantization, shipped_config
 from .errors import ModelUnavailable, UnknownArchitecture
 from .generation.architecture import kv_shape
 from .generation.reading import skeleton
@@ -81,12 +80,9 @@ def model_config(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _shipped(spec: ModelSpec, reason: str) -> dict[str, Any]:
-    """The configuration that ships with mlbus for the entry's repository. `reason`: why it is needed."""
-    shipped = resources.files(__package__).joinpath("configs", f"{spec.id}.json")
-    config: dict[str, Any] = json.loads(shipped.read_text("utf-8")) if shipped.is_file() else {}
-    if not config or config.get("_name_or_path") != spec.repository:
-        raise UnknownArchitecture(spec.id, reason)
-    return config
+    if config := shipped_config(spec):
+        return config
+    raise UnknownArchitecture(spec.id, reason)
 
 
 def _of_folder(folder: Path) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from .catalogue import GraphDtype, ModelSpec
 from .errors import ModelUnavailable
 from .hub_cache import cached_snapshot
-from .hub_pull import pull
+from .hub_pull import fetch_texts, file_names, pull
 from .weights import weight_files
 
-__all__ = ["from_hub", "is_present", "locate", "pull"]
+__all__ = ["fetch_texts", "file_names", "from_hub", "is_present", "locate", "pull"]
 
 
 def locate(spec: ModelSpec, download: bool = True, dtype: GraphDtype | None = None) -> Path:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.utils.tqdm import tqdm
 
 from .catalogue import GraphDtype, ModelSpec
 from .errors import ModelError, ModelUnavailable, NoSpace, WrongDownload
-from .hub_cache import NEVER_DATA, discard, patterns, storage
+from .hub_cache import NEVER, NEVER_DATA, discard, patterns, storage
 from .hub_errors import next_step
 from .hub_listing import File, Listing, ask
 from .hub_progress import OnBytes, telling
@@ -64,6 +64,29 @@ def pull(
     with _explained(spec):
         _point(spec.revision or constants.DEFAULT_REVISION, folder)
     return Pulled(folder, fetched, listing.licence)
+
+
+def file_names(spec: ModelSpec) -> list[str]:
+    """What a revision has, by its paths. Raises ModelUnavailable."""
+    with _explained(spec):
+        return [file.name for file in ask(spec).files]
+
+
+def fetch_texts(spec: ModelSpec, names: Sequence[str], folder: Path) -> None:
+    """Fetch such of a revision's small files as there are to a folder of the caller's; the cache stays as it is.
+
+    Raises ModelUnavailable.
+    """
+    with _explained(spec):
+        listing = ask(spec)
+        for file in listing.matching([escape(name) for name in names], NEVER):
+            hf_hub_download(
+                listing.spec.repository,
+                file.name,
+                revision=listing.commit,
+                local_dir=folder,
+                tqdm_class=telling(lambda done, total: None, 0),
+            )
 
 
 @contextmanager

@@ -6,7 +6,6 @@ Owns the order of steps: locate, check, read, quantise, test. What each step doe
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock
 from typing import Literal, TypeVar
 
 import torch
@@ -23,10 +22,8 @@ from .errors import CannotQuantize, ModelError, ModelUnavailable, SelfTestFailed
 from .generation.causal_lm import CausalLM, Checkpoint
 from .generation.errors import NonFiniteLogits
 from .memory import estimated_bytes, give_back
+from .quiet import READING
 
-_READING = Lock()
-"""transformers changes torch's default dtype for the whole process while it reads a model, and puts back what it found:
-two that read at once could leave the other's behind."""
 OnStep = Callable[[str], None]
 T = TypeVar("T")
 LoadBy = Callable[[ModelSpec, Path, torch.device, "LoadOptions", OnStep], T]
@@ -96,7 +93,7 @@ def _loaded(
     on_step("locating the weights")
     spec, folder = located(spec, options, on_step)
     try:
-        with _READING, memory_errors(str(device), spec.id):
+        with READING, memory_errors(str(device), spec.id):
             model = load_by(spec, folder, device, options, on_step)
     except ModelError:
         raise

@@ -3,8 +3,13 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
 
 from transformers.utils import logging as hf_logging
+
+READING = RLock()
+"""transformers changes torch's default dtype for the whole process while it reads a model, and puts back what it found:
+two that read at once could leave the other's behind."""
 
 
 @contextmanager

@@ -20,6 +20,7 @@ MAX_HEADER_BYTES = 100_000_000
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 """What reading a JSON file can raise that is damaged, or of another shape than it should be."""
+MODULES = "modules.json"
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -39,7 +40,7 @@ def weight_files(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None)
     if has_gguf(spec, folder):
         return [str(spec.gguf)]
     found: list[str] = []
-    for module in _module_folders(spec, folder):
+    for module in module_folders(spec, folder):
         _require_merged(spec, module)
         files = _read_files(spec, module)
         _require_safetensors(spec, module, files)
@@ -198,11 +199,12 @@ def _shards(spec: ModelSpec, index: Path) -> list[str]:
         raise ModelUnavailable(spec.id, f"{index.name} cannot be read; {next_step(spec)}") from error
 
 
-def _module_folders(spec: ModelSpec, folder: Path) -> list[Path]:
+def module_folders(spec: ModelSpec, folder: Path) -> list[Path]:
+    """The folders whose weights a model has. Raises ModelUnavailable where its list of modules cannot be served."""
     if spec.kind == "generation":
         return [folder]
     try:
-        modules = json.loads((folder / "modules.json").read_text("utf-8"))
+        modules = json.loads((folder / MODULES).read_text("utf-8"))
         paths = [folder / module["path"] for module in modules]
         types = [str(module["type"]) for module in modules]
     except _DAMAGE as error:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.random_generators import write_codellama, write_llama, write_starcoder
+from bench.random_generators import write_base, write_codellama, write_llama, write_starcoder
 
 _ROOT = Path(tempfile.mkdtemp(prefix="mlbus-generators-"))
 atexit.register(shutil.rmtree, _ROOT, ignore_errors=True)
@@ -41,7 +41,44 @@ def starcoder_multi_head() -> Path:
     return _write("starcoder-multi-head", write_starcoder, multi_query=False)
 
 
-ALL = {"codellama": codellama, "llama": llama, "starcoder": starcoder, "starcoder_multi_head": starcoder_multi_head}
+@cache
+def gemma2() -> Path:
+    """A window in every second layer, scores of attention and of tokens capped, a scaling of its own."""
+    capped = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 4.0}
+    return _write("gemma2", write_base, model_type="gemma2", query_pre_attn_scalar=8, **WINDOW, **GEMMA, **capped)
+
+
+@cache
+def gemma3() -> Path:
+    """Windows in five layers of six, which turn by another base, and norms of queries and keys."""
+    sizes = {"num_hidden_layers": 6, "rope_local_base_freq": 100.0, "rope_theta": 5000.0}
+    return _write("gemma3", write_base, model_type="gemma3_text", **WINDOW, **GEMMA, **sizes)
+
+
+@cache
+def mistral() -> Path:
+    """A window in every layer."""
+    return _write("mistral", write_base, model_type="mistral", **WINDOW)
+
+
+@cache
+def base(model_type: str, **fields: Any) -> Path:
+    """Any other kind; fields: of its configuration, such as can be hashed."""
+    return _write(model_type, write_base, model_type=model_type, **fields)
+
+
+WINDOW = {"sliding_window": 24}
+"""Tokens: less than a block of the cache, and than most prompts of the tests."""
+GEMMA = {"head_dim": 16}
+ALL = {
+    "codellama": codellama,
+    "llama": llama,
+    "starcoder": starcoder,
+    "starcoder_multi_head": starcoder_multi_head,
+    "gemma2": gemma2,
+    "gemma3": gemma3,
+    "mistral": mistral,
+}
 """By name, for parametrised tests."""
 
 

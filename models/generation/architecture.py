@@ -1,6 +1,6 @@
 """What a causal language model's configuration says: whether the engine can run it, how far it sees, what it keeps.
 
-Owns which architectures are refused, and why. Reads config.json alone; builds nothing.
+Owns which architectures are refused, and why: by what they say and by a trial. Reads config.json alone.
 """
 
 from pathlib import Path
@@ -13,28 +13,31 @@ from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable
 from ..quiet import quiet
 from .kv import KVShape
+from .trial import fault
 
+SERVED_LAYERS = {"full_attention", "sliding_attention"}
 LONGEST_BELIEVED = 100_000_000
 """Some configurations state an astronomical context for none."""
 
 
-def served_config(spec: ModelSpec, folder: Path) -> PretrainedConfig:
-    """The configuration in a folder, of a model that the engine can run; code of the folder's own is never run.
+def served_config(spec: ModelSpec, place: Path) -> PretrainedConfig:
+    """The configuration in a folder, or in a file, of a model that the engine can run; no code there is ever run.
 
     Raises ModelUnavailable.
     """
     try:
         with quiet():
             config: PretrainedConfig = AutoConfig.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
+                str(place), local_files_only=True, trust_remote_code=False
             )
     except Exception as error:  # a foreign file can make the library raise anything
         first_line = str(error).partition("\n")[0]
-        reason = f"the config.json in {folder} cannot be used ({type(error).__name__}: {first_line[:200]})"
+        reason = f"the config.json in {place} cannot be used ({type(error).__name__}: {first_line[:200]})"
         raise ModelUnavailable(spec.id, f"{reason}; choose another model") from error
-    if why := _unserved(config):
-        raise ModelUnavailable(spec.id, f"its architecture, {config.model_type}, is not served: {why}")
-    _open_window(spec, config)
+    if why := _why_not(config):
+        raise ModelUnavailable(
+            spec.id, f"its architecture, {config.model_type}, is not served: {why}; choose another model"
+        )
     _require_short_rope(spec, config)
     return config
 
@@ -53,6 +56,7 @@ def context_of(spec: ModelSpec, config: PretrainedConfig) -> int:
 
 def kv_shape(config: PretrainedConfig, dtype: torch.dtype) -> KVShape:
     """What each token leaves in the cache."""
+    config = config.get_text_config()
     heads = config.num_attention_heads
     kv_heads = 1 if getattr(config, "multi_query", False) else getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -60,21 +64,31 @@ def kv_shape(config: PretrainedConfig, dtype: torch.dtype) -> KVShape:
 
 
 def _positions(config: PretrainedConfig) -> int | None:
-    return getattr(config, "max_position_embeddings", None)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _why_not(config: PretrainedConfig) -> str | None:
+    """Why the engine cannot run a model, as a clause; None where it can, as far as a configuration tells."""
+    try:
+        return _unserved(config) or fault(config, kv_shape(config, torch.float32))
+    except Exception as error:  # a configuration that does not say such things, or not for the whole model
+        return f"it does not say what keys and values its layers have ({str(error).partition(chr(10))[0][:200]})"
 
 
 def _unserved(config: PretrainedConfig) -> str | None:
-    """Why the engine cannot run a model, as a clause; None where it can."""
+    """What a configuration says that the engine cannot do, as a clause."""
     networks: Any = AutoModelForCausalLM._model_mapping
     if type(config) not in networks:
         return "it does not generate text from text alone"
-    network = networks[type(config)]
+    network, config = networks[type(config)], config.get_text_config()
     faults = {
         "it reads with an encoder, through cross attention": _says(config, "is_encoder_decoder", "add_cross_attention"),
         "it keeps a state instead of keys and values": network._is_stateful,
         "its attention cannot be exchanged for the engine's": not network._supports_attention_backend,
-        "its layers do not all see the whole text": _says(config, "attention_chunk_size") or not _sees_all(config),
-        "it caps the scores of its attention": _says(config, "attn_logit_softcapping"),
+        "its tokens see those behind them": _says(config, "use_bidirectional_attention")
+        or getattr(config, "is_causal", True) is False,
+        "some of its layers see neither the whole text nor a window": _says(config, "attention_chunk_size")
+        or not _kinds(config) <= SERVED_LAYERS,
         "its keys and values are not of one width": _says(config, "kv_lora_rank", "v_head_dim"),
         "some of its layers have no keys and values of their own": _says(config, "num_kv_shared_layers"),
         "its weights are quantised already, which is only done here": _says(config, "quantization_config"),
@@ -86,20 +100,10 @@ def _says(config: PretrainedConfig, *fields: str) -> bool:
     return any(getattr(config, field, None) for field in fields)
 
 
-def _sees_all(config: PretrainedConfig) -> bool:
+def _kinds(config: PretrainedConfig) -> set[str]:
+    """The kinds of layers that a configuration names, where it does."""
     kinds: Any = getattr(config, "layer_types", None) or ()
-    return set(kinds) <= {"full_attention"}
-
-
-def _open_window(spec: ModelSpec, config: PretrainedConfig) -> None:
-    """Take away a window that is no shorter than the context, and so hides nothing. Raises ModelUnavailable else."""
-    window, context = getattr(config, "sliding_window", None), context_of(spec, config)
-    if window is None or getattr(config, "use_sliding_window", True) is False or getattr(config, "layer_types", None):
-        return  # with layer types, all of them see everything
-    if window < context:
-        reason = f"a token sees the {window} before it, of {context}, and such windows are not served beyond their size"
-        raise ModelUnavailable(spec.id, f"{reason}; give `max_tokens = {window}` in its entry")
-    config.sliding_window = None
+    return set(kinds)
 
 
 def _require_short_rope(spec: ModelSpec, config: PretrainedConfig) -> None:

@@ -75,8 +75,8 @@ def _shortage(config: PretrainedConfig, files: Sequence[Path]) -> str | None:
     """What the files lack, as a clause, where they hold fewer numbers than the model has: it would be filled up with
     random ones, as many as its configuration says, before the fault was told."""
     stored = dict(item for file in files for item in stored_shapes(file))
-    if config.num_hidden_layers > len(stored):
-        return f"it has {config.num_hidden_layers} layers, and there are {len(stored)} weights"
+    if (layers := config.get_text_config().num_hidden_layers) > len(stored):
+        return f"it has {layers} layers, and there are {len(stored)} weights"
     wanted = dict(skeleton(config).named_parameters())
     if sum(map(math.prod, stored.values())) >= sum(one.numel() for one in wanted.values()):
         return None

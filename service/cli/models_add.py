@@ -80,7 +80,7 @@ def _loaded(spec: ModelSpec, settings: Settings) -> Facts:
 
 
 def _entry(model: str, source: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    origin = _source(model, source)
+    origin = origin_of(model, source)
     graphs = dict(_graph(one) for one in given["onnx_files"])
     prompts = dict(_prompt(model, one) for one in given["prompts"])
     found = _graph_in(origin.get("folder")) if given["served_by"] != "torch" else {}
@@ -101,7 +101,8 @@ def _require_known(spec: ModelSpec) -> None:
         raise BadEntry(spec.id, f"{reason}; name one with --default-prompt, or add it with --prompt")
 
 
-def _source(model: str, source: str) -> dict[str, str]:
+def origin_of(model: str, source: str) -> dict[str, str]:
+    """The field of an entry that says where its weights are. Raises BadEntry."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return {"folder": str(folder.resolve())}

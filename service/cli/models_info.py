@@ -1,39 +1,69 @@
-"""`mlbus models info`: all that is known of one model without asking anybody."""
+"""`mlbus models info`: all that is known of one model before it is fetched, and whether it can be served.
 
+Nobody is asked about a model of which a configuration is here; else the Hub, for small files alone.
+"""
+
+import re
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from models import hub
 from models.cache import LoadCache
-from models.catalogue import OF_EMBEDDINGS, GraphDtype, ModelSpec, load_catalogue
-from models.errors import ModelError
+from models.catalogue import OF_EMBEDDINGS, Catalogue, GraphDtype, ModelSpec, load_catalogue
+from models.errors import BadEntry, ModelError
+from models.support import support
 from models.versions import live_version, versions
-from models.weights import check_weights, weight_files
+from models.weights import MODULES, check_weights, weight_files
 
 from ..config import Settings
 from .models import licence_text
+from .models_add import origin_of
 from .models_pull import size_bytes, source_of
 from .output import err, out, print_json
 from .prompts import prompts_of
 
 
 def print_info(settings: Settings, model: str, *, as_json: bool) -> None:
-    """Print the entry and what is on this machine. Raises UnknownModel, BadEntry."""
-    spec = load_catalogue(settings.catalogue).get(model)
+    """Print the entry, or what would be one for a folder or a repository, and what is on this machine.
+
+    Raises UnknownModel, BadEntry, and ModelUnavailable where the Hub does not tell of a repository.
+    """
+    catalogue = load_catalogue(settings.catalogue)
+    spec = _spec(catalogue, model)
     facts = {
         "licence": None,
         "commercial": None,
         **spec.model_dump(mode="json", exclude_none=True, exclude=_foreign(spec)),
         **_prompts(spec),
         "source": source_of(spec) if spec.has_source else None,
+        "support": asdict(support(spec)),
         "present": hub.is_present(spec),
         "weights": _weights(spec, LoadCache(settings.cache_dir)),
-        "versions": list(versions(settings.checkpoints_dir, model)),
-        "live": live_version(settings.checkpoints_dir, model),
+        **(_versions(settings.checkpoints_dir, model) if model in catalogue.specs else {}),
     }
     if as_json:
         print_json(facts)
         return
     _show(facts)
+
+
+def _spec(catalogue: Catalogue, model: str) -> ModelSpec:
+    """The entry of this id, or one for a folder or a repository that has none."""
+    if model in catalogue.specs:
+        return catalogue.get(model)
+    try:
+        origin = origin_of(model, model)
+    except BadEntry:
+        return catalogue.get(model)  # which raises, and says what there is
+    name = re.sub(r"[^A-Za-z0-9]+", "-", Path(model).name).strip("-")[:64] or "model"
+    spec = ModelSpec.model_validate({"id": name, "kind": "generation", **origin})
+    files = hub.file_names(spec) if spec.folder is None else [path.name for path in spec.folder.iterdir()]
+    return spec.model_copy(update={"kind": "embedding"}) if MODULES in files else spec
+
+
+def _versions(checkpoints_dir: Path, model: str) -> dict[str, Any]:
+    return {"versions": list(versions(checkpoints_dir, model)), "live": live_version(checkpoints_dir, model)}
 
 
 def _foreign(spec: ModelSpec) -> set[str]:
@@ -73,17 +103,23 @@ def _copy(spec: ModelSpec, dtype: GraphDtype | None, cache: LoadCache) -> dict[s
 
 
 def _show(facts: dict[str, Any]) -> None:
-    hidden = ["weights", "commercial", "licence", "sha256"]
+    hidden = ["weights", "support", "commercial", "licence", "sha256"]
     hidden += ["onnx_files"] if facts["served_by"] == "torch" else []
     rows = {
         **{name: _text(value) for name, value in facts.items() if name not in hidden and value not in (None, {}, [])},
         "licence": licence_text(facts),
+        "served": _support_text(facts["support"]),
     }
     for weights in facts["weights"]:
         rows["weights" + (f" {weights['dtype']}" if weights["dtype"] else "")] = _weights_text(weights)
     width = max(map(len, rows))
     for name, text in rows.items():
         out.print(f"{name:<{width}}  {text}", markup=False)
+
+
+def _support_text(found: dict[str, Any]) -> str:
+    answer = {True: "yes", False: "no", None: "not known"}[found["served"]]
+    return f"{answer}: {found['reason']}" if found["reason"] else answer
 
 
 def _weights_text(weights: dict[str, Any]) -> str:

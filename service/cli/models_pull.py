@@ -13,6 +13,7 @@ from models.catalogue import GraphDtype, ModelSpec, load_catalogue
 from models.errors import BadEntry
 from models.hub_progress import OnBytes
 from models.hub_pull import OnStep
+from models.support import require_not_refused
 from models.weights import check_weights, has_gguf
 
 from ..config import Settings
@@ -46,6 +47,7 @@ def pull_model(spec: ModelSpec, dtype: GraphDtype | None, cache: Path) -> dict[s
     """Fetch a model, or look through the folder that it is in and convert it if need be -> what `--json` prints of
     it."""
     if hub.from_hub(spec):
+        require_not_refused(spec)
         with _shown(spec) as (on_step, on_bytes):
             pulled = hub.pull(spec, dtype, on_step, on_bytes)
         folder, fetched, licence = pulled.folder, pulled.fetched_bytes, spec.licence or pulled.licence

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import generation_models
 import pytest
@@ -82,6 +83,37 @@ def test_greedy_text_is_generates_own(name: str, max_running: int, chunk_tokens:
     assert [outcomes[request.id].text for request in requests] == texts
     assert engine.load.prefix_hits > 0
     assert engine.load.kv_used_bytes == 0
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "ministral": {"layer_types": ("sliding_attention", "full_attention"), "head_dim": 16, "sliding_window": 24},
+    "qwen2": {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 24},
+    "phi3": {"sliding_window": 24, "pad_token_id": 0},
+    "starcoder2": {"sliding_window": 24},
+    "cohere2": {"sliding_window": 24, "sliding_window_pattern": 2},
+    "olmo3": {"sliding_window": 24},
+    "exaone4": {"sliding_window": 24, "sliding_window_pattern": 2},
+    "smollm3": {"pad_token_id": 0},
+    "qwen3": {"head_dim": 16},
+    "phi": {"partial_rotary_factor": 0.5},
+    "glm": {"partial_rotary_factor": 0.5, "head_dim": 16, "pad_token_id": 0},
+    "glm4": {"partial_rotary_factor": 0.5, "head_dim": 16, "pad_token_id": 0},
+    "gpt_neox": {"rotary_pct": 0.25},
+}
+"""Kinds that differ from those above by windows, partly turned positions or norms: type, and what to say of it."""
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_greedy_text_of_other_kinds_is_generates_own(kind: str) -> None:
+    folder = generation_models.base(kind, **OTHERS[kind])
+    model = read(folder)
+    reference, asked = Oracle(folder, model), [prompts("llama")[place][:120] for place in (0, 2, 5)]
+
+    outcomes = run(new_engine(model, chunk_tokens=16), *(greedy(f"r{n}", ids, 30) for n, ids in enumerate(asked)))
+
+    texts = [outcomes[f"r{n}"].text for n in range(len(asked))]
+    assert texts == [reference.text(ids, 30) for ids in asked]
+    assert len({*texts}) == len(texts)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -171,17 +203,19 @@ def test_a_gap_is_filled_as_generate_fills_it(name: str) -> None:
     assert outcome.text == oracle(name).text(list(asked.ids), 20, asked.stop_ids)
 
 
-def test_log_probabilities_are_the_models_own() -> None:
-    engine = new_engine(loaded("llama"))
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3"])
+def test_log_probabilities_are_the_models_own(name: str) -> None:
+    """Some of the tokens lie behind the windows."""
+    engine = new_engine(loaded(name))
     asked = engine.prompt_tokens(Plain("def add(a, b):"))
     sampling = Sampling(temperature=0, logprobs=3)
 
     outcome = run(engine, Request("a", list(asked.ids), 8, sampling=sampling))["a"]
 
     told = [logprob for piece in outcome.pieces for logprob in piece.logprobs]
-    ids = oracle("llama").ids(list(asked.ids), 8)
+    ids = oracle(name).ids(list(asked.ids), 8)
     assert [logprob.id for logprob in told] == ids
-    scores = loaded_scores("llama", [*asked.ids, *ids])[len(asked.ids) - 1 : -1]
+    scores = loaded_scores(name, [*asked.ids, *ids])[len(asked.ids) - 1 : -1]
     exact = torch.log_softmax(scores, -1)
     for logprob, row in zip(told, exact, strict=True):
         assert logprob.logprob == pytest.approx(float(row.max()), abs=1e-4)

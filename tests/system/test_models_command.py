@@ -104,6 +104,24 @@ def test_a_model_is_pulled_looked_at_and_pruned(remote: Hub, tmp_path: Path) -> 
     assert facts("info", "mine", cwd=tmp_path)["present"] is False
 
 
+def test_what_cannot_be_served_is_said_before_its_weights_are_fetched(remote: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "coder"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "mamba"}')
+    save_file({"a": np.zeros(1, np.float32)}, folder / "model.safetensors")
+    remote.add("me/coder", folder)
+    why = "its architecture, mamba, is not served: it keeps a state instead of keys and values"
+
+    for source in ("me/coder", "./coder"):
+        told = run("info", source, cwd=tmp_path, HF_ENDPOINT=remote.url)
+        assert told.returncode == 0, told.stderr
+        assert re.search(rf"^served +no: {why}", told.stdout, re.MULTILINE)
+    added = run("add", "coder", "me/coder", "--kind", "generation", cwd=tmp_path, HF_ENDPOINT=remote.url)
+    assert added.returncode == 1
+    assert why in added.stderr
+    assert remote.asked("model.safetensors") == []
+
+
 def test_what_the_variables_say_is_honoured(remote: Hub, tmp_path: Path) -> None:
     remote.token = "secret"
     refused(

@@ -19,6 +19,8 @@ from safetensors.numpy import save_file
 from models import hub, hub_cache, hub_listing, weights
 from models.catalogue import ModelSpec, load_catalogue
 from models.errors import ModelUnavailable, NoSpace, WrongDownload
+from models.loader import load_generator
+from models.support import Support, support
 
 REPOSITORY = "me/mine"
 
@@ -149,6 +151,42 @@ def test_shards_of_any_name_come_where_an_index_names_them(remote: Hub, tmp_path
     found = hub.pull(spec).folder
     assert [path.name for path in found.glob("*.safetensors")] == weights.weight_files(spec, found) == [shard]
     assert hub.is_present(spec)
+
+
+@pytest.mark.parametrize(("kind", "served"), [("mistral", True), ("mamba", False)])
+def test_whether_a_model_can_be_served_is_known_before_its_weights_come(
+    remote: Hub, tmp_path: Path, kind: str, served: bool
+) -> None:
+    folder = tmp_path / kind
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    save_file({"a": np.zeros(1, np.float32)}, folder / "model.safetensors")
+    remote.add("me/coder", folder)
+
+    found = support(load_catalogue({"mine": {"kind": "generation", "repository": "me/coder"}}).get("mine"))
+
+    assert (found.served, remote.asked("model.safetensors")) == (served, [])
+    assert not (tmp_path / "cache").exists()
+    if not served:  # and the loader says the same
+        with pytest.raises(ModelUnavailable) as refused:
+            load_generator(load_catalogue({"mine": {"kind": "generation", "folder": str(folder)}}).get("mine"))
+        assert refused.value.reason == found.reason
+
+
+def test_of_a_model_that_nobody_tells_of_it_is_not_known(remote: Hub, tmp_path: Path) -> None:
+    for fields in ({"repository": "me/none"}, {"folder": str(tmp_path / "none")}):
+        found = support(load_catalogue({"mine": {"kind": "generation", **fields}}).get("mine"))
+        assert (found.served, bool(found.reason)) == (None, True)
+
+
+def test_modules_of_an_embedding_model_that_need_code_are_known_before_it_comes(remote: Hub, tmp_path: Path) -> None:
+    assert support(MINE) == Support(True)
+    modules = '[{"path": "", "type": "modeling_mine.Own"}]'
+    (tmp_path / "source" / "modules.json").write_text(modules)
+    remote.add(REPOSITORY, tmp_path / "source")
+    found = support(MINE)
+    assert (found.served, remote.asked("model.safetensors")) == (False, [])
+    assert "code of its own" in str(found.reason)
 
 
 def test_an_entry_chooses_files_but_never_pickles_or_code(remote: Hub) -> None:
