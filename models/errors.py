@@ -153,6 +153,16 @@ class UnknownTask(ModelError):
 
 
 @dataclass(eq=False)
+class TemplateRefused(ModelError):
+    """The chat template through which a model embeds texts takes none as it was sent; `reason` is the template's."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the model's chat template refuses the text or its prompt: {self.reason}"
+
+
+@dataclass(eq=False)
 class BadDimensions(ModelError):
     """Vectors cannot be cut to this length; `known`: the lengths that the model was trained for, empty: any."""
 

@@ -5,7 +5,9 @@ device). Reads no weights, asks no network and no device.
 """
 
 import json
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -18,8 +20,9 @@ from .catalogue import ModelSpec, Quantization, shipped_config
 from .errors import ModelUnavailable, UnknownArchitecture
 from .generation.architecture import kv_shape
 from .generation.reading import skeleton
+from .memory import stored_shapes
 from .quantize import linear_layers, quantizable, stored_bytes, tied_outputs
-from .weights import next_step
+from .weights import is_static, next_step, require_whole, weight_files
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 
@@ -43,11 +46,32 @@ class Footprint:
 
 def footprint(spec: ModelSpec) -> Footprint:
     """What an entry's model takes. Raises UnknownArchitecture where its configuration is not to be had or not known."""
+    if spec.kind == "embedding" and (folder := _static_folder(spec)):
+        return _of_table(spec, folder)
     raw = model_config(spec)
     try:
         return _measured(spec, raw)
     except Exception as error:  # a foreign configuration can make the library raise anything
         raise UnknownArchitecture(spec.id, _told(error)) from error
+
+
+def _static_folder(spec: ModelSpec) -> Path | None:
+    """Where a table of token vectors lies; None for other models, and for what is not on this machine."""
+    with suppress(ModelUnavailable):
+        folder = hub.locate(spec, download=False)
+        return folder if is_static(folder) else None
+    return None
+
+
+def _of_table(spec: ModelSpec, folder: Path) -> Footprint:
+    """Raises UnknownArchitecture."""
+    try:
+        files = weight_files(spec, folder)
+        require_whole(spec, folder, files)
+    except ModelUnavailable as error:
+        raise UnknownArchitecture(spec.id, error.reason) from error
+    parameters = sum(math.prod(shape) for name in files for _, shape in stored_shapes(folder / name))
+    return Footprint(spec.id, parameters, {precision: parameters * width for precision, width in _PLAIN.items()})
 
 
 def _measured(spec: ModelSpec, raw: Mapping[str, Any]) -> Footprint:

@@ -15,8 +15,10 @@ from .cache import LoadCache
 from .catalogue import Dtype, GraphDtype, Kind, ModelSpec, Quantization
 from .device import TORCH_DTYPES, DeviceName, memory_errors, pick_device, pick_dtype
 from .encoders.base import Encoder, Vectors
-from .encoders.modules import read_sentence_transformer
+from .encoders.modules import read_sentence_transformer, static_embedding
 from .encoders.onnx_encoder import OnnxEncoder, OnnxOptions
+from .encoders.sentence_encoder import SentenceEncoder
+from .encoders.static_encoder import StaticEncoder
 from .encoders.torch_encoder import TorchEncoder
 from .errors import CannotQuantize, ModelError, ModelUnavailable, SelfTestFailed
 from .generation.causal_lm import CausalLM, Checkpoint
@@ -140,7 +142,7 @@ def graph_dtype(spec: ModelSpec, options: LoadOptions) -> GraphDtype | None:
 
 def _load_torch(
     spec: ModelSpec, folder: Path, device: torch.device, options: LoadOptions, on_step: OnStep
-) -> TorchEncoder:
+) -> SentenceEncoder:
     wanted = options.dtype or spec.dtype
     quantization = options.quantization or spec.quantization
     dtype = pick_dtype(wanted, device)
@@ -169,19 +171,22 @@ class _Loading:
     device: torch.device
     on_step: OnStep
 
-    def proved(self, dtype: str, quantization: Quantization | None, expected: Vectors, reference: str) -> TorchEncoder:
+    def proved(
+        self, dtype: str, quantization: Quantization | None, expected: Vectors, reference: str
+    ) -> SentenceEncoder:
         """The model without padding where that gives the right vectors, else with it.
 
         Packed on the CPU only, where it was measured: attention text by text would be many small kernels on a GPU.
         """
         self.on_step("reading the model")
         source = read_sentence_transformer(self.spec, self.folder, TORCH_DTYPES[dtype])
+        kind = StaticEncoder if static_embedding(source) else TorchEncoder
         try:
-            encoder = TorchEncoder(self.spec, self.digest, source, self.device, quantization)
+            encoder = kind(self.spec, self.digest, source, self.device, quantization)
         except CannotQuantize as error:
             raise ModelUnavailable(self.spec.id, f"{error}; load it without that") from error
         self.on_step(f"testing the model in {dtype} on {self.device}")
-        if self.device.type == "cpu":
+        if isinstance(encoder, TorchEncoder) and self.device.type == "cpu":
             try:
                 encoder.pack()
                 verify.self_test(encoder, expected, reference, self.spec.min_cosine)

@@ -112,7 +112,8 @@ def candidate(spec: ModelSpec, footprint: Footprint, reducible: bool) -> Candida
     own = native(spec)
     steps: tuple[Precision, ...] = (own,)
     if reducible and spec.served_by == "torch":
-        steps += STEPS[STEPS.index("bf16" if own == "fp16" else own) + 1 :]
+        smaller = STEPS[STEPS.index("bf16" if own == "fp16" else own) + 1 :]
+        steps += tuple(step for step in smaller if step in footprint.sizes)
     return Candidate(footprint, spec.kind == "generation", steps)
 
 

@@ -28,6 +28,7 @@ OTHER_WAY = "; what its folder or its entry asks for is computed in another way 
 ITS_NEIGHBOURS = (
     "; its graph lets the texts of a batch change each other, as some quantised ones do: choose another graph"
 )
+SETUP = (".json", ".txt", ".model", ".jinja")
 LOWER_PRECISION = "; choose a higher precision, or accept this one with a lower `min_cosine` in its entry"
 PROBES = (
     "def hello(): pass",
@@ -66,7 +67,7 @@ def reference_vectors(spec: ModelSpec, digest: str, folder: Path, cache: LoadCac
 
 def _setup_digest(folder: Path) -> str:
     """Of all files that say how the weights are used: configurations, tokeniser, vocabulary."""
-    files = sorted(file for file in folder.rglob("*") if file.suffix in (".json", ".txt", ".model") and file.is_file())
+    files = sorted(file for file in folder.rglob("*") if file.suffix in SETUP and file.is_file())
     named = "".join(f"{file.relative_to(folder)} {weights.file_sha256(file)}\n" for file in files)
     return hashlib.sha256(named.encode()).hexdigest()
 

@@ -42,9 +42,8 @@ def weight_files(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None)
     found: list[str] = []
     for module in module_folders(spec, folder):
         _require_merged(spec, module)
-        files = _read_files(spec, module)
-        _require_safetensors(spec, module, files)
-        found += [file.relative_to(folder).as_posix() for file in files]
+        _require_safetensors(spec, module)
+        found += [file.relative_to(folder).as_posix() for file in _read_files(spec, module)]
     if not found:
         raise ModelUnavailable(spec.id, f"there are no safetensors in {folder}; {next_step(spec)}")
     return sorted(found)
@@ -158,9 +157,10 @@ def _require_merged(spec: ModelSpec, module: Path) -> None:
         raise ModelUnavailable(spec.id, f"{reason}; merge it into its model, and save that as safetensors")
 
 
-def _require_safetensors(spec: ModelSpec, module: Path, files: list[Path]) -> None:
+def _require_safetensors(spec: ModelSpec, module: Path) -> None:
+    """Of a module without these the libraries would take the pickle, whatever other safetensors lie beside it."""
     pickles = sorted(file.name for pattern in PICKLES for file in module.glob(pattern))
-    if pickles and not files:
+    if pickles and not any((module / name).is_file() for name in (_WHOLE, _INDEX)):
         raise ModelUnavailable(
             spec.id,
             f"{pickles[0]} is a pickle, which can run code when read, so it never is; save the model as safetensors",
@@ -199,8 +199,16 @@ def _shards(spec: ModelSpec, index: Path) -> list[str]:
         raise ModelUnavailable(spec.id, f"{index.name} cannot be read; {next_step(spec)}") from error
 
 
+def is_static(folder: Path) -> bool:
+    """Whether what lies there begins with a StaticEmbedding of sentence-transformers: a table of token vectors."""
+    try:
+        return str(json.loads((folder / "modules.json").read_bytes())[0]["type"]).endswith(".StaticEmbedding")
+    except _DAMAGE:
+        return False
+
+
 def module_folders(spec: ModelSpec, folder: Path) -> list[Path]:
-    """The folders whose weights a model has. Raises ModelUnavailable where its list of modules cannot be served."""
+    """The folder of each module of an embedding model, in order; of others the one. Raises ModelUnavailable."""
     if spec.kind == "generation":
         return [folder]
     try:

@@ -40,6 +40,10 @@ class OnnxFolder:
         if self.default_prompt not in (None, *self.prompts):
             known = ", ".join(self.prompts) or "none"
             raise self._unavailable(f"it has no prompt {self.default_prompt!r}, only {known}; correct `default_prompt`")
+        modalities = self._json("sentence_bert_config.json").get("modality_config")
+        if isinstance(modalities, dict) and "message" in modalities:
+            reason = "by its modality_config texts go through a chat template, which is for torch models"
+            raise self._unavailable(f"{reason}; serve its torch form")
         self.tokenizer = self._tokenizer()
 
     @property

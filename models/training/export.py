@@ -19,6 +19,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Pooling, T
 
 from .. import weights
 from ..catalogue import ModelSpec
+from ..encoders.modules import MESSAGES
 from ..encoders.onnx_folder import POOLING_FLAGS
 from ..versions import RECORD
 
@@ -105,7 +106,8 @@ def _write_legacy_config(target: Path, part: torch.nn.Module) -> None:
     """The configuration of a module as versions before 6 read it; what has that form already stays as it is."""
     if isinstance(part, Transformer):
         _keep_float32(target / "config.json")
-        _rewrite(target / "sentence_bert_config.json", "transformer_task", _sentence_config(part))
+        if not (part.processing_kwargs or MESSAGES in part.modality_config):  # which that form has no words for
+            _rewrite(target / "sentence_bert_config.json", "transformer_task", _sentence_config(part))
     elif isinstance(part, Pooling):
         _rewrite(target / "config.json", "pooling_mode", _pooling_config(part))
     elif isinstance(part, Dense):

@@ -36,6 +36,8 @@ def check_trainable(entry: ModelSpec, base: Path) -> None:
             entry.id,
             "it is served as an ONNX graph, which cannot learn; add an entry for its torch form and train that",
         )
+    if weights.is_static(base):
+        raise CannotTrain(entry.id, "it is a table of token vectors without layers, and only transformers are trained")
     if not base.is_dir():
         raise CannotTrain(entry.id, f"its weights are not in {base}; fetch them first: mlbus models pull {entry.id}")
     try:

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..catalogue import ModelSpec
 from ..encoders.base import Tokens
-from ..encoders.modules import text_transformer
+from ..encoders.modules import text_tokenizer, text_transformer
 from ..encoders.tokenise import TextTokenizer
 
 MAX_TOKENS = 256
@@ -34,7 +34,7 @@ class TrainingTexts:
     @classmethod
     def of(cls, spec: ModelSpec, model: SentenceTransformer, max_tokens: int | None) -> "TrainingTexts":
         """For a model as `read_sentence_transformer` gives it. max_tokens: of a text; None: MAX_TOKENS."""
-        tokenizer = text_transformer(spec, model).tokenizer
+        transformer = text_transformer(spec, model)
         limits = (max_tokens or MAX_TOKENS, model.max_seq_length, spec.max_tokens)
         limit = min(limit for limit in limits if limit)
         prompts = {name: text or "" for name, text in model.prompts.items()} | spec.prompts
@@ -43,8 +43,8 @@ class TrainingTexts:
             next((prompts[name] for name in names if prompts.get(name)), default)
             for names in (ANCHOR_PROMPTS, DOCUMENT_PROMPTS)
         )
-        own = TextTokenizer(tokenizer.backend_tokenizer, int(limit))
-        return cls(own, anchor, document, int(tokenizer.pad_token_id or 0))
+        own = text_tokenizer(transformer, int(limit))
+        return cls(own, anchor, document, int(transformer.tokenizer.pad_token_id or 0))
 
     def anchors(self, texts: Sequence[str]) -> list[Tokens]:
         """Token ids of what is searched with, of those that are too long the first ones."""

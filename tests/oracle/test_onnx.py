@@ -297,6 +297,7 @@ def test_an_entry_may_pass_what_its_authors_cut_at_but_not_the_positions(
         ("config_sentence_transformers.json", {"prompts": {"query": 5}}),
         ("config_sentence_transformers.json", {"default_prompt_name": ["query"]}),
         ("1_Pooling/config.json", {"pooling_mode": 5}),
+        ("sentence_bert_config.json", {"modality_config": {"text": {}, "message": {}}}),
     ],
 )
 def test_facts_of_another_kind_are_refused(tmp_path: Path, file: str, content: dict[str, Any]) -> None:

@@ -185,7 +185,7 @@ def test_new_weights_are_not_held_to_the_pins_of_the_old(minilm: ModelSpec, tmp_
 def test_what_is_closed_goes_at_once(minilm: ModelSpec) -> None:
     encoder = loader.load(minilm, LoadOptions("cpu", "fp32"))
     assert isinstance(encoder, TorchEncoder)
-    transformer = weakref.ref(encoder._transformer)
+    transformer = weakref.ref(encoder._first)
     gc.disable()
     try:
         encoder.close()
@@ -237,7 +237,7 @@ def test_no_room_on_the_device_is_an_error_of_ours(minilm: ModelSpec, monkeypatc
         def fail(*_: object, failure: Exception = failure) -> None:
             raise failure
 
-        monkeypatch.setattr(encoder, "_transformer", fail)
+        monkeypatch.setattr(encoder, "_first", fail)
         with pytest.raises(OutOfDeviceMemory):
             encoder.encode([Tokens([101, 102])])
 

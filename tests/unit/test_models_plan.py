@@ -166,9 +166,11 @@ def test_own_precision() -> None:
     names = ("qodo", "minilm", "int8", "fp32", "graph", "jina_v3")
     assert [native(catalogue.get(name)) for name in names] == ["bf16", "bf16", "int8", "fp32", "fp32", "fp32"]
     assert native(load_catalogue().get("jina_v3")) == "fp16"
-    sizes = Footprint("x", 0, {})
+    sizes = Footprint("x", 0, dict.fromkeys(("fp32", "bf16", "fp16", "int8", "int4"), 0))
     assert candidate(catalogue.get("fp32"), sizes, True).steps == ("fp32", "bf16", "int8", "int4")
     assert candidate(catalogue.get("int8"), sizes, True).steps == ("int8", "int4")
+    table = Footprint("x", 0, {"fp32": 0, "bf16": 0})  # of token vectors, which are not quantised
+    assert candidate(catalogue.get("fp32"), table, True).steps == ("fp32", "bf16")
     assert candidate(catalogue.get("jina_v3"), sizes, True).steps == ("fp32",)
     assert candidate(catalogue.get("qodo"), sizes, False).steps == ("bf16",)
 
