@@ -22,6 +22,7 @@ from workers import clean_environment
 from models.catalogue import ModelSpec, load_catalogue
 from models.training.errors import CannotTrain
 from models.training.options import TrainingOptions
+from service.bus.client import BusClient
 from service.config import Settings
 from service.jobs import streams
 from service.jobs.pipeline import Pipeline
@@ -138,7 +139,8 @@ async def jobs_worker(
     url: str, data: Path, script: Script, worker: str = "w1", *, takes_jobs: bool = True
 ) -> AsyncIterator[JobsWorker]:
     """A worker that takes jobs, or only lets them be submitted."""
-    nc = await nats.connect(url, reconnect_time_wait=0.1, max_reconnect_attempts=-1)
+    nc = BusClient()
+    await nc.connect(url, reconnect_time_wait=0.1, max_reconnect_attempts=-1)
     settings = settings_of(url, data)
     catalogue = load_catalogue(settings.catalogue)
     store, room, swap = JobStore(nc), FakeRoom(), FakeSwap(nc, script)

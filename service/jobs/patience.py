@@ -1,7 +1,8 @@
 """Getting through to a server that may be away for a while, and to tasks that may not hear. Knows no job."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import structlog
@@ -42,6 +43,18 @@ async def insist(call: Callable[[], Awaitable[ResultT]]) -> ResultT:
         except TROUBLE as error:
             log.warning("jobs.server_away", error=repr(error))
             await asyncio.sleep(RETRY_S)
+
+
+@asynccontextmanager
+async def going_on(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]], name: str) -> AsyncIterator[None]:
+    """Inside, the work goes on in a task. Its event is set at the end, where nats-py swallows the cancellation."""
+    closing = asyncio.Event()
+    task = asyncio.create_task(work(closing), name=name)
+    try:
+        yield
+    finally:
+        closing.set()
+        await stopped(task)
 
 
 async def stopped(*tasks: "asyncio.Task[Any]") -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,13 +16,17 @@ from nats_server import NatsServer
 from serve_jobs import Events, JobsWorker, jobs_worker, listening, set_up
 
 from models.errors import OverBudget
+from service.bus.client import BusClient
+from service.bus.jetstream import JetStream, NotStored
+from service.cli import doctor_nats
 from service.endpoint import Endpoint, Limits, serving
 from service.errors import to_wire
 from service.handlers.finetune import FinetuneHandlers
 from service.jobs.patience import insist
+from service.reply_subject import ReplySubjects
 from service.telemetry import Telemetry, configured_tracer
 from subjects import names
-from subjects.errors import Busy, NotServed
+from subjects.errors import Busy, NotServed, Unavailable
 from subjects.finetune import FinetuneOptions, FinetuneRequest, TrainingPair
 
 
@@ -335,6 +340,35 @@ async def test_full_queue_is_refused_and_leaves_no_job(nats_url: str, tmp_path: 
         assert [job.id for job in await client.store.list()] == ["one"]
 
 
+async def test_a_server_that_takes_no_writes_is_told_from_one_that_is_away(
+    nats_server: NatsServer, tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it may write into one file stands for the space on its disk; after a write that failed it takes none."""
+    monkeypatch.setattr(BusClient, "jetstream", lambda nc, **_: JetStream(nc, timeout=0.5))
+    await set_up(nats_server.url)
+    enough = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, enough[1]))
+    try:
+        nats_server.restart()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, enough)
+    async with jobs_worker(nats_server.url, tmp_path / "data", script, takes_jobs=False) as client:
+        pairs = [TrainingPair(anchor=f"a {number}", positive=f"b {number}" * 1000) for number in range(40)]
+        with pytest.raises(Unavailable, match=r"did not confirm job 'large' \(it takes no writes: where its disk was"):
+            await client.submit("large", pairs=pairs)
+        with pytest.raises(NotStored):
+            await client.nc.jetstream().publish(f"$KV.{names.JOBS_BUCKET}.large", bytes(2**16))
+        async with _answering(client) as nc:
+            answer = await _asked(nc, names.FINETUNE, str(client.settings.finetune.roots[0]))
+        assert "takes no writes: where its disk was full, free some and restart nats" in answer["error"]["message"]
+        found = await asyncio.to_thread(lambda: list(doctor_nats.nats(client.settings, 10)))
+        assert [finding.status for finding in found if finding.check == "JetStream"] == ["fail"]
+        nats_server.restart()
+        await insist(lambda: client.submit("small"))
+        found = await asyncio.to_thread(lambda: list(doctor_nats.nats(client.settings, 10)))
+        assert [finding.status for finding in found if finding.check == "JetStream"] == ["ok"]
+
+
 async def test_server_without_the_streams_says_what_to_do(nats_url: str, tmp_path: Path, script: Script) -> None:
     async with jobs_worker(nats_url, tmp_path / "data", script) as worker:
         with pytest.raises(NotServed, match="mlbus admin init"):
@@ -353,7 +387,8 @@ async def _answering(worker: JobsWorker) -> AsyncIterator[Client]:
     """A client of an endpoint with the routes of jobs."""
     routes = FinetuneHandlers(worker.submission, worker.store).routes()
     limits = Limits(requests=10, request_bytes=2**24, default_timeout_s=10)
-    endpoint = Endpoint(worker.nc, "w1", routes, limits, Telemetry(configured_tracer()), dict, dict)
+    replies = ReplySubjects(worker.settings.reply_prefixes)
+    endpoint = Endpoint(worker.nc, "w1", routes, limits, Telemetry(configured_tracer()), dict, dict, replies)
     async with serving(endpoint, 1), await nats.connect(worker.settings.nats_url) as nc:
         yield nc
 
