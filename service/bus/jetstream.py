@@ -18,8 +18,11 @@ class JetStream(JetStreamContext):
 
     async def publish(self, *message: Any, **fields: Any) -> PubAck:
         """Raises NotStored where JetStream does not confirm it and is there, and else what it raises anyway."""
+        connection = self._nc.stats["reconnects"]
         try:
             return await super().publish(*message, **fields)
         except TimeoutError:
             await self.account_info()
+            if self._nc.stats["reconnects"] != connection:
+                raise
             raise NotStored from None
