@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from nats.aio.client import Client
 from workers import clean_environment
 
 from models.catalogue import ModelSpec, load_catalogue
+from models.errors import OverBudget
 from models.training.errors import CannotTrain
 from models.training.options import TrainingOptions
 from service.bus.client import BusClient
@@ -77,12 +78,13 @@ class FakeRoom:
     failure: Exception | None = None
 
     @asynccontextmanager
-    async def set_aside(self, name: str, device: str, memory_bytes: int) -> AsyncIterator[None]:
+    async def set_aside(self, name: str, device: str, memory_bytes: int) -> AsyncIterator[Callable[[int], None]]:
         await self.gate.wait()
-        if self.failure:
+        fits = isinstance(self.failure, OverBudget) and memory_bytes <= self.failure.budget - self.failure.in_use
+        if self.failure and not fits:
             raise self.failure
         self.taken.append((name, device, memory_bytes))
-        yield
+        yield lambda resized: self.taken.append((name, device, resized))
 
 
 class FakeSwap:

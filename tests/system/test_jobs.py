@@ -57,7 +57,10 @@ async def test_job_goes_through_all_states_and_its_version_is_served(worker: Job
     assert (job.parent, job.attempt, job.worker, job.step, job.steps) == ("base", 1, "w1", 2, 2)
     assert job.metrics == {"mrr": 0.7}
     assert (worker.settings.checkpoints_dir / "a" / str(job.version) / "report" / "report.json").is_file()
-    assert worker.room.taken == [("finetune.a", "cpu", 3 * 10**9)] * 2  # to look for negatives, and to train
+    assert worker.room.taken == [
+        ("finetune.a", "cpu", 10**9 * gb) for gb in (3, 3, 2)
+    ]  # for negatives, training; measured
+    assert job.notes == ["expected to take 0:01:30 and 2.0 GB of memory"]
     await worker.submit("two", "b")  # the next one is taken once the first is settled
     await events.until_over("two")
     assert not worker.run_folder("one").exists()
@@ -150,11 +153,18 @@ async def test_job_waits_for_memory_and_says_so(worker: JobsWorker, events: Even
 
 
 async def test_job_over_the_budget_fails_with_the_sizes(worker: JobsWorker, events: Events) -> None:
-    worker.room.failure = OverBudget("finetune.a", 3 * 10**9, 2 * 10**9, 0)
+    worker.room.failure = OverBudget("finetune.a", 3 * 10**9, 2 * 10**9, 2 * 10**9)
     await worker.submit("one")
     job = await events.until_over("one")
     assert job.state == "failed"
     assert "3.00 GB" in str(job.reason)
+
+
+async def test_an_estimate_over_the_budget_is_no_reason_to_fail(worker: JobsWorker, events: Events) -> None:
+    worker.room.failure = OverBudget("finetune.a", 3 * 10**9, 25 * 10**8, 10**9)
+    await worker.submit("one")
+    assert (await events.until_over("one")).state == "done"
+    assert worker.room.taken == [("finetune.a", "cpu", size) for size in (15 * 10**8, 15 * 10**8, 2 * 10**9)]
 
 
 async def test_unforeseen_error_is_a_crashed_attempt(worker: JobsWorker, events: Events) -> None:
