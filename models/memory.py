@@ -46,8 +46,8 @@ def device_memory(device: str) -> tuple[int, int]:
     return _host_memory()
 
 
-def _host_memory() -> tuple[int, int]:
-    """Of this machine, or of the control group that this process is confined to."""
+def _host_memory(group: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
+    """Of this machine, or of the control group that this process is confined to; pages of files count as free."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         facts = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
@@ -57,10 +57,14 @@ def _host_memory() -> tuple[int, int]:
             total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             return total // 2, total
         return 4 << 30, 4 << 30
-    limit = _number(Path("/sys/fs/cgroup/memory.max"))
+    limit = _number(group / "memory.max")
     if limit is None or limit >= total:
         return free, total
-    return min(free, limit - (_number(Path("/sys/fs/cgroup/memory.current")) or 0)), limit
+    used = _number(group / "memory.current") or 0
+    with suppress(OSError, ValueError, KeyError):
+        told = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used -= int(told["active_file"]) + int(told["inactive_file"])
+    return min(free, limit - used), limit
 
 
 def _number(file: Path) -> int | None:

@@ -1,7 +1,8 @@
 """Tasks that outlive whoever asked for them, and their owner. Knows nothing of what they do."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import structlog
@@ -39,6 +40,18 @@ class Background:
     async def close(self) -> None:
         """Cancel what has not ended, and wait for that."""
         await stopped(*self._tasks)
+
+
+@asynccontextmanager
+async def going_on(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]], name: str) -> AsyncIterator[None]:
+    """Inside, the work goes on in a task. Its event is set at the end, where nats-py swallows the cancellation."""
+    closing = asyncio.Event()
+    task = asyncio.create_task(work(closing), name=name)
+    try:
+        yield
+    finally:
+        closing.set()
+        await stopped(task)
 
 
 async def stopped(*tasks: asyncio.Task[Any]) -> None:

@@ -31,7 +31,7 @@ class FinetuneSettings(BaseModel):
     attempts: int = Field(3, ge=1, le=100, description="how often workers begin with a job before it counts as failed")
     threads: int | None = Field(None, ge=1, le=1024, description="compute threads; absent: as many as for serving")
     memory_gb: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="gigabytes for the training process; absent: what it should need"
+        None, gt=0, allow_inf_nan=False, description="gigabytes that a training may take at most; absent: what is free"
     )
     keep_versions: int = Field(5, ge=0, description="versions of a model, and files of training data, that are kept")
     keep_days: int = Field(30, ge=0, description="days that what is beyond keep_versions is kept all the same")

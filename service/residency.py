@@ -27,7 +27,7 @@ from .embedder import Embedder
 from .generator import Generator
 from .loader_thread import LoaderThread
 from .model_loader import Choice, ModelLoader
-from .room import Room
+from .room import Resize, Room
 from .served import Model, Served, facts_of
 
 log = structlog.get_logger(__name__)
@@ -152,9 +152,9 @@ class Residency:
 
     # Memory for others
 
-    def set_aside(self, name: str, device: str, memory_bytes: int) -> AbstractAsyncContextManager[None]:
+    def set_aside(self, name: str, device: str, memory_bytes: int) -> AbstractAsyncContextManager[Resize]:
         """Memory that no model takes while the context is open, for work beside them; idle models that are not pinned
-        go for it.
+        go for it. Inside it can be resized.
 
         Waits for as long as models in use, or other such work, stand in the way. Raises NoRoom where it can never fit.
         """

@@ -6,9 +6,10 @@ Owns how room comes about: who has to leave, and the wait until they are gone. W
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import structlog
 
@@ -20,6 +21,10 @@ from .departures import Departures
 from .served import Served
 
 log = structlog.get_logger(__name__)
+
+
+Resize: TypeAlias = Callable[[int], None]
+"""Makes what is set aside more or less, in bytes; it stays as it was where models that may not go leave no more."""
 
 
 @dataclass(eq=False)
@@ -55,21 +60,37 @@ class Room:
 
         Raises Crowded, OverBudget; then nothing is reserved.
         """
-        for resident in self._registry.reserve(key, device, memory_bytes):
-            log.info("model.evicted", model=resident.model, by=key)
-            self._departures.free_unused(resident)
+        self._reserve(key, device, memory_bytes)
         while not self._registry.fits(device):
             await self._changed.wait()
 
+    def _reserve(self, key: str, device: str, memory_bytes: int) -> None:
+        for resident in self._registry.reserve(key, device, memory_bytes):
+            log.info("model.evicted", model=resident.model, by=key)
+            self._departures.free_unused(resident)
+
     @asynccontextmanager
-    async def set_aside(self, name: str, device: str, memory_bytes: int) -> AsyncIterator[None]:
+    async def set_aside(self, name: str, device: str, memory_bytes: int) -> AsyncIterator[Resize]:
         """Keep memory from models while the context is open; see Residency.set_aside."""
         key = f"{name} #{next(self._numbers)}"  # no model has such an id
+        held_bytes = memory_bytes
+
+        def resize(wanted_bytes: int) -> None:
+            nonlocal held_bytes
+            try:
+                self._reserve(key, device, wanted_bytes)
+                held_bytes = wanted_bytes
+            except OverBudget as error:
+                log.warning("memory.short", name=name, device=device, reason=str(error))
+                self._reserve(key, device, held_bytes)
+            log.info("memory.resized", name=name, device=device, memory_bytes=held_bytes)
+            self._changed.set()
+
         try:
             while not await self._granted(key, name, device, memory_bytes):
                 await self._changed.wait()
             log.info("memory.set_aside", name=name, device=device, memory_bytes=memory_bytes)
-            yield
+            yield resize
         finally:
             self._registry.cancel(key)
             self._aside.pop(key, None)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from models.durable import write_durably
-from models.training.progress import Candidate, Collected, Failed, Note, Trained, Verified, emit
+from models.training.progress import Candidate, Collected, Failed, Measured, Note, Trained, Verified, emit
 from models.training.records import Manifest
 from models.training.run import RunFolder
 from models.versions import TrainingRecord
@@ -63,6 +63,7 @@ def main(folder: str, step: str, run_folder: str) -> int:
     script = Script(Path(folder))
     action = script.next(step)
     if step == "train":
+        emit(Measured(memory_bytes=2 * 10**9, eta_s=90))
         emit(Trained(step=1, steps=2, epoch=0.5, loss=float("nan"), pairs_per_s=8.0, eta_s=1.0))
     match action:
         case "hold":

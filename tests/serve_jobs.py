@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +20,10 @@ from nats.aio.client import Client
 from workers import clean_environment
 
 from models.catalogue import ModelSpec, load_catalogue
+from models.errors import OverBudget
 from models.training.errors import CannotTrain
 from models.training.options import TrainingOptions
+from service.bus.client import BusClient
 from service.config import Settings
 from service.jobs import streams
 from service.jobs.pipeline import Pipeline
@@ -76,12 +78,13 @@ class FakeRoom:
     failure: Exception | None = None
 
     @asynccontextmanager
-    async def set_aside(self, name: str, device: str, memory_bytes: int) -> AsyncIterator[None]:
+    async def set_aside(self, name: str, device: str, memory_bytes: int) -> AsyncIterator[Callable[[int], None]]:
         await self.gate.wait()
-        if self.failure:
+        fits = isinstance(self.failure, OverBudget) and memory_bytes <= self.failure.budget - self.failure.in_use
+        if self.failure and not fits:
             raise self.failure
         self.taken.append((name, device, memory_bytes))
-        yield
+        yield lambda resized: self.taken.append((name, device, resized))
 
 
 class FakeSwap:
@@ -138,7 +141,8 @@ async def jobs_worker(
     url: str, data: Path, script: Script, worker: str = "w1", *, takes_jobs: bool = True
 ) -> AsyncIterator[JobsWorker]:
     """A worker that takes jobs, or only lets them be submitted."""
-    nc = await nats.connect(url, reconnect_time_wait=0.1, max_reconnect_attempts=-1)
+    nc = BusClient()
+    await nc.connect(url, reconnect_time_wait=0.1, max_reconnect_attempts=-1)
     settings = settings_of(url, data)
     catalogue = load_catalogue(settings.catalogue)
     store, room, swap = JobStore(nc), FakeRoom(), FakeSwap(nc, script)

@@ -87,6 +87,11 @@ class Batches:
         self._epochs = [_largest(batches, self._length) for batches in made]
         self._epoch = 0
 
+    @property
+    def of_all_epochs(self) -> list[list[int]]:
+        """One epoch after the other."""
+        return [members for epoch in self._epochs for members in epoch]
+
     def set_epoch(self, epoch: int) -> None:
         """Give the batches of this epoch from now on; they count from 0."""
         self._epoch = min(epoch, len(self._epochs) - 1)

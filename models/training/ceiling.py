@@ -25,7 +25,7 @@ def memory_ceiling(allowed: int | None) -> Iterator[None]:
         return
     before, hard = resource.getrlimit(resource.RLIMIT_DATA)
     bounds = [limit for limit in (before, hard) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_DATA, (min([_reserved_bytes() + allowed, *bounds]), hard))
+    resource.setrlimit(resource.RLIMIT_DATA, (min([_kept("VmData") + allowed, *bounds]), hard))
     try:
         yield
     except RuntimeError as error:
@@ -42,6 +42,11 @@ def begin_again(folder: Path) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-P", "-m", "models.training", "train", str(folder)])
 
 
-def _reserved_bytes() -> int:
+def resident_bytes(*, most: bool = False) -> int:
+    """What this process has in memory, or had at most; 0 where the system does not say."""
+    return _kept("VmHWM" if most else "VmRSS") if _STATUS.is_file() else 0
+
+
+def _kept(name: str) -> int:
     lines = (line.split(":", 1) for line in _STATUS.read_text().splitlines())
-    return int(dict(lines)["VmData"].split()[0]) * 1024
+    return int(dict(lines)[name].split()[0]) * 1024

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..durable import write_durably
-from .progress import Evaluated, Event, Trained, read_event
+from .progress import Evaluated, Event, Measured, Trained, read_event
 
 
 class History:
@@ -44,5 +44,7 @@ def _came_before(event: Event, step: int, epoch: int) -> bool:
             return event.step <= step
         case Evaluated():
             return step > 0 and event.epoch <= epoch
+        case Measured():
+            return False  # it is measured anew
         case _:
             return True

@@ -21,7 +21,8 @@ from .epochs import STATE, WEIGHTS, Epochs
 from .history import History
 from .method import Method, put_weights, trained_weights
 from .options import TrainingOptions
-from .progress import Evaluated, Trained
+from .progress import Evaluated, Measured, Trained
+from .rehearsal import needed_bytes, rehearse
 
 SAY_EVERY_S = 1.0
 WEIGHT_DECAY = 0.01
@@ -120,6 +121,12 @@ class Loop(SentenceTransformerTrainer):
         self.meter.pairs += pairs
         return loss
 
+    def rehearse(self, members: list[int]) -> None:
+        """A batch forward and back, of which nothing stays."""
+        self.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps
+        super().training_step(self.model_wrapped, self._data.collate([self._data.items[index] for index in members]))
+        self.model_wrapped.zero_grad()
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._epochs.keep(self._write)
 
@@ -134,19 +141,30 @@ class Loop(SentenceTransformerTrainer):
 
 
 class Watch(TrainerCallback):
-    """Says how the training goes, and has the model measured before it and after each epoch."""
+    """Says what the training will take and how it goes, and has the model measured before it and after each epoch.
 
-    def __init__(self, loop: Loop, data: Data, epochs: Epochs, history: History, patience: int) -> None:
+    before: bytes that the process had in memory before there was a model.
+    """
+
+    def __init__(self, loop: Loop, data: Data, epochs: Epochs, history: History, patience: int, before: int) -> None:
+        self._loop = loop
         self._meter = loop.meter
         self._data = data
         self._epochs = epochs
         self._history = history
         self._patience = patience
+        self._before = before
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Measure the model that it starts from, once."""
-        if not self._epochs.scores:
+        """Measure what it will take, and once the model that it starts from."""
+        steps_s = rehearse(self._loop.rehearse, self._data.items, self._data.batches.of_all_epochs)
+        left, began = 1 - state.global_step / state.max_steps, time.monotonic()
+        is_first = not self._epochs.scores
+        if is_first:
             self._epochs.scores.append(self._data.scores(parts["model"]))
+        eta_s = steps_s * left + (time.monotonic() - began) * args.num_train_epochs
+        self._history.add(Measured(memory_bytes=needed_bytes(parts["model"], self._before), eta_s=eta_s))
+        if is_first:
             self._say_scores()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:

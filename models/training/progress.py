@@ -26,6 +26,15 @@ class Collected(_Event):
     digest: str
 
 
+class Measured(_Event):
+    """What the training takes beside its libraries, on the device, and the seconds until it is over: from steps that
+    were measured before it begins."""
+
+    event: Literal["measured"] = "measured"
+    memory_bytes: int
+    eta_s: float
+
+
 class Trained(_Event):
     """A step of the optimiser is done. loss: the mean since the last such event; eta_s: seconds that are left."""
 
@@ -70,7 +79,7 @@ class Failed(_Event):
     reason: str
 
 
-Event: TypeAlias = Note | Collected | Trained | Evaluated | Candidate | Verified | Failed
+Event: TypeAlias = Note | Collected | Measured | Trained | Evaluated | Candidate | Verified | Failed
 _ANY: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 

@@ -19,7 +19,8 @@ class RunSpec(BaseModel):
 
     entry: the model that is trained. base: the folder of the weights it starts from; parent: the name of their version.
     codebase: the folder that pairs are collected from, below one of `roots`; None: `given` is a file of JSON lines.
-    day: for the name of the training data. memory_bytes: what the process may take besides its libraries; None: all.
+    day: for the name of the training data. memory_bytes: what the process may take besides its libraries; None: what is
+    free.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

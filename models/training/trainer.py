@@ -18,11 +18,11 @@ from ..device import configure_threads, memory_errors
 from ..durable import clear_leftovers, discard, publish_folder, temporary_name, write_durably
 from ..encoders.modules import text_transformer
 from ..errors import OutOfDeviceMemory
-from ..memory import give_back
+from ..memory import device_memory, give_back
 from ..quiet import quiet
 from ..versions import RECORD, TrainingRecord, record_of
 from .batches import Batches, collate, examples
-from .ceiling import begin_again, memory_ceiling
+from .ceiling import begin_again, memory_ceiling, resident_bytes
 from .dataset import read_pairs
 from .epochs import WEIGHTS, Epochs
 from .errors import CannotTrain, Diverged, NoPairs
@@ -40,6 +40,8 @@ from .run import RunFolder, RunSpec
 from .texts import TrainingTexts
 
 BF16_SAMPLE = 16
+OF_WHAT_IS_FREE = 0.9
+"""May be taken, as the training begins; an estimate that is too low must not stand in the way."""
 
 
 def train(run: RunFolder, say: Callable[[Event], None]) -> None:
@@ -77,11 +79,14 @@ class _Training:
         self._method = method
         self._pairs = pairs
         self._history = history
+        self._before = resident_bytes()
 
     def whole(self) -> str | None:
         """Train to the end, in smaller pieces where memory is short -> why it ended early, if it did."""
         rows = self._rows()
-        ceiling = self._spec.memory_bytes if self._method.device.type == "cpu" else None
+        ceiling = None
+        if self._method.device.type == "cpu":
+            ceiling = self._spec.memory_bytes or int(device_memory("cpu")[0] * OF_WHAT_IS_FREE)
         while True:
             try:
                 with memory_errors(str(self._method.device)), memory_ceiling(ceiling):
@@ -149,7 +154,7 @@ class _Training:
         loss = make_loss(model, options, rows, lengths)
         args = arguments(epochs.folder, options, method, data.batches, accumulated)
         loop = Loop(model, args, loss, data, epochs)
-        loop.add_callback(Watch(loop, data, epochs, self._history, options.patience))
+        loop.add_callback(Watch(loop, data, epochs, self._history, options.patience, self._before))
         self._history.rewind(epochs.step, epochs.done)
         loop.train(resume_from_checkpoint=str(epochs.newest) if epochs.newest else None)
         return self._early(epochs)

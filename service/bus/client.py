@@ -17,6 +17,8 @@ from nats.errors import SecureConnWantedError, UnexpectedEOF
 
 from .errors import UnreadableMessage
 
+from .jetstream import JetStream
+
 _PING = b"PING\r\n"
 CONFIRM_S = 0.25
 """How long after an answer to ask the server whether it has all until then."""
@@ -75,6 +77,10 @@ class BusClient(Client):
             await self._send_ping()
         elif self._confirming is None or self._confirming.done():
             self._confirming = asyncio.create_task(self._confirm(), name="bus.confirm")
+
+    def jetstream(self, **options: Any) -> JetStream:
+        """As nats-py's, but that a write which is not taken raises NotStored."""
+        return JetStream(self, **options)
 
     async def leave(self) -> None:
         """Move to another server: out of the queue groups first, and then at once."""

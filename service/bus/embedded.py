@@ -74,7 +74,8 @@ async def embedded_server(
 ) -> AsyncIterator[EmbeddedServer]:
     """A nats-server under our nats-server.conf for as long as the context lasts; it ends with us, however we end.
 
-    One that ends by itself is started again, on the same ports. `on_died` is called, in the event loop, if that fails.
+    One that ends by itself is started again, on the same ports, and so is one that could not write, once there is room.
+    `on_died` is called, in the event loop, if that fails.
     JetStream lives in `<data_dir>/jetstream`, the output in `<data_dir>/nats-server.log`, the passwords in
     `<data_dir>/nats-credentials.env`. Raises ServerMissing, PortBusy, DataDirBusy, BadBusSettings, or ServerFailed with
     what the server said.
@@ -89,7 +90,9 @@ async def embedded_server(
         async def start(command: list[str]) -> ServerProcess:
             return await ServerProcess.start(command, environ, data_dir / "nats-server.log", lock)
 
-        supervisor = Supervisor(start, await start(command), settings.start_timeout_s, settings.stop_timeout_s)
+        supervisor = Supervisor(
+            start, await start(command), data_dir, settings.start_timeout_s, settings.stop_timeout_s
+        )
         try:
             addresses = await supervisor.process.ready(settings.start_timeout_s)
             log.info("nats_server.started", url=_url(addresses), pid=supervisor.process.pid, data_dir=str(data_dir))

@@ -148,3 +148,17 @@ class ServerFailed(BusError):
 
     def __str__(self) -> str:
         return f"nats-server {self.what}; it said:\n{self.output}\n(all of it in {self.log})"
+
+
+@dataclass(eq=False)
+class WritesRefused(BusError):
+    """nats-server runs, and JetStream takes nothing since a write into this folder failed; `reason` says what did."""
+
+    folder: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"nats-server takes no writes since one failed ({self.reason}): free some space where {self.folder} is; "
+            "the server is restarted as soon as there is room"
+        )

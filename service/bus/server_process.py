@@ -17,7 +17,7 @@ from logging import makeLogRecord
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from .errors import BusError, PortBusy, ServerFailed
+from .errors import BusError, PortBusy, ServerFailed, WritesRefused
 
 _LAUNCHER = Path(__file__).with_name("die_with_parent.py")
 _LOG_BYTES = 10 * 2**20
@@ -26,6 +26,7 @@ _TAIL_LINES = 15
 _CLIENTS_ON = re.compile(r"Listening for client connections on (\S+)")
 _MONITOR_ON = re.compile(r"Starting http monitor on (\S+)")
 _BUSY = re.compile(r"listen tcp (\S+): bind: address already in use")
+_WRITE_FAILED = re.compile(r"critical write error: (.+)", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ class Addresses:
 class ServerProcess:
     """One run of nats-server. Start it with `start`, then `ready`; always `stop` it.
 
-    died: why it ended by itself, once it has after it was ready.
+    failed: why it must be started again, once it was ready: it ended by itself, or could not write, as on a full disk;
+    then JetStream takes nothing for as long as it runs, whatever room there is later.
     """
 
     def __init__(self, process: asyncio.subprocess.Process, log_path: Path) -> None:
@@ -55,7 +57,7 @@ class ServerProcess:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._found: dict[str, str] = {}
         self._ready: asyncio.Future[Addresses] = asyncio.get_running_loop().create_future()
-        self.died: asyncio.Future[BusError] = asyncio.get_running_loop().create_future()
+        self.failed: asyncio.Future[BusError] = asyncio.get_running_loop().create_future()
         self._stopping = False
         self._watch = asyncio.create_task(self._read_to_the_end(), name="nats-server")
 
@@ -93,6 +95,11 @@ class ServerProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    async def ends_within(self, timeout_s: float) -> bool:
+        """Whether it is gone, and its output written, by then."""
+        await asyncio.wait({self._watch}, timeout=timeout_s)
+        return self._watch.done()
+
     async def ready(self, timeout_s: float) -> Addresses:
         """Where it listens, once it serves. Raises PortBusy or ServerFailed if it does not come up."""
         try:
@@ -107,9 +114,7 @@ class ServerProcess:
         try:
             with suppress(ProcessLookupError):
                 self._process.terminate()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await asyncio.shield(self._watch)
+            await self.ends_within(timeout_s)
         finally:
             with suppress(ProcessLookupError):
                 self._process.kill()
@@ -125,8 +130,8 @@ class ServerProcess:
         if not self._ready.done():
             self._ready.set_exception(failure)
             self._ready.exception()  # retrieved: nobody may wait any more
-        elif not self._stopping:
-            self.died.set_result(failure)
+        else:
+            self._fail(failure)
 
     def _note(self, line: str) -> None:
         self._log.emit(makeLogRecord({"msg": line}))
@@ -136,6 +141,12 @@ class ServerProcess:
                 self._found[name] = found[1]
         if line.endswith("Server is ready") and not self._ready.done():
             self._ready.set_result(Addresses(self._found["clients"], self._found.get("monitor")))
+        if self._ready.done() and (refusal := _WRITE_FAILED.search(line)):
+            self._fail(WritesRefused(self._log_path.parent, refusal[1]))
+
+    def _fail(self, failure: BusError) -> None:
+        if not self._stopping and not self.failed.done():
+            self.failed.set_result(failure)
 
     def _failure(self, what: str) -> BusError:
         output = "\n".join(self._tail) or "(nothing)"

@@ -1,4 +1,4 @@
-"""Starts the embedded server again when it ends by itself, as a supervisor of processes would.
+"""Starts the embedded server again when it ends by itself, as a supervisor of processes would, or cannot write.
 
 Owns the present run and when to give up. Knows neither configuration nor passwords.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryFile
 
 import structlog
 
@@ -20,14 +22,19 @@ PAUSES_S = (0.0, 0.2, 1.0, 5.0, 10.0)
 """Before each attempt to start it again; when the last one fails, or its run is short too, that is the end."""
 STEADY_S = 60.0
 """After a run of so long all attempts are there again."""
+ROOM_EVERY_S = 10.0
+"""How often it looks whether there is room again for a server that could not write."""
+ROOM_BYTES = 32 * 2**20
+"""What is room: a few of the blocks that JetStream writes."""
 
 
 @dataclass(slots=True)
 class Supervisor:
-    """process: the present run of the server."""
+    """process: the present run of the server. data_dir: where it writes."""
 
     start: Callable[[list[str]], Awaitable[ServerProcess]]
     process: ServerProcess
+    data_dir: Path
     start_timeout_s: float
     stop_timeout_s: float
     pauses_s: Sequence[float] = PAUSES_S
@@ -56,8 +63,11 @@ class Supervisor:
         attempts = iter(self.pauses_s)
         while True:
             began = now()
-            failure = await self.process.died
-            log.error("nats_server.died", reason=str(failure))
+            failure = await self.process.failed
+            log.error("nats_server.failed", reason=str(failure))
+            while not await self.process.ends_within(ROOM_EVERY_S):
+                if await asyncio.to_thread(_has_room, self.data_dir):
+                    break
             if now() - began > STEADY_S:
                 attempts = iter(self.pauses_s)
             for pause_s in attempts:
@@ -76,3 +86,14 @@ class Supervisor:
         self.process = await self.start(command)
         await self.process.ready(self.start_timeout_s)
         log.info("nats_server.started_again", pid=self.process.pid)
+
+
+def _has_room(folder: Path) -> bool:
+    """Whether something can be written there: what counts is the disk, and a quota."""
+    try:
+        with TemporaryFile(dir=folder) as file:
+            file.write(bytes(ROOM_BYTES))
+            file.flush()
+    except OSError:
+        return False
+    return True

@@ -16,13 +16,16 @@ from ..app import nats_settings
 from ..bus.causes import Denied
 from ..bus.connection import connected, settled
 from ..bus.errors import BusError, Unreachable
+from ..bus.jetstream import NotStored
 from ..bus.settings import NatsSettings
 from ..config import Settings
+from ..jobs.patience import TROUBLE
 from .ask import STALL_S, Connection, MayNotAsk, permitted
 from .doctor_machine import Finding
 
 SERVED = (names.EMBED, names.EMBED_BATCH, names.SIMILARITY, f"{names.CANCEL}.*", f"$SRV.PING.{names.SERVICE}")
 ANSWER_TIMEOUT_S = 10.0
+STORE_TIMEOUT_S = 2.0
 
 
 def nats(settings: Settings, timeout_s: float) -> Iterator[Finding]:
@@ -41,7 +44,8 @@ async def _findings(settings: Settings, timeout_s: float) -> list[Finding]:
             refused = None
         except MayNotAsk as error:
             refused, workers = error, [Finding("worker", "warn", "not asked", "connect as a client to ask it")]
-        return [*reached, _permissions(asking, refused, await _refused_to_serve(settings)), *workers]
+        denied, stored = await _as_a_worker(settings)
+        return [*reached, _permissions(asking, refused, denied), *stored, *workers]
     except BusError as error:
         return [*reached, _unreached(settings, error)]
 
@@ -84,15 +88,28 @@ async def _missing(nc: Client, timeout_s: float) -> list[Finding]:
     ]
 
 
-async def _refused_to_serve(settings: Settings) -> list[Denied]:
-    """What the server would refuse a worker with these credentials. Subscribed for an instant, and nothing taken:
-    without the queue group each subscription gets a copy."""
+async def _as_a_worker(settings: Settings) -> tuple[list[Denied], list[Finding]]:
+    """What the server would refuse a worker with these credentials, and whether it stores what one writes.
+
+    Subscribed for an instant, and nothing taken: without the queue group each subscription gets a copy.
+    """
     refused: list[Denied] = []
     async with connected(nats_settings(settings), on_denied=refused.append) as nc:
         for subject in (*SERVED, nc.new_inbox()):
             await nc.subscribe(subject)
         await settled(nc)
-    return refused
+        return list(refused), [] if refused else await _storage(nc)
+
+
+async def _storage(nc: Client) -> list[Finding]:
+    """Whether JetStream takes a write, of a key that goes by itself; nothing where it has no bucket of ours."""
+    try:
+        await nc.jetstream(timeout=STORE_TIMEOUT_S).publish(f"$KV.{names.JOBS_BUCKET}.doctor", msg_ttl=60)
+    except NotStored as error:
+        return [Finding("JetStream", "fail", *str(error).split(": ", 1))]
+    except TROUBLE:
+        return []
+    return [Finding("JetStream", "ok", "takes writes")]
 
 
 def _permissions(asking: NatsSettings, to_ask: MayNotAsk | None, to_serve: list[Denied]) -> Finding:

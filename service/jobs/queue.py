@@ -4,8 +4,8 @@ Owns the pull consumer's use. Knows of a job only whether it is over; what is do
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from subjects import names
 from subjects.finetune import FinetuneRequest
 
-from ..background import stopped
+from ..background import going_on, stopped
 from .patience import TROUBLE, insist
 from .pipeline import Ending
 from .store import JobStore, NotSetUp
@@ -56,25 +56,18 @@ class JobQueue:
         self._js = nc.jetstream()
         self._store = store
         self._pace = pace or Pace()
-        self._closing = False
 
-    @asynccontextmanager
-    async def running(self, handle: Handle) -> AsyncIterator[None]:
-        """Jobs are taken while the context is open; leaving it hands back the one that is worked on."""
-        task = asyncio.create_task(self.run(handle), name="jobs")
-        try:
-            yield
-        finally:
-            self._closing = True  # seen where nats-py swallows the cancellation
-            await stopped(task)
+    def running(self, handle: Handle) -> AbstractAsyncContextManager[None]:
+        """Job after job is taken while the context is open; nothing that goes wrong ends that. Leaving it hands back
+        the one that is worked on."""
+        return going_on(lambda closing: self._run(closing, handle), "jobs")
 
-    async def run(self, handle: Handle) -> None:
-        """Take job after job until cancelled. Nothing that goes wrong ends it."""
+    async def _run(self, closing: asyncio.Event, handle: Handle) -> None:
         told = False
-        while not self._closing:
+        while not closing.is_set():
             try:
                 await self._js.consumer_info(names.JOBS_STREAM, CONSUMER)
-                await self._take_all(handle)
+                await self._take_all(closing, handle)
             except (NotFoundError, ServiceUnavailableError, NotSetUp):
                 if not told:
                     log.warning("jobs.not_set_up", reason=str(NotSetUp()))
@@ -87,12 +80,12 @@ class JobQueue:
                 log.exception("jobs.broke")
                 await asyncio.sleep(self._pace.retry_s)
 
-    async def _take_all(self, handle: Handle) -> None:
+    async def _take_all(self, closing: asyncio.Event, handle: Handle) -> None:
         """Take jobs until the connection was lost once: a subscription may not live through that."""
         connections = self._nc.stats["reconnects"]
         pull = await self._js.pull_subscribe_bind(CONSUMER, stream=names.JOBS_STREAM)
         try:
-            while self._nc.stats["reconnects"] == connections and not self._closing:
+            while self._nc.stats["reconnects"] == connections and not closing.is_set():
                 try:
                     [msg] = await pull.fetch(1, timeout=self._pace.fetch_s)
                 except TimeoutError:

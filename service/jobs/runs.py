@@ -41,11 +41,12 @@ _LOCK_RETRY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A run whose steps may begin. device: where memory has to be set aside for its training."""
+    """A run whose steps may begin. device, memory_bytes: where, and about how much, its training will take."""
 
     folder: RunFolder
     spec: RunSpec
     device: str
+    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class Runs:
         Raises StepFailed, ModelError, OSError.
         """
         folder = self.folder(job.id)
-        device, spec = await asyncio.to_thread(self._spec, job, request, entry)
+        spec, device, needed = await asyncio.to_thread(self._spec, job, request, entry)
         before = await asyncio.to_thread(_left, folder)
         if before is not None and before.parent == spec.parent and before.base == spec.base:
             log.info("run.resumed", job=job.id, parent=spec.parent)
@@ -90,7 +91,7 @@ class Runs:
             await asyncio.to_thread(_clear, folder)
             await self._write_given(folder, request)
             await asyncio.to_thread(write_durably, folder.spec, spec.model_dump_json(indent=2).encode())
-        return Prepared(folder, spec, device)
+        return Prepared(folder, spec, device, spec.memory_bytes or needed)
 
     async def remove(self, job_id: str) -> None:
         """Let go of a run's files; nothing there is no error."""
@@ -99,8 +100,8 @@ class Runs:
         except OSError as error:
             log.warning("run.not_removed", job=job_id, error=str(error))
 
-    def _spec(self, job: Job, request: FinetuneRequest, entry: ModelSpec) -> tuple[str, RunSpec]:
-        """The device, and what there is to do as things stand now."""
+    def _spec(self, job: Job, request: FinetuneRequest, entry: ModelSpec) -> tuple[RunSpec, str, int]:
+        """What there is to do as things stand now, the device, and about how many bytes it takes there."""
         settings = self.settings
         live = version_folder(settings.checkpoints_dir, entry.id)
         base = (live or hub.locate(entry, download=False)).absolute()
@@ -109,7 +110,7 @@ class Runs:
             raise PathRefused(request.path, "this worker's finetune.roots are empty; name a folder there")
         device, needed = self.needs(entry, base, options)
         memory_gb = settings.finetune.memory_gb
-        return device, RunSpec(
+        spec = RunSpec(
             job=job.id,
             entry=entry,
             base=base,
@@ -123,8 +124,9 @@ class Runs:
             limits=settings.finetune.limits,
             device=settings.device,
             threads=self.threads,
-            memory_bytes=int(memory_gb * 1e9) if memory_gb else needed,
+            memory_bytes=int(memory_gb * 1e9) if memory_gb else None,
         )
+        return spec, device, needed
 
     async def _write_given(self, folder: RunFolder, request: FinetuneRequest) -> None:
         if request.path:

@@ -5,14 +5,17 @@ residency and the rollout.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import functools
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from models.catalogue import Catalogue
-from models.training.progress import Candidate, Event, Note, Trained
+from models.errors import OverBudget
+from models.training.progress import Candidate, Event, Measured, Note, Trained
 from models.training.records import Manifest
 from models.version_history import Verdict, verdict_of
 from models.versions import TrainingRecord, keep, record_of, version_name, versions
@@ -32,8 +35,11 @@ Outcome: TypeAlias = dict[str, Any]
 class Room(Protocol):
     """Who grants memory beside the models that serve."""
 
-    def set_aside(self, name: str, device: str, memory_bytes: int) -> AbstractAsyncContextManager[Any]:
-        """Inside, so much is free for `name`; waits for it. Raises OverBudget where it never can be."""
+    def set_aside(
+        self, name: str, device: str, memory_bytes: int
+    ) -> AbstractAsyncContextManager[Callable[[int], None]]:
+        """Inside, so much is free for `name`, or what the function says; waits for it. Raises OverBudget where it never
+        can be."""
 
 
 class Swap(Protocol):
@@ -85,13 +91,20 @@ class Stages:
         return run
 
     @asynccontextmanager
-    async def _granted(self, hold: Hold, run: Prepared, **fields: Any) -> AsyncIterator[None]:
+    async def _granted(self, hold: Hold, run: Prepared, **fields: Any) -> AsyncIterator[Callable[[int], None]]:
         """Inside, the memory that a training takes is kept from models. fields: what the job shows from now on."""
-        assert run.spec.memory_bytes is not None
         await hold.update(**fields, reason="waits for memory")
-        async with self.room.set_aside(f"finetune.{run.spec.entry.id}", run.device, run.spec.memory_bytes):
+        set_aside = functools.partial(self.room.set_aside, f"finetune.{run.spec.entry.id}", run.device)
+        async with AsyncExitStack() as stack:
+            try:
+                resize = await stack.enter_async_context(set_aside(run.memory_bytes))
+            except OverBudget as error:
+                left = error.budget - error.in_use
+                if run.spec.memory_bytes or left <= 0:
+                    raise
+                resize = await stack.enter_async_context(set_aside(left))  # the estimate may be too high
             await hold.update(reason=None)
-            yield
+            yield resize
 
     async def _is_known(self, hold: Hold, run: Prepared, request: FinetuneRequest) -> bool:
         """Whether a nightly job would train on what the model was trained on already."""
@@ -104,8 +117,8 @@ class Stages:
     async def _make(self, hold: Hold, run: Prepared) -> str:
         """Train and examine a candidate, and keep it -> its version."""
         model = run.spec.entry.id
-        async with self._granted(hold, run, state="training"):
-            await self._step(hold, run, "train")
+        async with self._granted(hold, run, state="training") as resize:
+            await self._step(hold, run, "train", resize)
             await hold.update(state="verifying", eta_s=None)
             await self._step(hold, run, "verify")
         record = await asyncio.to_thread(_record, run.folder.candidate)
@@ -140,13 +153,22 @@ class Stages:
             digest = str(record.data.get("digest", ""))
             await insist(lambda: self.store.note_trained(model, str(request.path), digest))
 
-    async def _step(self, hold: Hold, run: Prepared, step: Step) -> None:
+    async def _step(
+        self, hold: Hold, run: Prepared, step: Step, resize: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """resize: is told what the step needs once that was measured."""
+
         def hear(event: Event) -> None:
             match event:
                 case Note():
                     hold.note(event.text)
                 case Candidate(stopped=str(reason)):
                     hold.note(f"the training stopped early: {reason}")
+                case Measured():
+                    took = timedelta(seconds=round(event.eta_s))
+                    hold.note(f"expected to take {took} and {event.memory_bytes / 1e9:.1f} GB of memory")
+                    hold.progress(eta_s=event.eta_s)
+                    resize(event.memory_bytes)
                 case Trained():
                     hold.progress(**event.model_dump(include={"step", "steps", "loss", "pairs_per_s", "eta_s"}))
 

@@ -96,6 +96,8 @@ class Steps:
         launcher = (sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()))
         # Serving comes first: threads that wait sleep at once, and a spin count would override the policy.
         quiet = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": str(self.threads)}
+        # Each length of text has products of its own, a megabyte compiled: by default the last 1024 are kept.
+        quiet["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "64"
         process = await asyncio.create_subprocess_exec(
             *launcher,
             *self.command,

@@ -170,8 +170,10 @@ class Submission:
                     f"the queue of jobs did not take it ({error.description}); ask again later"
                 ) from error
             raise Busy("the queue of jobs is full; ask again when one of them is over", retry_after_ms=60_000) from None
-        except TROUBLE:
-            raise Unavailable(f"the NATS server did not confirm job {job.id!r}; ask again with this id") from None
+        except TROUBLE as error:
+            raise Unavailable(
+                f"the NATS server did not confirm job {job.id!r} ({str(error) or repr(error)}); ask again with this id"
+            ) from None
 
 
 def _may_have_negatives(request: FinetuneRequest) -> bool:

@@ -6,8 +6,7 @@ unreadable, and somebody may purge the queue. Knows nothing of what a job does.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 
 import structlog
@@ -17,7 +16,7 @@ from subjects import names
 from subjects.errors import MLError
 from subjects.jobs import TERMINAL, Job
 
-from ..background import stopped
+from ..background import going_on
 from .patience import TROUBLE
 from .store import JobStore, NotSetUp
 
@@ -38,17 +37,10 @@ class Sweep:
         self._nc = nc
         self._store = store
         self._lost_after = lost_after
-        self._closing = False
 
-    @asynccontextmanager
-    async def running(self, every_s: float = EVERY_S) -> AsyncIterator[None]:
-        """Sweeps now and then while the context is open."""
-        task = asyncio.create_task(self._run(every_s), name="jobs.sweep")
-        try:
-            yield
-        finally:
-            self._closing = True  # seen where nats-py swallows the cancellation
-            await stopped(task)
+    def running(self, every_s: float = EVERY_S) -> AbstractAsyncContextManager[None]:
+        """Sweeps now and then while the context is open; nothing that goes wrong ends it."""
+        return going_on(lambda closing: self._run(closing, every_s), "jobs.sweep")
 
     async def once(self) -> None:
         """Sweep. Raises NotSetUp, and what an absent server raises."""
@@ -56,8 +48,8 @@ class Sweep:
             if job.state not in TERMINAL and await self._is_lost(job):
                 await self._store.change(job.id, lambda now, seen=job: _ended(now, seen))  # type: ignore[misc]
 
-    async def _run(self, every_s: float) -> None:
-        while not self._closing:
+    async def _run(self, closing: asyncio.Event, every_s: float) -> None:
+        while not closing.is_set():
             await asyncio.sleep(every_s)
             try:
                 await self.once()

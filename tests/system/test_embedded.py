@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import functools
 import os
+import resource
 import signal
 import socket
 import stat
@@ -21,11 +22,13 @@ import structlog
 from journal import Journal
 from nats_server import REPOSITORY
 
+from service.bus import supervisor
 from service.bus.causes import Denied
 from service.bus.connection import connected, settled
 from service.bus.credentials import ROLES
 from service.bus.embedded import EmbeddedSettings, embedded_server
 from service.bus.errors import BadBusSettings, BusError, DataDirBusy, PortBusy, ServerFailed, ServerMissing
+from service.bus.jetstream import NotStored
 from service.bus.settings import NatsSettings
 from service.bus.supervisor import Supervisor
 
@@ -247,6 +250,35 @@ class TestRefusesToStart:
         assert isinstance(error, ServerFailed)
         assert error.what == "was not ready after 2 s"
         assert is_gone(int(error.output))
+
+
+class TestDiskFull:
+    async def test_jetstream_takes_writes_again_once_there_is_room(
+        self, settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch, journal: Journal
+    ) -> None:
+        """What a process may write into one file stands for the space on the disk, for the server as for us."""
+        monkeypatch.setattr(supervisor, "ROOM_EVERY_S", 0.01)
+        enough = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, enough[1]))
+        try:
+            async with embedded_server(settings) as server, connected(server.settings("admin")) as nc:
+                js, first = nc.jetstream(timeout=0.5), server.pid
+                await js.add_stream(name="ML_JOBS", subjects=["ml.queue.>"])
+                await js.publish("ml.queue.x", b"kept")
+                with pytest.raises(NotStored, match="free some and restart"):
+                    await js.publish("ml.queue.x", bytes(2**16))
+                reason = (await journal.until("nats_server.failed"))["reason"]
+                assert "1.blk: file too large): free some space" in reason
+                assert "\n" not in reason
+                with pytest.raises(NotStored):
+                    await js.publish("ml.queue.x", b"small")
+                assert server.pid == first
+                resource.setrlimit(resource.RLIMIT_FSIZE, enough)
+                await journal.until("bus.reconnected", 20)
+                assert (await js.publish("ml.queue.x", bytes(2**16))).seq == 2
+                assert (await js.get_msg("ML_JOBS", seq=1)).data == b"kept"
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, enough)
 
 
 class TestEnds:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ from nats_server import NatsServer
 from serve_jobs import Events, JobsWorker, jobs_worker, listening, set_up
 
 from models.errors import OverBudget
+from service.bus.client import BusClient
+from service.bus.jetstream import JetStream, NotStored
+from service.cli import doctor_nats
 from service.endpoint import Endpoint, Limits, serving
 from service.errors import to_wire
 from service.handlers.finetune import FinetuneHandlers
@@ -22,7 +26,7 @@ from service.jobs.patience import insist
 from service.reply_subject import ReplySubjects
 from service.telemetry import Telemetry, configured_tracer
 from subjects import names
-from subjects.errors import Busy, NotServed
+from subjects.errors import Busy, NotServed, Unavailable
 from subjects.finetune import FinetuneOptions, FinetuneRequest, TrainingPair
 
 
@@ -53,7 +57,10 @@ async def test_job_goes_through_all_states_and_its_version_is_served(worker: Job
     assert (job.parent, job.attempt, job.worker, job.step, job.steps) == ("base", 1, "w1", 2, 2)
     assert job.metrics == {"mrr": 0.7}
     assert (worker.settings.checkpoints_dir / "a" / str(job.version) / "report" / "report.json").is_file()
-    assert worker.room.taken == [("finetune.a", "cpu", 3 * 10**9)] * 2  # to look for negatives, and to train
+    assert worker.room.taken == [
+        ("finetune.a", "cpu", 10**9 * gb) for gb in (3, 3, 2)
+    ]  # for negatives, training; measured
+    assert job.notes == ["expected to take 0:01:30 and 2.0 GB of memory"]
     await worker.submit("two", "b")  # the next one is taken once the first is settled
     await events.until_over("two")
     assert not worker.run_folder("one").exists()
@@ -146,11 +153,18 @@ async def test_job_waits_for_memory_and_says_so(worker: JobsWorker, events: Even
 
 
 async def test_job_over_the_budget_fails_with_the_sizes(worker: JobsWorker, events: Events) -> None:
-    worker.room.failure = OverBudget("finetune.a", 3 * 10**9, 2 * 10**9, 0)
+    worker.room.failure = OverBudget("finetune.a", 3 * 10**9, 2 * 10**9, 2 * 10**9)
     await worker.submit("one")
     job = await events.until_over("one")
     assert job.state == "failed"
     assert "3.00 GB" in str(job.reason)
+
+
+async def test_an_estimate_over_the_budget_is_no_reason_to_fail(worker: JobsWorker, events: Events) -> None:
+    worker.room.failure = OverBudget("finetune.a", 3 * 10**9, 25 * 10**8, 10**9)
+    await worker.submit("one")
+    assert (await events.until_over("one")).state == "done"
+    assert worker.room.taken == [("finetune.a", "cpu", size) for size in (15 * 10**8, 15 * 10**8, 2 * 10**9)]
 
 
 async def test_unforeseen_error_is_a_crashed_attempt(worker: JobsWorker, events: Events) -> None:
@@ -334,6 +348,35 @@ async def test_full_queue_is_refused_and_leaves_no_job(nats_url: str, tmp_path: 
         with pytest.raises(Busy):
             await client.submit("two")
         assert [job.id for job in await client.store.list()] == ["one"]
+
+
+async def test_a_server_that_takes_no_writes_is_told_from_one_that_is_away(
+    nats_server: NatsServer, tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it may write into one file stands for the space on its disk; after a write that failed it takes none."""
+    monkeypatch.setattr(BusClient, "jetstream", lambda nc, **_: JetStream(nc, timeout=0.5))
+    await set_up(nats_server.url)
+    enough = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, enough[1]))
+    try:
+        nats_server.restart()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, enough)
+    async with jobs_worker(nats_server.url, tmp_path / "data", script, takes_jobs=False) as client:
+        pairs = [TrainingPair(anchor=f"a {number}", positive=f"b {number}" * 1000) for number in range(40)]
+        with pytest.raises(Unavailable, match=r"did not confirm job 'large' \(it takes no writes: where its disk was"):
+            await client.submit("large", pairs=pairs)
+        with pytest.raises(NotStored):
+            await client.nc.jetstream().publish(f"$KV.{names.JOBS_BUCKET}.large", bytes(2**16))
+        async with _answering(client) as nc:
+            answer = await _asked(nc, names.FINETUNE, str(client.settings.finetune.roots[0]))
+        assert "takes no writes: where its disk was full, free some and restart nats" in answer["error"]["message"]
+        found = await asyncio.to_thread(lambda: list(doctor_nats.nats(client.settings, 10)))
+        assert [finding.status for finding in found if finding.check == "JetStream"] == ["fail"]
+        nats_server.restart()
+        await insist(lambda: client.submit("small"))
+        found = await asyncio.to_thread(lambda: list(doctor_nats.nats(client.settings, 10)))
+        assert [finding.status for finding in found if finding.check == "JetStream"] == ["ok"]
 
 
 async def test_server_without_the_streams_says_what_to_do(nats_url: str, tmp_path: Path, script: Script) -> None:

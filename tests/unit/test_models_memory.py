@@ -74,6 +74,14 @@ def test_what_a_model_will_take_is_read_from_its_headers(tmp_path: Path) -> None
     assert memory.estimated_bytes([graph], "fp32") == 1000
 
 
+def test_what_a_control_group_keeps_of_files_counts_as_free(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("900000\n")
+    assert memory._host_memory(tmp_path) == (100_000, 1_000_000)
+    (tmp_path / "memory.stat").write_text("anon 200000\nactive_file 300000\ninactive_file 400000\n")
+    assert memory._host_memory(tmp_path) == (800_000, 1_000_000)
+
+
 def test_the_default_budget_leaves_a_margin() -> None:
     free, total = memory.device_memory("cpu")
     assert 0 < free <= total

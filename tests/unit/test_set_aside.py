@@ -219,3 +219,18 @@ async def test_work_that_fails_gives_its_memory_back(residency: Residency) -> No
         async with residency.set_aside("work", "cpu", GB):
             raise ZeroDivisionError
     assert used(residency) == 0
+
+
+async def test_it_is_resized(residency: Residency) -> None:
+    await residency.load("a", pin=True)
+    await residency.load("b")
+    async with residency.set_aside("work", "cpu", GB // 2) as resize:
+        resize(2 * GB)
+        async with residency.set_aside("other", "cpu", 0):  # waits until `b` is gone
+            assert (loaded(residency), used(residency)) == ({"a"}, 3 * GB)
+        resize(3 * GB)  # it stays as it is
+        assert used(residency) == 3 * GB
+        resize(GB)
+        await residency.load("b")
+        assert (loaded(residency), used(residency)) == ({"a", "b"}, 3 * GB)
+    assert used(residency) == 2 * GB

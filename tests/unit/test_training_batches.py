@@ -16,6 +16,7 @@ from models.training.method import Method, trainable_model
 from models.training.options import TrainingOptions
 from models.training.progress import Evaluated, Event, Note, Trained, read_event
 from models.training.records import Pair
+from models.training.rehearsal import rehearse
 from models.training.texts import TrainingTexts
 
 CPU = Method(torch.device("cpu"), bf16=False, lora=False, checkpointing=False)
@@ -51,6 +52,14 @@ def test_batches_hold_no_text_that_misleads(drawn: list[tuple[int, int, set[int]
             for index in batch:
                 others = set(own) - items[index].own
                 assert others.isdisjoint(items[index].foreign)
+
+
+def test_the_largest_batch_with_its_padding_is_rehearsed_and_then_a_middling_one() -> None:
+    items = [Example((Tokens([1]), Tokens([1] * tokens)), frozenset(), frozenset()) for tokens in (9, 1, 1, 3, 3, 3)]
+    largest, smallest, middling = [0, 1], [2], [3, 4, 5]  # 20, 2 and 12 tokens
+    computed: list[list[int]] = []
+    assert rehearse(computed.append, items, [smallest, largest, middling]) > 0
+    assert computed == [largest, middling]
 
 
 def test_similar_lengths_come_together_and_nothing_is_left_out(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from models.loader import LoadOptions, load
 from models.training import trainer
 from models.training.epochs import Epochs
 from models.training.errors import CannotTrain, Diverged, NoPairs
-from models.training.progress import Candidate, Evaluated, Note, Trained, read_event
+from models.training.progress import Candidate, Evaluated, Measured, Note, Trained, read_event
 from models.training.run import RunFolder
 from models.versions import record_of
 from models.weights import check_weights
@@ -73,6 +73,10 @@ def test_minilm_learns_and_leaves_a_complete_candidate(tmp_path: Path) -> None:
     assert load(entry, LoadOptions("cpu", folder=run.candidate)).version.startswith(digest[:12])
     filed = [read_event(line) for line in run.history.read_bytes().splitlines()]
     assert filed == [event for event in events if not isinstance(event, Candidate)]
+    measured = last(events, Measured)
+    assert events.index(measured) < events.index(steps[0])
+    assert 16 * 22_700_000 < measured.memory_bytes < 4e9
+    assert measured.eta_s > 0
 
 
 def test_a_step_that_is_done_is_only_told(base: Path, tmp_path: Path) -> None:
@@ -157,6 +161,10 @@ def test_it_stops_where_nothing_is_gained(base: Path, tmp_path: Path) -> None:
     assert last(events, Candidate).stopped == "2 evaluations brought no gain"
 
 
+REHEARSED = 2
+"""How many losses are computed before the training begins."""
+
+
 def spoiled(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[int, int], float]) -> None:
     """Let the loss be multiplied with spoil(how many were computed before, pairs at a time)."""
     make, count = trainer.make_loss, 0
@@ -183,7 +191,7 @@ def test_a_loss_that_is_no_number_ends_it_and_the_best_is_kept(
 ) -> None:
     spoilt = run_in(tmp_path / "run", of_folder(base), epochs=3)
     monkeypatch.setattr(Epochs, "gained", property(lambda epochs: epochs.done > 0))
-    spoiled(monkeypatch, lambda count, rows: bad if count >= 6 else 1.0)
+    spoiled(monkeypatch, lambda count, rows: bad if count >= REHEARSED + 6 else 1.0)
     events = trained(spoilt)
     assert last(events, Candidate).stopped == "the loss was no number any more at step 7"
     assert "best epoch" in last(events, Note).text
@@ -233,7 +241,7 @@ def test_where_memory_is_short_fewer_pairs_are_computed_at_once(
     run = run_in(tmp_path / "run", of_folder(base), epochs=2)
 
     def spoil(count: int, rows: int) -> float:
-        if count >= 6 and rows > 4:
+        if count >= REHEARSED + 6 and rows > 4:
             raise error()
         return 1.0
 
@@ -249,7 +257,7 @@ def test_triplets_begin_anew_where_memory_is_short(base: Path, tmp_path: Path, m
     run = run_in(tmp_path / "run", of_folder(base), epochs=2, loss="triplet")
 
     def spoil(count: int, rows: int) -> float:
-        if count >= 6 and rows > 4:
+        if count >= REHEARSED + 6 and rows > 4:
             raise MemoryError
         return 1.0
 
