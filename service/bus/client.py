@@ -18,6 +18,8 @@ from nats.errors import SecureConnWantedError
 _PING = b"PING\r\n"
 CONFIRM_S = 0.25
 """How long after an answer to ask the server whether it has all until then."""
+CONFIRM_BYTES = 2**20
+"""And after how many bytes of answers at most: what is kept is bounded, and answers wait at the bound."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +50,7 @@ class BusClient(Client):
         self._counted = 0
         self._until: float | None = None
         self._asked: deque[int] = deque()
+        self._unasked_bytes = 0
         self._confirming: asyncio.Task[None] | None = None
         self._was_connected = False
         self.kept_bytes = 0
@@ -63,7 +66,9 @@ class BusClient(Client):
             await self.publish(subject, payload, reply, headers)
         finally:
             self._until = None
-        if self._confirming is None or self._confirming.done():
+        if self._unasked_bytes > CONFIRM_BYTES and self.is_connected:
+            await self._send_ping()
+        elif self._confirming is None or self._confirming.done():
             self._confirming = asyncio.create_task(self._confirm(), name="bus.confirm")
 
     async def leave(self) -> None:
@@ -86,11 +91,13 @@ class BusClient(Client):
             self._kept.append(_Kept(cmd, until))
             self._counted += 1
             self.kept_bytes += len(cmd)
+            self._unasked_bytes += len(cmd)
         await super()._send_command(cmd, priority)
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         self._pongs.append(asyncio.get_running_loop().create_future() if future is None else future)
         self._asked.append(self._counted)
+        self._unasked_bytes = 0
         await self._send_command(_PING)
         await self._flush_pending()
 
