@@ -189,5 +189,5 @@ def _logprob(logprob: engine.TokenLogprob) -> TokenLogprob:
     return TokenLogprob(**_scored(logprob.id, logprob.text, logprob.logprob), top=top)
 
 
-def _scored(token: int, text: bytes, logprob: float) -> dict[str, Any]:
+def _scored(token: int, text: bytes, logprob: float | None) -> dict[str, Any]:
     return {"token": text.decode(errors="replace"), "id": token, "bytes": list(text), "logprob": logprob}

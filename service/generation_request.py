@@ -100,6 +100,7 @@ class Asked:
             sampling=_sampling(options, facts.defaults),
             num_beams=options.num_beams,
             length_penalty=options.length_penalty,
+            prompt_logprobs=options.echo,
         )
 
 

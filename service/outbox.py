@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
 
-from models.generation.request import Event, Finished, Piece
+from models.generation.request import Event, Finished, Piece, Scored
 
 LIMIT_CHARS = 65_536
 """How much text of one completion of a stream may wait to be taken: a reader that is further behind is not reading."""
@@ -47,8 +47,9 @@ class Outbox:
         if self._error is None:
             self._waiting.setdefault(event.request, []).append(event)
             self._any.set()
-        if isinstance(event, Finished):
-            self.live.discard(event.request)
+        if not isinstance(event, Piece):
+            if isinstance(event, Finished):
+                self.live.discard(event.request)
             self._hurry.set()
             return True
         waited = self._size.get(event.request, 0)
@@ -97,6 +98,7 @@ def _size(piece: Piece) -> int:
 
 def _merged(events: list[Event]) -> Iterable[Event]:
     """The same, with all pieces in one."""
+    yield from (event for event in events if isinstance(event, Scored))
     pieces = [event for event in events if isinstance(event, Piece)]
     if len(pieces) > 1:
         yield Piece(

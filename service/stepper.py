@@ -15,7 +15,7 @@ import structlog
 from models.errors import DeviceFailed
 from models.generation.base import GenerationEngine
 from models.generation.errors import DuplicateRequest, EngineFull
-from models.generation.request import Finished, FinishReason, Piece, Request, Usage
+from models.generation.request import Finished, FinishReason, Piece, Request, Scored, Usage
 from subjects.errors import Busy, Cancelled, DeadlinePassed, Unavailable
 
 from .busy import MARGIN, milliseconds
@@ -212,16 +212,17 @@ class Stepper:
         else:
             asked.admitted.set_result(None)
 
-    def _deliver(self, piece: Piece) -> None:
-        asked = self._asked.get(piece.request)
+    def _deliver(self, event: Scored | Piece) -> None:
+        asked = self._asked.get(event.request)
         if asked is None:
             return
-        now = asyncio.get_running_loop().time()
-        if asked.told_at is not None:
-            self._observer.went_on(self._model, now - asked.told_at)
-        asked.told_at = now
-        asked.made += piece.tokens
-        if not asked.outbox.put(piece):
+        if isinstance(event, Piece):
+            now = asyncio.get_running_loop().time()
+            if asked.told_at is not None:
+                self._observer.went_on(self._model, now - asked.told_at)
+            asked.told_at = now
+            asked.made += event.tokens
+        if not asked.outbox.put(event):
             self._give_up(asked.outbox)
 
     def _end(self, finished: Finished) -> None:

@@ -35,7 +35,9 @@ class GenerateOptions(Message):
     """
 
     model: Token | None = Field(None, description="model id; absent: the worker's default")
-    max_tokens: int = Field(256, ge=1, le=MAX_TOKENS, description="tokens of a completion at most")
+    max_tokens: int = Field(
+        256, ge=0, le=MAX_TOKENS, description="tokens of a completion at most; 0 with 'echo': the prompt alone"
+    )
     min_tokens: int = Field(0, ge=0, le=MAX_TOKENS, description="before these it does not end by itself")
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="0: greedy")
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False, description="only the likeliest of this mass")
@@ -54,7 +56,11 @@ class GenerateOptions(Message):
         None, description="token id -> what is added to its logit; ids are strings of decimals in JSON"
     )
     logprobs: int | None = Field(
-        None, ge=0, le=20, description="tell each token's log-probability, and so many of the likeliest in its place"
+        None,
+        ge=0,
+        le=20,
+        description="tell each token's log-probability, with 'echo' the prompt's too, and so many of the likeliest in "
+        "its place",
     )
     n: int = Field(1, ge=1, le=16, description="completions of each prompt")
     num_beams: int = Field(1, ge=1, le=8, description="above 1: beam search, without sampling and not streamed")
@@ -71,6 +77,8 @@ class GenerateOptions(Message):
     def _go_together(self) -> "GenerateOptions":
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"field 'min_tokens' is {self.min_tokens}, above 'max_tokens', {self.max_tokens}")
+        if not self.max_tokens and not self.echo:
+            raise ValueError("field 'max_tokens' is 0, which leaves the prompt alone: send 'echo' too")
         if self.num_beams == 1 and self.length_penalty != 1:
             raise ValueError("field 'length_penalty' is for beams: send 'num_beams' above 1 too")
         if self.num_beams > 1:
@@ -79,6 +87,8 @@ class GenerateOptions(Message):
 
     def _check_beams(self) -> None:
         """Beams are searched, not sampled: what would have no effect is refused."""
+        if not self.max_tokens:
+            raise ValueError("field 'max_tokens' is 0, and beams need at least 1")
         sampled = [name for name, neutral in _WITHOUT_SAMPLING.items() if getattr(self, name) not in (None, neutral)]
         if sampled:
             raise ValueError(f"fields {', '.join(map(repr, sampled))} and 'num_beams' above 1 exclude each other")
@@ -123,16 +133,23 @@ class GenerateUsage(Reply):
     completion_tokens: int = 0
 
 
-class TopLogprob(Reply):
+_LOGPROB = "natural logarithm of its probability, before penalties and filters"
+
+
+class ScoredToken(Reply):
     token: str = Field(description="its text; where a character takes several tokens, its bytes may not be text")
     id: int
     bytes: list[int] = Field(
         default_factory=list, description="what it adds to the text, where that is no character too"
     )
-    logprob: float = Field(description="natural logarithm of its probability, before penalties and filters")
 
 
-class TokenLogprob(TopLogprob):
+class TopLogprob(ScoredToken):
+    logprob: float = Field(description=_LOGPROB)
+
+
+class TokenLogprob(ScoredToken):
+    logprob: float | None = Field(None, description=f"{_LOGPROB}; absent for a prompt's first token")
     top: list[TopLogprob] = Field(default_factory=list, description="the likeliest tokens in its place")
 
 

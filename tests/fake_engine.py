@@ -22,7 +22,7 @@ from models.generation.base import (
     PromptTokens,
 )
 from models.generation.errors import DuplicateRequest, EngineFull, InvalidRequest, PromptTooLong
-from models.generation.request import Event, Finished, FinishReason, Piece, Request, TokenLogprob, Usage
+from models.generation.request import Event, Finished, FinishReason, Piece, Request, Scored, TokenLogprob, Usage
 
 VOCABULARY = 1000
 CONTEXT = 5000
@@ -179,6 +179,9 @@ class FakeEngine:
         if "poison" in self._prompt(text) or request.sampling.seed in self.poisoned:
             self._finish(text, Finished(request.id, "error", _usage(text), error=RuntimeError("poisoned")))
             return
+        if request.prompt_logprobs and request.sampling.logprobs is not None and not text.made:
+            told = (TokenLogprob(token, b"p%d" % token, -0.25) for token in request.prompt)
+            self._events.append(Scored(request.id, (replace(next(told), logprob=None), *told)))
         if text.made < min(len(text.words), request.max_tokens):
             word = text.words[text.made]
             if word.strip() in request.stop:

@@ -15,7 +15,7 @@ from models.generation.causal_lm import CausalLM
 from models.generation.detokenise import Detokeniser
 from models.generation.engine import Engine
 from models.generation.kv import BLOCK
-from models.generation.request import Finished, Piece, Request, Sampling
+from models.generation.request import Event, Finished, Piece, Request, Sampling, Scored
 from models.loader import LoadOptions, load_generator
 
 GREEDY = Sampling(temperature=0)
@@ -43,6 +43,7 @@ class Outcome:
 
     pieces: list[Piece] = field(default_factory=list)
     finished: Finished | None = None
+    scored: Scored | None = None
 
     @property
     def text(self) -> str:
@@ -55,13 +56,17 @@ class Outcomes(defaultdict[str, Outcome]):
     def __init__(self) -> None:
         super().__init__(Outcome)
 
-    def take(self, events: Iterable[Piece | Finished]) -> None:
+    def take(self, events: Iterable[Event]) -> None:
         for event in events:
             outcome = self[event.request]
             assert outcome.finished is None, "something came after the end"
             if isinstance(event, Piece):
                 assert event.text
                 outcome.pieces.append(event)
+            elif isinstance(event, Scored):
+                assert outcome.scored is None
+                assert not outcome.pieces, "the prompt comes first"
+                outcome.scored = event
             else:
                 outcome.finished = event
 
@@ -98,8 +103,29 @@ class Oracle:
         found: list[int] = made[0, len(prompt) :].tolist()
         return found
 
+    def logprobs(self, ids: list[int]) -> torch.Tensor:
+        """What follows each token, (T, V)."""
+        with torch.no_grad():
+            return torch.log_softmax(self.network(torch.tensor([ids])).logits[0].float(), -1)
+
     def text(self, prompt: list[int], max_tokens: int, stop_ids: frozenset[int] = frozenset(), **how: Any) -> str:
         """The completion as the one-shot text."""
         ids = self.ids(prompt, max_tokens, stop_ids, **how)
         output = Detokeniser(self._tokenizer, prompt)
         return "".join([*map(output.push, (token for token in ids if token not in stop_ids)), output.flush()])
+
+
+def assert_scored(scored: Scored | None, ids: list[int], oracle: Oracle, alternatives: int, apart: float) -> None:
+    """That a prompt's scores are transformers' own, to so many nats, and the likeliest tokens too."""
+    assert scored is not None
+    first, *rest = scored.logprobs
+    assert (first.id, first.logprob, first.top) == (ids[0], None, ())
+    assert [one.id for one in rest] == ids[1:]
+    exact = oracle.logprobs(ids)[:-1]
+    own = exact[torch.arange(len(rest)), torch.tensor(ids[1:], dtype=torch.long)]
+    torch.testing.assert_close(torch.tensor([one.logprob for one in rest]), own, rtol=0, atol=apart)
+    likeliest = exact.topk(alternatives).values
+    told = torch.tensor([[value for _, _, value in one.top] for one in rest]).reshape(likeliest.shape)
+    torch.testing.assert_close(told, likeliest, rtol=0, atol=apart)
+    named = torch.tensor([[token for token, _, _ in one.top] for one in rest], dtype=torch.long).reshape(told.shape)
+    torch.testing.assert_close(exact.gather(1, named), told, rtol=0, atol=apart)

@@ -29,8 +29,8 @@ def require_possible(request: Request, facts: EngineFacts, max_running: int, cac
 def _require_lengths(request: Request) -> None:
     if not request.prompt:
         raise InvalidRequest("prompt", "it has no tokens; send some text")
-    if request.max_tokens < 1:
-        raise InvalidRequest("max_tokens", "it must be at least 1")
+    if request.max_tokens < (1 if request.num_beams > 1 else 0):
+        raise InvalidRequest("max_tokens", "it must be at least 1, and without beams 0")
     if not 0 <= request.min_tokens <= request.max_tokens:
         raise InvalidRequest("min_tokens", "it must be between 0 and max_tokens")
 

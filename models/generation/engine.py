@@ -20,9 +20,10 @@ from .causal_lm import CausalLM
 from .checks import require_possible
 from .errors import DuplicateRequest, EngineFull, NonFiniteLogits
 from .kv import KVCache, KVShape, kv_dtype
+from .logprobs import Likeliest, logprobs
 from .pace import Pace
 from .proof import require_same_scores
-from .request import Event, Finished, FinishReason, Request, TokenLogprob
+from .request import Event, Finished, FinishReason, Request, Scored, TokenLogprob
 from .runner import Runner
 from .sampling import NOT_FINITE, Chosen, SamplerState
 from .scheduler import Scheduler, Work
@@ -106,7 +107,10 @@ class Engine:
     def _sampled(self, request: Request) -> Sequence:
         asked = request.sampling
         sampler = SamplerState(asked, request.prompt, self.facts.vocabulary, request.stop_ids, request.min_tokens)
-        return Sequence(request, next(self._order), sampler, self._text_output(request))
+        sequence = Sequence(request, next(self._order), sampler, self._text_output(request))
+        if sequence.is_scored:
+            sequence.scores.append(self._told(request.prompt[0], None, ()))
+        return sequence
 
     def _text_output(self, request: Request) -> TextOutput:
         return TextOutput(request, self._loaded.tokenizer)
@@ -155,9 +159,38 @@ class Engine:
             found = [(sequence, rows) for sequences, rows in alone for sequence in sequences]
             found = [(sequence, rows) for sequence, rows in found if sequence.request.id in self._sequences]
             return [sequence for sequence, _ in found], torch.cat([rows for _, rows in found]) if found else nothing
+        return self._settle(works, rows)
+
+    def _settle(self, works: Rows[Work], rows: Tensor) -> tuple[list[Sequence], Tensor]:
+        """Note what was computed, by the runner's rows for it -> as `_compute`."""
+        ends: dict[int, Sequence] = {}
+        at = 0
         for work in works:
+            sequence, scored, has_next = work.sequence, work.scored, work.ends
+            rows_scored, at = rows[at : at + len(scored)], at + len(scored) + has_next
+            try:
+                if scored:
+                    self._score(sequence, scored, rows_scored)
+            except Exception as error:  # of one prompt: the others go on
+                self._fail(sequence, error)
+                continue
             self._scheduler.computed(work)
-        return [work.sequence for work in works if not work.sequence.missing], rows
+            if not sequence.missing and sequence.scores:
+                self._events.append(Scored(sequence.request.id, tuple(sequence.scores)))
+                sequence.scores.clear()
+            if has_next:
+                ends[at - 1] = sequence
+            elif not sequence.missing:
+                self._finish(sequence, "length")
+        return list(ends.values()), rows if len(ends) == len(rows) else rows[list(ends)]
+
+    def _score(self, sequence: Sequence, scored: range, rows: Tensor) -> None:
+        """What the model says of some of a prompt's tokens, of the scores (R, V) behind those before them."""
+        self._require_finite(rows)
+        ids = sequence.tokens[scored.start : scored.stop]
+        count = sequence.request.sampling.logprobs or 0
+        found = logprobs(rows, ids, [count] * len(ids))
+        sequence.scores += [self._told(token, *values) for token, values in zip(ids, found, strict=True)]
 
     def _choose(self, sequences: Rows[Sequence], rows: Tensor) -> None:
         """Each sequence's next token, of its scores (R, V)."""
@@ -189,7 +222,8 @@ class Engine:
         if chosen.id in sequence.request.stop_ids:
             self._finish(sequence, "stop", chosen.id)
             return
-        piece, matched = sequence.output.push(chosen.id, self._logprob(chosen))
+        told = None if chosen.logprob is None else self._told(chosen.id, chosen.logprob, chosen.top)
+        piece, matched = sequence.output.push(chosen.id, told)
         if piece is not None:
             self._events.append(piece)
         if matched is not None:
@@ -197,17 +231,17 @@ class Engine:
         elif not sequence.left:
             self._finish(sequence, "length")
 
-    def _logprob(self, chosen: Chosen) -> TokenLogprob | None:
-        if chosen.logprob is None:
-            return None
+    def _told(self, token: int, logprob: float | None, top: Likeliest) -> TokenLogprob:
         text = self._loaded.tokenizer.token_bytes
-        top = tuple((token, text(token), value) for token, value in chosen.top)
-        return TokenLogprob(chosen.id, text(chosen.id), chosen.logprob, top)
+        return TokenLogprob(token, text(token), logprob, tuple((other, text(other), value) for other, value in top))
+
+    def _require_finite(self, rows: Tensor) -> None:
+        if not bool(torch.isfinite(rows.amax(1)).all()):
+            raise NonFiniteLogits(self.facts.model)
 
     def _search(self, group: BeamGroup, rows: Tensor) -> None:
         """The next tokens of a request's beams, of their scores (R, V) in the beams' order."""
-        if not bool(torch.isfinite(rows.amax(1)).all()):
-            raise NonFiniteLogits(self.facts.model)
+        self._require_finite(rows)
         self._completion_tokens += 1
         if (best := group.advance(rows)) is None:
             return
@@ -243,6 +277,7 @@ class Engine:
                 self._events.append(piece)
             if matched is not None and reason in ("stop", "length"):
                 reason, stop_reason = "stop", matched
+        sequence.scores.clear()  # the cache may keep the sequence
         self._events.append(Finished(request.id, reason, sequence.usage, stop_reason, error))
         del self._sequences[request.id]
         group = self._groups.pop(request.id, None)

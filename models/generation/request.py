@@ -38,7 +38,8 @@ class Request:
 
     stop_ids end the text and are no part of it: the model's own ends and what the caller adds. stop: strings that do.
     num_beams above 1 searches instead of sampling: its text comes at its end, and length_penalty is the exponent of
-    the length by which a beam's score is divided.
+    the length by which a beam's score is divided. prompt_logprobs: whether to tell of the prompt's tokens too
+    what sampling.logprobs asks for, if it does.
     """
 
     id: str
@@ -50,18 +51,20 @@ class Request:
     sampling: Sampling = Sampling()
     num_beams: int = 1
     length_penalty: float = 1.0
+    prompt_logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token of the text, its log-probability before penalties and filters, and the likeliest in its place.
+    """A token, its log-probability before penalties and filters, and the likeliest in its place.
 
-    Their texts are bytes: where a character takes several tokens, each has some of its bytes.
+    Their texts are bytes: where a character takes several tokens, each has some of its bytes. logprob: None for a
+    prompt's first token, which follows from nothing.
     """
 
     id: int
     text: bytes
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[int, bytes, float], ...] = ()
 
 
@@ -72,6 +75,14 @@ class Usage:
     prompt: int
     cached: int
     completion: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a request's prompt_logprobs asks for, of all its prompt's tokens; before its first piece."""
+
+    request: str
+    logprobs: tuple[TokenLogprob, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,4 +109,4 @@ class Finished:
     error: Exception | None = None
 
 
-Event: TypeAlias = Piece | Finished
+Event: TypeAlias = Scored | Piece | Finished

@@ -27,7 +27,8 @@ class Runner:
         self._device = device
 
     def run(self, works: Sequence[Work]) -> torch.Tensor:
-        """Compute the works' tokens -> (R, V) float32, a row for each work that ends its sequence, in order.
+        """Compute the works' tokens -> (R, V) float32: for each work in order the rows that score its prompt's tokens
+        (`Work.scored`), and then one for the next token, where the work `ends` what is there.
 
         Decodes come first. Raises OutOfDeviceMemory and whatever the model raises; the cache then is as good as before.
         """
@@ -35,16 +36,17 @@ class Runner:
         positions: list[int] = []
         slots: list[int] = []
         segments: list[Segment] = []
-        last: list[int] = []
+        kept: list[int] = []
         for work in works:
             sequence, past = work.sequence, work.sequence.computed
             assert sequence.run is not None
+            kept += (len(ids) + place - 1 - past for place in work.scored)
             ids += sequence.tokens[past : past + work.length]
             positions += range(past, past + work.length)
             slots += range(sequence.run.start + past, sequence.run.start + past + work.length)
             segments.append(Segment(sequence.run.start, past, work.length))
-            if work.length == sequence.missing:
-                last.append(len(ids) - 1)
+            if work.ends:
+                kept.append(len(ids) - 1)
         if len(ids) > ROUND_ABOVE:
             padding = -len(ids) % ROUND_ABOVE
             ids += [0] * padding
@@ -52,10 +54,10 @@ class Runner:
             slots += [self._cache.sink] * padding
         decodes = sum(1 for _ in takewhile(_decodes, works))
         self._int8_rows.first = decodes if decodes < len(works) else len(ids)
-        return self._forward(ids, positions, slots, segments, last)
+        return self._forward(ids, positions, slots, segments, kept)
 
     def _forward(
-        self, ids: list[int], positions: list[int], slots: list[int], segments: list[Segment], last: list[int]
+        self, ids: list[int], positions: list[int], slots: list[int], segments: list[Segment], kept: list[int]
     ) -> torch.Tensor:
         device = self._device
         with torch.inference_mode(), memory_errors(str(device)):
@@ -64,7 +66,7 @@ class Runner:
                 input_ids=torch.tensor([ids], device=device),
                 position_ids=torch.tensor([positions], device=device),
                 use_cache=False,
-                logits_to_keep=torch.tensor(last, dtype=torch.long, device=device),
+                logits_to_keep=torch.tensor(kept, dtype=torch.long, device=device),
                 step_attention=attention,
             )
             logits: torch.Tensor = output.logits[0].float()

@@ -16,6 +16,8 @@ HEADROOM = 256
 """Tokens for which a sequence gets room ahead of need, where it may make so many."""
 ALONE = 4
 """Where nobody decodes, and so nobody waits for the next token, chunks may be so many times the limit."""
+SCORED_TOKENS = 128
+"""Tokens of prompts whose scores are asked for, in a step: each takes a row of the whole vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,20 @@ class Work:
 
     sequence: Sequence
     length: int
+
+    @property
+    def scored(self) -> range:
+        """The places in the prompt of those tokens whose scores come of it; they come behind the token before."""
+        sequence = self.sequence
+        if not sequence.is_scored:
+            return range(0)
+        first = sequence.computed + 1
+        return range(max(first, len(sequence.scores)), min(first + self.length, len(sequence.tokens)))
+
+    @property
+    def ends(self) -> bool:
+        """Whether the next token, if there is to be one, can be chosen behind it."""
+        return self.length == self.sequence.missing and self.sequence.left > 0
 
 
 class Scheduler:
@@ -103,16 +119,21 @@ class Scheduler:
 
     def _chunks(self, budget: int) -> Iterator[Work]:
         """Parts of prompts within a budget of tokens, in turn: whoever got one goes to the end."""
-        leaders = self._leaders()
+        leaders, scored = self._leaders(), SCORED_TOKENS
         for sequence in list(self._prompts):
             if budget <= 0:
                 return
-            if not sequence.computed:
+            if not sequence.computed and not sequence.is_scored:
                 leader = leaders.get(first_block(sequence.tokens), sequence)
                 if leader is not sequence and _computes_for(leader, sequence):
                     continue
                 self._reuse(sequence)
             length = min(budget, sequence.missing)
+            if sequence.is_scored:
+                length = min(length, scored)
+                scored -= length
+                if not length:
+                    continue
             budget -= length
             self._prompts.remove(sequence)
             if length < sequence.missing:

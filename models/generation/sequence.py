@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from .kv import Run
-from .request import Request, Usage
+from .request import Request, TokenLogprob, Usage
 from .sampling import SamplerState
 from .text import TextOutput
 
@@ -13,6 +13,7 @@ class Sequence:
     """tokens: of the prompt and made so far. computed: how many of them have keys and values in `run`.
 
     cached: tokens of the prompt that came out of the prefix cache. keys: the names of its full blocks (prefixes.py).
+    scores: of the first tokens of the prompt, while there `is_scored`.
     sampler, output: None for a beam, whose tokens its search chooses. siblings: the other beams, for the first one.
     """
 
@@ -25,6 +26,7 @@ class Sequence:
     computed: int = 0
     cached: int = 0
     keys: list[int] = field(default_factory=list)
+    scores: list[TokenLogprob] = field(default_factory=list)
     siblings: tuple["Sequence", ...] = ()
 
     def __post_init__(self) -> None:
@@ -34,6 +36,12 @@ class Sequence:
     def is_beam(self) -> bool:
         """Whether it is one of several that are searched together."""
         return self.request.num_beams > 1
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether what is computed now is a prompt whose scores are asked for, which no cache holds."""
+        asked = self.request
+        return asked.prompt_logprobs and asked.sampling.logprobs is not None and not self.made
 
     @property
     def missing(self) -> int:

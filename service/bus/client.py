@@ -16,7 +16,6 @@ from nats.errors import Error as NatsError
 from nats.errors import SecureConnWantedError, UnexpectedEOF
 
 from .errors import UnreadableMessage
-
 from .jetstream import JetStream
 
 _PING = b"PING\r\n"

@@ -30,7 +30,7 @@ _WRITING = "How the text is written"
 _READING = ("model", "dimensions", "task", "prompt_name", "prompt", "truncate", "priority")
 """The parameters of both commands that say how texts are read; a request's fields have the same names."""
 
-_SAMPLING = ("model", "max_tokens", "temperature", "top_p", "top_k", "seed")
+_SAMPLING = ("model", "max_tokens", "temperature", "top_p", "top_k", "seed", "echo", "logprobs")
 """The parameters of `generate` that are fields of its request, besides --stop."""
 
 
@@ -169,7 +169,12 @@ def generate(
     ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option(metavar="N", help="How long it may get.", show_default="256", rich_help_panel=_WRITING),
+        typer.Option(
+            metavar="N",
+            help="How long it may get; 0 with --echo: PROMPT alone.",
+            show_default="256",
+            rich_help_panel=_WRITING,
+        ),
     ] = None,
     temperature: Annotated[
         float | None,
@@ -198,6 +203,17 @@ def generate(
         list[str] | None,
         typer.Option(metavar="TEXT", help="End before this text; repeat for more.", rich_help_panel=_WRITING),
     ] = None,
+    echo: Annotated[
+        bool | None, typer.Option("--echo", help="Begin with PROMPT itself.", rich_help_panel=_WRITING)
+    ] = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="With --json: each token's log-probability, with --echo PROMPT's too, and the N likeliest there.",
+            rich_help_panel=_WRITING,
+        ),
+    ] = None,
     stream: Annotated[
         bool | None,
         typer.Option("--stream/--no-stream", help="Print as it is written.", show_default="on a terminal"),
@@ -216,6 +232,8 @@ def generate(
     from .ask import Connection
     from .generate import Output, form_of, print_completion
 
+    if logprobs is not None and not as_json:
+        raise typer.BadParameter("is for --json", param_hint="--logprobs")
     typed = {name: context.params[name] for name in _SAMPLING} | {"stop": stop}
     given = {name: value for name, value in typed.items() if value is not None}
     form = form_of(prompt, fim, system, chat=chat)

@@ -5,10 +5,10 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import TypeAlias
 
-from models.generation.request import Event, Finished, Piece
+from models.generation.request import Finished, Piece, Scored
 from subjects import names
 from subjects.errors import Conflict, InvalidField, TooLarge
-from subjects.generate import GenerateBatchReply, GenerateBatchRequest, GenerateReply, GenerateRequest
+from subjects.generate import GenerateBatchReply, GenerateBatchRequest, GenerateReply, GenerateRequest, TokenFrame
 from subjects.stream import DONE, TOKEN
 
 from ..call import Call
@@ -23,7 +23,7 @@ from ..streamer import Frames
 LARGE_BYTES = 32_768
 LARGE_COUNT = 256
 """From so many bytes or completions on a reply is put together in a thread: the event loop has others to serve."""
-News: TypeAlias = AsyncGenerator[tuple[int, Event], None]
+News: TypeAlias = AsyncGenerator[tuple[int, Piece | Finished], None]
 
 
 class GenerateHandlers:
@@ -66,7 +66,9 @@ class GenerateHandlers:
                             completions[number].end = event
                             replies.require_one()
                         elif call.framed:
-                            for frame in replies.frames(event, number, call.reply_limit):
+                            call.large = least_bytes(event) >= LARGE_BYTES
+                            frames = replies.frames(event, number, call.reply_limit)
+                            while frame := await _next(frames, call.large):
                                 yield TOKEN, frame
                         else:
                             completions[number].add(event)
@@ -114,10 +116,17 @@ async def _news(asked: Asked, generator: Generator, call: Call) -> News:
                     if number in silent and not failed:
                         silent.remove(number)
                         if echo := asked.echo(number):
-                            yield number, Piece(event.request, echo, tokens=0)
-                    yield number, event
+                            scores = event.logprobs if isinstance(event, Scored) else ()
+                            yield number, Piece(event.request, echo, 0, scores)
+                    if not isinstance(event, Scored):
+                        yield number, event
         for number in sorted(left):
             yield number, asked.never_begun(number, flight.ending)
+
+
+async def _next(frames: Iterator[TokenFrame], is_large: bool) -> TokenFrame | None:
+    """A piece's next frame; None behind the last."""
+    return await asyncio.to_thread(next, frames, None) if is_large else next(frames, None)
 
 
 def _check_size(size: int, limit_bytes: int) -> None:

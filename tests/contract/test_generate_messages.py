@@ -156,6 +156,11 @@ def test_a_bad_value_is_refused_by_name(name, value):
         ({"prefix": "", "suffix": ""}, "'prefix' and 'suffix' are both empty"),
         ({"prefix": "\0", "suffix": ""}, "'prefix'"),
         ({"prefix": "a", "suffix": "b", "echo": True}, "'echo'"),
+        ({"prompt": "x", "max_tokens": 0}, "'max_tokens' is 0.*send 'echo' too"),
+        ({"prefix": "a", "suffix": "b", "max_tokens": 0}, "'max_tokens' is 0.*send 'echo' too"),
+        ({"prefix": "a", "suffix": "b", "max_tokens": 0, "echo": True}, "'echo' is for a 'prompt'"),
+        ({"prompt": "x", "max_tokens": 0, "echo": True, "num_beams": 2}, "'max_tokens' is 0, and beams"),
+        ({"prompt": "x", "max_tokens": 0, "echo": True, "min_tokens": 1}, "'min_tokens' is 1, above"),
         ({"messages": []}, "'messages'"),
         ({"messages": "hello"}, "'messages'"),
         ({"messages": ["hello"]}, r"'messages\.0' must be a map"),
@@ -250,6 +255,7 @@ def test_one_stop_string_needs_no_list(stop):
         {"messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]},
         {"prefix": "def f(", "suffix": ""},
         {"prefix": "", "suffix": "return 1"},
+        {"prompt": "x", "max_tokens": 0, "echo": True, "logprobs": 0},
         {"prompt": "x", "num_beams": 8, "length_penalty": -10, "temperature": 0, "seed": 4, "stop": []},
     ],
 )
@@ -332,6 +338,7 @@ MESSAGES = [
         ],
     ),
     TokenFrame(text="a", index=1, choice=0, logprobs=LOGPROBS),
+    TokenFrame(text="ab", logprobs=[TokenLogprob(token="a", id=7, bytes=[97]), *LOGPROBS]),
     TokenFrame(seq=3, text=" "),
     PingFrame(seq=1),
     GenerateDone(**SERVED, finish_reason="stop", stop_reason=7, seed=0),
@@ -348,6 +355,8 @@ def test_a_reply_comes_back_as_it_was(message, content_type):
 
 def test_what_was_not_asked_for_is_absent():
     assert orjson.loads(codec.dumps(TokenFrame(seq=2, text="a"), names.JSON)) == {"seq": 2, "text": "a"}
+    first = orjson.loads(codec.dumps(TokenFrame(text="a", logprobs=[TokenLogprob(token="a", id=7)]), names.JSON))
+    assert first["logprobs"] == [{"token": "a", "id": 7, "bytes": [], "top": []}]
     fields = orjson.loads(codec.dumps(GenerateReply(**SERVED, finish_reason="length", seed=9, text=""), names.JSON))
     assert set(fields) == {"model", "version", "usage", "text", "finish_reason", "seed"}
 

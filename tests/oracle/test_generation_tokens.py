@@ -12,7 +12,7 @@ from typing import Any
 import generation_models
 import pytest
 import torch
-from generation_engines import GREEDY, Oracle, Outcomes, greedy, new_engine, read, run
+from generation_engines import GREEDY, Oracle, Outcomes, assert_scored, greedy, new_engine, read, run
 
 from models.generation import scheduler
 from models.generation.base import Fill, Plain
@@ -215,12 +215,40 @@ def test_log_probabilities_are_the_models_own(name: str) -> None:
     told = [logprob for piece in outcome.pieces for logprob in piece.logprobs]
     ids = oracle(name).ids(list(asked.ids), 8)
     assert [logprob.id for logprob in told] == ids
-    scores = loaded_scores(name, [*asked.ids, *ids])[len(asked.ids) - 1 : -1]
-    exact = torch.log_softmax(scores, -1)
+    exact = oracle(name).logprobs([*asked.ids, *ids])[len(asked.ids) - 1 : -1]
     for logprob, row in zip(told, exact, strict=True):
         assert logprob.logprob == pytest.approx(float(row.max()), abs=1e-4)
         assert [token for token, _, _ in logprob.top] == row.topk(3).indices.tolist()
 
 
-def loaded_scores(name: str, ids: list[int]) -> torch.Tensor:
-    return oracle(name).network(torch.tensor([ids])).logits[0].float()
+APART = 1e-4
+"""How many nats the order of sums may make."""
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("cache_tokens", "chunk_tokens"), [(4096, 128), (288, 16)])
+def test_a_prompts_scores_are_the_models_own(
+    name: str, cache_tokens: int, chunk_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside others that begin alike and are cached, in parts, where some are turned out, and with a text behind."""
+    monkeypatch.setattr(scheduler, "HEADROOM", 1)
+    monkeypatch.setattr(scheduler, "SCORED_TOKENS", 24)
+    engine = new_engine(loaded(name), cache_tokens=cache_tokens, max_running=6, chunk_tokens=chunk_tokens)
+    asked, texts = mixed(name)
+    asks = Sampling(temperature=0, logprobs=3)
+    scored = [
+        replace(one, id=f"s{place}", max_tokens=one.max_tokens * (place % 2), sampling=asks, prompt_logprobs=True)
+        for place, one in enumerate(asked)
+    ]
+
+    outcomes = drive(engine, [*asked, *scored], seed=3)
+
+    assert [outcomes[request.id].text for request in asked] == texts
+    assert (engine.load.preempted > 0) == (cache_tokens == 288)
+    for place, request in enumerate(scored):
+        outcome = outcomes[request.id]
+        assert_scored(outcome.scored, list(request.prompt), oracle(name), 3, APART)
+        assert outcome.finished is not None
+        assert (outcome.finished.reason, outcome.finished.usage.cached) == ("length", 0)
+        assert outcome.finished.usage.completion == request.max_tokens
+        assert outcome.text == (texts[place] if request.max_tokens else "")

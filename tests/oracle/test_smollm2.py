@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from generation_engines import Oracle, greedy, new_engine, run
+from generation_engines import Oracle, assert_scored, greedy, new_engine, run
 from gguf import GGUFReader, dequantize
 from gguf_model import SMOLLM2, SOURCE, cache_folder, converted_folder
 from safetensors.torch import load_file
@@ -13,6 +13,9 @@ from safetensors.torch import load_file
 from models.cache import LoadCache
 from models.generation.base import Chat, Message, Plain, Prompt
 from models.generation.causal_lm import CausalLM
+from models.generation.request import Request, Sampling
+from models.generation.scheduler import SCORED_TOKENS
+from models.generation.verify import PROBE
 from models.loader import LoadOptions, load_generator
 
 NAMES = {
@@ -73,6 +76,16 @@ def test_greedy_text_is_generates_own(prompt: Prompt) -> None:
         expected = oracle().text(list(tokens.ids), 40, tokens.stop_ids)
         asked = greedy("a", list(tokens.ids), 40, stop_ids=tokens.stop_ids)
         assert run(new_engine(model()), asked)["a"].text == expected
+
+
+def test_a_prompts_scores_are_its_own() -> None:
+    """To a thousandth of a nat, in several parts."""
+    with torch.inference_mode():
+        ids = list(model().prompts(Plain(PROBE * 3)).ids)
+        asked = Request("a", ids, 0, sampling=Sampling(logprobs=5), prompt_logprobs=True)
+        outcome = run(new_engine(model()), asked)["a"]
+        assert len(ids) > SCORED_TOKENS
+        assert_scored(outcome.scored, ids, oracle(), 5, 1e-3)
 
 
 @pytest.mark.parametrize(

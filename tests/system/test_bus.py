@@ -19,6 +19,7 @@ from nats_identities import Operator, key_pair, public, seed
 from nats_server import CONF, PASSWORDS, NatsServer, plain_server
 from nats_server import secured_server as secured
 
+from service.bus import client
 from service.bus.causes import Denied
 from service.bus.connection import connected, settled
 from service.bus.errors import BadBusSettings, BadCredentials, BusClosed, BusError, TlsFailed, Unreachable
@@ -184,6 +185,19 @@ class TestLosses:
                 await settled(nc)
             await settled(reader)
             assert inbox.pending_msgs == 0
+
+    async def test_after_many_bytes_the_server_is_asked_at_once(
+        self, nats_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Answers wait while much is kept: until a moment was over, however fast the server took them."""
+        monkeypatch.setattr(client, "CONFIRM_S", 1000)
+        async with connected(NatsSettings(url=nats_url)) as nc:
+            until = asyncio.get_running_loop().time() + 60
+            for _ in range(2):
+                await nc.publish_kept("inbox", bytes(client.CONFIRM_BYTES // 2), until=until)
+            async with asyncio.timeout(10):
+                await nc.eased.wait()
+            assert nc.kept_bytes == 0
 
     async def test_a_ping_waits_its_turn(self, nats_server: NatsServer) -> None:
         """nats-py writes it past what is queued, so that its answer says nothing of that."""

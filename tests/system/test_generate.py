@@ -15,7 +15,7 @@ from fake_loader import FakeLoader
 from workers import running_worker
 
 from models.generation.base import Defaults, EngineLimits
-from subjects import names
+from subjects import MLClient, names
 
 
 async def ask(nc, fields: dict, subject: str = names.GENERATE, **headers: str):
@@ -115,14 +115,55 @@ async def test_more_completions_than_may_wait_are_no_reason_to_refuse_the_rest(n
     assert max(engine.steps) == 2
 
 
-async def test_echo_logprobs_and_the_gap_to_fill(nc):
-    reply = await ask(nc, {"prompt": "def f", "max_tokens": 2, "echo": True, "logprobs": 1})
-    assert reply["text"] == "def f 0 1"
+async def test_logprobs_and_the_gap_to_fill(nc):
+    reply = await ask(nc, {"prompt": "def f", "max_tokens": 2, "logprobs": 1})
+    assert reply["text"] == " 0 1"
     top = {"token": "t0", "id": 0, "bytes": [116, 48], "logprob": -1.0}
     first = {"token": " 0", "id": 1, "bytes": [32, 48], "logprob": -0.5, "top": [top]}
     assert reply["logprobs"][0] == first
     assert len(reply["logprobs"]) == 2
     assert (await ask(nc, {"prefix": "a", "suffix": "b", "max_tokens": 1}))["text"] == " 0"
+
+
+def scores_of(engine: FakeEngine, request: str) -> list[dict]:
+    """What the engine says of a request's prompt."""
+    told = [{"token": f"p{token}", "id": token, "logprob": -0.25} for token in engine.requests[request].prompt]
+    del told[0]["logprob"]
+    return [{**one, "bytes": list(one["token"].encode()), "top": []} for one in told]
+
+
+async def test_a_prompt_is_scored(nc, engine):
+    asked = {"prompt": "def f x", "max_tokens": 0, "echo": True, "logprobs": 0, "seed": 7}
+    reply = await ask(nc, asked)
+    assert reply == {
+        "model": "tiny_coder",
+        "version": "fake-fp32",
+        "usage": {"prompt_tokens": 3, "cached_tokens": 0, "completion_tokens": 0},
+        "text": "def f x",
+        "finish_reason": "length",
+        "seed": 7,
+        "logprobs": scores_of(engine, "1.0"),
+    }
+    packed = await nc.request(
+        names.GENERATE, msgpack.packb(asked), timeout=20, headers={names.CONTENT_TYPE: names.MSGPACK}
+    )
+    assert msgpack.unpackb(packed.data)["logprobs"] == reply["logprobs"]
+    typed = await MLClient(nc).generate("def f x", max_tokens=0, echo=True, logprobs=0)
+    assert (typed.text, [one.logprob for one in typed.logprobs]) == ("def f x", [None, -0.25, -0.25])
+    assert "logprobs" not in await ask(nc, {**asked, "logprobs": None})
+
+
+async def test_a_text_with_its_prompts_scores_before_its_own(nc, engine):
+    asked = {"max_tokens": 2, "echo": True, "logprobs": 0, "n": 2}
+    reply = await ask(nc, {"prompt": "def f", **asked})
+    for number, choice in enumerate(reply["choices"]):
+        assert choice["text"] == "def f 0 1"
+        assert choice["logprobs"][:2] == scores_of(engine, f"1.{number}")
+        assert [one["token"] for one in choice["logprobs"][2:]] == [" 0", " 1"]
+    batch = await ask(nc, {"prompts": ["a b", " ", "c"], **asked, "n": 1, "max_tokens": 0}, names.GENERATE_BATCH)
+    assert [result["text"] for result in batch["results"]] == ["a b", "", "c"]
+    scores = [scores_of(engine, "2.0"), [], scores_of(engine, "2.2")]
+    assert [result["logprobs"] for result in batch["results"]] == scores
 
 
 async def test_a_batch_in_order_and_its_bad_prompt_alone(nc, engine):
@@ -260,7 +301,7 @@ async def test_a_reply_that_cannot_fit_is_refused_as_soon_as_that_is_sure(nats_u
 async def test_a_reply_that_surely_cannot_fit_is_refused_before_any_work(nc, engine):
     code, message = await refused(nc, {"prompt": "a", "max_tokens": 4000, "min_tokens": 4000, "logprobs": 20})
     assert (code, "max_tokens" in message) == (413, True)
-    code, _ = await refused(nc, {"prompt": "a" * 100_000, "n": 16, "echo": True})
+    code, _ = await refused(nc, {"prompt": "a" * 100_000, "n": 16, "echo": True, "max_tokens": 0})
     assert (code, engine.requests) == (413, {})
 
 

@@ -164,6 +164,14 @@ async def test_json_is_the_reply_or_the_frames(worker, shell):
     assert (lines[1]["seq"], lines[1]["finish_reason"]) == (1, "stop")
 
 
+async def test_a_prompt_is_scored(worker, shell):
+    told = [{"token": "x", "id": 1, "bytes": [], "top": []}]
+    worker.scripts = [reply({**DONE, "text": "x", "logprobs": told})]
+    ended = await shell.run("x", "--max-tokens", "0", "--echo", "--logprobs", "2", "--json")
+    assert json.loads(ended.out)["logprobs"] == told
+    assert worker.fields() == {"prompt": "x", "max_tokens": 0, "echo": True, "logprobs": 2}
+
+
 async def test_standard_input_is_the_prompt_as_it_is(worker, shell):
     worker.scripts = [reply({**DONE, "text": "x"})]
     await shell.run("-", text="def f():\n    x = 'é'\n\n")
@@ -194,6 +202,8 @@ async def test_a_gap_has_what_stands_before_and_behind_it(worker, shell):
         (("",), "'prompt'"),
         (("x", "--temperature", "nan"), "'temperature'"),
         (("x", "--stop", ""), "'stop.0'"),
+        (("x", "--max-tokens", "0"), "send 'echo' too"),
+        (("x", "--logprobs", "1"), "is for --json"),
     ],
 )
 async def test_what_cannot_be_used_is_said(worker, shell, arguments, says):

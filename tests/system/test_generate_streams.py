@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 
 import nats
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import CONTEXT, FakeEngine
 from fake_loader import FakeLoader
 from structlog.testing import capture_logs
 from workers import running_worker
@@ -191,6 +191,22 @@ async def test_a_long_piece_is_cut_to_the_limit_of_a_message(nats_server, engine
         stream = await Stream.begin(nc, {"prompt": "a", "logprobs": 20})
         await stream.rest()
         assert stream.text() == word
+
+
+@pytest.mark.parametrize("max_tokens", [0, 3])
+async def test_a_long_prompts_scores_come_in_frames_that_fit(nc, engine, max_tokens):
+    """They are no sign of a reader that is too slow, however many come at once."""
+    prompt = " ".join(f"word{number}" for number in range(CONTEXT - 3))
+    asked = {"prompt": prompt, "max_tokens": max_tokens, "echo": True, "logprobs": 0}
+    stream = await Stream.begin(nc, asked)
+    *tokens, (event, done) = await stream.rest()
+    assert stream.text() == prompt + counted(max_tokens)
+    told = [one for _, body in tokens for one in body["logprobs"]]
+    assert [one["id"] for one in told[: CONTEXT - 3]] == list(engine.requests["1.0"].prompt)
+    assert "logprob" not in told[0]
+    assert all("logprob" in one for one in told[1:])
+    assert len(told) == CONTEXT - 3 + max_tokens
+    assert (event, done["finish_reason"], len(tokens) > 2) == ("done", "length", True)
 
 
 async def test_beams_are_not_streamed(nc):

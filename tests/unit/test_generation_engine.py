@@ -21,6 +21,7 @@ from models.generation.base import Chat, EngineLimits, Fill, Message, Plain
 from models.generation.causal_lm import CausalLM
 from models.generation.engine import Engine
 from models.generation.errors import DuplicateRequest, EngineFull, InvalidRequest, NonFiniteLogits, PromptTooLong
+from models.generation.logprobs import LEAST, logprobs
 from models.generation.request import Request, Sampling
 from models.generation.text import TextOutput
 
@@ -124,6 +125,69 @@ def test_scores_that_cannot_be_sampled_fail_alone(monkeypatch: pytest.MonkeyPatc
     assert outcomes["good"] == alone["good"]
 
 
+SCORED = {"sampling": Sampling(temperature=0, logprobs=0), "prompt_logprobs": True}
+
+
+@pytest.mark.parametrize("max_tokens", [0, 4])
+def test_a_prompt_that_cannot_be_scored_fails_alone(max_tokens: int) -> None:
+    others = [greedy("plain", HEALTHY[0], 9), greedy("scored", HEALTHY[1], 9, **SCORED)]
+    alone = run(new_engine(llama()), *others)
+    with poisoned(_nan):
+        outcomes = run(
+            new_engine(llama(), chunk_tokens=16),
+            others[0],
+            greedy("bad", [60, POISON, 61], max_tokens, **SCORED),
+            others[1],
+        )
+
+    assert isinstance(outcomes["bad"].finished.error, NonFiniteLogits)  # type: ignore[union-attr]
+    assert [outcomes[other.id].text for other in others] == [alone[other.id].text for other in others]
+    assert (outcomes["bad"].scored, outcomes["plain"].scored) == (None, None)
+    told, expected = (made["scored"].scored.logprobs for made in (outcomes, alone))  # type: ignore[union-attr]
+    assert [one.id for one in told] == HEALTHY[1]
+    assert [one.logprob for one in told[1:]] == pytest.approx([one.logprob for one in expected[1:]], abs=1e-4)
+
+
+def test_a_prompt_that_is_cancelled_half_scored_keeps_nothing() -> None:
+    engine = new_engine(llama(), chunk_tokens=8)
+    request = greedy("a", [30] * 100, 0, **SCORED)
+    engine.add(request)
+    engine.step()
+    sequence = engine._sequences["a"]
+    assert 1 < len(sequence.scores) < 100
+
+    engine.abort("a", "cancelled")
+
+    outcome = run(engine)["a"]
+    assert (outcome.scored, outcome.finished.usage.completion) == (None, 0)  # type: ignore[union-attr]
+    assert not sequence.scores
+    assert engine.load.kv_used_bytes == 0
+
+
+@pytest.mark.parametrize("length", [1, 2, 40])
+def test_no_tokens_at_all_end_at_once_and_leave_the_prompt_in_the_cache(length: int) -> None:
+    engine = new_engine(llama())
+    prompt = list(range(30, 30 + length))
+
+    outcome, scored = (run(engine, greedy(name, prompt, 0, **how))[name] for name, how in (("a", {}), ("b", SCORED)))
+
+    for one in (outcome, scored):
+        assert one.finished is not None
+        assert (one.finished.reason, one.finished.usage.prompt, one.finished.usage.cached) == ("length", length, 0)
+        assert (one.text, one.finished.usage.completion) == ("", 0)
+    assert outcome.scored is None
+    assert [logprob.id for logprob in scored.scored.logprobs] == prompt  # type: ignore[union-attr]
+    used = run(engine, greedy("c", prompt, 1))["c"].finished.usage  # type: ignore[union-attr]
+    assert used.cached == (39 if length == 40 else 0)
+
+
+def test_a_token_that_cannot_be_has_a_number_all_the_same() -> None:
+    """JSON has no infinity."""
+    ((value, top),) = logprobs(torch.tensor([[0.0, -math.inf, 1.0]]), [1], [3])
+    assert value == LEAST
+    assert [token for token, _ in top] == [2, 0]
+
+
 def test_what_failed_is_no_prefix_of_others() -> None:
     engine = new_engine(llama())
     prompt = [60, POISON, *range(30, 130)]
@@ -197,7 +261,8 @@ def test_a_cancelled_search_leaves_nothing_behind() -> None:
     [
         ({"prompt": []}, "prompt"),
         ({"prompt": [10**9]}, "prompt"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 0, "num_beams": 2}, "max_tokens"),
         ({"min_tokens": 6}, "min_tokens"),
         ({"stop": ("a", "")}, "stop"),
         ({"num_beams": 0}, "num_beams"),

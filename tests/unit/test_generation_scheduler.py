@@ -1,6 +1,7 @@
 """The scheduler alone: decodes first, prompts in turn, each with room in the cache, nobody forgotten."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from models.generation import scheduler
 from models.generation.base import EngineLimits
 from models.generation.kv import BLOCK, KVCache, KVShape
-from models.generation.request import Request
-from models.generation.scheduler import ALONE, Scheduler, Work
+from models.generation.request import Request, Sampling
+from models.generation.scheduler import ALONE, SCORED_TOKENS, Scheduler, Work
 from models.generation.sequence import Sequence
 
 SHAPE = KVShape(layers=1, heads=1, head_dim=1, dtype=torch.float32)
@@ -21,16 +22,16 @@ CHUNK = 16
 class Simulation:
     """A scheduler whose model makes token 7 in no time. computed: tokens of each sequence, also those done again."""
 
-    def __init__(self, cache_blocks: int = 16, max_running: int = 4) -> None:
+    def __init__(self, cache_blocks: int = 16, max_running: int = 4, chunk: int = CHUNK) -> None:
         self.cache = KVCache(SHAPE, cache_blocks * BLOCK, torch.device("cpu"))
-        self.scheduler = Scheduler(self.cache, EngineLimits(max_running=max_running, chunk_tokens=CHUNK))
+        self.scheduler = Scheduler(self.cache, EngineLimits(max_running=max_running, chunk_tokens=chunk))
         self.plans: list[list[Work]] = []
         self.computed: Counter[int] = Counter()
         self.ended: list[int] = []
         self._added = 0
 
-    def add(self, prompt: list[int], max_tokens: int) -> Sequence:
-        request = Request(str(self._added), prompt, max_tokens)
+    def add(self, prompt: list[int], max_tokens: int, **fields: Any) -> Sequence:
+        request = Request(str(self._added), prompt, max_tokens, **fields)
         sequence = Sequence(request, self._added, None, None)
         self._added += 1
         self.scheduler.add(sequence)
@@ -95,6 +96,22 @@ def test_where_nobody_decodes_a_chunk_may_be_longer() -> None:
     long = simulation.add([2] * (ALONE + 1) * CHUNK, 1)
 
     assert simulation.step() == [Work(long, ALONE * CHUNK)]
+
+
+def test_prompts_that_are_scored_share_a_bound_and_wait_for_nobody() -> None:
+    """Each of their tokens takes a row of scores over the vocabulary."""
+    simulation = Simulation(cache_blocks=64, chunk=SCORED_TOKENS)
+    prompt = list(range(SCORED_TOKENS + 60))
+    scored = {"sampling": Sampling(logprobs=0), "prompt_logprobs": True}
+    first, second = simulation.add(prompt, 1, **scored), simulation.add(prompt, 1, **scored)
+    plain = simulation.add([5] * 40, 1)
+
+    steps = [simulation.step() for _ in range(3)]
+
+    assert steps[0] == [Work(first, SCORED_TOKENS), Work(plain, 40)]
+    assert steps[1] == [Work(second, SCORED_TOKENS)]
+    assert steps[2] == [Work(first, 60), Work(second, 60)]
+    assert second.cached == 0
 
 
 def test_prompts_take_turns() -> None:
