@@ -6,4 +6,4 @@ MARGIN = 1.1
 
 def milliseconds(seconds: float) -> int:
     """For `retry_after_ms`: neither at once nor for ever."""
-    return int(1000 * min(10.0, max(0.05, seconds)))
+    return int(1000 * min(60.0, max(0.05, seconds)))

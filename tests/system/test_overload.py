@@ -49,7 +49,7 @@ async def test_a_text_that_would_be_late_is_refused_unread(nats_url, nc):
         for body in (b"one more", b'{"text": unreadable'):
             code, reply = await ask(nc, names.EMBED, body, deadline_ms=1000)
             assert (code, reply["error"]["retryable"]) == ("429", True)
-            assert 1000 <= reply["error"]["retry_after_ms"] <= 10_000
+            assert 1000 <= reply["error"]["retry_after_ms"] <= 60_000
         patient = asyncio.create_task(ask(nc, names.EMBED, b"there is time"))
         bulk = asyncio.create_task(ask(nc, names.EMBED, b'{"text": "another line", "priority": "bulk"}', 1000))
         encoder.gate.set()
