@@ -97,9 +97,10 @@ class Caller:
         await self._nc.publish(names.cancel_subject(request_id))
 
     async def close(self) -> None:
-        """Want no answer any more."""
-        if self._probes is not None and not self._nc.is_closed:
-            await self._probes.unsubscribe()
+        """Want no answer any more. What is asked afterwards is listened to anew."""
+        probes, self._probes, self._listens_on = self._probes, None, ""
+        if probes is not None and not self._nc.is_closed:
+            await probes.unsubscribe()
 
     def _attempts(self, timeout_s: float | None) -> Attempts:
         return Attempts(self._timeout_s if timeout_s is None else timeout_s, self.retries)

@@ -1,8 +1,8 @@
 """`ml.embed` and `ml.embed.batch`: texts in, vectors out."""
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from .encodings import INT8_RANGE, EncodingFormat
 from .vectors import Vector
@@ -13,7 +13,15 @@ MAX_INTERACTIVE_TEXTS = 32
 """With more texts than these a request that does not say is bulk."""
 
 Priority: TypeAlias = Literal["interactive", "bulk"]
-Stream: TypeAlias = bool | Literal["auto"]
+
+
+def _true_false_or_auto(stream: Any) -> Any:
+    if isinstance(stream, bool) or stream in (None, "auto"):
+        return stream
+    raise ValueError('send true, false or "auto"')
+
+
+Stream: TypeAlias = Annotated[bool | Literal["auto"], BeforeValidator(_true_false_or_auto)]
 """As the header Ml-Stream."""
 STREAM = Field(None, description="as the header Ml-Stream; where both are there they agree")
 

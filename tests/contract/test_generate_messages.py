@@ -196,6 +196,8 @@ def test_what_does_not_go_together_is_refused_by_name(fields, says):
         (b'{"prompt": ""}', InvalidField, "'prompt'"),
         (b'{"prompt": "x", "temperature": NaN}', Malformed, "unreadable JSON"),
         (b'{"prompt": "x", "temperature": 1e999}', MLError, ""),
+        (b'{"prompt": "x", "stream": "yes"}', InvalidField, "field 'stream': send true, false or \"auto\""),
+        (b'{"prompt": "x", "stream": 1}', InvalidField, "field 'stream': send true, false or \"auto\""),
         (b'{"prompt": "x", "seed": 18446744073709551616}', InvalidField, "'seed'"),
         (b'{"prompt": "x", "logit_bias": {"five": 1}}', InvalidField, "'logit_bias'"),
         (b"\xff\xfe", Malformed, "not UTF-8"),
