@@ -1,6 +1,6 @@
 """Repositories of causal LMs with random weights: the real file layouts in any size, for measurements and tests.
 
-Owns CodeLlama's, Llama's and StarCoder's layouts. Knows nothing of how models are read.
+Owns CodeLlama's, Llama's and StarCoder's layouts, and a plain one for others. Knows nothing of how models are read.
 """
 
 import math

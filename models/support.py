@@ -39,7 +39,7 @@ def support(spec: ModelSpec) -> Support:
         try:
             _require_served(spec, place)
         except ModelUnavailable as error:
-            return Support(False, error.reason)
+            return Support(False, error.reason.replace(folder, str(spec.repository)))
     return Support(True)
 
 

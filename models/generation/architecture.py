@@ -38,7 +38,7 @@ def served_config(spec: ModelSpec, place: Path) -> PretrainedConfig:
         raise ModelUnavailable(
             spec.id, f"its architecture, {config.model_type}, is not served: {why}; choose another model"
         )
-    _require_short_rope(spec, config)
+    _require_short_rope(spec, config, context_of(spec, config))
     return config
 
 
@@ -106,13 +106,14 @@ def _kinds(config: PretrainedConfig) -> set[str]:
     return set(kinds)
 
 
-def _require_short_rope(spec: ModelSpec, config: PretrainedConfig) -> None:
+def _require_short_rope(spec: ModelSpec, config: PretrainedConfig, context: int) -> None:
     """Refuse longrope beyond the length it was made from: there transformers turns every text by the longest one's.
 
     Raises ModelUnavailable.
     """
+    config = config.get_text_config()
     rope: Any = getattr(config, "rope_parameters", None) or {}
     short = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-    if rope.get("rope_type") == "longrope" and short and context_of(spec, config) > short:
+    if rope.get("rope_type") == "longrope" and short and context > short:
         reason = f"its positions are of another kind beyond {short} tokens, which is not served"
         raise ModelUnavailable(spec.id, f"{reason}; give `max_tokens = {short}` in its entry")

@@ -137,11 +137,11 @@ def _capped(
     """As `_many`, with capped scores, which torch's own function has not; softmax in float32, as transformers does."""
     _, heads, length, width = query.shape
     _, groups, total, _ = keys.shape
-    cap, scaling = manner.softcap, manner.scaling or width**-0.5
     if mask is None:
         mask = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(total - length)
-    grouped = query.reshape(1, groups, -1, width)
-    scores = cap * torch.tanh(grouped @ keys.transpose(-1, -2) * (scaling / cap))
+    scores = query.reshape(1, groups, -1, width) @ keys.transpose(-1, -2) * (manner.scaling or width**-0.5)
+    if manner.softcap is not None:
+        scores = manner.softcap * torch.tanh(scores / manner.softcap)
     scores = scores.view(1, heads, length, total).masked_fill(~mask, -torch.inf)
     shares = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
     attended = shares.view(1, groups, -1, total) @ values

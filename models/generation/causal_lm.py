@@ -183,5 +183,5 @@ def _stop_ids(
     stated: GenerationConfig, config: PretrainedConfig, tokenizer: GenerationTokenizer, vocabulary: int
 ) -> frozenset[int]:
     """Every token that anybody says ends a text, of those that the model can write."""
-    ends = stated.end_ids | token_ids(config.eos_token_id) | token_ids(tokenizer.eos_id)
+    ends = stated.end_ids | token_ids(config.get_text_config().eos_token_id) | token_ids(tokenizer.eos_id)
     return frozenset(token for token in ends if 0 <= token < vocabulary)

@@ -16,6 +16,8 @@ from .attention import Manner, use_cached_attention
 from .kv import KVShape
 
 TOKENS = 8
+MOST_LAYERS = 1000
+"""A configuration that names more is not tried, which would take long: the loader counts its weights."""
 
 
 class _AskedAttention:
@@ -41,6 +43,8 @@ def fault(config: PretrainedConfig, shape: KVShape) -> str | None:
     shape: what the cache will keep of each token. A model that reads numbers between its layers is tried as far as
     that, which some mixtures of experts do after the first.
     """
+    if shape.layers > MOST_LAYERS:
+        return None
     asked = _AskedAttention(shape)
     try:
         _run(config, asked)
