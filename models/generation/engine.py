@@ -30,6 +30,9 @@ from .scheduler import Scheduler, Work
 from .sequence import Sequence
 from .text import TextOutput
 
+SCORED_BYTES = 64 * 2**20
+"""For what a step says of prompts' tokens, (T, V) float32: many would take gigabytes, few make a model slow."""
+
 
 class Engine:
     """A GenerationEngine over a loaded model, which it takes over.
@@ -45,7 +48,7 @@ class Engine:
         self._cache = KVCache(self._shape, self._shape.tokens_in(limits.kv_bytes), device)
         self._runner = Runner(loaded.network, self._cache, device)
         require_same_scores(loaded, self._runner, self._cache)
-        self._scheduler = Scheduler(self._cache, limits)
+        self._scheduler = Scheduler(self._cache, limits, max(1, SCORED_BYTES // (4 * loaded.vocabulary)))
         self._pace, self._clock = Pace(limits.chunk_tokens), clock
         self._sequences: dict[str, Sequence] = {}
         self._groups: dict[str, BeamGroup] = {}

@@ -16,8 +16,6 @@ HEADROOM = 256
 """Tokens for which a sequence gets room ahead of need, where it may make so many."""
 ALONE = 4
 """Where nobody decodes, and so nobody waits for the next token, chunks may be so many times the limit."""
-SCORED_TOKENS = 128
-"""Tokens of prompts whose scores are asked for, in a step: each takes a row of the whole vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +41,19 @@ class Work:
 
 
 class Scheduler:
-    """A queue, and the sequences that run; those that came first go first, and are preempted last."""
+    """A queue, and the sequences that run; those that came first go first, and are preempted last.
 
-    def __init__(self, cache: KVCache, limits: EngineLimits) -> None:
+    scored_tokens: of prompts whose scores are asked for, in a step; each takes a row of the whole vocabulary.
+    """
+
+    def __init__(self, cache: KVCache, limits: EngineLimits, scored_tokens: int) -> None:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preempted = 0
         self.prefix_hits = 0
         self._cache = cache
         self._limits = limits
+        self._scored_tokens = scored_tokens
         self._prefixes = Prefixes()
         self._prompts: deque[Sequence] = deque()
 
@@ -119,7 +121,7 @@ class Scheduler:
 
     def _chunks(self, budget: int) -> Iterator[Work]:
         """Parts of prompts within a budget of tokens, in turn: whoever got one goes to the end."""
-        leaders, scored = self._leaders(), SCORED_TOKENS
+        leaders, scored = self._leaders(), self._scored_tokens
         for sequence in list(self._prompts):
             if budget <= 0:
                 return

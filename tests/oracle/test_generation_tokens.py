@@ -14,6 +14,7 @@ import pytest
 import torch
 from generation_engines import GREEDY, Oracle, Outcomes, assert_scored, greedy, new_engine, read, run
 
+from models.generation import engine as engine_module
 from models.generation import scheduler
 from models.generation.base import Fill, Plain
 from models.generation.causal_lm import CausalLM
@@ -232,7 +233,7 @@ def test_a_prompts_scores_are_the_models_own(
 ) -> None:
     """Beside others that begin alike and are cached, in parts, where some are turned out, and with a text behind."""
     monkeypatch.setattr(scheduler, "HEADROOM", 1)
-    monkeypatch.setattr(scheduler, "SCORED_TOKENS", 24)
+    monkeypatch.setattr(engine_module, "SCORED_BYTES", 24 * 4 * loaded(name).vocabulary)
     engine = new_engine(loaded(name), cache_tokens=cache_tokens, max_running=6, chunk_tokens=chunk_tokens)
     asked, texts = mixed(name)
     asks = Sampling(temperature=0, logprobs=3)

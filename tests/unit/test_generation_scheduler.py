@@ -12,11 +12,12 @@ from models.generation import scheduler
 from models.generation.base import EngineLimits
 from models.generation.kv import BLOCK, KVCache, KVShape
 from models.generation.request import Request, Sampling
-from models.generation.scheduler import ALONE, SCORED_TOKENS, Scheduler, Work
+from models.generation.scheduler import ALONE, Scheduler, Work
 from models.generation.sequence import Sequence
 
 SHAPE = KVShape(layers=1, heads=1, head_dim=1, dtype=torch.float32)
 CHUNK = 16
+SCORED = 128
 
 
 class Simulation:
@@ -24,7 +25,7 @@ class Simulation:
 
     def __init__(self, cache_blocks: int = 16, max_running: int = 4, chunk: int = CHUNK) -> None:
         self.cache = KVCache(SHAPE, cache_blocks * BLOCK, torch.device("cpu"))
-        self.scheduler = Scheduler(self.cache, EngineLimits(max_running=max_running, chunk_tokens=chunk))
+        self.scheduler = Scheduler(self.cache, EngineLimits(max_running=max_running, chunk_tokens=chunk), SCORED)
         self.plans: list[list[Work]] = []
         self.computed: Counter[int] = Counter()
         self.ended: list[int] = []
@@ -100,16 +101,16 @@ def test_where_nobody_decodes_a_chunk_may_be_longer() -> None:
 
 def test_prompts_that_are_scored_share_a_bound_and_wait_for_nobody() -> None:
     """Each of their tokens takes a row of scores over the vocabulary."""
-    simulation = Simulation(cache_blocks=64, chunk=SCORED_TOKENS)
-    prompt = list(range(SCORED_TOKENS + 60))
+    simulation = Simulation(cache_blocks=64, chunk=SCORED)
+    prompt = list(range(SCORED + 60))
     scored = {"sampling": Sampling(logprobs=0), "prompt_logprobs": True}
     first, second = simulation.add(prompt, 1, **scored), simulation.add(prompt, 1, **scored)
     plain = simulation.add([5] * 40, 1)
 
     steps = [simulation.step() for _ in range(3)]
 
-    assert steps[0] == [Work(first, SCORED_TOKENS), Work(plain, 40)]
-    assert steps[1] == [Work(second, SCORED_TOKENS)]
+    assert steps[0] == [Work(first, SCORED), Work(plain, 40)]
+    assert steps[1] == [Work(second, SCORED)]
     assert steps[2] == [Work(first, 60), Work(second, 60)]
     assert second.cached == 0
 
