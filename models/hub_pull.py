@@ -81,7 +81,7 @@ def fetch_texts(spec: ModelSpec, names: Sequence[str], folder: Path) -> None:
         listing = ask(spec)
         for file in listing.matching([escape(name) for name in names], NEVER):
             hf_hub_download(
-                listing.spec.repository,
+                str(spec.repository),
                 file.name,
                 revision=listing.commit,
                 local_dir=folder,

@@ -61,9 +61,8 @@ def mistral() -> Path:
     return _write("mistral", write_base, model_type="mistral", **WINDOW)
 
 
-@cache
 def base(model_type: str, **fields: Any) -> Path:
-    """Any other kind; fields: of its configuration, such as can be hashed."""
+    """Any other kind, written at each call; fields: of its configuration."""
     return _write(model_type, write_base, model_type=model_type, **fields)
 
 

@@ -87,19 +87,18 @@ def test_greedy_text_is_generates_own(name: str, max_running: int, chunk_tokens:
 
 
 OTHERS: dict[str, dict[str, Any]] = {
-    "ministral": {"layer_types": ("sliding_attention", "full_attention"), "head_dim": 16, "sliding_window": 24},
-    "qwen2": {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 24},
+    "ministral": {"layer_types": ["sliding_attention", "full_attention"], "head_dim": 16, "sliding_window": 24},
     "phi3": {"sliding_window": 24, "pad_token_id": 0},
     "starcoder2": {"sliding_window": 24},
     "cohere2": {"sliding_window": 24, "sliding_window_pattern": 2},
     "olmo3": {"sliding_window": 24},
     "exaone4": {"sliding_window": 24, "sliding_window_pattern": 2},
     "smollm3": {"pad_token_id": 0},
-    "qwen3": {"head_dim": 16},
+    "qwen3": {"head_dim": 16, "use_sliding_window": True, "max_window_layers": 1, "sliding_window": 24},
     "phi": {"partial_rotary_factor": 0.5},
     "glm": {"partial_rotary_factor": 0.5, "head_dim": 16, "pad_token_id": 0},
     "glm4": {"partial_rotary_factor": 0.5, "head_dim": 16, "pad_token_id": 0},
-    "gpt_neox": {"rotary_pct": 0.25},
+    "gpt_neox": {"rotary_pct": 0.25, "num_key_value_heads": 4},
 }
 """Kinds that differ from those above by windows, partly turned positions or norms: type, and what to say of it."""
 
