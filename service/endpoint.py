@@ -34,7 +34,7 @@ from .bus.connection import settled
 from .busy import MARGIN, milliseconds
 from .call import Call
 from .errors import INTERNAL, to_wire
-from .reply_subject import ReplySubjects
+from .reply_subject import MOST_BYTES, ReplySubjects
 from .streamer import Frames, send_stream
 
 log = structlog.get_logger(__name__)
@@ -177,7 +177,8 @@ class Endpoint:
             call.caller = caller
             return None
         allowed = ", ".join(self.replies.prefixes)
-        return InvalidField(f"{names.CALLER} must be a subject below {allowed}, and not the reply subject")
+        must = f"must be a subject below {allowed}, of at most {MOST_BYTES} bytes, and not the reply subject"
+        return InvalidField(f"{names.CALLER} {must}")
 
     def _refusal(self, size: int, held: Held) -> MLError | None:
         if size > self.limits.request_bytes:

@@ -121,7 +121,12 @@ class BusClient(Client):
         await super()._process_pong()
 
     async def _process_connect_init(self) -> None:
-        await super()._process_connect_init()
+        try:
+            await super()._process_connect_init()
+        except ValueError as error:  # nats-py would not try again
+            if isinstance(error, OSError):  # as those of TLS are too
+                raise
+            raise NatsError(f"no greeting of a NATS server: {error}") from error
         if self._was_connected:
             self.reconnected_at = asyncio.get_running_loop().time()
             self._queue_again()

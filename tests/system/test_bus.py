@@ -232,6 +232,26 @@ class TestLosses:
             await journal.until("bus.reconnected")
             await settled(nc)
 
+    @pytest.mark.parametrize("greeting", [b"INFO\r\n", b"x" * 200_000])
+    async def test_another_program_in_the_servers_place_is_outwaited(
+        self, nats_server: NatsServer, journal: Journal, greeting: bytes
+    ) -> None:
+        """nats-py never tried again: it expects no such greeting."""
+
+        async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(greeting)
+            met.set()
+            writer.close()
+
+        met = asyncio.Event()
+        async with connected(NatsSettings(url=nats_server.url, reconnect_wait_s=0.05)) as nc:
+            nats_server.stop()
+            async with await asyncio.start_server(greet, "127.0.0.1", nats_server.port), asyncio.timeout(10):
+                await met.wait()
+            nats_server.start()
+            await journal.until("bus.reconnected")
+            await settled(nc)
+
     async def test_a_flush_that_gave_up_costs_nothing(self, nats_url: str, journal: Journal) -> None:
         async with connected(NatsSettings(url=nats_url)) as nc:
             with pytest.raises(FlushTimeoutError):
