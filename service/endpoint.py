@@ -282,8 +282,11 @@ class Endpoint:
         """The server refused a publish. The work for an answer ends. subject: in lower case."""
         if self.replies.include(subject):
             self.observer.denied()
-        for call in [call for call in self.calls.values() if call.reply.lower() == subject]:
-            call.deny()
+        for call in list(self.calls.values()):
+            if call.reply.lower() == subject:
+                call.deny()
+            elif call.caller.lower() == subject:
+                call.caller = ""  # it cannot be asked there
 
     async def drain(self, grace_s: float) -> None:
         """Stop taking requests, finish those taken, answer what the grace time leaves with 503."""

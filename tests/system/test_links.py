@@ -219,6 +219,24 @@ async def test_a_reply_that_is_denied_ends_its_work_and_is_counted(secured_serve
     assert len(violations(secured_server)) == 1
 
 
+async def test_a_caller_that_may_not_be_asked_is_asked_once(secured_server, engine, monkeypatch):
+    monkeypatch.setattr("service.endpoint.PROBE_S", 0.01)
+    engine.gate.clear()
+    as_admin = f"nats://admin:{PASSWORDS['admin']}@{secured_server.address}"
+    async with (
+        running_worker(as_worker(secured_server.address), engine, reply_prefixes=(*PREFIXES, "team")),
+        await nats.connect(as_admin, inbox_prefix="_INBOX_admin") as nc,
+    ):
+        body = json.dumps({"prompt": "a", "max_tokens": 500}).encode()
+        asked = asyncio.create_task(nc.request(names.GENERATE, body, timeout=20, headers={names.CALLER: "team.x"}))
+        assert await asyncio.to_thread(engine.entered.wait, 10)
+        while not violations(secured_server):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        engine.release(0.001)
+        assert (await asked).headers.get(names.ERROR_CODE) is None
+    assert len(violations(secured_server)) == 1
+
+
 class TestACallerThatLeaves:
     """Clients whose requests share one inbox never leave their reply subject: Ml-Caller says where to ask instead."""
 
