@@ -311,5 +311,5 @@ class Engine:
 def _kept(loaded: CausalLM, device: torch.device) -> KVShape:
     """What the cache keeps of a token, in the type that is best there."""
     shape = loaded.kv_shape
-    sharing = loaded.network.config.num_attention_heads // shape.heads
+    sharing = loaded.network.config.get_text_config().num_attention_heads // shape.heads
     return replace(shape, dtype=kv_dtype(shape.dtype, sharing, device))

@@ -40,8 +40,8 @@ class _AskedAttention:
 def fault(config: PretrainedConfig, shape: KVShape) -> str | None:
     """Why a model's layers cannot use the engine's attention, as a clause; None where they can.
 
-    shape: what the cache will keep of each token. A model that reads numbers between its layers is tried as far as
-    that, which some mixtures of experts do after the first.
+    shape: what the cache will keep of each token. A model whose code reads numbers is tried as far as that, as one
+    whose positions turn by the length of the text.
     """
     if shape.layers > MOST_LAYERS:
         return None

@@ -264,7 +264,19 @@ def test_info_tells_nothing_of_vectors_where_there_are_none(capsys: pytest.Captu
         facts = json.loads(capsys.readouterr().out)
         assert [name in facts for name in ("normalize", "min_cosine")] == [told, told]
     print_info(Settings(), "tiny_coder", as_json=False)
-    assert "min_cosine" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "min_cosine" not in told
+    assert re.search("^served +yes$", told, re.MULTILINE)
+
+
+def test_a_folder_without_an_entry_is_told_of_as_if_it_had_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt_oss"}')
+    print_info(Settings(), str(tmp_path), as_json=True)
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["kind"], facts["source"], facts["support"]["served"]) == ("generation", "folder", False)
+    assert "s_aux" in facts["support"]["reason"]
 
 
 def test_sizes_are_read_with_their_units() -> None:
