@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from models import hub, memory
 from models.cache import LoadCache
 from models.catalogue import Dtype, GraphDtype, ModelSpec, Quantization
+from models.errors import OverBudget
 from models.generation.base import EngineLimits
 from models.versions import version_folder
 
@@ -88,6 +89,12 @@ class ModelLoader:
         return device, weight_bytes + (
             self._expected_kv_bytes(spec, options, device) if spec.kind == "generation" else 0
         )
+
+    def require_room(self, spec: ModelSpec, options: "LoadOptions") -> None:
+        """Raises OverBudget where a model would not fit by itself, and what `expected` does."""
+        device, needed = self.expected(spec, options)
+        if needed > (budget := self.budget_bytes(device)):
+            raise OverBudget(spec.id, needed, budget, 0)
 
     def load(self, spec: ModelSpec, options: "LoadOptions") -> Model:
         """Load a model, computing with one thread alone. Raises ModelError."""

@@ -14,7 +14,7 @@ from rich.markup import escape
 from models import hub
 from models.catalogue import ModelSpec, load_catalogue
 from models.encoders.onnx_pooling import POOLINGS
-from models.errors import BadEntry, ModelError, OverBudget
+from models.errors import BadEntry, ModelError
 from models.weights import require_whole, weight_files
 
 from ..config import CONFIG_FILE, BadSettings, Settings, as_toml, read_settings
@@ -67,9 +67,7 @@ def _loaded(spec: ModelSpec, settings: Settings) -> Facts:
         if hub.from_hub(spec) and not hub.is_present(spec, graph):
             pull_model(spec, graph, settings.cache_dir)
         with progress:
-            device, needed = loader.expected(spec, options)
-            if needed > (budget := loader.budget_bytes(device)):
-                raise OverBudget(spec.id, needed, budget, 0)
+            loader.require_room(spec, options)
             model = loader.load(spec, options)
     except ModelError:
         err.print("nothing was added; --no-check adds an entry unloaded", markup=False)

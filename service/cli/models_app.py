@@ -169,6 +169,18 @@ def add(
 
 
 @models_app.command()
+def check(model: ModelId, config: Config = None, as_json: Json = False) -> None:
+    """Show how well a model does: an embedding model finds code, under each mask and end token that it allows.
+
+    Of a generation model the perplexity of a text and a greedy sample, in fp32, bf16, int8 and int4.
+    """
+    from ..config import read_settings
+    from .models_check import check_model
+
+    check_model(read_settings(config), model, as_json=as_json)
+
+
+@models_app.command()
 def plan(
     model: Annotated[
         list[str] | None,

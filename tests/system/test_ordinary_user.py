@@ -119,6 +119,7 @@ def test_a_worker_answers(user: User, url: str) -> None:
     assert (reply["model"], reply["dimensions"]) == ("minilm", 384)
     done = user.run("generate", "def fib(n):", "--max-tokens", "4", "--json", NATS_URL=url)
     assert (done.returncode, json.loads(done.stdout)["model"]) == (0, "tiny_coder"), done.stderr
+    assert [path.name for path in user.home.iterdir()] == ["data"]  # nor does any library leave something there
 
 
 def test_doctor_finds_nothing_wrong_but_the_folder_for_data(user: User, url: str) -> None:

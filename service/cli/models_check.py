@@ -1,0 +1,152 @@
+"""`mlbus models check`: how a model does, as its entry says and as it might be set otherwise. Works without NATS."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from models.catalogue import Dtype, ModelSpec, Quantization, load_catalogue
+
+from ..config import Settings
+from ..model_loader import Choice, ModelLoader
+from .output import out, print_json, spinner
+
+if TYPE_CHECKING:
+    from models.checking.code_search import Setting
+    from models.checking.precision import Measured
+    from models.encoders.base import Encoder
+    from models.generation.causal_lm import CausalLM
+
+
+def check_model(settings: Settings, model: str, *, as_json: bool) -> None:
+    """Print how a model does. Raises UnknownModel, BadEntry, and ModelError where it cannot be loaded at all."""
+    spec = load_catalogue(settings.catalogue).get(model)
+    with spinner() as progress:
+        task = progress.add_task(f"{spec.id}: importing torch")
+        loader = ModelLoader(settings, lambda step: progress.update(task, description=escape(step)))
+        loader.prepare()
+        check = _check_embedding if spec.kind == "embedding" else _check_generation
+        facts, tables = check(spec, loader)
+    if as_json:
+        print_json({"model": spec.id, "kind": spec.kind, **facts})
+        return
+    for part in tables:
+        out.print(part, markup=False)
+
+
+def _check_embedding(spec: ModelSpec, loader: ModelLoader) -> tuple[dict[str, Any], Sequence[Any]]:
+    from models import loader as models
+    from models.checking import code_search
+
+    def load(variant: ModelSpec) -> "Encoder":
+        options = loader.options(variant, Choice())
+        loader.require_room(variant, options)
+        return models.load(variant, options, lambda step: loader.on_step(f"{_setting(variant)}: {step}"))
+
+    found = code_search.tried(spec, load)
+    best = code_search.best(found)
+    rows = [_row(setting, best) for setting in found if setting.problem is None]
+    problems = {_name(setting.causal, setting.append_eos): setting.problem for setting in found if setting.problem}
+    facts = {"queries": len(code_search.items()), "settings": rows, "not_possible": problems}
+    told = [f"{len(code_search.items())} queries, each for one of as many functions", _embedding_table(rows)]
+    told += [f"not possible: {name}, {problem}" for name, problem in problems.items()]
+    return facts, [*told, _verdict(spec, found[0], best)]
+
+
+def _row(setting: "Setting", best: "Setting") -> dict[str, Any]:
+    ranking, gain = setting.ranking, setting.gain
+    assert ranking is not None
+    return {
+        "causal": setting.causal,
+        "append_eos": setting.append_eos,
+        "ndcg_at_10": ranking.mean_ndcg,
+        "mrr_at_10": ranking.mean_reciprocal_rank,
+        "first": setting.first,
+        "gain": gain and {"difference": gain.difference, "low": gain.low, "high": gain.high},
+        "catalogue": setting.own,
+        "best": setting is best,
+    }
+
+
+def _embedding_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("setting", "NDCG@10", "MRR@10", "first", "against the catalogue's, 95 %", ""):
+        table.add_column(heading, no_wrap=True)
+    for row in rows:
+        gain = row["gain"]
+        table.add_row(
+            _name(row["causal"], row["append_eos"]),
+            f"{row['ndcg_at_10']:.3f}",
+            f"{row['mrr_at_10']:.3f}",
+            f"{row['first']:.0%}",
+            f"{gain['difference']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})" if gain else "-",
+            ", ".join(word for word, holds in (("in the catalogue", row["catalogue"]), ("best", row["best"])) if holds),
+        )
+    return table
+
+
+def _verdict(spec: ModelSpec, own: "Setting", best: "Setting") -> str:
+    if best is own:
+        return f"{spec.id} ranks best as the catalogue has it"
+    assert best.gain is not None
+    sure = "" if best.gain.low > 0 else ", which may be chance"
+    lines = [f"[catalogue.{spec.id}]", f"causal = {str(best.causal).lower()}"]
+    lines.append(f"append_eos = {str(best.append_eos).lower()}")
+    return f"{_name(best.causal, best.append_eos)} ranks best{sure}; in the settings file:\n\n" + "\n".join(lines)
+
+
+def _setting(spec: ModelSpec) -> str:
+    return f"{spec.id}, {_name(spec.causal, bool(spec.append_eos))}"
+
+
+def _name(causal: bool | None, append_eos: bool) -> str:
+    mask = {None: "its own mask", True: "causal", False: "both ways"}[causal]
+    return mask + (", end token appended" if append_eos else "")
+
+
+def _check_generation(spec: ModelSpec, loader: ModelLoader) -> tuple[dict[str, Any], Sequence[Any]]:
+    from models import loader as models
+    from models.checking import precision
+    from models.device import pick_device, pick_dtype
+
+    chosen = loader.options(spec, Choice())
+
+    def load(dtype: Dtype, quantization: Quantization | None) -> "CausalLM":
+        options = replace(chosen, dtype=dtype, quantization=quantization)
+        bare = spec.model_copy(update={"quantization": None})
+        loader.require_room(bare, options)
+        return models.load_generator(bare, options, lambda step: loader.on_step(f"{spec.id}: {step}"))
+
+    found = precision.measured(load)
+    own = spec.quantization or pick_dtype(chosen.dtype or spec.dtype, pick_device(chosen.device))
+    rows = [_precision_row(one, own) for one in found]
+    return {"prompt": precision.PROMPT, "precisions": rows}, [_precision_table(rows)]
+
+
+def _precision_row(one: "Measured", own: str) -> dict[str, Any]:
+    possible = one.problem is None
+    return {
+        "precision": one.precision,
+        "dtype": one.dtype or None,
+        "weight_bytes": one.weight_bytes if possible else None,
+        "perplexity": one.perplexity if possible else None,
+        "sample": one.sample if possible else None,
+        "problem": one.problem,
+        "catalogue": one.precision == own,
+    }
+
+
+def _precision_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("precision", "weights", "perplexity", "greedy sample"):
+        table.add_column(heading, no_wrap=heading != "greedy sample", overflow="fold")
+    for row in rows:
+        name = row["precision"] + (" (in the catalogue)" if row["catalogue"] else "")
+        if row["problem"]:
+            table.add_row(name, "-", "-", escape(row["problem"]))
+        else:
+            size, sample = f"{row['weight_bytes'] / 1e9:.2f} GB", escape(row["sample"].rstrip())
+            table.add_row(name, size, f"{row['perplexity']:.3f}", sample)
+    return table
