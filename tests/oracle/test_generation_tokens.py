@@ -93,7 +93,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "olmo3": {"sliding_window": 24},
     "gemma3": {
         "text_config": {
-            "vocab_size": 512,
+            "vocab_size": 643,
             "hidden_size": 64,
             "intermediate_size": 128,
             "head_dim": 16,
