@@ -98,7 +98,7 @@ def write_base(folder: Path, model_type: str, **fields: Any) -> Path:
     tokens = write_sentencepiece_bpe(folder, fill=False, chat=False)
     asked: LlamaSizes = {"context": 4096, "kv_heads": 2}
     config = {**_llama_config(asked, tokens, 10_000), "model_type": model_type, **fields}
-    del config["architectures"]
+    del config["architectures"], config["rope_scaling"]
     return _write_model(folder, config, asked, tokens)
 
 

@@ -44,7 +44,7 @@ def starcoder_multi_head() -> Path:
 @cache
 def gemma2() -> Path:
     """A window in every second layer, scores of attention and of tokens capped, a scaling of its own."""
-    capped = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 4.0}
+    capped = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 15.0}
     return _write("gemma2", write_base, model_type="gemma2", query_pre_attn_scalar=8, **WINDOW, **GEMMA, **capped)
 
 
