@@ -589,3 +589,19 @@ async def test_a_budget_that_was_halved_grows_again_and_no_further(monkeypatch):
         await asyncio.gather(*submit(batcher, *(f"a b c {n}" for n in range(2000))))
         assert batcher.budget_tokens == 256
     assert max(max(batch) * len(batch) for batch in encoder.batches) <= 256
+
+
+async def test_a_text_with_time_enough_is_not_dropped_for_what_tokens_took_in_small_batches():
+    encoder = FakeEncoder(packed=True)
+    async with batching(encoder, budget_tokens=64) as batcher:
+        for tokens in (1, 64):
+            await asyncio.gather(*submit(batcher, "word " * tokens))
+        batcher._runner.token_s = 1.0  # as many texts of one token would have it, a second each
+        encoder.gate.clear()
+        encoder.entered.clear()
+        first = submit(batcher, "word " * 64)
+        await entered(encoder)
+        others = submit(batcher, "word " * 64, "word " * 64, within_s=20)
+        await tokenised(batcher)
+        encoder.gate.set()
+        await asyncio.gather(*first, *others)
