@@ -228,8 +228,8 @@ class Line:
         try:
             if again := await self._runner.run(batch, self._answer, self._urgent):
                 self._keep([*again, *self._ready])
-            else:
-                self._batch_cost.took(cost, loop.time() - max(self._ended, batch[0].arrived))
+            elif ran := sum(work.cost for work in batch if _has_run(work)):
+                self._batch_cost.took(ran, loop.time() - max(self._ended, batch[0].arrived))
         finally:
             self._ended = self._running_since = loop.time()
             self._running -= 1
@@ -238,3 +238,8 @@ class Line:
             self._busy_until = self._ended + self._running_tokens * self._runner.token_s
             self._slots.release()
             self._changed.set()
+
+
+def _has_run(work: Work) -> bool:
+    """Whether it has its vector: what nobody wanted any more, and what failed, tells nothing of the others."""
+    return not work.future.cancelled() and work.future.exception() is None

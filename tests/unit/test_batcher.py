@@ -605,3 +605,21 @@ async def test_a_text_with_time_enough_is_not_dropped_for_what_tokens_took_in_sm
         await tokenised(batcher)
         encoder.gate.set()
         await asyncio.gather(*first, *others)
+
+
+async def test_nothing_is_learned_of_texts_that_nobody_ran():
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    async with batching(encoder, device := Watched()) as batcher:
+        first = submit(batcher, "first")
+        await entered(encoder)
+        device.handed.get_nowait()
+        late = submit(batcher, "late", within_s=0.1)
+        await handed(device, urgent=True)
+        await asyncio.sleep(0.1)
+        encoder.gate.set()
+        with pytest.raises(DeadlinePassed):
+            await asyncio.gather(*late)
+        await asyncio.gather(*first, *submit(batcher, "another"))
+        line = batcher._lines["interactive"]
+    assert line._batch_cost._weight == pytest.approx(1.98, abs=0.001)  # of two batches
