@@ -80,11 +80,13 @@ class Line:
         self._short.put(work for work in works if len(work.text) <= LONG_CHARS)
         self._long.put(work for work in works if len(work.text) > LONG_CHARS)
 
-    def ready_in_s(self, cost: int) -> float:
-        """When texts of this estimated cost would have their answers, were they put now; 0 where nothing waits."""
+    def ready_in_s(self, costs: Iterable[int]) -> float:
+        """When texts of these estimated costs would have their answers, were they put now; 0 where nothing waits."""
         if not self.unfinished:
             return 0.0
-        tokens = self.tokens - self._estimated + self._tokens_per_estimate * (self._estimated + cost)
+        most = self._runner.encoder.max_tokens
+        own = sum(min(most, self._tokens_per_estimate * cost) for cost in costs)
+        tokens = self.tokens - self._estimated + self._tokens_per_estimate * self._estimated + own
         return self._batch_cost.expected_s(tokens, math.ceil(tokens / self._runner.budget(self._urgent)))
 
     async def run(self) -> None:

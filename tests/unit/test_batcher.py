@@ -15,6 +15,7 @@ from models.encoders.choices import Choices
 from models.errors import OutOfDeviceMemory, TextTooLong
 from service import runner
 from service.batcher import Batcher
+from service.cost import Cost
 from service.device_thread import DeviceThread
 from service.work import BatchLimits, Embedded, Finish, NonFinite, Priority
 from subjects.errors import Busy, DeadlinePassed, InvalidField, Unavailable
@@ -623,3 +624,17 @@ async def test_nothing_is_learned_of_texts_that_nobody_ran():
         await asyncio.gather(*first, *submit(batcher, "another"))
         line = batcher._lines["interactive"]
     assert line._batch_cost._weight == pytest.approx(1.98, abs=0.001)  # of two batches
+
+
+async def test_a_long_text_beside_short_ones_with_a_long_prompt_has_no_more_tokens_than_fit():
+    encoder = FakeEncoder(choices=Choices(prompts={"long": "find " * 50}))
+    async with batching(encoder, budget_tokens=1) as batcher:
+        prompted = TextOptions(prompt_name="long")
+        await asyncio.gather(*submit(batcher, *["a"] * 200, options=prompted))  # 51 tokens of 3 characters
+        encoder.gate.clear()
+        batcher._lines["interactive"]._batch_cost = cost = Cost()
+        cost.took(1, 0.02)
+        waits = submit(batcher, "another")
+        require_time(batcher, "word " * MAX_TOKENS, within_s=10)  # 64 tokens of 20 ms
+        encoder.gate.set()
+        await asyncio.gather(*waits)
