@@ -218,12 +218,11 @@ class Line:
     def _ended_by(self, cost: int) -> float:
         """When a text would have its answer that ran next, in loop time.
 
-        Not by what a token takes on the device: of small batches that tells what each batch takes, and of full ones
-        much too much.
+        Not by what a token takes on the device alone: many small batches make that much too much for a full one.
         """
         now = asyncio.get_running_loop().time()
         free = self._running_since + self._batch_cost.expected_s(self._running_cost, self._running)
-        return max(now, free) + self._batch_cost.expected_s(cost)
+        return max(now, min(free, self._busy_until)) + self._batch_cost.expected_s(cost)
 
     async def _run(self, batch: list[Work], tokens: int) -> None:
         loop, cost = asyncio.get_running_loop(), sum(work.cost for work in batch)
