@@ -43,8 +43,9 @@ def ready_in_s(residents: Residents, body: bytes, default: str | None) -> float:
     default: the model that serves those which name none. 0 where the body may mean another that is not in memory.
     """
     batchers = _batchers(residents)
-    if any(key in body for key in _MODEL):
-        asked = [batcher for batcher in batchers if _naming(batcher.encoder.model).search(body)]
+    if places := [at for key in _MODEL if (at := body.find(key)) >= 0]:
+        named = {batcher: _naming(batcher.encoder.model) for batcher in batchers}
+        asked = [batcher for batcher, naming in named.items() if any(naming.match(body, at) for at in places)]
     else:
         asked = [batcher for batcher in batchers if batcher.encoder.model == default]
     return min((batcher.ready_in_s(len(body)) for batcher in asked), default=0.0)
