@@ -102,11 +102,11 @@ class Batcher:
 
     def ready_in_s(self, chars: int) -> float:
         """When a text of so many characters that somebody waits for would have its answer; 0 where nothing waits."""
-        return self._lines["interactive"].ready_in_s(min(chars + 2, self.encoder.max_tokens))
+        return self._lines["interactive"].ready_in_s([min(chars + 2, self.encoder.max_tokens)])
 
     def require_time(self, texts: Sequence[str], deadline: float, priority: Priority = "interactive") -> None:
         """Refuse texts that would be late, whatever they would cost: others are in time instead. Raises Busy."""
-        ready_s = MARGIN * self._lines[priority].ready_in_s(sum(self.estimates(texts)))
+        ready_s = MARGIN * self._lines[priority].ready_in_s(self.estimates(texts))
         left_s = deadline - asyncio.get_running_loop().time()
         if ready_s > left_s > 0:
             raise Busy(
@@ -121,7 +121,7 @@ class Batcher:
         return Busy(
             f"this worker's {priority} queue for model {self.encoder.model!r} is full "
             f"({len(line.unfinished)} texts, {line.tokens} tokens); try again later",
-            retry_after_ms=milliseconds(line.ready_in_s(0) / 2),
+            retry_after_ms=milliseconds(line.ready_in_s([]) / 2),
         )
 
     async def run(self) -> None:

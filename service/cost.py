@@ -31,4 +31,6 @@ class Cost:
         spread = self._weight * self._squares - self._tokens**2
         if spread <= 1e-6 * self._squares:
             return 0.0
-        return max(0.0, (self._weight * self._products - self._tokens * self._seconds) / spread)
+        slope = (self._weight * self._products - self._tokens * self._seconds) / spread
+        # Where noise would have one of no tokens take less than nothing, the best line from nothing at all.
+        return max(0.0, min(slope, self._products / self._squares))

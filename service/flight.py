@@ -4,6 +4,7 @@ Knows no wire and no prompt; what is to be completed comes as requests of token 
 """
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TypeAlias
@@ -91,7 +92,8 @@ class Flight:
             self._outbox.seal()
 
     async def _begin(self, request: Request, patient: bool) -> None:
-        begin_by = self._deadline if patient else self._stepper.begin_by(request, self._deadline)
+        # What comes after the first has no time of its own: at the deadline the call ends, with what there is.
+        begin_by = math.inf if patient else self._stepper.begin_by(request, self._deadline)
         while True:
             ended = self._stepper.ended
             self._outbox.open(request.id)

@@ -12,7 +12,7 @@ from models.generation.request import Finished, Request
 
 from .cost import Cost
 
-_WEIGHT = 0.05  # of the latest text in the average
+_WEIGHT = 0.05  # of the latest text in the average; the first ones count alike
 
 
 class Asked(Protocol):
@@ -41,6 +41,7 @@ class GenerationTimes:
         self._places = places
         self._step = Cost()
         self._share = self._uncached = 1.0
+        self._ended = 0
 
     def stepped(self, tokens: int, seconds: float) -> None:
         """A step has computed so many tokens, of prompts too."""
@@ -50,8 +51,10 @@ class GenerationTimes:
         """A text has come to its end."""
         usage = finished.usage
         if finished.reason in ("stop", "length") and request.max_tokens:
-            self._share += _WEIGHT * (usage.completion / request.max_tokens - self._share)
-            self._uncached += _WEIGHT * (1 - usage.cached / len(request.prompt) - self._uncached)
+            self._ended += 1
+            weight = max(_WEIGHT, 1 / self._ended)
+            self._share += weight * (usage.completion / request.max_tokens - self._share)
+            self._uncached += weight * (1 - usage.cached / len(request.prompt) - self._uncached)
 
     def expected(self, request: Request) -> float:
         """How many tokens a text will have: so large a part of those allowed as the latest had."""
@@ -69,9 +72,9 @@ class GenerationTimes:
         for asked in waiting:
             heapreplace(ends, ends[0] + self.expected(asked.request))
         steps = ends[0] if len(before) >= places else 0.0
-        prompt_s = self._step.token_s * sum(map(self._prompt, (request, *(asked.request for asked in waiting))))
-        begins_s, tokens = steps * step_s + prompt_s, self.expected(request)
-        alone_s = self._step.token_s * self._prompt(request) + tokens * self._step.expected_s(1)
+        prompt_s, tokens = self._step.token_s * self._prompt(request), self.expected(request)
+        begins_s = steps * step_s + prompt_s  # the steps before it have the others' prompts in them
+        alone_s = prompt_s + tokens * self._step.expected_s(1)
         return Ready(begins_s, begins_s + tokens * step_s, alone_s)
 
     def _prompt(self, request: Request) -> float:

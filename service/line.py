@@ -65,7 +65,9 @@ class Line:
         self._changed = asyncio.Event()
         self._slots = asyncio.Semaphore(2)  # one batch runs, one waits at the device
         self._running = 0
-        self._running_tokens = 0
+        self._running_tokens = 0  # as a batch computes them
+        self._running_cost = 0  # as texts have them
+        self._running_since = 0.0
         self._busy_until = 0.0
         self._crowd = 1.0
 
@@ -78,11 +80,13 @@ class Line:
         self._short.put(work for work in works if len(work.text) <= LONG_CHARS)
         self._long.put(work for work in works if len(work.text) > LONG_CHARS)
 
-    def ready_in_s(self, cost: int) -> float:
-        """When texts of this estimated cost would have their answers, were they put now; 0 where nothing waits."""
+    def ready_in_s(self, costs: Iterable[int]) -> float:
+        """When texts of these estimated costs would have their answers, were they put now; 0 where nothing waits."""
         if not self.unfinished:
             return 0.0
-        tokens = self.tokens - self._estimated + self._tokens_per_estimate * (self._estimated + cost)
+        most = self._runner.encoder.max_tokens
+        own = sum(min(most, self._tokens_per_estimate * cost) for cost in costs)
+        tokens = self.tokens - self._estimated + self._tokens_per_estimate * self._estimated + own
         return self._batch_cost.expected_s(tokens, math.ceil(tokens / self._runner.budget(self._urgent)))
 
     async def run(self) -> None:
@@ -142,9 +146,12 @@ class Line:
                 await self._fill()
                 batch = self._take()
             tokens = self._runner.cost(batch)
+            now = asyncio.get_running_loop().time()
+            if not self._running:
+                self._running_since = now
             self._running += 1
             self._running_tokens += tokens
-            now = asyncio.get_running_loop().time()
+            self._running_cost += sum(work.cost for work in batch)
             self._busy_until = max(now, self._busy_until) + tokens * self._runner.token_s
             group.create_task(self._run(batch, tokens))
 
@@ -202,25 +209,38 @@ class Line:
         """
         if not work.wanted():
             self._answer(work, overdue())
-        elif self._running and self._busy_until + self._batch_cost.expected_s(work.cost) > work.deadline:
+        elif self._running and self._ended_by(work.cost) > work.deadline:
             self._answer(work, DeadlinePassed("too much was before it: the text cannot be ready by its deadline"))
         else:
             return True
         return False
 
+    def _ended_by(self, cost: int) -> float:
+        """When a text would have its answer that ran next, in loop time.
+
+        Not by what a token takes on the device alone: many small batches make that much too much for a full one.
+        """
+        now = asyncio.get_running_loop().time()
+        free = self._running_since + self._batch_cost.expected_s(self._running_cost, self._running)
+        return max(now, min(free, self._busy_until)) + self._batch_cost.expected_s(cost)
+
     async def _run(self, batch: list[Work], tokens: int) -> None:
-        loop = asyncio.get_running_loop()
+        loop, cost = asyncio.get_running_loop(), sum(work.cost for work in batch)
         try:
             if again := await self._runner.run(batch, self._answer, self._urgent):
                 self._keep([*again, *self._ready])
-            else:
-                self._batch_cost.took(
-                    sum(work.cost for work in batch), loop.time() - max(self._ended, batch[0].arrived)
-                )
+            elif ran := sum(work.cost for work in batch if _has_run(work)):
+                self._batch_cost.took(ran, loop.time() - max(self._ended, batch[0].arrived))
         finally:
-            self._ended = loop.time()
+            self._ended = self._running_since = loop.time()
             self._running -= 1
             self._running_tokens -= tokens
+            self._running_cost -= cost
             self._busy_until = self._ended + self._running_tokens * self._runner.token_s
             self._slots.release()
             self._changed.set()
+
+
+def _has_run(work: Work) -> bool:
+    """Whether it has its vector: what nobody wanted any more, and what failed, tells nothing of the others."""
+    return not work.future.cancelled() and work.future.exception() is None

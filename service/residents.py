@@ -1,8 +1,13 @@
 """What is in memory, as discovery, statistics and metrics tell it."""
 
+import functools
+import json
+import re
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
+
+import msgpack
 
 from models.catalogue import Form
 from models.registry import Registry
@@ -15,6 +20,8 @@ from .served import Served
 Residents: TypeAlias = Registry[Served]
 
 REASON_CHARS = 300
+_MODEL = (b'"model"', b"\xa5model")
+"""A body's key for the model, in JSON and in MessagePack."""
 DEFAULTS: Mapping[Form, str] = {
     "embedding": "default_model",
     "prompt": "default_generation_model",
@@ -30,9 +37,25 @@ def queued(residents: Residents) -> tuple[int, int]:
     return sum(batcher.queued_texts for batcher in batchers), sum(batcher.queued_tokens for batcher in batchers)
 
 
-def ready_in_s(residents: Residents, chars: int) -> float:
-    """When a text of so many characters would have its answer, from the model that has it first."""
-    return min((batcher.ready_in_s(chars) for batcher in _batchers(residents)), default=0.0)
+def ready_in_s(residents: Residents, body: bytes, default: str | None) -> float:
+    """When a request to embed would be answered, going by its body that nobody has read.
+
+    default: the model that serves those which name none. 0 where the body may mean another that is not in memory.
+    """
+    batchers = _batchers(residents)
+    if places := [at for key in _MODEL if (at := body.find(key)) >= 0]:
+        named = {batcher: _naming(batcher.encoder.model) for batcher in batchers}
+        asked = [batcher for batcher, naming in named.items() if any(naming.match(body, at) for at in places)]
+    else:
+        asked = [batcher for batcher in batchers if batcher.encoder.model == default]
+    return min((batcher.ready_in_s(len(body)) for batcher in asked), default=0.0)
+
+
+@functools.cache
+def _naming(model: str) -> re.Pattern[bytes]:
+    """What a body has, in JSON or MessagePack, that names a model."""
+    in_json, in_msgpack = re.escape(json.dumps(model).encode()), re.escape(msgpack.packb(model))
+    return re.compile(rb"%b\s*:\s*%b|%b%b" % (_MODEL[0], in_json, _MODEL[1], in_msgpack))
 
 
 def generating(residents: Residents) -> dict[str, int]:

@@ -158,7 +158,7 @@ class Stepper:
                 urgent=True,
                 source=f"generate.{self._model}",
             )
-        if turn.seconds is not None:  # by the clock on the wall: others have the device in between
+        if turn.seconds is not None and turn.tokens:  # by the clock on the wall: others have the device in between
             self._times.stepped(turn.tokens, loop.time() - max(asked_at, self._told_at))
         self._told_at = loop.time()
         self._tell(turn)

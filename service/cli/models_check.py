@@ -145,8 +145,8 @@ def _precision_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         name = row["precision"] + (" (in the catalogue)" if row["catalogue"] else "")
         if row["problem"]:
-            table.add_row(name, "-", "-", escape(row["problem"]))
+            table.add_row(name, "-", "-", row["problem"])
         else:
-            size, sample = f"{row['weight_bytes'] / 1e9:.2f} GB", escape(row["sample"].rstrip())
+            size, sample = f"{row['weight_bytes'] / 1e9:.2f} GB", row["sample"].rstrip()
             table.add_row(name, size, f"{row['perplexity']:.3f}", sample)
     return table

@@ -50,8 +50,10 @@ class EmbedHandlers:
         ]
 
     def _ready_in_s(self, body: bytes) -> float:
-        """When a request would be answered, going by its length. One of bulk stands in another line."""
-        return 0.0 if b"bulk" in body else residents.ready_in_s(self._residency.registry, len(body))
+        """When a request would be answered, going by its bytes. One of bulk stands in another line."""
+        if b"bulk" in body:
+            return 0.0
+        return residents.ready_in_s(self._residency.registry, body, self._residency.defaults.get("embedding"))
 
     async def embed(self, request: EmbedRequest, call: Call) -> EmbedReply:
         async with self._residency.embedder(request.model) as embedder:

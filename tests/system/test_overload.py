@@ -3,10 +3,12 @@
 import asyncio
 import json
 
+import msgpack
 import nats
 import pytest
 from fake_encoder import FakeEncoder
 from fake_engine import FakeEngine
+from fake_loader import FakeLoader
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from workers import running_worker
@@ -23,7 +25,8 @@ async def nc(nats_url):
 
 async def ask(nc: Client, subject: str, body: bytes, deadline_ms: int = 20_000) -> tuple[str | None, dict]:
     """The code of the answer, and its body. Waits much longer than the deadline: what counts is who answers."""
-    message: Msg = await nc.request(subject, body, timeout=60, headers={names.TIMEOUT_MS: str(deadline_ms)})
+    headers = {names.TIMEOUT_MS: str(deadline_ms), names.ACCEPT: names.JSON}
+    message: Msg = await nc.request(subject, body, timeout=60, headers=headers)
     return (message.headers or {}).get(names.ERROR_CODE), json.loads(message.data)
 
 
@@ -54,6 +57,19 @@ async def test_a_text_that_would_be_late_is_refused_unread(nats_url, nc):
         bulk = asyncio.create_task(ask(nc, names.EMBED, b'{"text": "another line", "priority": "bulk"}', 1000))
         encoder.gate.set()
         assert [code for code, _ in await asyncio.gather(busy, patient, bulk)] == [None, None, None]
+
+
+@pytest.mark.parametrize("dumps", [lambda fields: json.dumps(fields).encode(), msgpack.packb], ids=["json", "msgpack"])
+async def test_one_models_queue_refuses_nothing_to_another(nats_url, nc, dumps):
+    encoder, loader = FakeEncoder(), FakeLoader()
+    async with running_worker(nats_url, encoder, loader=loader, batch={"budget_tokens": 1}):
+        busy = await slow(nc, encoder)
+        code, _ = await ask(nc, names.EMBED, dumps({"text": "the same", "model": "minilm"}), 1000)
+        assert code == "429"
+        other = asyncio.create_task(ask(nc, names.EMBED, dumps({"text": "minilm", "model": "qodo"}), 1000))
+        assert await asyncio.to_thread(loader.entered.wait, 10)  # the first that asks for it
+        encoder.gate.set()
+        assert [code for code, _ in await asyncio.gather(busy, other)] == [None, None]
 
 
 async def test_management_has_places_of_its_own(nats_url, nc):

@@ -15,6 +15,7 @@ from models.encoders.choices import Choices
 from models.errors import OutOfDeviceMemory, TextTooLong
 from service import runner
 from service.batcher import Batcher
+from service.cost import Cost
 from service.device_thread import DeviceThread
 from service.work import BatchLimits, Embedded, Finish, NonFinite, Priority
 from subjects.errors import Busy, DeadlinePassed, InvalidField, Unavailable
@@ -589,3 +590,51 @@ async def test_a_budget_that_was_halved_grows_again_and_no_further(monkeypatch):
         await asyncio.gather(*submit(batcher, *(f"a b c {n}" for n in range(2000))))
         assert batcher.budget_tokens == 256
     assert max(max(batch) * len(batch) for batch in encoder.batches) <= 256
+
+
+async def test_a_text_with_time_enough_is_not_dropped_for_what_tokens_took_in_small_batches():
+    encoder = FakeEncoder(packed=True)
+    async with batching(encoder, budget_tokens=64) as batcher:
+        for tokens in (1, 64):
+            await asyncio.gather(*submit(batcher, "word " * tokens))
+        batcher._runner.token_s = 1.0  # as many texts of one token would have it, a second each
+        encoder.gate.clear()
+        encoder.entered.clear()
+        first = submit(batcher, "word " * 64)
+        await entered(encoder)
+        others = submit(batcher, "word " * 64, "word " * 64, within_s=20)
+        await tokenised(batcher)
+        encoder.gate.set()
+        await asyncio.gather(*first, *others)
+
+
+async def test_nothing_is_learned_of_texts_that_nobody_ran():
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    async with batching(encoder, device := Watched()) as batcher:
+        first = submit(batcher, "first")
+        await entered(encoder)
+        device.handed.get_nowait()
+        late = submit(batcher, "late", within_s=0.1)
+        await handed(device, urgent=True)
+        await asyncio.sleep(0.1)
+        encoder.gate.set()
+        with pytest.raises(DeadlinePassed):
+            await asyncio.gather(*late)
+        await asyncio.gather(*first, *submit(batcher, "another"))
+        line = batcher._lines["interactive"]
+    assert line._batch_cost._weight == pytest.approx(1.98, abs=0.001)  # of two batches
+
+
+async def test_a_long_text_beside_short_ones_with_a_long_prompt_has_no_more_tokens_than_fit():
+    encoder = FakeEncoder(choices=Choices(prompts={"long": "find " * 50}))
+    async with batching(encoder, budget_tokens=1) as batcher:
+        prompted = TextOptions(prompt_name="long")
+        await asyncio.gather(*submit(batcher, *["a"] * 200, options=prompted))  # 51 tokens of 3 characters
+        encoder.gate.clear()
+        batcher._lines["interactive"]._batch_cost = cost = Cost()
+        cost.took(1, 0.02)
+        waits = submit(batcher, "another")
+        require_time(batcher, "word " * MAX_TOKENS, within_s=10)  # 64 tokens of 20 ms
+        encoder.gate.set()
+        await asyncio.gather(*waits)

@@ -139,3 +139,18 @@ def test_what_is_not_on_this_machine_is_said_with_the_next_step(
     for model, error in ("qodo", ModelUnavailable), ("codellama_7b", ModelUnavailable), ("nobody", UnknownModel):
         with pytest.raises(error, match=f"mlbus models pull {model}|unknown model"):
             check_model(Settings(device="cpu", data_dir=tmp_path), model, as_json=False)
+
+
+def test_code_in_a_sample_is_printed_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [
+        precision.Measured("fp32", "fp32", 1000, 2.0, "text[i]"),
+        precision.Measured("int8", problem="not [so]"),
+    ]
+    monkeypatch.setattr(precision, "measured", lambda load: found)
+    check_model(Settings(device="cpu", dtype="fp32", data_dir=tmp_path), "tiny_coder", as_json=False)
+    printed = capsys.readouterr().out
+    assert "text[i]" in printed
+    assert "not [so]" in printed
+    assert "\\" not in printed

@@ -40,3 +40,11 @@ def test_no_cost_is_less_than_nothing():
         cost.took(tokens, 1.0 if tokens == 1 else 0.1)
     assert cost.token_s == 0
     assert cost.expected_s(1000) > 0
+
+
+def test_noise_in_what_is_nearly_of_one_size_makes_nothing_dearer_than_it_was():
+    cost = Cost()
+    for tokens, seconds in ((99, 0.08), (101, 0.12)) * 10:
+        cost.took(tokens, seconds)
+    assert cost.expected_s(100) == pytest.approx(0.1, rel=0.01)
+    assert cost.expected_s(1000) == pytest.approx(1, rel=0.01)

@@ -65,7 +65,7 @@ def test_where_all_places_are_taken_a_text_waits_for_those_before_it():
     )
     assert full.begins_s - free.begins_s == pytest.approx(50 * step_s)
     assert nearly.begins_s - free.begins_s == pytest.approx(10 * step_s)
-    assert queued.begins_s - full.begins_s == pytest.approx(2 * 50 * step_s + 8 * 0.01)
+    assert queued.begins_s - full.begins_s == pytest.approx(2 * 50 * step_s)  # their prompts are in these steps
 
 
 def test_texts_are_expected_to_be_as_long_as_the_latest_were():
@@ -75,3 +75,9 @@ def test_texts_are_expected_to_be_as_long_as_the_latest_were():
     times.ended(request(max_tokens=100), Finished("r", "cancelled", Usage(10, 0, 1)))
     assert times.expected(request(max_tokens=400)) == pytest.approx(100, rel=0.01)
     assert ready(times, prompt=1000).begins_s == pytest.approx(0.5, rel=0.01)  # half were cached
+
+
+def test_a_first_text_that_ended_early_tells_what_to_expect_of_the_next():
+    times = learned()
+    times.ended(request(max_tokens=1000), Finished("r", "stop", Usage(10, 0, 50)))
+    assert times.expected(request(max_tokens=1000)) == pytest.approx(50)

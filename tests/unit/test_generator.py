@@ -464,3 +464,18 @@ async def test_a_text_that_has_become_hopeless_while_it_waited_is_never_begun():
             await late
         await running_one
     assert sum(engine.steps) == 30
+
+
+async def test_at_the_deadline_of_several_texts_those_that_never_began_fail_nothing():
+    engine = FakeEngine(limits=EngineLimits(max_running=1, waiting=50))
+    async with running(engine) as generator:
+        await told(generator.flight(), requests(generator, "a", max_tokens=2))
+        engine.hold_after(5)
+        loop = asyncio.get_running_loop()
+        flight = generator.flight(deadline=loop.time() + 0.2)
+        both = asyncio.create_task(told(flight, requests(generator, "b", "c", max_tokens=20)))
+        await added(engine, 3)
+        await asyncio.sleep(0.3)  # a step goes past the deadline
+        flight.end("timeout")
+        engine.release()
+        assert [events[-1].reason for events in (await both).values()] == ["timeout", "timeout"]
