@@ -29,7 +29,7 @@ from .responders import FLOOR
 PACKAGES = ("torch", "transformers", "nats-py")
 GOODPUT = 0.9
 REFUSAL_MS = MANAGEMENT_MS = 100
-TOKENS = 32
+TOKENS = 16
 HEADINGS = [
     "",
     "capacity/s",
@@ -58,7 +58,7 @@ def kinds() -> list[Kind]:
     short = {"max_tokens": TOKENS, "min_tokens": TOKENS}
     return [
         Kind("embedding", "ml.embed", [json.dumps({"text": text}) for text in functions], 64),
-        Kind("generation", "ml.generate", [json.dumps({"prompt": text[:200]} | short) for text in functions], 32),
+        Kind("generation", "ml.generate", [json.dumps({"prompt": text[:200]} | short) for text in functions], 8),
     ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
-SPINS = 1000
+SPINS = 3000
 """How often a thread of libgomp looks again before it sleeps. Its own default, hundreds of thousands of times, holds a
 core that the thread it waits for may need: beside a busy process text then hardly comes at all."""
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from models.cores import spin_briefly, usable_cores
+from models.cores import SPINS, spin_briefly, usable_cores
 from service.cli import doctor_machine
 from service.config import Settings
 
@@ -61,7 +61,7 @@ def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ({}, {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}),
+        ({}, {"GOMP_SPINCOUNT": str(SPINS), "KMP_BLOCKTIME": "1"}),
         ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7", "KMP_BLOCKTIME": "1"}),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
     ],
