@@ -97,7 +97,9 @@ class Flood:
             self._unread = self._unread[place:]
 
     def _note(self, number: int, headers: bytes, now: float) -> None:
-        waited_s = now - self._sent_at.pop(number, now)
+        if (sent_at := self._sent_at.pop(number, None)) is None:  # answered already
+            return
+        waited_s = now - sent_at
         code = re.search(rb"Nats-Service-Error-Code: *(\d+)", headers)
         if code is None:
             (self.outcome.in_time if waited_s <= self._plan.deadline_s else self.outcome.late).append(waited_s)

@@ -4,6 +4,7 @@ comes behind the module that reads them.
 Does not know how that first module is fed. Does not choose batches, cut or normalise vectors, or read files.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from types import MappingProxyType
@@ -25,7 +26,7 @@ from .modules import take_apart
 from .tokenise import TextTokenizer
 
 
-class SentenceEncoder:
+class SentenceEncoder(ABC):
     """An Encoder over a sentence-transformers model, which it takes over and moves to `device`.
 
     The first module runs in `dtype`, in which it was read; what follows it (pooling, dense layers) in float32. A
@@ -98,9 +99,9 @@ class SentenceEncoder:
         vectors: Vectors = features["sentence_embedding"][:, : self.dimensions].cpu().numpy()
         return vectors
 
+    @abstractmethod
     def _read(self, batch: Sequence[Tokens]) -> dict[str, Any]:
         """What the first module makes of a batch, in float32, as the modules behind it expect it."""
-        raise NotImplementedError
 
 
 def check_facts(spec: ModelSpec, source: SentenceTransformer) -> None:
