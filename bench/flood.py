@@ -16,7 +16,10 @@ _MESSAGE = re.compile(rb"H?MSG _INBOX\.flood\.(\d+) 1 (?:(\d+) )?(\d+)\r\n")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to send: bodies in turn, so many a second for so long; each is to be answered within deadline_s."""
+    """What to send: bodies in turn, so many a second for so long; each is to be answered within deadline_s.
+
+    Before that as much is sent for one deadline more: a worker that had nothing to do fills up meanwhile.
+    """
 
     subject: str
     rate: float
@@ -29,7 +32,7 @@ class Plan:
 class Outcome:
     """in_time, late, refused: seconds from a request to its answer; failed: codes of other answers.
 
-    in_time_s: those in time while requests were sent, a second.
+    in_time_s: those in time while the worker was full, a second.
     """
 
     sent: int = 0
@@ -70,7 +73,10 @@ class Flood:
             for body in (text.encode() for text in plan.bodies)
         ]
         began = time.monotonic()
-        while (now := time.monotonic()) < began + plan.seconds:
+        full, before = began + plan.deadline_s, 0
+        while (now := time.monotonic()) < full + plan.seconds:
+            if now < full:
+                before = len(self.outcome.in_time)
             due = range(self.outcome.sent, int((now - began) * plan.rate))
             for number in due:
                 self._sent_at[number] = now
@@ -78,7 +84,7 @@ class Flood:
             self.outcome.sent += len(due)
             await writer.drain()
             await asyncio.sleep(0.002)
-        self.outcome.in_time_s = len(self.outcome.in_time) / plan.seconds
+        self.outcome.in_time_s = (len(self.outcome.in_time) - before) / plan.seconds
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 18):

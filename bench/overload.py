@@ -3,8 +3,8 @@
     python -m bench.overload [--times 10] [--seconds 10] [--deadlines 2 5 10]
 
 Requests come at a fixed rate, whether or not they are answered (bench/flood.py). Goodput is what is answered within
-its deadline, a second. It is held against what the same worker serves to callers who wait for their answers while a
-responder beside it, which only echoes, gets the rest of that flood: receiving a flood costs everybody.
+its deadline, a second, once the worker is full. It is held against what the same worker serves to callers who wait for
+their answers while a responder beside it, which only echoes, gets the rest of that flood: receiving it costs all.
 """
 
 import argparse
@@ -130,16 +130,16 @@ async def measure(nc: Client, kind: Kind, options: argparse.Namespace) -> list[l
     rows, rate = [], options.times * capacity_s
     for deadline_s in options.deadlines:
         name = f"{kind.name}, {deadline_s:g} s"
-        async with flooding(nc, Plan(FLOOR, rate - capacity_s, options.seconds + 1, deadline_s, kind.bodies)):
+        async with flooding(nc, Plan(FLOOR, rate - capacity_s, options.seconds, deadline_s, kind.bodies)):
             beside_s = await capacity(nc, kind, options.seconds)
         async with flooding(nc, Plan(kind.subject, rate, options.seconds, deadline_s, kind.bodies)) as flood:
-            management_ms = percentile(await managed(nc, options.seconds), 95)
+            management_ms = percentile(await managed(nc, deadline_s + options.seconds), 95)
             outcome = await flood
         refusals_ms = 1000 * percentile(outcome.refused, 99)
         report.print_target(f"{name}: share of the goodput", outcome.in_time_s / beside_s, GOODPUT)
         report.print_target(f"{name}: refusals p99, ms", refusals_ms, REFUSAL_MS, at_most=True)
         report.print_target(f"{name}: management p95, ms", management_ms, MANAGEMENT_MS, at_most=True)
-        rates = [capacity_s, outcome.sent / options.seconds, beside_s, outcome.in_time_s]
+        rates = [capacity_s, outcome.sent / (deadline_s + options.seconds), beside_s, outcome.in_time_s]
         neither = outcome.sent - len(outcome.in_time) - len(outcome.refused)
         rows.append(
             [name, *(f"{value:.1f}" for value in rates), str(neither), f"{refusals_ms:.0f}", f"{management_ms:.0f}"]

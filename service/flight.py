@@ -38,6 +38,7 @@ class Flight:
         self._stepper = stepper
         self._deadline = deadline
         self._seats = asyncio.Semaphore(window)
+        self._streamed = streamed
         self._outbox = Outbox(bounded=streamed)
         self._pace_s = PACE_S if streamed else WHOLE_PACE_S
         self._boarding: asyncio.Task[None] | None = None
@@ -93,7 +94,7 @@ class Flight:
 
     async def _begin(self, request: Request, patient: bool) -> None:
         # What comes after the first has no time of its own: at the deadline the call ends, with what there is.
-        begin_by = math.inf if patient else self._stepper.begin_by(request, self._deadline)
+        begin_by = math.inf if patient else self._stepper.begin_by(request, self._deadline, self._streamed)
         while True:
             ended = self._stepper.ended
             self._outbox.open(request.id)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from models.generation.request import Finished, Request
 
-from .cost import Cost
+from .step_cost import StepCost
 
 _WEIGHT = 0.05  # of the latest text in the average; the first ones count alike
 
@@ -39,13 +39,13 @@ class GenerationTimes:
 
     def __init__(self, places: int) -> None:
         self._places = places
-        self._step = Cost()
+        self._step = StepCost()
         self._share = self._uncached = 1.0
         self._ended = 0
 
-    def stepped(self, tokens: int, seconds: float) -> None:
-        """A step has computed so many tokens, of prompts too."""
-        self._step.took(tokens, seconds)
+    def stepped(self, texts: int, prompt_tokens: int, seconds: float) -> None:
+        """A step has computed the next tokens of so many texts, and so many tokens of prompts."""
+        self._step.took(texts, prompt_tokens, seconds)
 
     def ended(self, request: Request, finished: Finished) -> None:
         """A text has come to its end."""
@@ -64,17 +64,17 @@ class GenerationTimes:
         """When a text would be ready, were it asked for now. before: those that run and wait, in their order."""
         places = self._places or len(before) + 1
         running, waiting = before[:places], before[places:]
-        texts = [request, *(asked.request for asked in before)]
-        prompts_per_token = sum(map(self._prompt, texts)) / sum(map(self.expected, texts))
-        step_s = self._step.expected_s(min(len(texts), places) * (1 + prompts_per_token))
+        texts = min(len(before) + 1, places)
+        step_s = self._step.texts_s(texts) + self._step.prompt_token_s * self._step.prompt_tokens
+        unread = self._prompt(request) + sum(self._prompt(asked.request) for asked in running if not asked.made)
         ends = [max(1.0, self.expected(asked.request) - asked.made) for asked in running]
         heapify(ends)
         for asked in waiting:
             heapreplace(ends, ends[0] + self.expected(asked.request))
-        steps = ends[0] if len(before) >= places else 0.0
-        prompt_s, tokens = self._step.token_s * self._prompt(request), self.expected(request)
-        begins_s = steps * step_s + prompt_s  # the steps before it have the others' prompts in them
-        alone_s = prompt_s + tokens * self._step.expected_s(1)
+        steps = ends[0] if waiting or len(running) == places else min(1, len(running))  # one runs already
+        begins_s = steps * step_s + self._step.prompts_s(unread, texts)  # the prompts of those that wait are in steps
+        tokens = self.expected(request)
+        alone_s = self._step.prompts_s(self._prompt(request), 0) + tokens * self._step.texts_s(1)
         return Ready(begins_s, begins_s + tokens * step_s, alone_s)
 
     def _prompt(self, request: Request) -> float:

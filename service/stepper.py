@@ -85,17 +85,17 @@ class Stepper:
         if places and len(self._asked) >= places:
             raise EngineFull(f"{places} requests run or wait")
 
-    def begin_by(self, request: Request, deadline: float) -> float:
+    def begin_by(self, request: Request, deadline: float, streamed: bool) -> float:
         """When a request has to begin to be ready by its deadline, both in loop time.
 
-        Raises Busy where those that came before it leave no time for it, whatever it would cost. One that is too long
-        for its deadline even alone need only begin before it.
+        Raises Busy where those that came before it leave no time for it, whatever it would cost. streamed: of one that
+        is too long for its deadline even alone the beginning is worth something, and it need only begin before it.
         """
         before = list(self._asked.values())
         ready = self._times.ready(request, before)
         left_s = deadline - asyncio.get_running_loop().time()
         whole = ready.alone_s <= left_s
-        needed_s = MARGIN * (ready.ends_s if whole else ready.begins_s)
+        needed_s = MARGIN * (ready.begins_s if streamed and not whole else ready.ends_s)
         if before and needed_s > left_s > 0:
             why = f"{len(before)} requests run or wait: this one would take {needed_s:.1f} s, past its deadline"
             raise self._busy(why, needed_s - left_s)
@@ -158,8 +158,9 @@ class Stepper:
                 urgent=True,
                 source=f"generate.{self._model}",
             )
-        if turn.seconds is not None and turn.tokens:  # by the clock on the wall: others have the device in between
-            self._times.stepped(turn.tokens, loop.time() - max(asked_at, self._told_at))
+        if turn.seconds is not None and turn.texts + turn.prompt_tokens:
+            # By the clock on the wall: others have the device in between.
+            self._times.stepped(turn.texts, turn.prompt_tokens, loop.time() - max(asked_at, self._told_at))
         self._told_at = loop.time()
         self._tell(turn)
         self._drop_hopeless()

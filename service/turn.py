@@ -47,7 +47,7 @@ class Turn:
     """What came of a turn. added: what was handed to the engine, and why not, where it did not take it.
 
     idle: whether another turn would do nothing. failure: what the step raised, and lost: all that were in the engine
-    then, which lets go of them. seconds, tokens: of the step, if there was one, and what it computed.
+    then, which lets go of them. seconds: of the step, if there was one; texts, prompt_tokens: what it computed.
     """
 
     added: list[tuple[Addition, Exception | None]] = field(default_factory=list)
@@ -56,7 +56,8 @@ class Turn:
     failure: BaseException | None = None
     lost: list[str] = field(default_factory=list)
     seconds: float | None = None
-    tokens: int = 0
+    texts: int = 0
+    prompt_tokens: int = 0
 
 
 def take_turn(engine: GenerationEngine, commands: deque[Command], inside: set[str], watchdog: Watchdog) -> Turn:
@@ -74,7 +75,7 @@ def take_turn(engine: GenerationEngine, commands: deque[Command], inside: set[st
             with watchdog.step():
                 turn.events = engine.step()
             turn.seconds = time.perf_counter() - started
-            turn.tokens = engine.load.step_tokens
+            turn.texts, turn.prompt_tokens = engine.load.step_texts, engine.load.step_prompt_tokens
         turn.idle = engine.is_idle
     except BaseException as error:  # a panic in Rust is no Exception, and nobody would answer for it
         turn.failure, turn.lost = error, sorted(inside)

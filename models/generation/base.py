@@ -64,7 +64,8 @@ class Defaults:
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
     """What an engine does now. kv_used_bytes: of kv_bytes, by running requests; prefix_hits: prompt tokens not
-    computed since the start; step_tokens: computed by the latest step, of prompts too."""
+    computed since the start; step_texts, step_prompt_tokens: of how many texts the latest step computed the next token,
+    and how many tokens of prompts."""
 
     running: int = 0
     waiting: int = 0
@@ -75,7 +76,8 @@ class EngineLoad:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     preempted: int = 0
-    step_tokens: int = 0
+    step_texts: int = 0
+    step_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

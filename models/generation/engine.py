@@ -54,7 +54,8 @@ class Engine:
         self._groups: dict[str, BeamGroup] = {}
         self._events: list[Event] = []
         self._order = itertools.count()
-        self._prompt_tokens = self._completion_tokens = self._step_tokens = 0
+        self._prompt_tokens = self._completion_tokens = 0
+        self._step_texts = self._step_prompt_tokens = 0
         self.load = EngineLoad(kv_bytes=self._cache.nbytes)
         self.facts = EngineFacts(
             model=loaded.model,
@@ -126,8 +127,8 @@ class Engine:
     def step(self) -> list[Event]:
         """See GenerationEngine."""
         works, began = self._scheduler.plan(self._pace.chunk_tokens), self._clock()
-        decodes = sum(work.length == 1 for work in works)
-        self._step_tokens = sum(work.length for work in works)
+        self._step_texts = sum(work.length == 1 for work in works)
+        self._step_prompt_tokens = sum(work.length for work in works) - self._step_texts
         ends, rows = self._compute(works)
         drawn = [place for place, sequence in enumerate(ends) if not sequence.is_beam]
         if drawn:
@@ -139,7 +140,7 @@ class Engine:
             except Exception as error:
                 self._fail(group.first, error)
         if works:
-            self._pace.ran(decodes, self._step_tokens - decodes, self._clock() - began)
+            self._pace.ran(self._step_texts, self._step_prompt_tokens, self._clock() - began)
         self._note_load()
         events, self._events = self._events, []
         return events
@@ -299,7 +300,8 @@ class Engine:
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
             preempted=scheduler.preempted,
-            step_tokens=self._step_tokens,
+            step_texts=self._step_texts,
+            step_prompt_tokens=self._step_prompt_tokens,
         )
 
     def close(self) -> None:

@@ -448,6 +448,20 @@ async def test_a_text_too_long_for_its_deadline_even_alone_need_only_begin_in_ti
         await asyncio.gather(other, long)
 
 
+async def test_a_text_in_one_reply_that_would_be_late_even_alone_is_refused_beside_others():
+    engine = FakeEngine()
+    engine.slow(0.02)
+    async with running(engine) as generator:
+        deadline = asyncio.get_running_loop().time() + 5
+        await told(generator.flight(), requests(generator, "a", max_tokens=10))
+        other = asyncio.create_task(told(generator.flight(), requests(generator, "b", max_tokens=400)))
+        await added(engine, 2)
+        with pytest.raises(Busy, match="past its deadline"):
+            await told(generator.flight(False, deadline), requests(generator, "c", max_tokens=4000))
+        engine.release()
+        await other
+
+
 async def test_a_text_that_has_become_hopeless_while_it_waited_is_never_begun():
     engine = FakeEngine(limits=EngineLimits(max_running=1, waiting=50))
     engine.slow(0.005)
