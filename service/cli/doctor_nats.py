@@ -1,6 +1,7 @@
 """What `mlbus doctor` asks of NATS: whether a server is there, what it lets us do, and whether a worker answers."""
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -15,11 +16,13 @@ from subjects.errors import MLError, Unavailable
 from ..app import nats_settings
 from ..bus.causes import Denied
 from ..bus.connection import connected, settled
+from ..bus.credentials import FILE_NAME, inbox_prefix, password
 from ..bus.errors import BusError, Unreachable
 from ..bus.jetstream import NotStored
 from ..bus.settings import NatsSettings
 from ..config import Settings
 from ..jobs.patience import TROUBLE
+from ..reply_subject import ReplySubjects
 from .ask import STALL_S, Connection, MayNotAsk, permitted
 from .doctor_machine import Finding
 
@@ -40,12 +43,13 @@ async def _findings(settings: Settings, timeout_s: float) -> list[Finding]:
         try:
             async with permitted(asking) as nc:
                 reached.append(_reached(nc, asking))
-                workers = [await _worker(nc, timeout_s), *await _missing(nc, timeout_s)]
+                workers = await _workers(nc, asking, settings, timeout_s)
             refused = None
         except MayNotAsk as error:
             refused, workers = error, [Finding("worker", "warn", "not asked", "connect as a client to ask it")]
         denied, stored = await _as_a_worker(settings)
-        return [*reached, _permissions(asking, refused, denied), *stored, *workers]
+        server = await _server(settings)
+        return [*reached, *server, _permissions(asking, refused, denied), *stored, *workers]
     except BusError as error:
         return [*reached, _unreached(settings, error)]
 
@@ -64,6 +68,33 @@ def _unreached(settings: Settings, error: BusError) -> Finding:
         return Finding("NATS", "warn", f"no server at {error.url}", "run mlbus serve --embedded-nats, or set NATS_URL")
     found, _, advice = str(error).partition("): ")
     return Finding("NATS", "fail", found + ")" * bool(advice), advice or "correct it")
+
+
+async def _server(settings: Settings) -> list[Finding]:
+    """What the server tells the system account; nothing where it is not ours to look after."""
+    try:
+        secret = password("system", settings.data_dir / FILE_NAME, os.environ)
+        asking = NatsSettings.of_user(os.environ, "system", secret, settings.nats_url)
+        async with connected(asking) as nc:
+            answer = await nc.request("$SYS.REQ.SERVER.PING.VARZ", timeout=STORE_TIMEOUT_S)
+    except (BusError, *TROUBLE):
+        return []
+    told = json.loads(answer.data)["data"]
+    if port := told.get("http_port") or told.get("https_port"):
+        open_to = f"its monitoring answers on {told['http_host']}:{port}, which asks for no password"
+        return [Finding("server", "warn", open_to, "take http out of its configuration; no --monitor, no -m")]
+    stored, room = (told["jetstream"][part][name] for part, name in (("stats", "storage"), ("config", "max_storage")))
+    clients = f"up {told['uptime']}, {told['connections']} connections, {told['slow_consumers']} cut off as too slow"
+    return [Finding("server", "ok", f"{clients}; JetStream keeps {stored / 2**30:.1f} of {room / 2**30:.0f} GiB")]
+
+
+async def _workers(nc: Client, asking: NatsSettings, settings: Settings, timeout_s: float) -> list[Finding]:
+    if not ReplySubjects(settings.reply_prefixes).allow(f"{asking.inbox_prefix}.x"):
+        found = f"workers answer nothing below {asking.inbox_prefix}, the inbox prefix of {asking.identity}"
+        named = f"{inbox_prefix(asking.user)} is that of" if asking.user else "take one of"
+        advice = f"{named} the present nats-server.conf: bring a copy up to date, then mlbus admin context writes it"
+        return [Finding("worker", "fail", found, advice)]
+    return [await _worker(nc, timeout_s), *await _missing(nc, timeout_s)]
 
 
 async def _worker(nc: Client, timeout_s: float) -> Finding:
