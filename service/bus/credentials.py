@@ -35,7 +35,7 @@ def passwords(path: Path) -> dict[Role, str]:
     directory. Raises BadBusSettings if the file cannot be read or written.
     """
     try:
-        known = _read(path) if path.exists() else {}
+        known = variables(path) if path.exists() else {}
         complete = {role: known.get(variable(role)) or _new_password() for role in ROLES}
         if set(map(variable, ROLES)) - known.keys():
             _write(path, {**known, **{variable(role): password for role, password in complete.items()}})
@@ -57,7 +57,7 @@ def password(user: str, path: Path, environ: Mapping[str, str]) -> str:
     if len(given) > 1 and given[0] == given[-1] and given[0] in "\"'":
         given = given[1:-1]
     try:
-        found = given or (_read(path) if path.exists() else {}).get(name)
+        found = given or (variables(path) if path.exists() else {}).get(name)
     except (OSError, UnicodeDecodeError) as e:
         raise BadBusSettings(str(path), f"cannot be read: {e}") from None
     if not found:
@@ -74,7 +74,7 @@ def add_user(name: str, path: Path) -> None:
         rule = f"a name is small letters, digits and _, a letter first, and none of {', '.join(_TAKEN)}"
         raise BadBusSettings(name, rule)
     try:
-        known = _read(path) if path.exists() else {}
+        known = variables(path) if path.exists() else {}
         if variable(name) not in known:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, {**known, variable(name): _new_password()})
@@ -84,7 +84,13 @@ def add_user(name: str, path: Path) -> None:
 
 def variables(path: Path) -> dict[str, str]:
     """What nats-server.conf takes the passwords from: all that the file holds, of roles and of users."""
-    return _read(path)
+    with path.open(encoding="utf-8") as lines:
+        mode = os.fstat(lines.fileno()).st_mode & 0o777
+        if mode & ~MODE:
+            os.fchmod(lines.fileno(), MODE)
+            log.warning("nats_credentials.mode_repaired", path=str(path), mode=oct(mode))
+        pairs = (line.strip().partition("=") for line in lines if not line.startswith("#"))
+        return {name: value for name, _, value in pairs if value}
 
 
 def variable(user: str) -> str:
@@ -108,13 +114,3 @@ def _new_password() -> str:
 def _write(path: Path, known: Mapping[str, str]) -> None:
     lines = (f"{name}={value}\n" for name, value in known.items())
     write_private(path, "# Passwords of the embedded nats-server. Use: set -a; . this file\n" + "".join(lines))
-
-
-def _read(path: Path) -> dict[str, str]:
-    with path.open(encoding="utf-8") as lines:
-        mode = os.fstat(lines.fileno()).st_mode & 0o777
-        if mode & ~MODE:
-            os.fchmod(lines.fileno(), MODE)
-            log.warning("nats_credentials.mode_repaired", path=str(path), mode=oct(mode))
-        pairs = (line.strip().partition("=") for line in lines if not line.startswith("#"))
-        return {name: value for name, _, value in pairs if value}

@@ -22,10 +22,10 @@ def print_user(name: str, role: RoleName, data_dir: Path | None, *, as_json: boo
     if as_json:
         print_json({"user": name, "role": role, "block": block, "variable": variable(name), "file": str(file)})
         return
-    out.print(block, markup=False, highlight=False, soft_wrap=True)
+    out.print(block, markup=False, soft_wrap=True)
     where = f"{variable(name)} is in {file}, which an embedded server reads"
     said = f"Put that among the users of nats-server.conf; {where}. Then: mlbus admin context {name}"
-    err.print(said, markup=False, highlight=False, soft_wrap=True)
+    err.print(said, markup=False, soft_wrap=True)
 
 
 def block_of(conf: str, role: RoleName, name: str) -> str:
