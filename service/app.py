@@ -177,7 +177,7 @@ async def _server(settings: Settings, stack: AsyncExitStack, stop: Stop, on_step
     if not settings.embedded_nats:
         return None
     on_step("starting nats-server")
-    monitor_port = settings.nats_monitor_port if settings.nats_monitor else None
+    monitor_port = settings.nats_monitor_port if settings.monitor else None
     own = EmbeddedSettings(data_dir=settings.data_dir, port=settings.nats_port, monitor_port=monitor_port)
     if settings.nats_config:
         own = own.model_copy(update={"conf": settings.nats_config})

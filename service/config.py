@@ -122,7 +122,7 @@ class Settings(BaseSettings):
         False, description="start a nats-server of our own where nats_url and NATS_URL name none"
     )
     nats_port: int = Field(4222, ge=0, le=65535, description="port of the embedded server; 0: any free one")
-    nats_monitor: bool = Field(False, description="its monitoring over HTTP on loopback, which asks for no password")
+    monitor: bool = Field(False, description="its monitoring over HTTP on loopback, which asks for no password")
     nats_monitor_port: int = Field(8222, ge=0, le=65535, description="the port of that; 0: any free one")
     nats_config: Path | None = Field(None, description="configuration of the embedded server; absent: nats-server.conf")
     data_dir: Path = Field(Path("var"), description="folder of everything that is kept")
@@ -245,13 +245,12 @@ def _with_one_server(settings: Settings, given: Mapping[str, Any]) -> Settings:
         raise BadSettings("--nats-url joins a NATS server and --embedded-nats starts one: leave one of them out")
     named = settings.nats_url or os.environ.get("NATS_URL")
     if settings.embedded_nats and (typed or not named):
-        if "nats_monitor_port" in given and not settings.nats_monitor:
+        if "nats_monitor_port" in given and not settings.monitor:
             raise BadSettings("--nats-monitor-port is for monitoring: add --monitor")
         return settings.model_copy(update={"nats_url": None})
-    for setting in ("nats_port", "nats_monitor", "nats_monitor_port"):
+    for setting in ("nats_port", "monitor", "nats_monitor_port"):
         if setting in given:
-            flag = "monitor" if setting == "nats_monitor" else setting.replace("_", "-")
-            raise BadSettings(f"--{flag} is for a server of our own: add --embedded-nats")
+            raise BadSettings(f"--{setting.replace('_', '-')} is for a server of our own: add --embedded-nats")
     return settings.model_copy(update={"embedded_nats": False})
 
 

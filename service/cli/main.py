@@ -205,7 +205,7 @@ def serve(
         nats_url=nats_url,
         embedded_nats=embedded_nats,
         nats_port=nats_port,
-        nats_monitor=monitor,
+        monitor=monitor,
         nats_monitor_port=nats_monitor_port,
         data_dir=data_dir,
         models=tuple(model) if model else None,
