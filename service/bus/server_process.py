@@ -39,7 +39,7 @@ class Addresses:
     @property
     def ports(self) -> tuple[int, int | None]:
         """For clients and for monitoring; None where that is off."""
-        return _port(self.clients), self.monitor and _port(self.monitor)
+        return _port(self.clients), None if self.monitor is None else _port(self.monitor)
 
 
 def _port(address: str) -> int:

@@ -13,6 +13,7 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import NotJSMessageError
+from nats.js.api import ConsumerInfo
 from nats.js.errors import NotFoundError, ServiceUnavailableError
 from pydantic import ValidationError
 
@@ -106,7 +107,7 @@ class JobQueue:
             told = msg.metadata
         except (NotJSMessageError, ValueError):
             return False
-        consumer = await insist(lambda: self._js.consumer_info(names.JOBS_STREAM, CONSUMER))
+        consumer: ConsumerInfo = await insist(lambda: self._js.consumer_info(names.JOBS_STREAM, CONSUMER))
         settled, given_out = consumer.ack_floor, consumer.delivered
         if (told.stream, told.consumer) != (names.JOBS_STREAM, CONSUMER) or settled is None or given_out is None:
             return False
