@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from . import codec, names
 from .attempts import Attempts
-from .errors import DeadlinePassed, Internal, InvalidField, MLError, TooLarge, Unavailable, from_reply
+from .errors import Cancelled, DeadlinePassed, Internal, InvalidField, MLError, TooLarge, Unavailable, from_reply
 from .inbox import Inbox, carries, inbox, nobody_listens
 from .stream import Frame, read_frame
 
@@ -59,11 +59,10 @@ class Caller:
         """
         body, attempts = _body(request), self._attempts(timeout_s)
         request_id = uuid4().hex
-        headers = self._headers(request_id, attempts.left_s())
+        headers = await self._headers(request_id, attempts.left_s())
         self._check_size(headers, body)
         found: list[ReplyT | MLError] = []
         try:
-            await self._inbox.open()
             async with inbox(self._nc, self._below) as (to, messages):
                 await self._nc.publish(subject, body, reply=to, headers=headers)
                 while len(found) < answers:
@@ -106,7 +105,7 @@ class Caller:
 
     async def _attempt(self, subject: str, body: bytes, timeout_s: float) -> Msg:
         request_id = uuid4().hex
-        headers = self._headers(request_id, timeout_s)
+        headers = await self._headers(request_id, timeout_s)
         self._check_size(headers, body)
         try:
             with _cancellable():
@@ -117,7 +116,7 @@ class Caller:
             raise DeadlinePassed(f"no answer on {subject} within {timeout_s:.3g} s") from None
         except nats.errors.Error as error:
             raise _no_connection(error) from None
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, Cancelled):
             await self._give_up(request_id)
             raise
         if nobody_listens(message):
@@ -127,18 +126,16 @@ class Caller:
         return message
 
     async def _reply(self, subject: str, body: bytes, headers: dict[str, str]) -> Msg:
-        await self._inbox.open()
         with self._inbox.expecting(headers[names.REQUEST_ID]) as (to, reply):
             await self._nc.publish(subject, body, reply=to, headers=headers)
             return await reply
 
     async def _stream_once(self, subject: str, body: bytes, attempts: Attempts) -> AsyncGenerator[Frame, None]:
         request_id = uuid4().hex
-        headers = self._headers(request_id, attempts.left_s()) | {names.STREAM: "true"}
+        headers = await self._headers(request_id, attempts.left_s()) | {names.STREAM: "true"}
         self._check_size(headers, body)
         ended = False
         try:
-            await self._inbox.open()
             async with inbox(self._nc, self._below) as (reply, messages):
                 await self._nc.publish(subject, body, reply=reply, headers=headers)
                 expected = 0
@@ -158,14 +155,18 @@ class Caller:
             if not ended:
                 await self._give_up(request_id)
 
-    def _headers(self, request_id: str, timeout_s: float) -> dict[str, str]:
+    async def _headers(self, request_id: str, timeout_s: float) -> dict[str, str]:
         """The worker is given a little less time, so that what it says when that is up still comes."""
+        try:
+            caller = await self._inbox.open()
+        except nats.errors.Error as error:
+            raise _no_connection(error) from None
         work_s = min(timeout_s - min(_WAY_BACK_S, timeout_s / 20), names.MAX_TIMEOUT_S)
         headers = {
             names.CONTENT_TYPE: names.MSGPACK,
             names.REQUEST_ID: request_id,
             names.TIMEOUT_MS: str(max(1, int(work_s * 1000))),
-            names.CALLER: self._inbox.caller,
+            names.CALLER: caller,
         }
         propagate.inject(headers)  # the current trace, where OpenTelemetry is configured
         return headers

@@ -7,7 +7,6 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import cached_property
 from typing import Any
 
 from nats.aio.client import Client
@@ -15,6 +14,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from . import names
+from .errors import Cancelled
 
 
 def own_subject(nc: Client, below: str = "") -> str:
@@ -48,40 +48,37 @@ def carries(message: Msg, request_id: str) -> bool:
 
 
 class Inbox:
-    """One client's inbox for single replies, on one subscription from `open` to `close`.
-
-    below: see `own_subject`. caller: a subject on which workers find out that this client still listens.
-    """
+    """One client's inbox for single replies, on one subscription from `open` to `close`. below: see `own_subject`."""
 
     def __init__(self, nc: Client, below: str = "") -> None:
         self._nc = nc
         self._below = below
-        self._open = False
+        self._subject = ""
         self._subscription: Subscription | None = None
+        self._open = False
         self._waiting: dict[str, tuple[str, asyncio.Future[Msg]]] = {}
 
-    @cached_property
-    def _subject(self) -> str:
-        return own_subject(self._nc, self._below)
+    async def open(self) -> str:
+        """Listen, unless it does already -> a subject on which workers find out that it does.
 
-    @property
-    def caller(self) -> str:
+        Raises what `subscribe` raises.
+        """
+        if not self._open:
+            self._open = True  # what is published from here on goes out behind the subscription
+            self._subject = own_subject(self._nc, self._below)
+            try:
+                self._subscription = await self._nc.subscribe(f"{self._subject}.*", cb=self._on_message)
+            except BaseException:
+                self._open = False
+                raise
         return f"{self._subject}.caller"
 
-    async def open(self) -> None:
-        """Listen, unless it does already. Raises what `subscribe` raises."""
-        if self._open:
-            return
-        self._open = True  # what is published from here on goes out behind the subscription
-        try:
-            self._subscription = await self._nc.subscribe(f"{self._subject}.*", cb=self._on_message)
-        except BaseException:
-            self._open = False
-            raise
-
     async def close(self) -> None:
-        """Listen no more."""
+        """Listen no more; what is waited for ends as cancelled."""
         subscription, self._subscription, self._open = self._subscription, None, False
+        for _, reply in self._waiting.values():
+            if not reply.done():
+                reply.set_exception(Cancelled("this client was closed"))
         if subscription is not None and not self._nc.is_closed:
             await subscription.unsubscribe()
 

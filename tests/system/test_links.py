@@ -308,6 +308,7 @@ class TestACallerThatLeaves:
             for one in asked:
                 with pytest.raises(Cancelled):
                     await one
+            engine.slow(0.01)
             engine.gate.set()
             assert await asyncio.to_thread(engine.aborted.wait, 10)
 
