@@ -14,7 +14,7 @@ from workers import clean_environment
 @pytest.fixture(scope="session")
 def worker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of the server that a worker has with it."""
-    ports = ("--nats-port", "0", "--nats-monitor-port", "0", "--metrics-port", "0")
+    ports = ("--nats-port", "0", "--metrics-port", "0")
     same_text = ("--dtype", "fp32")  # for the same prompt, whatever is in the cache
     alone = ("--threads", "1")  # several that share busy cores wait for each other at every product
     command = [Path(sys.executable).with_name("mlbus"), "serve", "--embedded-nats", *ports, *same_text, *alone]

@@ -143,6 +143,10 @@ ERROR = {"error": {"code": 503, "message": "shutting down"}}
 ERROR_HEADERS = {"Ml-Event": "error", "Nats-Service-Error-Code": "503", "Nats-Service-Error": "shutting down"}
 
 
+def echoed(request: Msg) -> dict[str, str]:
+    return {"Ml-Request-Id": request.headers["Ml-Request-Id"]}
+
+
 async def reading(command: list[str], url: str) -> Process:
     """The client, when it has printed both pieces."""
     process = await started(command, url)
@@ -157,7 +161,7 @@ async def reading(command: list[str], url: str) -> Process:
 
 async def break_off(nc: Client, request: Msg, how: str) -> None:
     if how == "with an error":
-        await nc.publish(request.reply, json.dumps(ERROR).encode(), headers=ERROR_HEADERS)
+        await nc.publish(request.reply, json.dumps(ERROR).encode(), headers=ERROR_HEADERS | echoed(request))
     if how != "in silence":
         await nc.publish(request.reply)
 
@@ -178,7 +182,8 @@ async def test_a_text_that_breaks_off_is_no_whole_one(nats_url: str, how: str, s
                 await nc.publish(request.reply, json.dumps(ANSWERS[request.subject]).encode())
                 return
             for text in ("one", " two"):
-                await nc.publish(request.reply, json.dumps({"text": text}).encode(), headers={"Ml-Event": "token"})
+                headers = {"Ml-Event": "token"} | echoed(request)
+                await nc.publish(request.reply, json.dumps({"text": text}).encode(), headers=headers)
 
         await nc.subscribe("ml.*", cb=answer)
         await nc.flush()

@@ -177,7 +177,8 @@ async def _server(settings: Settings, stack: AsyncExitStack, stop: Stop, on_step
     if not settings.embedded_nats:
         return None
     on_step("starting nats-server")
-    own = EmbeddedSettings(data_dir=settings.data_dir, port=settings.nats_port, monitor_port=settings.nats_monitor_port)
+    monitor_port = settings.nats_monitor_port if settings.monitor else None
+    own = EmbeddedSettings(data_dir=settings.data_dir, port=settings.nats_port, monitor_port=monitor_port)
     if settings.nats_config:
         own = own.model_copy(update={"conf": settings.nats_config})
     return await stack.enter_async_context(embedded_server(own, on_died=stop.fail))
@@ -186,8 +187,9 @@ async def _server(settings: Settings, stack: AsyncExitStack, stop: Stop, on_step
 def nats_settings(settings: Settings) -> NatsSettings:
     """How to reach the server that the settings, the NATS_* variables or a context name. Raises BadBusSettings."""
     nats = NatsSettings.from_env(os.environ, **({"url": settings.nats_url} if settings.nats_url else {}))
-    # The worker's role may listen on inboxes of its own only (nats-server.conf); without roles any prefix will do.
-    return nats.model_copy(update={"inbox_prefix": JETSTREAM_INBOX}) if nats.inbox_prefix == "_INBOX" else nats
+    # What the server answers us must come where we answer nobody.
+    answered = ReplySubjects(settings.reply_prefixes).allow(f"{nats.inbox_prefix}.x")
+    return nats.model_copy(update={"inbox_prefix": JETSTREAM_INBOX}) if answered else nats
 
 
 def _residency(

@@ -22,11 +22,12 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from .bus.credentials import ROLES, variable
 from .finetune_config import FinetuneSettings
 from .reply_subject import PREFIXES, checked_prefixes
 
 CONFIG_FILE = "mlbus.toml"
+_OF_THE_SERVER = re.compile(r"MLBUS_([A-Z][A-Z0-9_]*_PASSWORD|TLS_(CERT|KEY|CA))")
+"""Variables that nats-server.conf names."""
 
 
 class BadSettings(Exception):
@@ -121,7 +122,8 @@ class Settings(BaseSettings):
         False, description="start a nats-server of our own where nats_url and NATS_URL name none"
     )
     nats_port: int = Field(4222, ge=0, le=65535, description="port of the embedded server; 0: any free one")
-    nats_monitor_port: int = Field(8222, ge=0, le=65535, description="its monitoring on loopback; 0: any free one")
+    monitor: bool = Field(False, description="its monitoring over HTTP on loopback, which asks for no password")
+    nats_monitor_port: int = Field(8222, ge=0, le=65535, description="the port of that; 0: any free one")
     nats_config: Path | None = Field(None, description="configuration of the embedded server; absent: nats-server.conf")
     data_dir: Path = Field(Path("var"), description="folder of everything that is kept")
     models: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -243,8 +245,10 @@ def _with_one_server(settings: Settings, given: Mapping[str, Any]) -> Settings:
         raise BadSettings("--nats-url joins a NATS server and --embedded-nats starts one: leave one of them out")
     named = settings.nats_url or os.environ.get("NATS_URL")
     if settings.embedded_nats and (typed or not named):
+        if "nats_monitor_port" in given and not settings.monitor:
+            raise BadSettings("--nats-monitor-port is for monitoring: add --monitor")
         return settings.model_copy(update={"nats_url": None})
-    for setting in ("nats_port", "nats_monitor_port"):
+    for setting in ("nats_port", "monitor", "nats_monitor_port"):
         if setting in given:
             raise BadSettings(f"--{setting.replace('_', '-')} is for a server of our own: add --embedded-nats")
     return settings.model_copy(update={"embedded_nats": False})
@@ -269,9 +273,8 @@ def _names(settings: type[BaseModel], prefix: str = "") -> list[str]:
 
 def _refuse_unknown_variables() -> None:
     known = [f"MLBUS_{name.upper().replace('.', '__')}" for name in _names(Settings)] + ["MLBUS_CONFIG"]
-    of_the_server = [*map(variable, ROLES), "MLBUS_TLS_CERT", "MLBUS_TLS_KEY", "MLBUS_TLS_CA"]  # see nats-server.conf
     for name in sorted(os.environ):
-        if name.startswith("MLBUS_") and name.partition("__")[0] not in (*known, *of_the_server):
+        if name.startswith("MLBUS_") and name.partition("__")[0] not in known and not _OF_THE_SERVER.fullmatch(name):
             raise BadSettings(f"unknown variable {name}{_suggestion(name, known)}")
 
 

@@ -5,6 +5,7 @@ Knows routes, not models: a route's handler takes a validated request and return
 
 import asyncio
 import functools
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,7 @@ from .bus.connection import settled
 from .busy import MARGIN, milliseconds
 from .call import Call
 from .errors import INTERNAL, to_wire
-from .reply_subject import MOST_BYTES, ReplySubjects
+from .reply_subject import MOST_BYTES, WORKERS_INBOX, ReplySubjects
 from .streamer import Frames, send_stream
 
 log = structlog.get_logger(__name__)
@@ -140,7 +141,7 @@ class Endpoint:
         described = [
             micro.Described(route.name, route.subject, route.queue, route.request, route.reply) for route in self.routes
         ]
-        self._gone = self.nc.new_inbox()
+        self._gone = f"{WORKERS_INBOX}.{secrets.token_hex(16)}"  # callers see it: nothing else may come there
         self._control = [
             await self.nc.subscribe(f"{names.CANCEL}.*", cb=self._on_cancel),
             await self.nc.subscribe(f"{self._gone}.*", cb=self._on_gone),

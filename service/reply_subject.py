@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 
 from nats.aio.msg import Msg
 
+from .bus.credentials import inbox_prefix
 from .bus.log import RareLog
 
-PREFIXES = ("_INBOX", "_INBOX_client", "_INBOX_admin", "_INBOX_ml", "_R_", "ml.watch")
-JETSTREAM_INBOX = "_INBOX_worker"
+PREFIXES = ("_INBOX", "_INBOX_ml", "_R_", "ml.watch")
+JETSTREAM_INBOX = inbox_prefix("worker")
 """Below it the server answers a worker; whoever could have something sent there could answer in its place."""
 WORKERS_INBOX = "_INBOX_ml.worker"
 """Below it workers answer each other."""

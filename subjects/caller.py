@@ -4,6 +4,7 @@ Knows the wire; knows no message of any subject.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any, TypeVar
@@ -12,14 +13,13 @@ from uuid import uuid4
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 from opentelemetry import propagate
 from pydantic import BaseModel, ValidationError
 
 from . import codec, names
 from .attempts import Attempts
-from .discovery import inbox
-from .errors import DeadlinePassed, Internal, InvalidField, MLError, TooLarge, Unavailable, from_reply
+from .errors import Cancelled, DeadlinePassed, Internal, InvalidField, MLError, TooLarge, Unavailable, from_reply
+from .inbox import Inbox, carries, inbox, nobody_listens
 from .stream import Frame, read_frame
 
 ReplyT = TypeVar("ReplyT", bound=BaseModel)
@@ -30,7 +30,7 @@ class Caller:
     """timeout_s: for a whole call, retries included, where it has none of its own.
 
     retries: how often a retryable error is tried again. below: what the subjects of replies begin with, instead of the
-    connection's own prefix.
+    connection's own prefix. Only what carries the request's own id is taken for its answer.
     """
 
     def __init__(self, nc: Client, timeout_s: float, retries: int, below: str = "") -> None:
@@ -38,8 +38,7 @@ class Caller:
         self._below = below
         self._timeout_s = timeout_s
         self.retries = retries
-        self._listens_on = ""
-        self._probes: Subscription | None = None
+        self._inbox = Inbox(nc, below)
 
     async def ask(self, subject: str, request: BaseModel, reply: type[ReplyT], timeout_s: float | None) -> ReplyT:
         """Send a request and read the one reply. Raises MLError; giving up tells the worker."""
@@ -59,14 +58,15 @@ class Caller:
         Raises DeadlinePassed where fewer come in time, and what `ask` raises where none can.
         """
         body, attempts = _body(request), self._attempts(timeout_s)
-        headers = await self._headers(uuid4().hex, attempts.left_s())
+        request_id = uuid4().hex
+        headers = await self._headers(request_id, attempts.left_s())
         self._check_size(headers, body)
         found: list[ReplyT | MLError] = []
         try:
             async with inbox(self._nc, self._below) as (to, messages):
                 await self._nc.publish(subject, body, reply=to, headers=headers)
                 while len(found) < answers:
-                    message = await _next_message(messages, subject, attempts.left_s())
+                    message = await _next_message(messages, request_id, subject, attempts.left_s(), first=not found)
                     found.append(_error_in(message) or parse(message.data, reply))
         except nats.errors.Error as error:
             raise _no_connection(error) from None
@@ -98,9 +98,7 @@ class Caller:
 
     async def close(self) -> None:
         """Want no answer any more. What is asked afterwards is listened to anew."""
-        probes, self._probes, self._listens_on = self._probes, None, ""
-        if probes is not None and not self._nc.is_closed:
-            await probes.unsubscribe()
+        await self._inbox.close()
 
     def _attempts(self, timeout_s: float | None) -> Attempts:
         return Attempts(self._timeout_s if timeout_s is None else timeout_s, self.retries)
@@ -111,30 +109,26 @@ class Caller:
         self._check_size(headers, body)
         try:
             with _cancellable():
-                message = await self._reply(subject, body, headers, timeout_s)
-        except nats.errors.NoRespondersError:
-            raise _no_worker(subject) from None
-        except nats.errors.TimeoutError:
+                async with asyncio.timeout(timeout_s):
+                    message = await self._reply(subject, body, headers)
+        except TimeoutError:
             await self._give_up(request_id)
             raise DeadlinePassed(f"no answer on {subject} within {timeout_s:.3g} s") from None
         except nats.errors.Error as error:
             raise _no_connection(error) from None
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, Cancelled):
             await self._give_up(request_id)
             raise
+        if nobody_listens(message):
+            raise _no_worker(subject)
         if refusal := _error_in(message):
             raise refusal
         return message
 
-    async def _reply(self, subject: str, body: bytes, headers: dict[str, str], timeout_s: float) -> Msg:
-        if not self._below:
-            return await self._nc.request(subject, body, timeout=timeout_s, headers=headers)
-        async with inbox(self._nc, self._below) as (to, messages):
+    async def _reply(self, subject: str, body: bytes, headers: dict[str, str]) -> Msg:
+        with self._inbox.expecting(headers[names.REQUEST_ID]) as (to, reply):
             await self._nc.publish(subject, body, reply=to, headers=headers)
-            message: Msg = await messages.next_msg(timeout=timeout_s)
-        if (message.headers or {}).get("Status") == "503":
-            raise nats.errors.NoRespondersError
-        return message
+            return await reply
 
     async def _stream_once(self, subject: str, body: bytes, attempts: Attempts) -> AsyncGenerator[Frame, None]:
         request_id = uuid4().hex
@@ -147,7 +141,7 @@ class Caller:
                 expected = 0
                 while not ended:
                     left_s = attempts.left_s(names.WIND_UP_S if expected else 0.0)
-                    message = await _next_message(messages, subject, left_s)
+                    message = await _next_message(messages, request_id, subject, left_s, first=not expected)
                     if refusal := _error_in(message):
                         ended = True
                         raise refusal
@@ -163,27 +157,19 @@ class Caller:
 
     async def _headers(self, request_id: str, timeout_s: float) -> dict[str, str]:
         """The worker is given a little less time, so that what it says when that is up still comes."""
+        try:
+            caller = await self._inbox.open()
+        except nats.errors.Error as error:
+            raise _no_connection(error) from None
         work_s = min(timeout_s - min(_WAY_BACK_S, timeout_s / 20), names.MAX_TIMEOUT_S)
         headers = {
             names.CONTENT_TYPE: names.MSGPACK,
             names.REQUEST_ID: request_id,
             names.TIMEOUT_MS: str(max(1, int(work_s * 1000))),
+            names.CALLER: caller,
         }
-        if not self._below:
-            headers[names.CALLER] = await self._listening()
         propagate.inject(headers)  # the current trace, where OpenTelemetry is configured
         return headers
-
-    async def _listening(self) -> str:
-        """Where workers find out that this client is still there: one subject, listened to until `close`."""
-        if not self._listens_on:
-            self._listens_on = self._nc.new_inbox()
-            try:
-                self._probes = await self._nc.subscribe(self._listens_on, cb=_ignore)
-            except nats.errors.Error as error:
-                self._listens_on = ""
-                raise _no_connection(error) from None
-        return self._listens_on
 
     async def _give_up(self, request_id: str) -> None:
         """Tell the worker that nobody waits any more, if there is still a way to tell it."""
@@ -227,23 +213,24 @@ def _cancellable() -> Iterator[None]:
         raise asyncio.CancelledError
 
 
-async def _next_message(messages: Any, subject: str, timeout_s: float) -> Msg:
-    try:
-        with _cancellable():
-            message: Msg = await messages.next_msg(timeout=timeout_s)
-    except nats.errors.TimeoutError:
-        raise DeadlinePassed(f"the stream on {subject} did not end in time") from None
-    if (message.headers or {}).get("Status") == "503":
-        raise _no_worker(subject)
-    return message
+async def _next_message(messages: Any, request_id: str, subject: str, timeout_s: float, *, first: bool) -> Msg:
+    """The next message that answers the request. first: whether it may be the server's word that nobody listens."""
+    until = time.monotonic() + timeout_s
+    while (left_s := until - time.monotonic()) > 0:
+        try:
+            with _cancellable():
+                message: Msg = await messages.next_msg(timeout=left_s)
+        except nats.errors.TimeoutError:
+            break
+        if carries(message, request_id):
+            return message
+        if first and nobody_listens(message):
+            raise _no_worker(subject)
+    raise DeadlinePassed(f"the stream on {subject} did not end in time")
 
 
 def _body(request: BaseModel) -> bytes:
     return codec.dumps(request.model_dump(exclude_defaults=True), names.MSGPACK)
-
-
-async def _ignore(probe: Msg) -> None:
-    """That somebody listens is all that a worker wants to know."""
 
 
 def _no_worker(subject: str) -> Unavailable:

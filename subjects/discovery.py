@@ -1,16 +1,14 @@
-"""Who serves: the micro protocol's questions, put to every worker, and the inbox that many answers come to."""
+"""Who serves: the micro protocol's questions, put to every worker."""
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 import nats.errors
 from nats.aio.client import Client
 
 from . import codec, names
+from .inbox import inbox, nobody_listens
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,21 +17,6 @@ class Answer:
 
     body: dict[str, Any]
     ms: float
-
-
-@asynccontextmanager
-async def inbox(nc: Client, below: str = "") -> AsyncIterator[tuple[str, Any]]:
-    """A subject of one's own and the subscription to it, for as long as the context lasts.
-
-    below: what it begins with, instead of the connection's own prefix.
-    """
-    subject = f"{below}.{uuid4().hex}" if below else nc.new_inbox()
-    messages = await nc.subscribe(subject)
-    try:
-        yield subject, messages
-    finally:
-        if not nc.is_closed:
-            await messages.unsubscribe()
 
 
 async def ask_workers(
@@ -54,7 +37,7 @@ async def ask_workers(
                 message = await messages.next_msg(timeout=patience_s)
             except nats.errors.TimeoutError:
                 break
-            if (message.headers or {}).get("Status") == "503":
+            if nobody_listens(message):
                 break
             ms = (time.perf_counter() - started) * 1000
             answers.append(Answer(codec.loads(message.data, names.JSON), ms))

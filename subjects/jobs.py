@@ -67,6 +67,7 @@ class Job(Reply):
     origin: Literal["request", "nightly"] = "request"
     model: str
     source: str = Field(description="what it trains on, in words")
+    digest: str | None = Field(None, description="SHA-256 of the request as it waits in the queue")
     state: State
     reason: str | None = Field(None, description="why it ended so, or what it waits for")
     created_at: datetime

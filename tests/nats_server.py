@@ -110,4 +110,4 @@ def secured_server(
 ) -> NatsServer:
     """Our nats-server.conf, with the passwords in PASSWORDS."""
     passwords = {f"MLBUS_{role.upper()}_PASSWORD": password for role, password in PASSWORDS.items()}
-    return NatsServer(data_dir, "-c", str(conf), "-m", "-1", *options, environ={**passwords, **(environ or {})})
+    return NatsServer(data_dir, "-c", str(conf), *options, environ={**passwords, **(environ or {})})

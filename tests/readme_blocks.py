@@ -117,7 +117,7 @@ def checkout(folder: Path, nats_command: str) -> Iterator[Checkout]:
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / "subjects").symlink_to(REPOSITORY / "subjects")
     install_nats(folder, nats_command)
-    ports = ("--nats-port", "0", "--nats-monitor-port", "0", "--metrics-port", "0")
+    ports = ("--nats-port", "0", "--metrics-port", "0")
     alone = ("--threads", "1")  # several that share busy cores wait for each other at every product
     command = [folder / ".venv" / "bin" / "mlbus", "serve", "--embedded-nats", *ports, *alone]
     with subprocess.Popen(command, cwd=folder, env=clean_environment(), stderr=subprocess.PIPE, text=True) as worker:

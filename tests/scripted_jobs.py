@@ -42,14 +42,17 @@ class JobsWorker:
         fields = msgpack.unpackb(msg.data)
         self.asked.append((msg.subject, fields))
         answer: Any = self.job
+        headers = {names.REQUEST_ID: msg.headers[names.REQUEST_ID]}
         if msg.subject == names.FINETUNE:
             answer = self.refusal or FinetuneReply(job=fields["id"], duplicate=self.duplicate)
         elif msg.subject == names.JOBS_LIST:
             answer = JobsListReply(jobs=[self.job])
         if isinstance(answer, MLError):
-            await self.nc.publish(msg.reply, codec.dumps_error(answer, "", names.MSGPACK), headers=answer.headers())
+            await self.nc.publish(
+                msg.reply, codec.dumps_error(answer, "", names.MSGPACK), headers=headers | answer.headers()
+            )
         else:
-            await self.nc.publish(msg.reply, codec.dumps(answer, names.MSGPACK))
+            await self.nc.publish(msg.reply, codec.dumps(answer, names.MSGPACK), headers=headers)
         if msg.subject == names.JOBS_GET:
             self._questions.release()
 

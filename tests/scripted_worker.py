@@ -47,6 +47,11 @@ class Worker:
         return self.requests[number].headers[names.REQUEST_ID]
 
 
+def echoed(msg: Msg) -> dict[str, str]:
+    """The header that ties an answer to its request."""
+    return {names.REQUEST_ID: msg.headers[names.REQUEST_ID]}
+
+
 Script: TypeAlias = Callable[[Worker, Msg], Awaitable[None]]
 
 
@@ -68,7 +73,7 @@ def frames(*events: tuple[str, int, dict[str, Any]], sentinel: bool = True) -> S
     async def send(worker: Worker, msg: Msg) -> None:
         for event, seq, fields in events:
             body = codec.dumps({**fields, "seq": seq}, names.MSGPACK)
-            await worker.nc.publish(msg.reply, body, headers=stream.frame_headers(event, seq))
+            await worker.nc.publish(msg.reply, body, headers=echoed(msg) | stream.frame_headers(event, seq))
         if sentinel:
             await worker.nc.publish(msg.reply, stream.SENTINEL)
 
@@ -81,7 +86,7 @@ def tokens(*texts: str) -> list[tuple[str, int, dict[str, Any]]]:
 
 def reply(fields: dict[str, Any]) -> Script:
     async def send(worker: Worker, msg: Msg) -> None:
-        await worker.nc.publish(msg.reply, codec.dumps(fields, names.MSGPACK))
+        await worker.nc.publish(msg.reply, codec.dumps(fields, names.MSGPACK), headers=echoed(msg))
 
     return send
 
@@ -89,7 +94,7 @@ def reply(fields: dict[str, Any]) -> Script:
 def refusal(error: MLError) -> Script:
     async def send(worker: Worker, msg: Msg) -> None:
         body = codec.dumps_error(error, msg.headers[names.REQUEST_ID], names.MSGPACK)
-        await worker.nc.publish(msg.reply, body, headers=error.headers())
+        await worker.nc.publish(msg.reply, body, headers=echoed(msg) | error.headers())
 
     return send
 
@@ -99,7 +104,7 @@ def failing(error: MLError, *before: tuple[str, int, dict[str, Any]]) -> Script:
 
     async def send(worker: Worker, msg: Msg) -> None:
         await frames(*before, sentinel=False)(worker, msg)
-        headers = error.headers() | stream.frame_headers(stream.ERROR, len(before))
+        headers = echoed(msg) | error.headers() | stream.frame_headers(stream.ERROR, len(before))
         await worker.nc.publish(msg.reply, codec.dumps_error(error, "", names.MSGPACK), headers=headers)
         await worker.nc.publish(msg.reply, stream.SENTINEL)
 

@@ -38,6 +38,7 @@ async function generate(body, cancelAfter) {
   let pieces = 0;
   for await (const frame of frames) {
     if (frame.data.length === 0) break;
+    if (frame.headers?.get("Ml-Request-Id") !== id) continue; // somebody else's
     const reply = checked(frame);
     const event = frame.headers.get("Ml-Event");
     if (event === "token") {

@@ -40,6 +40,8 @@ async def generate(nc, cancel_after=None, **body):
     with suppress(TimeoutError):
         async with asyncio.timeout(TIMEOUT_S):
             while (frame := await frames.next_msg(timeout=None)).data:  # an empty message is the end
+                if (frame.headers or {}).get("Ml-Request-Id") != headers["Ml-Request-Id"]:
+                    continue  # somebody else's
                 reply, event = checked(frame), frame.headers["Ml-Event"]
                 if event == "token":
                     print(reply["text"], end="", flush=True)

@@ -16,7 +16,8 @@ checked() {
 
 # generate BODY [PIECES]: prints the pieces of a text as they come, and how it ended. PIECES: cancel after so many.
 generate() {
-  local id=$RANDOM$RANDOM$RANDOM pieces=0 finish='' frame
+  local id pieces=0 finish='' frame
+  id=$(od -An -N16 -tx1 /dev/urandom | tr -d ' ')
   while read -r frame; do
     case $frame in
       '' | 'nil body') ;; # how the command shows the empty message that is the end

@@ -6,6 +6,7 @@ Knows the protocol as nats-py writes it. Knows no request and no answer's meanin
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 from nats.aio.client import Client, Srv
 from nats.errors import Error as NatsError
 from nats.errors import SecureConnWantedError, UnexpectedEOF
+from nats.nuid import NUID, TOTAL_LENGTH
 
 from .errors import UnreadableMessage
 from .jetstream import JetStream
@@ -35,6 +37,13 @@ class _Kept:
     until: float
 
 
+class _Secret(NUID):
+    """Where nats-py counts, so that whoever knows one inbox of a connection knows the next: nothing but chance."""
+
+    def next(self) -> bytearray:
+        return bytearray(secrets.token_hex(TOTAL_LENGTH // 2).encode())
+
+
 class BusClient(Client):
     """A client that keeps what `publish_kept` sent until the server is known to have it.
 
@@ -46,11 +55,13 @@ class BusClient(Client):
     that was refused to the garbage collector; this one closes it before the next. It writes a PING past what is queued;
     here the PONG means that the server has all that was published before. It stops reading, without a word, at what it
     cannot read: a subject that is not UTF-8, a header block that is none, the reply subject of a watch in the form of
-    later servers (ADR-15). This one reads that form, and tells `error_cb` of a message that it had to drop.
+    later servers (ADR-15). This one reads that form, and tells `error_cb` of a message that it had to drop. Its inboxes
+    can be guessed from one another; those of this one cannot.
     """
 
     def __init__(self, *, wants_tls: bool = False) -> None:
         super().__init__()
+        self._nuid = _Secret()
         self._wants_tls = wants_tls
         self._kept: deque[_Kept] = deque()
         self._counted = 0

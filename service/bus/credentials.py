@@ -1,4 +1,6 @@
-"""The passwords of the embedded server's roles: made once, kept in a file that only its owner can read.
+"""Who may come in: the roles of nats-server.conf and users besides, their inboxes, and the passwords of both.
+
+Passwords are made once and kept in a file that only its owner can read.
 
 The file is `NAME=value` lines, so that a shell can source it. Knows nothing of the server.
 """
@@ -6,6 +8,7 @@ The file is `NAME=value` lines, so that a shell can source it. Knows nothing of 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +24,8 @@ log = structlog.get_logger(__name__)
 Role = Literal["admin", "worker", "client", "system"]
 ROLES: tuple[Role, ...] = get_args(Role)
 FILE_NAME = "nats-credentials.env"
+_USER = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_TAKEN = (*ROLES, "local")
 
 
 def passwords(path: Path) -> dict[Role, str]:
@@ -30,11 +35,10 @@ def passwords(path: Path) -> dict[Role, str]:
     directory. Raises BadBusSettings if the file cannot be read or written.
     """
     try:
-        known = _read(path) if path.exists() else {}
+        known = variables(path) if path.exists() else {}
         complete = {role: known.get(variable(role)) or _new_password() for role in ROLES}
         if set(map(variable, ROLES)) - known.keys():
-            lines = (f"{name}={value}\n" for name, value in {**known, **environment(complete)}.items())
-            write_private(path, "# Passwords of the embedded nats-server. Use: set -a; . this file\n" + "".join(lines))
+            _write(path, {**known, **{variable(role): password for role, password in complete.items()}})
     except (OSError, UnicodeDecodeError) as e:
         raise BadBusSettings(str(path), f"the server's passwords cannot be kept there: {e}") from None
     for role, password in complete.items():
@@ -43,42 +47,43 @@ def passwords(path: Path) -> dict[Role, str]:
     return complete
 
 
-def password(role: Role, path: Path, environ: Mapping[str, str]) -> str:
-    """The role's password as a client shows it: from the environment, written as nats-server reads it, else the file.
+def password(user: str, path: Path, environ: Mapping[str, str]) -> str:
+    """The password as a client shows it: from the environment, written as nats-server reads it, else from the file.
 
-    Raises BadBusSettings where there is none, or one that nobody can connect with.
+    user: a role, or a user besides. Raises BadBusSettings where there is none, or one that nobody can connect with.
     """
-    name = variable(role)
+    name = variable(user)
     given = environ.get(name, "")
     if len(given) > 1 and given[0] == given[-1] and given[0] in "\"'":
         given = given[1:-1]
     try:
-        found = given or (_read(path) if path.exists() else {}).get(name)
+        found = given or (variables(path) if path.exists() else {}).get(name)
     except (OSError, UnicodeDecodeError) as e:
         raise BadBusSettings(str(path), f"cannot be read: {e}") from None
     if not found:
-        raise BadBusSettings(name, f"neither set nor in {path}, where mlbus serve --embedded-nats puts it at its start")
+        made = "serve --embedded-nats puts it at its start" if user in ROLES else f"admin user {user} puts it"
+        raise BadBusSettings(name, f"neither set nor in {path}, where mlbus {made}")
     if found.startswith("$2"):
         raise BadBusSettings(name, "is a hash; to connect takes the password itself")
     return found
 
 
-def environment(by_role: dict[Role, str]) -> dict[str, str]:
-    """The variables that nats-server.conf takes the passwords from."""
-    return {variable(role): password for role, password in by_role.items()}
+def add_user(name: str, path: Path) -> None:
+    """Have a password of a user besides the roles in the file. Raises BadBusSettings for a name that will not do."""
+    if not _USER.fullmatch(name) or name in _TAKEN:
+        rule = f"a name is small letters, digits and _, a letter first, and none of {', '.join(_TAKEN)}"
+        raise BadBusSettings(name, rule)
+    try:
+        known = variables(path) if path.exists() else {}
+        if variable(name) not in known:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, {**known, variable(name): _new_password()})
+    except (OSError, UnicodeDecodeError) as e:
+        raise BadBusSettings(str(path), f"the password cannot be kept there: {e}") from None
 
 
-def variable(role: Role) -> str:
-    """The name that a role's password has in the file and in the environment."""
-    return f"MLBUS_{role.upper()}_PASSWORD"
-
-
-def _new_password() -> str:
-    # A letter first: nats-server and the shell would read a leading digit or dash as something else than a word.
-    return "p" + secrets.token_urlsafe(32)
-
-
-def _read(path: Path) -> dict[str, str]:
+def variables(path: Path) -> dict[str, str]:
+    """What nats-server.conf takes the passwords from: all that the file holds, of roles and of users."""
     with path.open(encoding="utf-8") as lines:
         mode = os.fstat(lines.fileno()).st_mode & 0o777
         if mode & ~MODE:
@@ -86,3 +91,26 @@ def _read(path: Path) -> dict[str, str]:
             log.warning("nats_credentials.mode_repaired", path=str(path), mode=oct(mode))
         pairs = (line.strip().partition("=") for line in lines if not line.startswith("#"))
         return {name: value for name, _, value in pairs if value}
+
+
+def variable(user: str) -> str:
+    """The name that a role's or a user's password has in the file and in the environment."""
+    return f"MLBUS_{user.upper()}_PASSWORD"
+
+
+def inbox_prefix(user: str) -> str:
+    """Below it the answers to a user come, and nobody else may listen there.
+
+    A worker is answered by JetStream, where nobody may answer in its place: not below what workers publish to.
+    """
+    return "_INBOX_worker" if user == "worker" else f"_INBOX_ml.{user}"
+
+
+def _new_password() -> str:
+    # A letter first: nats-server and the shell would read a leading digit or dash as something else than a word.
+    return "p" + secrets.token_urlsafe(32)
+
+
+def _write(path: Path, known: Mapping[str, str]) -> None:
+    lines = (f"{name}={value}\n" for name, value in known.items())
+    write_private(path, "# Passwords of the embedded nats-server. Use: set -a; . this file\n" + "".join(lines))

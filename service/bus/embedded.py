@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ class EmbeddedSettings(BaseModel):
 
     data_dir: Path = Path("var")
     port: int = Field(default=4222, ge=0, le=65535)
-    monitor_port: int = Field(default=8222, ge=0, le=65535)
+    monitor_port: int | None = Field(default=None, ge=0, le=65535, description="None: no monitoring")
     conf: Path = CONF
     program: Path | None = Field(default=None, description="nats-server; else the one beside Python, else on PATH")
     start_timeout_s: float = Field(default=60.0, gt=0)
@@ -63,8 +63,9 @@ class EmbeddedServer:
 
     def settings(self, role: Role) -> NatsSettings:
         """How to connect as that role."""
+        inbox = credentials_file.inbox_prefix(role)
         return NatsSettings(
-            url=self.url, user=role, password=self.passwords[role], inbox_prefix=f"_INBOX_{role}", name=f"mlbus-{role}"
+            url=self.url, user=role, password=self.passwords[role], inbox_prefix=inbox, name=f"mlbus-{role}"
         )
 
 
@@ -85,7 +86,7 @@ async def embedded_server(
     with _held(data_dir) as lock:
         credentials = data_dir / credentials_file.FILE_NAME
         passwords = credentials_file.passwords(credentials)
-        environ = _environ(data_dir, passwords)
+        environ = _environ(data_dir, credentials_file.variables(credentials))
 
         async def start(command: list[str]) -> ServerProcess:
             return await ServerProcess.start(command, environ, data_dir / "nats-server.log", lock)
@@ -132,11 +133,12 @@ def _held(data_dir: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _command(settings: EmbeddedSettings, port: int, monitor_port: int) -> list[str]:
+def _command(settings: EmbeddedSettings, port: int, monitor_port: int | None) -> list[str]:
     if not settings.conf.is_file():
         raise BadBusSettings(str(settings.conf), "there is no such file; nats-server.conf belongs to the repository")
-    ports = ("-p", str(port or -1), "-m", str(monitor_port or -1))
-    return [find_program(settings.program), "-c", str(settings.conf.absolute()), *ports]
+    monitor = () if monitor_port is None else ("-m", str(monitor_port or -1))
+    listens = ("-p", str(port or -1), *monitor)
+    return [find_program(settings.program), "-c", str(settings.conf.absolute()), *listens]
 
 
 def find_program(given: Path | None) -> str:
@@ -147,9 +149,9 @@ def find_program(given: Path | None) -> str:
     return str(Path(found).absolute())
 
 
-def _environ(data_dir: Path, passwords: dict[Role, str]) -> dict[str, str]:
+def _environ(data_dir: Path, passwords: Mapping[str, str]) -> dict[str, str]:
     """What nats-server.conf refers to. The server reads each value as configuration, so each is a quoted string."""
-    variables = {"MLBUS_DATA_DIR": str(data_dir), **credentials_file.environment(passwords)}
+    variables = {"MLBUS_DATA_DIR": str(data_dir), **passwords}
     return {**os.environ, **{name: json.dumps(value, ensure_ascii=False) for name, value in variables.items()}}
 
 

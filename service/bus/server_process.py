@@ -37,10 +37,13 @@ class Addresses:
     monitor: str | None
 
     @property
-    def ports(self) -> tuple[int, int]:
-        """For clients and for monitoring; 0 where that is off."""
-        clients, monitor = (address.rpartition(":")[2] for address in (self.clients, self.monitor or ":0"))
-        return int(clients), int(monitor)
+    def ports(self) -> tuple[int, int | None]:
+        """For clients and for monitoring; None where that is off."""
+        return _port(self.clients), None if self.monitor is None else _port(self.monitor)
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
 
 
 class ServerProcess:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 from pydantic_core import ErrorDetails
 
 from .contexts import context_in_use, expanded, read_context
+from .credentials import ROLES, inbox_prefix
 from .errors import BadBusSettings
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
@@ -75,30 +76,34 @@ class NatsSettings(BaseModel):
         """Read the NATS_* variables over the context they name or the selected one; `fixed` wins over both.
 
         As with the nats command a NATS_USER without a password is a token. An identity in the environment replaces that
-        of the context as a whole. Raises BadBusSettings.
+        of the context as a whole, and so it does the context's inbox prefix; a role of nats-server.conf has its own
+        where none is said. Raises BadBusSettings.
         """
         named = {field: environ[var] for var, field in _VARIABLES.items() if environ.get(var)}
         context = _context(environ)
         if _IDENTITY & named.keys() or "@" in named.get("url", ""):
-            context = {field: value for field, value in context.items() if field not in _IDENTITY}
+            context = {field: value for field, value in context.items() if field not in {*_IDENTITY, "inbox_prefix"}}
         values = {**context, **named}
         if values.get("user") and not values.get("password"):
             values["token"] = values.pop("user")
         for field in _PATHS & values.keys():
             values[field] = expanded(str(values[field]), environ)
         try:
-            return cls(**{**values, **fixed})
+            settings = cls(**{**values, **fixed})
         except ValidationError as e:
             raise BadBusSettings("NATS settings", "; ".join(map(_problem, e.errors()))) from None
+        if settings.user in ROLES and "inbox_prefix" not in settings.model_fields_set:
+            return settings.model_copy(update={"inbox_prefix": inbox_prefix(settings.user)})
+        return settings
 
     @classmethod
-    def of_role(cls, environ: Mapping[str, str], role: str, password: str, url: str | None) -> Self:
-        """The server that the environment or `url` says, and there a role of nats-server.conf, with its inbox prefix.
+    def of_user(cls, environ: Mapping[str, str], user: str, password: str, url: str | None) -> Self:
+        """The server that the environment or `url` says, and there a role or user of ours, with its inbox prefix.
 
         Raises BadBusSettings.
         """
         server = {var: value for var, value in environ.items() if _VARIABLES.get(var) not in _IDENTITY}
-        identity = {"NATS_USER": role, "NATS_PASSWORD": password, "NATS_INBOX_PREFIX": f"_INBOX_{role}"}
+        identity = {"NATS_USER": user, "NATS_PASSWORD": password, "NATS_INBOX_PREFIX": inbox_prefix(user)}
         return cls.from_env({**server, **identity}, **({"url": url} if url else {}))
 
     @model_validator(mode="before")

@@ -7,6 +7,15 @@ import typer
 
 from .options import Json, NatsUrl, RoleName, Timeout
 
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="The embedded server's folder, with the passwords; absent: a password's variable, else var.",
+        show_default=False,
+    ),
+]
+
 admin_app = typer.Typer(help="Set up the NATS server and who may use it.", no_args_is_help=True)
 
 
@@ -28,26 +37,40 @@ def init(as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.
 
 
 @admin_app.command()
+def user(
+    name: Annotated[str, typer.Argument(help="Its name.", metavar="NAME", show_default=False)],
+    role: Annotated[RoleName, typer.Option(help="What it may do.")] = "client",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Print the entry of nats-server.conf for a user of its own, and keep a password for it.
+
+    Nobody else can listen where its answers come to.
+    """
+    from .admin_user import print_user
+
+    print_user(name, role, data_dir, as_json=as_json)
+
+
+@admin_app.command()
 def context(
-    role: Annotated[RoleName, typer.Argument(help="A role of nats-server.conf.", metavar="ROLE", show_default=False)],
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="Its name.", show_default="mlbus-ROLE")] = None,
+    user: Annotated[
+        str,
+        typer.Argument(
+            help="client, worker, admin or system of nats-server.conf, or a user.", metavar="USER", show_default=False
+        ),
+    ],
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Its name.", show_default="mlbus-USER")] = None,
     select: Annotated[bool, typer.Option("--select", help="Make it the one that counts where none is named.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace another context of that name.")] = False,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="The embedded server's folder, with the password; absent: the variable MLBUS_ROLE_PASSWORD, else var.",
-            show_default=False,
-        ),
-    ] = None,
+    data_dir: DataDir = None,
     as_json: Json = False,
     nats_url: NatsUrl = None,
 ) -> None:
-    """Write a context of the nats command for a role: client, worker, admin or system.
+    """Write a context of the nats command for a role, or for a user that `mlbus admin user` made.
 
-    It holds url, user, password and the role's inbox prefix, in ~/.config/nats/context, readable by you alone.
+    It holds url, user, password and the user's inbox prefix, in ~/.config/nats/context, readable by you alone.
     """
     from .admin_context import write
 
-    write(role, name, nats_url, data_dir, select=select, force=force, as_json=as_json)
+    write(user, name, nats_url, data_dir, select=select, force=force, as_json=as_json)

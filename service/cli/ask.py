@@ -53,7 +53,7 @@ class MayNotAsk(BusError):
                 )
         verb = "publish on" if self.denied.operation == "publish" else "subscribe to"
         other = (
-            "set NATS_INBOX_PREFIX to that of the user"
+            "set NATS_INBOX_PREFIX to that of the user (mlbus admin context writes it down)"
             if self.denied.subject.startswith("_inbox")
             else "ask its operator"
         )

@@ -187,7 +187,8 @@ def _model(catalogue: Catalogue, model: str, settings: Settings) -> Finding:
 
 def ports(settings: Settings) -> Iterator[Finding]:
     """Who listens where an embedded server and the metrics would."""
-    for port, option in ((settings.nats_port, "--nats-port"), (settings.nats_monitor_port, "--nats-monitor-port")):
+    monitor_port = settings.nats_monitor_port if settings.monitor else 0
+    for port, option in ((settings.nats_port, "--nats-port"), (monitor_port, "--nats-monitor-port")):
         if port:
             yield _port(port, option, "NATS server")
     if settings.metrics_port > 0:

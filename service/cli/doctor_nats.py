@@ -1,9 +1,11 @@
 """What `mlbus doctor` asks of NATS: whether a server is there, what it lets us do, and whether a worker answers."""
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from nats.aio.client import Client
 
@@ -15,17 +17,20 @@ from subjects.errors import MLError, Unavailable
 from ..app import nats_settings
 from ..bus.causes import Denied
 from ..bus.connection import connected, settled
+from ..bus.credentials import FILE_NAME, inbox_prefix, password, variable
 from ..bus.errors import BusError, Unreachable
 from ..bus.jetstream import NotStored
 from ..bus.settings import NatsSettings
 from ..config import Settings
 from ..jobs.patience import TROUBLE
+from ..reply_subject import JETSTREAM_INBOX, ReplySubjects
 from .ask import STALL_S, Connection, MayNotAsk, permitted
 from .doctor_machine import Finding
 
 SERVED = (names.EMBED, names.EMBED_BATCH, names.SIMILARITY, f"{names.CANCEL}.*", f"$SRV.PING.{names.SERVICE}")
 ANSWER_TIMEOUT_S = 10.0
 STORE_TIMEOUT_S = 2.0
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def nats(settings: Settings, timeout_s: float) -> Iterator[Finding]:
@@ -40,12 +45,13 @@ async def _findings(settings: Settings, timeout_s: float) -> list[Finding]:
         try:
             async with permitted(asking) as nc:
                 reached.append(_reached(nc, asking))
-                workers = [await _worker(nc, timeout_s), *await _missing(nc, timeout_s)]
+                workers = await _workers(nc, asking, settings, timeout_s)
             refused = None
         except MayNotAsk as error:
             refused, workers = error, [Finding("worker", "warn", "not asked", "connect as a client to ask it")]
         denied, stored = await _as_a_worker(settings)
-        return [*reached, _permissions(asking, refused, denied), *stored, *workers]
+        server = await _server(asking, settings)
+        return [*reached, *server, _permissions(asking, refused, denied), *stored, *workers]
     except BusError as error:
         return [*reached, _unreached(settings, error)]
 
@@ -64,6 +70,42 @@ def _unreached(settings: Settings, error: BusError) -> Finding:
         return Finding("NATS", "warn", f"no server at {error.url}", "run mlbus serve --embedded-nats, or set NATS_URL")
     found, _, advice = str(error).partition("): ")
     return Finding("NATS", "fail", found + ")" * bool(advice), advice or "correct it")
+
+
+async def _server(asked: NatsSettings, settings: Settings) -> list[Finding]:
+    """What the server tells the system account; nothing where it is not ours to look after.
+
+    The password of an embedded server stays on this machine.
+    """
+    here = all(urlsplit(server).hostname in _LOOPBACK for server in asked.servers)
+    if not here and variable("system") not in os.environ:
+        return []
+    try:
+        secret = password("system", settings.data_dir / FILE_NAME, os.environ)
+        asking = NatsSettings.of_user(os.environ, "system", secret, settings.nats_url)
+        async with connected(asking) as nc:
+            answer = await nc.request("$SYS.REQ.SERVER.PING.VARZ", timeout=STORE_TIMEOUT_S)
+    except (BusError, *TROUBLE):
+        return []
+    told = json.loads(answer.data)["data"]
+    if port := told.get("http_port") or told.get("https_port"):
+        open_to = f"its monitoring answers on {told['http_host']}:{port}, which asks for no password"
+        return [Finding("server", "warn", open_to, "take http out of its configuration; no --monitor, no -m")]
+    found = f"up {told['uptime']}, {told['connections']} connections, {told['slow_consumers']} cut off as too slow"
+    if "config" in (jetstream := told["jetstream"]):
+        stored, room = jetstream["stats"]["storage"], jetstream["config"]["max_storage"]
+        found += f"; JetStream keeps {stored / 2**30:.1f} of {room / 2**30:.0f} GiB"
+    return [Finding("server", "ok", found)]
+
+
+async def _workers(nc: Client, asking: NatsSettings, settings: Settings, timeout_s: float) -> list[Finding]:
+    answered = ReplySubjects(settings.reply_prefixes).allow(f"{asking.inbox_prefix}.x")
+    if not answered and asking.inbox_prefix != JETSTREAM_INBOX:  # a worker may not ask anyway, and hears that
+        found = f"workers answer nothing below {asking.inbox_prefix}, the inbox prefix of {asking.identity}"
+        named = f"{inbox_prefix(asking.user)} is that of" if asking.user else "take one of"
+        advice = f"{named} the present nats-server.conf: bring a copy up to date, then mlbus admin context writes it"
+        return [Finding("worker", "fail", found, advice)]
+    return [await _worker(nc, timeout_s), *await _missing(nc, timeout_s)]
 
 
 async def _worker(nc: Client, timeout_s: float) -> Finding:

@@ -112,6 +112,15 @@ def serve(
         int | None,
         typer.Option(metavar="N", help="Its port; 0: any free one.", show_default="4222", rich_help_panel=NATS),
     ] = None,
+    monitor: Annotated[
+        bool | None,
+        typer.Option(
+            "--monitor/--no-monitor",
+            help="Its monitoring over HTTP on loopback, which asks for no password.",
+            show_default="no",
+            rich_help_panel=NATS,
+        ),
+    ] = None,
     nats_monitor_port: Annotated[
         int | None,
         typer.Option(
@@ -196,6 +205,7 @@ def serve(
         nats_url=nats_url,
         embedded_nats=embedded_nats,
         nats_port=nats_port,
+        monitor=monitor,
         nats_monitor_port=nats_monitor_port,
         data_dir=data_dir,
         models=tuple(model) if model else None,

@@ -85,7 +85,10 @@ class LiveRound:
     async def _reply(self, nc: Client) -> EmbedBatchReply:
         request = EmbedBatchRequest(model=self.model, texts=self.texts)
         caller = Caller(nc, REPLY_S, retries=0, below=WORKERS_INBOX)
-        return await caller.ask(names.EMBED_BATCH, request, EmbedBatchReply, None)
+        try:
+            return await caller.ask(names.EMBED_BATCH, request, EmbedBatchReply, None)
+        finally:
+            await caller.close()
 
     def _compare(self, reply: EmbedBatchReply) -> None:
         found = np.stack([cast(Vectors, vector) for vector in reply.embeddings])

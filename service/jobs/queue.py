@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.errors import NotJSMessageError
+from nats.js.api import ConsumerInfo
 from nats.js.errors import NotFoundError, ServiceUnavailableError
 from pydantic import ValidationError
 
@@ -23,6 +25,7 @@ from .patience import TROUBLE, insist
 from .pipeline import Ending
 from .store import JobStore, NotSetUp
 from .streams import CONSUMER
+from .submission import digest_of
 
 log = structlog.get_logger(__name__)
 
@@ -90,10 +93,25 @@ class JobQueue:
                     [msg] = await pull.fetch(1, timeout=self._pace.fetch_s)
                 except TimeoutError:
                     continue
-                await self._settle(msg, handle)
+                if await self._is_from_the_stream(msg):
+                    await self._settle(msg, handle)
+                else:  # no word of ours goes to its reply subject
+                    log.error("jobs.message_forged", reply=msg.reply[:200], bytes=len(msg.data))
         finally:
             with suppress(*TROUBLE):
                 await pull.unsubscribe()
+
+    async def _is_from_the_stream(self, msg: Msg) -> bool:
+        """Whether it is one that the consumer has given out and nobody has settled, and not sent to us by somebody."""
+        try:
+            told = msg.metadata
+        except (NotJSMessageError, ValueError):
+            return False
+        consumer: ConsumerInfo = await insist(lambda: self._js.consumer_info(names.JOBS_STREAM, CONSUMER))
+        settled, given_out = consumer.ack_floor, consumer.delivered
+        if (told.stream, told.consumer) != (names.JOBS_STREAM, CONSUMER) or settled is None or given_out is None:
+            return False
+        return settled.stream_seq < told.sequence.stream <= given_out.stream_seq
 
     async def _settle(self, msg: Msg, handle: Handle) -> None:
         try:
@@ -136,6 +154,9 @@ class JobQueue:
         job = await insist(lambda: self._store.get(job_id))
         if job is None:
             log.error("job.unknown", job=request.id)
+            return Ending.DROPPED
+        if job.digest != digest_of(msg.data):
+            log.error("job.not_its_message", job=job.id)
             return Ending.DROPPED
         return await handle(request)
 

@@ -4,6 +4,7 @@ Owns the checks and the order: first the job's state, then its message. Knows no
 """
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -70,6 +71,7 @@ class Submission:
             origin=origin,
             model=entry.id,
             source=_source(request),
+            digest=digest_of(body),
             state="queued",
             created_at=now,
             updated_at=now,
@@ -81,13 +83,14 @@ class Submission:
         return FinetuneReply(job=job_id, duplicate=False)
 
     async def _again(self, job: Job, request: FinetuneRequest) -> FinetuneReply:
-        """The message of one that waits may not have come through: it is sent again, and taken once.
+        """The message of one that waits may not have come through: it is sent again, if it is the same, and taken once.
 
         First the job is written anew: the sweep takes a message that is younger than that for another job's.
         """
-        if job.state == "queued" and job.attempt == 0:
+        body = await self._body(request)
+        if job.state == "queued" and job.attempt == 0 and job.digest == digest_of(body):
             await self.store.change(job.id, updated_at=datetime.now(UTC))
-            await self._enqueue(job, await self._body(request), made=False)
+            await self._enqueue(job, body, made=False)
         return FinetuneReply(job=job.id, duplicate=True)
 
     async def _check(self, request: FinetuneRequest, entry: ModelSpec) -> None:
@@ -174,6 +177,11 @@ class Submission:
             raise Unavailable(
                 f"the NATS server did not confirm job {job.id!r} ({str(error) or repr(error)}); ask again with this id"
             ) from None
+
+
+def digest_of(body: bytes) -> str:
+    """What ties a message in the queue to its job: the job's key has it, and only workers write keys."""
+    return hashlib.sha256(body).hexdigest()
 
 
 def _may_have_negatives(request: FinetuneRequest) -> bool:

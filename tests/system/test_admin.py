@@ -11,10 +11,12 @@ import nats
 import pytest
 from nats.aio.client import Client
 from nats.js.api import RetentionPolicy, StreamConfig
-from nats_server import PASSWORDS, NatsServer, plain_server
+from nats_server import CONF, PASSWORDS, NatsServer, plain_server
 from workers import clean_environment
 
-from service.bus.connection import connected
+from service.bus.causes import Denied
+from service.bus.connection import connected, settled
+from service.bus.credentials import inbox_prefix
 from service.bus.embedded import EmbeddedSettings, embedded_server
 from service.bus.settings import NatsSettings
 from service.jobs import streams
@@ -41,7 +43,7 @@ async def init(server: NatsServer, folder: Path, *arguments: str, role: str | No
     """Exit code, standard output and standard error of `mlbus admin init`."""
     as_role: Mapping[str, str] = {}
     if role:
-        as_role = {"NATS_USER": role, "NATS_PASSWORD": PASSWORDS[role], "NATS_INBOX_PREFIX": f"_INBOX_{role}"}
+        as_role = {"NATS_USER": role, "NATS_PASSWORD": PASSWORDS[role], "NATS_INBOX_PREFIX": inbox_prefix(role)}
     return await admin(folder, "init", *arguments, NATS_URL=server.url, **as_role)
 
 
@@ -157,6 +159,46 @@ async def test_what_is_made_outlives_the_server(tmp_path: Path) -> None:
         server.stop()
 
 
+class TestUser:
+    """`mlbus admin user`, whose entry nats-server.conf takes and whose password `mlbus admin context` finds."""
+
+    async def test_it_gets_in_with_an_inbox_of_its_own(self, tmp_path: Path) -> None:
+        code, block, said = await admin(tmp_path, "user", "alice")
+        assert (code, "MLBUS_ALICE_PASSWORD is in var/nats-credentials.env" in said) == (0, True)
+        _, as_admin, _ = await admin(tmp_path, "user", "bob", "--role", "admin")
+        conf = tmp_path / "nats-server.conf"
+        conf.write_text(CONF.read_text().replace("  users: [\n", f"  users: [\n{block}{as_admin}", 1))
+        async with embedded_server(EmbeddedSettings(data_dir=tmp_path / "var", port=0, conf=conf)) as server:
+            for name in ("alice", "bob"):
+                code, out, err = await admin(tmp_path, "context", name, NATS_URL=server.url)
+                assert (code, err, out.startswith(str(tmp_path))) == (0, "", True)
+                ours = {"XDG_CONFIG_HOME": str(tmp_path), "NATS_CONTEXT": f"mlbus-{name}"}
+                refused: list[Denied] = []
+                async with connected(NatsSettings.from_env(ours), on_denied=refused.append) as nc:
+                    assert nc.new_inbox().startswith(f"_INBOX_ml.{name}.")
+                    await nc.subscribe(nc.new_inbox())
+                    await nc.publish("ml.models.unload", b"x")
+                    await settled(nc)
+                assert bool(refused) == (name == "alice")
+
+    async def test_its_password_stays_the_same(self, tmp_path: Path) -> None:
+        code, out, err = await admin(tmp_path, "user", "alice", "--json")
+        file = tmp_path / "var" / "nats-credentials.env"
+        made = file.read_text()
+        assert (code, err) == (0, "")
+        assert json.loads(out)["variable"] == "MLBUS_ALICE_PASSWORD"
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        await admin(tmp_path, "user", "alice")
+        assert file.read_text() == made
+
+    @pytest.mark.parametrize("name", ["worker", "local", "a.b", "*", "Alice", "a b", "", "a-b"])
+    async def test_a_name_that_would_not_do_is_refused(self, tmp_path: Path, name: str) -> None:
+        code, out, err = await admin(tmp_path, "user", name)
+        assert (code, out) == (2, "")
+        assert "a name is small letters" in err
+        assert not (tmp_path / "var").exists()
+
+
 class TestContext:
     """`mlbus admin context`, whose files the nats command reads and we do."""
 
@@ -174,14 +216,14 @@ class TestContext:
                 "url": secured_server.url,
                 "user": role,
                 "password": password,
-                "inbox_prefix": f"_INBOX_{role}",
+                "inbox_prefix": inbox_prefix(role),
             }
             ours = {"XDG_CONFIG_HOME": str(tmp_path), "NATS_CONTEXT": f"mlbus-{role}"}
             async with connected(NatsSettings.from_env(ours)) as nc:
-                assert nc.new_inbox().startswith(f"_INBOX_{role}.")
+                assert nc.new_inbox().startswith(f"{inbox_prefix(role)}.")
 
     async def test_beside_an_embedded_server_nothing_need_be_typed(self, tmp_path: Path) -> None:
-        settings = EmbeddedSettings(data_dir=tmp_path / "var", port=0, monitor_port=0)
+        settings = EmbeddedSettings(data_dir=tmp_path / "var", port=0)
         async with embedded_server(settings) as server:
             code, out, err = await admin(tmp_path, "context", "client", "--select", "--json", NATS_URL=server.url)
             assert (code, err) == (0, "")
@@ -215,7 +257,7 @@ class TestContext:
             "url": "tls://far:4",
             "user": "client",
             "password": "a b",
-            "inbox_prefix": "_INBOX_client",
+            "inbox_prefix": "_INBOX_ml.client",
             "ca": str(tmp_path / "ca.pem"),
             "tls_first": True,
         }

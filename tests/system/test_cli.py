@@ -41,7 +41,7 @@ class Served:
         self.folder = folder
         self.events: dict[str, dict[str, Any]] = {}
         self._ready = threading.Event()
-        ports = [part for name in ("nats", "nats-monitor", "metrics") for part in (f"--{name}-port", "0")]
+        ports = [part for name in ("nats", "metrics") for part in (f"--{name}-port", "0")]
         chosen = (
             "--model",
             "minilm",
@@ -241,7 +241,9 @@ def test_what_the_server_forbids_is_said_at_once(secured_server, tmp_path):
         (["--config", "nowhere.toml"], {}, "there is no settings file nowhere.toml"),
         (["--threads", "0"], {}, "threads"),
         (["--nats-port", "4333"], {}, "--nats-port is for a server of our own: add --embedded-nats"),
-        (["--nats-monitor-port", "0"], {"MLBUS_EMBEDDED_NATS": "true"}, "--nats-monitor-port is for a server of our"),
+        (["--nats-monitor-port", "0"], {}, "--nats-monitor-port is for a server of our own: add --embedded-nats"),
+        (["--embedded-nats", "--nats-monitor-port", "0"], {}, "--nats-monitor-port is for monitoring: add --monitor"),
+        (["--monitor"], {}, "--monitor is for a server of our own"),
         (["--embedded-nats", "--nats-url", "a"], {}, "leave one of them out"),
         (["--device", "abacus"], {}, "--device"),
         (["--frobnicate"], {}, "--frobnicate"),

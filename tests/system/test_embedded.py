@@ -25,7 +25,7 @@ from nats_server import REPOSITORY
 from service.bus import supervisor
 from service.bus.causes import Denied
 from service.bus.connection import connected, settled
-from service.bus.credentials import ROLES
+from service.bus.credentials import ROLES, inbox_prefix
 from service.bus.embedded import EmbeddedSettings, embedded_server
 from service.bus.errors import BadBusSettings, BusError, DataDirBusy, PortBusy, ServerFailed, ServerMissing
 from service.bus.jetstream import NotStored
@@ -39,7 +39,7 @@ from pathlib import Path
 from service.bus.embedded import EmbeddedSettings, embedded_server
 
 async def main():
-    async with embedded_server(EmbeddedSettings(data_dir=Path(sys.argv[1]), port=0, monitor_port=0)) as server:
+    async with embedded_server(EmbeddedSettings(data_dir=Path(sys.argv[1]), port=0)) as server:
         print(server.pid, file=sys.stderr, flush=True)
         await asyncio.Event().wait()
 
@@ -57,7 +57,7 @@ def journal() -> Iterator[Journal]:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> EmbeddedSettings:
-    return EmbeddedSettings(data_dir=tmp_path / "a data dir", port=0, monitor_port=0)
+    return EmbeddedSettings(data_dir=tmp_path / "a data dir", port=0)
 
 
 def is_gone(pid: int) -> bool:
@@ -80,7 +80,7 @@ class TestUp:
         async with embedded_server(settings) as server:
             for role in ROLES:
                 async with connected(server.settings(role)) as nc:
-                    assert nc.new_inbox().startswith(f"_INBOX_{role}.")
+                    assert nc.new_inbox().startswith(f"{inbox_prefix(role)}.")
             async with connected(server.settings("admin")) as nc:
                 await nc.jetstream().add_stream(name="ML_JOBS", subjects=["ml.queue.>"])
             assert (settings.data_dir / "jetstream" / "$G" / "streams" / "ML_JOBS").is_dir()
@@ -98,8 +98,12 @@ class TestUp:
             await settled(nc)
         assert refused == [Denied("publish", "ml.models.load"), Denied("subscription", "ml.>")]
 
-    async def test_monitoring_answers_on_loopback(self, settings: EmbeddedSettings) -> None:
+    async def test_monitoring_is_off_and_answers_on_loopback_where_it_is_wanted(
+        self, settings: EmbeddedSettings
+    ) -> None:
         async with embedded_server(settings) as server:
+            assert server.monitor_url is None
+        async with embedded_server(settings.model_copy(update={"monitor_port": 0})) as server:
             assert server.monitor_url is not None
             assert server.monitor_url.startswith("http://127.0.0.1:")
             answer = await asyncio.to_thread(urllib.request.urlopen, f"{server.monitor_url}/healthz", timeout=5)
@@ -193,7 +197,7 @@ class TestRefusesToStart:
     async def test_a_busy_port_says_what_to_do(self, settings: EmbeddedSettings, tmp_path: Path) -> None:
         async with embedded_server(settings) as server:
             port = int(server.url.rpartition(":")[2])
-            error = await failure(EmbeddedSettings(data_dir=tmp_path / "b", port=port, monitor_port=0))
+            error = await failure(EmbeddedSettings(data_dir=tmp_path / "b", port=port))
         assert isinstance(error, PortBusy)
         assert str(error) == (
             f"a server already listens on 127.0.0.1:{port}: join it with mlbus serve --nats-url "
@@ -219,7 +223,7 @@ class TestRefusesToStart:
 
     async def test_a_data_directory_that_cannot_be_made_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        error = await failure(EmbeddedSettings(data_dir=tmp_path / "file" / "var", port=0, monitor_port=0))
+        error = await failure(EmbeddedSettings(data_dir=tmp_path / "file" / "var", port=0))
         assert isinstance(error, BadBusSettings)
         assert str(error).endswith("Not a directory; choose another folder with --data-dir")
 
@@ -315,7 +319,8 @@ class TestEnds:
         async def reconnected() -> None:
             back.set()
 
-        async with embedded_server(settings, on_died=lambda _: pytest.fail("given up")) as server:
+        monitored = settings.model_copy(update={"monitor_port": 0})
+        async with embedded_server(monitored, on_died=lambda _: pytest.fail("given up")) as server:
             first = server.pid
             own = {"user": "admin", "password": server.passwords["admin"].get_secret_value()}
             async with await nats.connect(server.url, reconnected_cb=reconnected, **own) as nc:

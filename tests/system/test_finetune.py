@@ -52,7 +52,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     for noun in NOUNS:
         functions = [FUNCTION.format(verb=verb, Verb=verb.title(), noun=noun) for verb in VERBS]
         (folder / "code" / f"{noun}s.py").write_text("".join(functions))
-    ports = ("--nats-port", "0", "--nats-monitor-port", "0", "--metrics-port", "0", "--threads", "1")
+    ports = ("--nats-port", "0", "--metrics-port", "0", "--threads", "1")
     command = [MLBUS, "serve", "--embedded-nats", "--model", "minilm", *ports]
     lenient = clean_environment(MLBUS_FINETUNE__LIMITS__REQUIRE_GAIN="false")  # so little is learned in so short a time
     with subprocess.Popen(command, cwd=folder, env=lenient, stderr=subprocess.PIPE, text=True) as worker:

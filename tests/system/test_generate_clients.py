@@ -130,7 +130,7 @@ async def test_the_client_role_may_generate_and_cancel(
     async def note(error: Exception) -> None:
         denied.append(error)
 
-    role = {"user": "client", "password": PASSWORDS["client"], "inbox_prefix": b"_INBOX_client", "error_cb": note}
+    role = {"user": "client", "password": PASSWORDS["client"], "inbox_prefix": b"_INBOX_ml.client", "error_cb": note}
     async with running_worker(secured_server.url, FakeEngine()), await nats.connect(secured_server.url, **role) as nc:
         found = await streamed(nc, json.dumps(FIELDS).encode())
         check_headers(found, "application/json")

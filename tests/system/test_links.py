@@ -225,7 +225,7 @@ async def test_a_caller_that_may_not_be_asked_is_asked_once(secured_server, engi
     as_admin = f"nats://admin:{PASSWORDS['admin']}@{secured_server.address}"
     async with (
         running_worker(as_worker(secured_server.address), engine, reply_prefixes=(*PREFIXES, "team")),
-        await nats.connect(as_admin, inbox_prefix="_INBOX_admin") as nc,
+        await nats.connect(as_admin, inbox_prefix="_INBOX_ml.admin") as nc,
     ):
         body = json.dumps({"prompt": "a", "max_tokens": 500}).encode()
         asked = asyncio.create_task(nc.request(names.GENERATE, body, timeout=20, headers={names.CALLER: "team.x"}))
@@ -308,6 +308,7 @@ class TestACallerThatLeaves:
             for one in asked:
                 with pytest.raises(Cancelled):
                     await one
+            engine.slow(0.01)
             engine.gate.set()
             assert await asyncio.to_thread(engine.aborted.wait, 10)
 
@@ -325,7 +326,7 @@ class TestACallerThatLeaves:
 
 async def test_the_embedded_server_killed_is_started_again_and_its_worker_goes_on(tmp_path, encoder):
     """The worker used to exit at once, its callers unanswered."""
-    settings = Settings(embedded_nats=True, nats_port=0, nats_monitor_port=0, data_dir=tmp_path, metrics_port=-1)
+    settings = Settings(embedded_nats=True, nats_port=0, data_dir=tmp_path, metrics_port=-1)
     stop = Stop()
     encoder.gate.clear()
     async with worker(settings, stop, [encoder]) as started:

@@ -83,7 +83,7 @@ def _prefix() -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def url(user: User) -> Iterator[str]:
     """A worker with minilm and tiny_coder, and the nats-server that it starts."""
-    ports = [part for name in ("nats", "nats-monitor", "metrics") for part in (f"--{name}-port", "0")]
+    ports = [part for name in ("nats", "metrics") for part in (f"--{name}-port", "0")]
     models = ("--model", "minilm", "--model", "tiny_coder", "--device", "cpu", "--threads", "1")
     command = user.command("serve", "--embedded-nats", *ports, *models, "--data-dir", str(user.home / "data"))
     process = subprocess.Popen(command, env=user.environment(), cwd=user.sources, stderr=subprocess.PIPE, text=True)
@@ -147,7 +147,7 @@ def test_models_are_listed_added_and_served(user: User, url: str) -> None:
 
 
 def test_a_start_without_a_folder_for_data_says_what_to_do(user: User, url: str) -> None:
-    ports = [part for name in ("nats", "nats-monitor", "metrics") for part in (f"--{name}-port", "0")]
+    ports = [part for name in ("nats", "metrics") for part in (f"--{name}-port", "0")]
     done = user.run("serve", "--embedded-nats", *ports)
     assert done.returncode == 2
     assert "choose another folder with --data-dir" in done.stderr

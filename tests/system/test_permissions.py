@@ -21,6 +21,7 @@ from nats_server import secured_server as secured
 
 from service.bus.causes import Denied
 from service.bus.connection import connected, settled
+from service.bus.credentials import inbox_prefix
 from service.bus.settings import NatsSettings
 from service.jobs import streams
 from service.jobs.live import Live, LiveVersions
@@ -57,7 +58,7 @@ LATER = [
     *(f"$JS.FC._.account.{stream}.c.1" for stream in ("KV_ml_jobs", "OBJ_ml_checkpoints", "OBJ_ml_data")),
 ]
 OTHERS = ["$SYS.REQ.SERVER.PING", "$JS.API.STREAM.LIST", "$KV.others.key", "ml", "somewhere.else"]
-ANSWERS = ["_INBOX.x", "_INBOX_client.x.y", "_INBOX_admin.x", "_INBOX_ml.x", "_R_.x", "ml.watch.x"]
+ANSWERS = ["_INBOX.x", "_INBOX_ml.client.x.y", "_INBOX_ml.admin.x", "_INBOX_ml.x", "_R_.x", "ml.watch.x"]
 
 MAY_PUBLISH = {
     "admin": [*ASKING, *RESIDENCY, *STREAMS, "ml.jobs.some_job.event", "_INBOX.x"],
@@ -113,7 +114,7 @@ MAY_NOT_PUBLISH = {
 MAY_SUBSCRIBE = {
     "admin": [*SERVING, *EVENTS, ">"],
     "worker": [*SERVING, *EVENTS, "_INBOX_worker.x.*", f"{WORKERS_INBOX}.x"],
-    "client": [*EVENTS, "ml.watch.x", "_INBOX_client.x.*"],
+    "client": [*EVENTS, "ml.watch.x", "_INBOX_ml.client.x.*"],
     "local": [*EVENTS, "ml.watch.x", "_INBOX.x.*", "_INBOX.>"],
 }
 MAY_NOT_SUBSCRIBE = {
@@ -121,7 +122,7 @@ MAY_NOT_SUBSCRIBE = {
     "worker": [
         ">",
         "_INBOX.>",
-        "_INBOX_client.>",
+        "_INBOX_ml.client.>",
         "_INBOX_ml.>",
         "_INBOX_ml.x",
         "_R_.>",
@@ -129,8 +130,16 @@ MAY_NOT_SUBSCRIBE = {
         "$KV.>",
         "somewhere.else",
     ],
-    "client": [*SERVING, ">", "_INBOX.>", "_INBOX_worker.>", "_INBOX_admin.>", "ml.queue.>", "$KV.ml_jobs.>"],
-    "local": [*SERVING, ">", "_INBOX_client.>", "_INBOX_worker.>", "_INBOX_admin.>", "ml.queue.>", "$KV.ml_jobs.>"],
+    "client": [*SERVING, ">", "_INBOX.>", "_INBOX_worker.>", "_INBOX_ml.admin.>", "ml.queue.>", "$KV.ml_jobs.>"],
+    "local": [
+        *SERVING,
+        ">",
+        "_INBOX_ml.client.>",
+        "_INBOX_worker.>",
+        "_INBOX_ml.admin.>",
+        "ml.queue.>",
+        "$KV.ml_jobs.>",
+    ],
 }
 ROLES = ["admin", "worker", "client", "local"]
 
@@ -153,7 +162,7 @@ class Party:
 def settings_of(role: str, server: NatsServer) -> NatsSettings:
     if role == "local":
         return NatsSettings(url=server.url)
-    return NatsSettings(url=server.url, user=role, password=PASSWORDS[role], inbox_prefix=f"_INBOX_{role}")
+    return NatsSettings(url=server.url, user=role, password=PASSWORDS[role], inbox_prefix=inbox_prefix(role))
 
 
 @asynccontextmanager

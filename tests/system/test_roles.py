@@ -30,7 +30,7 @@ def as_role(server, role: str) -> str:
 
 @pytest.mark.parametrize("role", ["client", "admin", None])
 async def test_each_role_is_served(secured_server, role):
-    prefix = f"_INBOX_{role}" if role else "_INBOX"
+    prefix = f"_INBOX_ml.{role}" if role else "_INBOX"
     async with running_worker(as_role(secured_server, "worker")):
         url = as_role(secured_server, role) if role else secured_server.url
         async with await MLClient.connect(url, inbox_prefix=prefix) as ml:
@@ -54,7 +54,7 @@ async def test_a_cancel_and_a_lost_listener_work_within_the_role(secured_server)
 
 
 async def test_a_new_version_reaches_the_fleet_within_the_role(secured_server, tmp_path, journal):
-    admin = NatsSettings(url=as_role(secured_server, "admin"), inbox_prefix="_INBOX_admin")
+    admin = NatsSettings(url=as_role(secured_server, "admin"), inbox_prefix="_INBOX_ml.admin")
     async with connected(admin) as nc:
         await streams.create(nc)
     fleet = Fleet(as_role(secured_server, "worker"), tmp_path)

@@ -11,7 +11,7 @@ OURS = ReplySubjects(PREFIXES)
 
 
 @pytest.mark.parametrize(
-    "reply", ["_INBOX.x", "_INBOX_client.x.y", "_INBOX_admin.x", "_INBOX_ml.worker.x", "_R_.x.1", "ml.watch.x"]
+    "reply", ["_INBOX.x", "_INBOX_ml.client.x.y", "_INBOX_ml.admin.x", "_INBOX_ml.worker.x", "_R_.x.1", "ml.watch.x"]
 )
 def test_inboxes_and_what_many_watch_are(reply: str) -> None:
     assert OURS.allow(reply)

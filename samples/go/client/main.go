@@ -4,6 +4,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"log"
@@ -11,7 +12,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nuid"
 	"github.com/synadia-io/orbit.go/natsext"
 )
 
@@ -66,11 +66,14 @@ func generate(nc *nats.Conn, body object, cancelAfter int) {
 	// Without a deadline natsext waits for two seconds. Either way it ends in silence when the time is over.
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	msg, id, pieces := message("ml.generate", body), nuid.Next(), 0
+	msg, id, pieces := message("ml.generate", body), rand.Text(), 0
 	msg.Header.Set("Ml-Stream", "true")
 	msg.Header.Set("Ml-Request-Id", id)
 	toTheEnd := natsext.RequestManySentinel(natsext.DefaultSentinel) // an empty message
 	for frame, err := range must(natsext.RequestManyMsg(ctx, nc, msg, toTheEnd)) {
+		if err == nil && frame.Header.Get("Ml-Request-Id") != id {
+			continue // somebody else's
+		}
 		body := must(decode(frame, err))
 		switch frame.Header.Get("Ml-Event") {
 		case "token":

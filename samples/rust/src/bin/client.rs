@@ -45,6 +45,9 @@ async fn generate(client: &Client, body: Value, cancel_after: usize) -> Result<(
         if frame.payload.is_empty() {
             break; // the end
         }
+        if header(&frame, "Ml-Request-Id") != Some(&id) {
+            continue; // somebody else's
+        }
         let body = checked(&frame)?;
         match header(&frame, "Ml-Event") {
             Some("token") => {

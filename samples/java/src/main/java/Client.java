@@ -2,7 +2,6 @@ import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import io.nats.client.Connection;
 import io.nats.client.Message;
-import io.nats.client.NUID;
 import io.nats.client.Nats;
 import io.nats.client.Subscription;
 import io.nats.client.impl.Headers;
@@ -13,6 +12,7 @@ import java.time.Duration;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.UUID;
 import java.util.concurrent.TimeoutException;
 
 /** Asks a worker of mlbus with jnats; NATS_URL says where. */
@@ -45,7 +45,7 @@ record Client(Connection nc) {
 
     /** Prints the pieces of a text as they come, and how it ended. */
     void generate(Map<String, ?> body, int cancelAfter) throws Exception {
-        String id = NUID.nextGlobal();
+        String id = UUID.randomUUID().toString();
         Subscription frames = nc.subscribe(nc.createInbox());
         NatsMessage request = message("ml.generate", body).replyTo(frames.getSubject()).build();
         request.getHeaders().put("Ml-Stream", "true").put("Ml-Request-Id", id);
@@ -56,6 +56,9 @@ record Client(Connection nc) {
             Message frame = frames.nextMessage(Duration.ofNanos(Math.max(1, deadline - System.nanoTime())));
             if (frame == null || frame.getData().length == 0) { // the time is over, or an empty message: the end
                 break;
+            }
+            if (!frame.hasHeaders() || !id.equals(frame.getHeaders().getFirst("Ml-Request-Id"))) {
+                continue; // somebody else's
             }
             JsonNode reply = checked(frame);
             String event = frame.getHeaders().getFirst("Ml-Event");

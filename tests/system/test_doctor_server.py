@@ -1,0 +1,68 @@
+"""What `mlbus doctor` finds out about the server itself, and about inboxes that nobody answers."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from nats_server import PASSWORDS, NatsServer, secured_server
+
+from service.bus.credentials import FILE_NAME
+from service.bus.settings import NatsSettings
+from service.cli import doctor_nats
+from service.cli.doctor_machine import Finding
+from service.config import Settings
+
+
+async def findings(server: NatsServer, folder: Path) -> dict[str, Finding]:
+    settings = Settings(nats_url=server.url, data_dir=folder)
+    return {finding.check: finding for finding in await asyncio.to_thread(lambda: list(doctor_nats.nats(settings, 5)))}
+
+
+async def test_the_system_account_is_asked(
+    secured_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLBUS_SYSTEM_PASSWORD", PASSWORDS["system"])
+    found = (await findings(secured_server, tmp_path))["server"]
+    assert found.status == "ok"
+    assert "connections" in found.found
+    assert found.found.endswith("JetStream keeps 0.0 of 32 GiB")
+
+
+@pytest.mark.parametrize("password", [None, "a guess"])
+async def test_a_server_that_is_not_ours_is_not_asked(
+    secured_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, password: str | None
+) -> None:
+    if password:
+        monkeypatch.setenv("MLBUS_SYSTEM_PASSWORD", password)
+    assert "server" not in await findings(secured_server, tmp_path)
+
+
+async def test_the_password_of_an_embedded_server_goes_to_no_other_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / FILE_NAME).write_text("MLBUS_SYSTEM_PASSWORD=ours\n")
+    monkeypatch.setattr(doctor_nats, "connected", lambda _: pytest.fail("it would have been sent"))
+    elsewhere = NatsSettings(url="nats://127.0.0.1:1,nats://elsewhere:4222")
+    assert await doctor_nats._server(elsewhere, Settings(nats_url=elsewhere.url, data_dir=tmp_path)) == []
+
+
+async def test_a_monitoring_port_that_is_open_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLBUS_SYSTEM_PASSWORD", PASSWORDS["system"])
+    server = secured_server(tmp_path / "nats", "-m", "-1")
+    try:
+        found = (await findings(server.start(), tmp_path))["server"]
+    finally:
+        server.stop()
+    assert (found.status, "asks for no password" in found.found) == ("warn", True)
+
+
+async def test_an_inbox_prefix_of_an_older_configuration_is_told(
+    nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATS_USER", "client")
+    monkeypatch.setenv("NATS_PASSWORD", "x")
+    monkeypatch.setenv("NATS_INBOX_PREFIX", "_INBOX_client")
+    found = (await findings(nats_server, tmp_path))["worker"]
+    assert found.status == "fail"
+    assert found.found == "workers answer nothing below _INBOX_client, the inbox prefix of user 'client'"
+    assert found.advice.startswith("_INBOX_ml.client is that of the present nats-server.conf")
