@@ -17,7 +17,7 @@ from models.encoders.base import Encoder
 from models.memory import bound_arenas
 
 from . import residents
-from .background import Background
+from .background import Background, going_on
 from .bus.causes import Denied
 from .bus.client import BusClient
 from .bus.connection import connected
@@ -39,6 +39,7 @@ from .http_port import Health, serve_http
 from .model_loader import ModelLoader, OnStep
 from .reply_subject import JETSTREAM_INBOX, ReplySubjects
 from .residency import Residency
+from .self_watch import SelfWatch
 from .served import Facts, Model, Served, facts_of, generates
 from .stop import Stop, StoppedEarly, end_on_signals, end_soon, unless_stopped
 from .telemetry import Telemetry, configured_tracer
@@ -48,8 +49,8 @@ log = structlog.get_logger(__name__)
 
 BUDGET_TOKENS = {"cpu": 1024, "cuda": 16384}
 OVERHEAD_TOKENS = {"cpu": 32, "cuda": 256}
-LEAVING_S = 60.0
-"""How long a stop may take beyond the grace time: a job is handed back, a server stopped; more than that hangs."""
+LEAVING_S = 5.0
+"""Of the grace time, what is kept for what comes after the last answer: connections are closed, a server is stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ async def serve(
     of as the settings say. on_step hears what start-up is doing. Raises BusError or ModelError when it cannot start.
     """
     bound_arenas()
-    stop = Stop(settings.grace_s + LEAVING_S)
+    stop = Stop(max(settings.grace_s, LEAVING_S))
     end_on_signals(stop)
     code = 1
     try:
@@ -143,8 +144,10 @@ async def worker(
         gc.freeze()  # what is loaded stays: later collections need not walk through it
         endpoint = _endpoint(nc, residency, finetuning, settings, telemetry, worker_id)
         health.not_ready = functools.partial(_not_ready, nc, endpoint, residency)
-        denials.published = endpoint.on_denied
-        await stack.enter_async_context(serving(endpoint, settings.grace_s))
+        watch = SelfWatch(nc, worker_id, functools.partial(stop.fail, within_s=LEAVING_S))
+        denials.published = (endpoint.on_denied, watch.on_denied)
+        await stack.enter_async_context(serving(endpoint, max(0.0, settings.grace_s - LEAVING_S)))
+        await stack.enter_async_context(going_on(lambda closing: watch.run(), "self_watch"))
         await stack.enter_async_context(finetuning.working())
         if denials.silent:
             ours_first = sorted(denials.silent, key=lambda subject: (not subject.startswith("ml."), subject))
@@ -159,15 +162,16 @@ async def worker(
 class _Denials:
     """What the server refuses. silent: subjects of this service that it does not let us listen on.
 
-    published: hears of what it does not let us publish to.
+    published: who hears of what it does not let us publish to.
     """
 
     silent: set[str] = field(default_factory=set)
-    published: Callable[[str], None] = lambda subject: None
+    published: Sequence[Callable[[str], None]] = ()
 
     def note(self, denied: Denied) -> None:
         if denied.operation == "publish":
-            self.published(denied.subject)
+            for hear in self.published:
+                hear(denied.subject)
         elif not denied.subject.startswith("_inbox"):
             self.silent.add(denied.subject)
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 from pydantic import BaseModel
 
 from subjects import codec, names, stream
@@ -23,6 +24,10 @@ MAX_UNSENT_BYTES = 1_048_576
 """How much may wait for the server to read it before a stream waits too: nats-py waits for ten seconds and goes on."""
 MAX_KEPT_BYTES = 4 * 2**20
 """How much may be kept to be sent again if the connection breaks, or until it is back, before an answer waits."""
+
+
+class ReplyLost(Exception):
+    """An answer could not be published; the caller cannot be told of it."""
 
 
 class Call:
@@ -189,7 +194,8 @@ class Call:
     async def probe(self, gone: str) -> None:
         """Ask the caller whether it is still there; where nobody is, the server says so on the subject `gone`."""
         headers = {names.REQUEST_ID: self.asked.request_id, names.EVENT: stream.PROBE}
-        await self._nc.publish(self.caller, stream.PROBE.encode(), reply=gone, headers=headers)
+        with _publishing():
+            await self._nc.publish(self.caller, stream.PROBE.encode(), reply=gone, headers=headers)
 
     async def close(self) -> None:
         """Send the sentinel, an empty body and no headers, where frames were asked for or allowed.
@@ -227,7 +233,8 @@ class Call:
         """
         while True:
             if self._nc.is_connected and self._nc.pending_data_size > MAX_UNSENT_BYTES:
-                await self._nc._flush_pending(force_flush=True)
+                with _publishing():
+                    await self._nc._flush_pending(force_flush=True)
             elif self._nc.kept_bytes > MAX_KEPT_BYTES:
                 self._nc.eased.clear()
                 await self._nc.eased.wait()
@@ -256,4 +263,13 @@ class Call:
     async def _publish(self, body: bytes, headers: dict[str, Any] | None, probe: str = "") -> None:
         if not self.denied:
             until = self.deadline + names.WIND_UP_S
-            await self._nc.publish_kept(self.reply, body, reply=probe, headers=headers, until=until)
+            with _publishing():
+                await self._nc.publish_kept(self.reply, body, reply=probe, headers=headers, until=until)
+
+
+@contextmanager
+def _publishing() -> Iterator[None]:
+    try:
+        yield
+    except NatsError as error:
+        raise ReplyLost(str(error)) from error

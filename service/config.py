@@ -137,7 +137,9 @@ class Settings(BaseSettings):
         "auto", description="auto: as each model's entry says, for most bf16 where the device computes in it"
     )
     threads: int | None = Field(None, ge=1, le=1024, description="compute threads; absent: all cores but one past two")
-    grace_s: float = Field(30.0, ge=0, description="seconds that requests in flight get at shutdown")
+    grace_s: float = Field(
+        30.0, ge=0, description="seconds from a signal to the end; requests in flight get all but the last 5"
+    )
     reply_prefixes: Annotated[tuple[str, ...], NoDecode] = Field(
         PREFIXES, description="prefixes of the subjects that are answered; a request with another one is dropped"
     )

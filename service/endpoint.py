@@ -33,7 +33,7 @@ from . import micro
 from .bus.client import BusClient
 from .bus.connection import settled
 from .busy import MARGIN, milliseconds
-from .call import Call
+from .call import Call, ReplyLost
 from .errors import INTERNAL, to_wire
 from .reply_subject import MOST_BYTES, WORKERS_INBOX, ReplySubjects
 from .streamer import Frames, send_stream
@@ -207,7 +207,7 @@ class Endpoint:
                 await call.fail(error)
             if route.alone:  # others may still answer
                 await call.close()
-        except NatsError as error:
+        except ReplyLost as error:
             call.answered = Internal(str(error))
             log.warning("reply.lost", route=route.name, request_id=call.asked.request_id, error=str(error))
         finally:
@@ -222,7 +222,7 @@ class Endpoint:
                     await self._answer(route, call)
         except asyncio.CancelledError:
             return call.ended_by or Unavailable("this worker is shutting down")
-        except NatsError:
+        except ReplyLost:
             raise
         except Exception as error:
             if timer.expired():
@@ -276,7 +276,7 @@ class Endpoint:
             await asyncio.sleep(PROBE_S)
             callers = {call.caller: call for call in self.calls.values() if call.caller}
             for call in callers.values() if self.nc.is_connected else ():
-                with suppress(NatsError):
+                with suppress(ReplyLost):
                     await call.probe(f"{self._gone}.{call.serial}")
 
     def on_denied(self, subject: str) -> None:

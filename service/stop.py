@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ ResultT = TypeVar("ResultT")
 AT_EXIT_S = 3.0
 """How long what runs at the interpreter's end may take, such as sending the last traces."""
 LONGEST_S = 1e6
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(slots=True)
@@ -31,16 +33,24 @@ class Stop:
     within_s: float | None = None
     code: int = 0
     asked: asyncio.Event = field(default_factory=asyncio.Event)
+    _armed: bool = False
 
     def ask(self) -> None:
-        if self.within_s is not None and not self.asked.is_set():
-            faulthandler.dump_traceback_later(min(self.within_s, LONGEST_S), exit=True)
+        self.arm()
         self.asked.set()
 
-    def fail(self, reason: object) -> None:
-        """End with a non-zero exit code, so that a supervisor starts the worker again."""
+    def arm(self) -> None:
+        """Have the process end in time, whatever hangs; in any thread. What ends it needs neither Python nor a turn."""
+        if self.within_s is not None and not self._armed:
+            self._armed = True
+            faulthandler.dump_traceback_later(min(self.within_s, LONGEST_S), exit=True)
+
+    def fail(self, reason: object, within_s: float = LONGEST_S) -> None:
+        """End with a non-zero exit code, so that a supervisor starts the worker again. within_s: if that is less."""
         log.error("worker.failed", reason=str(reason))
         self.code = 1
+        if self.within_s is not None:
+            self.within_s = min(self.within_s, within_s)
         self.ask()
 
 
@@ -67,13 +77,28 @@ def end_soon(code: int) -> None:
 
 
 def end_on_signals(stop: Stop) -> None:
-    """The first signal drains; a second one ends at once."""
+    """The first signal drains; a second one ends at once.
+
+    A thread of its own hears them, for the event loop may be what hangs. Where that thread gets no turn, as beside a
+    pattern that takes for ever to match, Python lets the handler run all the same.
+    """
     loop = asyncio.get_running_loop()
+    heard, wake = os.pipe()
+    os.set_blocking(wake, False)
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: stop.arm())
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    threading.Thread(target=_hear, args=(heard, stop, loop), name="signals", daemon=True).start()
 
-    def on_signal() -> None:
-        if stop.asked.is_set():
+
+def _hear(heard: int, stop: Stop, loop: asyncio.AbstractEventLoop) -> None:
+    told = False
+    while number := os.read(heard, 1):
+        if number[0] not in _SIGNALS:
+            continue
+        if told:
             os._exit(130)
-        stop.ask()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+        told = True
+        stop.arm()
+        with suppress(RuntimeError):  # the loop is closed: the process ends already
+            loop.call_soon_threadsafe(stop.ask)

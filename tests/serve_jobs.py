@@ -6,6 +6,7 @@ As a process it prints `ready` once it takes jobs.
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
@@ -25,6 +26,8 @@ from models.training.errors import CannotTrain
 from models.training.options import TrainingOptions
 from service.bus.client import BusClient
 from service.config import Settings
+from service.endpoint import Endpoint, Limits, serving
+from service.handlers.finetune import FinetuneHandlers
 from service.jobs import streams
 from service.jobs.pipeline import Pipeline
 from service.jobs.queue import JobQueue, Pace
@@ -34,6 +37,8 @@ from service.jobs.stages import Stages
 from service.jobs.step_process import Steps
 from service.jobs.store import JobStore
 from service.jobs.submission import Submission
+from service.reply_subject import ReplySubjects
+from service.telemetry import Telemetry, configured_tracer
 from subjects import names
 from subjects.finetune import FinetuneRequest
 from subjects.jobs import TERMINAL, Job, State
@@ -161,6 +166,22 @@ async def jobs_worker(
             yield made
     finally:
         await nc.close()
+
+
+@asynccontextmanager
+async def answering(worker: JobsWorker) -> AsyncIterator[Client]:
+    """A client of an endpoint with the routes of jobs."""
+    routes = FinetuneHandlers(worker.submission, worker.store).routes()
+    limits = Limits(requests=10, request_bytes=2**24, default_timeout_s=10)
+    replies = ReplySubjects(worker.settings.reply_prefixes)
+    endpoint = Endpoint(worker.nc, "w1", routes, limits, Telemetry(configured_tracer()), dict, dict, replies)
+    async with serving(endpoint, 1), await nats.connect(worker.settings.nats_url) as nc:
+        yield nc
+
+
+async def asked(nc: Client, subject: str, body: str) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads((await nc.request(subject, body.encode(), timeout=10)).data)
+    return answer
 
 
 class Events:

@@ -14,7 +14,6 @@ from typing import TypeAlias
 
 import structlog
 from nats.aio.client import Client
-from nats.js.errors import NotFoundError
 from pydantic import ValidationError
 
 from models import hub
@@ -25,17 +24,18 @@ from models.training.options import TrainingOptions
 from models.training.run import RunFolder, RunSpec
 from models.versions import BASE, version_folder
 from subjects import names
+from subjects.errors import InvalidField, NotFound, NotServed, TooLarge
 from subjects.finetune import FinetuneRequest, TrainingPair
 from subjects.jobs import Job
 
 from ..config import Settings
+from .objects import Objects
 from .step_process import StepFailed
 
 log = structlog.get_logger(__name__)
 
 Needs: TypeAlias = Callable[[ModelSpec, Path, TrainingOptions], tuple[str, int]]
 """What a training takes: entry, folder of the weights, options -> device, bytes."""
-OBJECT_TIMEOUT_S = 900
 _LOCK_RETRY_S = 1.0
 
 
@@ -142,11 +142,9 @@ class Runs:
     async def _fetch(self, name: str, file: BufferedWriter) -> None:
         """An object, as it comes: it may be larger than the memory."""
         try:
-            async with asyncio.timeout(OBJECT_TIMEOUT_S):
-                store = await self.nc.jetstream().object_store(names.DATA_BUCKET)
-                await store.get(name, writeinto=file)
-        except NotFoundError:
-            raise StepFailed(f"there is no object {name!r} in the bucket {names.DATA_BUCKET} any more") from None
+            await Objects(self.nc, names.DATA_BUCKET).copy(name, file)
+        except (InvalidField, NotFound, NotServed, TooLarge) as error:
+            raise StepFailed(error.message) from None
 
 
 def _given(folder: RunFolder) -> Path:

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import structlog
 from nats.aio.client import Client
 from nats.js.api import Header
-from nats.js.errors import APIError, BucketNotFoundError, NoStreamResponseError, NotFoundError
+from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 from nats.nuid import NUID
 
 from models import hub
@@ -24,11 +24,12 @@ from models.training.errors import PathRefused
 from models.training.records import Pair
 from models.versions import version_folder
 from subjects import names
-from subjects.errors import Busy, InvalidField, NotFound, TooLarge, Unavailable
+from subjects.errors import Busy, InvalidField, TooLarge, Unavailable
 from subjects.finetune import FinetuneReply, FinetuneRequest, TrainingPair
 from subjects.jobs import Job
 
 from ..config import Settings
+from .objects import Objects
 from .patience import TROUBLE
 from .store import JobStore, NotSetUp
 
@@ -109,7 +110,7 @@ class Submission:
         if request.pairs is not None:
             await asyncio.to_thread(_check_pairs, request.pairs, request.options.seed)
         if request.object is not None:
-            await self._check_object(request.object)
+            await Objects(self.nc, names.DATA_BUCKET).meta(request.object)
 
     def _check_weights(self, entry: ModelSpec) -> None:
         live = version_folder(self.settings.checkpoints_dir, entry.id)
@@ -127,19 +128,6 @@ class Submission:
         if not folder.is_dir():  # said only below the roots: nobody is to learn what else is on this machine
             what = "it is no folder" if folder.exists() else "there is no such folder on the worker's machine"
             raise PathRefused(path, f"{what}; name the folder of a codebase")
-
-    async def _check_object(self, name: str) -> None:
-        try:
-            info = await (await self.nc.jetstream().object_store(names.DATA_BUCKET)).get_info(name)
-        except BucketNotFoundError:
-            raise NotSetUp from None
-        except NotFoundError:
-            put = f"nats object put {names.DATA_BUCKET} FILE --name {name}"
-            raise NotFound(
-                f"there is no object {name!r} in the bucket {names.DATA_BUCKET}; put it there: {put}"
-            ) from None
-        if not info.size:
-            raise InvalidField(f"field 'object': object {name!r} is empty; give it a JSON line for each pair")
 
     async def _body(self, request: FinetuneRequest) -> bytes:
         body = await asyncio.to_thread(request.model_dump_json, exclude_none=True)

@@ -263,10 +263,35 @@ async def test_a_worker_whose_device_fails_for_good_leaves_and_ends(nats_url, ml
         await ask(ml, "after")
 
 
-async def test_a_drain_that_does_not_end_is_cut_off(nats_server):
-    """Whatever hangs, as a hand-back to a server that is away may."""
-    process = await fake_process(nats_server.url, "--hanging", stderr=PIPE, MLBUS_GRACE_S="0")
+@pytest.mark.parametrize("hangs", ["drain", "loop", "pattern"])
+async def test_a_stop_that_does_not_get_through_is_cut_off_and_says_where_it_hangs(nats_server, hangs):
+    """Whatever hangs: a hand-back to a server that is away, or the event loop itself, which hears of no signal then."""
+    process = await fake_process(nats_server.url, "--hangs", hangs, stderr=PIPE, MLBUS_GRACE_S="0")
     process.terminate()
     _, logged = await asyncio.wait_for(process.communicate(), 20)
     assert process.returncode == 1
     assert b"most recent call first" in logged  # where each thread was
+
+
+@pytest.mark.parametrize("hangs", ["task", "thread"])
+async def test_what_cannot_be_cancelled_does_not_hold_up_a_stop(nats_server, hangs):
+    process = await fake_process(nats_server.url, "--hangs", hangs, stderr=PIPE, MLBUS_GRACE_S="0")
+    process.terminate()
+    await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode in (0, 1)
+
+
+async def test_a_second_signal_ends_a_worker_whose_loop_hangs(nats_server):
+    process = await fake_process(nats_server.url, "--hangs", "loop", stderr=PIPE)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 130
+
+
+async def test_a_worker_that_does_not_hear_itself_leaves(nats_server):
+    """Its client sends nothing any more; the server sees a connection that is in good order."""
+    process = await fake_process(nats_server.url, "--mute", stderr=PIPE, MLBUS_GRACE_S="0")
+    _, logged = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 1
+    assert b"3 times in a row, and nobody answered" in logged

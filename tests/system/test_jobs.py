@@ -4,27 +4,21 @@ import asyncio
 import json
 import resource
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-import nats
 import pytest
 from fake_steps import Script, holding
-from nats.aio.client import Client
+from nats.errors import Error as NatsError
 from nats_server import NatsServer
-from serve_jobs import Events, JobsWorker, jobs_worker, listening, set_up
+from serve_jobs import Events, JobsWorker, answering, asked, jobs_worker, listening, set_up
 
 from models.errors import OverBudget
 from service.bus.client import BusClient
 from service.bus.jetstream import JetStream, NotStored
 from service.cli import doctor_nats
-from service.endpoint import Endpoint, Limits, serving
 from service.errors import to_wire
-from service.handlers.finetune import FinetuneHandlers
 from service.jobs.patience import insist
-from service.reply_subject import ReplySubjects
-from service.telemetry import Telemetry, configured_tracer
+from service.jobs.store import JobStore
 from subjects import names
 from subjects.errors import Busy, NotServed, Unavailable
 from subjects.finetune import FinetuneOptions, FinetuneRequest, TrainingPair
@@ -135,7 +129,7 @@ async def test_rollback_is_a_rejection(worker: JobsWorker, events: Events) -> No
     assert job.reason == f"version {job.version} was rolled back: a live round did not match"
 
 
-async def test_version_is_kept_and_not_swapped_where_that_was_asked(worker: JobsWorker, events: Events) -> None:
+async def test_version_is_kept_and_not_swapped_where_that_wasasked(worker: JobsWorker, events: Events) -> None:
     await worker.submit("one", path=str(worker.settings.finetune.roots[0]), swap=False)
     job = await events.until_over("one")
     assert job.state == "done"
@@ -368,8 +362,8 @@ async def test_a_server_that_takes_no_writes_is_told_from_one_that_is_away(
             await client.submit("large", pairs=pairs)
         with pytest.raises(NotStored):
             await client.nc.jetstream().publish(f"$KV.{names.JOBS_BUCKET}.large", bytes(2**16))
-        async with _answering(client) as nc:
-            answer = await _asked(nc, names.FINETUNE, str(client.settings.finetune.roots[0]))
+        async with answering(client) as nc:
+            answer = await asked(nc, names.FINETUNE, str(client.settings.finetune.roots[0]))
         assert "takes no writes: where its disk was full, free some and restart nats" in answer["error"]["message"]
         found = await asyncio.to_thread(lambda: list(doctor_nats.nats(client.settings, 10)))
         assert [finding.status for finding in found if finding.check == "JetStream"] == ["fail"]
@@ -392,51 +386,48 @@ async def test_server_without_the_streams_says_what_to_do(nats_url: str, tmp_pat
 # Over the bus
 
 
-@asynccontextmanager
-async def _answering(worker: JobsWorker) -> AsyncIterator[Client]:
-    """A client of an endpoint with the routes of jobs."""
-    routes = FinetuneHandlers(worker.submission, worker.store).routes()
-    limits = Limits(requests=10, request_bytes=2**24, default_timeout_s=10)
-    replies = ReplySubjects(worker.settings.reply_prefixes)
-    endpoint = Endpoint(worker.nc, "w1", routes, limits, Telemetry(configured_tracer()), dict, dict, replies)
-    async with serving(endpoint, 1), await nats.connect(worker.settings.nats_url) as nc:
-        yield nc
+async def test_what_nats_fails_at_within_the_work_is_answered(
+    worker: JobsWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a reply that cannot be published is lost."""
 
+    async def fail(store: JobStore, job_id: str) -> None:
+        raise NatsError("nats: what nobody foresaw")
 
-async def _asked(nc: Client, subject: str, body: str) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads((await nc.request(subject, body.encode(), timeout=10)).data)
-    return answer
+    monkeypatch.setattr(JobStore, "get", fail)
+    async with answering(worker) as nc:
+        assert (await asked(nc, names.JOBS_GET, "one"))["error"]["code"] == 500
 
 
 async def test_jobs_are_asked_for_in_plain_text(worker: JobsWorker, events: Events) -> None:
-    async with _answering(worker) as nc:
+    async with answering(worker) as nc:
         worker.script.write(train=["hold"])
-        reply = await _asked(nc, names.FINETUNE, str(worker.settings.finetune.roots[0]))
+        reply = await asked(nc, names.FINETUNE, str(worker.settings.finetune.roots[0]))
         assert reply["duplicate"] is False
         await events.until(reply["job"], note=holding("train"))
         assert reply["id"] == reply["job"]
-        found = await _asked(nc, names.JOBS_GET, reply["job"])
+        found = await asked(nc, names.JOBS_GET, reply["job"])
         assert (found["state"], found["model"]) == ("training", "a")
         for name in ("id", "job"):
-            assert (await _asked(nc, names.JOBS_GET, json.dumps({name: reply["job"]})))[name] == reply["job"]
-        assert await _asked(nc, names.JOBS_LIST, "training") == await _asked(nc, names.JOBS_LIST, "")
-        assert (await _asked(nc, names.JOBS_CANCEL, reply["job"]))["cancel_requested"]
+            assert (await asked(nc, names.JOBS_GET, json.dumps({name: reply["job"]})))[name] == reply["job"]
+        assert await asked(nc, names.JOBS_LIST, "training") == await asked(nc, names.JOBS_LIST, "")
+        assert (await asked(nc, names.JOBS_CANCEL, reply["job"]))["cancel_requested"]
         await events.until_over(reply["job"])
-        listed = await _asked(nc, names.JOBS_LIST, '{"state":"cancelled","model":"a","limit":1}')
+        listed = await asked(nc, names.JOBS_LIST, '{"state":"cancelled","model":"a","limit":1}')
         assert [job["id"] for job in listed["jobs"]] == [reply["job"]]
-        assert (await _asked(nc, names.JOBS_GET, "nobody"))["error"]["code"] == 404
-        assert (await _asked(nc, names.JOBS_CANCEL, "nobody"))["error"]["code"] == 404
-        assert (await _asked(nc, names.JOBS_GET, "no.body"))["error"]["code"] == 422
-        assert (await _asked(nc, names.FINETUNE, "{}"))["error"]["code"] == 422
+        assert (await asked(nc, names.JOBS_GET, "nobody"))["error"]["code"] == 404
+        assert (await asked(nc, names.JOBS_CANCEL, "nobody"))["error"]["code"] == 404
+        assert (await asked(nc, names.JOBS_GET, "no.body"))["error"]["code"] == 422
+        assert (await asked(nc, names.FINETUNE, "{}"))["error"]["code"] == 422
 
 
 async def test_without_jetstream_all_of_it_says_what_to_do(tmp_path: Path, script: Script) -> None:
     server = NatsServer(tmp_path / "nats").start()
     try:
-        async with jobs_worker(server.url, tmp_path / "data", script) as worker, _answering(worker) as nc:
+        async with jobs_worker(server.url, tmp_path / "data", script) as worker, answering(worker) as nc:
             for subject in (names.FINETUNE, names.JOBS_GET, names.JOBS_LIST, names.JOBS_CANCEL):
                 body = "" if subject == names.JOBS_LIST else "code"
-                error = (await _asked(nc, subject, body))["error"]
+                error = (await asked(nc, subject, body))["error"]
                 assert (error["code"], error["retryable"]) == (503, False)
                 assert "mlbus admin init" in error["message"]
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -25,6 +26,7 @@ from service.bus.credentials import inbox_prefix
 from service.bus.settings import NatsSettings
 from service.jobs import streams
 from service.jobs.live import Live, LiveVersions
+from service.jobs.objects import Objects
 from service.jobs.store import JobStore
 from service.jobs.sweep import Sweep
 from service.reply_subject import PREFIXES, WORKERS_INBOX, ReplySubjects
@@ -40,7 +42,7 @@ ASKING = [*INFERENCE, *JOBS, *MODELS, *DISCOVERY, "ml.cancel.some_request"]
 EVENTS = ["ml.jobs.some_job.event", "ml.jobs.*.event"]
 SERVING = ["ml.>", *INFERENCE, *RESIDENCY, "ml.cancel.*", "$SRV.>", "$SRV.PING"]
 STREAMS = ["$JS.API.STREAM.CREATE.ML_JOBS", "$JS.API.STREAM.DELETE.ML_JOBS", "$JS.API.STREAM.UPDATE.KV_ml_jobs"]
-LIVE_ROUND = ["$SRV.PING.ml", "$SRV.INFO.ml", "ml.embed.batch", "ml.cancel.some_request"]
+LIVE_ROUND = ["$SRV.PING.ml", "$SRV.PING.ml.some_id", "$SRV.INFO.ml", "ml.embed.batch", "ml.cancel.some_request"]
 UPLOADS = ["$O.ml_data.C.x", "$O.ml_data.M.x", "$JS.API.STREAM.INFO.OBJ_ml_data", "$JS.API.STREAM.MSG.GET.OBJ_ml_data"]
 STATE = [
     "$KV.ml_jobs.live.minilm",
@@ -55,7 +57,7 @@ STATE = [
 ]
 LATER = [
     "$JS.ACK._.account.ML_JOBS.workers.1.1.1.1.0",
-    *(f"$JS.FC._.account.{stream}.c.1" for stream in ("KV_ml_jobs", "OBJ_ml_checkpoints", "OBJ_ml_data")),
+    *(f"$JS.FC._.account.{stream}.c.1" for stream in ("KV_ml_jobs", "OBJ_ml_checkpoints")),
 ]
 OTHERS = ["$SYS.REQ.SERVER.PING", "$JS.API.STREAM.LIST", "$KV.others.key", "ml", "somewhere.else"]
 ANSWERS = ["_INBOX.x", "_INBOX_ml.client.x.y", "_INBOX_ml.admin.x", "_INBOX_ml.x", "_R_.x", "ml.watch.x"]
@@ -334,9 +336,9 @@ class TestJetStream:
         pairs = bytes(range(256)) * 2048
         await (await client.nc.jetstream().object_store("ml_data")).put("pairs.jsonl", pairs)
         assert await client.refusals() == []
-        data = await worker.nc.jetstream().object_store("ml_data")
-        assert (await data.get_info("pairs.jsonl")).size == len(pairs)
-        assert (await data.get("pairs.jsonl")).data == pairs
+        copied = io.BytesIO()
+        await Objects(worker.nc, "ml_data").copy("pairs.jsonl", copied)
+        assert copied.getvalue() == pairs
         assert await worker.refusals() == []
 
     async def test_a_worker_follows_the_live_versions(self, parties: dict[str, Party]) -> None:
