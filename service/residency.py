@@ -7,9 +7,10 @@ the loader's (service/model_loader.py), how it goes the departures' (service/dep
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
 import structlog
 
@@ -25,13 +26,17 @@ from .config import MemorySettings
 from .departures import Departures, Loaded
 from .embedder import Embedder
 from .generator import Generator
-from .loader_thread import LoaderThread
+from .loader_thread import LoaderThreads
 from .model_loader import Choice, ModelLoader
 from .room import Resize, Room
 from .served import Model, Served, facts_of
 
+if TYPE_CHECKING:
+    from models.probe import Unproved
+
 log = structlog.get_logger(__name__)
 
+ArgTs = TypeVarTuple("ArgTs")
 ServedT = TypeVar("ServedT", bound=Served)
 ResultT = TypeVar("ResultT")
 OTHERWISE = {
@@ -41,6 +46,13 @@ OTHERWISE = {
 """Where to go with a model of each kind."""
 ROOM_PATIENCE_S = 10.0
 """How long a model waits for those in use to be idle for a moment: nobody is turned out."""
+
+
+@dataclass(eq=False)
+class _NotProved(Exception):
+    """A model was not opened in a process of its own yet."""
+
+    unproved: "Unproved"
 
 
 class Residency:
@@ -70,7 +82,8 @@ class Residency:
         self._serving = serving
         self._on_died = on_died
         self._memory = memory
-        self._loading, self._fetching = LoaderThread(), LoaderThread()
+        self._threads = LoaderThreads()
+        self._steps: dict[str, Future[Any]] = {}
         self._background = Background()
         self._loads: dict[str, asyncio.Task[Loaded]] = {}
         self._chosen: dict[str, Choice] = {}
@@ -91,8 +104,6 @@ class Residency:
             await self._background.close()
             for resident in self.registry.everything():
                 await resident.serves.stop()
-            self._loading.close()
-            self._fetching.close()
 
     # Requests
 
@@ -182,7 +193,7 @@ class Residency:
         return await self._background.shielded(self._fetch_and_load(spec, changes), f"load.{model}")
 
     async def _fetch_and_load(self, spec: ModelSpec, changes: Mapping[str, Any]) -> Loaded:
-        await self._fetching.run(self._loader.fetch, spec)  # a download must not hold up other loads
+        await self._threads.run(self._loader.fetch, spec)  # a download must not hold up other loads
         return await self._with_room(self._change(spec, changes, always=False))
 
     async def reload(self, model: str, version: str | None = None) -> Loaded:
@@ -236,6 +247,8 @@ class Residency:
             try:
                 async with self._one_at_a_time:
                     return await change()
+            except _NotProved as error:
+                await self._prove(error.unproved)
             except Crowded as crowded:
                 try:
                     async with asyncio.timeout_at(until):
@@ -243,14 +256,32 @@ class Residency:
                 except TimeoutError:
                     raise crowded from None
 
+    async def _prove(self, unproved: "Unproved") -> None:
+        """Outside of the order of loads, which one that goes on for ever would hold up."""
+        try:
+            await self._threads.run(self._loader.prove, unproved)
+        except ModelError as error:
+            self._failed(unproved.spec, error)
+            raise
+
     async def _load(self, spec: ModelSpec, choice: Choice) -> Loaded:
         log.info("model.load_began", model=spec.id)
         try:
-            options = await self._loading.run(self._loader.options, spec, choice)
-            await self._room.make(spec.id, *await self._loading.run(self._loader.expected, spec, options))
-            loaded = await self._loading.run(self._loader.load, spec, options)
+            async with asyncio.timeout(self._memory.load_timeout_s):
+                options = await self._step(spec.id, self._loader.options, spec, choice)
+                if unproved := await self._step(spec.id, self._loader.unproved, spec, options):
+                    raise _NotProved(unproved)
+                await self._room.make(spec.id, *await self._step(spec.id, self._loader.expected, spec, options))
+                loaded = await self._step(spec.id, self._loader.load, spec, options)
             await self._check(spec, loaded)
             return self.publish(loaded)
+        except _NotProved:
+            raise
+        except TimeoutError:
+            self._loader.abandon()
+            reason = f"loading it was given up after {self._memory.load_timeout_s:g} s; see memory.load_timeout_s"
+            self._failed(spec, hangs := ModelUnavailable(spec.id, reason))
+            raise hangs from None
         except ModelError as error:
             self._failed(spec, error)
             raise
@@ -261,6 +292,16 @@ class Residency:
             raise broken from error
         finally:
             self.registry.cancel(spec.id)
+
+    async def _step(self, model: str, function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs) -> ResultT:
+        """A step of a model's load. One that was given up goes on in its thread: until it ends there is no other.
+
+        Raises ModelUnavailable.
+        """
+        if (before := self._steps.get(model)) and not before.done():
+            raise ModelUnavailable(model, "a load of it that was given up has not ended; start the worker again")
+        self._steps[model] = step = self._threads.start(function, *arguments)
+        return await asyncio.wrap_future(step)
 
     def _failed(self, spec: ModelSpec, error: ModelError) -> None:
         log.warning("model.load_failed", model=spec.id, reason=str(error))
@@ -279,7 +320,7 @@ class Residency:
                 raise OtherDimensions(spec.id, facts.dimensions, served)
             await self._room.make(spec.id, facts.device, facts.memory_bytes)
         except BaseException:
-            await self._loading.run(self._loader.drop, model)
+            await self._threads.run(self._loader.drop, model)
             raise
 
     def publish(self, model: Model) -> Loaded:
