@@ -10,6 +10,7 @@ import hashlib
 import os
 import socket
 import sys
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -119,6 +120,8 @@ def main(theirs: socket.socket) -> None:
     with theirs:
         os.nice(_NICENESS)
         asked = frames.receive(theirs, 1 << 20)
+        theirs.settimeout(None)
+        threading.Thread(target=_end_with, args=(theirs,), daemon=True).start()
         spec, folder = ModelSpec.model_validate(asked["spec"]), Path(asked["folder"])
         try:
             reason = _fault(spec, folder, asked["graph"])
@@ -130,6 +133,13 @@ def main(theirs: socket.socket) -> None:
             first_line = str(error).partition("\n")[0][:300]
             reason = f"it cannot be opened ({type(error).__name__}: {first_line}); {next_step(spec)}"
         frames.send(theirs, {"reason": reason})
+
+
+def _end_with(theirs: socket.socket) -> None:
+    """When the other side is gone nobody wants to know."""
+    with suppress(OSError):
+        theirs.recv(1)
+    os._exit(1)
 
 
 def _fault(spec: ModelSpec, folder: Path, graph: GraphDtype | None) -> str | None:

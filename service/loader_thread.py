@@ -17,23 +17,44 @@ ResultT = TypeVar("ResultT")
 NICENESS = 10
 
 
+class StillRunning(Exception):
+    """What was given up has not ended."""
+
+
 class LoaderThreads:
     """Runs each function in a thread of its own, at low priority; one that hangs holds up no other, nor the end.
 
     Computing with one thread of its own, it brings no second OpenMP team that would fight the device thread's.
     """
 
-    def start(self, function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs) -> Future[ResultT]:
-        """Begin to run it."""
+    def __init__(self) -> None:
+        self._bounded: set[str] = set()
+
+    async def run(self, function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs) -> ResultT:
+        """The function's result, or its exception. A caller that is cancelled does not stop it."""
+        return await asyncio.wrap_future(self._start(function, *arguments))
+
+    async def run_within(
+        self, seconds: float, name: str, function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs
+    ) -> ResultT:
+        """The same; past the seconds it is given up, and goes on alone.
+
+        Raises TimeoutError; StillRunning as long as one of this name runs.
+        """
+        if name in self._bounded:
+            raise StillRunning
+        self._bounded.add(name)
+        future = self._start(function, *arguments)
+        future.add_done_callback(lambda _: self._bounded.discard(name))
+        async with asyncio.timeout(seconds):
+            return await asyncio.wrap_future(future)
+
+    def _start(self, function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs) -> Future[ResultT]:
         future: Future[ResultT] = Future()
         future.set_running_or_notify_cancel()  # what runs is not stopped
         call = functools.partial(function, *arguments)
         threading.Thread(target=_run, args=(call, future), name="loader", daemon=True).start()
         return future
-
-    async def run(self, function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs) -> ResultT:
-        """The function's result, or its exception. A caller that is cancelled does not stop it."""
-        return await asyncio.wrap_future(self.start(function, *arguments))
 
 
 def _run(call: Callable[[], ResultT], future: Future[ResultT]) -> None:

@@ -7,10 +7,9 @@ the loader's (service/model_loader.py), how it goes the departures' (service/dep
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -26,7 +25,7 @@ from .config import MemorySettings
 from .departures import Departures, Loaded
 from .embedder import Embedder
 from .generator import Generator
-from .loader_thread import LoaderThreads
+from .loader_thread import LoaderThreads, StillRunning
 from .model_loader import Choice, ModelLoader
 from .room import Resize, Room
 from .served import Model, Served, facts_of
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-ArgTs = TypeVarTuple("ArgTs")
 ServedT = TypeVar("ServedT", bound=Served)
 ResultT = TypeVar("ResultT")
 OTHERWISE = {
@@ -83,7 +81,6 @@ class Residency:
         self._on_died = on_died
         self._memory = memory
         self._threads = LoaderThreads()
-        self._steps: dict[str, Future[Any]] = {}
         self._background = Background()
         self._loads: dict[str, asyncio.Task[Loaded]] = {}
         self._chosen: dict[str, Choice] = {}
@@ -266,22 +263,24 @@ class Residency:
 
     async def _load(self, spec: ModelSpec, choice: Choice) -> Loaded:
         log.info("model.load_began", model=spec.id)
+        step = functools.partial(self._threads.run_within, self._memory.load_timeout_s, spec.id)
         try:
-            async with asyncio.timeout(self._memory.load_timeout_s):
-                options = await self._step(spec.id, self._loader.options, spec, choice)
-                if unproved := await self._step(spec.id, self._loader.unproved, spec, options):
-                    raise _NotProved(unproved)
-                await self._room.make(spec.id, *await self._step(spec.id, self._loader.expected, spec, options))
-                loaded = await self._step(spec.id, self._loader.load, spec, options)
+            options = await step(self._loader.options, spec, choice)
+            if unproved := await step(self._loader.unproved, spec, options):
+                raise _NotProved(unproved)
+            await self._room.make(spec.id, *await step(self._loader.expected, spec, options))
+            loaded = await step(self._loader.load, spec, options)
             await self._check(spec, loaded)
             return self.publish(loaded)
         except _NotProved:
             raise
-        except TimeoutError:
+        except (TimeoutError, StillRunning) as error:
             self._loader.abandon()
-            reason = f"loading it was given up after {self._memory.load_timeout_s:g} s; see memory.load_timeout_s"
-            self._failed(spec, hangs := ModelUnavailable(spec.id, reason))
-            raise hangs from None
+            reason = f"its load was given up after {self._memory.load_timeout_s:g} s (memory.load_timeout_s)"
+            self._failed(
+                spec, hangs := ModelUnavailable(spec.id, reason + " and has not ended; start the worker again")
+            )
+            raise hangs from error
         except ModelError as error:
             self._failed(spec, error)
             raise
@@ -292,16 +291,6 @@ class Residency:
             raise broken from error
         finally:
             self.registry.cancel(spec.id)
-
-    async def _step(self, model: str, function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs) -> ResultT:
-        """A step of a model's load. One that was given up goes on in its thread: until it ends there is no other.
-
-        Raises ModelUnavailable.
-        """
-        if (before := self._steps.get(model)) and not before.done():
-            raise ModelUnavailable(model, "a load of it that was given up has not ended; start the worker again")
-        self._steps[model] = step = self._threads.start(function, *arguments)
-        return await asyncio.wrap_future(step)
 
     def _failed(self, spec: ModelSpec, error: ModelError) -> None:
         log.warning("model.load_failed", model=spec.id, reason=str(error))
