@@ -1,4 +1,5 @@
-"""What is remembered of weights between runs: the digests of files, and the vectors that they should give.
+"""What is remembered of weights between runs: the digests of files, the vectors that they should give, and which models
+were opened in a process of their own.
 
 Hashing gigabytes, and reading a model a second time in float32 to learn its vectors, is done once for each file. A file
 is known by its path, size and time of change. Knows no model; losing the folder costs time only.
@@ -38,6 +39,15 @@ class LoadCache:
         digest = file_sha256(real)
         self._write("digests.json", json.dumps({**self._digests(), str(real): [*seen, digest]}).encode())
         return digest
+
+    def is_proved(self, key: str) -> bool:
+        """Whether what has this key was opened in a process of its own, and nothing came of it."""
+        return self.folder is not None and (self.folder / f"proved-{key}").is_file()
+
+    def keep_proved(self, key: str) -> None:
+        """Remember that."""
+        if self.folder is not None:
+            self._write(f"proved-{key}", b"")
 
     def vectors(self, key: str) -> Vectors | None:
         """Vectors (N, D) float32 kept under this key; None where there are none."""

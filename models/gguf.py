@@ -19,6 +19,7 @@ from .durable import clear_leftovers, discard, publish_folder, temporary_name
 from .errors import ModelUnavailable
 from .weights import require_whole, weight_files
 
+CONVERT_S = 600
 FORM = 1
 """Of what is written: another number, and every file is converted anew."""
 
@@ -58,13 +59,17 @@ def _make(spec: ModelSpec, source: Path, folder: Path) -> None:
     temporary.mkdir()
     command = [sys.executable, "-P", "-m", __name__, str(source), str(temporary)]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=CONVERT_S
+        )
         if done.returncode:
             raise ModelUnavailable(spec.id, f"{source.name} cannot be converted, {_why(spec, done)}")
         if not _is_whole(spec, folder):  # no other process was faster
             discard(folder)
             with suppress(FileExistsError):
                 publish_folder(temporary, folder)
+    except subprocess.TimeoutExpired:
+        raise ModelUnavailable(spec.id, f"converting {source.name} took longer than {CONVERT_S} s") from None
     finally:
         discard(temporary)
 

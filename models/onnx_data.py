@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from mmap import ACCESS_READ, mmap
 from pathlib import Path, PurePosixPath
 
+from .regular import open_regular
+
 _INSIDE = {
     "Model": {7: "Graph", 20: "Training", 25: "Function"},
     "Training": {1: "Graph", 2: "Graph"},
@@ -38,7 +40,7 @@ def data_names(graph: Path) -> set[str]:
     """
     if not graph.stat().st_size:
         return set()
-    with graph.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+    with open_regular(graph) as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
         return set(_locations(content))
 
 

@@ -3,13 +3,39 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import RLock
+from threading import RLock, local
 
 from transformers.utils import logging as hf_logging
 
-READING = RLock()
-"""transformers changes torch's default dtype for the whole process while it reads a model, and puts back what it found:
-two that read at once could leave the other's behind."""
+
+class _Reading:
+    """Held by a thread while it reads a model; it may take it again.
+
+    transformers changes torch's default dtype for the whole process meanwhile, and puts back what it found: two that
+    read at once could leave the other's behind.
+    """
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self._own = local()
+
+    def __enter__(self) -> None:
+        lock = self._lock
+        lock.acquire()
+        self._own.held = [*getattr(self._own, "held", ()), lock]
+
+    def __exit__(self, *_: object) -> None:
+        self._own.held.pop().release()
+
+    def abandon(self) -> None:
+        """Let the next ones read although somebody holds it, who hangs."""
+        import torch
+
+        self._lock = RLock()
+        torch.set_default_dtype(torch.float32)
+
+
+READING = _Reading()
 
 
 @contextmanager

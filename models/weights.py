@@ -6,6 +6,7 @@ when read.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -13,10 +14,16 @@ from pathlib import Path, PurePosixPath
 from .catalogue import GraphDtype, ModelSpec
 from .errors import CorruptWeights, ModelUnavailable
 from .onnx_data import data_names, usual_files
+from .regular import open_regular, read_regular
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-MAX_HEADER_BYTES = 100_000_000
-"""The safetensors format allows no longer one."""
+MAX_HEADER_BYTES = 16_000_000
+"""Enough for a hundred thousand tensors. The safetensors format allows 100 MB, which are read for a minute."""
+_MODULE = re.compile(
+    r"sentence_transformers\.(models|base\.modules|sentence_transformer\.modules)(\.\w+)?"
+    r"\.(Transformer|StaticEmbedding|Pooling|WeightedLayerPooling|Dense|Dropout|LayerNorm|Normalize)"
+)
+"""The modules that are loaded. By another name a list of modules reaches anything that the library ever imported."""
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 """What reading a JSON file can raise that is damaged, or of another shape than it should be."""
@@ -110,7 +117,7 @@ def check_weights(
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file in hexadecimal, read in pieces."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -136,10 +143,12 @@ def _fault(path: Path) -> str | None:
     """What is wrong with a safetensors file: eight bytes of length, a JSON header, then the tensors without gaps."""
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > MAX_HEADER_BYTES:
+            if size < 8 or length > size:
                 return "it is not a safetensors file"
+            if length > MAX_HEADER_BYTES:
+                return f"its header has {length} bytes, and {MAX_HEADER_BYTES} are the most that is read"
             header = json.loads(file.read(length))
         tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
         expected = 8 + length + max((int(tensor["data_offsets"][1]) for tensor in tensors), default=0)
@@ -194,7 +203,7 @@ def _shard_files(spec: ModelSpec, index: Path) -> list[Path]:
 def _shards(spec: ModelSpec, index: Path) -> list[str]:
     """The files that an index names, sorted. Raises ModelUnavailable."""
     try:
-        return sorted({str(shard) for shard in json.loads(index.read_text("utf-8"))["weight_map"].values()})
+        return sorted({str(shard) for shard in json.loads(read_regular(index))["weight_map"].values()})
     except _DAMAGE as error:
         raise ModelUnavailable(spec.id, f"{index.name} cannot be read; {next_step(spec)}") from error
 
@@ -202,7 +211,7 @@ def _shards(spec: ModelSpec, index: Path) -> list[str]:
 def is_static(folder: Path) -> bool:
     """Whether what lies there begins with a StaticEmbedding of sentence-transformers: a table of token vectors."""
     try:
-        return str(json.loads((folder / "modules.json").read_bytes())[0]["type"]).endswith(".StaticEmbedding")
+        return str(json.loads(read_regular(folder / MODULES))[0]["type"]).endswith(".StaticEmbedding")
     except _DAMAGE:
         return False
 
@@ -212,7 +221,7 @@ def module_folders(spec: ModelSpec, folder: Path) -> list[Path]:
     if spec.kind == "generation":
         return [folder]
     try:
-        modules = json.loads((folder / MODULES).read_text("utf-8"))
+        modules = json.loads(read_regular(folder / MODULES))
         paths = [folder / module["path"] for module in modules]
         types = [str(module["type"]) for module in modules]
     except _DAMAGE as error:
@@ -223,6 +232,10 @@ def module_folders(spec: ModelSpec, folder: Path) -> list[Path]:
     foreign = [name for name in types if not name.startswith("sentence_transformers.")]
     if foreign:
         raise ModelUnavailable(spec.id, f"it needs code of its own, {foreign[0]}, which is never run; use another")
+    if unserved := [name for name in types if not _MODULE.fullmatch(name)]:
+        raise ModelUnavailable(
+            spec.id, f"it has a module {unserved[0]}, which is none that is loaded here; use another"
+        )
     if any(not path.resolve().is_relative_to(folder.resolve()) for path in paths):
         raise ModelUnavailable(spec.id, "its modules.json points outside its folder; use another copy")
     return paths

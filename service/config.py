@@ -78,6 +78,9 @@ class MemorySettings(BaseModel):
     )
     pinned: tuple[str, ...] = Field((), description="models that are never evicted nor unloaded when idle")
     load_on_demand: bool = Field(True, description="load a model when a request asks for it, if its weights are here")
+    load_timeout_s: float = Field(
+        600.0, gt=0, allow_inf_nan=False, description="seconds after which a load that does not end is given up"
+    )
 
     @model_validator(mode="after")
     def _comes_back(self) -> "MemorySettings":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from models import hub, memory
 from models.cache import LoadCache
 from models.catalogue import Dtype, GraphDtype, ModelSpec, Quantization
-from models.errors import OverBudget
+from models.errors import ModelError, OverBudget
 from models.generation.base import EngineLimits
 from models.versions import version_folder
 
@@ -16,6 +16,7 @@ from .served import Model, facts_of
 
 if TYPE_CHECKING:
     from models.loader import LoadOptions
+    from models.probe import Unproved
 
 OnStep = Callable[[str], None]
 
@@ -45,6 +46,7 @@ class ModelLoader:
     def __init__(self, settings: Settings, on_step: OnStep = lambda step: None) -> None:
         self._settings = settings
         self.on_step = on_step
+        self._verdicts: dict[str, ModelError | None] = {}
 
     def prepare(self) -> None:
         """Set up the calling thread to compute with all threads that it may."""
@@ -80,6 +82,30 @@ class ModelLoader:
             memory_limit_bytes=self._limit_bytes,
             cache=LoadCache(settings.cache_dir),
         )
+
+    def unproved(self, spec: ModelSpec, options: "LoadOptions") -> "Unproved | None":
+        """What has to be opened in a process of its own before this is loaded, if anything. Raises ModelError."""
+        from models.probe import needed
+
+        unproved = needed(spec, options)
+        if unproved is None or unproved.key not in self._verdicts:
+            return unproved
+        if error := self._verdicts[unproved.key]:
+            raise error.with_traceback(None)
+        return None
+
+    def prove(self, unproved: "Unproved") -> None:
+        """Open it there. What was refused is not opened again as long as this worker runs. Raises ModelError."""
+        from models.probe import prove
+
+        self.on_step(f"{unproved.spec.id}: opening the model in a process of its own, once")
+        try:
+            prove(unproved, self._settings.memory.load_timeout_s)
+        except ModelError as error:
+            self._verdicts[unproved.key] = error
+            raise
+        self._verdicts[unproved.key] = None
+        LoadCache(self._settings.cache_dir).keep_proved(unproved.key)
 
     def expected(self, spec: ModelSpec, options: "LoadOptions") -> tuple[str, int]:
         """Where a model will be loaded, and about how many bytes it will take there. Raises ModelError."""
@@ -141,6 +167,12 @@ class ModelLoader:
             kv_bytes=round(stated_gb * 1e9) if stated_gb else min(share, useful),
             chunk_tokens=generation.chunk_tokens or CHUNK_TOKENS[device.partition(":")[0]],
         )
+
+    def abandon(self) -> None:
+        """A load hangs: let others read for all that."""
+        from models.quiet import READING
+
+        READING.abandon()
 
     def drop(self, model: Model) -> None:
         """Let go of a model that never served."""

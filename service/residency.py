@@ -8,8 +8,8 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -25,10 +25,13 @@ from .config import MemorySettings
 from .departures import Departures, Loaded
 from .embedder import Embedder
 from .generator import Generator
-from .loader_thread import LoaderThread
+from .loader_thread import LoaderThreads, StillRunning
 from .model_loader import Choice, ModelLoader
 from .room import Resize, Room
 from .served import Model, Served, facts_of
+
+if TYPE_CHECKING:
+    from models.probe import Unproved
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +44,13 @@ OTHERWISE = {
 """Where to go with a model of each kind."""
 ROOM_PATIENCE_S = 10.0
 """How long a model waits for those in use to be idle for a moment: nobody is turned out."""
+
+
+@dataclass(eq=False)
+class _NotProved(Exception):
+    """A model was not opened in a process of its own yet."""
+
+    unproved: "Unproved"
 
 
 class Residency:
@@ -70,7 +80,7 @@ class Residency:
         self._serving = serving
         self._on_died = on_died
         self._memory = memory
-        self._loading, self._fetching = LoaderThread(), LoaderThread()
+        self._threads = LoaderThreads()
         self._background = Background()
         self._loads: dict[str, asyncio.Task[Loaded]] = {}
         self._chosen: dict[str, Choice] = {}
@@ -91,8 +101,6 @@ class Residency:
             await self._background.close()
             for resident in self.registry.everything():
                 await resident.serves.stop()
-            self._loading.close()
-            self._fetching.close()
 
     # Requests
 
@@ -182,7 +190,7 @@ class Residency:
         return await self._background.shielded(self._fetch_and_load(spec, changes), f"load.{model}")
 
     async def _fetch_and_load(self, spec: ModelSpec, changes: Mapping[str, Any]) -> Loaded:
-        await self._fetching.run(self._loader.fetch, spec)  # a download must not hold up other loads
+        await self._threads.run(self._loader.fetch, spec)  # a download must not hold up other loads
         return await self._with_room(self._change(spec, changes, always=False))
 
     async def reload(self, model: str, version: str | None = None) -> Loaded:
@@ -236,6 +244,8 @@ class Residency:
             try:
                 async with self._one_at_a_time:
                     return await change()
+            except _NotProved as error:
+                await self._prove(error.unproved)
             except Crowded as crowded:
                 try:
                     async with asyncio.timeout_at(until):
@@ -243,14 +253,34 @@ class Residency:
                 except TimeoutError:
                     raise crowded from None
 
+    async def _prove(self, unproved: "Unproved") -> None:
+        """Outside of the order of loads, which one that goes on for ever would hold up."""
+        try:
+            await self._threads.run(self._loader.prove, unproved)
+        except ModelError as error:
+            self._failed(unproved.spec, error)
+            raise
+
     async def _load(self, spec: ModelSpec, choice: Choice) -> Loaded:
         log.info("model.load_began", model=spec.id)
+        step = functools.partial(self._threads.run_within, self._memory.load_timeout_s, spec.id)
         try:
-            options = await self._loading.run(self._loader.options, spec, choice)
-            await self._room.make(spec.id, *await self._loading.run(self._loader.expected, spec, options))
-            loaded = await self._loading.run(self._loader.load, spec, options)
+            options = await step(self._loader.options, spec, choice)
+            if unproved := await step(self._loader.unproved, spec, options):
+                raise _NotProved(unproved)
+            await self._room.make(spec.id, *await step(self._loader.expected, spec, options))
+            loaded = await step(self._loader.load, spec, options)
             await self._check(spec, loaded)
             return self.publish(loaded)
+        except _NotProved:
+            raise
+        except (TimeoutError, StillRunning) as error:
+            self._loader.abandon()
+            reason = f"its load was given up after {self._memory.load_timeout_s:g} s (memory.load_timeout_s)"
+            self._failed(
+                spec, hangs := ModelUnavailable(spec.id, reason + " and has not ended; start the worker again")
+            )
+            raise hangs from error
         except ModelError as error:
             self._failed(spec, error)
             raise
@@ -279,7 +309,7 @@ class Residency:
                 raise OtherDimensions(spec.id, facts.dimensions, served)
             await self._room.make(spec.id, facts.device, facts.memory_bytes)
         except BaseException:
-            await self._loading.run(self._loader.drop, model)
+            await self._threads.run(self._loader.drop, model)
             raise
 
     def publish(self, model: Model) -> Loaded:

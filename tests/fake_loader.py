@@ -54,6 +54,9 @@ class FakeLoader(ModelLoader):
         self.choices.setdefault(spec.id, []).append(choice)
         return LoadOptions()
 
+    def unproved(self, spec: ModelSpec, options: LoadOptions) -> None:
+        """A fake comes with no file."""
+
     def expected(self, spec: ModelSpec, options: LoadOptions) -> tuple[str, int]:
         return "cpu", self.expected_sizes.get(spec.id, self.sizes.get(spec.id, GB))
 

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, processors
 from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable, TemplateRefused
 from ..quiet import quiet
+from ..rendering import renderer
 from ..weights import module_folders, next_step
 from .load_report import first_fault, reported_faults
 from .tokenise import ChatTokenizer, TextTokenizer
@@ -96,6 +97,8 @@ def text_tokenizer(transformer: Any, max_tokens: int) -> TextTokenizer:
     if MESSAGES not in transformer.modality_config:
         return TextTokenizer(backend, max_tokens, _asked(transformer).get("add_special_tokens", True))
     formatter, processor = transformer.input_formatter, transformer.processor
+    if isinstance(processor.chat_template, str):
+        renderer(processor.chat_template).warm()
     asked = transformer.processing_kwargs.get("chat_template") or {}
     fields = {name: value for name, value in asked.items() if name not in SETTLED | HONOURED | {"restore_suffix"}}
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from ..rendering import renderer
 from .tokenizer_state import State, built
 
 _PRIVATE_USE = range(0xF0000, 0x10FFFE)
@@ -33,6 +34,8 @@ class ChatTemplate:
         template = tokenizer.chat_template
         self._template = tokenizer
         self._source: str = template if isinstance(template, str) else "\n".join(template.values())
+        if isinstance(template, str):
+            renderer(template).warm()
         added = state["added_tokens"]
         special = [token for token in added if self._is_special(token)]
         key = secrets.token_hex(8)
@@ -73,7 +76,7 @@ class ChatTemplate:
         """What the template makes of {"role", "content"} turns, for `encode`: up to where the answer begins, or with
         continue_final to the end of the last content.
 
-        Raises whatever the template does: it is the model's own code, which transformers runs in a sandbox.
+        Raises whatever transformers does, and RenderFailed: the template is the model's own code, which runs elsewhere.
         """
         stand_ins = _StandIns(turn["content"] for turn in turns)
         shown = [{**turn, "content": self._hidden(turn, stand_ins)} for turn in turns]

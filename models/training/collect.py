@@ -19,6 +19,7 @@ from .pairs import Link, links_of
 from .progress import Collected, Event, Note
 from .records import Manifest, Symbol
 from .run import RunFolder, RunSpec
+from .secrets import TAKEN_OUT, without_secrets
 from .sources import Codebase, read_codebase
 from .split import Parts, split, without_clones
 
@@ -39,7 +40,7 @@ def collect(run: RunFolder, say: Callable[[Event], None]) -> None:
         manifest = Manifest.model_validate_json(run.manifest.read_bytes())
     else:
         dataset = _dataset(spec)
-        for note in (*_left_out(dataset.skipped), *dataset.notes):
+        for note in (*_left_out(dataset.skipped), *_secret(dataset.secrets), *dataset.notes):
             say(Note(text=note))
         manifest = write_dataset(run, dataset)
     file_dataset(spec.training_data, spec.day, run.data.read_bytes(), manifest)
@@ -62,7 +63,9 @@ def build_dataset(
 
 def _built(codebase: Path, options: TrainingOptions, roots: Sequence[Path], add_negatives: AddNegatives) -> Dataset:
     source = read_codebase(codebase, roots)
-    symbols = [symbol for file in source.files for symbol in symbols_of(file)]
+    files = (replace(file, text=without_secrets(file.text)) for file in source.files)
+    found = [symbol for file in files for symbol in symbols_of(file)]
+    symbols = [symbol for symbol in found if TAKEN_OUT not in symbol.code]
     parts = _split(source, symbols, options.seed)
     links = add_negatives(parts.links)
     return Dataset(
@@ -73,6 +76,7 @@ def _built(codebase: Path, options: TrainingOptions, roots: Sequence[Path], add_
         commit=source.commit,
         files=len(source.files),
         skipped=source.skipped,
+        secrets=len(found) - len(symbols),
         notes=tuple(_notes(source, parts)),
     )
 
@@ -144,3 +148,8 @@ def _left_out(skipped: Mapping[str, int]) -> list[str]:
         return []
     reasons = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     return ["files left out: " + ", ".join(f"{number} {reason}" for reason, number in reasons)]
+
+
+def _secret(symbols: int) -> list[str]:
+    """How many functions and classes were left out for a secret in them, as a clause, or none."""
+    return [f"functions and classes left out, since what looks like a secret stands in them: {symbols}"] * bool(symbols)

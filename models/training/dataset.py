@@ -45,6 +45,7 @@ class Dataset:
     commit: str | None = None
     files: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    secrets: int = 0
     notes: tuple[str, ...] = ()
 
     def lines(self) -> bytes:
@@ -63,6 +64,7 @@ class Dataset:
             seed=self.seed,
             files=self.files,
             skipped=self.skipped,
+            secrets=self.secrets,
             pairs=training,
             held_out=len(self.pairs) - training,
             kinds=_counted([pair.kind for pair in self.pairs]),

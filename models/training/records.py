@@ -64,7 +64,8 @@ class Manifest(BaseModel):
     """What is known of a file of pairs.
 
     digest: SHA-256 over the code, or the pairs, they were made of; sha256: of the file of pairs itself.
-    skipped: files that were left out, counted by the reason.
+    skipped: files that were left out, counted by the reason. secrets: functions and classes that were left out, since
+    what looks like a secret stands in them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,6 +77,7 @@ class Manifest(BaseModel):
     seed: int
     files: int = 0
     skipped: dict[str, int] = {}
+    secrets: int = 0
     pairs: int
     held_out: int
     kinds: dict[str, int]

@@ -141,6 +141,7 @@ def _data(data: Manifest | None) -> str:
         ("kinds", escape(_counts(data.kinds))),
         ("languages", escape(_counts(data.languages))),
         ("files left out", escape(_counts(data.skipped))),
+        ("functions and classes left out for a secret", f"{data.secrets:,}" if data.secrets else ""),
     ]
     return f"<h2>The data</h2>{_table((), [(name, value) for name, value in rows if value])}"
 

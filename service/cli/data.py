@@ -68,6 +68,8 @@ def _show(manifest: Manifest, filed: Path) -> None:
     for heading, parts in (("kind", manifest.kinds), ("language", manifest.languages), ("left out", manifest.skipped)):
         for name, number in parts.items():
             table.add_row(f"{heading}: {name}", str(number))
+    if manifest.secrets:
+        table.add_row("functions and classes left out for a secret", str(manifest.secrets))
     out.print(table)
     out.print(f"commit  {manifest.commit or 'none: not in git'}", markup=False)
     out.print(f"file    {filed}", markup=False)
