@@ -1,14 +1,10 @@
-"""The processor's cores: how many this process may use, and how its threads wait for each other. Needs no torch."""
+"""The processor's cores: how many this process may use. Needs no torch."""
 
 import math
 import os
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-
-SPINS = 3000
-"""How often a thread of libgomp looks again before it sleeps. Its own default, hundreds of thousands of times, holds a
-core that the thread it waits for may need: beside a busy process text then hardly comes at all."""
 
 
 def usable_cores(
@@ -16,18 +12,14 @@ def usable_cores(
 ) -> int:
     """How many cores this process may use: by its affinity, and by the quota of its control group (version 1 or 2),
     rounded up. groups, mount, cores: where the quota is looked up, and the affinity, for a test."""
-    if cores is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    cores = cores or affine_cores()
     quota = min(_quotas(groups, mount), default=math.inf)
     return cores if quota >= cores else max(1, math.ceil(quota))
 
 
-def spin_briefly(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Have OpenMP's threads sleep soon where they wait for each other; before torch is loaded, after which it is too
-    late. What the user has set wins."""
-    if "OMP_WAIT_POLICY" not in environ:
-        environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
-        environ.setdefault("KMP_BLOCKTIME", "1")  # of LLVM's and Intel's runtime, in milliseconds
+def affine_cores() -> int:
+    """How many cores this process may use by its affinity alone."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def _quotas(groups: Path, mount: Path) -> Iterator[float]:

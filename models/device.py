@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
+from . import spinning
 from .catalogue import Dtype
 from .cores import usable_cores
 from .errors import DeviceFailed, DeviceUnavailable, OutOfDeviceMemory
@@ -80,6 +81,7 @@ def configure_threads(threads: int) -> None:
     torch.get_num_threads()  # a thread that has not asked yet would take what another sets after it
     torch.set_float32_matmul_precision("highest")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    spinning.adapt(threads)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Fixtures for every test: a real nats-server, on a port of its own, gone when the test ends."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +10,7 @@ from hypothesis import HealthCheck, settings
 from nats_server import NatsServer, plain_server
 from nats_server import secured_server as secured
 
-from models.cores import spin_briefly
-
-spin_briefly()  # before a test module loads torch
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before a test module loads torch: tests share their cores
 # Machines are shared and slow at times: how long an example takes tells nothing.
 settings.register_profile("mlbus", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mlbus")

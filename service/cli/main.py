@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from models.cores import spin_briefly
+from models import spinning
 
 from .admin import admin_app
 from .data_app import data_app
@@ -46,7 +46,7 @@ app.add_typer(models_app, name="models", rich_help_panel=_LOOK)
 
 def main() -> None:
     """Run the command; an error that somebody foresaw is one line, any other its traceback."""
-    spin_briefly()
+    spinning.prepare()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an ASCII terminal gets ? for what it cannot show
     try:

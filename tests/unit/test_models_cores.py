@@ -1,10 +1,10 @@
-"""The cores: how many a process may use, how OpenMP's threads are told to wait, and who else wants them."""
+"""The cores: how many a process may use, and who else wants them."""
 
 from pathlib import Path
 
 import pytest
 
-from models.cores import SPINS, spin_briefly, usable_cores
+from models.cores import usable_cores
 from service.cli import doctor_machine
 from service.config import Settings
 
@@ -56,20 +56,6 @@ def test_files_that_cannot_be_read_limit_nothing(tmp_path: Path, groups: bytes) 
 def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
     assert usable_cores(tmp_path / "none", tmp_path, cores=3) == 3
     assert usable_cores() >= 1
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ({}, {"GOMP_SPINCOUNT": str(SPINS), "KMP_BLOCKTIME": "1"}),
-        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7", "KMP_BLOCKTIME": "1"}),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
-    ],
-)
-def test_threads_wait_briefly_unless_the_user_says_otherwise(before: dict[str, str], after: dict[str, str]) -> None:
-    environ = dict(before)
-    spin_briefly(environ)
-    assert environ == after
 
 
 @pytest.mark.parametrize(("waited", "status"), [("3.20", "ok"), ("44.10", "warn")])

@@ -1,0 +1,130 @@
+"""How long OpenMP's threads spin where they wait for each other: long on cores of one's own, briefly beside others.
+
+A thread that spins answers at once, and holds a core that the thread it waits for may need: beside one busy process
+text then hardly comes at all. libgomp spins briefly while it has more threads than cores, whatever its spin count, so a
+watch gives it some that do nothing for as long as others want the cores. No thread that computes is changed, and so no
+result is. Needs no torch; where it is no libgomp that runs torch's threads the watch does nothing.
+"""
+
+import ctypes
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
+from pathlib import Path
+
+from .cores import affine_cores, usable_cores
+
+BRIEF_SPINS = 1000
+LOOK_S = 0.25
+TOO_MUCH = 0.5
+"""Cores that others may use of those that we compute with: the clients of a busy worker do so too."""
+GONE_S = 1.0
+"""For how long others have to use less, to be gone."""
+
+_HARD_PAUSE = 2
+_lock = threading.Lock()
+_watch: threading.Thread | None = None
+
+
+def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Say how threads spin where nothing adapts it; before torch is loaded, after which it is too late.
+
+    Those of LLVM's and Intel's OpenMP do so for a millisecond, and libgomp's briefly where a quota of time is spent by
+    it. What the user has set wins.
+    """
+    if "OMP_WAIT_POLICY" not in environ:
+        environ.setdefault("KMP_BLOCKTIME", "1")
+        if usable_cores() < affine_cores():
+            environ.setdefault("GOMP_SPINCOUNT", str(BRIEF_SPINS))
+
+
+def adapt(threads: int, environ: Mapping[str, str] = os.environ) -> None:
+    """Have the threads, so many, with which the calling thread computes spin as the cores allow, from now on.
+
+    Where the user, or `prepare`, has said how long, that holds.
+    """
+    global _watch
+    if "OMP_WAIT_POLICY" in environ or "GOMP_SPINCOUNT" in environ or not 1 < threads <= affine_cores():
+        return
+    with _lock:
+        if _watch is None:
+            _watch = threading.Thread(target=_run, args=[affine_cores() - threads], name="spins", daemon=True)
+            _watch.start()
+
+
+class Watch:
+    """Whether others want our cores, going by what they use. bearable: how many they may, all together."""
+
+    def __init__(
+        self, bearable: float, stat: Path = Path("/proc/stat"), clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._bearable = bearable
+        self._stat, self._clock = stat, clock
+        self._looked, self._used_s = clock(), others_s(stat)
+        self._seen = -math.inf
+
+    def look(self) -> bool:
+        """Whether they do, or did a moment ago."""
+        now, used_s = self._clock(), others_s(self._stat)
+        used = (used_s - self._used_s) / (now - self._looked)
+        self._looked, self._used_s = now, used_s
+        if not used <= self._bearable:  # or there is no telling
+            self._seen = now
+        return now - self._seen < GONE_S
+
+
+def _run(free: int) -> None:
+    """For as long as the process lives. free: cores that no thread of ours computes on."""
+    watch = Watch(free + TOO_MUCH)
+    teams = [Team(path, free + 2) for path in libgomps()]  # one more than there are cores
+    while teams:
+        time.sleep(LOOK_S)
+        wanted = watch.look()
+        for team in teams:
+            team.keep(wanted)
+
+
+class Team:
+    """Threads of one libgomp that do nothing, its caller among them. For the use of one thread.
+
+    size: how many, with the caller.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._runtime = ctypes.CDLL(str(path))
+        self._nothing = ctypes.CDLL(None).free  # of no memory
+        self._size = size
+        self._kept = False
+
+    def keep(self, wanted: bool) -> None:
+        """Have them, or not."""
+        if wanted and not self._kept:
+            self._runtime.GOMP_parallel(self._nothing, None, self._size, 0)
+        elif self._kept and not wanted:
+            self._runtime.omp_pause_resource_all(_HARD_PAUSE)
+        self._kept = wanted
+
+
+def libgomps(maps: Path = Path("/proc/self/maps")) -> list[Path]:
+    """Those that this process has loaded: a package may bring its own."""
+    with suppress(OSError):
+        lines = maps.read_text(errors="surrogateescape").splitlines()
+        return [Path(path) for path in {line.split(maxsplit=5)[-1] for line in lines if "/libgomp" in line}]
+    return []
+
+
+def others_s(stat: Path = Path("/proc/stat")) -> float:
+    """Seconds of our cores that others have used, or the machine around this one. Not a number where no kernel says.
+
+    What steps back (niceness above 0) is left out: the threads that compute come before it.
+    """
+    try:
+        lines = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+        ticks = [list(map(int, rest)) for name, *rest in map(str.split, stat.read_text().splitlines()) if name in lines]
+        user, _nice, system, _idle, _waiting, interrupts, soft, stolen, *_ = map(sum, zip(*ticks, strict=True))
+    except (OSError, ValueError):
+        return math.nan
+    return (user + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK") - time.process_time()
