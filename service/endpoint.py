@@ -137,9 +137,7 @@ class Endpoint:
 
     async def start(self) -> None:
         """Subscribe to everything and return once the server knows of it."""
-        described = [
-            micro.Described(route.name, route.subject, route.queue, route.request, route.reply) for route in self.routes
-        ]
+        described = [micro.Described(route.name, route.subject, route.queue) for route in self.routes]
         self._gone = self.nc.new_inbox()
         self._control = [
             await self.nc.subscribe(f"{names.CANCEL}.*", cb=self._on_cancel),
@@ -156,7 +154,7 @@ class Endpoint:
     async def _on_request(self, route: Route, counts: micro.Counts, msg: Msg) -> None:
         counts.requests += 1
         if not self.replies.admit(msg):
-            counts.record(0, "400: no reply subject that may be answered")
+            counts.record(0, Malformed("no reply subject that may be answered"))
             return
         self._serial += 1
         call = Call(self.nc, route.name, msg, self._serial, self.limits.default_timeout_s, route.text)
@@ -250,7 +248,7 @@ class Endpoint:
     def _record(self, call: Call, counts: micro.Counts) -> None:
         seconds = asyncio.get_running_loop().time() - call.received
         error = call.answered if isinstance(call.answered, MLError) else None
-        counts.record(int(seconds * 1e9), f"{error.code}: {error.message[:200]}" if error else None)
+        counts.record(int(seconds * 1e9), error)
         self.observer.ended(call, seconds, error)
         if error is None:
             self._service_s += 0.05 * (seconds - self._service_s)

@@ -1,7 +1,12 @@
-"""The NATS micro protocol: PING, INFO and STATS of this worker, with nats-py's own message types (ADR-32)."""
+"""The NATS micro protocol: PING, INFO and STATS of this worker, with nats-py's own message types (ADR-32).
+
+Anybody may ask, as often as they like, and every worker hears it: what is said is kept for a moment, small, and said to
+everybody at once only so often. Nothing in it comes from a request.
+"""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -11,16 +16,21 @@ import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.micro.service import EndpointInfo, EndpointStats, ServiceInfo, ServicePing, ServiceStats
-from pydantic import TypeAdapter
 
 from subjects import names
+from subjects.errors import MLError
 
-from .reply_subject import ReplySubjects
+from .reply_subject import WORKERS_INBOX, ReplySubjects
 
 DESCRIPTION = (
     "Machine learning over NATS: embeddings, similarity, text generation, fine-tuning and the models behind them"
 )
 SERVICE_VERSION = version("mlbus")
+FRESH_S = 0.1
+"""How long an answer may be given again as it was."""
+QUESTIONS_S = 100
+"""How many questions to all workers are answered, a second and of each verb; the others are dropped. Those that workers
+put to each other, and those with this worker's id, are answered all."""
 
 
 @dataclass(slots=True)
@@ -32,11 +42,12 @@ class Counts:
     last_error: str = ""
     busy_ns: int = 0
 
-    def record(self, busy_ns: int, error: str | None) -> None:
+    def record(self, busy_ns: int, error: MLError | None) -> None:
+        """error: of it only the kind is shown; its message may quote what the caller sent."""
         self.busy_ns += busy_ns
         if error is not None:
             self.errors += 1
-            self.last_error = error
+            self.last_error = f"{error.code}: {type(error).__name__}"
 
 
 @dataclass(slots=True)
@@ -46,8 +57,6 @@ class Described:
     name: str
     subject: str
     queue: str
-    request: Any
-    reply: Any
     counts: Counts = field(default_factory=Counts)
 
 
@@ -76,15 +85,22 @@ class Discovery:
 
     async def subscribe(self) -> list[Any]:
         verbs = {"PING": self.ping, "INFO": self.info, "STATS": self.stats}
-        return [
-            await self._nc.subscribe(f"$SRV.{verb}{target}", cb=functools.partial(self._answer, message))
-            for verb, message in verbs.items()
-            for target in ("", f".{names.SERVICE}", f".{names.SERVICE}.{self.id}")
-        ]
+        subscriptions = []
+        for verb, message in verbs.items():
+            answer = functools.partial(self._answer, _Kept(message))
+            to_all = functools.partial(self._answer_some, answer, _Rate(QUESTIONS_S))
+            subject = f"$SRV.{verb}"
+            for asked, cb in (("", to_all), (f".{names.SERVICE}", to_all), (f".{names.SERVICE}.{self.id}", answer)):
+                subscriptions.append(await self._nc.subscribe(subject + asked, cb=cb))
+        return subscriptions
 
-    async def _answer(self, message: Callable[[], Mapping[str, Any]], msg: Msg) -> None:
+    async def _answer(self, kept: "_Kept", msg: Msg) -> None:
         if self._replies.admit(msg):
-            await self._nc.publish(msg.reply, orjson.dumps(message()))
+            await self._nc.publish(msg.reply, kept.said())
+
+    async def _answer_some(self, answer: Callable[[Msg], Awaitable[None]], rate: "_Rate", msg: Msg) -> None:
+        if msg.reply.startswith(f"{WORKERS_INBOX}.") or rate.allows():
+            await answer(msg)
 
     @property
     def _identity(self) -> dict[str, Any]:
@@ -95,19 +111,12 @@ class Discovery:
 
     def info(self) -> dict[str, Any]:
         endpoints = [
-            EndpointInfo(
-                name=endpoint.name,
-                subject=endpoint.subject,
-                queue_group=endpoint.queue,
-                metadata={
-                    "request_schema": _schema(endpoint.request),
-                    "reply_schema": _schema(endpoint.reply),
-                    "max_payload": str(self._nc.max_payload),
-                },
-            )
+            EndpointInfo(name=endpoint.name, subject=endpoint.subject, queue_group=endpoint.queue)
             for endpoint in self._endpoints
         ]
-        return ServiceInfo(**self._identity, description=DESCRIPTION, endpoints=endpoints).to_dict()
+        where = {"schemas": names.SCHEMA, "max_payload": str(self._nc.max_payload)}
+        identity = self._identity | {"metadata": self._metadata() | where}
+        return ServiceInfo(**identity, description=DESCRIPTION, endpoints=endpoints).to_dict()
 
     def stats(self) -> dict[str, Any]:
         data = dict(self._data())
@@ -129,6 +138,33 @@ class Discovery:
         return ServiceStats(**self._identity, started=self._started, endpoints=endpoints).to_dict()
 
 
-@functools.cache
-def _schema(message: Any) -> str:
-    return orjson.dumps(TypeAdapter(message).json_schema()).decode()
+class _Kept:
+    """A message in JSON, made again when it has been kept for FRESH_S."""
+
+    def __init__(self, message: Callable[[], Mapping[str, Any]]) -> None:
+        self._message = message
+        self._body = b""
+        self._until = 0.0
+
+    def said(self) -> bytes:
+        now = time.monotonic()
+        if now > self._until:
+            self._body, self._until = orjson.dumps(self._message()), now + FRESH_S
+        return self._body
+
+
+class _Rate:
+    """So many a second, as many at once."""
+
+    def __init__(self, a_second: float) -> None:
+        self._a_second = self._left = a_second
+        self._at = time.monotonic()
+
+    def allows(self) -> bool:
+        now = time.monotonic()
+        self._left = min(self._a_second, self._left + (now - self._at) * self._a_second)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True

@@ -1,0 +1,44 @@
+"""`ml.schema`: the JSON Schemas of the routes. They are made once, when somebody asks."""
+
+import functools
+from collections.abc import Sequence
+
+from pydantic import TypeAdapter
+
+from subjects import names
+from subjects.errors import NotFound
+from subjects.schema import SchemaReply, SchemaRequest, SubjectSchema
+
+from ..call import Call
+from ..endpoint import Route
+
+
+class SchemaHandlers:
+    """routes: what else is served. worker: this worker's id, for which `*` stands in a subject."""
+
+    def __init__(self, routes: Sequence[Route], worker: str) -> None:
+        self._routes = [*routes, self.route()]
+        self._worker = worker
+
+    def route(self) -> Route:
+        return Route("schema", names.SCHEMA, SchemaRequest, SchemaReply, self.schema, "subject")
+
+    async def schema(self, request: SchemaRequest, _call: Call) -> SchemaReply:
+        if request.subject is None:
+            return self._all
+        for subject in (request.subject, f"{request.subject.rpartition('.')[0]}.*"):
+            if found := self._all.schemas.get(subject):
+                return SchemaReply(schemas={subject: found})
+        raise NotFound(f"no subject of that name is served; there are {', '.join(self._all.schemas)}")
+
+    @functools.cached_property
+    def _all(self) -> SchemaReply:
+        own = f".{self._worker}"
+        return SchemaReply(
+            schemas={
+                f"{route.subject.removesuffix(own)}.*" if route.subject.endswith(own) else route.subject: SubjectSchema(
+                    request=route.request.model_json_schema(), reply=TypeAdapter(route.reply).json_schema()
+                )
+                for route in self._routes
+            }
+        )
