@@ -34,7 +34,7 @@ from .bus.connection import settled
 from .busy import MARGIN, milliseconds
 from .call import Call
 from .errors import INTERNAL, to_wire
-from .reply_subject import MOST_BYTES, ReplySubjects
+from .reply_subject import IMPORTED, MOST_BYTES, ReplySubjects
 from .streamer import Frames, send_stream
 
 log = structlog.get_logger(__name__)
@@ -171,6 +171,8 @@ class Endpoint:
     def _unaskable(self, call: Call) -> MLError | None:
         """Note where the caller can be asked whether it still waits, or say why not there."""
         caller = call.asked.caller or ""
+        if call.reply.startswith(f"{IMPORTED}."):  # that subject is another account's, and here nobody listens to it
+            return None
         if not caller or (self.replies.allow(caller) and caller != call.reply):
             call.caller = caller
             return None
