@@ -29,7 +29,7 @@ class SchemaHandlers:
         for subject in (request.subject, f"{request.subject.rpartition('.')[0]}.*"):
             if found := self._all.schemas.get(subject):
                 return SchemaReply(schemas={subject: found})
-        raise NotFound(f"no subject of that name is served; there are {', '.join(self._all.schemas)}")
+        raise NotFound(f"nothing is served on {request.subject!r}; there are {', '.join(self._all.schemas)}")
 
     @functools.cached_property
     def _all(self) -> SchemaReply:

@@ -135,17 +135,20 @@ async def outdated(nc: Client, timeout_s: float = 30.0) -> list[str]:
     timeout_s: for each request. Raises NotSetUp without JetStream.
     """
     js, old = nc.jetstream(timeout=timeout_s), list[str]()
-    asked = [(storage.label, js.stream_info(storage.stream), storage.bounds) for storage in STORAGE]
-    asked.append((f"consumer {CONSUMER}", js.consumer_info(names.JOBS_STREAM, CONSUMER), _CONSUMER))
-    for label, question, bounds in asked:
-        try:
-            info = await _found(question)
-        except (ServiceUnavailableError, NoRespondersError):
-            raise NotSetUp from None
-        if info is None:
+
+    async def look(label: str, info: Awaitable[Any], bounds: dict[str, Any]) -> None:
+        found = await _found(info)
+        if found is None:
             old.append(f"{label} is not there")
-        elif differing := _differing(info.config, bounds):
-            old.append(f"{label}: {_in_words(info.config, differing)}")
+        elif differing := _differing(found.config, bounds):
+            old.append(f"{label}: {_in_words(found.config, differing)}")
+
+    try:
+        for storage in STORAGE:
+            await look(storage.label, js.stream_info(storage.stream), storage.bounds)
+        await look(f"consumer {CONSUMER}", js.consumer_info(names.JOBS_STREAM, CONSUMER), _CONSUMER)
+    except (ServiceUnavailableError, NoRespondersError):
+        raise NotSetUp from None
     return old
 
 

@@ -8,15 +8,10 @@ import pytest
 from fake_encoder import FakeEncoder
 from fake_engine import FakeEngine
 from nats.aio.client import Client
-from nats_server import PASSWORDS, NatsServer
+from nats_server import NatsServer, as_role
 from workers import running_worker
 
 from service.jobs import streams
-
-
-def as_role(server: NatsServer, role: str) -> str:
-    """Where to connect as that role."""
-    return f"nats://{role}:{PASSWORDS[role]}@{server.address}"
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import nats
 import pytest
-from conftest import as_role
 from fake_encoder import FakeEncoder
 from fake_engine import FakeEngine
 from nats.aio.client import Client
-from nats_server import CONF, REPOSITORY, NatsServer
+from nats.js.errors import ServiceUnavailableError
+from nats_server import CONF, REPOSITORY, NatsServer, as_role
 from nats_server import secured_server as secured
 from readme_blocks import blocks
 from workers import running_worker
@@ -46,25 +46,19 @@ def as_team(server: NatsServer, team: str) -> str:
 
 
 @pytest.fixture
-async def red(teams: NatsServer, encoder: FakeEncoder, engine: FakeEngine) -> AsyncIterator[MLClient]:
+async def red(teams: NatsServer, encoder: FakeEncoder) -> AsyncIterator[MLClient]:
     """A client in one team, of a worker in the account ML."""
     async with (
-        running_worker(as_role(teams.start(), "worker"), encoder, engine),
+        running_worker(as_role(teams.start(), "worker"), encoder, FakeEngine()),
         await MLClient.connect(as_team(teams, "red")) as ml,
     ):
         yield ml
         encoder.gate.set()
-        engine.gate.set()
 
 
 @pytest.fixture
 def encoder() -> FakeEncoder:
     return FakeEncoder()
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
 
 
 async def test_a_team_is_served_and_another_hears_nothing_of_it(red: MLClient, teams: NatsServer) -> None:
@@ -100,7 +94,7 @@ async def test_a_team_may_not_administer(red: MLClient, teams: NatsServer) -> No
         with pytest.raises(Unavailable, match="no worker"):
             await asked
     async with await nats.connect(as_team(teams, "red")) as nc:
-        with pytest.raises(nats.js.errors.ServiceUnavailableError):
+        with pytest.raises(ServiceUnavailableError):
             await nc.jetstream().account_info()
 
 
@@ -122,13 +116,12 @@ async def test_a_caller_that_only_its_own_account_hears_is_not_taken_for_gone(
         assert names.ERROR_CODE not in (await beside).headers
 
 
-async def test_a_team_cancels_what_it_asked_for(red: MLClient, engine: FakeEngine, teams: NatsServer) -> None:
-    engine.gate.clear()
+async def test_a_team_cancels_what_it_asked_for(red: MLClient, teams: NatsServer, encoder: FakeEncoder) -> None:
+    encoder.gate.clear()
     async with await nats.connect(as_team(teams, "red")) as nc:
         headers = {names.REQUEST_ID: "of-its-own"}
-        asked = asyncio.create_task(nc.request(names.GENERATE, b'{"prompt": "a"}', timeout=30, headers=headers))
-        while not (await red.discover("STATS"))[0]["endpoints"][0]["data"]["in_flight"]:
-            pass
+        asked = asyncio.create_task(nc.request(names.EMBED, b"held", timeout=30, headers=headers))
+        await asyncio.to_thread(encoder.entered.wait, 30)
         await red.cancel("of-its-own")
         assert (await asked).headers[names.ERROR_CODE] == str(Cancelled.code)
 
