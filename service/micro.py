@@ -20,6 +20,7 @@ from nats.micro.service import EndpointInfo, EndpointStats, ServiceInfo, Service
 from subjects import names
 from subjects.errors import MLError
 
+from .rate import Rate
 from .reply_subject import WORKERS_INBOX, ReplySubjects
 
 DESCRIPTION = (
@@ -29,8 +30,8 @@ SERVICE_VERSION = version("mlbus")
 FRESH_S = 0.1
 """How long an answer may be given again as it was."""
 QUESTIONS_S = 100
-"""How many questions to all workers are answered, a second and of each verb; the others are dropped. Those that workers
-put to each other, and those with this worker's id, are answered all."""
+"""How many questions are answered, a second and of each verb; the others are dropped. Those with this worker's id are
+counted apart from those to all workers; what workers ask of each other, and PING with this worker's id, not at all."""
 
 
 @dataclass(slots=True)
@@ -88,17 +89,17 @@ class Discovery:
         subscriptions = []
         for verb, message in verbs.items():
             answer = functools.partial(self._answer, _Kept(message))
-            to_all = functools.partial(self._answer_some, answer, _Rate(QUESTIONS_S))
-            subject = f"$SRV.{verb}"
-            for asked, cb in (("", to_all), (f".{names.SERVICE}", to_all), (f".{names.SERVICE}.{self.id}", answer)):
-                subscriptions.append(await self._nc.subscribe(subject + asked, cb=cb))
+            some, others = (functools.partial(self._answer_some, answer, Rate(QUESTIONS_S)) for _ in range(2))
+            own = answer if verb == "PING" else others
+            for target, cb in (("", some), (f".{names.SERVICE}", some), (f".{names.SERVICE}.{self.id}", own)):
+                subscriptions.append(await self._nc.subscribe(f"$SRV.{verb}{target}", cb=cb))
         return subscriptions
 
     async def _answer(self, kept: "_Kept", msg: Msg) -> None:
         if self._replies.admit(msg):
             await self._nc.publish(msg.reply, kept.said())
 
-    async def _answer_some(self, answer: Callable[[Msg], Awaitable[None]], rate: "_Rate", msg: Msg) -> None:
+    async def _answer_some(self, answer: Callable[[Msg], Awaitable[None]], rate: Rate, msg: Msg) -> None:
         if msg.reply.startswith(f"{WORKERS_INBOX}.") or rate.allows():
             await answer(msg)
 
@@ -151,20 +152,3 @@ class _Kept:
         if now > self._until:
             self._body, self._until = orjson.dumps(self._message()), now + FRESH_S
         return self._body
-
-
-class _Rate:
-    """So many a second, as many at once."""
-
-    def __init__(self, a_second: float) -> None:
-        self._a_second = self._left = a_second
-        self._at = time.monotonic()
-
-    def allows(self) -> bool:
-        now = time.monotonic()
-        self._left = min(self._a_second, self._left + (now - self._at) * self._a_second)
-        self._at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from pydantic import TypeAdapter
 
 from subjects import names
-from subjects.errors import NotFound
+from subjects.errors import Busy, NotFound
 from subjects.schema import SchemaReply, SchemaRequest, SubjectSchema
 
 from ..call import Call
 from ..endpoint import Route
+from ..rate import Rate
+
+ANSWERS_S = 50
+"""All schemas take a millisecond to encode."""
 
 
 class SchemaHandlers:
@@ -19,11 +23,14 @@ class SchemaHandlers:
     def __init__(self, routes: Sequence[Route], worker: str) -> None:
         self._routes = [*routes, self.route()]
         self._worker = worker
+        self._rate = Rate(ANSWERS_S)
 
     def route(self) -> Route:
         return Route("schema", names.SCHEMA, SchemaRequest, SchemaReply, self.schema, "subject")
 
     async def schema(self, request: SchemaRequest, _call: Call) -> SchemaReply:
+        if not self._rate.allows():
+            raise Busy("schemas are asked for too often; keep what you have", retry_after_ms=1000)
         if request.subject is None:
             return self._all
         for subject in (request.subject, f"{request.subject.rpartition('.')[0]}.*"):

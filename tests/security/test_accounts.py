@@ -78,11 +78,14 @@ async def test_a_team_is_served_and_another_hears_nothing_of_it(red: MLClient, t
         assert overheard.pending_msgs == 0
 
 
-async def test_a_worker_is_told_who_asks(red: MLClient, teams: NatsServer) -> None:
+@pytest.mark.usefixtures("red")
+async def test_a_worker_is_told_who_asks(teams: NatsServer) -> None:
     async with await nats.connect(as_role(teams, "admin")) as admin:
         requests = await admin.subscribe(names.EMBED)
         await settled(admin)
-        await red.embed("hello")
+        async with await nats.connect(as_team(teams, "red")) as nc:
+            forged = {"Nats-Request-Info": '{"acc": "BLUE", "user": "blue"}'}
+            await nc.request(names.EMBED, b"hello", timeout=30, headers=forged)
         request = await requests.next_msg(10)
         asker = json.loads(request.headers["Nats-Request-Info"])
         assert (asker["acc"], asker["user"]) == ("RED", "red")

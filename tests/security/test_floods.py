@@ -46,9 +46,8 @@ async def test_of_a_flood_to_all_workers_little_is_answered(anyone: Client, verb
         assert heard.pending_msgs <= QUESTIONS / 2
 
 
-@pytest.mark.parametrize("verb", VERBS)
-async def test_what_is_asked_of_one_worker_is_answered_always_and_from_what_it_keeps(
-    anyone: Client, monkeypatch: pytest.MonkeyPatch, verb: str
+async def test_the_pings_of_one_worker_are_answered_always_and_from_what_it_keeps(
+    anyone: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     described, made = residents.described, []
 
@@ -58,8 +57,24 @@ async def test_what_is_asked_of_one_worker_is_answered_always_and_from_what_it_k
 
     monkeypatch.setattr(residents, "described", counted)
     monkeypatch.setattr(micro, "FRESH_S", 3600)
-    await all_answered(await flooded(anyone, f"$SRV.{verb}.ml.worker"))
-    assert len(made) <= len(VERBS)
+    await all_answered(await flooded(anyone, "$SRV.PING.ml.worker"))
+    assert len(made) <= 1
+
+
+@pytest.mark.parametrize("verb", ["INFO", "STATS"])
+async def test_who_asks_one_worker_is_answered_beside_a_flood_to_all(anyone: Client, verb: str) -> None:
+    await flooded(anyone, f"$SRV.{verb}.ml")
+    worker = (await asked(anyone, "$SRV.PING.ml"))["id"]
+    assert (await asked(anyone, f"$SRV.{verb}.ml.{worker}"))["id"] == worker
+    heard = await flooded(anyone, f"$SRV.{verb}.ml.worker")
+    await anyone.request(names.EMBED, b"served beside it", timeout=20)
+    assert heard.pending_msgs <= QUESTIONS / 2
+
+
+async def test_of_a_flood_of_questions_for_schemas_most_are_refused(anyone: Client) -> None:
+    replies = await asyncio.gather(*(anyone.request(names.SCHEMA, b"", timeout=20) for _ in range(200)))
+    codes = [(reply.headers or {}).get(names.ERROR_CODE) for reply in replies]
+    assert set(codes) == {None, "429"}
 
 
 async def test_questions_of_workers_are_answered_beside_a_flood(anyone: Client, admin: Client) -> None:
