@@ -6,7 +6,7 @@ everybody at once only so often. Nothing in it comes from a request.
 
 import functools
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -31,7 +31,7 @@ FRESH_S = 0.1
 """How long an answer may be given again as it was."""
 QUESTIONS_S = 100
 """How many questions are answered, a second and of each verb; the others are dropped. Those with this worker's id are
-counted apart from those to all workers; what workers ask of each other, and PING with this worker's id, not at all."""
+counted apart from those to all workers; PING with this worker's id, and PING of other workers, not at all."""
 
 
 @dataclass(slots=True)
@@ -88,20 +88,20 @@ class Discovery:
         verbs = {"PING": self.ping, "INFO": self.info, "STATS": self.stats}
         subscriptions = []
         for verb, message in verbs.items():
-            answer = functools.partial(self._answer, _Kept(message))
-            some, others = (functools.partial(self._answer_some, answer, Rate(QUESTIONS_S)) for _ in range(2))
-            own = answer if verb == "PING" else others
-            for target, cb in (("", some), (f".{names.SERVICE}", some), (f".{names.SERVICE}.{self.id}", own)):
+            kept = _Kept(message)
+            to_all, to_one = (functools.partial(self._answer, kept, Rate(QUESTIONS_S)) for _ in range(2))
+            for target, cb in (("", to_all), (f".{names.SERVICE}", to_all), (f".{names.SERVICE}.{self.id}", to_one)):
                 subscriptions.append(await self._nc.subscribe(f"$SRV.{verb}{target}", cb=cb))
         return subscriptions
 
-    async def _answer(self, kept: "_Kept", msg: Msg) -> None:
-        if self._replies.admit(msg):
+    async def _answer(self, kept: "_Kept", rate: Rate, msg: Msg) -> None:
+        if (self._is_vital(msg) or rate.allows()) and self._replies.admit(msg):
             await self._nc.publish(msg.reply, kept.said())
 
-    async def _answer_some(self, answer: Callable[[Msg], Awaitable[None]], rate: Rate, msg: Msg) -> None:
-        if msg.reply.startswith(f"{WORKERS_INBOX}.") or rate.allows():
-            await answer(msg)
+    def _is_vital(self, msg: Msg) -> bool:
+        """Whether a worker depends on the answer: to know that it is heard, or which others there are."""
+        ping = f"$SRV.PING.{names.SERVICE}"
+        return msg.subject == f"{ping}.{self.id}" or (msg.subject == ping and msg.reply.startswith(f"{WORKERS_INBOX}."))
 
     @property
     def _identity(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ class SchemaRequest(Message):
 
 
 class SubjectSchema(Reply):
-    """JSON Schemas of the bodies, in JSON. A reply that comes as frames has its frames among the forms of `reply`."""
+    """JSON Schemas of a request and of its one reply, as they are in JSON; frames have no schema here."""
 
     request: dict[str, Any]
     reply: dict[str, Any]
