@@ -35,7 +35,7 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	for measurement in overhead embed onnx models swap fairness generate memory_generate small_tasks contention beside_training overload finetune finetune_serving; do $(BIN)/python -m bench.$$measurement || exit 1; done
+	for measurement in overhead embed onnx models swap fairness generate memory_generate small_tasks contention beside_training overload floods finetune finetune_serving; do $(BIN)/python -m bench.$$measurement || exit 1; done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage*

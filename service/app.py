@@ -34,6 +34,7 @@ from .generator import Generator
 from .handlers.embed import EmbedHandlers
 from .handlers.generate import GenerateHandlers
 from .handlers.models import ModelHandlers
+from .handlers.schema import SchemaHandlers
 from .handlers.similarity import SimilarityHandlers
 from .http_port import Health, serve_http
 from .model_loader import ModelLoader, OnStep
@@ -256,13 +257,14 @@ def _endpoint(
     limits = settings.limits
     work = (EmbedHandlers(residency), SimilarityHandlers(residency), GenerateHandlers(residency, telemetry.generation))
     management = (ModelHandlers(residency, worker_id, settings.checkpoints_dir, finetuning.rollout), finetuning)
+    routes = [
+        *(route for family in work for route in family.routes()),
+        *(replace(route, management=True) for family in management for route in family.routes()),
+    ]
     endpoint = Endpoint(
         nc=nc,
         worker_id=worker_id,
-        routes=[
-            *(route for family in work for route in family.routes()),
-            *(replace(route, management=True) for family in management for route in family.routes()),
-        ],
+        routes=[*routes, replace(SchemaHandlers(routes, worker_id).route(), management=True)],
         limits=Limits(limits.requests, limits.request_bytes, limits.default_timeout_s),
         observer=telemetry,
         metadata=lambda: residents.described(registry, residency.defaults, residency.missing),

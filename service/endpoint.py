@@ -35,7 +35,7 @@ from .bus.connection import settled
 from .busy import MARGIN, milliseconds
 from .call import Call, ReplyLost
 from .errors import INTERNAL, to_wire
-from .reply_subject import MOST_BYTES, WORKERS_INBOX, ReplySubjects
+from .reply_subject import IMPORTED, MOST_BYTES, WORKERS_INBOX, ReplySubjects
 from .streamer import Frames, send_stream
 
 log = structlog.get_logger(__name__)
@@ -138,9 +138,7 @@ class Endpoint:
 
     async def start(self) -> None:
         """Subscribe to everything and return once the server knows of it."""
-        described = [
-            micro.Described(route.name, route.subject, route.queue, route.request, route.reply) for route in self.routes
-        ]
+        described = [micro.Described(route.name, route.subject, route.queue) for route in self.routes]
         self._gone = f"{WORKERS_INBOX}.{secrets.token_hex(16)}"  # callers see it: nothing else may come there
         self._control = [
             await self.nc.subscribe(f"{names.CANCEL}.*", cb=self._on_cancel),
@@ -157,7 +155,7 @@ class Endpoint:
     async def _on_request(self, route: Route, counts: micro.Counts, msg: Msg) -> None:
         counts.requests += 1
         if not self.replies.admit(msg):
-            counts.record(0, "400: no reply subject that may be answered")
+            counts.record(0, Malformed("no reply subject that may be answered"))
             return
         self._serial += 1
         call = Call(self.nc, route.name, msg, self._serial, self.limits.default_timeout_s, route.text)
@@ -174,6 +172,8 @@ class Endpoint:
     def _unaskable(self, call: Call) -> MLError | None:
         """Note where the caller can be asked whether it still waits, or say why not there."""
         caller = call.asked.caller or ""
+        if call.reply.startswith(f"{IMPORTED}."):  # that subject is another account's, and here nobody listens to it
+            return None
         if not caller or (self.replies.allow(caller) and caller != call.reply):
             call.caller = caller
             return None
@@ -251,7 +251,7 @@ class Endpoint:
     def _record(self, call: Call, counts: micro.Counts) -> None:
         seconds = asyncio.get_running_loop().time() - call.received
         error = call.answered if isinstance(call.answered, MLError) else None
-        counts.record(int(seconds * 1e9), f"{error.code}: {error.message[:200]}" if error else None)
+        counts.record(int(seconds * 1e9), error)
         self.observer.ended(call, seconds, error)
         if error is None:
             self._service_s += 0.05 * (seconds - self._service_s)

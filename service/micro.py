@@ -1,6 +1,11 @@
-"""The NATS micro protocol: PING, INFO and STATS of this worker, with nats-py's own message types (ADR-32)."""
+"""The NATS micro protocol: PING, INFO and STATS of this worker, with nats-py's own message types (ADR-32).
+
+Anybody may ask, as often as they like, and every worker hears it: what is said is kept for a moment, small, and said to
+everybody at once only so often. Nothing in it comes from a request.
+"""
 
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,16 +16,22 @@ import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.micro.service import EndpointInfo, EndpointStats, ServiceInfo, ServicePing, ServiceStats
-from pydantic import TypeAdapter
 
 from subjects import names
+from subjects.errors import MLError
 
-from .reply_subject import ReplySubjects
+from .rate import Rate
+from .reply_subject import WORKERS_INBOX, ReplySubjects
 
 DESCRIPTION = (
     "Machine learning over NATS: embeddings, similarity, text generation, fine-tuning and the models behind them"
 )
 SERVICE_VERSION = version("mlbus")
+FRESH_S = 0.1
+"""How long an answer may be given again as it was."""
+QUESTIONS_S = 100
+"""How many questions are answered, a second and of each verb; the others are dropped. Those with this worker's id are
+counted apart from those to all workers; PING with this worker's id, and PING of other workers, not at all."""
 
 
 @dataclass(slots=True)
@@ -32,11 +43,12 @@ class Counts:
     last_error: str = ""
     busy_ns: int = 0
 
-    def record(self, busy_ns: int, error: str | None) -> None:
+    def record(self, busy_ns: int, error: MLError | None) -> None:
+        """error: of it only the kind is shown; its message may quote what the caller sent."""
         self.busy_ns += busy_ns
         if error is not None:
             self.errors += 1
-            self.last_error = error
+            self.last_error = f"{error.code}: {type(error).__name__}"
 
 
 @dataclass(slots=True)
@@ -46,8 +58,6 @@ class Described:
     name: str
     subject: str
     queue: str
-    request: Any
-    reply: Any
     counts: Counts = field(default_factory=Counts)
 
 
@@ -76,15 +86,22 @@ class Discovery:
 
     async def subscribe(self) -> list[Any]:
         verbs = {"PING": self.ping, "INFO": self.info, "STATS": self.stats}
-        return [
-            await self._nc.subscribe(f"$SRV.{verb}{target}", cb=functools.partial(self._answer, message))
-            for verb, message in verbs.items()
-            for target in ("", f".{names.SERVICE}", f".{names.SERVICE}.{self.id}")
-        ]
+        subscriptions = []
+        for verb, message in verbs.items():
+            kept = _Kept(message)
+            to_all, to_one = (functools.partial(self._answer, kept, Rate(QUESTIONS_S)) for _ in range(2))
+            for target, cb in (("", to_all), (f".{names.SERVICE}", to_all), (f".{names.SERVICE}.{self.id}", to_one)):
+                subscriptions.append(await self._nc.subscribe(f"$SRV.{verb}{target}", cb=cb))
+        return subscriptions
 
-    async def _answer(self, message: Callable[[], Mapping[str, Any]], msg: Msg) -> None:
-        if self._replies.admit(msg):
-            await self._nc.publish(msg.reply, orjson.dumps(message()))
+    async def _answer(self, kept: "_Kept", rate: Rate, msg: Msg) -> None:
+        if (self._is_vital(msg) or rate.allows()) and self._replies.admit(msg):
+            await self._nc.publish(msg.reply, kept.said())
+
+    def _is_vital(self, msg: Msg) -> bool:
+        """Whether a worker depends on the answer: to know that it is heard, or which others there are."""
+        ping = f"$SRV.PING.{names.SERVICE}"
+        return msg.subject == f"{ping}.{self.id}" or (msg.subject == ping and msg.reply.startswith(f"{WORKERS_INBOX}."))
 
     @property
     def _identity(self) -> dict[str, Any]:
@@ -95,19 +112,12 @@ class Discovery:
 
     def info(self) -> dict[str, Any]:
         endpoints = [
-            EndpointInfo(
-                name=endpoint.name,
-                subject=endpoint.subject,
-                queue_group=endpoint.queue,
-                metadata={
-                    "request_schema": _schema(endpoint.request),
-                    "reply_schema": _schema(endpoint.reply),
-                    "max_payload": str(self._nc.max_payload),
-                },
-            )
+            EndpointInfo(name=endpoint.name, subject=endpoint.subject, queue_group=endpoint.queue)
             for endpoint in self._endpoints
         ]
-        return ServiceInfo(**self._identity, description=DESCRIPTION, endpoints=endpoints).to_dict()
+        where = {"schemas": names.SCHEMA, "max_payload": str(self._nc.max_payload)}
+        identity = self._identity | {"metadata": self._metadata() | where}
+        return ServiceInfo(**identity, description=DESCRIPTION, endpoints=endpoints).to_dict()
 
     def stats(self) -> dict[str, Any]:
         data = dict(self._data())
@@ -129,6 +139,16 @@ class Discovery:
         return ServiceStats(**self._identity, started=self._started, endpoints=endpoints).to_dict()
 
 
-@functools.cache
-def _schema(message: Any) -> str:
-    return orjson.dumps(TypeAdapter(message).json_schema()).decode()
+class _Kept:
+    """A message in JSON, made again when it has been kept for FRESH_S."""
+
+    def __init__(self, message: Callable[[], Mapping[str, Any]]) -> None:
+        self._message = message
+        self._body = b""
+        self._until = 0.0
+
+    def said(self) -> bytes:
+        now = time.monotonic()
+        if now > self._until:
+            self._body, self._until = orjson.dumps(self._message()), now + FRESH_S
+        return self._body

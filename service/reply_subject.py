@@ -12,7 +12,9 @@ from nats.aio.msg import Msg
 from .bus.credentials import inbox_prefix
 from .bus.log import RareLog
 
-PREFIXES = ("_INBOX", "_INBOX_ml", "_R_", "ml.watch")
+IMPORTED = "_R_"
+"""Below it the server takes answers to requests that came in from another account."""
+PREFIXES = ("_INBOX", "_INBOX_ml", IMPORTED, "ml.watch")
 JETSTREAM_INBOX = inbox_prefix("worker")
 """Below it the server answers a worker; whoever could have something sent there could answer in its place."""
 WORKERS_INBOX = "_INBOX_ml.worker"

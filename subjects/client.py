@@ -17,6 +17,7 @@ from .errors import Internal
 from .generate_client import GenerateCalls
 from .jobs_client import FinetuneCalls, JobsClient
 from .models_client import ModelsClient
+from .schema import SchemaReply, SchemaRequest
 from .similarity import SimilarityRanking, SimilarityRequest, SimilarityScore
 from .stream import DONE
 
@@ -154,6 +155,11 @@ class MLClient(GenerateCalls, FinetuneCalls):
     async def cancel(self, request_id: str) -> None:
         """End the request with this id wherever it runs; its caller gets a Cancelled error."""
         await self._caller.cancel(request_id)
+
+    async def schema(self, subject: str | None = None, *, timeout_s: float | None = None) -> SchemaReply:
+        """JSON Schemas of the requests and replies on a subject, or on all of them. Raises NotFound."""
+        request = codec.validate({"subject": subject}, SchemaRequest)
+        return await self._caller.ask(names.SCHEMA, request, SchemaReply, timeout_s)
 
     async def discover(self, verb: str = "PING", *, wait_s: float = 0.5) -> list[dict[str, Any]]:
         """What every worker answers to the micro protocol's PING, INFO or STATS within wait_s."""

@@ -22,6 +22,8 @@ State: TypeAlias = Literal[
 ]
 TERMINAL: frozenset[State] = frozenset({"done", "failed", "cancelled", "rejected", "skipped"})
 """The states that a job never leaves."""
+MOST_LISTED = 100
+"""Jobs in one answer of ml.jobs.list: to encode them takes a worker a millisecond or two."""
 
 
 class _OneJob(Message):
@@ -56,7 +58,8 @@ class JobsCancelRequest(_OneJob):
 class JobsListRequest(Message):
     state: State | None = Field(None, description="only jobs in this state")
     model: Token | None = Field(None, description="only jobs for this model")
-    limit: int = Field(50, ge=1, le=1000, description="the newest ones")
+    limit: int = Field(50, ge=1, le=MOST_LISTED, description="the newest ones")
+    before: JobId | None = Field(None, description="only older ones than this job, the last of the page before")
 
 
 class Job(Reply):

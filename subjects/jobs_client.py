@@ -188,10 +188,14 @@ class JobsClient:
         *,
         model: str | None = None,
         limit: int | None = None,
+        before: str | None = None,
         timeout_s: float | None = None,
     ) -> JobsListReply:
-        """The newest jobs, newest first: those in a state or for a model, or all."""
-        asked = {"state": state, "model": model} | ({} if limit is None else {"limit": limit})
+        """The newest jobs, newest first: those in a state or for a model, or all. Raises NotFound.
+
+        limit: 100 at most. before: only older ones than the job of this id, for the next page.
+        """
+        asked = {"state": state, "model": model, "before": before} | ({} if limit is None else {"limit": limit})
         request = codec.validate(asked, JobsListRequest)
         return await self._caller.ask(names.JOBS_LIST, request, JobsListReply, timeout_s)
 

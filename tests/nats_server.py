@@ -111,3 +111,8 @@ def secured_server(
     """Our nats-server.conf, with the passwords in PASSWORDS."""
     passwords = {f"MLBUS_{role.upper()}_PASSWORD": password for role, password in PASSWORDS.items()}
     return NatsServer(data_dir, "-c", str(conf), *options, environ={**passwords, **(environ or {})})
+
+
+def as_role(server: NatsServer, role: str) -> str:
+    """Where to connect as a role of it."""
+    return f"nats://{role}:{PASSWORDS[role]}@{server.address}"

@@ -26,6 +26,7 @@ from ..jobs.patience import TROUBLE
 from ..reply_subject import JETSTREAM_INBOX, ReplySubjects
 from .ask import STALL_S, Connection, MayNotAsk, permitted
 from .doctor_machine import Finding
+from .doctor_upgrade import old_permissions, old_storage
 
 SERVED = (names.EMBED, names.EMBED_BATCH, names.SIMILARITY, f"{names.CANCEL}.*", f"$SRV.PING.{names.SERVICE}")
 ANSWER_TIMEOUT_S = 10.0
@@ -46,7 +47,7 @@ async def _findings(settings: Settings, timeout_s: float) -> list[Finding]:
             async with permitted(asking) as nc:
                 reached.append(_reached(nc, asking))
                 workers = await _workers(nc, asking, settings, timeout_s)
-            refused = None
+            refused, workers = None, [*await old_permissions(asking), *workers]
         except MayNotAsk as error:
             refused, workers = error, [Finding("worker", "warn", "not asked", "connect as a client to ask it")]
         denied, stored = await _as_a_worker(settings)
@@ -140,7 +141,7 @@ async def _as_a_worker(settings: Settings) -> tuple[list[Denied], list[Finding]]
         for subject in (*SERVED, nc.new_inbox()):
             await nc.subscribe(subject)
         await settled(nc)
-        return list(refused), [] if refused else await _storage(nc)
+        return list(refused), [] if refused else [*await _storage(nc), *await old_storage(nc, STORE_TIMEOUT_S)]
 
 
 async def _storage(nc: Client) -> list[Finding]:

@@ -4,7 +4,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from subjects.client import MLClient
-from subjects.jobs import TERMINAL, Job, State
+from subjects.jobs import MOST_LISTED, TERMINAL, Job, State
 
 from .ask import Connection, ask
 from .job_progress import facts, outcome
@@ -13,19 +13,28 @@ from .output import out, print_json, shortened
 
 def print_jobs(state: State | None, model: str | None, limit: int, connection: Connection, *, as_json: bool) -> None:
     """Print the newest jobs, newest first. Raises BusError, MLError."""
-    reply = ask(
-        connection,
-        lambda nc: MLClient(nc, timeout_s=connection.timeout_s).jobs.list(state, model=model, limit=limit),
-    )
+    jobs = ask(connection, lambda nc: _newest(MLClient(nc, timeout_s=connection.timeout_s), state, model, limit))
     if as_json:
-        print_json([_fields(job) for job in reply.jobs])
+        print_json([_fields(job) for job in jobs])
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("job", "model", "state", "made", "from", ""):
         table.add_column(heading, no_wrap=heading == "job", overflow="fold")
-    for job in reply.jobs:
+    for job in jobs:
         table.add_row(*map(escape, _cells(job)))
     out.print(table)
+
+
+async def _newest(ml: MLClient, state: State | None, model: str | None, limit: int) -> list[Job]:
+    """So many jobs, in as many pages as it takes."""
+    found: list[Job] = []
+    while (left := limit - len(found)) > 0:
+        last = found[-1].id if found else None
+        page = (await ml.jobs.list(state, model=model, limit=min(left, MOST_LISTED), before=last)).jobs
+        found += page
+        if len(page) < min(left, MOST_LISTED):
+            break
+    return found
 
 
 def print_job(job_id: str, connection: Connection, *, as_json: bool) -> None:

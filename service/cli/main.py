@@ -21,6 +21,7 @@ from .finetune import finetune
 from .jobs import jobs_app
 from .models_app import models_app
 from .options import NATS, Config, DeviceName, DtypeName, Json, LogFormat, LogLevel, NatsUrl, Timeout
+from .schema import schema
 from .text_commands import embed, generate, similarity
 
 app = typer.Typer(
@@ -241,3 +242,6 @@ def doctor(config: Config = None, as_json: Json = False, nats_url: NatsUrl = Non
     from .doctor import print_findings
 
     raise typer.Exit(print_findings(config, nats_url, timeout, as_json=as_json))
+
+
+app.command(rich_help_panel=_LOOK)(schema)

@@ -43,7 +43,8 @@ class FinetuneHandlers:
 
     async def list(self, request: JobsListRequest, _call: Call) -> JobsListReply:
         with _answering():
-            return JobsListReply(jobs=await self._store.list(request.state, request.model, request.limit))
+            jobs = await self._store.list(request.state, request.model, request.limit, request.before)
+        return JobsListReply(jobs=jobs)
 
     async def cancel(self, request: JobsCancelRequest, _call: Call) -> Job:
         with _answering():

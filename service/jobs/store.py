@@ -7,6 +7,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -27,6 +28,7 @@ from subjects.errors import NotFound, NotServed
 from subjects.jobs import TERMINAL, Job, State
 
 from .entries import entries
+from .shared import Shared
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +61,9 @@ class JobStore:
         self._kept = kept
         self._bucket: KeyValue | None = None
         self._ended = 0
+        self._everything = Shared(self._read_all)
+        self._known: Sequence[Job] = ()
+        self._read_at: object = None
 
     async def create(self, job: Job) -> bool:
         """Make a job -> whether it is new; one of this id that is there stays as it is. Raises NotSetUp."""
@@ -124,14 +129,18 @@ class JobStore:
 
         return await self.change(job_id, cancelled)
 
-    async def list(self, state: State | None = None, model: str | None = None, limit: int = 50) -> list[Job]:
-        """The newest jobs, newest first. Raises NotSetUp."""
-        found = [
-            job
-            for job in await self._all()
-            if (state is None or job.state == state) and (model is None or job.model == model)
-        ]
-        return sorted(found, key=lambda job: (job.created_at, job.id), reverse=True)[:limit]
+    async def list(
+        self, state: State | None = None, model: str | None = None, limit: int = 50, before: str | None = None
+    ) -> list[Job]:
+        """The newest jobs, newest first; before: only older ones than the job of this id. Raises NotFound, NotSetUp."""
+        jobs = sorted(await self._all(), key=lambda job: (job.created_at, job.id), reverse=True)
+        if before is not None:
+            place = next((place for place, job in enumerate(jobs) if job.id == before), None)
+            if place is None:
+                raise NotFound(f"there is no job {before!r} any more; begin with the newest")
+            jobs = jobs[place + 1 :]
+        found = (job for job in jobs if state in (None, job.state) and model in (None, job.model))
+        return [*islice(found, limit)]
 
     async def remove(self, job_id: str) -> None:
         """Forget a job, so that its id may be used again."""
@@ -176,9 +185,18 @@ class JobStore:
             await self.remove(job.id)
 
     async def _all(self) -> Sequence[Job]:
-        """Every job."""
-        found = await entries(self._js, await self.bucket(), "job.")
-        return [job for entry in found if (job := _read_any(entry))]
+        """Every job, as of now or later."""
+        return await self._everything.result()
+
+    async def _read_all(self) -> Sequence[Job]:
+        """A thousand take a tenth of a second, so they are read again only where the bucket has changed since."""
+        bucket = await self.bucket()
+        info = await self._js.stream_info(f"KV_{names.JOBS_BUCKET}")
+        state = info.created, info.state.messages, info.state.last_seq
+        if state != self._read_at:
+            found = await entries(self._js, bucket, "job.")
+            self._known, self._read_at = [job for entry in found if (job := _read_any(entry))], state
+        return self._known
 
 
 def _key(job_id: str) -> str:

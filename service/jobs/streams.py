@@ -129,18 +129,27 @@ async def create(nc: Client, timeout_s: float = 30.0) -> list[str]:
     return done + await _attempted(f"consumer {CONSUMER}", _create_consumer(js))
 
 
-async def missing(nc: Client) -> list[str]:
-    """What is not there, in words; the worker's role may ask. Raises NotSetUp without JetStream."""
-    js, absent = nc.jetstream(), list[str]()
+async def outdated(nc: Client, timeout_s: float = 30.0) -> list[str]:
+    """What is not there or not as `create` would have it, in words; the worker's role may ask.
+
+    timeout_s: for each request. Raises NotSetUp without JetStream.
+    """
+    js, old = nc.jetstream(timeout=timeout_s), list[str]()
+
+    async def look(label: str, info: Awaitable[Any], bounds: dict[str, Any]) -> None:
+        found = await _found(info)
+        if found is None:
+            old.append(f"{label} is not there")
+        elif differing := _differing(found.config, bounds):
+            old.append(f"{label}: {_in_words(found.config, differing)}")
+
     try:
         for storage in STORAGE:
-            if await _found(js.stream_info(storage.stream)) is None:
-                absent.append(storage.label)
-        if await _found(js.consumer_info(names.JOBS_STREAM, CONSUMER)) is None:
-            absent.append(f"consumer {CONSUMER}")
+            await look(storage.label, js.stream_info(storage.stream), storage.bounds)
+        await look(f"consumer {CONSUMER}", js.consumer_info(names.JOBS_STREAM, CONSUMER), _CONSUMER)
     except (ServiceUnavailableError, NoRespondersError):
         raise NotSetUp from None
-    return absent
+    return old
 
 
 async def jobs_bucket(nc: Client) -> KeyValue:
@@ -175,7 +184,7 @@ async def _create_storage(js: JetStreamContext, storage: Storage) -> list[str]:
         return [f"made {storage.label}"]
     if differing := _differing(info.config, storage.bounds):
         await js.update_stream(info.config.evolve(**differing))
-        return [f"changed {storage.label}: {', '.join(differing)}"]
+        return [f"changed {storage.label}: {_in_words(info.config, differing)}"]
     return []
 
 
@@ -186,7 +195,7 @@ async def _create_consumer(js: JetStreamContext) -> list[str]:
         return [f"made consumer {CONSUMER}"]
     if differing := _differing(info.config, _CONSUMER):
         await js.add_consumer(names.JOBS_STREAM, info.config.evolve(**differing))
-        return [f"changed consumer {CONSUMER}: {', '.join(differing)}"]
+        return [f"changed consumer {CONSUMER}: {_in_words(info.config, differing)}"]
     return []
 
 
@@ -199,3 +208,7 @@ async def _found(info: Awaitable[Any]) -> Any:
 
 def _differing(config: Any, wanted: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if (getattr(config, name) or 0) != (value or 0)}
+
+
+def _in_words(config: Any, differing: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {getattr(config, name)} to {wanted}" for name, wanted in differing.items())

@@ -5,6 +5,7 @@ Owns the checks and the order: first the job's state, then its message. Knows no
 
 import asyncio
 import hashlib
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -125,9 +126,8 @@ class Submission:
         if not any(folder.is_relative_to(root) for root in roots):
             named = ", ".join(map(str, roots)) or "none"
             raise PathRefused(path, f"it is not below one of the worker's finetune.roots ({named})")
-        if not folder.is_dir():  # said only below the roots: nobody is to learn what else is on this machine
-            what = "it is no folder" if folder.exists() else "there is no such folder on the worker's machine"
-            raise PathRefused(path, f"{what}; name the folder of a codebase")
+        if fault := _fault(folder):  # said only below the roots: nobody is to learn what else is on this machine
+            raise PathRefused(path, f"{fault}; name the folder of a codebase")
 
     async def _body(self, request: FinetuneRequest) -> bytes:
         body = await asyncio.to_thread(request.model_dump_json, exclude_none=True)
@@ -170,6 +170,16 @@ class Submission:
 def digest_of(body: bytes) -> str:
     """What ties a message in the queue to its job: the job's key has it, and only workers write keys."""
     return hashlib.sha256(body).hexdigest()
+
+
+def _fault(folder: Path) -> str | None:
+    """Why it is no folder, or none that the worker can reach."""
+    try:
+        return None if stat.S_ISDIR(folder.stat().st_mode) else "it is no folder"
+    except (FileNotFoundError, NotADirectoryError):
+        return "there is no such folder on the worker's machine"
+    except OSError as error:
+        return f"it cannot be opened ({error.strerror})"
 
 
 def _may_have_negatives(request: FinetuneRequest) -> bool:

@@ -63,9 +63,9 @@ async def admin(folder: Path, *arguments: str, **variables: str) -> tuple[int, s
 
 
 async def test_everything_is_made_once(nc: Client) -> None:
-    assert len(await streams.missing(nc)) == 5
+    assert len(await streams.outdated(nc)) == 5
     assert await streams.create(nc) == MADE
-    assert await streams.missing(nc) == []
+    assert await streams.outdated(nc) == []
     assert await streams.create(nc) == []
 
 
@@ -92,10 +92,12 @@ async def test_what_differs_is_changed_and_what_is_kept_stays(nc: Client) -> Non
     await js.update_stream(config.evolve(max_msgs=5, duplicate_window=60))
     consumer = (await js.consumer_info(names.JOBS_STREAM, streams.CONSUMER)).config
     await js.add_consumer(names.JOBS_STREAM, consumer.evolve(ack_wait=5))
-    assert await streams.create(nc) == [
-        "changed stream ML_JOBS: duplicate_window, max_msgs",
-        "changed consumer workers: ack_wait",
+    differing = [
+        "stream ML_JOBS: duplicate_window 60.0 to 86400.0, max_msgs 5 to 1000",
+        "consumer workers: ack_wait 5.0 to 60.0",
     ]
+    assert await streams.outdated(nc) == differing
+    assert await streams.create(nc) == [f"changed {what}" for what in differing]
     info = await js.stream_info(names.JOBS_STREAM)
     assert (info.config.max_msgs, info.config.duplicate_window, info.state.messages) == (1000, 86_400, 1)
     assert await streams.create(nc) == []
@@ -123,7 +125,7 @@ async def test_a_server_without_jetstream_says_what_to_do(tmp_path: Path) -> Non
     server = NatsServer(tmp_path)
     try:
         async with await nats.connect(server.start().url) as client:
-            for question in (streams.create, streams.missing):
+            for question in (streams.create, streams.outdated):
                 with pytest.raises(NotSetUp, match="nats-server -js"):
                     await question(client)
         assert await init(server, tmp_path) == (1, "", f"mlbus: {NotSetUp()}\n")
@@ -144,7 +146,7 @@ async def test_the_command_as_admin_and_as_nobody_in_particular(secured_server: 
         url=secured_server.url, user="worker", password=PASSWORDS["worker"], inbox_prefix="_INBOX_worker"
     )
     async with connected(worker) as nc:
-        assert await streams.missing(nc) == []
+        assert await streams.outdated(nc) == []
 
 
 async def test_what_is_made_outlives_the_server(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from workers import running_worker
 
 from subjects import MLClient, names
+from subjects.errors import NotFound
 
 
 @pytest.fixture
@@ -31,25 +32,42 @@ async def test_answers_fit_the_published_schemas(nats_url, nc, verb):
             assert json.loads((await nc.request(subject, b"", timeout=5)).data)["id"] == answer["id"]
 
 
-async def test_info_carries_the_schemas_of_request_and_reply(nats_url, nc):
+async def test_info_names_the_subjects_and_where_their_schemas_are(nats_url, nc):
     async with running_worker(nats_url):
-        (info,) = await MLClient(nc).discover("INFO")
+        ml = MLClient(nc)
+        (info,) = await ml.discover("INFO")
+        schemas = (await ml.schema()).schemas
     endpoints = {endpoint["name"]: endpoint for endpoint in info["endpoints"]}
     shared = [names.EMBED, names.EMBED_BATCH, names.SIMILARITY, names.GENERATE, names.GENERATE_BATCH]
     shared += [names.MODELS_LIST, names.MODELS_INFO, names.MODELS_RECOMMENDED]
     shared += [names.FINETUNE, names.JOBS_GET, names.JOBS_LIST, names.JOBS_CANCEL]
     changes = [names.MODELS_LOAD, names.MODELS_UNLOAD, names.MODELS_RELOAD]
     here = [f"{subject}.{info['id']}" for subject in (names.MODELS_LIST, names.MODELS_INFO, *changes)]
+    shared.append(names.SCHEMA)
     subjects = {endpoint["subject"]: endpoint["queue_group"] for endpoint in endpoints.values()}
     assert subjects == {**dict.fromkeys(shared, "ml"), **dict.fromkeys([*changes, *here], "")}
-    request = json.loads(endpoints["embed"]["metadata"]["request_schema"])
+    assert {subject.replace(info["id"], "*") for subject in subjects} == schemas.keys()
+    request = schemas[names.EMBED].request
     jsonschema.validate({"text": "a", "dimensions": 4}, request)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"text": "a", "unknown": 4}, request)
-    reply = json.loads(endpoints["similarity"]["metadata"]["reply_schema"])
-    jsonschema.Draft202012Validator.check_schema(reply)
-    assert int(endpoints["embed"]["metadata"]["max_payload"]) == nc.max_payload
+    for schema in schemas.values():
+        jsonschema.Draft202012Validator.check_schema(schema.reply)
+    assert info["metadata"]["schemas"] == names.SCHEMA
+    assert int(info["metadata"]["max_payload"]) == nc.max_payload
     assert info["description"]
+
+
+async def test_the_schema_of_one_subject(nats_url, nc):
+    async with running_worker(nats_url):
+        ml = MLClient(nc)
+        assert list((await ml.schema(names.SIMILARITY)).schemas) == [names.SIMILARITY]
+        assert list((await ml.schema(f"{names.MODELS_LOAD}.of_any_worker")).schemas) == [f"{names.MODELS_LOAD}.*"]
+        assert json.loads((await nc.request(names.SCHEMA, b"ml.embed", timeout=5)).data)["schemas"].keys() == {
+            "ml.embed"
+        }
+        with pytest.raises(NotFound, match=r"ml\.embed, "):
+            await ml.schema("ml.embed.nope")
 
 
 async def test_stats_count_spawned_work_and_errors(nats_url, nc):

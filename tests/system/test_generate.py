@@ -437,12 +437,12 @@ async def test_info_stats_and_metrics_tell_of_generation(nats_url, engine):
         await ask(nc, {"prompt": "a b", "max_tokens": 5})
         info = json.loads((await nc.request("$SRV.INFO.ml", b"", timeout=20)).data)
         stats = json.loads((await nc.request("$SRV.STATS.ml", b"", timeout=20)).data)
+        schemas = (await MLClient(nc).schema()).schemas
         text = await asyncio.to_thread(scrape, started.metrics_port)
     assert info["metadata"]["default_generation_model"] == "tiny_coder"
     assert info["metadata"]["model.tiny_coder"] == "fake-fp32 on cpu"
-    schemas = {endpoint["subject"]: endpoint["metadata"] for endpoint in info["endpoints"]}
-    assert "messages" in schemas[names.GENERATE]["request_schema"]
-    assert "finish_reason" in schemas[names.GENERATE_BATCH]["reply_schema"]
+    assert "messages" in schemas[names.GENERATE].request["properties"]
+    assert "finish_reason" in json.dumps(schemas[names.GENERATE_BATCH].reply)
     data = stats["endpoints"][0]["data"]
     assert data["generation"]["tiny_coder"]["completion_tokens"] == 5
     assert data["generating"]["kv_bytes"] == 500

@@ -5,7 +5,7 @@ import pytest
 import structlog
 from fake_encoder import FakeEncoder
 from journal import Journal
-from nats_server import PASSWORDS
+from nats_server import as_role
 from versioned_fleet import BASE_WEIGHTS, MODEL, Fleet
 from workers import running_worker
 
@@ -22,10 +22,6 @@ def journal():
     structlog.configure(processors=[journal])
     yield journal
     structlog.reset_defaults()
-
-
-def as_role(server, role: str) -> str:
-    return f"nats://{role}:{PASSWORDS[role]}@{server.address}"
 
 
 @pytest.mark.parametrize("role", ["client", "admin", None])

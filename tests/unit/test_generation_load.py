@@ -292,14 +292,6 @@ def test_what_older_repositories_keep_beside_the_weights_does_no_harm(own: Path,
     load_generator(spec_of(own), FP32)
 
 
-def test_code_of_a_repository_is_never_run(own: Path) -> None:
-    (own / "theirs.py").write_text("raise SystemExit('was run')")
-    edited(own, "config.json", auto_map={"AutoModelForCausalLM": "theirs.Model", "AutoConfig": "theirs.Config"})
-    load_generator(spec_of(own), FP32)
-    edited(own, "config.json", model_type="theirs")
-    assert "custom code" in reason_of(own)
-
-
 LONGROPE = Phi3Config(
     hidden_size=64,
     num_attention_heads=4,

@@ -58,16 +58,6 @@ def test_a_pinned_file_must_be_there(tmp_path: Path) -> None:
     assert caught.value.found == "nothing"
 
 
-@pytest.mark.parametrize("pickled", ["", "1_Dense"])
-def test_a_pickle_is_never_read(tmp_path: Path, pickled: str) -> None:
-    layout(tmp_path, "", "1_Dense")
-    for path in {"", "1_Dense"} - {pickled}:
-        weights(tmp_path / path / "model.safetensors")
-    (tmp_path / pickled / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    with pytest.raises(ModelUnavailable, match="pickle"):
-        check_weights(own(folder=str(tmp_path)), tmp_path)
-
-
 def test_several_weight_files_have_one_digest_that_changes_with_each(tmp_path: Path) -> None:
     layout(tmp_path, "", "1_Dense")
     spec = own(folder=str(tmp_path))
@@ -87,8 +77,6 @@ def test_layouts_that_are_refused(tmp_path: Path) -> None:
         check_weights(spec, layout(tmp_path, ""))
     with pytest.raises(ModelUnavailable, match="outside"):
         check_weights(spec, layout(tmp_path / "inner", "../elsewhere"))
-    with pytest.raises(ModelUnavailable, match="never run"):
-        check_weights(spec, layout(tmp_path, "", type_="modeling_mine.Encoder"))
 
 
 @pytest.mark.parametrize("kept", [0, 7, 40, -1], ids=["nothing", "half a length", "half a header", "all but a byte"])

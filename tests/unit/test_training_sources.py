@@ -1,31 +1,14 @@
 """Which files of a codebase are read: on real folders and real git repositories."""
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
+from repositories import CODE, git, write
 
 from models.training import sources
 from models.training.errors import PathRefused
 from models.training.sources import Codebase, read_codebase
-
-CODE = "def add(a, b):\n    return a + b\n"
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "init.defaultBranch=main")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    done = subprocess.run(
-        ["git", *identity, *arguments], cwd=folder, env=environment, check=True, capture_output=True, text=True
-    )
-    return done.stdout.strip()
-
-
-def write(folder: Path, *paths: str, text: str = CODE) -> None:
-    for path in paths:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text)
 
 
 def paths(codebase: Codebase) -> list[str]:
@@ -104,25 +87,6 @@ def test_a_folder_that_git_ignores_is_walked_when_it_is_named(repository: Path) 
     assert (paths(codebase), codebase.commit) == (["c.py"], None)
 
 
-def test_git_of_a_codebase_runs_no_command_and_sees_no_environment(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran = tmp_path / "ran"
-    write(repository, ".gitattributes", text="* filter=evil\n")
-    write(repository, "a.py", text="changed = 1\n")
-    script = tmp_path / "script.sh"
-    script.write_text(f"#!/bin/sh\ntouch {ran}\ncat\n")
-    script.chmod(0o755)
-    for key in ("core.fsmonitor", "filter.evil.clean", "filter.evil.smudge", "core.pager", "core.sshCommand"):
-        git(repository, "config", key, str(script))
-    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
-    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "nowhere"))
-    codebase = read_codebase(repository)
-    assert codebase.commit is not None
-    assert codebase.commit.endswith("+changes")
-    assert not ran.exists()
-
-
 def test_without_git_all_files_are_walked(repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tracked = read_codebase(repository)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -197,17 +161,6 @@ def test_pipes_and_folders_that_cannot_be_read_are_passed_over(tmp_path: Path) -
     assert codebase.skipped == {"name is not UTF-8": 1, "not a file": 1}
 
 
-def test_a_tracked_folder_that_became_a_link_is_not_followed(repository: Path, tmp_path: Path) -> None:
-    write(tmp_path, "secret/stack.go", "secret/heap.rs")
-    for name in ("stack.go", "heap.rs"):
-        (repository / "pile" / name).unlink()
-    (repository / "pile").rmdir()
-    (repository / "pile").symlink_to(tmp_path / "secret")
-    codebase = read_codebase(repository)
-    assert paths(codebase) == ["a.py", "b.py"]
-    assert codebase.skipped == {"symlink": 2}
-
-
 def test_a_submodule_is_left_out(repository: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     write(other, "o.py")
@@ -275,15 +228,6 @@ def test_what_is_no_folder_is_refused(tmp_path: Path, name: str, reason: str) ->
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(PathRefused, match=reason):
         read_codebase(tmp_path / name)
-
-
-@pytest.mark.parametrize("name", ["outside", "inside/escape", "inside/../outside", "inside-too", "/", "gone"])
-def test_what_lies_outside_of_the_roots_is_refused_with_their_names(tmp_path: Path, name: str) -> None:
-    write(tmp_path, "inside/a.py", "outside/b.py", "inside-too/c.py")
-    (tmp_path / "inside" / "escape").symlink_to(tmp_path / "outside")
-    roots = (tmp_path / "inside", tmp_path / "other root")
-    with pytest.raises(PathRefused, match=r"outside of .*inside, .*other root"):
-        read_codebase(tmp_path / name, roots)
 
 
 def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,48 @@
+"""`mlbus doctor` on a server that was set up for an older mlbus, as docs/security.md says under Upgrading."""
+
+import asyncio
+from pathlib import Path
+
+import nats
+from nats_server import CONF, NatsServer, as_role
+from nats_server import secured_server as secured
+from workers import running_worker
+
+from service.cli import doctor_nats
+from service.config import Settings
+from service.jobs import streams
+from subjects import names
+
+
+async def findings(url: str) -> dict[str, tuple[str, str, str]]:
+    found = await asyncio.to_thread(lambda: list(doctor_nats.nats(Settings(nats_url=url), 10)))
+    return {each.found: (each.check, each.status, each.advice) for each in found}
+
+
+async def test_an_older_file_is_named_with_what_it_does_not_grant(tmp_path: Path) -> None:
+    conf = tmp_path / "nats-server.conf"
+    conf.write_text(CONF.read_text().replace(f'  "{names.SCHEMA}"\n', ""))
+    server = secured(tmp_path / "nats", conf=conf).start()
+    try:
+        async with running_worker(as_role(server, "worker")):
+            check, status, advice = next(
+                rest for found, rest in (await findings(server.url)).items() if f"may not ask {names.SCHEMA}" in found
+            )
+    finally:
+        server.stop()
+    assert (check, status) == ("nats-server.conf", "warn")
+    assert "docs/security.md" in advice
+
+
+async def test_older_streams_are_named_until_they_are_brought_up_to_date(secured_server: NatsServer) -> None:
+    url = as_role(secured_server, "admin")
+    async with await nats.connect(url) as nc:
+        assert {check for check, status, _ in (await findings(url)).values() if status == "warn"} == {"worker"}
+        await streams.create(nc)
+        js = nc.jetstream()
+        await js.update_stream((await js.stream_info(names.JOBS_STREAM)).config.evolve(max_msgs=5))
+        old = f"stream {names.JOBS_STREAM}: max_msgs 5 to 1000"
+        check, status, advice = (await findings(url))[old]
+        assert (check, status, "mlbus admin init" in advice) == ("JetStream", "warn", True)
+        await streams.create(nc)
+        assert old not in await findings(url)
