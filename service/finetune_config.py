@@ -18,6 +18,7 @@ class NightlySettings(BaseModel):
     misfire_grace_s: int = Field(3600, ge=1, description="seconds by which a busy or sleeping worker may be late")
     paths: tuple[Path, ...] = Field((), description="codebases, each below one of the roots")
     models: tuple[str, ...] = Field((), description="models that are trained on them; absent: the default one")
+    promote: bool = Field(True, description="serve what proved itself; otherwise it is kept as a candidate")
     options: dict[str, Any] = Field(default_factory=dict, description="fields of ml.finetune's options")
 
 

@@ -23,6 +23,7 @@ MODELS_RECOMMENDED = "ml.models.recommended"
 MODELS_LOAD = "ml.models.load"
 MODELS_UNLOAD = "ml.models.unload"
 MODELS_RELOAD = "ml.models.reload"
+MODELS_PROMOTE = "ml.models.promote"
 
 JOBS_STREAM = "ML_JOBS"
 """The JetStream work queue of jobs that wait, on the subject JOBS_QUEUE."""

@@ -71,6 +71,7 @@ class Submission:
             model=entry.id,
             source=_source(request),
             state="queued",
+            promote=origin == "nightly" and self.settings.finetune.nightly.promote,
             created_at=now,
             updated_at=now,
         )
