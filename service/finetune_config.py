@@ -34,6 +34,12 @@ class FinetuneSettings(BaseModel):
     memory_gb: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="gigabytes that a training may take at most; absent: what is free"
     )
+    judge: Path | None = Field(
+        None, description="pairs, or a folder of code below the roots, that training on pairs must not make worse"
+    )
+    candidates: int = Field(
+        5, ge=1, description="versions of a model that never served and are kept, so many accepted and rejected ones"
+    )
     keep_versions: int = Field(5, ge=0, description="versions of a model, and files of training data, that are kept")
     keep_days: int = Field(30, ge=0, description="days that what is beyond keep_versions is kept all the same")
     limits: VerifyLimits = VerifyLimits()

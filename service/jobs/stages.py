@@ -17,7 +17,7 @@ from models.catalogue import Catalogue
 from models.errors import OverBudget
 from models.training.progress import Candidate, Event, Measured, Note, Trained
 from models.training.records import Manifest
-from models.version_history import Verdict, verdict_of
+from models.version_history import OWN_DATA, Verdict, verdict_of
 from models.versions import TrainingRecord, keep, record_of, version_name, versions
 from subjects.finetune import FinetuneRequest
 
@@ -30,7 +30,6 @@ from .store import JobStore
 
 Outcome: TypeAlias = dict[str, Any]
 """The fields that a job ends with. promote: as it was when that was decided."""
-CANDIDATE = "kept as a candidate; promote with"
 
 
 class Room(Protocol):
@@ -141,11 +140,15 @@ class Stages:
             await self._note_trained(model, request, record)
         if not verdict.accepted:
             return {**outcome, "state": "rejected", "reason": "; ".join(verdict.reasons)}
-        if not hold.job.promote:
+        if verdict.judged:
+            hold.note(f"judged: {verdict.judged}")
+        promote = hold.job.promote
+        if not promote or verdict.judged == OWN_DATA:
             for note in await self.swap.offer(model, version):
                 hold.note(note)
-            kept = f"{CANDIDATE}: mlbus models promote {model} {version}"
-            return {**outcome, "state": "done", "reason": kept, "promote": False}
+            why = f" that was judged {OWN_DATA}" if promote else ""
+            reason = f"kept as a candidate{why}; promote with: mlbus models promote {model} {version}"
+            return {**outcome, "state": "done", "reason": reason, "promote": promote}
         await hold.update(state="swapping", **outcome)
         try:
             for note in await self.swap.go_live(model, version, hold.job.id, record.parent):

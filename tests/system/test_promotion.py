@@ -19,7 +19,7 @@ from service.jobs.live import LiveVersions
 from service.jobs.store import JobStore
 from subjects import MLClient
 from subjects.errors import Conflict, InvalidField, NotFound
-from subjects.finetune import FinetuneRequest
+from subjects.finetune import FinetuneRequest, TrainingPair
 from subjects.jobs import Job
 
 
@@ -64,6 +64,17 @@ class TestOfAJob:
         job = await events.until_over("one")
         assert (job.state, job.reason, worker.swap.live) == ("done", None, {"a": job.version})
         assert (job.attempt, worker.script.starts("verify")) == (1, 1)
+
+    async def test_what_only_its_own_pairs_have_judged_takes_another_word(
+        self, worker: JobsWorker, events: Events
+    ) -> None:
+        pairs = [TrainingPair(anchor=f"what is {i}", positive=f"this is the number {i}") for i in range(40)]
+        await worker.submit("one", pairs=pairs, promote=True)
+        job = await events.until_over("one")
+        kept = "kept as a candidate that was judged by its own data only"
+        assert job.reason == f"{kept}; promote with: mlbus models promote a {job.version}"
+        assert "judged: by its own data only" in job.notes
+        assert (job.state, worker.swap.live, worker.swap.offered) == ("done", {}, [job.version])
 
     async def test_a_job_that_is_rejected_promotes_nothing(self, worker: JobsWorker, events: Events) -> None:
         worker.script.write(verify=["reject"])
