@@ -28,7 +28,7 @@ from ..reply_subject import WORKERS_INBOX
 from ..residency import Residency
 from .checkpoints import BucketFull, Checkpoints
 from .follower import Follower
-from .live import Live, LiveVersions, Version
+from .live import MOST_SERVED, Live, LiveVersions, Version
 from .live_round import MIN_COSINE, LiveRound, Mismatch
 from .patience import insist
 from .store import NotSetUp
@@ -222,7 +222,10 @@ class Rollout:
             if parent is not None and previous.version != parent:
                 raise Mismatch(f"{previous.version} is live now, and it was trained from {parent}; train it anew")
             earlier = before.previous if before else None
-            return Live(**named.model_dump(), previous=previous, earlier=earlier, at=at, job=job)
+            served = tuple(dict.fromkeys((named.version, previous.version, *(before.served if before else ()))))
+            return Live(
+                **named.model_dump(), previous=previous, earlier=earlier, at=at, job=job, served=served[:MOST_SERVED]
+            )
 
         live = await self.live.change(model, naming)
         assert live is not None
@@ -282,7 +285,8 @@ class Rollout:
 def _before(live: Live) -> Live:
     """What was live before it, as it was then."""
     before = live.previous or Version(version=BASE)
-    return Live(**before.model_dump(), previous=live.earlier, at=datetime.now(UTC))
+    served = tuple(version for version in live.served if version != live.version)
+    return Live(**before.model_dump(), previous=live.earlier, at=datetime.now(UTC), served=served)
 
 
 def _plain(live: Live) -> Version:
