@@ -61,7 +61,7 @@ class Submission:
         job_id = request.id or NUID().next().decode()
         request = request.model_copy(update={"id": job_id, "model": entry.id})
         if job := await self.store.get(job_id):
-            return await self._again(job, request)
+            return await self._again(job, request, origin)
         await self._check(request, entry)
         body = await self._body(request)
         now = datetime.now(UTC)
@@ -81,12 +81,13 @@ class Submission:
         log.info("job.queued", job=job_id, model=entry.id, source=job.source, origin=origin)
         return FinetuneReply(job=job_id, duplicate=False)
 
-    async def _again(self, job: Job, request: FinetuneRequest) -> FinetuneReply:
+    async def _again(self, job: Job, request: FinetuneRequest, origin: Origin) -> FinetuneReply:
         """The message of one that waits may not have come through: it is sent again, and taken once.
 
+        Not by a caller who has guessed the id of a nightly job: what it is to do is not theirs to say.
         First the job is written anew: the sweep takes a message that is younger than that for another job's.
         """
-        if job.state == "queued" and job.attempt == 0:
+        if job.state == "queued" and job.attempt == 0 and job.origin == origin:
             await self.store.change(job.id, updated_at=datetime.now(UTC))
             await self._enqueue(job, await self._body(request), made=False)
         return FinetuneReply(job=job.id, duplicate=True)

@@ -36,7 +36,7 @@ async def test_info_carries_the_schemas_of_request_and_reply(nats_url, nc):
         (info,) = await MLClient(nc).discover("INFO")
     endpoints = {endpoint["name"]: endpoint for endpoint in info["endpoints"]}
     shared = [names.EMBED, names.EMBED_BATCH, names.SIMILARITY, names.GENERATE, names.GENERATE_BATCH]
-    shared += [names.MODELS_LIST, names.MODELS_INFO, names.MODELS_RECOMMENDED]
+    shared += [names.MODELS_LIST, names.MODELS_INFO, names.MODELS_RECOMMENDED, names.MODELS_PROMOTE]
     shared += [names.FINETUNE, names.JOBS_GET, names.JOBS_LIST, names.JOBS_CANCEL]
     changes = [names.MODELS_LOAD, names.MODELS_UNLOAD, names.MODELS_RELOAD]
     here = [f"{subject}.{info['id']}" for subject in (names.MODELS_LIST, names.MODELS_INFO, *changes)]
