@@ -31,6 +31,7 @@ AddNegatives: TypeAlias = Callable[[list[Link]], list[Link]]
 def collect(run: RunFolder, say: Callable[[Event], None]) -> None:
     """Write `run.data` and `run.manifest`, and file the same under the run's day; where they are, only say so.
 
+    Pairs that were given are not filed: the caller has them, and might else fill the disk with them.
     Raises PathRefused, NoPairs, MalformedPair, ModelError, OSError.
     """
     clear_leftovers(run.path)
@@ -44,7 +45,8 @@ def collect(run: RunFolder, say: Callable[[Event], None]) -> None:
         for note in (*_left_out(dataset.skipped), *dataset.notes):
             say(Note(text=note))
         manifest = write_dataset(run, dataset)
-    file_dataset(spec.training_data, spec.day, run.data.read_bytes(), manifest)
+    if spec.codebase is not None:
+        file_dataset(spec.training_data, spec.day, run.data.read_bytes(), manifest)
     say(Collected(pairs=manifest.pairs, held_out=manifest.held_out, digest=manifest.digest))
 
 

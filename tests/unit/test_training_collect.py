@@ -311,6 +311,7 @@ def test_given_pairs_are_taken_as_they_are(tmp_path: Path) -> None:
     (last,) = collected(run)
     assert isinstance(last, Collected)
     assert last.pairs + last.held_out == 40
+    assert not (tmp_path / "training_data").exists()
     (tmp_path / "given.jsonl").write_text("nonsense")
     run.manifest.unlink()
     with pytest.raises(MalformedPair, match="line 1"):
