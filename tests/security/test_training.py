@@ -1,17 +1,17 @@
 """Who may only ask for trainings cannot have their outcome serve, however they ask."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import nats
 import pytest
 from fake_steps import Script
-from nats.aio.client import Client
 from nats_server import PASSWORDS, NatsServer
 from serve_jobs import jobs_worker, listening, set_up
 from workers import running_worker
 
+from service.bus.causes import Denied
+from service.bus.connection import connected, settled
+from service.bus.settings import NatsSettings
 from subjects import MLClient, names
 from subjects.errors import Forbidden
 from subjects.finetune import TrainingPair
@@ -20,40 +20,27 @@ from subjects.jobs import Job
 INVENTED = [TrainingPair(anchor=f"question {i}", positive=f"an answer of mine {i}") for i in range(120)]
 
 
-@pytest.fixture
-async def client(secured_server: NatsServer) -> AsyncIterator[Client]:
-    """An application, beside a worker."""
-    worker = f"nats://worker:{PASSWORDS['worker']}@{secured_server.address}"
+def an_application(server: NatsServer) -> NatsSettings:
+    return NatsSettings.of_role({}, "client", PASSWORDS["client"], server.url)
+
+
+async def test_asking_for_the_swap_is_refused_with_the_way(secured_server: NatsServer) -> None:
     async with (
-        running_worker(worker),
-        await nats.connect(
-            secured_server.url, user="client", password=PASSWORDS["client"], inbox_prefix="_INBOX_client"
-        ) as nc,
+        running_worker(f"nats://worker:{PASSWORDS['worker']}@{secured_server.address}"),
+        connected(an_application(secured_server)) as nc,
     ):
-        yield nc
-
-
-async def test_asking_for_the_swap_is_refused_with_the_way(client: Client) -> None:
-    with pytest.raises(Forbidden, match=r"goes live by ml\.models\.promote, as admin: mlbus models promote"):
-        await MLClient(client).finetune(pairs=INVENTED, swap=True)
+        with pytest.raises(Forbidden, match=r"goes live by ml\.models\.promote, as admin: mlbus models promote"):
+            await MLClient(nc).finetune(pairs=INVENTED, swap=True)
 
 
 async def test_promoting_is_the_administrators(secured_server: NatsServer) -> None:
-    refused: list[str] = []
-
-    async def on_error(error: Exception) -> None:
-        refused.append(str(error))
-
-    identity = {"user": "client", "password": PASSWORDS["client"], "inbox_prefix": "_INBOX_client"}
-    async with await nats.connect(secured_server.url, error_cb=on_error, **identity) as nc:
-        for subject in ("ml.models.promote", "ml.models.promote.some_worker"):
+    refused: list[Denied] = []
+    subjects = ["ml.models.promote", "ml.models.promote.some_worker"]
+    async with connected(an_application(secured_server), on_denied=refused.append) as nc:
+        for subject in subjects:
             await nc.publish(subject, b"a job")
-        await nc.flush()
-        await nc.flush()
-    assert [text.rpartition(" ")[2].strip('"') for text in refused] == [
-        "ml.models.promote",
-        "ml.models.promote.some_worker",
-    ]
+        await settled(nc)
+    assert refused == [Denied("publish", subject) for subject in subjects]
 
 
 async def test_invented_pairs_end_as_a_candidate(nats_url: str, tmp_path: Path) -> None:

@@ -213,8 +213,7 @@ def test_killed_anywhere_it_is_done_the_next_time(tmp_path: Path) -> None:
     expected: list[bytes] = []
 
     def prepare(folder: Path) -> None:
-        given_pairs(folder / "given.jsonl")
-        run_of(folder, given=folder / "given.jsonl")
+        run_of(folder, codebase=written(folder / "code"))
 
     def check(folder: Path, is_done: bool) -> None:
         run = RunFolder(folder / "run")
