@@ -3,8 +3,8 @@
     python -m bench.finetune_serving [--pairs 400] [--callers 2] [--workers 3]
 
 Several workers serve all-MiniLM-L6-v2, each with one thread, and callers embed without a pause. One of the workers
-takes a job. Latency while it trains is set against that before. Then: how long from the job's state `swapping` until
-every worker serves the new version, and until the job is done; and how many requests failed over all of it.
+takes a job. Latency while it trains is set against that before. Then: how long from the word that its version is to be
+promoted until every worker serves it, and until that is answered; and how many requests failed over all of it.
 """
 
 import argparse
@@ -45,10 +45,12 @@ class Seen:
 
 @dataclass(slots=True)
 class Course:
-    """When the job came to each state, and when every worker served its version, in seconds."""
+    """When the job came to each state, its version was promoted, served by every worker and proven, in seconds."""
 
     states: dict[str, float] = field(default_factory=dict)
+    promoted: float = 0.0
     everywhere: float = 0.0
+    proven: float = 0.0
 
 
 def parse() -> argparse.Namespace:
@@ -88,16 +90,16 @@ async def followed(ml: MLClient, nc: Client, pairs: list[tuple[str, str]], worke
     """A job from its request to its end."""
     course, job = Course(), None
     begun = await ml.finetune(pairs=pairs, model=MODEL, learning_rate=3e-5, max_tokens=128)
-    async with asyncio.TaskGroup() as group:
-        watching = None
-        async for job in ml.jobs.watch(begun.job):
-            course.states.setdefault(job.state, time.perf_counter())
-            if job.state == "swapping" and watching is None:
-                watching = group.create_task(_everywhere(nc, str(job.version).rpartition("-")[2], workers, course))
-        if watching is not None and (job is None or job.state != "done"):
-            watching.cancel()
+    async for job in ml.jobs.watch(begun.job):
+        course.states.setdefault(job.state, time.perf_counter())
     assert job is not None
     assert job.state in TERMINAL
+    if job.state == "done":
+        course.promoted = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_everywhere(nc, str(job.version).rpartition("-")[2], workers, course))
+            await ml.models.promote(job=job.id, timeout_s=300)
+            course.proven = time.perf_counter()
     return job, course
 
 
@@ -147,10 +149,10 @@ def _print(seen: Seen, began: float, job: Job, course: Course) -> None:
         for name, (begin, end) in spans.items()
     ]
     report.print_table(("", "seconds", "p99 ms", "to before"), rows)
-    print(f"job        {job.state}: {job.reason or job.version}")
+    print(f"job        {job.state}: {job.reason}")
     if job.state == "done":
-        print(f"swapping to every worker on the new version: {course.everywhere - states['swapping']:.1f} s")
-        print(f"swapping to done (live round included): {over - states['swapping']:.1f} s")
+        print(f"promoted to every worker on the new version: {course.everywhere - course.promoted:.1f} s")
+        print(f"promoted to proven (live round included): {course.proven - course.promoted:.1f} s")
     print(f"requests   {len(seen.requests)} answered")
     report.print_target("failed requests", len(seen.failures), 0, at_most=True)
 

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from .versions import BASE, RECORD, TrainingRecord, live_version, made_at, previous_version, record_of, versions
 
 REPORT = "report/report.json"
+OWN_DATA = "by its own data only"
+"""What judged a version that was trained on a caller's pairs, where the operator has none: the caller's as well."""
 _T = TypeVar("_T")
 
 
@@ -22,8 +24,8 @@ _T = TypeVar("_T")
 class Version:
     """A version of a model. Of `base`, the entry's own weights, only the name and the marks are known.
 
-    made_at: its record's time, else its folder's. size_bytes: of all its files. accepted, reasons, metrics: as in a
-    Verdict, nothing without one. problem: what of it cannot be read.
+    made_at: its record's time, else its folder's. size_bytes: of all its files. accepted, judged, reasons, metrics: as
+    in a Verdict, nothing without one. problem: what of it cannot be read.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Version:
     size_bytes: int | None = None
     record: TrainingRecord | None = None
     accepted: bool | None = None
+    judged: str | None = None
     reasons: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     problem: str | None = None
@@ -45,11 +48,15 @@ class Version:
 
 
 class Verdict(BaseModel):
-    """What a version's report says of it. reasons: why it was not accepted; metrics: those that are finite numbers."""
+    """What a version's report says of it. reasons: why it was not accepted; metrics: those that are finite numbers.
+
+    judged: by what, in words.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     accepted: bool
+    judged: str | None = None
     reasons: list[str] = []
     metrics: dict[str, float] = {}
 
@@ -102,6 +109,7 @@ def _read(folder: Path, *, live: bool, previous: bool) -> tuple[datetime, Versio
         size_bytes=size_bytes,
         record=record,
         accepted=verdict.accepted if verdict else None,
+        judged=verdict.judged if verdict else None,
         reasons=verdict.reasons if verdict else [],
         metrics=verdict.metrics if verdict else {},
         problem="; ".join(filter(None, (no_record, no_verdict))) or None,

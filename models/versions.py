@@ -8,6 +8,7 @@ the one that was live before, or to the name `base`, where no folder is. Knows n
 import errno
 import re
 import shutil
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -127,21 +128,23 @@ def keep(candidate: Path, checkpoints: Path, model: str, version: str) -> Path:
     return final
 
 
-def prune(checkpoints: Path, model: str, keep: int, older_than: datetime) -> list[str]:
-    """Remove versions that are not among the `keep` newest and were made before `older_than` -> their names.
+def prune(
+    checkpoints: Path, model: str, among: Collection[str], keep: int, older_than: datetime | None = None
+) -> list[str]:
+    """Remove those among some versions that are not the `keep` newest of them -> their names.
 
     Never the live one nor the previous one, nor a folder without a record, which no training made. older_than: with a
-    time zone. Raises OSError.
+    time zone; what was made after it stays. Raises OSError.
     """
     folder = checkpoints / model
     clear_leftovers(folder)
-    trained = [name for name in versions(checkpoints, model) if (folder / name / RECORD).is_file()]
+    trained = [name for name in versions(checkpoints, model) if name in among and (folder / name / RECORD).is_file()]
     made = {name: made_at(folder / name) for name in trained}
     newest_first = sorted(made, key=lambda name: (made[name], name), reverse=True)
     removed = []
     for name in newest_first[keep:]:
         in_use = (live_version(checkpoints, model), previous_version(checkpoints, model))
-        if made[name] < older_than and name not in in_use:
+        if (older_than is None or made[name] < older_than) and name not in in_use:
             discard(folder / name)
             removed.append(name)
     return removed

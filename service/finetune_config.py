@@ -18,6 +18,7 @@ class NightlySettings(BaseModel):
     misfire_grace_s: int = Field(3600, ge=1, description="seconds by which a busy or sleeping worker may be late")
     paths: tuple[Path, ...] = Field((), description="codebases, each below one of the roots")
     models: tuple[str, ...] = Field((), description="models that are trained on them; absent: the default one")
+    promote: bool = Field(True, description="serve what proved itself; otherwise it is kept as a candidate")
     options: dict[str, Any] = Field(default_factory=dict, description="fields of ml.finetune's options")
 
 
@@ -32,6 +33,12 @@ class FinetuneSettings(BaseModel):
     threads: int | None = Field(None, ge=1, le=1024, description="compute threads; absent: as many as for serving")
     memory_gb: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="gigabytes that a training may take at most; absent: what is free"
+    )
+    judge: Path | None = Field(
+        None, description="pairs, or a folder of code below the roots, that training on pairs must not make worse"
+    )
+    candidates: int = Field(
+        5, ge=1, description="versions of a model that never served and are kept, so many accepted and rejected ones"
     )
     keep_versions: int = Field(5, ge=0, description="versions of a model, and files of training data, that are kept")
     keep_days: int = Field(30, ge=0, description="days that what is beyond keep_versions is kept all the same")

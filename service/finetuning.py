@@ -22,9 +22,11 @@ from .config import Settings
 from .endpoint import Route
 from .first_models import first_models
 from .handlers.finetune import FinetuneHandlers
+from .handlers.promote import PromoteHandlers
 from .jobs import streams
 from .jobs.nightly import nightly
 from .jobs.pipeline import Ending, Pipeline
+from .jobs.promotion import Promotion
 from .jobs.pruning import Pruning
 from .jobs.queue import JobQueue
 from .jobs.rollout import Rollout
@@ -70,7 +72,11 @@ class Finetuning:
 
     def routes(self) -> list[Route]:
         """What is asked of it."""
-        return FinetuneHandlers(self._submission, self._store).routes()
+        promotion = Promotion(self._store, self._residency.catalogue, self.rollout)
+        return [
+            *FinetuneHandlers(self._submission, self._store).routes(),
+            *PromoteHandlers(promotion, self._worker).routes(),
+        ]
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:

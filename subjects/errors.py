@@ -43,6 +43,12 @@ class Malformed(MLError):
     code = 400
 
 
+class Forbidden(MLError):
+    """It is another role's to say; the message tells whose, and how."""
+
+    code = 403
+
+
 class NotFound(MLError):
     code = 404
 
@@ -110,6 +116,7 @@ CODES: dict[int, type[MLError]] = {
     error.code: error
     for error in (
         Malformed,
+        Forbidden,
         NotFound,
         NotAcceptable,
         DeadlinePassed,

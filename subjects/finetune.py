@@ -58,7 +58,7 @@ class FinetuneRequest(Message):
     object: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
         None, description="JSON lines of such pairs, by their name in the object bucket ml_data"
     )
-    swap: bool = Field(True, description="serve the new version once it has proved itself")
+    swap: bool = Field(False, description="what serves is the administrator's to say: true is refused with 403")
     options: FinetuneOptions = FinetuneOptions()
 
     @model_validator(mode="after")

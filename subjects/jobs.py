@@ -78,6 +78,7 @@ class Job(Reply):
     worker: str | None = Field(None, description="id of the worker that has it, or had it last")
     attempt: int = Field(0, description="how often a worker has begun with it")
     cancel_requested: bool = False
+    promote: bool = Field(False, description="whether an administrator wants its version to serve once it has passed")
     step: int | None = None
     steps: int | None = None
     loss: float | None = None

@@ -111,6 +111,7 @@ class VersionEntry(Reply):
     live: bool = Field(description="whether it is the one that is served")
     previous: bool = Field(description="whether it is the one that was served before")
     accepted: bool | None = Field(None, description="whether it proved itself")
+    judged: str | None = Field(None, description="by what: its own data only, code that was held out, the operator's")
     reasons: list[str] = Field(default_factory=list, description="why it did not")
     metrics: dict[str, float] = Field(default_factory=dict, description="of its report, by name")
     weights: str | None = Field(None, description="what `version` in replies begins with")

@@ -23,6 +23,7 @@ from .models import (
     Quantization,
     Use,
 )
+from .promote import ModelsPromoteReply, ModelsPromoteRequest
 
 ReplyT = TypeVar("ReplyT", bound=BaseModel)
 
@@ -109,6 +110,21 @@ class ModelsClient:
         """The same on every worker, and what so many of them answer."""
         request = codec.validate({"model": model, "version": version}, ModelsReloadRequest)
         return await self._ask_all(names.MODELS_RELOAD, request, ModelsChangeReply, workers, timeout_s)
+
+    async def promote(
+        self,
+        model: str | None = None,
+        version: str | None = None,
+        *,
+        job: str | None = None,
+        timeout_s: float | None = None,
+    ) -> ModelsPromoteReply:
+        """Have an accepted version serve in the whole fleet, or what comes of a job once it has passed.
+
+        Giving up before the answer has come undoes it. Raises Conflict where it did not prove itself.
+        """
+        request = codec.validate({"model": model, "version": version, "job": job}, ModelsPromoteRequest)
+        return await self._ask(names.MODELS_PROMOTE, request, ModelsPromoteReply, timeout_s)
 
 
 def _on(subject: str, worker: str | None) -> str:

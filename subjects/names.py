@@ -23,6 +23,7 @@ MODELS_RECOMMENDED = "ml.models.recommended"
 MODELS_LOAD = "ml.models.load"
 MODELS_UNLOAD = "ml.models.unload"
 MODELS_RELOAD = "ml.models.reload"
+MODELS_PROMOTE = "ml.models.promote"
 SCHEMA = "ml.schema"
 
 JOBS_STREAM = "ML_JOBS"

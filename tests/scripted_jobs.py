@@ -13,6 +13,7 @@ from nats.aio.msg import Msg
 
 from subjects import FinetuneReply, Job, JobsListReply, codec, names
 from subjects.errors import MLError
+from subjects.promote import ModelsPromoteReply
 
 NOW = datetime(2026, 3, 1, 2, 0, tzinfo=UTC)
 
@@ -24,9 +25,9 @@ def job(state: str, at: float = 0.0, **fields: Any) -> Job:
 
 
 class JobsWorker:
-    """Answers `ml.finetune` and `ml.jobs.*`. job: as it stands, or the error that is answered instead.
+    """Answers `ml.finetune`, `ml.jobs.*` and promotions. job: as it stands, or the error that is answered instead.
 
-    duplicate, refusal: what `ml.finetune` answers.
+    duplicate, refusal: what `ml.finetune` answers; promotion: the error that a promotion ends in.
     asked: the requests' subjects and fields.
     """
 
@@ -34,6 +35,7 @@ class JobsWorker:
         self.nc = nc
         self.duplicate = False
         self.refusal: MLError | None = None
+        self.promotion: MLError | None = None
         self.job: Job | MLError = job("queued")
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self._questions = asyncio.Semaphore(0)
@@ -45,6 +47,9 @@ class JobsWorker:
         headers = {names.REQUEST_ID: msg.headers[names.REQUEST_ID]}
         if msg.subject == names.FINETUNE:
             answer = self.refusal or FinetuneReply(job=fields["id"], duplicate=self.duplicate)
+        elif msg.subject == names.MODELS_PROMOTE:
+            named = {"worker": "W1", "model": "a", "live": "job" not in fields}
+            answer = self.promotion or ModelsPromoteReply(**{**named, **fields})
         elif msg.subject == names.JOBS_LIST:
             answer = JobsListReply(jobs=[self.job])
         if isinstance(answer, MLError):
@@ -72,7 +77,7 @@ class JobsWorker:
 async def scripted_jobs(url: str) -> AsyncIterator[JobsWorker]:
     async with await nats.connect(url, reconnect_time_wait=0.1, max_reconnect_attempts=-1) as nc:
         worker = JobsWorker(nc)
-        for subject in (names.FINETUNE, names.JOBS_GET, names.JOBS_LIST, names.JOBS_CANCEL):
+        for subject in (names.FINETUNE, names.JOBS_GET, names.JOBS_LIST, names.JOBS_CANCEL, names.MODELS_PROMOTE):
             await nc.subscribe(subject, "ml", cb=worker.on_request)
         await nc.flush()
         yield worker

@@ -6,10 +6,11 @@ As a process it prints `ready` once it takes jobs.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,12 +94,22 @@ class FakeRoom:
 
 
 class FakeSwap:
-    """live: the versions that went live, by model."""
+    """live: the versions that went live, by model; offered: those that were sent to the other workers.
+
+    while_offered: what happens meanwhile.
+    """
 
     def __init__(self, nc: Client, script: Script) -> None:
         self.live: dict[str, str] = {}
+        self.offered: list[str] = []
+        self.while_offered: Callable[[], Awaitable[object]] = functools.partial(asyncio.sleep, 0)
         self._nc = nc
         self._script = script
+
+    async def offer(self, model: str, version: str) -> list[str]:
+        self.offered.append(version)
+        await self.while_offered()
+        return []
 
     async def go_live(self, model: str, version: str, job: str, parent: str | None) -> list[str]:
         match self._script.next("swap"):
@@ -124,9 +135,12 @@ class JobsWorker:
     swap: FakeSwap
     script: Script
 
-    async def submit(self, job_id: str, model: str = "a", **fields: Any) -> None:
+    async def submit(self, job_id: str, model: str = "a", *, promote: bool = False, **fields: Any) -> None:
+        """promote: what comes of it is to serve."""
         fields = fields or {"path": str(self.settings.finetune.roots[0])}
         await self.submission.submit(FinetuneRequest(id=job_id, model=model, **fields))
+        if promote:
+            await self.store.request_promotion(job_id)
 
     def run_folder(self, job_id: str) -> Path:
         return self.settings.runs_dir / job_id

@@ -98,13 +98,13 @@ class Member:
     async def until_serves(self, weights: str) -> None:
         await until(self.started.residency, MODEL, weights)
 
-    def make(self, text: str, day: int = 0, vectors_of: str | None = None) -> str:
+    def make(self, text: str, day: int = 0, vectors_of: str | None = None, **report: Any) -> str:
         """Keep a version on this machine as a training leaves it -> its name.
 
-        vectors_of: weights, as text, whose vectors it promises; absent: its own.
+        vectors_of: weights, as text, whose vectors it promises; absent: its own. report: instead of an acceptance.
         """
         candidate = self.data_dir / "candidate"
-        name = trained(candidate, text, day=day, accepted=True)
+        name = trained(candidate, text, day=day, **report or {"accepted": True})
         promised = trained(self.data_dir / "other", vectors_of)[-12:] if vectors_of else name[-12:]
         texts = live_round_texts()
         write_live_round(candidate / "report", texts, expected_vectors(promised, texts))

@@ -9,19 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from ..durable import clear_leftovers
+from ..durable import clear_leftovers, write_durably
 from ..errors import OutOfDeviceMemory
 from .chunks import symbols_of
-from .dataset import Dataset, file_dataset, read_given, write_dataset
-from .errors import NoPairs
+from .dataset import Dataset, dumped, file_dataset, read_given, write_dataset
+from .errors import BadJudge, NoPairs, TrainingError
 from .options import TrainingOptions
 from .pairs import Link, links_of
 from .progress import Collected, Event, Note
-from .records import Manifest, Symbol
+from .records import Manifest, Pair, Symbol
 from .run import RunFolder, RunSpec
 from .secrets import TAKEN_OUT, without_secrets
 from .sources import Codebase, read_codebase
-from .split import Parts, split, without_clones
+from .split import MOST_HELD_OUT, Parts, split, without_clones
 
 if TYPE_CHECKING:
     from ..encoders.base import Encoder
@@ -32,6 +32,7 @@ AddNegatives: TypeAlias = Callable[[list[Link]], list[Link]]
 def collect(run: RunFolder, say: Callable[[Event], None]) -> None:
     """Write `run.data` and `run.manifest`, and file the same under the run's day; where they are, only say so.
 
+    Pairs that were given are not filed: the caller has them, and might else fill the disk with them.
     Raises PathRefused, NoPairs, MalformedPair, ModelError, OSError.
     """
     clear_leftovers(run.path)
@@ -39,11 +40,14 @@ def collect(run: RunFolder, say: Callable[[Event], None]) -> None:
     if run.manifest.is_file():
         manifest = Manifest.model_validate_json(run.manifest.read_bytes())
     else:
+        if spec.judge is not None:
+            write_durably(run.judge, dumped(_judging(spec.judge, spec.roots)))
         dataset = _dataset(spec)
         for note in (*_left_out(dataset.skipped), *_secret(dataset.secrets), *dataset.notes):
             say(Note(text=note))
         manifest = write_dataset(run, dataset)
-    file_dataset(spec.training_data, spec.day, run.data.read_bytes(), manifest)
+    if spec.codebase is not None:
+        file_dataset(spec.training_data, spec.day, run.data.read_bytes(), manifest)
     say(Collected(pairs=manifest.pairs, held_out=manifest.held_out, digest=manifest.digest))
 
 
@@ -79,6 +83,20 @@ def _built(codebase: Path, options: TrainingOptions, roots: Sequence[Path], add_
         secrets=len(found) - len(symbols),
         notes=tuple(_notes(source, parts)),
     )
+
+
+def _judging(judge: Path, roots: Sequence[Path]) -> list[Pair]:
+    """The operator's pairs, to be held against any candidate; of code those that would be held out, beside the others.
+
+    Nothing of it is the caller's to choose, such as the seed. Raises BadJudge.
+    """
+    try:
+        if judge.is_dir():
+            return build_dataset(judge, TrainingOptions(hard_negatives=0), roots=tuple(roots)).pairs
+        given = read_given(judge, seed=0).pairs
+    except (TrainingError, OSError) as error:
+        raise BadJudge(str(judge), str(error)) from None
+    return [replace(pair, split="held_out") for pair in given[:MOST_HELD_OUT]]
 
 
 def _dataset(spec: RunSpec) -> Dataset:

@@ -54,6 +54,8 @@ class Comparing:
     seed: int
     probe_base: float | None = None
     """The probe's score of the weights that the entry names; None: the live version is these, or does not tell."""
+    operators: HeldOut | None = None
+    """A task that the operator sets besides."""
 
     def into(self, found: Findings) -> None:
         """Measure everything; a candidate that is too strange for a measure is spared the rest.
@@ -71,6 +73,8 @@ class Comparing:
         found.reasons += judge.slow(found.metrics["speed_ratio"], self.limits)
         self._probe(found)
         self._search(found)
+        if self.operators is not None:
+            self._search_operators(self.operators, found)
 
     def _probe(self, found: Findings) -> None:
         before, after = (probe_score(partial(encode_texts, encoder)) for encoder in (self.live, self.candidate))
@@ -83,11 +87,10 @@ class Comparing:
         if not self.held.queries:
             found.reasons.append("there are no held-out pairs, so nothing shows that it is not worse than the live one")
             return
-        queries = self._encoded(self.held.queries, found, ANCHOR_PROMPTS)
-        documents = self._encoded(self.held.documents, found, DOCUMENT_PROMPTS)
-        if queries is None or documents is None:
+        new = self._candidates_task(self.held, found)
+        if new is None:
             return
-        new, old = _Task.of(queries, documents, self.held), self._live_task()
+        old = self._live_task(self.held)
         self._rank(old, new, found)
         found.drift = drift(old.held_out, new.held_out)
         found.reasons += judge.drifted(found.drift, self.limits)
@@ -103,19 +106,33 @@ class Comparing:
 
     def _rank(self, old: "_Task", new: "_Task", found: Findings) -> None:
         before, after = old.ranking(self.held), new.ranking(self.held)
+        found.retrieval = self._compared(before, after)
+        for name, compared in found.retrieval.items():
+            found.metrics |= {f"{name}_before": compared.before, f"{name}_after": compared.after}
+            found.reasons += judge.worse(f"{name.upper()} on held-out pairs", compared, self.limits)
+        ndcg = found.retrieval["ndcg@10"]
+        found.metrics["p_worse"] = max(compared.p_worse for compared in found.retrieval.values())
+        found.reasons += judge.gainless(ndcg, len(self.held.queries), self.limits)
+        found.praise = judge.praise(ndcg, len(self.held.queries))
+        found.examples = examples(self.held, before, after)
+
+    def _search_operators(self, operators: HeldOut, found: Findings) -> None:
+        """Retrieval on the operator's own pairs, of which it need not find more, since it learned nothing of them."""
+        new = self._candidates_task(operators, found)
+        if new is None:
+            return
+        old = self._live_task(operators)
+        for name, compared in self._compared(old.ranking(operators), new.ranking(operators)).items():
+            found.metrics |= {f"judge_{name}_before": compared.before, f"judge_{name}_after": compared.after}
+            found.reasons += judge.worse(f"{name.upper()} on the operator's own pairs", compared, self.limits)
+
+    def _compared(self, before: Ranking, after: Ranking) -> dict[str, Comparison]:
         ndcg = paired_bootstrap(after.ndcg, before.ndcg, self.seed)
         mrr = paired_bootstrap(after.reciprocal_rank, before.reciprocal_rank, self.seed)
-        found.retrieval = {
+        return {
             "ndcg@10": _comparison(before.mean_ndcg, after.mean_ndcg, ndcg),
             "mrr@10": _comparison(before.mean_reciprocal_rank, after.mean_reciprocal_rank, mrr),
         }
-        for name, compared in found.retrieval.items():
-            found.metrics |= {f"{name}_before": compared.before, f"{name}_after": compared.after}
-            found.reasons += judge.worse(name.upper(), compared, self.limits)
-        found.metrics["p_worse"] = max(ndcg.p_worse, mrr.p_worse)
-        found.reasons += judge.gainless(found.retrieval["ndcg@10"], len(self.held.queries), self.limits)
-        found.praise = judge.praise(found.retrieval["ndcg@10"], len(self.held.queries))
-        found.examples = examples(self.held, before, after)
 
     def _encoded(self, texts: list[str], found: Findings, prompts: Sequence[str] = ()) -> Vectors | None:
         """The candidate's finished vectors; None where they are no vectors as they should be."""
@@ -125,12 +142,18 @@ class Comparing:
         found.reasons += strange[:1]
         return None if strange else finished
 
-    def _live_task(self) -> "_Task":
+    def _live_task(self, held: HeldOut) -> "_Task":
         queries, documents = (
             encode_texts(self.live, texts, options_named(self.live, prompts))
-            for texts, prompts in ((self.held.queries, ANCHOR_PROMPTS), (self.held.documents, DOCUMENT_PROMPTS))
+            for texts, prompts in ((held.queries, ANCHOR_PROMPTS), (held.documents, DOCUMENT_PROMPTS))
         )
-        return _Task.of(queries, documents, self.held)
+        return _Task.of(queries, documents, held)
+
+    def _candidates_task(self, held: HeldOut, found: Findings) -> "_Task | None":
+        """None where its vectors are none as they should be."""
+        queries = self._encoded(held.queries, found, ANCHOR_PROMPTS)
+        documents = self._encoded(held.documents, found, DOCUMENT_PROMPTS)
+        return None if queries is None or documents is None else _Task.of(queries, documents, held)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,8 +50,7 @@ class Dataset:
 
     def lines(self) -> bytes:
         """The pairs as JSON lines."""
-        rows = (json.dumps(asdict(pair), ensure_ascii=False, separators=(",", ":")) for pair in self.pairs)
-        return "".join(f"{row}\n" for row in rows).encode("utf-8", "replace")
+        return dumped(self.pairs)
 
     def manifest(self) -> Manifest:
         """What is known of them."""
@@ -102,6 +101,12 @@ def file_dataset(folder: Path, day: date, data: bytes, manifest: Manifest) -> Pa
 
 def _json(manifest: Manifest) -> bytes:
     return manifest.model_dump_json(indent=2).encode()
+
+
+def dumped(pairs: Iterable[Pair]) -> bytes:
+    """Pairs as JSON lines."""
+    rows = (json.dumps(asdict(pair), ensure_ascii=False, separators=(",", ":")) for pair in pairs)
+    return "".join(f"{row}\n" for row in rows).encode("utf-8", "replace")
 
 
 def read_pairs(path: Path) -> list[Pair]:

@@ -42,6 +42,17 @@ class MalformedPair(TrainingError):
 
 
 @dataclass(eq=False)
+class BadJudge(TrainingError):
+    """What the operator wants candidates to be judged by cannot be used; `reason` is a clause."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"finetune.judge, {self.path}, cannot be judged by: {self.reason}"
+
+
+@dataclass(eq=False)
 class CannotTrain(TrainingError):
     """The model cannot be trained here; `reason` is a clause with the next step."""
 

@@ -18,7 +18,7 @@ from ..durable import write_durably
 from ..encoders.base import Encoder
 from ..errors import CorruptWeights, ModelUnavailable, SelfTestFailed
 from ..loader import LoadOptions
-from ..version_history import verdict_of
+from ..version_history import OWN_DATA, verdict_of
 from ..versions import RECORD, TrainingRecord, record_of, version_name
 from .compare import Comparing, Findings
 from .dataset import read_pairs
@@ -54,12 +54,15 @@ def _examined(run: RunFolder) -> Report:
     configure_threads(spec.threads)
     _, judging = parted(read_pairs(run.data), spec.options.epochs, spec.options.seed)
     held, found, candidate_weights = held_out(judging), Findings(), None
+    operators = held_out(read_pairs(run.judge)) if spec.judge else None
     with closing(_load(spec, spec.base)) as live:
         candidate = _candidate(run, spec, found)
         if candidate is not None:
             with closing(candidate):
                 candidate_weights = candidate.version
-                compared = Comparing(live, candidate, held, spec.limits, spec.options.seed, _probe_base(spec))
+                compared = Comparing(
+                    live, candidate, held, spec.limits, spec.options.seed, _probe_base(spec), operators
+                )
                 compared.into(found)
     _write_vectors(run, spec, found)
     return _report(run, spec, held, found, (live.version, candidate_weights))
@@ -83,6 +86,12 @@ def _probe_base(spec: RunSpec) -> float | None:
         verdict = verdict_of(spec.base)
         return verdict.metrics.get("probe_base") if verdict else None
     return None
+
+
+def _judged(spec: RunSpec) -> str:
+    if spec.judge is not None:
+        return "by the operator's own pairs too"
+    return "by code that was held out" if spec.codebase is not None else OWN_DATA
 
 
 def _load(spec: RunSpec, folder: Path) -> Encoder:
@@ -144,6 +153,7 @@ def _report(run: RunFolder, spec: RunSpec, held: HeldOut, found: Findings, versi
     accepted = not found.reasons
     return Report(
         accepted=accepted,
+        judged=_judged(spec),
         verdict=f"accepted: {found.praise}" if accepted else f"rejected: {found.reasons[0]}",
         reasons=found.reasons,
         metrics=found.metrics,

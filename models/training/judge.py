@@ -48,13 +48,13 @@ def slow(ratio: float, limits: VerifyLimits) -> Iterator[str]:
 
 
 def worse(name: str, compared: Comparison, limits: VerifyLimits) -> Iterator[str]:
-    """name: of the measure, on the held-out pairs."""
+    """name: of the measure, and on what."""
     if compared.difference < -MOST_LOST:  # of few queries nothing is certain
-        fell = f"{name} on held-out pairs fell from {compared.before:.3f} to {compared.after:.3f}"
+        fell = f"{name} fell from {compared.before:.3f} to {compared.after:.3f}"
         yield f"{fell}; {MOST_LOST} is allowed"
     elif compared.p_worse >= limits.confidence:
         yield (
-            f"{name} on held-out pairs fell from {compared.before:.3f} to {compared.after:.3f}, which is worse with a "
+            f"{name} fell from {compared.before:.3f} to {compared.after:.3f}, which is worse with a "
             f"certainty of {100 * compared.p_worse:.3g} %; it must stay below {100 * limits.confidence:.3g} %"
         )
 

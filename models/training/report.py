@@ -47,13 +47,15 @@ class Example(BaseModel):
 class Report(BaseModel):
     """All that is known of a candidate. What could not be measured is absent.
 
-    verdict: a sentence; reasons: why it was not accepted. metrics: by name, as jobs show them. parent, version: names
-    of versions; parent_weights, weights: as `version` in replies. history: the trainer's events.
+    judged: by what, in words. verdict: a sentence; reasons: why it was not accepted. metrics: by name, as jobs show
+    them. parent, version: names of versions; parent_weights, weights: as `version` in replies. history: the trainer's
+    events.
     """
 
     model_config = ConfigDict(frozen=True)
 
     accepted: bool
+    judged: str | None = None
     verdict: str
     reasons: list[str]
     metrics: dict[str, float]

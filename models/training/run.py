@@ -19,6 +19,7 @@ class RunSpec(BaseModel):
 
     entry: the model that is trained. base: the folder of the weights it starts from; parent: the name of their version.
     codebase: the folder that pairs are collected from, below one of `roots`; None: `given` is a file of JSON lines.
+    judge: what a candidate must not be worse on besides, a file of pairs or a folder of code below one of `roots`.
     day: for the name of the training data. memory_bytes: what the process may take besides its libraries; None: what is
     free.
     """
@@ -32,6 +33,7 @@ class RunSpec(BaseModel):
     codebase: Path | None = None
     roots: tuple[Path, ...] = ()
     given: Path | None = None
+    judge: Path | None = None
     training_data: Path
     day: date
     options: TrainingOptions = TrainingOptions()
@@ -56,6 +58,11 @@ class RunFolder:
     def data(self) -> Path:
         """The pairs, as JSON lines: see dataset.py."""
         return self.path / "data.jsonl"
+
+    @property
+    def judge(self) -> Path:
+        """The pairs of `RunSpec.judge`, as JSON lines."""
+        return self.path / "judge.jsonl"
 
     @property
     def manifest(self) -> Path:

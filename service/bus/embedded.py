@@ -20,6 +20,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from . import credentials as credentials_file
+from .announcement import announced
 from .credentials import Role
 from .errors import BadBusSettings, BusError, DataDirBusy, ServerMissing
 from .server_process import Addresses, ServerProcess
@@ -98,7 +99,7 @@ async def embedded_server(
             addresses = await supervisor.process.ready(settings.start_timeout_s)
             log.info("nats_server.started", url=_url(addresses), pid=supervisor.process.pid, data_dir=str(data_dir))
             supervisor.watch(_command(settings, *addresses.ports), on_died)
-            yield EmbeddedServer(
+            server = EmbeddedServer(
                 url=_url(addresses),
                 monitor_url=addresses.monitor and f"http://{addresses.monitor}",
                 supervisor=supervisor,
@@ -106,6 +107,8 @@ async def embedded_server(
                 credentials=credentials,
                 passwords={role: SecretStr(password) for role, password in passwords.items()},
             )
+            with announced(data_dir, server.url):
+                yield server
         finally:
             await supervisor.stop()
 

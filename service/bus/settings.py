@@ -151,6 +151,11 @@ class NatsSettings(BaseModel):
         return self.tls_first or self.ca is not None or self.cert is not None or "tls://" in self.url
 
     @property
+    def anonymous(self) -> bool:
+        """Whether we show no identity at all."""
+        return not any(getattr(self, field) for field in _IDENTITY)
+
+    @property
     def identity(self) -> str:
         """Who we say we are, in words and without a secret."""
         if self.creds or self.nkey:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,13 +13,16 @@ from nats.aio.client import Client
 
 from subjects import names
 
+from ..bus.announcement import announced_url
 from ..bus.causes import Denied
 from ..bus.connection import connected
-from ..bus.errors import BusError
+from ..bus.credentials import FILE_NAME, password
+from ..bus.errors import BadBusSettings, BusError
 from ..bus.settings import NatsSettings
+from ..config import BadSettings, read_settings
 
 STALL_S = 0.3
-_CHANGES = (names.MODELS_LOAD, names.MODELS_UNLOAD, names.MODELS_RELOAD)
+_CHANGES = (names.MODELS_LOAD, names.MODELS_UNLOAD, names.MODELS_RELOAD, names.MODELS_PROMOTE)
 _STORAGE = ("$js.api.stream.", "$js.api.consumer.")
 T = TypeVar("T")
 
@@ -32,8 +35,21 @@ class Connection:
     timeout_s: float
 
     def settings(self) -> NatsSettings:
-        """The url over the environment of the nats command. Raises BadBusSettings."""
-        return NatsSettings.from_env(os.environ, **({"url": self.nats_url} if self.nats_url else {}))
+        """The url over the environment of the nats command. Raises BadBusSettings.
+
+        Beside an embedded server of ours, who names no identity is its administrator.
+        """
+        found = NatsSettings.from_env(os.environ, **({"url": self.nats_url} if self.nats_url else {}))
+        return (_administrator_of(found.url) if found.anonymous else None) or found
+
+
+def _administrator_of(url: str) -> NatsSettings | None:
+    """The administrator of the embedded server there, whose passwords are in our data directory; None where none is."""
+    with suppress(BadSettings, BadBusSettings):
+        data_dir = read_settings().data_dir
+        if announced_url(data_dir) == url:
+            return NatsSettings.of_role(os.environ, "admin", password("admin", data_dir / FILE_NAME, {}), url)
+    return None
 
 
 @dataclass(eq=False)
@@ -44,7 +60,7 @@ class MayNotAsk(BusError):
     denied: Denied
 
     def __str__(self) -> str:
-        for subjects, what in ((_CHANGES, "change what workers keep in memory"), (_STORAGE, "set up fine-tuning")):
+        for subjects, what in ((_CHANGES, "change what workers serve"), (_STORAGE, "set up fine-tuning")):
             if self.denied.subject.startswith(subjects):
                 return (
                     f"the NATS server does not let {self.identity} {what}, which needs the "

@@ -36,7 +36,9 @@ def finetune(
     job_id: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="The job's id; the same again is the same job.")
     ] = None,
-    swap: Annotated[bool, typer.Option("--swap/--no-swap", help="Serve the new version once it is proved.")] = True,
+    promote: Annotated[
+        bool, typer.Option("--promote", help="Serve the new version once it has passed; needs the role admin.")
+    ] = False,
     epochs: Annotated[
         int | None, typer.Option(metavar="N", help="Times over all pairs.", show_default="1", rich_help_panel=_HOW)
     ] = None,
@@ -88,7 +90,9 @@ def finetune(
     nats_url: NatsUrl = None,
     timeout: Timeout = 30.0,
 ) -> None:
-    """Train an embedding model on your own code, verify the outcome and serve it: all that as a job on a worker.
+    """Train an embedding model on your own code and verify the outcome, as a job on a worker.
+
+    What passes is kept as a candidate. With --promote, or `mlbus models promote`, it is served.
 
     With --watch the exit code is 1 unless it is done; Ctrl-C leaves the job running. With --json as well, each state is
     an object on a line of its own.
@@ -97,5 +101,5 @@ def finetune(
     from .finetune_command import Order, start
 
     options = {name: context.params[name] for name in _OPTIONS if context.params[name] is not None}
-    order = Order(path, data, model, job_id, swap, options)
+    order = Order(path, data, model, job_id, promote, options)
     raise typer.Exit(start(order, Connection(nats_url, timeout), watch=watch, as_json=as_json))

@@ -19,9 +19,10 @@ from subjects.errors import MLError
 from subjects.finetune import MAX_PAIRS, FinetuneReply, TrainingPair
 from subjects.jobs_client import FinetuneCallOptions
 
+from ..bus.errors import BusError
 from .ask import Connection, ask
 from .job_progress import watch_job
-from .output import out, print_json
+from .output import err, out, print_json
 from .texts import STDIN
 
 _MAX_LINE_BYTES = 64 * MAX_TEXT_CHARS
@@ -29,13 +30,16 @@ _MAX_LINE_BYTES = 64 * MAX_TEXT_CHARS
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What was typed: a codebase, or a file of pairs; options: fields of ml.finetune's options."""
+    """What was typed: a codebase, or a file of pairs; options: fields of ml.finetune's options.
+
+    promote: whether the version that comes of it is to serve.
+    """
 
     path: Path | None
     data: str | None
     model: str | None
     job_id: str | None
-    swap: bool
+    promote: bool
     options: dict[str, Any]
 
     def source(self) -> dict[str, Any]:
@@ -49,6 +53,8 @@ def start(order: Order, connection: Connection, *, watch: bool, as_json: bool) -
     """Have the job begun -> exit code. Raises BadParameter, BusError, MLError."""
     source = order.source()
     reply = ask(connection, lambda nc: _submit(nc, order, source, connection.timeout_s))
+    if order.promote:
+        _promote(reply, connection)
     if watch:
         if reply.duplicate and not as_json:
             out.print(_queued(reply))
@@ -63,9 +69,18 @@ def start(order: Order, connection: Connection, *, watch: bool, as_json: bool) -
 
 
 async def _submit(nc: Client, order: Order, source: dict[str, Any], timeout_s: float) -> FinetuneReply:
-    named = {"model": order.model, "id": order.job_id, "swap": order.swap, "timeout_s": timeout_s}
+    named = {"model": order.model, "id": order.job_id, "timeout_s": timeout_s}
     options = cast(FinetuneCallOptions, {**named, **order.options})
     return await MLClient(nc).finetune(**source, **options)
+
+
+def _promote(reply: FinetuneReply, connection: Connection) -> None:
+    """Have what comes of the job served; where that is refused, the job goes on all the same, and that is said."""
+    try:
+        ask(connection, lambda nc: MLClient(nc, timeout_s=connection.timeout_s).models.promote(job=reply.job))
+    except (BusError, MLError):
+        err.print(f"job {reply.job} goes on, and what passes is kept as a candidate:", markup=False)
+        raise
 
 
 def _queued(reply: FinetuneReply) -> str:

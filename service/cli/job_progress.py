@@ -115,10 +115,7 @@ def _ending(job: Job) -> str:
     reason = f": {job.reason}" if job.reason else ""
     match job.state:
         case "done" if job.reason:
-            return (
-                f"{job.model} {job.version} is {job.reason}; to serve it: "
-                f"mlbus models reload {job.model} --version {job.version}"
-            )
+            return f"{job.model} {job.version} is {job.reason}"
         case "done":
             return f"{job.model} {job.version} serves now, trained further from {job.parent}"
         case "rejected":

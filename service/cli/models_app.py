@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .models_promote import promote
 from .options import (
     Config,
     DtypeName,
@@ -291,6 +292,9 @@ def _change(change: "Change", worker: str | None, nats_url: str | None, timeout:
     from .models_remote import change_workers
 
     change_workers(change, worker, Connection(nats_url, timeout), as_json=as_json)
+
+
+models_app.command(rich_help_panel=_WORKERS)(promote)
 
 
 @models_app.command(rich_help_panel=_WORKERS)

@@ -38,6 +38,7 @@ def _facts(version: Version) -> dict[str, Any]:
         "live": version.live,
         "previous": version.previous,
         "accepted": version.accepted,
+        "judged": version.judged,
         "reasons": version.reasons,
         "metrics": version.metrics,
         "weights": record.weights_sha256 if record else None,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from subjects import names
-from subjects.errors import NotFound, Unavailable
+from subjects.errors import Forbidden, NotFound, Unavailable
 from subjects.finetune import FinetuneReply, FinetuneRequest
 from subjects.jobs import Job, JobsCancelRequest, JobsGetRequest, JobsListReply, JobsListRequest
 
@@ -13,6 +13,11 @@ from ..endpoint import Route
 from ..jobs.patience import TROUBLE
 from ..jobs.store import JobStore
 from ..jobs.submission import Submission
+
+PROMOTING = (
+    "field 'swap': what serves is the administrator's to say. Leave it out: the new version is kept as a candidate, "
+    f"and goes live by {names.MODELS_PROMOTE}, as admin: mlbus models promote, or at once mlbus finetune --promote"
+)
 
 
 class FinetuneHandlers:
@@ -31,28 +36,30 @@ class FinetuneHandlers:
         ]
 
     async def finetune(self, request: FinetuneRequest, _call: Call) -> FinetuneReply:
-        with _answering():
+        if request.swap:
+            raise Forbidden(PROMOTING)
+        with answering():
             return await self._submission.submit(request)
 
     async def get(self, request: JobsGetRequest, _call: Call) -> Job:
-        with _answering():
+        with answering():
             job = await self._store.get(request.job_id)
         if job is None:
             raise NotFound(f"there is no job {request.job_id!r}; {names.JOBS_LIST} tells which there are")
         return job
 
     async def list(self, request: JobsListRequest, _call: Call) -> JobsListReply:
-        with _answering():
+        with answering():
             jobs = await self._store.list(request.state, request.model, request.limit, request.before)
         return JobsListReply(jobs=jobs)
 
     async def cancel(self, request: JobsCancelRequest, _call: Call) -> Job:
-        with _answering():
+        with answering():
             return await self._store.request_cancel(request.job_id)
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
+def answering() -> Iterator[None]:
     """Inside, a part of the server that does not answer becomes an error that the caller hears of."""
     try:
         yield

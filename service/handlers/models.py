@@ -178,6 +178,7 @@ def _version(version: Version) -> VersionEntry:
         live=version.live,
         previous=version.previous,
         accepted=version.accepted,
+        judged=version.judged,
         reasons=version.reasons,
         metrics=version.metrics,
         weights=record.weights_sha256[:12] if record else None,

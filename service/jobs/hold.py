@@ -35,6 +35,10 @@ class HoldLost(Exception):
     """Another worker has the job, or it is over: nothing more is to be done for it here."""
 
 
+class PromotionAsked(Exception):
+    """Somebody wants the job's version to serve, which was not known when its end was decided: decide anew."""
+
+
 class Hold:
     """Made by `begin`. ended: set once the hold is lost, or somebody asked to cancel the job, then `cancelled` says so.
 
@@ -98,8 +102,17 @@ class Hold:
             self._notice(job)
 
     async def update(self, **fields: Any) -> None:
-        """Change the job, once the server takes it. Raises HoldLost."""
-        changing = functools.partial(Job.model_copy, update={**self._take_progress(), **fields})
+        """Change the job, once the server takes it. promote: what the job must say of that, or it is not changed.
+
+        Raises HoldLost, PromotionAsked.
+        """
+        changed = {**self._take_progress(), **fields}
+
+        def changing(job: Job) -> Job:
+            if fields.get("promote", job.promote) != job.promote:
+                raise PromotionAsked
+            return job.model_copy(update=changed)
+
         await insist(lambda: self._change(changing))
 
     def progress(self, **fields: Any) -> None:

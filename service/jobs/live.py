@@ -22,6 +22,8 @@ log = structlog.get_logger(__name__)
 
 _PREFIX = "live."
 _TRIES = 50
+MOST_SERVED = 100
+"""How many of the versions that were live are remembered."""
 
 
 class Version(BaseModel):
@@ -40,11 +42,12 @@ class Version(BaseModel):
 class Live(Version):
     """The live version of a model. previous: what to go back to; earlier: what that one went back to when it was live.
 
-    job: the one that made it live, if one did.
+    job: the one that made it live, if one did. served: the names of all that were live, this one first.
     """
 
     previous: Version | None = None
     earlier: Version | None = None
+    served: tuple[str, ...] = ()
     at: AwareDatetime
     job: str | None = None
 

@@ -17,7 +17,7 @@ from models.training.errors import DiskFull
 from subjects.finetune import FinetuneRequest
 
 from ..background import stopped
-from .hold import Hold, HoldLost
+from .hold import Hold, HoldLost, PromotionAsked
 from .patience import TROUBLE, insist
 from .stages import Stages
 from .step_process import StepCrashed, StepFailed
@@ -85,17 +85,19 @@ class Pipeline:
         finished = work.done()
         await stopped(work, ended)
         if finished:
-            return await self._settle(hold, work)
+            return await self._settle(hold, request, work)
         if not hold.cancelled:
             raise HoldLost
         return await self._end(hold, state="cancelled", reason="cancelled on request", eta_s=None)
 
-    async def _settle(self, hold: Hold, work: "asyncio.Task[dict[str, Any]]") -> Ending:
+    async def _settle(self, hold: Hold, request: FinetuneRequest, work: "asyncio.Task[dict[str, Any]]") -> Ending:
         """What the work, which has ended by itself, means for the job."""
         try:
             return await self._end(hold, **work.result())
         except HoldLost:
             raise
+        except PromotionAsked:
+            return await self._watched(hold, request)
         except (StepFailed, ModelError) as error:
             return await self._end(hold, state="failed", reason=str(error), eta_s=None)
         except OSError as error:

@@ -5,7 +5,8 @@ that a job works on, no run of a job that goes on. How a thing is removed is kno
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +17,8 @@ import structlog
 from models.durable import clear_leftovers, discard
 from models.errors import ModelError
 from models.training.retention import prune_training_data
-from models.versions import live_version, prune
+from models.version_history import verdict_of
+from models.versions import live_version, prune, versions
 from subjects.errors import MLError
 from subjects.jobs import TERMINAL, Job
 
@@ -68,7 +70,10 @@ class Archives(Protocol):
 
 
 class Pruning:
-    """Prunes as settings.finetune.keep_versions and keep_days say: what is beyond both goes."""
+    """Prunes as settings.finetune.keep_versions and keep_days say: what is beyond both goes.
+
+    Versions that never served go as `candidates` says, so that whoever has models trained fills no disk.
+    """
 
     def __init__(self, settings: Settings, jobs: Jobs, live: LiveOnes, archives: Archives) -> None:
         self._settings = settings
@@ -112,18 +117,32 @@ class Pruning:
             here = await asyncio.to_thread(live_version, checkpoints, model)
             if model in live and live[model].version != here:
                 continue  # it is about to be the live one here too
-            removed = await asyncio.to_thread(prune, checkpoints, model, self._keep, before)
+            removed = await asyncio.to_thread(self._pruned, model, _served(live.get(model)), before)
             _log_removed("versions", [f"{model}/{version}" for version in removed])
 
+    def _pruned(self, model: str, served: Collection[str], before: datetime) -> list[str]:
+        """What served goes by count and age; of the rest, which anybody may have had trained, a few stay."""
+        where = self._settings.checkpoints_dir, model
+        others = set(versions(*where)).difference(served)
+        accepted = {name for name in others if _is_accepted(where[0] / model / name)}
+        most = self._settings.finetune.candidates
+        return [
+            *prune(*where, served, self._keep, before),
+            *prune(*where, accepted, most),
+            *prune(*where, others - accepted, most),
+        ]
+
     async def _archived(self) -> None:
-        """Those beyond the count, whoever still has the version."""
+        """Those beyond the counts, whoever still has the version."""
         listed = sorted(await self._archives.list(), key=lambda one: (one.at, one.version), reverse=True)
         live, worked_on = await self._live.all(), await self._worked_on()
         for model in {one.model for one in listed} - worked_on:
-            beyond = [one for one in listed if one.model == model][self._keep :]
-            kept = _live_names(live.get(model))
+            served, kept = _served(live.get(model)), _live_names(live.get(model))
+            sent = [one.version for one in listed if one.model == model]
             # By count alone: a machine that has the version can send it again, and the bucket is not endless.
-            gone = [one.version for one in beyond if one.version not in kept]
+            beyond = [version for version in sent if version in served][self._keep :]
+            beyond += [version for version in sent if version not in served][self._settings.finetune.candidates :]
+            gone = [version for version in beyond if version not in kept]
             for version in gone:
                 await self._archives.remove(model, version)
             _log_removed("archives", [f"{model}/{version}" for version in gone])
@@ -152,6 +171,18 @@ def _folders(folder: Path) -> list[str]:
 def _live_names(live: Live | None) -> set[str]:
     """What the fleet serves of a model, and goes back to."""
     return {one.version for one in (live, live and live.previous) if one is not None}
+
+
+def _served(live: Live | None) -> set[str]:
+    """What the fleet serves of a model, or has served."""
+    return {*live.served, *_live_names(live)} if live else set()
+
+
+def _is_accepted(folder: Path) -> bool:
+    with suppress(OSError, ValueError):
+        verdict = verdict_of(folder)
+        return verdict is not None and verdict.accepted
+    return False
 
 
 def _log_removed(what: str, removed: Sequence[str]) -> None:

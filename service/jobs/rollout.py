@@ -28,7 +28,7 @@ from ..reply_subject import WORKERS_INBOX
 from ..residency import Residency
 from .checkpoints import BucketFull, Checkpoints
 from .follower import Follower
-from .live import Live, LiveVersions, Version
+from .live import MOST_SERVED, Live, LiveVersions, Version
 from .live_round import MIN_COSINE, LiveRound, Mismatch
 from .patience import insist
 from .store import NotSetUp
@@ -90,7 +90,16 @@ class Rollout:
             finally:
                 await self._background.close()
 
-    async def go_live(self, model: str, version: str, job: str, parent: str | None = None) -> list[str]:
+    async def offer(self, model: str, version: str) -> list[str]:
+        """Send a candidate of this machine to where every worker can fetch it -> what else is to be said.
+
+        Raises NotSetUp, and OSError where it cannot be read.
+        """
+        if await self._sent(model, version):
+            return []
+        return ["the candidate could not be sent to the other workers; the log of the one that made it tells why"]
+
+    async def go_live(self, model: str, version: str, job: str | None = None, parent: str | None = None) -> list[str]:
         """Have every worker serve a version of this machine, and prove it over the bus -> what else is to be said.
 
         parent: what has to be live until then, since it was compared with that; None: whatever is. Begun again after it
@@ -155,7 +164,7 @@ class Rollout:
     async def _serve_here(self, model: str, version: str) -> Loaded:
         if version != BASE:
             try:
-                await self._fetch(model, version)
+                await self.fetch(model, version)
             except (NotSetUp, BusError, NatsError, TimeoutError) as error:
                 log.info("version.not_fetched", model=model, version=version, reason=str(error) or repr(error))
         return await self._reload_as(model, version)
@@ -165,7 +174,7 @@ class Rollout:
         self.follower.strayed(model)
         return loaded
 
-    async def _fetch(self, model: str, version: str) -> None:
+    async def fetch(self, model: str, version: str) -> None:
         """Have a version on this machine, if it is to be had. Raises UnknownVersion."""
         where = self.checkpoints.folder, model
         if version not in await asyncio.to_thread(versions, *where):
@@ -176,7 +185,7 @@ class Rollout:
         """A version as others may come to it: on this machine now, and in the bucket where it can be sent."""
         if version == BASE:
             return Version(version=BASE)
-        await self._fetch(model, version)
+        await self.fetch(model, version)
         return await asyncio.to_thread(self._local, model, version, await self._sent(model, version))
 
     async def _sent(self, model: str, version: str) -> str | None:
@@ -213,7 +222,10 @@ class Rollout:
             if parent is not None and previous.version != parent:
                 raise Mismatch(f"{previous.version} is live now, and it was trained from {parent}; train it anew")
             earlier = before.previous if before else None
-            return Live(**named.model_dump(), previous=previous, earlier=earlier, at=at, job=job)
+            served = tuple(dict.fromkeys((named.version, previous.version, *(before.served if before else ()))))
+            return Live(
+                **named.model_dump(), previous=previous, earlier=earlier, at=at, job=job, served=served[:MOST_SERVED]
+            )
 
         live = await self.live.change(model, naming)
         assert live is not None
@@ -273,7 +285,8 @@ class Rollout:
 def _before(live: Live) -> Live:
     """What was live before it, as it was then."""
     before = live.previous or Version(version=BASE)
-    return Live(**before.model_dump(), previous=live.earlier, at=datetime.now(UTC))
+    served = tuple(version for version in live.served if version != live.version)
+    return Live(**before.model_dump(), previous=live.earlier, at=datetime.now(UTC), served=served)
 
 
 def _plain(live: Live) -> Version:

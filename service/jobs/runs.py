@@ -109,7 +109,7 @@ class Runs:
         if request.path and not settings.finetune.roots:
             raise PathRefused(request.path, "this worker's finetune.roots are empty; name a folder there")
         device, needed = self.needs(entry, base, options)
-        memory_gb = settings.finetune.memory_gb
+        memory_gb, judge = settings.finetune.memory_gb, settings.finetune.judge
         spec = RunSpec(
             job=job.id,
             entry=entry,
@@ -118,6 +118,7 @@ class Runs:
             codebase=Path(request.path).resolve() if request.path else None,
             roots=tuple(root.resolve() for root in settings.finetune.roots),
             given=None if request.path else _given(self.folder(job.id)),
+            judge=None if request.path or not judge else judge.resolve(),
             training_data=settings.training_data_dir.absolute(),
             day=job.created_at.date(),
             options=options,

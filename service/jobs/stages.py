@@ -17,7 +17,7 @@ from models.catalogue import Catalogue
 from models.errors import OverBudget
 from models.training.progress import Candidate, Event, Measured, Note, Trained
 from models.training.records import Manifest
-from models.version_history import Verdict, verdict_of
+from models.version_history import OWN_DATA, Verdict, verdict_of
 from models.versions import TrainingRecord, keep, record_of, version_name, versions
 from subjects.finetune import FinetuneRequest
 
@@ -29,7 +29,7 @@ from .step_process import Step, Steps
 from .store import JobStore
 
 Outcome: TypeAlias = dict[str, Any]
-"""The fields that a job ends with."""
+"""The fields that a job ends with. promote: as it was when that was decided."""
 
 
 class Room(Protocol):
@@ -44,6 +44,9 @@ class Room(Protocol):
 
 class Swap(Protocol):
     """Who has every worker serve a version."""
+
+    async def offer(self, model: str, version: str) -> Sequence[str]:
+        """Keep a candidate where every worker can fetch it -> what else is to be said."""
 
     async def go_live(self, model: str, version: str, job: str, parent: str | None) -> Sequence[str]:
         """-> what else is to be said. Raises RolledBack. Cancelled before its end, the version before it serves; called
@@ -133,11 +136,19 @@ class Stages:
         record = await asyncio.to_thread(_record, folder)
         verdict = await asyncio.to_thread(_verdict, folder)
         outcome: Outcome = {"version": version, "metrics": verdict.metrics, "reason": None}
-        if not verdict.accepted:
+        if hold.job.origin == "nightly" and not (verdict.accepted and hold.job.promote):
             await self._note_trained(model, request, record)
+        if not verdict.accepted:
             return {**outcome, "state": "rejected", "reason": "; ".join(verdict.reasons)}
-        if not request.swap:
-            return {**outcome, "state": "done", "reason": "kept, and not swapped in, as was asked"}
+        if verdict.judged:
+            hold.note(f"judged: {verdict.judged}")
+        promote = hold.job.promote
+        if not promote or verdict.judged == OWN_DATA:
+            for note in await self.swap.offer(model, version):
+                hold.note(note)
+            why = f" that was judged {OWN_DATA}" if promote else ""
+            reason = f"kept as a candidate{why}; promote with: mlbus models promote {model} {version}"
+            return {**outcome, "state": "done", "reason": reason, "promote": promote}
         await hold.update(state="swapping", **outcome)
         try:
             for note in await self.swap.go_live(model, version, hold.job.id, record.parent):
@@ -148,7 +159,10 @@ class Stages:
         return {**outcome, "state": "done"}
 
     async def _note_trained(self, model: str, request: FinetuneRequest, record: TrainingRecord) -> None:
-        """The code of today need not be learned tomorrow: what came of it serves, or was found wanting."""
+        """The code of today need not be learned tonight: what came of it serves, or the nightly run has seen to it.
+
+        Never because of what somebody else asked for and is not live: that would keep the night from its work.
+        """
         if request.path is not None:
             digest = str(record.data.get("digest", ""))
             await insist(lambda: self.store.note_trained(model, str(request.path), digest))

@@ -129,6 +129,10 @@ class JobStore:
 
         return await self.change(job_id, cancelled)
 
+    async def request_promotion(self, job_id: str) -> Job:
+        """Have a job's version serve once it has passed -> the job; of one that is over as it is. Raises NotFound."""
+        return await self.change(job_id, promote=True)
+
     async def list(
         self, state: State | None = None, model: str | None = None, limit: int = 50, before: str | None = None
     ) -> list[Job]:

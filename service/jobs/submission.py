@@ -64,7 +64,7 @@ class Submission:
         job_id = request.id or NUID().next().decode()
         request = request.model_copy(update={"id": job_id, "model": entry.id})
         if job := await self.store.get(job_id):
-            return await self._again(job, request)
+            return await self._again(job, request, origin)
         await self._check(request, entry)
         body = await self._body(request)
         now = datetime.now(UTC)
@@ -75,6 +75,7 @@ class Submission:
             source=_source(request),
             digest=digest_of(body),
             state="queued",
+            promote=origin == "nightly" and self.settings.finetune.nightly.promote,
             created_at=now,
             updated_at=now,
         )
@@ -84,13 +85,14 @@ class Submission:
         log.info("job.queued", job=job_id, model=entry.id, source=job.source, origin=origin)
         return FinetuneReply(job=job_id, duplicate=False)
 
-    async def _again(self, job: Job, request: FinetuneRequest) -> FinetuneReply:
+    async def _again(self, job: Job, request: FinetuneRequest, origin: Origin) -> FinetuneReply:
         """The message of one that waits may not have come through: it is sent again, if it is the same, and taken once.
 
+        Not by a caller who has guessed the id of a nightly job: what it is to do is not theirs to say.
         First the job is written anew: the sweep takes a message that is younger than that for another job's.
         """
         body = await self._body(request)
-        if job.state == "queued" and job.attempt == 0 and job.digest == digest_of(body):
+        if job.state == "queued" and job.attempt == 0 and job.origin == origin and job.digest == digest_of(body):
             await self.store.change(job.id, updated_at=datetime.now(UTC))
             await self._enqueue(job, body, made=False)
         return FinetuneReply(job=job.id, duplicate=True)

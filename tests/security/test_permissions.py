@@ -36,7 +36,7 @@ from subjects.jobs import Job
 INFERENCE = ["ml.embed", "ml.embed.batch", "ml.similarity", "ml.generate", "ml.generate.batch", "ml.finetune"]
 JOBS = ["ml.jobs.get", "ml.jobs.list", "ml.jobs.cancel"]
 MODELS = ["ml.models.list", "ml.models.info", "ml.models.recommended"]
-RESIDENCY = ["ml.models.load", "ml.models.unload", "ml.models.reload"]
+RESIDENCY = ["ml.models.load", "ml.models.unload", "ml.models.reload", "ml.models.promote"]
 DISCOVERY = ["ml.schema", "$SRV.PING", "$SRV.INFO.ml", "$SRV.STATS.ml.some_id"]
 ASKING = [*INFERENCE, *JOBS, *MODELS, *DISCOVERY, "ml.cancel.some_request"]
 EVENTS = ["ml.jobs.some_job.event", "ml.jobs.*.event"]

@@ -23,6 +23,7 @@ from journal import Journal
 from nats_server import REPOSITORY
 
 from service.bus import supervisor
+from service.bus.announcement import FILE_NAME
 from service.bus.causes import Denied
 from service.bus.connection import connected, settled
 from service.bus.credentials import ROLES, inbox_prefix
@@ -31,6 +32,7 @@ from service.bus.errors import BadBusSettings, BusError, DataDirBusy, PortBusy, 
 from service.bus.jetstream import NotStored
 from service.bus.settings import NatsSettings
 from service.bus.supervisor import Supervisor
+from service.cli.ask import Connection
 
 LAUNCHER = REPOSITORY / "service" / "bus" / "die_with_parent.py"
 PARENT = """
@@ -97,6 +99,30 @@ class TestUp:
             await nc.subscribe("ml.>")
             await settled(nc)
         assert refused == [Denied("publish", "ml.models.load"), Denied("subscription", "ml.>")]
+
+    async def test_a_command_beside_it_is_its_administrator(
+        self, settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in [name for name in os.environ if name.startswith(("MLBUS_", "NATS_"))]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(settings.data_dir))
+        monkeypatch.setenv("MLBUS_DATA_DIR", str(settings.data_dir))
+        async with embedded_server(settings) as server:
+            beside = Connection(server.url, 5).settings()
+            assert (beside.user, beside.url) == ("admin", server.url)
+            async with connected(beside) as nc:
+                await nc.jetstream().account_info()
+            assert Connection("nats://127.0.0.1:1", 5).settings().anonymous  # another server is told nothing
+            monkeypatch.setenv("NATS_USER", "client")
+            monkeypatch.setenv("NATS_PASSWORD", "x")
+            assert Connection(server.url, 5).settings().user == "client"
+            monkeypatch.delenv("NATS_USER")
+            monkeypatch.delenv("NATS_PASSWORD")
+            monkeypatch.setenv("MLBUS_DATA_DIR", "elsewhere")
+            assert Connection(server.url, 5).settings().anonymous
+        monkeypatch.setenv("MLBUS_DATA_DIR", str(settings.data_dir))
+        assert (settings.data_dir / FILE_NAME).exists()
+        assert Connection(server.url, 5).settings().anonymous  # whoever listens there now
 
     async def test_monitoring_is_off_and_answers_on_loopback_where_it_is_wanted(
         self, settings: EmbeddedSettings

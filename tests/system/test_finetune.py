@@ -63,13 +63,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
                 line = worker.stderr.readline()
                 assert line.startswith("{"), f"the worker did not start: {line or list(events)}"
                 events[json.loads(line)["event"]] = json.loads(line)
-            credentials = (folder / "var" / "nats-credentials.env").read_text()
-            (password,) = (
-                line.partition("=")[2].strip("'\"") for line in credentials.splitlines() if "ADMIN_PASSWORD" in line
-            )
-            identity = {"NATS_USER": "admin", "NATS_PASSWORD": password}
             url = events["nats_server.started"]["url"]
-            yield Machine(folder, clean_environment(NATS_URL=url, **identity))
+            yield Machine(folder, clean_environment(NATS_URL=url, XDG_CONFIG_HOME=str(folder)))
         finally:
             worker.terminate()
             worker.communicate(timeout=30)
@@ -79,7 +74,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 @pytest.mark.timeout(300)
 def test_a_codebase_becomes_a_version_that_serves_and_can_be_left_again(machine: Machine) -> None:
     before = machine.asked("embed", "open the door")["version"]
-    done = machine.mlbus("finetune", "code", "--watch", "--json", *QUICK)
+    done = machine.mlbus("finetune", "code", "--promote", "--watch", "--json", *QUICK)
     jobs = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, (done.stderr, jobs[-1:])
     states = list(dict.fromkeys(job["state"] for job in jobs))

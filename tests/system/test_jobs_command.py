@@ -17,7 +17,7 @@ from scripted_jobs import JobsWorker, job, scripted_jobs
 from workers import clean_environment, hear_ctrl_c
 
 from subjects import names
-from subjects.errors import InvalidField, NotFound, Unavailable
+from subjects.errors import Conflict, InvalidField, NotFound, Unavailable
 
 MLBUS = str(Path(sys.executable).with_name("mlbus"))
 BEFORE_AND_AFTER = {"mrr@10_before": 0.594, "mrr@10_after": 0.6631, "cosine_p5": 0.9, "ndcg@10_before": 0.6}
@@ -88,13 +88,11 @@ async def test_a_codebase_is_sent_with_its_whole_path(worker: JobsWorker, shell:
 
 async def test_every_option_goes_along(worker: JobsWorker, shell: Shell) -> None:
     options = "--epochs 2 --batch-size 8 --learning-rate 2e-5 --method lora --loss triplet --matryoshka --seed 7"
-    ended = await shell.run(
-        "finetune", ".", "--no-swap", *options.split(), "--max-tokens", "64", "--hard-negatives", "0", "--json"
-    )
+    ended = await shell.run("finetune", ".", *options.split(), "--max-tokens", "64", "--hard-negatives", "0", "--json")
     reply = json.loads(ended.out)
     _, sent = worker.asked[0]
     assert reply == {"job": sent["id"], "id": sent["id"], "duplicate": False}
-    assert (sent["swap"], sent["path"]) == (False, str(shell.folder))
+    assert ("swap" in sent, sent["path"]) == (False, str(shell.folder))
     assert sent["options"] == {
         "epochs": 2,
         "batch_size": 8,
@@ -106,6 +104,25 @@ async def test_every_option_goes_along(worker: JobsWorker, shell: Shell) -> None
         "max_tokens": 64,
         "hard_negatives": 0,
     }
+
+
+async def test_promoting_is_said_as_soon_as_the_job_is_there(worker: JobsWorker, shell: Shell) -> None:
+    ended = await shell.run("finetune", ".", "--id", "mine", "--promote")
+    assert (ended.code, ended.err) == (0, "")
+    assert worker.asked[1:] == [(names.MODELS_PROMOTE, {"job": "mine"})]
+    assert (await shell.run("models", "promote", "--job", "mine")).out.startswith("what comes of job mine will serve")
+    assert (await shell.run("models", "promote", "a", "v2")).out == "a v2 serves now\n"
+    assert worker.asked[-1] == (names.MODELS_PROMOTE, {"model": "a", "version": "v2"})
+    told = json.loads((await shell.run("models", "promote", "a", "v2", "--json")).out)
+    assert (told["version"], told["live"]) == ("v2", True)
+    assert "give 'model' and 'version'" in (await shell.run("models", "promote", "a")).err
+
+
+async def test_a_job_goes_on_where_promoting_it_is_refused(worker: JobsWorker, shell: Shell) -> None:
+    worker.promotion = Conflict("no")
+    ended = await shell.run("finetune", ".", "--id", "mine", "--promote")
+    says = "job mine goes on, and what passes is kept as a candidate:\nmlbus: no\n"
+    assert ended == Ended(1, "", says)
 
 
 async def test_pairs_of_a_file_or_of_standard_input_are_sent(worker: JobsWorker, shell: Shell) -> None:
@@ -241,7 +258,7 @@ def _all_of(terminal: int) -> str:
 @pytest.mark.parametrize(
     ("state", "fields", "code", "says"),
     [
-        ("done", {**DONE, "reason": "kept, and not swapped in, as was asked"}, 0, "mlbus models reload a --version v2"),
+        ("done", {**DONE, "reason": "kept as a candidate; promote with: x"}, 0, "a v2 is kept as a candidate; promote"),
         ("skipped", {"reason": "the code did not change"}, 0, "nothing was trained: the code did not change"),
         ("rejected", {**DONE, "reason": "worse"}, 1, "a v2 was rejected, and base goes on serving: worse"),
         ("failed", {"reason": "no [pairs]"}, 1, "job j1 failed: no [pairs]"),

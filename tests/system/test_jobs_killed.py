@@ -38,7 +38,7 @@ async def test_another_worker_goes_on_where_one_was_killed(
     first = await jobs_process(nats_url, data, script, "w1")
     async with jobs_worker(nats_url, data, script, "client", takes_jobs=False) as client:
         held = await client.nc.subscribe("test.holding")
-        await client.submit("one")
+        await client.submit("one", promote=True)
         await (held.next_msg(20) if step == "swap" else events.until("one", note=holding(step)))
         first.kill()
         await first.wait()

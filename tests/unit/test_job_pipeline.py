@@ -6,6 +6,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats.aio.client import Client
@@ -20,7 +21,7 @@ from service.errors import to_wire
 from service.jobs import step_process
 from service.jobs.runs import Runs
 from service.jobs.step_process import StepCrashed, StepFailed, Steps
-from subjects.finetune import FinetuneOptions, FinetuneRequest
+from subjects.finetune import FinetuneOptions, FinetuneRequest, TrainingPair
 from subjects.jobs import Job
 
 DAY = datetime(2030, 1, 1, 23, 59, tzinfo=UTC)
@@ -102,9 +103,9 @@ def entry(tmp_path: Path) -> ModelSpec:
     return ModelSpec(id="a", kind="embedding", folder=tmp_path / "weights")
 
 
-def runs_in(tmp_path: Path, memory_gb: float | None = None) -> Runs:
-    finetune = {"roots": (tmp_path,), "memory_gb": memory_gb}
-    settings = Settings(data_dir=tmp_path / "data", finetune=finetune)  # type: ignore[arg-type]
+def runs_in(tmp_path: Path, **finetune: Any) -> Runs:
+    finetune = {"roots": (tmp_path,), **finetune}
+    settings = Settings(data_dir=tmp_path / "data", finetune=finetune)
     return Runs(settings, Client(), lambda entry, base, options: ("cpu", 7), threads=2)
 
 
@@ -128,6 +129,14 @@ async def test_run_says_all_that_its_steps_need(tmp_path: Path, entry: ModelSpec
     assert spec.memory_bytes is None
     spec = await prepared(runs_in(tmp_path, memory_gb=2.5), FinetuneRequest(path=str(tmp_path)), entry)
     assert spec.memory_bytes is None  # an attempt that was cut off goes on as it began
+
+
+async def test_what_callers_give_is_judged_by_the_operators_pairs(tmp_path: Path, entry: ModelSpec) -> None:
+    runs = runs_in(tmp_path, judge=tmp_path / "judge.jsonl")
+    given = FinetuneRequest(pairs=[TrainingPair(anchor="a", positive="b")])
+    assert (await prepared(runs, given, entry)).judge == tmp_path / "judge.jsonl"
+    await runs.remove("one")
+    assert (await prepared(runs, FinetuneRequest(path=str(tmp_path)), entry)).judge is None
 
 
 async def test_run_begins_afresh_where_another_version_is_live(tmp_path: Path, entry: ModelSpec) -> None:

@@ -35,10 +35,10 @@ def ml(nc: Client) -> MLClient:
 
 
 async def test_a_codebase_is_named_and_the_options_go_along(worker: JobsWorker, ml: MLClient) -> None:
-    reply = await ml.finetune(path=Path("/code"), model="a", id="mine", swap=False, epochs=2, learning_rate=2e-5)
+    reply = await ml.finetune(path=Path("/code"), model="a", id="mine", swap=True, epochs=2, learning_rate=2e-5)
     assert (reply.job, reply.duplicate) == ("mine", False)
     options = {"epochs": 2, "learning_rate": 2e-5}
-    sent = {"id": "mine", "model": "a", "path": "/code", "swap": False, "options": options}
+    sent = {"id": "mine", "model": "a", "path": "/code", "swap": True, "options": options}
     assert worker.asked == [(names.FINETUNE, sent)]
 
 

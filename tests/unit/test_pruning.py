@@ -71,27 +71,35 @@ def fleet() -> FakeJobs:
     return FakeJobs()
 
 
-def pruning(fleet: FakeJobs, data: Path, keep_versions: int = 1, keep_days: int = 30) -> Pruning:
-    settings = Settings(data_dir=data, finetune={"keep_versions": keep_versions, "keep_days": keep_days})
+def pruning(fleet: FakeJobs, data: Path, keep_versions: int = 1, keep_days: int = 30, candidates: int = 1) -> Pruning:
+    keep = {"keep_versions": keep_versions, "keep_days": keep_days, "candidates": candidates}
+    settings = Settings(data_dir=data, finetune=keep)
     return Pruning(settings, fleet, fleet, FakeArchives(fleet))
 
 
-def made(data: Path, *days: int, model: str = "mine") -> list[str]:
+def made(data: Path, *days: int, model: str = "mine", **report: bool) -> list[str]:
     """Versions that were made so many days after the first of 2026, oldest first."""
     names = []
     for day in days:
-        name = trained(data / "candidate", f"weights {day}", day=day)
+        name = trained(data / "candidate", f"weights {day}", day=day, **report)
         keep(data / "candidate", data / "checkpoints", model, name)
         names.append(name)
     return names
+
+
+def live(*served: str) -> Live:
+    """The live version, and what served before it, the latest first."""
+    return Live(version=served[0], previous=Version(version="base"), served=served, at=NOW)
 
 
 def kept(data: Path, model: str = "mine") -> set[str]:
     return set(versions(data / "checkpoints", model)) - {"base"}
 
 
-async def test_versions_go_that_are_beyond_both_count_and_age(fleet: FakeJobs, tmp_path: Path) -> None:
+async def test_versions_that_served_go_by_count_and_age(fleet: FakeJobs, tmp_path: Path) -> None:
     one, two, three = made(tmp_path, 0, 1, 2)
+    serve(tmp_path / "checkpoints", "mine", three)
+    fleet.live = {"mine": live(three, two, one)}
     await pruning(fleet, tmp_path, keep_versions=3, keep_days=0).run()
     await pruning(fleet, tmp_path, keep_versions=0, keep_days=10**9).run()
     assert kept(tmp_path) == {one, two, three}
@@ -99,13 +107,22 @@ async def test_versions_go_that_are_beyond_both_count_and_age(fleet: FakeJobs, t
     assert kept(tmp_path) == {three}
 
 
+async def test_of_those_that_never_served_a_few_stay_however_young(fleet: FakeJobs, tmp_path: Path) -> None:
+    served, *passed = made(tmp_path, 0, 1, 2, 3, accepted=True)
+    rejected = made(tmp_path, 4, 5, 6, accepted=False)
+    serve(tmp_path / "checkpoints", "mine", served)
+    fleet.live = {"mine": live(served)}
+    await pruning(fleet, tmp_path, keep_versions=9, keep_days=10**9, candidates=2).run()
+    assert kept(tmp_path) == {served, *passed[1:], *rejected[1:]}
+
+
 async def test_the_live_and_the_previous_version_stay(fleet: FakeJobs, tmp_path: Path) -> None:
-    one, two, three, _ = made(tmp_path, 0, 1, 2, 3)
+    one, two, three, four = made(tmp_path, 0, 1, 2, 3)
     serve(tmp_path / "checkpoints", "mine", one)
     serve(tmp_path / "checkpoints", "mine", three)
+    fleet.live = {"mine": live(three, one, two)}
     await pruning(fleet, tmp_path, keep_versions=0, keep_days=0).run()
-    assert kept(tmp_path) == {one, three}
-    assert two not in kept(tmp_path)
+    assert kept(tmp_path) == {one, three, four}
 
 
 async def test_nothing_of_a_model_goes_while_a_job_works_on_it(fleet: FakeJobs, tmp_path: Path) -> None:
@@ -139,14 +156,15 @@ async def test_runs_go_of_jobs_that_are_over_or_unknown(fleet: FakeJobs, tmp_pat
 
 
 async def test_archives_go_that_nobody_needs(fleet: FakeJobs, tmp_path: Path) -> None:
-    names = ["newest", "young", "live", "previous", "gone"]
-    ages = [1, 2, 401, 402, 404]
+    names = ["newest", "young", "live", "previous", "served", "gone"]
+    ages = [1, 2, 401, 402, 403, 404]
     archived = [Archived("mine", name, NOW - timedelta(days=age)) for name, age in zip(names, ages, strict=True)]
     fleet.archived = [*archived, Archived("busy", "old", LONG_AGO), Archived("busy", "new", NOW)]
-    fleet.live = {"mine": Live(version="live", previous=Version(version="previous"), at=NOW)}
+    previous = Version(version="previous")
+    fleet.live = {"mine": Live(version="live", previous=previous, served=("live", "served"), at=NOW)}
     fleet.jobs = [job("j1", "training", "busy")]
     await pruning(fleet, tmp_path).run()
-    assert {one.version for one in fleet.archived} == {*names, "old", "new"} - {"young", "gone"}
+    assert {one.version for one in fleet.archived} == {*names, "old", "new"} - {"young", "served", "gone"}
 
 
 async def test_without_a_server_only_what_needs_none_is_pruned(fleet: FakeJobs, tmp_path: Path) -> None:
@@ -184,7 +202,7 @@ async def test_on_a_real_server_what_the_fleet_serves_stays(nats_url: str, tmp_p
         for version in (first, last):
             await checkpoints.publish("mine", version)
         live = LiveVersions(nc)
-        await live.change("mine", lambda _: Live(version=first, at=NOW))
+        await live.change("mine", lambda _: Live(version=first, served=(first, last), at=NOW))
         await Pruning(settings, JobStore(nc), live, checkpoints).run()
         assert [one.version for one in await checkpoints.list()] == [first]
         assert kept(tmp_path) == {first, last}  # this worker has yet to follow

@@ -23,7 +23,7 @@ from models.catalogue import load_catalogue
 from models.hub import locate
 from models.training.collect import build_dataset, collect
 from models.training.dataset import read_pairs
-from models.training.errors import MalformedPair, NoPairs, PathRefused
+from models.training.errors import BadJudge, MalformedPair, NoPairs, PathRefused
 from models.training.options import TrainingOptions
 from models.training.own_tests import is_test_file
 from models.training.progress import Collected, Event, Failed, Note, read_event
@@ -213,8 +213,7 @@ def test_killed_anywhere_it_is_done_the_next_time(tmp_path: Path) -> None:
     expected: list[bytes] = []
 
     def prepare(folder: Path) -> None:
-        given_pairs(folder / "given.jsonl")
-        run_of(folder, given=folder / "given.jsonl")
+        run_of(folder, codebase=written(folder / "code"))
 
     def check(folder: Path, is_done: bool) -> None:
         run = RunFolder(folder / "run")
@@ -311,10 +310,38 @@ def test_given_pairs_are_taken_as_they_are(tmp_path: Path) -> None:
     (last,) = collected(run)
     assert isinstance(last, Collected)
     assert last.pairs + last.held_out == 40
+    assert not (tmp_path / "training_data").exists()
     (tmp_path / "given.jsonl").write_text("nonsense")
     run.manifest.unlink()
     with pytest.raises(MalformedPair, match="line 1"):
         collected(run)
+
+
+def test_the_operators_pairs_are_laid_beside_those_that_were_given(code: Path, tmp_path: Path) -> None:
+    given_pairs(tmp_path / "given.jsonl")
+    (tmp_path / "judge.jsonl").write_bytes((tmp_path / "given.jsonl").read_bytes())
+    run = run_of(tmp_path, given=tmp_path / "given.jsonl", judge=tmp_path / "judge.jsonl")
+    collected(run)
+    assert [pair.split for pair in read_pairs(run.judge)] == ["held_out"] * 40
+    run.manifest.unlink()
+    run.spec.write_text(run.read().model_copy(update={"judge": code, "roots": (tmp_path,)}).model_dump_json())
+    collected(run)
+    assert Counter(pair.split for pair in read_pairs(run.judge)).keys() == {"train", "held_out"}
+
+
+def test_a_judge_that_cannot_be_used_ends_the_job_and_is_named(code: Path, tmp_path: Path) -> None:
+    given_pairs(tmp_path / "given.jsonl")
+    (tmp_path / "broken").write_text("{")
+    run = run_of(tmp_path, given=tmp_path / "given.jsonl", roots=(tmp_path / "elsewhere",))
+    for judge, reason in (
+        (tmp_path / "nowhere", "No such file"),
+        (tmp_path / "broken", "line 1"),
+        (code, "it lies outside of"),
+    ):
+        run.spec.write_text(run.read().model_copy(update={"judge": judge}).model_dump_json())
+        with pytest.raises(BadJudge, match=rf"^finetune\.judge, .*{reason}"):
+            collected(run)
+    assert not run.manifest.exists()
 
 
 def test_a_run_of_nothing_is_refused(tmp_path: Path) -> None:

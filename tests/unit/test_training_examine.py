@@ -37,6 +37,7 @@ from models.training.records import Pair
 from models.training.report import HTML_FILE, JSON_FILE, Comparison, read_report
 from models.training.run import RunFolder, RunSpec
 from models.training.texts import ANCHOR_PROMPTS, DOCUMENT_PROMPTS
+from models.version_history import OWN_DATA, verdict_of
 from models.versions import RECORD, TrainingRecord
 
 DEFAULT = VerifyLimits(require_gain=False)
@@ -292,6 +293,31 @@ def test_a_turned_space_is_rejected_for_its_cosines_though_it_finds_the_same() -
     assert allowed.reasons == []
 
 
+class Forgetful(FakeEncoder):
+    """All texts with a word have one vector."""
+
+    def encode(self, batch: Sequence[Tokens], between_layers: Callable[[], None] | None = None) -> Vectors:
+        vectors = super().encode(batch, between_layers)
+        forgotten = [word_id("ours") in tokens.ids for tokens in batch]
+        return np.where(np.array(forgotten)[:, None], np.float32(1), vectors)
+
+
+@pytest.mark.parametrize(("encoder", "accepted"), [(FakeEncoder(), True), (Forgetful(), False)])
+def test_what_its_own_pairs_praise_must_please_the_operators_too(encoder: FakeEncoder, accepted: bool) -> None:
+    ours = [Pair(f"ours {i} is", f"ours {i} indeed", "given", split="held_out") for i in range(30)]
+    found = Findings()
+    Comparing(FakeEncoder(), encoder, held_out(pairs()), DEFAULT, seed=0, operators=held_out(ours)).into(found)
+    assert found.metrics["mrr@10_after"] == found.metrics["mrr@10_before"]
+    assert {"judge_ndcg@10_before", "judge_mrr@10_after"} <= found.metrics.keys()
+    if accepted:
+        assert found.reasons == []
+    else:
+        assert [reason.partition(" fell from")[0] for reason in found.reasons] == [
+            "NDCG@10 on the operator's own pairs",
+            "MRR@10 on the operator's own pairs",
+        ]
+
+
 def test_without_held_out_pairs_nothing_is_accepted() -> None:
     found = compared(FakeEncoder(), pairs(held=0))
     assert "there are no held-out pairs" in found.reasons[0]
@@ -362,6 +388,20 @@ def test_of_several_epochs_only_those_judge_that_did_not_choose(faked: RunFolder
     found = read_report(faked.report)
     assert found is not None
     assert found.queries == 20  # of 30 that are held out
+
+
+def test_a_report_says_by_what_it_was_judged(faked: RunFolder, tmp_path: Path) -> None:
+    verdict(faked)
+    told = verdict_of(faked.candidate)
+    assert told is not None
+    assert told.judged == OWN_DATA
+    (faked.report / JSON_FILE).unlink()
+    faked.judge.write_bytes(faked.data.read_bytes())
+    faked.spec.write_text(faked.read().model_copy(update={"judge": tmp_path}).model_dump_json(), "utf-8")
+    assert "judge_mrr@10_after" in verdict(faked).metrics
+    told = verdict_of(faked.candidate)
+    assert told is not None
+    assert told.judged == "by the operator's own pairs too"
 
 
 @pytest.mark.parametrize("content", [None, "{}", "not JSON"])

@@ -155,7 +155,7 @@ def test_pruning_leaves_whole_versions_whenever_the_process_is_killed(tmp_path):
         assert {names[1], names[3]} <= set(versions(folder, "mine"))
         assert not done or versions(folder, "mine") == (BASE, names[1], names[3])
 
-    kill_everywhere(tmp_path, prepare, lambda folder: prune(folder, "mine", 1, LATER), check)
+    kill_everywhere(tmp_path, prepare, lambda folder: prune(folder, "mine", names, 1, LATER), check)
     assert not list(tmp_path.glob("*/mine/.*"))
 
 
@@ -216,7 +216,7 @@ def test_a_version_may_lie_elsewhere(tmp_path):
     serve(tmp_path, "mine", "v1")
     assert marks(tmp_path) == ("v1", BASE)
     assert version_folder(tmp_path, "mine") == (tmp_path / "elsewhere").resolve()
-    assert prune(tmp_path, "mine", 0, LATER) == []
+    assert prune(tmp_path, "mine", ["v1"], 0, LATER) == []
 
 
 def test_pruning_goes_by_count_and_age_and_spares_what_serves_or_was_not_trained(tmp_path):
@@ -224,12 +224,13 @@ def test_pruning_goes_by_count_and_age_and_spares_what_serves_or_was_not_trained
     serve(tmp_path, "mine", names[0])
     serve(tmp_path, "mine", names[1])
     (tmp_path / "mine" / "own").mkdir()
-    assert prune(tmp_path, "mine", 6, LATER) == []
-    assert prune(tmp_path, "mine", 0, FIRST_DAY) == []
-    assert prune(tmp_path, "mine", 1, FIRST_DAY + timedelta(days=3)) == [names[2]]
-    assert prune(tmp_path, "mine", 1, LATER) == [names[4], names[3]]
+    assert prune(tmp_path, "mine", [*names, "own"], 6, LATER) == []
+    assert prune(tmp_path, "mine", [*names, "own"], 0, FIRST_DAY) == []
+    assert prune(tmp_path, "mine", names[5:], 1) == []
+    assert prune(tmp_path, "mine", [*names, "own"], 1, FIRST_DAY + timedelta(days=3)) == [names[2]]
+    assert prune(tmp_path, "mine", [*names, "own"], 1, LATER) == [names[4], names[3]]
     assert versions(tmp_path, "mine") == (BASE, names[0], names[1], names[5], "own")
-    assert prune(tmp_path, "unknown", 0, LATER) == []
+    assert prune(tmp_path, "unknown", names, 0, LATER) == []
 
 
 def test_history_tells_of_each_version_newest_first_and_of_base_last(tmp_path):
