@@ -10,6 +10,7 @@ import nats
 import pytest
 from fake_steps import Script, holding
 from nats.aio.client import Client
+from nats_server import plain_server
 from serve_jobs import Events, JobsWorker, jobs_worker, listening, set_up
 
 from service.jobs import streams
@@ -92,6 +93,21 @@ async def test_what_does_not_come_from_the_stream_is_no_job(
     assert (await events.until_over("one")).state == "done"
     assert events.states("forged") == ["queued"]
     assert answers.pending_msgs == 0  # nor does a word of ours go where the attacker said
+
+
+async def test_what_comes_from_the_stream_of_a_later_server_is_a_job(tmp_path: Path) -> None:
+    """Its acknowledgements carry domain and account (ADR-15)."""
+    conf = tmp_path / "later.conf"
+    conf.write_text("feature_flags { js_ack_fc_v2: true }\n")
+    server = plain_server(tmp_path / "nats", "-c", str(conf))
+    try:
+        await set_up(server.start().url)
+        script = Script(tmp_path / "script").write()
+        async with listening(server.url) as events, jobs_worker(server.url, tmp_path / "data", script) as worker:
+            await worker.submit("one")
+            assert (await events.until_over("one")).state == "done"
+    finally:
+        server.stop()
 
 
 async def test_an_inbox_does_not_tell_the_next(attacker: Client, worker: JobsWorker) -> None:
