@@ -42,7 +42,8 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer
     """One for all of them; each has an object and jobs of its own."""
     server = plain_server(tmp_path_factory.mktemp("nats"))
     try:
-        yield server.start()
+        asyncio.run(set_up(server.start().url))
+        yield server
     finally:
         server.stop()
 
@@ -55,7 +56,6 @@ def name() -> str:
 
 @pytest.fixture
 async def events(nats_url: str) -> AsyncIterator[Events]:
-    await set_up(nats_url)
     async with listening(nats_url) as heard:
         yield heard
 
@@ -118,36 +118,29 @@ async def test_an_object_that_cannot_be_read_is_refused_at_once(
         assert (await asked(anybody, names.JOBS_GET, name))["error"]["code"] == 404  # it answers, and there is no job
 
 
-@pytest.mark.parametrize(
-    ("meta", "chunks", "words"),
-    [
-        (META, (), "chunk 1 of 1 is missing"),
-        ({**META, "chunks": 2}, (LINES[:100],), "chunk 2 of 2 is missing"),
-        ({**META, "chunks": 8_000}, (LINES,), "chunk 2 of 8000 is missing"),
-        ({**META, "chunks": 8_000}, (b"", b"", b""), "chunk 4 of 8000 is missing"),
-        ({**META, "chunks": 0}, (LINES,), "has not the 1200 bytes"),
-        ({**META, "chunks": 3}, (LINES, LINES), "has not the 1200 bytes"),
-        ({**META, "size": 1199}, (LINES,), "has not the 1199 bytes"),
-        (META, (LINES[:-1] + b" ",), "SHA-256 is not the one"),
-        ({**META, "digest": ""}, (LINES,), "SHA-256 is not the one"),
-        ({**META, "digest": "SHA-256=é\0"}, (LINES,), "SHA-256 is not the one"),
-    ],
-)
-async def test_a_job_on_an_object_that_is_not_what_it_says_ends_at_once(
-    worker: JobsWorker,
-    events: Events,
-    anybody: Client,
-    name: str,
-    meta: dict[str, Any],
-    chunks: tuple[bytes, ...],
-    words: str,
+NOT_WHAT_THEY_SAY: list[tuple[dict[str, Any], tuple[bytes, ...], str]] = [
+    (META, (), "chunk 1 of 1 is missing"),
+    ({**META, "chunks": 2}, (LINES[:100],), "chunk 2 of 2 is missing"),
+    ({**META, "chunks": 8_000}, (LINES,), "chunk 2 of 8000 is missing"),
+    ({**META, "chunks": 8_000}, (b"", b"", b""), "chunk 4 of 8000 is missing"),
+    ({**META, "chunks": 0}, (LINES,), "has not the 1200 bytes"),
+    ({**META, "chunks": 3}, (LINES, LINES), "has not the 1200 bytes"),
+    ({**META, "size": 1199}, (LINES,), "has not the 1199 bytes"),
+    (META, (LINES[:-1] + b" ",), "SHA-256 is not the one"),
+    ({**META, "digest": ""}, (LINES,), "SHA-256 is not the one"),
+    ({**META, "digest": "SHA-256=é\0"}, (LINES,), "SHA-256 is not the one"),
+]
+
+
+async def test_jobs_on_objects_that_are_not_what_they_say_end_at_once(
+    worker: JobsWorker, events: Events, anybody: Client
 ) -> None:
-    await put(anybody, name, meta, *chunks)
-    await worker.submit(name, object=name)
-    await worker.submit(f"{name}-next")
-    bad = await events.until_over(name)
-    assert (bad.state, bad.attempt, words in str(bad.reason)) == ("failed", 1, True), bad.reason
-    assert (await events.until_over(f"{name}-next")).state == "done"
+    for number, (meta, chunks, _) in enumerate(NOT_WHAT_THEY_SAY):
+        await put(anybody, f"object-{number}", meta, *chunks)
+        await worker.submit(f"job-{number}", object=f"object-{number}")
+    for number, (*_, words) in enumerate(NOT_WHAT_THEY_SAY):
+        job = await events.until_over(f"job-{number}")
+        assert (job.state, job.attempt, words in str(job.reason)) == ("failed", 1, True), job.reason
 
 
 async def test_an_object_that_becomes_a_link_once_its_job_waits_ends_that_job(
