@@ -186,14 +186,14 @@ async def test_the_process_that_reads_has_no_credentials(tmp_path: Path, monkeyp
         "from models.training.progress import Note, emit\n"
         "emit(Note(text=' '.join(sorted(n for n, v in os.environ.items() if v == 'a secret' or 'NATS' in n))))"
     )
-    assert await step(program, tmp_path, ProcessLimits(2**31, 60, 60)) == [Note(text="")]
+    assert await step(program, tmp_path, ProcessLimits(2**31, 60, 1000)) == [Note(text="")]
 
 
 @pytest.mark.parametrize(
     ("program", "limits", "raised", "words"),
     [
-        ("b'x' * 2**30", ProcessLimits(2**28, 60, 60), StepCrashed, "MemoryError"),
-        ("while True: pass", ProcessLimits(2**30, 1, 60), StepFailed, "1 s of processor time"),
+        ("b'x' * 2**30", ProcessLimits(2**28, 60, 1000), StepCrashed, "MemoryError"),
+        ("while True: pass", ProcessLimits(2**30, 1, 1000), StepFailed, "1 s of processor time"),
         ("import time; time.sleep(1e6)", ProcessLimits(2**30, 60, 0.5), StepFailed, "takes too long"),
     ],
 )
@@ -221,4 +221,4 @@ async def test_pairs_that_take_more_memory_than_is_allowed_fail_the_job_and_say_
     )
     run.spec.write_text(spec.model_dump_json())
     with pytest.raises(StepFailed, match="out of memory; give it less at once"):
-        await Steps(1).run("collect", tmp_path, lambda event: None, ProcessLimits(200_000_000, 60, 60))
+        await Steps(1).run("collect", tmp_path, lambda event: None, ProcessLimits(200_000_000, 60, 1000))
