@@ -146,7 +146,7 @@ async def worker(
         endpoint = _endpoint(nc, residency, finetuning, settings, telemetry, worker_id)
         health.not_ready = functools.partial(_not_ready, nc, endpoint, residency)
         watch = SelfWatch(nc, worker_id, functools.partial(stop.fail, within_s=LEAVING_S))
-        denials.published = (endpoint.on_denied, watch.on_denied)
+        denials.published, denials.any = endpoint.on_denied, watch.on_denied
         await stack.enter_async_context(serving(endpoint, max(0.0, settings.grace_s - LEAVING_S)))
         await stack.enter_async_context(going_on(lambda closing: watch.run(), "self_watch"))
         await stack.enter_async_context(finetuning.working())
@@ -163,16 +163,17 @@ async def worker(
 class _Denials:
     """What the server refuses. silent: subjects of this service that it does not let us listen on.
 
-    published: who hears of what it does not let us publish to.
+    published: hears of what it does not let us publish to; any: of that too, and of the rest.
     """
 
     silent: set[str] = field(default_factory=set)
-    published: Sequence[Callable[[str], None]] = ()
+    published: Callable[[str], None] = lambda subject: None
+    any: Callable[[str], None] = lambda subject: None
 
     def note(self, denied: Denied) -> None:
+        self.any(denied.subject)
         if denied.operation == "publish":
-            for hear in self.published:
-                hear(denied.subject)
+            self.published(denied.subject)
         elif not denied.subject.startswith("_inbox"):
             self.silent.add(denied.subject)
 

@@ -7,12 +7,12 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from uuid import uuid4
 
 import structlog
 from nats.errors import Error as NatsError
 
 from subjects import names
-from subjects.discovery import inbox
 
 from .bus.client import BusClient
 from .reply_subject import WORKERS_INBOX
@@ -29,29 +29,29 @@ class SelfWatch:
     def __init__(self, nc: BusClient, worker_id: str, on_lost: Callable[[str], None]) -> None:
         self._nc = nc
         self._subject = f"$SRV.PING.{names.SERVICE}.{worker_id}"
+        self._inbox = f"{WORKERS_INBOX}.{uuid4().hex}"
         self._on_lost = on_lost
         self._denied = False
 
     def on_denied(self, subject: str) -> None:
-        """The server refused a publish; subject: in lower case. Silence where it may not ask proves nothing."""
-        self._denied |= subject == self._subject.lower()
+        """The server refused it to us; in lower case. Silence where we may not ask, or be answered, proves nothing."""
+        self._denied |= subject in (self._subject.lower(), self._inbox.lower())
 
     async def run(self) -> None:
         """Ask until nobody answers any more, or it may not ask."""
-        async with inbox(self._nc, WORKERS_INBOX) as (reply, answers):
-            misses = 0
-            while misses < MISSES and not self._denied:
-                misses = misses + 1 if await self._miss(reply, answers) else 0
-            if self._denied:
-                log.warning("worker.not_watched", denied=self._subject, advice="grant what nats-server.conf grants")
-            else:
-                self._on_lost(f"it asked for itself over the bus {MISSES} times in a row, and nobody answered")
+        answers, misses = await self._nc.subscribe(self._inbox), 0
+        while misses < MISSES and not self._denied:
+            misses = misses + 1 if await self._miss(answers) else 0
+        if self._denied:
+            log.warning("worker.not_watched", denied=self._subject, advice="grant what nats-server.conf grants")
+        else:
+            self._on_lost(f"it asked for itself over the bus {MISSES} times in a row, and nobody answered")
 
-    async def _miss(self, reply: str, answers: Any) -> bool:
+    async def _miss(self, answers: Any) -> bool:
         """Whether nothing came, though the connection held and the event loop turned. A late answer is one too."""
         loop = asyncio.get_running_loop()
         began, connection = loop.time(), self._nc.stats["reconnects"]
-        asking = asyncio.create_task(self._ask(reply))
+        asking = asyncio.create_task(self._ask())  # a client that is broken may not return
         await asyncio.sleep(EVERY_S)
         asking.cancel()
         turned = loop.time() - began < 2 * EVERY_S
@@ -60,6 +60,6 @@ class SelfWatch:
             heard |= bool((await answers.next_msg()).data)  # without any it is the server's: nobody listens there
         return turned and not heard and self._nc.is_connected and self._nc.stats["reconnects"] == connection
 
-    async def _ask(self, reply: str) -> None:
+    async def _ask(self) -> None:
         with suppress(NatsError):
-            await self._nc.publish(self._subject, reply=reply)
+            await self._nc.publish(self._subject, reply=self._inbox)

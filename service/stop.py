@@ -96,7 +96,7 @@ def _hear(heard: int, stop: Stop, loop: asyncio.AbstractEventLoop) -> None:
     while number := os.read(heard, 1):
         if number[0] not in _SIGNALS:
             continue
-        if told:
+        if told or stop.asked.is_set():
             os._exit(130)
         told = True
         stop.arm()

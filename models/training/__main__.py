@@ -19,6 +19,10 @@ from .run import RunFolder
 
 Step: TypeAlias = Callable[[RunFolder, Callable[[Event], None]], None]
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_SHORT = (
+    "out of memory; lower batch_size, micro_batch or max_tokens, or give it more memory",
+    "out of memory; give it less at once to read",
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -30,7 +34,7 @@ def main(arguments: list[str]) -> int:
         emit(Failed(reason=str(error)))
         return 1
     except MemoryError:
-        emit(Failed(reason="out of memory; lower batch_size, micro_batch or max_tokens, or give it more memory"))
+        emit(Failed(reason=_SHORT[step == "collect"]))
         return 1
     except (OSError, RuntimeError, SafetensorError) as error:
         if not _is_disk_full(error):

@@ -18,8 +18,8 @@ from subjects.errors import InvalidField, NotFound, TooLarge, Unavailable
 
 from .store import NotSetUp
 
-MAX_CHUNKS = 16_384
-"""A gigabyte in half of the chunks that clients make, which have 128 KiB."""
+CHUNK_BYTES, MAX_CHUNKS = 2**17, 8192
+"""Of an object: chunks of the size that all clients make, and as many of them as a gigabyte takes."""
 MAX_META_BYTES = 65_536
 REQUEST_S = 5.0
 PATIENCE_S, SLOWEST_BYTES_PER_S = 30.0, 5_000_000

@@ -21,6 +21,7 @@ from models.version_history import OWN_DATA, Verdict, verdict_of
 from models.versions import TrainingRecord, keep, record_of, version_name, versions
 from subjects.finetune import FinetuneRequest
 
+from ..limited_process import ProcessLimits
 from .hold import Hold
 from .patience import insist
 from .rollout import RolledBack
@@ -28,6 +29,8 @@ from .runs import Prepared, Runs
 from .step_process import Step, Steps
 from .store import JobStore
 
+READING = ProcessLimits(memory_bytes=4 * 2**30, cpu_s=600, wall_s=1200)
+"""Of the step that reads what a caller has sent."""
 Outcome: TypeAlias = dict[str, Any]
 """The fields that a job ends with. promote: as it was when that was decided."""
 
@@ -86,7 +89,10 @@ class Stages:
     async def _prepare(self, hold: Hold, request: FinetuneRequest) -> Prepared:
         run = await self.runs.prepare(hold.job, request, self.catalogue.get(hold.job.model))
         await hold.update(parent=run.spec.parent, version=None, metrics={})
-        if request.path is None or not run.spec.options.hard_negatives:
+        if request.path is None:
+            await self._step(hold, run, "collect", limits=READING)
+            return run
+        if not run.spec.options.hard_negatives:
             await self._step(hold, run, "collect")
             return run
         async with self._granted(hold, run):  # the model is loaded once more, to look for negatives with it
@@ -168,7 +174,12 @@ class Stages:
             await insist(lambda: self.store.note_trained(model, str(request.path), digest))
 
     async def _step(
-        self, hold: Hold, run: Prepared, step: Step, resize: Callable[[int], None] = lambda _: None
+        self,
+        hold: Hold,
+        run: Prepared,
+        step: Step,
+        resize: Callable[[int], None] = lambda _: None,
+        limits: ProcessLimits | None = None,
     ) -> None:
         """resize: is told what the step needs once that was measured."""
 
@@ -186,7 +197,7 @@ class Stages:
                 case Trained():
                     hold.progress(**event.model_dump(include={"step", "steps", "loss", "pairs_per_s", "eta_s"}))
 
-        await self.steps.run(step, run.folder.path, hear)
+        await self.steps.run(step, run.folder.path, hear, limits)
 
 
 def _record(folder: Path) -> TrainingRecord:

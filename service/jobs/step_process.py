@@ -20,6 +20,9 @@ from pydantic import ValidationError
 
 from models.training.progress import Event, Failed, read_event
 
+from ..child_environment import child_environment
+from ..limited_process import ProcessLimits
+
 log = structlog.get_logger(__name__)
 
 Step: TypeAlias = Literal["collect", "train", "verify"]
@@ -30,6 +33,7 @@ _GROUP_NICENESS = 19
 _LINE_BYTES = 2**18
 _TAIL_LINES = 15
 _TAIL_CHARS = 500
+_TOO_LONG = "what was given takes too long to read; part it"
 
 
 @dataclass(eq=False)
@@ -64,12 +68,14 @@ class Steps:
     command: Sequence[str] = COMMAND
     grace_s: float = 5.0
 
-    async def run(self, step: Step, folder: Path, on_event: Callable[[Event], None]) -> None:
+    async def run(
+        self, step: Step, folder: Path, on_event: Callable[[Event], None], limits: ProcessLimits | None = None
+    ) -> None:
         """Do a step; on_event hears what it says. A cancellation ends its process and all that this one started.
 
-        Raises StepFailed, StepCrashed.
+        limits: of one that reads what a caller has sent. Raises StepFailed, StepCrashed.
         """
-        process = await self._start(step, folder)
+        process = await self._start(step, folder, limits)
         log.info("step.began", step=step, run=folder.name, pid=process.pid)
         failures: list[str] = []
 
@@ -79,8 +85,11 @@ class Steps:
             on_event(event)
 
         try:
-            _, tail = await asyncio.gather(_events(process, hear), _tail(process))
-            code = await process.wait()
+            async with asyncio.timeout(limits.wall_s if limits else None):
+                _, tail = await asyncio.gather(_events(process, hear), _tail(process))
+                code = await process.wait()
+        except TimeoutError:
+            raise StepFailed(_TOO_LONG) from None
         finally:
             await self._end(process)
         if code == 0:
@@ -89,9 +98,11 @@ class Steps:
         log.warning("step.failed", step=step, run=folder.name, code=code, reasons=failures, stderr="\n".join(tail))
         if failures and code == 1:
             raise StepFailed(failures[-1])
+        if limits and code == -signal.SIGXCPU:
+            raise StepFailed(f"{_TOO_LONG}: {limits.cpu_s} s of processor time are the most")
         raise StepCrashed(step, _ending(code, tail))
 
-    async def _start(self, step: Step, folder: Path) -> Process:
+    async def _start(self, step: Step, folder: Path, limits: ProcessLimits | None) -> Process:
         """In a group of its own: Ctrl-C in our terminal is ours to handle. It ends when we do, even by `kill -9`."""
         launcher = (sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()))
         # Serving comes first: threads that wait sleep at once, and a spin count would override the policy.
@@ -100,10 +111,11 @@ class Steps:
         quiet["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "64"
         process = await asyncio.create_subprocess_exec(
             *launcher,
+            *(limits.launcher if limits else ()),
             *self.command,
             step,
             str(folder),
-            env={**os.environ, **quiet},
+            env=child_environment(**quiet),
             start_new_session=True,
             stdin=DEVNULL,
             stdout=PIPE,

@@ -27,6 +27,7 @@ from nats.js.kv import KeyValue
 from subjects import names
 
 from ..bus.errors import BusError
+from .objects import CHUNK_BYTES, MAX_CHUNKS
 from .store import NotSetUp
 
 CONSUMER = "workers"
@@ -92,11 +93,9 @@ def _states() -> Storage:
     return Storage(f"KV_{names.JOBS_BUCKET}", label, lambda js: js.create_key_value(config), bounds)
 
 
-def _objects(bucket: str, description: str, max_bytes: int, max_age_s: float | None = None) -> Storage:
-    config = ObjectStoreConfig(
-        bucket, description=description, max_bytes=max_bytes, ttl=max_age_s, storage=StorageType.FILE
-    )
-    bounds = {"max_bytes": max_bytes, "max_age": max_age_s or 0, "discard": DiscardPolicy.NEW}
+def _objects(bucket: str, description: str, max_bytes: int, **bounds: Any) -> Storage:
+    config = ObjectStoreConfig(bucket, description=description, max_bytes=max_bytes, storage=StorageType.FILE)
+    bounds = {"max_bytes": max_bytes, "max_age": 0, "discard": DiscardPolicy.NEW, **bounds}
     label = f"object bucket {bucket}"
     return Storage(f"OBJ_{bucket}", label, lambda js: js.create_object_store(bucket, config), bounds)
 
@@ -105,7 +104,15 @@ STORAGE = (
     _queue(),
     _states(),
     _objects(names.CHECKPOINTS_BUCKET, "mlbus: fine-tuned versions of models", 20 * GIB),
-    _objects(names.DATA_BUCKET, "mlbus: training data that clients send", 4 * GIB, 7 * DAY_S),
+    _objects(
+        names.DATA_BUCKET,
+        "mlbus: training data that clients send",
+        4 * GIB,
+        max_age=DAY_S,
+        max_msg_size=CHUNK_BYTES + 4096,  # with room for headers
+        max_msgs_per_subject=MAX_CHUNKS,
+        discard_new_per_subject=True,
+    ),
 )
 """All of it promises 25.25 GiB of the 32 GB of nats-server.conf."""
 
@@ -179,13 +186,15 @@ async def _attempted(label: str, work: _Done) -> list[str]:
 
 async def _create_storage(js: JetStreamContext, storage: Storage) -> list[str]:
     info = await _found(js.stream_info(storage.stream))
-    if info is None:
+    if new := info is None:
         await storage.made(js)
-        return [f"made {storage.label}"]
-    if differing := _differing(info.config, storage.bounds):
+        info = await js.stream_info(storage.stream)
+    differing = _differing(info.config, storage.bounds)
+    if differing:
         await js.update_stream(info.config.evolve(**differing))
-        return [f"changed {storage.label}: {_in_words(info.config, differing)}"]
-    return []
+    if new:
+        return [f"made {storage.label}"]
+    return [f"changed {storage.label}: {_in_words(info.config, differing)}"] if differing else []
 
 
 async def _create_consumer(js: JetStreamContext) -> list[str]:

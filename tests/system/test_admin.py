@@ -77,7 +77,9 @@ async def test_what_it_makes_is_bounded_and_in_order(nc: Client) -> None:
     assert queue.max_msgs == 1000
     consumer = (await js.consumer_info(names.JOBS_STREAM, streams.CONSUMER)).config
     assert (consumer.max_ack_pending, consumer.max_deliver, consumer.ack_wait) == (1, -1, 60)
-    assert (await js.stream_info("OBJ_ml_data")).config.max_age == 7 * 86_400
+    data = (await js.stream_info("OBJ_ml_data")).config
+    assert (data.max_age, data.max_bytes) == (86_400, 4 * 2**30)
+    assert data.max_msgs_per_subject * data.max_msg_size < 1.2e9  # an object
     promised = [(await js.stream_info(storage.stream)).config.max_bytes for storage in streams.STORAGE]
     assert min(promised) > 0
     assert sum(promised) < 32 * 2**30

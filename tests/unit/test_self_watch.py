@@ -1,14 +1,19 @@
 """The watch of a worker over itself: what counts as silence, and what does not."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats_server import NatsServer
+from pydantic import SecretStr
 
 from service import self_watch
+from service.bus.causes import Denied
 from service.bus.client import BusClient
+from service.bus.connection import connected
+from service.bus.settings import NatsSettings
 from service.self_watch import SelfWatch
 
 
@@ -32,7 +37,7 @@ class Answering:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(self_watch, "EVERY_S", 0.05)
+    monkeypatch.setattr(self_watch, "EVERY_S", 0.1)
 
 
 async def test_only_silence_that_lasts_counts(nats_server: NatsServer) -> None:
@@ -54,13 +59,33 @@ async def test_only_silence_that_lasts_counts(nats_server: NatsServer) -> None:
     await nc.close()
 
 
-async def test_what_it_may_not_ask_ends_the_watch_and_not_the_worker(nats_url: str) -> None:
-    nc = BusClient()
-    await nc.connect(nats_url)
+@pytest.mark.parametrize(
+    "grants",
+    [
+        'publish: ["_INBOX_ml.>"], subscribe: [">"]',
+        'publish: ["$SRV.PING.ml.*"], subscribe: [">"]',
+        'publish: [">"], subscribe: ["$SRV.>"]',
+    ],
+)
+async def test_what_an_older_configuration_denies_ends_the_watch_and_not_the_worker(
+    tmp_path: Path, grants: str
+) -> None:
+    """It may not ask, not answer, or not hear the answer."""
+    conf = tmp_path / "nats.conf"
+    conf.write_text(f"authorization {{ users: [{{ user: worker, password: w, permissions: {{ {grants} }} }}] }}")
+    server = NatsServer(tmp_path, "-c", str(conf)).start()
     lost: list[str] = []
-    watch = SelfWatch(nc, "W1", lost.append)
-    watch.on_denied("$srv.ping.ml.w1")
-    async with asyncio.timeout(20):
+    heard: list[Denied] = []
+
+    def on_denied(denied: Denied) -> None:
+        heard.append(denied)
+        watch.on_denied(denied.subject)
+
+    settings = NatsSettings(url=server.url, user="worker", password=SecretStr("w"))
+    async with asyncio.timeout(20), connected(settings, on_denied=on_denied) as nc:
+        watch = SelfWatch(nc, "W1", lost.append)
+        await nc.subscribe("$SRV.PING.ml.W1", cb=Answering(nc).on_ping)
         await watch.run()
+    assert heard
     assert not lost
-    await nc.close()
+    server.stop()
