@@ -22,6 +22,7 @@ from .generation.architecture import kv_shape
 from .generation.reading import skeleton
 from .memory import stored_shapes
 from .quantize import linear_layers, quantizable, stored_bytes, tied_outputs
+from .regular import read_regular
 from .weights import is_static, next_step, require_whole, weight_files
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8", "int4"]
@@ -112,8 +113,8 @@ def _shipped(spec: ModelSpec, reason: str) -> dict[str, Any]:
 def _of_folder(folder: Path) -> dict[str, Any]:
     """That of the first module, which is the transformer, or of the folder itself."""
     modules = folder / "modules.json"
-    first = json.loads(modules.read_text("utf-8"))[0]["path"] if modules.is_file() else ""
-    config = json.loads((folder / first / "config.json").read_text("utf-8"))
+    first = json.loads(read_regular(modules))[0]["path"] if modules.is_file() else ""
+    config = json.loads(read_regular(folder / first / "config.json"))
     if not isinstance(config, dict):
         raise TypeError("config.json is not a JSON object")
     return config

@@ -20,7 +20,6 @@ from pathlib import Path
 from . import confined, frames, hub
 from .catalogue import GraphDtype, ModelSpec
 from .errors import ModelError, ModelUnavailable
-from .hub_cache import storage
 from .loader import LoadOptions, graph_dtype
 from .regular import texts_of
 from .versions import record_of
@@ -54,9 +53,9 @@ def needed(spec: ModelSpec, options: LoadOptions) -> Unproved | None:
     own = options.folder is not None
     if not own and spec.folder is None and not hub.from_hub(spec):
         return None
-    linked = storage(str(spec.repository)) if not own and spec.folder is None else None
+    cached = folder.parent.name == "snapshots"  # in the Hub's cache, where files are links to what lies beside that
     try:
-        texts = texts_of(folder, linked)
+        texts = texts_of(folder, folder.parent.parent if cached else None)
     except (OSError, ValueError) as error:
         raise ModelUnavailable(spec.id, f"{folder} cannot be used: {error}; use a copy without that") from error
     if not own and has_gguf(spec, folder):  # converted in a process of its own, and its weights are pinned or hashed

@@ -6,9 +6,9 @@ Owns what such a folder may have in it, and how long what describes a model may 
 import errno
 import os
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from stat import S_ISREG
-from typing import BinaryIO
 
 LONGEST_TEXT = 16_000_000
 """Bytes of a file that describes a model; the longest that are known, indexes of shards, have a few million."""
@@ -53,7 +53,7 @@ def _below(folder: Path) -> Iterator[Path]:
         yield from (Path(place) / name for name in sorted([*names, *linked]) if not name.startswith("."))
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """A regular file, behind all links, to be read. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not S_ISREG(os.fstat(descriptor).st_mode):

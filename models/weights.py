@@ -145,7 +145,7 @@ def _fault(path: Path) -> str | None:
         size = path.stat().st_size
         with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > size:
+            if size < 8 or length > max(size, MAX_HEADER_BYTES):
                 return "it is not a safetensors file"
             if length > MAX_HEADER_BYTES:
                 return f"its header has {length} bytes, and {MAX_HEADER_BYTES} are the most that is read"

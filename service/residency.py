@@ -9,7 +9,7 @@ import functools
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
 import structlog
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+ArgTs = TypeVarTuple("ArgTs")
 ServedT = TypeVar("ServedT", bound=Served)
 ResultT = TypeVar("ResultT")
 OTHERWISE = {
@@ -263,13 +264,12 @@ class Residency:
 
     async def _load(self, spec: ModelSpec, choice: Choice) -> Loaded:
         log.info("model.load_began", model=spec.id)
-        step = functools.partial(self._threads.run_within, self._memory.load_timeout_s, spec.id)
         try:
-            options = await step(self._loader.options, spec, choice)
-            if unproved := await step(self._loader.unproved, spec, options):
+            options = await self._step(spec.id, self._loader.options, spec, choice)
+            if unproved := await self._step(spec.id, self._loader.unproved, spec, options):
                 raise _NotProved(unproved)
-            await self._room.make(spec.id, *await step(self._loader.expected, spec, options))
-            loaded = await step(self._loader.load, spec, options)
+            await self._room.make(spec.id, *await self._step(spec.id, self._loader.expected, spec, options))
+            loaded = await self._step(spec.id, self._loader.load, spec, options)
             await self._check(spec, loaded)
             return self.publish(loaded)
         except _NotProved:
@@ -277,9 +277,7 @@ class Residency:
         except (TimeoutError, StillRunning) as error:
             self._loader.abandon()
             reason = f"its load was given up after {self._memory.load_timeout_s:g} s (memory.load_timeout_s)"
-            self._failed(
-                spec, hangs := ModelUnavailable(spec.id, reason + " and has not ended; start the worker again")
-            )
+            self._failed(spec, hangs := ModelUnavailable(spec.id, f"{reason}, and goes on; start the worker again"))
             raise hangs from error
         except ModelError as error:
             self._failed(spec, error)
@@ -291,6 +289,10 @@ class Residency:
             raise broken from error
         finally:
             self.registry.cancel(spec.id)
+
+    async def _step(self, model: str, function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs) -> ResultT:
+        """A step of a model's load. Raises TimeoutError, StillRunning."""
+        return await self._threads.run_within(self._memory.load_timeout_s, model, function, *arguments)
 
     def _failed(self, spec: ModelSpec, error: ModelError) -> None:
         log.warning("model.load_failed", model=spec.id, reason=str(error))

@@ -57,6 +57,9 @@ class FakeLoader(ModelLoader):
     def unproved(self, spec: ModelSpec, options: LoadOptions) -> None:
         """A fake comes with no file."""
 
+    def abandon(self) -> None:
+        """Nothing is read."""
+
     def expected(self, spec: ModelSpec, options: LoadOptions) -> tuple[str, int]:
         return "cpu", self.expected_sizes.get(spec.id, self.sizes.get(spec.id, GB))
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from ..rendering import renderer
 from .tokenizer_state import State, built
 
+MOST_SPECIAL = 20_000
 _PRIVATE_USE = range(0xF0000, 0x10FFFE)
 _READS = r"""\(\s*['"]{0}['"]|['"]{0}['"]\s+in\b"""
 """How a template looks for a token in a content, as in `content.split('</think>')`."""
@@ -38,6 +39,8 @@ class ChatTemplate:
             renderer(template).warm()
         added = state["added_tokens"]
         special = [token for token in added if self._is_special(token)]
+        if len(special) > MOST_SPECIAL:
+            raise ValueError(f"its tokeniser has {len(special)} special tokens, and a chat is searched for each")
         key = secrets.token_hex(8)
         self._names = {
             token["content"]: f"<{key}.{token['id']}>"
