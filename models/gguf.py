@@ -17,6 +17,7 @@ from pathlib import Path
 from .catalogue import ModelSpec
 from .durable import clear_leftovers, discard, publish_folder, temporary_name
 from .errors import ModelUnavailable
+from .spinning import BRIEF_SPINS
 from .weights import require_whole, weight_files
 
 FORM = 1
@@ -57,8 +58,11 @@ def _make(spec: ModelSpec, source: Path, folder: Path) -> None:
     temporary = temporary_name(folder)
     temporary.mkdir()
     command = [sys.executable, "-P", "-m", __name__, str(source), str(temporary)]
+    environ = {"GOMP_SPINCOUNT": str(BRIEF_SPINS)} | os.environ  # it gives way to who computes beside it
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        done = subprocess.run(
+            command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+        )
         if done.returncode:
             raise ModelUnavailable(spec.id, f"{source.name} cannot be converted, {_why(spec, done)}")
         if not _is_whole(spec, folder):  # no other process was faster
