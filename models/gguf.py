@@ -17,6 +17,7 @@ from pathlib import Path
 from .catalogue import ModelSpec
 from .durable import clear_leftovers, discard, publish_folder, temporary_name
 from .errors import ModelUnavailable
+from .spinning import BRIEF_SPINS
 from .weights import require_whole, weight_files
 
 CONVERT_S = 600
@@ -58,9 +59,16 @@ def _make(spec: ModelSpec, source: Path, folder: Path) -> None:
     temporary = temporary_name(folder)
     temporary.mkdir()
     command = [sys.executable, "-P", "-m", __name__, str(source), str(temporary)]
+    environ = {"GOMP_SPINCOUNT": str(BRIEF_SPINS)} | os.environ  # it gives way to who computes beside it
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=CONVERT_S
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=CONVERT_S,
         )
         if done.returncode:
             raise ModelUnavailable(spec.id, f"{source.name} cannot be converted, {_why(spec, done)}")

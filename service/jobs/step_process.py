@@ -103,7 +103,7 @@ class Steps:
         raise StepCrashed(step, _ending(code, tail))
 
     async def _start(self, step: Step, folder: Path, limits: ProcessLimits | None) -> Process:
-        """In a group of its own: Ctrl-C in our terminal is ours to handle. It ends when we do, even by `kill -9`."""
+        """In a session of its own: Ctrl-C in our terminal is ours to handle. It ends when we do, even by `kill -9`."""
         launcher = (sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()))
         # Serving comes first: threads that wait sleep at once, and a spin count would override the policy.
         quiet = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": str(self.threads)}
