@@ -213,24 +213,22 @@ def test_killed_anywhere_it_is_done_the_next_time(tmp_path: Path) -> None:
     expected: list[bytes] = []
 
     def prepare(folder: Path) -> None:
-        run_of(folder, codebase=written(folder / "code"))
+        given_pairs(folder / "given.jsonl")
+        run_of(folder, given=folder / "given.jsonl")
 
     def check(folder: Path, is_done: bool) -> None:
         run = RunFolder(folder / "run")
         if run.manifest.exists():
             manifest = Manifest.model_validate_json(run.manifest.read_bytes())
             assert manifest.sha256 == sha256(run.data.read_bytes()).hexdigest()
-        for manifest_file in (folder / "training_data").glob("*.manifest.json"):
-            assert manifest_file.with_name("day-2026-03-01.jsonl").read_bytes() == run.data.read_bytes()
         if is_done:
             expected.append(run.data.read_bytes())
             assert sorted(path.name for path in run.path.iterdir()) == ["data.jsonl", "manifest.json", "run.json"]
-            assert len(list((folder / "training_data").glob("day-*"))) == 2
 
     kill_everywhere(
         tmp_path / "killed", prepare, lambda folder: collect(RunFolder(folder / "run"), lambda _: None), check
     )
-    assert len(expected) > 10
+    assert len(expected) > 5
     assert len(set(expected)) == 1
 
 
