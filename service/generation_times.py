@@ -60,13 +60,17 @@ class GenerationTimes:
         """How many tokens a text will have: so large a part of those allowed as the latest had."""
         return max(1.0, request.min_tokens, self._share * request.max_tokens)
 
-    def ready(self, request: Request, before: Sequence[Asked]) -> Ready:
-        """When a text would be ready, were it asked for now. before: those that run and wait, in their order."""
-        places = self._places or len(before) + 1
+    def ready(self, request: Request, before: Sequence[Asked], others: int = 0) -> Ready:
+        """When a text would be ready, were it asked for now.
+
+        before: those that run and wait and come before it, in their order; others: how many there are with those that
+        come after it, which share the steps.
+        """
+        places = self._places or max(len(before), others) + 1
         running, waiting = before[:places], before[places:]
         texts = [request, *(asked.request for asked in before)]
         prompts_per_token = sum(map(self._prompt, texts)) / sum(map(self.expected, texts))
-        step_s = self._step.expected_s(min(len(texts), places) * (1 + prompts_per_token))
+        step_s = self._step.expected_s(min(max(len(texts), 1 + others), places) * (1 + prompts_per_token))
         ends = [max(1.0, self.expected(asked.request) - asked.made) for asked in running]
         heapify(ends)
         for asked in waiting:
