@@ -257,7 +257,7 @@ def _endpoint(
             *(route for family in work for route in family.routes()),
             *(replace(route, management=True) for family in management for route in family.routes()),
         ],
-        limits=Limits(limits.requests, limits.request_bytes, limits.default_timeout_s),
+        limits=Limits(limits.requests, limits.request_bytes, limits.default_timeout_s, limits.watches),
         observer=telemetry,
         metadata=lambda: residents.described(registry, residency.defaults, residency.missing),
         data=figures,

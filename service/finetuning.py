@@ -35,6 +35,7 @@ from .jobs.step_process import Steps
 from .jobs.store import JobStore, NotSetUp
 from .jobs.submission import Submission
 from .jobs.sweep import Sweep
+from .jobs.watch import Watch
 from .residency import Residency
 
 log = structlog.get_logger(__name__)
@@ -70,7 +71,7 @@ class Finetuning:
 
     def routes(self) -> list[Route]:
         """What is asked of it."""
-        return FinetuneHandlers(self._submission, self._store).routes()
+        return FinetuneHandlers(self._submission, self._store, Watch(self._nc, self._store)).routes()
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:

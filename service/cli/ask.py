@@ -20,7 +20,13 @@ from ..bus.settings import NatsSettings
 
 STALL_S = 0.3
 _CHANGES = (names.MODELS_LOAD, names.MODELS_UNLOAD, names.MODELS_RELOAD)
+_EVERY_JOB = (names.JOBS_LIST,)
 _STORAGE = ("$js.api.stream.", "$js.api.consumer.")
+_ADMINISTRATORS = (
+    (_CHANGES, "change what workers keep in memory"),
+    (_EVERY_JOB, "list everybody's jobs"),
+    (_STORAGE, "set up fine-tuning"),
+)
 T = TypeVar("T")
 
 
@@ -44,7 +50,7 @@ class MayNotAsk(BusError):
     denied: Denied
 
     def __str__(self) -> str:
-        for subjects, what in ((_CHANGES, "change what workers keep in memory"), (_STORAGE, "set up fine-tuning")):
+        for subjects, what in _ADMINISTRATORS:
             if self.denied.subject.startswith(subjects):
                 return (
                     f"the NATS server does not let {self.identity} {what}, which needs the "

@@ -23,6 +23,7 @@ from service.endpoint import Endpoint, Limits, serving
 from service.errors import to_wire
 from service.handlers.finetune import FinetuneHandlers
 from service.jobs.patience import insist
+from service.jobs.watch import Watch
 from service.reply_subject import ReplySubjects
 from service.telemetry import Telemetry, configured_tracer
 from subjects import names
@@ -215,7 +216,7 @@ async def test_cancelled_job_that_waits_never_begins(worker: JobsWorker, events:
 async def test_garbage_and_unknown_jobs_leave_the_queue(worker: JobsWorker, events: Events) -> None:
     js = worker.nc.jetstream()
     for body in (b"\xff\x00", b"{}", b'{"id":"nobody","path":"/x"}', b'{"path":"/x"}'):
-        await js.publish(names.JOBS_QUEUE, body)
+        await js.publish(names.job_queue_subject("nobody"), body)
     await worker.submit("one")
     assert (await events.until_over("one")).state == "done"
 
@@ -259,10 +260,10 @@ async def test_object_is_streamed_into_the_run(worker: JobsWorker, events: Event
 
 async def test_nightly_job_is_skipped_where_the_code_did_not_change(worker: JobsWorker, events: Events) -> None:
     request = FinetuneRequest(path=str(worker.settings.finetune.roots[0]))
-    await worker.submission.submit(request.model_copy(update={"id": "one"}), "nightly")
-    assert (await events.until_over("one")).state == "done"
-    await worker.submission.submit(request.model_copy(update={"id": "two"}), "nightly")
-    job = await events.until_over("two")
+    first = await worker.submission.submit(request.model_copy(update={"id": "one"}), "nightly")
+    assert (await events.until_over(first.job)).state == "done"
+    second = await worker.submission.submit(request.model_copy(update={"id": "two"}), "nightly")
+    job = await events.until_over(second.job)
     assert (job.state, job.origin) == ("skipped", "nightly")
     assert "did not change" in str(job.reason)
     await worker.submission.submit(request.model_copy(update={"id": "three"}))
@@ -395,7 +396,7 @@ async def test_server_without_the_streams_says_what_to_do(nats_url: str, tmp_pat
 @asynccontextmanager
 async def _answering(worker: JobsWorker) -> AsyncIterator[Client]:
     """A client of an endpoint with the routes of jobs."""
-    routes = FinetuneHandlers(worker.submission, worker.store).routes()
+    routes = FinetuneHandlers(worker.submission, worker.store, Watch(worker.nc, worker.store)).routes()
     limits = Limits(requests=10, request_bytes=2**24, default_timeout_s=10)
     replies = ReplySubjects(worker.settings.reply_prefixes)
     endpoint = Endpoint(worker.nc, "w1", routes, limits, Telemetry(configured_tracer()), dict, dict, replies)
@@ -434,7 +435,7 @@ async def test_without_jetstream_all_of_it_says_what_to_do(tmp_path: Path, scrip
     server = NatsServer(tmp_path / "nats").start()
     try:
         async with jobs_worker(server.url, tmp_path / "data", script) as worker, _answering(worker) as nc:
-            for subject in (names.FINETUNE, names.JOBS_GET, names.JOBS_LIST, names.JOBS_CANCEL):
+            for subject in (names.FINETUNE, names.JOBS_GET, names.JOBS_WATCH, names.JOBS_LIST, names.JOBS_CANCEL):
                 body = "" if subject == names.JOBS_LIST else "code"
                 error = (await _asked(nc, subject, body))["error"]
                 assert (error["code"], error["retryable"]) == (503, False)
