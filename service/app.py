@@ -266,7 +266,7 @@ def _endpoint(
         nc=nc,
         worker_id=worker_id,
         routes=[*routes, replace(SchemaHandlers(routes, worker_id).route(), management=True)],
-        limits=Limits(limits.requests, limits.request_bytes, limits.default_timeout_s),
+        limits=Limits(limits.requests, limits.request_bytes, limits.default_timeout_s, limits.watches),
         observer=telemetry,
         metadata=lambda: residents.described(registry, residency.defaults, residency.missing),
         data=figures,

@@ -59,8 +59,9 @@ class Batcher:
         deadline: float,
         first_index: int = 0,
         priority: Priority = "interactive",
+        source: str = "",
     ) -> list[Work]:
-        """Queue texts, all or none; each Work's future brings its Embedded.
+        """Queue texts, all or none; each Work's future brings its Embedded. source: who takes turns with others.
 
         Raises Busy when they do not fit, Unavailable when nothing runs any more.
         """
@@ -72,7 +73,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         now = loop.time()
         works = [
-            Work(text, first_index + i, options, finish, deadline, now, cost, loop.create_future())
+            Work(text, first_index + i, options, finish, deadline, now, cost, loop.create_future(), source)
             for i, (text, cost) in enumerate(zip(texts, costs, strict=True))
         ]
         self._lines[priority].put(works)
@@ -100,13 +101,15 @@ class Batcher:
             self._room.clear()
             await self._room.wait()
 
-    def ready_in_s(self, chars: int) -> float:
+    def ready_in_s(self, chars: int, source: str | None = None) -> float:
         """When a text of so many characters that somebody waits for would have its answer; 0 where nothing waits."""
-        return self._lines["interactive"].ready_in_s([min(chars + 2, self.encoder.max_tokens)])
+        return self._lines["interactive"].ready_in_s([min(chars + 2, self.encoder.max_tokens)], source)
 
-    def require_time(self, texts: Sequence[str], deadline: float, priority: Priority = "interactive") -> None:
+    def require_time(
+        self, texts: Sequence[str], deadline: float, priority: Priority = "interactive", source: str | None = None
+    ) -> None:
         """Refuse texts that would be late, whatever they would cost: others are in time instead. Raises Busy."""
-        ready_s = MARGIN * self._lines[priority].ready_in_s(self.estimates(texts))
+        ready_s = MARGIN * self._lines[priority].ready_in_s(self.estimates(texts), source)
         left_s = deadline - asyncio.get_running_loop().time()
         if ready_s > left_s > 0:
             raise Busy(

@@ -4,6 +4,7 @@ Knows the wire and the connection; knows no handler and no model.
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +25,8 @@ MAX_UNSENT_BYTES = 1_048_576
 """How much may wait for the server to read it before a stream waits too: nats-py waits for ten seconds and goes on."""
 MAX_KEPT_BYTES = 4 * 2**20
 """How much may be kept to be sent again if the connection breaks, or until it is back, before an answer waits."""
+LASTING_PING_S = 5.0
+"""After how long without a frame a stream that lasts sends a ping, unless the caller names a time."""
 
 
 class ReplyLost(Exception):
@@ -36,7 +39,8 @@ class Call:
     deadline: loop time in seconds. ended_by: the error to answer with when the task is cancelled from outside.
     framed: whether the answer is a stream of frames. timer: what cancels the task at the deadline, once it runs.
     large: whether what is sent next takes long to encode. denied: whether the server refuses the answers.
-    caller: where to ask whether somebody still waits; empty: by the frames themselves.
+    caller: where to ask whether somebody still waits; empty: by the frames themselves. source: who takes turns with
+    others for what is scarce.
     """
 
     __slots__ = (
@@ -58,6 +62,7 @@ class Call:
         "running",
         "serial",
         "size",
+        "source",
         "task",
         "timer",
     )
@@ -78,7 +83,7 @@ class Call:
         self.ended_by: MLError | None = None
         self.answered: MLError | bool = False
         self.denied = False
-        self.caller = ""
+        self.caller = self.source = ""
         self.running = False
         self.framed = self.asked.stream is True
         self.frames = 0
@@ -90,6 +95,17 @@ class Call:
     def reply_limit(self) -> int:
         """Bytes that a reply's body may take, with room for its headers."""
         return int(self._nc.max_payload) - 1024
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it has no deadline; see `last`."""
+        return self.deadline == math.inf
+
+    def last(self) -> None:
+        """Be a stream of frames and pings that goes on for as long as what it tells of, whatever the headers say."""
+        self.deadline = math.inf
+        self.asked = replace(self.asked, stream=True, ping_s=self.asked.ping_s or LASTING_PING_S)
+        self.framed = True
 
     def take_body(self) -> bytes:
         """The request's body, which is not kept: a large one would lie here beside what was read from it."""

@@ -44,6 +44,7 @@ class LimitSettings(BaseModel):
     default_timeout_s: float = Field(
         60.0, gt=0, le=900, description="deadline of a request that names none, in seconds; at most 900"
     )
+    watches: int = Field(256, ge=1, description="jobs that are watched at a time, each watch a stream of its own")
     queue_texts: int = Field(8192, ge=1, description="texts of each priority that wait for one model")
     queue_tokens: int = Field(1_000_000, ge=1, description="tokens of each priority that wait for one model")
 

@@ -24,12 +24,13 @@ TOKENIZER_THREADS = 3
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """How texts of a request are embedded. deadline: loop time in seconds."""
+    """How texts of a request are embedded. deadline: loop time in seconds. source: who takes turns with others."""
 
     options: TextOptions
     finish: Finish
     deadline: float
     priority: Priority = "interactive"
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Embedder:
     async def embed(self, text: str, how: How) -> Embedded:
         """One text. Raises Busy, DeadlinePassed and the errors of `models`."""
         self._check([text], how)
-        (work,) = self.batcher.submit([text], how.options, how.finish, how.deadline, priority=how.priority)
+        (work,) = self._submit([text], how)
         return await work.future
 
     async def embed_all(self, texts: Sequence[str], how: How) -> Part:
@@ -96,9 +97,7 @@ class Embedder:
             for start, part in self._windows(texts, window):
                 if start:
                     await self.batcher.room(part, how.priority)
-                ahead.append(
-                    self.batcher.submit(part, how.options, how.finish, how.deadline, start, priority=how.priority)
-                )
+                ahead.append(self._submit(part, how, start))
                 if len(ahead) == 2:
                     yield await _collect(ahead[0])
                     ahead.popleft()
@@ -108,9 +107,12 @@ class Embedder:
         finally:
             _abandon(work for works in ahead for work in works)
 
+    def _submit(self, texts: Sequence[str], how: How, start: int = 0) -> list[Work]:
+        return self.batcher.submit(texts, how.options, how.finish, how.deadline, start, how.priority, how.source)
+
     def _check(self, texts: Sequence[str], how: How) -> None:
         check_options(self.encoder, how.options, how.finish.dimensions)
-        self.batcher.require_time(texts, how.deadline, how.priority)
+        self.batcher.require_time(texts, how.deadline, how.priority, how.source)
 
     def _windows(self, texts: Sequence[str], window: int) -> Iterator[tuple[int, Sequence[str]]]:
         """The texts in parts, each with the index of its first: so many texts, or as many tokens as may wait."""

@@ -6,6 +6,7 @@ Knows routes, not models: a route's handler takes a validated request and return
 import asyncio
 import functools
 import secrets
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -53,6 +54,7 @@ class Route:
     text_field: the field that a plain text body stands for. stream: has the call choose the form first.
     queue: the queue group, of whose workers one answers; empty: every worker does, or where `alone` this one. text:
     whether replies have a text form. management: whether it has places of its own, which models' work cannot fill.
+    lasting: whether it is a stream that lasts (see Call.last), in places of its own.
     ready_in_s: when a request would be answered, in seconds from now, going by its body that nobody has read.
     """
 
@@ -67,7 +69,8 @@ class Route:
     text: bool = False
     alone: bool = True
     management: bool = False
-    ready_in_s: Callable[[bytes], float] | None = None
+    lasting: bool = False
+    ready_in_s: Callable[[Call], float] | None = None
 
     def to_every_worker(self) -> "Route":
         """The same, answered by all workers."""
@@ -80,11 +83,12 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one worker holds at once, of management and of the rest; past it a request is refused with 429."""
+    """What one worker holds at once, of management, of the rest, and streams that last; past it it answers 429."""
 
     requests: int
     request_bytes: int
     default_timeout_s: float
+    watches: int = 256
 
 
 @dataclass(slots=True)
@@ -124,7 +128,7 @@ class Endpoint:
     replies: ReplySubjects
     calls: dict[int, Call] = field(default_factory=dict)
     accepting: bool = False
-    _held: dict[bool, Held] = field(default_factory=lambda: {True: Held(), False: Held()})
+    _held: defaultdict[tuple[bool, bool], Held] = field(default_factory=lambda: defaultdict(Held))
     _serial: int = 0
     _service_s: float = 0.05
     _subscriptions: list[Any] = field(default_factory=list)
@@ -159,8 +163,13 @@ class Endpoint:
             return
         self._serial += 1
         call = Call(self.nc, route.name, msg, self._serial, self.limits.default_timeout_s, route.text)
-        held = self._held[route.management]
-        refusal = call.asked.fault or self._unaskable(call) or self._refusal(call.size, held) or _late(route, call)
+        if route.lasting:
+            call.last()
+        held = self._held[route.management, route.lasting]
+        most = self.limits.watches if route.lasting else self.limits.requests
+        refusal = (
+            call.asked.fault or self._unaskable(call) or self._refusal(call.size, held, most) or _late(route, call)
+        )
         msg.data = b""  # nats-py keeps each subscription's last message
         if refusal:  # at once: under a flood that is most of the work
             await self._serve(route, counts, call, refusal)
@@ -176,16 +185,17 @@ class Endpoint:
             return None
         if not caller or (self.replies.allow(caller) and caller != call.reply):
             call.caller = caller
+            call.source = self.replies.source(caller or call.reply)
             return None
         allowed = ", ".join(self.replies.prefixes)
         must = f"must be a subject below {allowed}, of at most {MOST_BYTES} bytes, and not the reply subject"
         return InvalidField(f"{names.CALLER} {must}")
 
-    def _refusal(self, size: int, held: Held) -> MLError | None:
+    def _refusal(self, size: int, held: Held, most: int) -> MLError | None:
         if size > self.limits.request_bytes:
             return TooLarge(f"the request takes {size} bytes, this worker reads {self.limits.request_bytes} at most")
-        if held.requests >= self.limits.requests:
-            full = f"{self.limits.requests} requests"
+        if held.requests >= most:
+            full = f"{most} requests"
         elif held.size + size > self.limits.request_bytes:
             full = f"{self.limits.request_bytes} bytes of requests"
         else:
@@ -216,7 +226,7 @@ class Endpoint:
     async def _outcome(self, route: Route, call: Call) -> MLError | None:
         """Answer the call, or return the error to answer with."""
         try:
-            async with asyncio.timeout_at(call.deadline) as timer:
+            async with asyncio.timeout_at(None if call.lasting else call.deadline) as timer:
                 call.timer = timer
                 with self.observer.traced(call):
                     await self._answer(route, call)
@@ -249,11 +259,11 @@ class Endpoint:
         return known or Internal(INTERNAL)
 
     def _record(self, call: Call, counts: micro.Counts) -> None:
-        seconds = asyncio.get_running_loop().time() - call.received
+        seconds = 0.0 if call.lasting else asyncio.get_running_loop().time() - call.received
         error = call.answered if isinstance(call.answered, MLError) else None
         counts.record(int(seconds * 1e9), error)
         self.observer.ended(call, seconds, error)
-        if error is None:
+        if error is None and not call.lasting:
             self._service_s += 0.05 * (seconds - self._service_s)
 
     async def _on_cancel(self, msg: Msg) -> None:
@@ -315,20 +325,25 @@ class Endpoint:
         await asyncio.gather(*(subscription.drain() for subscription in self._subscriptions))
 
     async def _finish(self, grace_s: float) -> None:
+        self._end(call for call in self.calls.values() if call.lasting)
         tasks = _tasks(self.calls.values())
         if tasks:
             await asyncio.wait(tasks, timeout=grace_s)
-        for call in list(self.calls.values()):
-            call.end(Unavailable("this worker is shutting down; ask again", retry_after_ms=100))
+        self._end(self.calls.values())
         if left := _tasks(self.calls.values()):
             await asyncio.wait(left, timeout=5)
+
+    def _end(self, calls: Iterable[Call]) -> None:
+        """Answer calls as a worker does that leaves."""
+        for call in list(calls):
+            call.end(Unavailable("this worker is shutting down; ask again", retry_after_ms=100))
 
 
 def _late(route: Route, call: Call) -> MLError | None:
     """Refuse without reading what could not be ready in time, whatever is asked."""
     if route.ready_in_s is None:
         return None
-    needed_s, left_s = MARGIN * route.ready_in_s(call.body), call.deadline - call.received
+    needed_s, left_s = MARGIN * route.ready_in_s(call), call.deadline - call.received
     if needed_s <= left_s:
         return None
     why = f"this worker would take {needed_s:.1f} s now, which is past the deadline; try again later"

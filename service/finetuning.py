@@ -37,6 +37,7 @@ from .jobs.step_process import Steps
 from .jobs.store import JobStore, NotSetUp
 from .jobs.submission import Submission
 from .jobs.sweep import Sweep
+from .jobs.watch import Watch
 from .residency import Residency
 
 log = structlog.get_logger(__name__)
@@ -74,7 +75,7 @@ class Finetuning:
         """What is asked of it."""
         promotion = Promotion(self._store, self._residency.catalogue, self.rollout)
         return [
-            *FinetuneHandlers(self._submission, self._store).routes(),
+            *FinetuneHandlers(self._submission, self._store, Watch(self._nc, self._store)).routes(),
             *PromoteHandlers(promotion, self._worker).routes(),
         ]
 

@@ -30,13 +30,14 @@ SEED_BITS = 52
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What a call asks for. id: of this call, on this worker; seed: of completion 0; batch: whether it may have several
-    prompts."""
+    prompts; caller: who takes turns with others."""
 
     id: str
     prompts: Sequence[Prompt]
     options: GenerateOptions
     seed: int
     batch: bool = False
+    caller: str = ""
 
     @property
     def count(self) -> int:
@@ -101,15 +102,16 @@ class Asked:
             num_beams=options.num_beams,
             length_penalty=options.length_penalty,
             prompt_logprobs=options.echo,
+            caller=self.caller,
         )
 
 
-def read(request: GenerateRequest | GenerateBatchRequest, call: str) -> Asked:
+def read(request: GenerateRequest | GenerateBatchRequest, call: str, caller: str = "") -> Asked:
     """What a message asks for, for the call of this id; a seed is drawn where it names none."""
     seed = secrets.randbits(SEED_BITS) if request.seed is None else request.seed
     if isinstance(request, GenerateBatchRequest):
-        return Asked(call, [Plain(text) for text in request.prompts], request, seed, batch=True)
-    return Asked(call, [_prompt(request)], request, seed)
+        return Asked(call, [Plain(text) for text in request.prompts], request, seed, True, caller)
+    return Asked(call, [_prompt(request)], request, seed, False, caller)
 
 
 def number_of(request: str) -> int:

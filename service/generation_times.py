@@ -60,11 +60,15 @@ class GenerationTimes:
         """How many tokens a text will have: so large a part of those allowed as the latest had."""
         return max(1.0, request.min_tokens, self._share * request.max_tokens)
 
-    def ready(self, request: Request, before: Sequence[Asked]) -> Ready:
-        """When a text would be ready, were it asked for now. before: those that run and wait, in their order."""
-        places = self._places or len(before) + 1
+    def ready(self, request: Request, before: Sequence[Asked], others: int = 0) -> Ready:
+        """When a text would be ready, were it asked for now.
+
+        before: those that run and wait and come before it, in their order; others: how many there are with those that
+        come after it, which share the steps.
+        """
+        places = self._places or max(len(before), others) + 1
         running, waiting = before[:places], before[places:]
-        texts = min(len(before) + 1, places)
+        texts = min(max(len(before), others) + 1, places)
         step_s = self._step.texts_s(texts) + self._step.prompt_token_s * self._step.prompt_tokens
         unread = self._prompt(request) + sum(self._prompt(asked.request) for asked in running if not asked.made)
         ends = [max(1.0, self.expected(asked.request) - asked.made) for asked in running]

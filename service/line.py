@@ -1,16 +1,19 @@
 """The line that texts of one priority stand in, from their admission to their answers.
 
-They wait in two places, before and after tokenisation; in the second one batches form. Knows one model's runner and
-tokeniser, not the other lines nor who asks.
+They wait in two places, before and after tokenisation; in the second one batches form. In both their sources take
+turns. Knows one model's runner and tokeniser, not the other lines nor who asks.
 """
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
+from operator import attrgetter
 
 from models.encoders.base import Tokens
 from models.errors import TextTooLong
+from models.turns import Turns
 from subjects.errors import DeadlinePassed, InvalidField
 
 from .cost import Cost
@@ -46,6 +49,8 @@ class Line:
         on_answered: Callable[[], None],
     ) -> None:
         self.unfinished: set[Work] = set()
+        self._turns = Turns()
+        self._tokens_of: Counter[str] = Counter()
         self.tokens = 0
         self._estimated = 0
         self._tokens_per_estimate = 1.0
@@ -74,19 +79,31 @@ class Line:
     def put(self, works: list[Work]) -> None:
         """Let texts in at the end."""
         self.unfinished.update(works)
+        for work in works:
+            work.turn = self._turns.take(work.source, work.cost)
+            self._tokens_of[work.source] += work.cost
         cost = sum(work.cost for work in works)
         self.tokens += cost
         self._estimated += cost
         self._short.put(work for work in works if len(work.text) <= LONG_CHARS)
         self._long.put(work for work in works if len(work.text) > LONG_CHARS)
 
-    def ready_in_s(self, costs: Iterable[int]) -> float:
-        """When texts of these estimated costs would have their answers, were they put now; 0 where nothing waits."""
+    def ready_in_s(self, costs: Iterable[int], source: str | None = None) -> float:
+        """When texts of these estimated costs would have their answers, were they put now; 0 where nothing waits.
+
+        source: whose they are; None: they come behind all others. Of those each other source has its turns first, and
+        no more of them than this one.
+        """
         if not self.unfinished:
             return 0.0
         most = self._runner.encoder.max_tokens
         own = sum(min(most, self._tokens_per_estimate * cost) for cost in costs)
-        tokens = self.tokens - self._estimated + self._tokens_per_estimate * self._estimated + own
+        waiting = self.tokens - self._estimated + self._tokens_per_estimate * self._estimated
+        tokens = waiting + own
+        if source is not None:
+            sources = len(self._tokens_of) + (source not in self._tokens_of)
+            its = self._tokens_of[source] / self.tokens * waiting + own
+            tokens = min(tokens, self._running_cost + sources * its)
         return self._batch_cost.expected_s(tokens, math.ceil(tokens / self._runner.budget(self._urgent)))
 
     async def run(self) -> None:
@@ -104,6 +121,9 @@ class Line:
                 work.future.set_result(outcome)
         self.unfinished.discard(work)
         self.tokens -= work.cost
+        self._tokens_of[work.source] -= work.cost
+        if not self._tokens_of[work.source]:
+            del self._tokens_of[work.source]
         if not len(work.tokens):
             self._estimated -= work.cost
         self._on_answered()
@@ -118,6 +138,7 @@ class Line:
             self._answer(work, InvalidField(nothing))
         else:
             self.tokens += len(result) - work.cost
+            self._tokens_of[work.source] += len(result) - work.cost
             self._estimated -= work.cost
             self._tokens_per_estimate += LEARN * (len(result) / work.cost - self._tokens_per_estimate)
             work.tokens, work.text, work.cost = result, "", len(result)
@@ -175,8 +196,8 @@ class Line:
         return self._ready[0].arrived + LINGER_S
 
     def _take(self) -> list[Work]:
-        """The next batch, the oldest text in it, and with it only texts of its task."""
-        waiting = [work for work in self._ready if self._wanted(work)]
+        """The next batch, with the text in it whose turn it is, and besides only texts of its task."""
+        waiting = sorted((work for work in self._ready if self._wanted(work)), key=attrgetter("turn"))
         if not waiting:
             self._keep(waiting)
             return []
@@ -190,6 +211,7 @@ class Line:
         else:
             chosen = like_oldest_within(lengths, budget, self._overhead_tokens)
         batch = [waiting[alike[i]] for i in chosen]
+        self._turns.go(waiting[0].turn, sum(work.cost for work in batch), len(self._tokens_of))
         going = set(batch)
         self._keep([work for work in waiting if work not in going])
         return batch

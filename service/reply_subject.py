@@ -38,6 +38,14 @@ class ReplySubjects:
         """Whether a worker may publish there for somebody else."""
         return len(subject.encode()) <= MOST_BYTES and self._below.fullmatch(subject) is not None
 
+    def source(self, subject: str) -> str:
+        """Whom answers to a subject that is allowed are for, as far as it tells: its prefix and the token behind it.
+
+        That is a user below `_INBOX_ml`, and below `_INBOX` what a client drew for its connection or its request.
+        """
+        prefix = max((prefix for prefix in self.prefixes if subject.startswith(f"{prefix}.")), key=len)
+        return f"{prefix}.{subject[len(prefix) + 1 :].partition('.')[0]}"
+
     def include(self, denied: str) -> bool:
         """Whether a publish that was denied is likely to have been an answer; the subject comes in lower case."""
         return self._below_in_any_case.fullmatch(denied) is not None

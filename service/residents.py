@@ -37,10 +37,11 @@ def queued(residents: Residents) -> tuple[int, int]:
     return sum(batcher.queued_texts for batcher in batchers), sum(batcher.queued_tokens for batcher in batchers)
 
 
-def ready_in_s(residents: Residents, body: bytes, default: str | None) -> float:
+def ready_in_s(residents: Residents, body: bytes, default: str | None, source: str | None = None) -> float:
     """When a request to embed would be answered, going by its body that nobody has read.
 
-    default: the model that serves those which name none. 0 where the body may mean another that is not in memory.
+    default: the model that serves those which name none; source: who takes turns with others. 0 where the body may mean
+    another model that is not in memory.
     """
     batchers = _batchers(residents)
     if places := [at for key in _MODEL if (at := body.find(key)) >= 0]:
@@ -48,7 +49,7 @@ def ready_in_s(residents: Residents, body: bytes, default: str | None) -> float:
         asked = [batcher for batcher, naming in named.items() if any(naming.match(body, at) for at in places)]
     else:
         asked = [batcher for batcher in batchers if batcher.encoder.model == default]
-    return min((batcher.ready_in_s(len(body)) for batcher in asked), default=0.0)
+    return min((batcher.ready_in_s(len(body), source) for batcher in asked), default=0.0)
 
 
 @functools.cache

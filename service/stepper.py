@@ -4,10 +4,10 @@ Owns the requests in the engine and tells each one's call of its events. Knows n
 """
 
 import asyncio
-import itertools
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Protocol
 
 import structlog
@@ -91,15 +91,29 @@ class Stepper:
         Raises Busy where those that came before it leave no time for it, whatever it would cost. streamed: of one that
         is too long for its deadline even alone the beginning is worth something, and it need only begin before it.
         """
-        before = list(self._asked.values())
-        ready = self._times.ready(request, before)
+        before = self._before(request)
+        ready = self._times.ready(request, before, len(self._asked))
         left_s = deadline - asyncio.get_running_loop().time()
         whole = ready.alone_s <= left_s
         needed_s = MARGIN * (ready.begins_s if streamed and not whole else ready.ends_s)
         if before and needed_s > left_s > 0:
-            why = f"{len(before)} requests run or wait: this one would take {needed_s:.1f} s, past its deadline"
+            why = f"{len(self._asked)} requests run or wait: this one would take {needed_s:.1f} s, past its deadline"
             raise self._busy(why, needed_s - left_s)
         return deadline - ready.alone_s if whole else deadline
+
+    def _before(self, request: Request) -> list[Addition]:
+        """Those that run or wait and come before a request that is asked for now."""
+        its = sum(asked.request.caller == request.caller for asked in self._asked.values())
+        return [asked for number, asked in self._in_turn() if number <= its]
+
+    def _in_turn(self) -> list[tuple[int, Addition]]:
+        """Those that run or wait in their order, callers taking turns; each with its number among its caller's."""
+        asked_of: Counter[str] = Counter()
+        numbered = []
+        for asked in self._asked.values():
+            numbered.append((asked_of[asked.request.caller], asked))
+            asked_of[asked.request.caller] += 1
+        return sorted(numbered, key=itemgetter(0))
 
     async def add(self, request: Request, outbox: Outbox, begin_by: float = math.inf) -> None:
         """Hand a request to the engine; its events go into the outbox from then on. begin_by: see there.
@@ -194,10 +208,12 @@ class Stepper:
             self._wanted.clear()
 
     def _drop_hopeless(self) -> None:
-        """End what waits and can no longer be ready in time: nobody would have anything of it."""
+        """End what waits to begin and can no longer be ready in time: nobody would have anything of it."""
         now = asyncio.get_running_loop().time()
-        for asked in list(itertools.islice(self._asked.values(), self._engine.facts.max_running or None, None)):
-            if now > asked.begin_by:
+        running = self._engine.facts.max_running
+        waiting = self._in_turn()[running:] if running < len(self._asked) else []
+        for _, asked in waiting:
+            if now > asked.begin_by and not asked.made:
                 asked.outbox.fail(DeadlinePassed("too many were before it: the text cannot be ready by its deadline"))
                 self.leave(asked.request.id)
 

@@ -13,7 +13,9 @@ from subjects.stream import PING
 from .call import Call
 
 PROBE_EVERY = 4
-"""Each so many frames carry a reply subject; without a listener the server answers 503 on it at once."""
+"""Each so many frames carry a reply subject; without a listener the server answers 503 on it at once.
+
+Of a stream that lasts each frame does: they come seldom."""
 
 Frames: TypeAlias = AsyncGenerator[tuple[str, BaseModel], None]
 
@@ -26,7 +28,7 @@ async def send_stream(call: Call, frames: Frames, probe: str) -> None:
     """
     async with aclosing(frames if call.asked.ping_s is None else _with_pings(call, frames, call.asked.ping_s)) as sent:
         async for event, message in sent:
-            await call.send(event, message, probe if call.frames % PROBE_EVERY == 0 else "")
+            await call.send(event, message, probe if call.lasting or call.frames % PROBE_EVERY == 0 else "")
 
 
 async def _with_pings(call: Call, frames: Frames, ping_s: float) -> Frames:

@@ -1,9 +1,10 @@
 """Texts on their way to tokens: a queue, and one job at a time in the tokenisers' pool. Knows no batch."""
 
 import asyncio
-from collections import deque
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from heapq import heappop, heappush
 from itertools import groupby
 
 import structlog
@@ -20,7 +21,7 @@ Deliver = Callable[[Work, "Tokens | Exception"], None]
 
 
 class Lane:
-    """Works whose texts wait for the tokeniser, in order; each is delivered with its tokens or what went wrong.
+    """Works whose texts wait for the tokeniser, by their turns; each is delivered with its tokens or what went wrong.
 
     slice_chars: characters that one job takes on, unless its first text alone has more.
     """
@@ -30,14 +31,16 @@ class Lane:
         self._pool = pool
         self._deliver = deliver
         self._slice_chars = slice_chars
-        self._waiting: deque[Work] = deque()
+        self._waiting: list[tuple[float, int, Work]] = []
+        self._numbers = itertools.count()
         self._any = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def put(self, works: Iterable[Work]) -> None:
-        self._waiting.extend(works)
+        for work in works:
+            heappush(self._waiting, (work.turn, next(self._numbers), work))
         if self._waiting:
             self._any.set()
 
@@ -51,8 +54,8 @@ class Lane:
     def _next_slice(self) -> list[Work]:
         works: list[Work] = []
         chars = 0
-        while self._waiting and (not works or chars + len(self._waiting[0].text) <= self._slice_chars):
-            work = self._waiting.popleft()
+        while self._waiting and (not works or chars + len(self._waiting[0][2].text) <= self._slice_chars):
+            _, _, work = heappop(self._waiting)
             if work.wanted():
                 works.append(work)
                 chars += len(work.text)

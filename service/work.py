@@ -47,7 +47,10 @@ class NonFinite(Exception):
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """One text on its way through the batcher. deadline, arrived: loop time (monotonic) in seconds."""
+    """One text on its way through the batcher.
+
+    deadline, arrived: loop time (monotonic) in seconds. source: whose it is; turn: when it goes (models/turns.py).
+    """
 
     text: str
     index: int
@@ -57,6 +60,8 @@ class Work:
     arrived: float
     cost: int
     future: asyncio.Future[Embedded]
+    source: str = ""
+    turn: float = 0.0
     tokens: Tokens = field(default_factory=lambda: Tokens([]))
 
     def wanted(self) -> bool:

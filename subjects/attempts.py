@@ -9,6 +9,18 @@ from .errors import DeadlinePassed, MLError
 FIRST_PAUSE_S = 0.05
 
 
+class Silence:
+    """Patience with a stream that lasts: first_s until its first frame, then most_s from one to the next."""
+
+    def __init__(self, first_s: float, most_s: float) -> None:
+        self._first_s = first_s
+        self._most_s = most_s
+
+    def left_s(self, more_s: float = 0.0) -> float:
+        """Seconds until the next frame. more_s: as of Attempts, which is told once the stream has begun."""
+        return self._most_s if more_s else self._first_s
+
+
 class Attempts:
     """timeout_s: for the whole call. retries: how often a retryable error is tried again."""
 

@@ -17,7 +17,7 @@ from opentelemetry import propagate
 from pydantic import BaseModel, ValidationError
 
 from . import codec, names
-from .attempts import Attempts
+from .attempts import Attempts, Silence
 from .errors import Cancelled, DeadlinePassed, Internal, InvalidField, MLError, TooLarge, Unavailable, from_reply
 from .inbox import Inbox, carries, inbox, nobody_listens
 from .stream import Frame, read_frame
@@ -43,7 +43,7 @@ class Caller:
     async def ask(self, subject: str, request: BaseModel, reply: type[ReplyT], timeout_s: float | None) -> ReplyT:
         """Send a request and read the one reply. Raises MLError; giving up tells the worker."""
         body = _body(request)
-        attempts = self._attempts(timeout_s)
+        attempts = self.attempts(timeout_s)
         while True:
             try:
                 return parse((await self._attempt(subject, body, attempts.left_s())).data, reply)
@@ -57,7 +57,7 @@ class Caller:
 
         Raises DeadlinePassed where fewer come in time, and what `ask` raises where none can.
         """
-        body, attempts = _body(request), self._attempts(timeout_s)
+        body, attempts = _body(request), self.attempts(timeout_s)
         request_id = uuid4().hex
         headers = await self._headers(request_id, attempts.left_s())
         self._check_size(headers, body)
@@ -78,7 +78,7 @@ class Caller:
         Once it has begun its end may come WIND_UP_S after timeout_s.
         """
         body = _body(request)
-        attempts = self._attempts(timeout_s)
+        attempts = self.attempts(timeout_s)
         started = False
         while True:
             try:
@@ -92,6 +92,15 @@ class Caller:
                     raise
                 await attempts.wait(error)
 
+    async def listen(self, subject: str, request: BaseModel, silence: Silence) -> AsyncGenerator[Frame, None]:
+        """The frames of a stream that lasts, pings too, asked for once; closing early tells the worker.
+
+        Raises DeadlinePassed where nothing is heard for too long, and what the worker ends it with.
+        """
+        async with aclosing(self._stream_once(subject, _body(request), silence)) as frames:
+            async for frame in frames:
+                yield frame
+
     async def cancel(self, request_id: str) -> None:
         """End the request with this id, wherever it runs."""
         await self._nc.publish(names.cancel_subject(request_id))
@@ -100,7 +109,8 @@ class Caller:
         """Want no answer any more. What is asked afterwards is listened to anew."""
         await self._inbox.close()
 
-    def _attempts(self, timeout_s: float | None) -> Attempts:
+    def attempts(self, timeout_s: float | None) -> Attempts:
+        """The deadline and the retries of a call."""
         return Attempts(self._timeout_s if timeout_s is None else timeout_s, self.retries)
 
     async def _attempt(self, subject: str, body: bytes, timeout_s: float) -> Msg:
@@ -130,7 +140,9 @@ class Caller:
             await self._nc.publish(subject, body, reply=to, headers=headers)
             return await reply
 
-    async def _stream_once(self, subject: str, body: bytes, attempts: Attempts) -> AsyncGenerator[Frame, None]:
+    async def _stream_once(
+        self, subject: str, body: bytes, attempts: Attempts | Silence
+    ) -> AsyncGenerator[Frame, None]:
         request_id = uuid4().hex
         headers = await self._headers(request_id, attempts.left_s()) | {names.STREAM: "true"}
         self._check_size(headers, body)

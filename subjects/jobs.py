@@ -1,4 +1,4 @@
-"""`ml.jobs.*`: what became of a job. The same message is published on `ml.jobs.<id>.event` when its state changes."""
+"""`ml.jobs.*`: what became of a job, and how it goes on. Knowing a job's id is the right to see and to cancel it."""
 
 from datetime import datetime
 from typing import Literal, TypeAlias
@@ -51,6 +51,10 @@ class JobsGetRequest(_OneJob):
     pass
 
 
+class JobsWatchRequest(_OneJob):
+    pass
+
+
 class JobsCancelRequest(_OneJob):
     pass
 
@@ -88,6 +92,12 @@ class Job(Reply):
     version: str | None = Field(None, description="the version that came of it")
     metrics: dict[str, float] = Field(default_factory=dict, description="of the report, by name")
     notes: list[str] = Field(default_factory=list, description="what was found on the way, such as a smaller batch")
+
+
+class JobFrame(Job):
+    """A job as it stands at some moment of a watch; in the frame `done` as it ended."""
+
+    seq: int = 0
 
 
 class JobsListReply(Reply):

@@ -1,24 +1,34 @@
 """`MLClient`'s fine-tuning: asks for it, sends its data, and follows the jobs that it becomes."""
 
 import asyncio
-import time
+import random
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing
 from os import PathLike, fspath
 from typing import Any, TypeAlias, TypedDict
 from uuid import uuid4
 
 import nats.errors
 from nats.aio.client import Client
-from nats.aio.subscription import Subscription
 from nats.js.errors import NotFoundError, ServiceUnavailableError
 from typing_extensions import Unpack
 
 from . import codec, names
+from .attempts import Silence
 from .caller import Caller, parse, split
 from .errors import DeadlinePassed, MLError, NotFound, NotServed, Unavailable
 from .finetune import FinetuneOptions, FinetuneReply, FinetuneRequest, TrainingPair
-from .jobs import TERMINAL, Job, JobsCancelRequest, JobsGetRequest, JobsListReply, JobsListRequest, State
+from .jobs import (
+    TERMINAL,
+    Job,
+    JobsCancelRequest,
+    JobsGetRequest,
+    JobsListReply,
+    JobsListRequest,
+    JobsWatchRequest,
+    State,
+)
+from .stream import PING
 
 GivenPair: TypeAlias = TrainingPair | Mapping[str, Any] | list[Any] | tuple[Any, ...]
 """(anchor, positive), or (anchor, positive, negatives) where those are one text or several; or the same by name."""
@@ -26,6 +36,8 @@ GivenPair: TypeAlias = TrainingPair | Mapping[str, Any] | list[Any] | tuple[Any,
 INLINE_PAIRS = 400
 """More than these go as an object: a worker reads a thousand lists and maps from a message, and a pair may take two."""
 UPLOAD_TIMEOUT_S = 300.0
+ASK_AGAIN_S = 0.2
+"""How soon it asks for a job again whose worker has left, or where none is there."""
 
 
 class FinetuneCallOptions(TypedDict, total=False):
@@ -142,43 +154,39 @@ class JobsClient:
         return await self._caller.ask(names.JOBS_CANCEL, request, Job, timeout_s)
 
     async def watch(
-        self, job_id: str, *, ask_again_s: float = 5.0, timeout_s: float | None = None
+        self, job_id: str, *, silence_s: float = 15.0, timeout_s: float | None = None
     ) -> AsyncGenerator[Job, None]:
         """A job as it stands, then each newer state of it once, until it is over.
 
-        ask_again_s: how soon it asks by itself when it hears nothing, for an event may be lost. It waits for workers
-        and servers that are away. timeout_s: for the first question. Raises NotFound, and what that question raises;
-        Unavailable once the connection is closed for good.
+        silence_s: after how long without a word, a worker's pings included, it asks again; for workers and servers
+        that are away it waits. timeout_s: for the first state. Raises NotFound, and what `get` raises where there is no
+        first state; Unavailable once the connection is closed for good.
         """
-        async with _events(self._nc, job_id) as events:  # before the first question: nothing falls between the two
-            job = await self.get(job_id, timeout_s=timeout_s)
-            yield job
-            while job.state not in TERMINAL:
-                newer = await self._newer(job, events, ask_again_s)
-                if newer is not None:
-                    yield newer
-                    job = newer
-
-    async def _newer(self, job: Job, events: Subscription, ask_again_s: float) -> Job | None:
-        """The next newer state that is heard of, or asked for when nothing is heard; None where there is none."""
-        until = time.monotonic() + ask_again_s
-        while (left_s := until - time.monotonic()) > 0:
+        request = codec.validate({"id": job_id}, JobsWatchRequest)
+        attempts = self._caller.attempts(timeout_s)
+        job: Job | None = None
+        while job is None or job.state not in TERMINAL:
             try:
-                heard = _heard(await events.next_msg(timeout=left_s))
-            except nats.errors.TimeoutError:
-                break
-            except nats.errors.Error as error:
-                raise Unavailable(f"the connection to NATS is closed: {error}") from None
-            # The clocks of two workers may differ: that it is over counts whenever that was.
-            if heard and (heard.updated_at > job.updated_at or heard.state in TERMINAL):
-                return heard
-        try:
-            asked = await self.get(job.id, timeout_s=ask_again_s)
-        except NotFound:
-            raise
-        except MLError:  # nobody is there to answer for now
-            return None
-        return None if asked == job else asked
+                silence = Silence(silence_s if job else attempts.left_s(), silence_s)
+                async with aclosing(self._states(request, silence)) as states:
+                    async for newer in states:
+                        if newer != job:
+                            yield newer
+                            job = newer
+            except MLError as error:
+                if job is None:
+                    await attempts.wait(error)
+                elif isinstance(error, NotFound) or self._nc.is_closed:
+                    raise
+                else:
+                    await asyncio.sleep(ASK_AGAIN_S * random.uniform(1.0, 1.5))
+
+    async def _states(self, request: JobsWatchRequest, silence: Silence) -> AsyncGenerator[Job, None]:
+        """The states of a job that one worker tells, until it is over or that worker leaves."""
+        async with aclosing(self._caller.listen(names.JOBS_WATCH, request, silence)) as frames:
+            async for frame in frames:
+                if frame.event != PING:
+                    yield parse(frame.body, Job)
 
     # Last, for its name is a type's everywhere above.
 
@@ -198,23 +206,3 @@ class JobsClient:
         asked = {"state": state, "model": model, "before": before} | ({} if limit is None else {"limit": limit})
         request = codec.validate(asked, JobsListRequest)
         return await self._caller.ask(names.JOBS_LIST, request, JobsListReply, timeout_s)
-
-
-@asynccontextmanager
-async def _events(nc: Client, job_id: str) -> AsyncGenerator[Subscription, None]:
-    """What is published of a job while the context is open."""
-    codec.validate({"id": job_id}, JobsGetRequest)  # the id becomes part of a subject
-    events = await nc.subscribe(names.job_event_subject(job_id))
-    try:
-        yield events
-    finally:
-        if not nc.is_closed:
-            await events.unsubscribe()
-
-
-def _heard(message: Any) -> Job | None:
-    """A job as an event has it; an event that cannot be read is one that was missed."""
-    try:
-        return parse(message.data, Job)
-    except MLError:
-        return None

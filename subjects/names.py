@@ -15,6 +15,7 @@ GENERATE_BATCH = "ml.generate.batch"
 CANCEL = "ml.cancel"
 FINETUNE = "ml.finetune"
 JOBS_GET = "ml.jobs.get"
+JOBS_WATCH = "ml.jobs.watch"
 JOBS_LIST = "ml.jobs.list"
 JOBS_CANCEL = "ml.jobs.cancel"
 MODELS_LIST = "ml.models.list"
@@ -27,8 +28,7 @@ MODELS_PROMOTE = "ml.models.promote"
 SCHEMA = "ml.schema"
 
 JOBS_STREAM = "ML_JOBS"
-"""The JetStream work queue of jobs that wait, on the subject JOBS_QUEUE."""
-JOBS_QUEUE = "ml.queue.finetune"
+"""The JetStream work queue of jobs that wait, on subjects of their own (`job_queue_subject`)."""
 JOBS_BUCKET = "ml_jobs"
 """The key-value bucket of the jobs' states and of which version of each model is live."""
 CHECKPOINTS_BUCKET = "ml_checkpoints"
@@ -72,8 +72,13 @@ def cancel_subject(request_id: str) -> str:
 
 
 def job_event_subject(job_id: str) -> str:
-    """Where a job's state is published each time it changes; `*` for all jobs."""
+    """Where workers publish a job's state each time it changes; `*` for all jobs. Others ask JOBS_WATCH."""
     return f"ml.jobs.{job_id}.event"
+
+
+def job_queue_subject(job_id: str) -> str:
+    """Where the message of a job that waits lies in JOBS_STREAM."""
+    return f"ml.queue.finetune.{job_id}"
 
 
 def header_bytes(headers: Mapping[str, str]) -> int:

@@ -12,6 +12,7 @@ from .errors import Internal
 
 CHUNK = "chunk"
 TOKEN = "token"
+JOB = "job"
 PING = "ping"
 DONE = "done"
 ERROR = "error"

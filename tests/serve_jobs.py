@@ -38,6 +38,7 @@ from service.jobs.stages import Stages
 from service.jobs.step_process import Steps
 from service.jobs.store import JobStore
 from service.jobs.submission import Submission
+from service.jobs.watch import Watch
 from service.reply_subject import ReplySubjects
 from service.telemetry import Telemetry, configured_tracer
 from subjects import names
@@ -185,7 +186,7 @@ async def jobs_worker(
 @asynccontextmanager
 async def answering(worker: JobsWorker) -> AsyncIterator[Client]:
     """A client of an endpoint with the routes of jobs."""
-    routes = FinetuneHandlers(worker.submission, worker.store).routes()
+    routes = FinetuneHandlers(worker.submission, worker.store, Watch(worker.nc, worker.store)).routes()
     limits = Limits(requests=10, request_bytes=2**24, default_timeout_s=10)
     replies = ReplySubjects(worker.settings.reply_prefixes)
     endpoint = Endpoint(worker.nc, "w1", routes, limits, Telemetry(configured_tracer()), dict, dict, replies)

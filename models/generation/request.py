@@ -39,7 +39,7 @@ class Request:
     stop_ids end the text and are no part of it: the model's own ends and what the caller adds. stop: strings that do.
     num_beams above 1 searches instead of sampling: its text comes at its end, and length_penalty is the exponent of
     the length by which a beam's score is divided. prompt_logprobs: whether to tell of the prompt's tokens too
-    what sampling.logprobs asks for, if it does.
+    what sampling.logprobs asks for, if it does. caller: whose it is; callers have equal shares of what runs.
     """
 
     id: str
@@ -52,6 +52,7 @@ class Request:
     num_beams: int = 1
     length_penalty: float = 1.0
     prompt_logprobs: bool = False
+    caller: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,11 @@
 Owns the queue, those that run and their place in the cache. Runs no model.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..turns import Turns
 from .base import EngineLimits
 from .kv import BLOCK, KVCache, Run
 from .prefixes import Prefixes, common, first_block
@@ -41,7 +42,11 @@ class Work:
 
 
 class Scheduler:
-    """A queue, and the sequences that run; those that came first go first, and are preempted last.
+    """A queue, and the sequences that run.
+
+    Callers take turns: of what waits goes first what belongs to the caller of whom fewest run, and where there is no
+    room for it the one of whom most run gives some up. Of one caller's, those that came first go first and are turned
+    out last.
 
     scored_tokens: of prompts whose scores are asked for, in a step; each takes a row of the whole vocabulary.
     """
@@ -56,6 +61,7 @@ class Scheduler:
         self._scored_tokens = scored_tokens
         self._prefixes = Prefixes()
         self._prompts: deque[Sequence] = deque()
+        self._turns = Turns()
 
     @property
     def used_tokens(self) -> int:
@@ -69,6 +75,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the queue."""
+        sequence.turn = self._turns.take(sequence.request.caller, _most(sequence))
         self.waiting.append(sequence)
 
     def fork(self, sequence: Sequence, parent: Sequence) -> None:
@@ -111,10 +118,34 @@ class Scheduler:
         return [*decodes, *self._chunks(min(most, chunk_tokens * len(self._prompts)) if decodes else ALONE * most)]
 
     def _admit(self) -> None:
-        while self.waiting and self._place(sequence := self.waiting[0]):
-            self.waiting.popleft()
+        while self.waiting:
+            running = self._running_by_caller()
+            sequence = min(self.waiting, key=lambda waits: (running[waits.request.caller], waits.turn))
+            if not self._place_in_turn(sequence):
+                return
+            callers = {other.request.caller for other in (*self.waiting, *self.running)}
+            self._turns.go(sequence.turn, _most(sequence), len(callers))
+            self.waiting.remove(sequence)
             self.running.append(sequence)
             self._prompts.append(sequence)
+
+    def _place_in_turn(self, sequence: Sequence) -> bool:
+        """Place a sequence, if need be in room that a caller gives up of whom no fewer run even then."""
+        while not self._place(sequence):
+            running, other = self._running_by_caller(), self._last_in_turn()
+            if other is None or running[other.request.caller] < running[sequence.request.caller] + 2:
+                return False
+            self._preempt(other)
+        return True
+
+    def _running_by_caller(self) -> Counter[str]:
+        return Counter(sequence.request.caller for sequence in self.running)
+
+    def _last_in_turn(self) -> Sequence | None:
+        """Who is turned out first: the latest of the caller of whom most run. None where only beams do."""
+        running = self._running_by_caller()
+        theirs = (sequence for sequence in self.running if not sequence.is_beam)
+        return max(theirs, key=lambda runs: (running[runs.request.caller], runs.order), default=None)
 
     def _decoding(self) -> list[Sequence]:
         return sorted((s for s in self.running if s.missing == 1 and s not in self._prompts), key=_order)
@@ -191,7 +222,7 @@ class Scheduler:
         return run
 
     def _has_room(self, sequence: Sequence) -> bool:
-        """Whether a decoding sequence has room for its next token; others are turned out for it, the latest first."""
+        """Whether a decoding sequence has room for its next token; others are turned out for it."""
         while sequence.run is not None and sequence.run.capacity < len(sequence.tokens):
             need = len(sequence.tokens)
             for tokens in (need + min(sequence.left, HEADROOM), need):
@@ -200,7 +231,9 @@ class Scheduler:
             if (oldest := self._prefixes.oldest()) is not None:
                 self._free(oldest)
             else:
-                self._preempt(max((other for other in self.running if not other.is_beam), key=_order))
+                other = self._last_in_turn()
+                assert other is not None  # it may be the sequence itself
+                self._preempt(other)
         return sequence.run is not None
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -227,6 +260,11 @@ def _computes_for(leader: Sequence, follower: Sequence) -> bool:
     """Whether blocks are still being computed with which another prompt begins too."""
     alike = common(leader.tokens, follower.tokens, min(len(leader.tokens), len(follower.tokens) - 1))
     return leader.computed < alike // BLOCK * BLOCK
+
+
+def _most(sequence: Sequence) -> int:
+    """Tokens that a sequence may come to."""
+    return len(sequence.request.prompt) + sequence.request.max_tokens
 
 
 def _order(sequence: Sequence) -> int:

@@ -14,6 +14,7 @@ class Sequence:
 
     cached: tokens of the prompt that came out of the prefix cache. keys: the names of its full blocks (prefixes.py).
     scores: of the first tokens of the prompt, while there `is_scored`.
+    turn: when its own turn is among those that wait (turns.py).
     sampler, output: None for a beam, whose tokens its search chooses. siblings: the other beams, for the first one.
     """
 
@@ -28,6 +29,7 @@ class Sequence:
     keys: list[int] = field(default_factory=list)
     scores: list[TokenLogprob] = field(default_factory=list)
     siblings: tuple["Sequence", ...] = ()
+    turn: float = 0.0
 
     def __post_init__(self) -> None:
         self.tokens = self.tokens or list(self.request.prompt)

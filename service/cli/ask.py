@@ -23,7 +23,13 @@ from ..config import BadSettings, read_settings
 
 STALL_S = 0.3
 _CHANGES = (names.MODELS_LOAD, names.MODELS_UNLOAD, names.MODELS_RELOAD, names.MODELS_PROMOTE)
+_EVERY_JOB = (names.JOBS_LIST,)
 _STORAGE = ("$js.api.stream.", "$js.api.consumer.")
+_ADMINISTRATORS = (
+    (_CHANGES, "change what workers serve"),
+    (_EVERY_JOB, "list everybody's jobs"),
+    (_STORAGE, "set up fine-tuning"),
+)
 T = TypeVar("T")
 
 
@@ -48,7 +54,7 @@ def _administrator_of(url: str) -> NatsSettings | None:
     with suppress(BadSettings, BadBusSettings):
         data_dir = read_settings().data_dir
         if announced_url(data_dir) == url:
-            return NatsSettings.of_role(os.environ, "admin", password("admin", data_dir / FILE_NAME, {}), url)
+            return NatsSettings.of_user(os.environ, "admin", password("admin", data_dir / FILE_NAME, {}), url)
     return None
 
 
@@ -60,7 +66,7 @@ class MayNotAsk(BusError):
     denied: Denied
 
     def __str__(self) -> str:
-        for subjects, what in ((_CHANGES, "change what workers serve"), (_STORAGE, "set up fine-tuning")):
+        for subjects, what in _ADMINISTRATORS:
             if self.denied.subject.startswith(subjects):
                 return (
                     f"the NATS server does not let {self.identity} {what}, which needs the "

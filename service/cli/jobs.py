@@ -21,7 +21,8 @@ StateName: TypeAlias = Literal[
 ]
 
 jobs_app = typer.Typer(
-    help="Trainings: those that wait, go on or are over. Alone: the list.", invoke_without_command=True
+    help="Trainings: those that wait, go on or are over. Alone: the list, which is the administrator's.",
+    invoke_without_command=True,
 )
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="As `mlbus finetune` and the list tell it.")]
@@ -40,7 +41,7 @@ def jobs(
     nats_url: NatsUrl = None,
     timeout: Timeout = 30.0,
 ) -> None:
-    """Show the jobs, newest first. Or one of these:"""
+    """Show all jobs, newest first, as the administrator. Or one of these:"""
     if context.invoked_subcommand is None:
         show_list(state, model, limit, as_json, nats_url, timeout)
     else:
@@ -56,7 +57,7 @@ def show_list(
     nats_url: NatsUrl = None,
     timeout: Timeout = 30.0,
 ) -> None:
-    """Show the jobs, newest first."""
+    """Show all jobs, newest first, as the administrator."""
     from .ask import Connection
     from .jobs_remote import print_jobs
 

@@ -36,7 +36,7 @@ def how(request: EncodeOptions, call: Call, texts: int, normalize: bool = True) 
     """What a request of so many texts asks of the embedder."""
     options = TextOptions(request.prompt, request.prompt_name, request.task, request.truncate)
     priority = request.priority or ("interactive" if texts <= MAX_INTERACTIVE_TEXTS else "bulk")
-    return How(options, Finish(normalize, request.dimensions), call.deadline, priority)
+    return How(options, Finish(normalize, request.dimensions), call.deadline, priority, call.source)
 
 
 class EmbedHandlers:
@@ -49,11 +49,12 @@ class EmbedHandlers:
             Route("embed-batch", names.EMBED_BATCH, EmbedBatchRequest, EmbedBatchReply, stream=self.batch),
         ]
 
-    def _ready_in_s(self, body: bytes) -> float:
+    def _ready_in_s(self, call: Call) -> float:
         """When a request would be answered, going by its bytes. One of bulk stands in another line."""
-        if b"bulk" in body:
+        if b"bulk" in call.body:
             return 0.0
-        return residents.ready_in_s(self._residency.registry, body, self._residency.defaults.get("embedding"))
+        default = self._residency.defaults.get("embedding")
+        return residents.ready_in_s(self._residency.registry, call.body, default, call.source)
 
     async def embed(self, request: EmbedRequest, call: Call) -> EmbedReply:
         async with self._residency.embedder(request.model) as embedder:

@@ -1,18 +1,30 @@
 """`ml.finetune` and `ml.jobs.*`: decode, call the submission or the store, encode."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 
 from subjects import names
-from subjects.errors import Forbidden, NotFound, Unavailable
+from subjects.errors import Forbidden, Unavailable
 from subjects.finetune import FinetuneReply, FinetuneRequest
-from subjects.jobs import Job, JobsCancelRequest, JobsGetRequest, JobsListReply, JobsListRequest
+from subjects.jobs import (
+    TERMINAL,
+    Job,
+    JobFrame,
+    JobsCancelRequest,
+    JobsGetRequest,
+    JobsListReply,
+    JobsListRequest,
+    JobsWatchRequest,
+)
+from subjects.stream import DONE, JOB
 
 from ..call import Call
 from ..endpoint import Route
 from ..jobs.patience import TROUBLE
-from ..jobs.store import JobStore
+from ..jobs.store import JobStore, no_such_job
 from ..jobs.submission import Submission
+from ..jobs.watch import Watch
+from ..streamer import Frames
 
 PROMOTING = (
     "field 'swap': what serves is the administrator's to say. Leave it out: the new version is kept as a candidate, "
@@ -23,14 +35,18 @@ PROMOTING = (
 class FinetuneHandlers:
     """Any worker answers; which one does the job is the queue's to say."""
 
-    def __init__(self, submission: Submission, store: JobStore) -> None:
+    def __init__(self, submission: Submission, store: JobStore, watch: Watch) -> None:
         self._submission = submission
         self._store = store
+        self._watch = watch
 
     def routes(self) -> list[Route]:
         return [
             Route("finetune", names.FINETUNE, FinetuneRequest, FinetuneReply, self.finetune, "path"),
             Route("jobs-get", names.JOBS_GET, JobsGetRequest, Job, self.get, "id"),
+            Route(
+                "jobs-watch", names.JOBS_WATCH, JobsWatchRequest, JobFrame, None, "id", stream=self.watch, lasting=True
+            ),
             Route("jobs-list", names.JOBS_LIST, JobsListRequest, JobsListReply, self.list, "state"),
             Route("jobs-cancel", names.JOBS_CANCEL, JobsCancelRequest, Job, self.cancel, "id"),
         ]
@@ -45,8 +61,15 @@ class FinetuneHandlers:
         with answering():
             job = await self._store.get(request.job_id)
         if job is None:
-            raise NotFound(f"there is no job {request.job_id!r}; {names.JOBS_LIST} tells which there are")
+            raise no_such_job(request.job_id)
         return job
+
+    async def watch(self, request: JobsWatchRequest, _call: Call) -> Frames:
+        """The job as it stands, each newer state of it, and at last its end."""
+        with answering():
+            async with aclosing(self._watch.states(request.job_id)) as states:
+                async for job in states:
+                    yield DONE if job.state in TERMINAL else JOB, JobFrame(**job.model_dump())
 
     async def list(self, request: JobsListRequest, _call: Call) -> JobsListReply:
         with answering():
@@ -55,7 +78,7 @@ class FinetuneHandlers:
 
     async def cancel(self, request: JobsCancelRequest, _call: Call) -> Job:
         with answering():
-            return await self._store.request_cancel(request.job_id)
+            return await self._submission.cancel(request.job_id)
 
 
 @contextmanager

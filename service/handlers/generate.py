@@ -50,7 +50,7 @@ class GenerateHandlers:
             raise InvalidField("field 'num_beams': beams are not streamed; send 1, or ask for one reply")
         if call.asked.reply_type == names.TEXT and (request.n > 1 or request.logprobs is not None):
             raise InvalidField("fields 'n' and 'logprobs' need a reply in JSON or MessagePack; set Accept")
-        asked, size = read(request, str(call.serial)), 0
+        asked, size = read(request, str(call.serial), call.source), 0
         if not call.framed:
             _check_size(least_reply_bytes(asked), call.reply_limit)
         with self._sole(call.asked.request_id):

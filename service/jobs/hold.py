@@ -79,7 +79,7 @@ class Hold:
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Self]:
         """Inside, `ended` is set as soon as it is known, and progress is written."""
-        events = await self._nc.subscribe(names.job_event_subject(self.job.id), cb=self._on_event)
+        events = await self._nc.subscribe(names.job_event_subject("*"), cb=self._on_event)  # see watch.py
         writing = asyncio.create_task(self._write_progress(), name=f"progress.{self.job.id}")
         try:
             await self.check()  # what happened before we listened
@@ -170,6 +170,8 @@ class Hold:
 
     async def _on_event(self, msg: Msg) -> None:
         """An event is a hint only: it may be late."""
+        if msg.subject != names.job_event_subject(self.job.id):
+            return
         try:
             job = Job.model_validate_json(msg.data)
         except ValidationError:

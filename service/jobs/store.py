@@ -1,11 +1,14 @@
 """The jobs' states in the key-value bucket: made, changed by compare-and-set, listed, forgotten; each change published.
 
-Owns the keys `job.<id>` and `trained.<model>.<code>`. Knows nothing of what a job does or who works on it.
+Owns the keys `job.<id>`, `trained.<model>.<code>` and `secret`. Knows nothing of what a job does or who works on it.
 """
 
 import functools
 import hashlib
+import hmac
+import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -37,6 +40,8 @@ KEPT_JOBS = 1000
 _FORGET_EVERY = 50
 _MARKER_S = 60
 _TRIES = 50
+_SECRET = "secret"
+_NAME_CHARS = 60
 
 Changing = Callable[[Job], Job]
 """From a job as it stands to how it should stand; called again where somebody else changed it meanwhile."""
@@ -50,6 +55,11 @@ class NotSetUp(NotServed):
             "fine-tuning is not set up on this NATS server: run `mlbus admin init` once, as its administrator; the "
             "server needs JetStream (nats-server -js)"
         )
+
+
+def no_such_job(job_id: str) -> NotFound:
+    """What is answered where there is no job of an id."""
+    return NotFound(f"there is no job {job_id!r}; those that are over are forgotten in time")
 
 
 class JobStore:
@@ -104,7 +114,7 @@ class JobStore:
             try:
                 entry = await bucket.get(_key(job_id))
             except KeyNotFoundError:
-                raise NotFound(f"there is no job {job_id!r}; {names.JOBS_LIST} tells which there are") from None
+                raise no_such_job(job_id) from None
             before = _read(entry)
             after = before if before.state in TERMINAL else changing(before)
             if after == before:
@@ -146,6 +156,14 @@ class JobStore:
         found = (job for job in jobs if state in (None, job.state) and model in (None, job.model))
         return [*islice(found, limit)]
 
+    async def secret_id(self, name: str) -> str:
+        """A job's id for a name that every worker gives it: the same for all of them, and for nobody to guess."""
+        bucket = await self.bucket()
+        with suppress(KeyWrongLastSequenceError):
+            await bucket.create(_SECRET, secrets.token_bytes())
+        key = (await bucket.get(_SECRET)).value or b""
+        return f"{name[:_NAME_CHARS]}-{hmac.digest(key, name.encode(), 'sha256').hex()[:32]}"
+
     async def remove(self, job_id: str) -> None:
         """Forget a job, so that its id may be used again."""
         await (await self.bucket()).purge(_key(job_id), msg_ttl=_MARKER_S)  # the marker goes too, after that time
@@ -184,7 +202,7 @@ class JobStore:
 
     async def _forget(self) -> None:
         over = [job for job in await self._all() if job.state in TERMINAL]
-        over.sort(key=lambda job: job.updated_at, reverse=True)
+        over.sort(key=lambda job: (job.attempt > 0, job.updated_at), reverse=True)  # what never began goes first
         for job in over[self._kept :]:
             await self.remove(job.id)
 

@@ -5,8 +5,10 @@ Owns the checks and the order: first the job's state, then its message. Knows no
 
 import asyncio
 import hashlib
+import secrets
 import stat
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +18,6 @@ import structlog
 from nats.aio.client import Client
 from nats.js.api import Header
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
-from nats.nuid import NUID
 
 from models import hub
 from models.catalogue import Catalogue, Form, ModelSpec
@@ -33,6 +34,7 @@ from ..config import Settings
 from .objects import Objects
 from .patience import TROUBLE
 from .store import JobStore, NotSetUp
+from .streams import MAX_JOBS
 
 log = structlog.get_logger(__name__)
 
@@ -61,7 +63,7 @@ class Submission:
         Busy, Conflict, NotSetUp and Unavailable, and what an absent server raises.
         """
         entry = self.catalogue.get(request.model or self.defaults.get("embedding", ""))
-        job_id = request.id or NUID().next().decode()
+        job_id = await self._id(request, origin)
         request = request.model_copy(update={"id": job_id, "model": entry.id})
         if job := await self.store.get(job_id):
             return await self._again(job, request, origin)
@@ -84,6 +86,23 @@ class Submission:
         await self._enqueue(job, body, made=True)
         log.info("job.queued", job=job_id, model=entry.id, source=job.source, origin=origin)
         return FinetuneReply(job=job_id, duplicate=False)
+
+    async def cancel(self, job_id: str) -> Job:
+        """Have a job end -> as it then stands; one that waits gives up its place in the queue.
+
+        Raises NotFound, NotSetUp, and what an absent server raises.
+        """
+        job = await self.store.request_cancel(job_id)
+        if job.state == "cancelled":
+            with suppress(APIError, *TROUBLE):  # a worker that comes to its message finds that it is over
+                await self.nc.jetstream().purge_stream(names.JOBS_STREAM, subject=names.job_queue_subject(job_id))
+        return job
+
+    async def _id(self, request: FinetuneRequest, origin: Origin) -> str:
+        """The job's id, which is all that it takes to see and to cancel the job."""
+        if request.id is not None and origin == "nightly":
+            return await self.store.secret_id(request.id)
+        return request.id or secrets.token_hex(16)
 
     async def _again(self, job: Job, request: FinetuneRequest, origin: Origin) -> FinetuneReply:
         """The message of one that waits may not have come through: it is sent again, if it is the same, and taken once.
@@ -150,7 +169,7 @@ class Submission:
         js = self.nc.jetstream()
         headers = {Header.MSG_ID.value: f"{job.id}.{job.created_at.timestamp()}"}
         try:
-            await js.publish(names.JOBS_QUEUE, body, stream=names.JOBS_STREAM, headers=headers)
+            await js.publish(names.job_queue_subject(job.id), body, stream=names.JOBS_STREAM, headers=headers)
         except (NoStreamResponseError, NotFoundError):
             if made:
                 await self.store.remove(job.id)
@@ -162,7 +181,9 @@ class Submission:
                 raise Unavailable(
                     f"the queue of jobs did not take it ({error.description}); ask again later"
                 ) from error
-            raise Busy("the queue of jobs is full; ask again when one of them is over", retry_after_ms=60_000) from None
+            raise Busy(
+                f"{MAX_JOBS} jobs wait or run; ask again when one of them is over", retry_after_ms=60_000
+            ) from None
         except TROUBLE as error:
             raise Unavailable(
                 f"the NATS server did not confirm job {job.id!r} ({str(error) or repr(error)}); ask again with this id"

@@ -34,7 +34,7 @@ from subjects.discovery import ask_workers
 from subjects.jobs import Job
 
 INFERENCE = ["ml.embed", "ml.embed.batch", "ml.similarity", "ml.generate", "ml.generate.batch", "ml.finetune"]
-JOBS = ["ml.jobs.get", "ml.jobs.list", "ml.jobs.cancel"]
+JOBS = ["ml.jobs.get", "ml.jobs.watch", "ml.jobs.cancel"]
 MODELS = ["ml.models.list", "ml.models.info", "ml.models.recommended"]
 RESIDENCY = ["ml.models.load", "ml.models.unload", "ml.models.reload", "ml.models.promote"]
 DISCOVERY = ["ml.schema", "$SRV.PING", "$SRV.INFO.ml", "$SRV.STATS.ml.some_id"]
@@ -49,7 +49,6 @@ STATE = [
     "$O.ml_checkpoints.C.x",
     "$O.ml_checkpoints.M.x",
     "$JS.API.STREAM.PURGE.OBJ_ml_data",
-    "$JS.API.STREAM.PURGE.ML_JOBS",
     "$JS.API.STREAM.MSG.GET.KV_ml_jobs",
     "$JS.API.STREAM.MSG.GET.OBJ_ml_checkpoints",
     "$JS.API.CONSUMER.MSG.NEXT.ML_JOBS.workers",
@@ -63,10 +62,11 @@ OTHERS = ["$SYS.REQ.SERVER.PING", "$JS.API.STREAM.LIST", "$KV.others.key", "ml",
 ANSWERS = ["_INBOX.x", "_INBOX_ml.client.x.y", "_INBOX_ml.admin.x", "_INBOX_ml.x", "_R_.x", "ml.watch.x"]
 
 MAY_PUBLISH = {
-    "admin": [*ASKING, *RESIDENCY, *STREAMS, "ml.jobs.some_job.event", "_INBOX.x"],
+    "admin": [*ASKING, *RESIDENCY, "ml.jobs.list", *STREAMS, "ml.jobs.some_job.event", "_INBOX.x"],
     "worker": [
         "ml.jobs.some_job.event",
-        "ml.queue.finetune",
+        "ml.queue.finetune.some_job",
+        "$JS.API.STREAM.PURGE.ML_JOBS",
         "$JS.API.INFO",
         "$KV.ml_jobs.key",
         *LIVE_ROUND,
@@ -86,7 +86,6 @@ MAY_NOT_PUBLISH = {
         "_INBOX_worker.x",
         "ml.watch",
         "$JS.ACK._.account.OTHERS.c.1.1.1.1.0",
-        "$JS.API.STREAM.PURGE.ML_JOBS",
         "$JS.API.STREAM.PURGE.OBJ_ml_data",
         "$O.ml_data.C.x",
     ],
@@ -97,7 +96,9 @@ MAY_NOT_PUBLISH = {
         *OTHERS,
         *ANSWERS,
         "ml.jobs.some_job.event",
-        "ml.queue.finetune",
+        "ml.jobs.list",
+        "ml.queue.finetune.some_job",
+        "$JS.API.STREAM.PURGE.ML_JOBS",
         "$JS.API.INFO",
         "ml.other",
     ],
@@ -108,7 +109,9 @@ MAY_NOT_PUBLISH = {
         *OTHERS,
         *ANSWERS,
         "ml.jobs.some_job.event",
-        "ml.queue.finetune",
+        "ml.jobs.list",
+        "ml.queue.finetune.some_job",
+        "$JS.API.STREAM.PURGE.ML_JOBS",
         "$JS.API.INFO",
         "ml.other",
     ],
@@ -116,8 +119,8 @@ MAY_NOT_PUBLISH = {
 MAY_SUBSCRIBE = {
     "admin": [*SERVING, *EVENTS, ">"],
     "worker": [*SERVING, *EVENTS, "_INBOX_worker.x.*", f"{WORKERS_INBOX}.x"],
-    "client": [*EVENTS, "ml.watch.x", "_INBOX_ml.client.x.*"],
-    "local": [*EVENTS, "ml.watch.x", "_INBOX.x.*", "_INBOX.>"],
+    "client": ["ml.watch.x", "_INBOX_ml.client.x.*"],
+    "local": ["ml.watch.x", "_INBOX.x.*", "_INBOX.>"],
 }
 MAY_NOT_SUBSCRIBE = {
     "admin": [],
@@ -132,9 +135,19 @@ MAY_NOT_SUBSCRIBE = {
         "$KV.>",
         "somewhere.else",
     ],
-    "client": [*SERVING, ">", "_INBOX.>", "_INBOX_worker.>", "_INBOX_ml.admin.>", "ml.queue.>", "$KV.ml_jobs.>"],
+    "client": [
+        *SERVING,
+        *EVENTS,
+        ">",
+        "_INBOX.>",
+        "_INBOX_worker.>",
+        "_INBOX_ml.admin.>",
+        "ml.queue.>",
+        "$KV.ml_jobs.>",
+    ],
     "local": [
         *SERVING,
+        *EVENTS,
         ">",
         "_INBOX_ml.client.>",
         "_INBOX_worker.>",
@@ -252,14 +265,6 @@ async def test_discovery(parties: dict[str, Party], asker: str) -> None:
     assert (await asked).data == b"here"
 
 
-async def test_events_reach_clients(parties: dict[str, Party]) -> None:
-    readers = [await parties[role].nc.subscribe("ml.jobs.*.event") for role in ("client", "local")]
-    for role in ("client", "local"):
-        await settled(parties[role].nc)
-    await parties["worker"].nc.publish("ml.jobs.j1.event", b"started")
-    assert [(await reader.next_msg(5)).data for reader in readers] == [b"started", b"started"]
-
-
 async def test_cancelling_reaches_every_worker(parties: dict[str, Party]) -> None:
     cancelled = await parties["worker"].nc.subscribe("ml.cancel.*")
     await settled(parties["worker"].nc)
@@ -278,14 +283,17 @@ class TestJetStream:
     async def test_a_worker_takes_jobs_from_the_queue(self, parties: dict[str, Party]) -> None:
         worker = parties["worker"]
         js = worker.nc.jetstream()
-        first = await js.publish("ml.queue.finetune", b"a job", headers={"Nats-Msg-Id": "j1"})
-        again = await js.publish("ml.queue.finetune", b"a job", headers={"Nats-Msg-Id": "j1"})
+        first = await js.publish("ml.queue.finetune.j1", b"a job", headers={"Nats-Msg-Id": "j1"})
+        again = await js.publish("ml.queue.finetune.j1", b"a job", headers={"Nats-Msg-Id": "j1"})
         assert (first.stream, first.duplicate, again.duplicate) == ("ML_JOBS", None, True)
         jobs = await js.pull_subscribe_bind("workers", "ML_JOBS")
         (job,) = await jobs.fetch(1, timeout=5)
         await job.in_progress()
         await job.ack_sync(timeout=5)
         assert (await js.consumer_info("ML_JOBS", "workers")).num_ack_pending == 0
+        assert (await js.stream_info("ML_JOBS")).state.messages == 0
+        await js.publish("ml.queue.finetune.j2", b"another")
+        await js.purge_stream("ML_JOBS", subject="ml.queue.finetune.j2")
         assert (await js.stream_info("ML_JOBS")).state.messages == 0
         await js.account_info()
         assert await worker.refusals() == []
@@ -365,7 +373,6 @@ class TestJetStream:
         attempts: list[Any] = [
             js.add_stream(StreamConfig("MINE", subjects=["mine"])),
             js.delete_stream("ML_JOBS"),
-            js.purge_stream("ML_JOBS"),
             js.delete_consumer("ML_JOBS", "workers"),
             js.add_consumer("ML_JOBS", ConsumerConfig(durable_name="mine")),
             js.create_key_value(bucket="mine"),
@@ -406,7 +413,7 @@ class TestJetStreamWithTheSubjectsOfLaterServers(TestJetStream):
 
     async def test_the_server_does_use_them(self, parties: dict[str, Party]) -> None:
         js = parties["worker"].nc.jetstream()
-        await js.publish("ml.queue.finetune", b"a job")
+        await js.publish("ml.queue.finetune.j1", b"a job")
         (job,) = await (await js.pull_subscribe_bind("workers", "ML_JOBS")).fetch(1, timeout=5)
         assert re.fullmatch(r"\$JS\.ACK\.[^.]+\.[^.]+\.ML_JOBS\.workers\..*", job.reply)
 

@@ -21,7 +21,7 @@ INVENTED = [TrainingPair(anchor=f"question {i}", positive=f"an answer of mine {i
 
 
 def an_application(server: NatsServer) -> NatsSettings:
-    return NatsSettings.of_role({}, "client", PASSWORDS["client"], server.url)
+    return NatsSettings.of_user({}, "client", PASSWORDS["client"], server.url)
 
 
 async def test_asking_for_the_swap_is_refused_with_the_way(secured_server: NatsServer) -> None:

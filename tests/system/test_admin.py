@@ -74,7 +74,7 @@ async def test_what_it_makes_is_bounded_and_in_order(nc: Client) -> None:
     js = nc.jetstream()
     queue = (await js.stream_info(names.JOBS_STREAM)).config
     assert (queue.retention, queue.subjects, queue.duplicate_window) == ("workqueue", ["ml.queue.>"], 86_400)
-    assert queue.max_msgs == 1000
+    assert queue.max_msgs == 33
     consumer = (await js.consumer_info(names.JOBS_STREAM, streams.CONSUMER)).config
     assert (consumer.max_ack_pending, consumer.max_deliver, consumer.ack_wait) == (1, -1, 60)
     data = (await js.stream_info("OBJ_ml_data")).config
@@ -89,19 +89,19 @@ async def test_what_it_makes_is_bounded_and_in_order(nc: Client) -> None:
 async def test_what_differs_is_changed_and_what_is_kept_stays(nc: Client) -> None:
     await streams.create(nc)
     js = nc.jetstream()
-    await js.publish(names.JOBS_QUEUE, b"waits")
+    await js.publish(names.job_queue_subject("j1"), b"waits")
     config = (await js.stream_info(names.JOBS_STREAM)).config
     await js.update_stream(config.evolve(max_msgs=5, duplicate_window=60))
     consumer = (await js.consumer_info(names.JOBS_STREAM, streams.CONSUMER)).config
     await js.add_consumer(names.JOBS_STREAM, consumer.evolve(ack_wait=5))
     differing = [
-        "stream ML_JOBS: duplicate_window 60.0 to 86400.0, max_msgs 5 to 1000",
+        "stream ML_JOBS: duplicate_window 60.0 to 86400.0, max_msgs 5 to 33",
         "consumer workers: ack_wait 5.0 to 60.0",
     ]
     assert await streams.outdated(nc) == differing
     assert await streams.create(nc) == [f"changed {what}" for what in differing]
     info = await js.stream_info(names.JOBS_STREAM)
-    assert (info.config.max_msgs, info.config.duplicate_window, info.state.messages) == (1000, 86_400, 1)
+    assert (info.config.max_msgs, info.config.duplicate_window, info.state.messages) == (33, 86_400, 1)
     assert await streams.create(nc) == []
 
 

@@ -202,7 +202,7 @@ async def test_cancelled_job_that_waits_never_begins(worker: JobsWorker, events:
 async def test_garbage_and_unknown_jobs_leave_the_queue(worker: JobsWorker, events: Events) -> None:
     js = worker.nc.jetstream()
     for body in (b"\xff\x00", b"{}", b'{"id":"nobody","path":"/x"}', b'{"path":"/x"}'):
-        await js.publish(names.JOBS_QUEUE, body)
+        await js.publish(names.job_queue_subject("nobody"), body)
     await worker.submit("one")
     assert (await events.until_over("one")).state == "done"
 
@@ -246,10 +246,10 @@ async def test_object_is_streamed_into_the_run(worker: JobsWorker, events: Event
 
 async def test_nightly_job_is_skipped_where_the_code_did_not_change(worker: JobsWorker, events: Events) -> None:
     request = FinetuneRequest(path=str(worker.settings.finetune.roots[0]))
-    await worker.submission.submit(request.model_copy(update={"id": "one"}), "nightly")
-    assert (await events.until_over("one")).state == "done"
-    await worker.submission.submit(request.model_copy(update={"id": "two"}), "nightly")
-    job = await events.until_over("two")
+    first = await worker.submission.submit(request.model_copy(update={"id": "one"}), "nightly")
+    assert (await events.until_over(first.job)).state == "done"
+    second = await worker.submission.submit(request.model_copy(update={"id": "two"}), "nightly")
+    job = await events.until_over(second.job)
     assert (job.state, job.origin) == ("skipped", "nightly")
     assert "did not change" in str(job.reason)
     await worker.submission.submit(request.model_copy(update={"id": "three"}))
@@ -418,7 +418,7 @@ async def test_without_jetstream_all_of_it_says_what_to_do(tmp_path: Path, scrip
     server = NatsServer(tmp_path / "nats").start()
     try:
         async with jobs_worker(server.url, tmp_path / "data", script) as worker, answering(worker) as nc:
-            for subject in (names.FINETUNE, names.JOBS_GET, names.JOBS_LIST, names.JOBS_CANCEL):
+            for subject in (names.FINETUNE, names.JOBS_GET, names.JOBS_WATCH, names.JOBS_LIST, names.JOBS_CANCEL):
                 body = "" if subject == names.JOBS_LIST else "code"
                 error = (await asked(nc, subject, body))["error"]
                 assert (error["code"], error["retryable"]) == (503, False)

@@ -52,7 +52,7 @@ async def test_a_submission_that_was_never_confirmed_ends(
     publish = JetStreamContext.publish
 
     async def unconfirmed(js: JetStreamContext, subject: str, *arguments: Any, **fields: Any) -> Any:
-        if subject == names.JOBS_QUEUE:
+        if subject == names.job_queue_subject("lost"):
             raise TimeoutError
         return await publish(js, subject, *arguments, **fields)
 

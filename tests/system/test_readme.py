@@ -136,7 +136,6 @@ def names_in(*heading: str) -> set[str]:
 
 ON_THE_SERVER = {
     names.JOBS_STREAM,
-    names.JOBS_QUEUE,
     names.JOBS_BUCKET,
     names.CHECKPOINTS_BUCKET,
     names.DATA_BUCKET,

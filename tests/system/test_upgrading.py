@@ -41,7 +41,7 @@ async def test_older_streams_are_named_until_they_are_brought_up_to_date(secured
         await streams.create(nc)
         js = nc.jetstream()
         await js.update_stream((await js.stream_info(names.JOBS_STREAM)).config.evolve(max_msgs=5))
-        old = f"stream {names.JOBS_STREAM}: max_msgs 5 to 1000"
+        old = f"stream {names.JOBS_STREAM}: max_msgs 5 to 33"
         check, status, advice = (await findings(url))[old]
         assert (check, status, "mlbus admin init" in advice) == ("JetStream", "warn", True)
         await streams.create(nc)

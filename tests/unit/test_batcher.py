@@ -549,6 +549,19 @@ async def test_what_would_be_late_is_refused_at_once_and_says_when_to_come_back(
         await asyncio.gather(*waits)
 
 
+async def test_the_backlog_of_one_source_has_nothing_of_anothers_refused(encoder):
+    async with batching(encoder, budget_tokens=1) as batcher:
+        await slow_by(encoder, batcher, "slow", 0.05)
+        deadline = asyncio.get_running_loop().time() + 20
+        texts = ["word " * MAX_TOKENS] * 20  # a minute's work
+        waits = [work.future for work in batcher.submit(texts, PLAIN, UNIT, deadline + 100, source="many")]
+        with pytest.raises(Busy, match="past the deadline"):
+            batcher.require_time(["one more"], deadline, source="many")
+        batcher.require_time(["one more"], deadline, source="one")
+        encoder.gate.set()
+        await asyncio.gather(*waits)
+
+
 async def test_an_idle_queue_takes_anything_however_slow_it_was(encoder):
     async with batching(encoder, budget_tokens=1) as batcher:
         await slow_by(encoder, batcher, "slow", 0.05)

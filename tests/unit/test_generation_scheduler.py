@@ -60,19 +60,21 @@ class Simulation:
             assert len(self.plans) < steps
 
 
-requests = st.lists(st.tuples(st.integers(1, 3 * BLOCK), st.integers(1, 2 * BLOCK)), min_size=1, max_size=12)
+requests = st.lists(
+    st.tuples(st.integers(1, 3 * BLOCK), st.integers(1, 2 * BLOCK), st.sampled_from("abc")), min_size=1, max_size=12
+)
 
 
 @given(asked=requests, blocks=st.integers(5, 12), max_running=st.integers(1, 6), ahead=st.sampled_from([2, 256]))
 @settings(max_examples=80, deadline=None)
 def test_everything_ends_whatever_the_room(
-    asked: list[tuple[int, int]], blocks: int, max_running: int, ahead: int
+    asked: list[tuple[int, int, str]], blocks: int, max_running: int, ahead: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(scheduler, "HEADROOM", ahead)
         simulation = Simulation(blocks, max_running)
-        for number, (prompt, made) in enumerate(asked):
-            simulation.add([number] * prompt, made)
+        for number, (prompt, made, caller) in enumerate(asked):
+            simulation.add([number] * prompt, made, caller=caller)
 
         simulation.run()
 
@@ -255,3 +257,41 @@ def test_what_waits_can_be_taken_out() -> None:
     simulation.run()
 
     assert simulation.ended == [0]
+
+
+def callers(works: list[Work]) -> list[str]:
+    return [work.sequence.request.caller for work in works]
+
+
+def test_callers_take_turns_for_room() -> None:
+    simulation = Simulation(max_running=1)
+    for caller in "aaabbc":
+        simulation.add([1], 2, caller=caller)
+    simulation.run()
+    assert simulation.ended == [0, 3, 5, 1, 4, 2]
+
+
+def test_a_caller_that_takes_all_room_gives_some_up_for_another_and_goes_on_later() -> None:
+    simulation = Simulation()
+    many = [simulation.add([number] * 4, 100, caller="many") for number in range(8)]
+    for _ in range(10):
+        simulation.step()
+    assert len(simulation.scheduler.running) == 4
+    for number in range(3):
+        simulation.add([9 + number], 3, caller="few")
+    assert sorted(callers(simulation.step())) == ["few", "few", "many", "many"]
+    assert [sequence.run is not None for sequence in many[:4]] == [True, True, False, False]  # the latest gave way
+    simulation.run()
+    assert simulation.ended[:3] == [8, 9, 10]
+    assert sorted(simulation.ended) == list(range(11))
+    assert simulation.scheduler.preempted == 2
+
+
+def test_nobody_gives_up_more_than_leaves_it_as_much_as_the_other_has() -> None:
+    simulation = Simulation(max_running=3)
+    for caller in "aab":
+        simulation.add([1], 4, caller=caller)
+    simulation.step()
+    simulation.add([1], 4, caller="b")
+    simulation.run()
+    assert simulation.scheduler.preempted == 0

@@ -129,13 +129,15 @@ async def test_jobs_are_got_listed_and_cancelled(worker: JobsWorker, ml: MLClien
 async def test_a_watch_gives_each_newer_state_once_until_the_end(worker: JobsWorker, ml: MLClient) -> None:
     states = [job("collecting", 1), job("training", 2, step=1), job("training", 3, step=2)]
     seen = []
-    async with aclosing(ml.jobs.watch("j1", ask_again_s=20)) as watched:
+    async with aclosing(ml.jobs.watch("j1")) as watched:
         async for one in watched:
             seen.append(one)
             if len(seen) == 1:
-                await worker.publish(job("queued"), *states, states[0], job("done", 4))
+                await worker.publish(job("queued"), *states, states[-1])
+                await worker.ping()
+                await worker.publish(job("done", 4))
     assert seen == [job("queued"), *states, job("done", 4)]
-    assert len(worker.asked) == 1
+    assert worker.asked == [(names.JOBS_WATCH, {"id": "j1"})]
 
 
 async def test_a_job_that_is_over_ends_the_watch_at_once(worker: JobsWorker, ml: MLClient) -> None:
@@ -143,39 +145,36 @@ async def test_a_job_that_is_over_ends_the_watch_at_once(worker: JobsWorker, ml:
     assert [one async for one in ml.jobs.watch("j1")] == [worker.job]
 
 
-async def test_the_end_counts_whatever_the_clock_of_its_worker_says(worker: JobsWorker, ml: MLClient) -> None:
-    worker.job = job("training", 60)
+async def test_a_watch_goes_on_at_another_worker_where_one_leaves(worker: JobsWorker, ml: MLClient) -> None:
     seen = []
-    async for one in ml.jobs.watch("j1", ask_again_s=20):
+    async for one in ml.jobs.watch("j1"):
         seen.append(one.state)
         if len(seen) == 1:
-            await worker.publish(job("cancelled", 5))
-    assert seen == ["training", "cancelled"]
-
-
-async def test_what_no_event_told_is_asked_for(worker: JobsWorker, ml: MLClient) -> None:
-    seen = []
-    async for one in ml.jobs.watch("j1", ask_again_s=0.05):
-        seen.append(one.state)
-        worker.job = job("training", 1) if len(seen) == 1 else job("done", 2)
+            await worker.leave()
+            worker.job = job("training", 1)
+        else:
+            await worker.publish(job("done", 2))
     assert seen == ["queued", "training", "done"]
 
 
-async def test_an_event_that_cannot_be_read_is_passed_over(worker: JobsWorker, ml: MLClient) -> None:
-    seen = []
-    async for one in ml.jobs.watch("j1", ask_again_s=20):
-        seen.append(one.state)
-        if len(seen) == 1:
-            for garbage in (b"", b"{", b"\xff", b'{"id": 1}'):
-                await worker.nc.publish(names.job_event_subject("j1"), garbage)
-            await worker.publish(job("done", 1))
-    assert seen == ["queued", "done"]
+async def test_a_watch_that_hears_nothing_asks_again(worker: JobsWorker, ml: MLClient) -> None:
+    watched = ml.jobs.watch("j1", silence_s=0.1)
+    assert (await anext(watched)).state == "queued"
+    worker.job = job("done", 1)
+    assert (await anext(watched)).state == "done"
+
+
+async def test_leaving_a_watch_tells_the_worker(worker: JobsWorker, ml: MLClient, nc: Client) -> None:
+    cancelled = await nc.subscribe("ml.cancel.*")
+    async with aclosing(ml.jobs.watch("j1")) as watched:
+        await anext(watched)
+    await cancelled.next_msg(10)
 
 
 async def test_a_watch_outlives_a_restart_and_workers_that_are_away(
     worker: JobsWorker, ml: MLClient, nats_server: NatsServer
 ) -> None:
-    watched = ml.jobs.watch("j1", ask_again_s=0.2)
+    watched = ml.jobs.watch("j1", silence_s=0.2)
     assert (await anext(watched)).state == "queued"
     await worker.is_asked()
     next_state = asyncio.create_task(anext(watched))
@@ -196,7 +195,7 @@ async def test_a_watch_of_no_job_says_so(worker: JobsWorker, ml: MLClient) -> No
 
 
 async def test_a_watch_ends_with_its_connection(worker: JobsWorker, ml: MLClient, nc: Client) -> None:
-    watched = ml.jobs.watch("j1", ask_again_s=20)
+    watched = ml.jobs.watch("j1")
     await anext(watched)
     waiting = asyncio.create_task(anext(watched))
     await asyncio.sleep(0)

@@ -55,3 +55,16 @@ def test_prefixes_of_ones_own() -> None:
     settings = Settings(reply_prefixes="_INBOX_ml, team.replies,ml.watch.us")
     assert ReplySubjects(settings.reply_prefixes).allow("team.replies.x")
     assert not ReplySubjects(settings.reply_prefixes).allow("_INBOX.x")
+
+
+@pytest.mark.parametrize(
+    ("reply", "source"),
+    [
+        ("_INBOX.drawn.1", "_INBOX.drawn"),
+        ("_INBOX.drawn", "_INBOX.drawn"),
+        ("_INBOX_ml.team.a.1", "_INBOX_ml.team"),
+        ("ml.watch.us.b", "ml.watch.us"),
+    ],
+)
+def test_who_asks_is_told_by_the_prefix_and_the_token_behind_it(reply: str, source: str) -> None:
+    assert OURS.source(reply) == source

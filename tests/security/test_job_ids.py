@@ -1,0 +1,253 @@
+"""What others can do about a job whose id they do not know, and how much of the queue they can take."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+from fake_steps import Script
+from nats.aio.client import Client
+from serve_jobs import Events, JobsWorker, jobs_worker, listening, set_up
+
+from service.endpoint import Endpoint, Limits, serving
+from service.handlers.finetune import FinetuneHandlers
+from service.jobs import streams
+from service.jobs.store import JobStore
+from service.jobs.watch import Watch
+from service.reply_subject import ReplySubjects
+from service.telemetry import Telemetry
+from subjects import MLClient, names, stream
+from subjects.errors import Busy, NotFound
+from subjects.finetune import FinetuneRequest
+from subjects.jobs import Job
+
+
+@pytest.fixture
+async def events(nats_url: str) -> AsyncIterator[Events]:
+    await set_up(nats_url, jobs=streams.MAX_JOBS)
+    async with listening(nats_url) as heard:
+        yield heard
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    return Script(tmp_path / "script").write()
+
+
+@pytest.fixture
+async def queueing(nats_url: str, tmp_path: Path, script: Script, events: Events) -> AsyncIterator[JobsWorker]:
+    """A worker that only lets jobs be submitted."""
+    async with jobs_worker(nats_url, tmp_path / "data", script, takes_jobs=False) as worker:
+        yield worker
+
+
+@asynccontextmanager
+async def answering(worker: JobsWorker, watches: int = 10) -> AsyncIterator[tuple[Endpoint, Client]]:
+    """An endpoint with the routes of jobs, which drains at the end, and a client of it."""
+    watch = Watch(worker.nc, worker.store, look_again_s=0.1)
+    endpoint = Endpoint(
+        nc=worker.nc,
+        worker_id="w1",
+        routes=FinetuneHandlers(worker.submission, worker.store, watch).routes(),
+        limits=Limits(requests=10, request_bytes=2**24, default_timeout_s=10, watches=watches),
+        observer=Telemetry(),
+        metadata=dict,
+        data=dict,
+        replies=ReplySubjects(worker.settings.reply_prefixes),
+    )
+    async with await nats.connect(worker.settings.nats_url) as nc, serving(endpoint, 20):
+        yield endpoint, nc
+
+
+def of(worker: JobsWorker, job_id: str | None = None) -> FinetuneRequest:
+    return FinetuneRequest(id=job_id, model="a", path=str(worker.settings.finetune.roots[0]))
+
+
+async def waiting(worker: JobsWorker) -> int:
+    """How many messages are in the queue."""
+    return (await worker.nc.jetstream().stream_info(names.JOBS_STREAM)).state.messages
+
+
+# Who knows an id
+
+
+async def test_a_job_without_an_id_of_its_own_gets_one_that_nobody_guesses(queueing: JobsWorker) -> None:
+    first, second = [(await queueing.submission.submit(of(queueing))).job for _ in range(2)]
+    assert len(bytes.fromhex(first)) == len(bytes.fromhex(second)) == 16
+    assert first[:8] != second[:8]  # as the ids of one process would begin that count up
+
+
+async def test_the_nightly_job_is_the_same_for_all_workers_and_cannot_be_taken_before(
+    queueing: JobsWorker, nats_url: str
+) -> None:
+    name = "nightly-2026-06-01-a"
+    squatted = (await queueing.submission.submit(of(queueing, name))).job
+    first = await queueing.submission.submit(of(queueing, name), "nightly")
+    again = await queueing.submission.submit(of(queueing, name), "nightly")
+    assert (squatted, first.duplicate, again.duplicate) == (name, False, True)
+    assert first.job == again.job
+    assert first.job.removeprefix(f"{name}-") not in (first.job, "")
+    async with await nats.connect(nats_url) as nc:
+        store = JobStore(nc)
+        assert await store.secret_id(name) == first.job
+        assert await store.secret_id("nightly-2026-06-02-a") != first.job
+
+
+async def test_an_id_that_is_not_there_is_refused_the_same_for_all_questions(queueing: JobsWorker) -> None:
+    async with answering(queueing) as (_, nc):
+        ml = MLClient(nc, timeout_s=10)
+        for question in (ml.jobs.get("guess"), ml.jobs.cancel("guess"), anext(ml.jobs.watch("guess"))):
+            with pytest.raises(NotFound, match="there is no job 'guess'"):
+                await question
+
+
+# Watching
+
+
+async def test_a_watch_tells_each_state_by_frames_until_the_job_is_over(queueing: JobsWorker) -> None:
+    await queueing.submit("mine")
+    async with answering(queueing) as (_, nc):
+        inbox = nc.new_inbox()
+        frames = await nc.subscribe(inbox)
+        await nc.publish(names.JOBS_WATCH, b"mine", reply=inbox)
+        told = [await frames.next_msg(10)]
+        for state in ("training", "done"):
+            await queueing.store.change("mine", state=state)
+            told.append(await frames.next_msg(10))
+        assert [json.loads(one.data)["state"] for one in told] == ["queued", "training", "done"]
+        assert [one.headers[names.EVENT] for one in told] == [stream.JOB, stream.JOB, stream.DONE]
+        assert [one.headers[names.SEQ] for one in told] == ["0", "1", "2"]
+        sentinel = await frames.next_msg(10)
+        assert (sentinel.data, sentinel.headers) == (b"", None)
+
+
+async def test_a_watch_hears_what_no_event_told_and_no_forged_event(queueing: JobsWorker) -> None:
+    await queueing.submit("mine")
+    async with answering(queueing) as (_, nc):
+        watched = MLClient(nc).jobs.watch("mine")
+        waits = await anext(watched)
+        forged = waits.model_copy(update={"state": "done", "version": "forged"})
+        await nc.publish(names.job_event_subject("mine"), forged.model_dump_json().encode())
+        silent = waits.model_copy(update={"notes": ["written without an event"]})
+        await (await queueing.store.bucket()).put("job.mine", silent.model_dump_json().encode())
+        assert (await anext(watched)).notes == ["written without an event"]
+        await watched.aclose()
+
+
+async def test_a_watch_has_no_deadline_pings_and_is_no_service_time(queueing: JobsWorker) -> None:
+    await queueing.submit("mine")
+    async with answering(queueing) as (endpoint, nc):
+        before = endpoint._service_s
+        inbox = nc.new_inbox()
+        frames = await nc.subscribe(inbox)
+        headers = {names.TIMEOUT_MS: "1", names.PING_MS: "100", names.REQUEST_ID: "w"}
+        await nc.publish(names.JOBS_WATCH, b"mine", reply=inbox, headers=headers)
+        heard = [await frames.next_msg(10) for _ in range(4)]
+        assert [one.headers[names.EVENT] for one in heard] == [stream.JOB, *[stream.PING] * 3]
+        await nc.publish(names.cancel_subject("w"))
+        while (last := await frames.next_msg(10)).headers[names.EVENT] == stream.PING:
+            pass
+        assert last.headers[names.ERROR_CODE] == "499"
+        await queueing.submission.cancel("mine")
+        assert [one.state async for one in MLClient(nc).jobs.watch("mine")] == ["cancelled"]
+        assert endpoint._service_s == before
+
+
+async def test_watches_are_bounded_in_number_and_take_no_places_of_others(queueing: JobsWorker) -> None:
+    await queueing.submit("mine")
+    async with answering(queueing, watches=2) as (_, nc):
+        ml = MLClient(nc)
+        two = [ml.jobs.watch("mine") for _ in range(2)]
+        for watched in two:
+            await anext(watched)
+        with pytest.raises(Busy):
+            await anext(MLClient(nc, retries=0).jobs.watch("mine"))
+        assert (await ml.jobs.get("mine")).state == "queued"
+        for watched in two:
+            await watched.aclose()
+        await anext(ml.jobs.watch("mine"))
+
+
+async def test_whoever_is_gone_ends_the_watch(queueing: JobsWorker) -> None:
+    await queueing.submit("mine")
+    async with answering(queueing) as (endpoint, nc):
+        async with await nats.connect(queueing.settings.nats_url) as other:
+            inbox = other.new_inbox()
+            frames = await other.subscribe(inbox)
+            await other.publish(names.JOBS_WATCH, b"mine", reply=inbox, headers={names.PING_MS: "100"})
+            await frames.next_msg(10)
+            (call,) = endpoint.calls.values()
+        assert call.task is not None
+        await asyncio.wait_for(call.task, 20)
+        assert nc.is_connected
+
+
+async def test_a_drain_ends_a_watch_at_once_and_the_client_goes_on_elsewhere(queueing: JobsWorker) -> None:
+    await queueing.submit("mine")
+    async with await nats.connect(queueing.settings.nats_url) as nc:
+        watched = MLClient(nc).jobs.watch("mine")
+        async with answering(queueing):
+            assert (await anext(watched)).state == "queued"
+            went_on = asyncio.create_task(anext(watched))
+        # drained long before its grace of 20 seconds, or the test would have timed out
+        await queueing.submission.cancel("mine")
+        async with answering(queueing):
+            assert (await asyncio.wait_for(went_on, 10)).state == "cancelled"
+
+
+# The queue
+
+
+async def test_so_many_jobs_wait_and_no_more(queueing: JobsWorker) -> None:
+    ids = [(await queueing.submission.submit(of(queueing))).job for _ in range(streams.MAX_JOBS)]
+    with pytest.raises(Busy) as refused:
+        await queueing.submission.submit(of(queueing))
+    assert refused.value.retry_after_ms
+    await queueing.submission.cancel(ids[0])
+    await queueing.submission.submit(of(queueing))
+
+
+async def test_cancelled_jobs_leave_the_queue_at_once(queueing: JobsWorker) -> None:
+    ids = [(await queueing.submission.submit(of(queueing))).job for _ in range(20)]
+    kept = ids.pop(10)
+    async with answering(queueing) as (_, nc):
+        for job_id in ids:
+            assert (await MLClient(nc).jobs.cancel(job_id)).state == "cancelled"
+    assert await waiting(queueing) == 1
+    queue = await queueing.nc.jetstream().pull_subscribe_bind(streams.CONSUMER, stream=names.JOBS_STREAM)
+    (left,) = await queue.fetch(1, timeout=5)
+    assert left.subject == names.job_queue_subject(kept)
+
+
+async def test_one_that_is_to_be_begun_again_leaves_the_queue_too(queueing: JobsWorker) -> None:
+    """Its message has been delivered, and would be again."""
+    js = queueing.nc.jetstream()
+    for job_id in ("crashed", "next"):
+        await queueing.submit(job_id)
+    queue = await js.pull_subscribe_bind(streams.CONSUMER, stream=names.JOBS_STREAM)
+    (delivered,) = await queue.fetch(1, timeout=5)
+    await delivered.nak(delay=600)
+    await queueing.submission.cancel("crashed")
+    (other,) = await queue.fetch(1, timeout=10)
+    assert other.subject == names.job_queue_subject("next")
+
+
+async def test_jobs_that_never_began_push_none_out_of_memory_that_did(nats_url: str, events: Events) -> None:
+    async with await nats.connect(nats_url) as nc:
+        store, at = JobStore(nc, kept=2), datetime.now(UTC)
+
+        def job(job_id: str, **fields: Any) -> Job:
+            return Job(id=job_id, model="a", source="code", created_at=at, updated_at=at, **fields)
+
+        await store.create(job("done", state="done", attempt=1))
+        for number in range(60):
+            await store.create(job(f"flood{number}", state="queued"))
+            await store.request_cancel(f"flood{number}")
+        left = {each.id for each in await store.list()}
+        assert "done" in left
+        assert len(left) < 60
