@@ -14,7 +14,7 @@ from ..jobs.patience import TROUBLE
 from ..jobs.store import NotSetUp
 from .doctor_machine import Finding
 
-ASKED_SINCE: Mapping[str, bytes] = {names.SCHEMA: names.EMBED.encode()}
+ASKED_SINCE: Mapping[str, bytes] = {names.SCHEMA: names.EMBED.encode(), names.JOBS_WATCH: b"none"}
 """What clients may ask since the first nats-server.conf, with a body that does nothing."""
 
 

@@ -1,0 +1,15 @@
+"""docs/security.md names a test for what each can cause: they are there."""
+
+import re
+
+from nats_server import REPOSITORY
+
+TESTS = {path.name for folder in ("security", "system") for path in (REPOSITORY / "tests" / folder).glob("test_*.py")}
+
+
+def test_every_threat_has_its_test():
+    rows = [line for line in (REPOSITORY / "docs/security.md").read_text().splitlines() if line.count("|") == 6]
+    named = [re.findall(r"`(test_\w+\.py)`", row) for row in rows[2:]]
+    assert len(named) > 25
+    assert all(named)
+    assert {name for names in named for name in names} <= TESTS
