@@ -3,7 +3,7 @@
     python -m bench.contention [--rounds 10] [--seconds 3]
 
 Two workers over NATS, of which one computes at a time: ours, and one whose threads spin as long as libgomp lets them
-by default (GOMP_SPINCOUNT). In each round both are measured alone, and ours beside one process and beside two; the
+by default whatever runs beside them (GOMP_SPINCOUNT). In each round both are measured alone, and ours beside one process and beside two; the
 other, which hardly gets on there, in the first round only.
 """
 
@@ -30,6 +30,8 @@ PACKAGES = ("torch", "transformers", "nats-py")
 LIBGOMPS_OWN = "300000"
 """GOMP_SPINCOUNT where nothing is said and there are no more threads than cores."""
 SPINNERS = (0, 1, 2)
+SETTLE_S = 1.5
+"""For so long nothing is measured after others have come or gone: threads spin by what others used a moment ago."""
 TARGETS = {1: 0.45, 2: 0.3}
 PROMPT = "Write a Python class for a bank account with deposit, withdraw and transfer."
 MANY_TOKENS = 2000
@@ -186,6 +188,7 @@ async def main() -> None:
             for spinners in SPINNERS:
                 measured = list(clients.items()) if not (spinners and number) else list(clients.items())[:1]
                 with spinning(spinners):
+                    await asyncio.sleep(SETTLE_S)
                     for what, measure in MEASURES.items():
                         for name, client in measured:
                             rates[what, name, spinners].append(await measure(client, options.seconds))
