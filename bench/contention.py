@@ -2,8 +2,8 @@
 
     python -m bench.contention [--rounds 10] [--seconds 3]
 
-Two workers over NATS, of which one computes at a time: ours, and one whose threads spin as long as libgomp lets them
-by default whatever runs beside them (GOMP_SPINCOUNT). In each round both are measured alone, and ours beside one process and beside two; the
+Two workers over NATS, of which one computes at a time: ours, and one whose threads always spin as long as libgomp lets
+them by default (GOMP_SPINCOUNT). In each round both are measured alone, and ours beside one process and beside two; the
 other, which hardly gets on there, in the first round only.
 """
 
