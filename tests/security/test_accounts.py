@@ -131,7 +131,7 @@ async def test_a_team_cancels_what_it_asked_for(red: MLClient, teams: NatsServer
 
 async def test_streams_move_into_a_named_account(admin: Client, secured_server: NatsServer, teams: NatsServer) -> None:
     js = admin.jetstream()
-    await js.publish(names.JOBS_QUEUE, b"a job that waits")
+    await js.publish(names.job_queue_subject("one"), b"a job that waits")
     weights = bytes(range(256)) * 1024
     await (await js.object_store(names.CHECKPOINTS_BUCKET)).put("minilm/v1", weights)
     await (await js.key_value(names.JOBS_BUCKET)).put("live.minilm", b"{}")

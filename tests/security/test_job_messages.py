@@ -126,7 +126,7 @@ class TestTheQueue:
         await worker.submit("first")
         await events.until("first", note=holding("collect"))
         await waiting(worker, "theirs", b"what was asked for")
-        await attacker.jetstream().publish(names.JOBS_QUEUE, forged(worker, "theirs"))
+        await attacker.jetstream().publish(names.job_queue_subject("theirs"), forged(worker, "theirs"))
         await worker.store.request_cancel("first")
         await worker.submit("last")
         assert (await events.until_over("last")).state == "done"
