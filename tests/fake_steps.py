@@ -6,6 +6,7 @@ FOLDER holds script.json: for each step (and for `swap`) what it does at its fir
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -20,7 +21,10 @@ from models.training.run import RunFolder
 from models.version_history import OWN_DATA
 from models.versions import TrainingRecord
 
-SHA256 = "ab" * 32
+
+def sha256_of(run: RunFolder) -> str:
+    """Of what a run makes: no two make the same."""
+    return hashlib.sha256(run.read().job.encode()).hexdigest()
 
 
 class Script:
@@ -86,7 +90,14 @@ def main(folder: str, step: str, run_folder: str) -> int:
 def collect(run: RunFolder, action: str) -> None:
     digest = (run.read().codebase or run.path).name
     manifest = Manifest(
-        source="code", digest=digest, sha256=SHA256, seed=0, pairs=4, held_out=2, kinds={"call": 4}, languages={}
+        source="code",
+        digest=digest,
+        sha256=sha256_of(run),
+        seed=0,
+        pairs=4,
+        held_out=2,
+        kinds={"call": 4},
+        languages={},
     )
     write_durably(run.data, b"{}\n")
     write_durably(run.manifest, manifest.model_dump_json().encode())
@@ -100,7 +111,7 @@ def train(run: RunFolder, action: str) -> None:
         job=spec.job,
         parent=spec.parent,
         created_at=datetime.now(UTC),
-        weights_sha256=SHA256,
+        weights_sha256=sha256_of(run),
         options={},
         data=json.loads(run.manifest.read_text()),
         metrics={},
@@ -108,7 +119,7 @@ def train(run: RunFolder, action: str) -> None:
     run.candidate.mkdir(exist_ok=True)
     emit(Trained(step=2, steps=2, epoch=1.0, loss=0.5, pairs_per_s=8.0, eta_s=0.0))
     write_durably(run.candidate / "training_config.json", record.model_dump_json().encode())
-    emit(Candidate(weights_sha256=SHA256, stopped="no gain" if action == "stop" else None))
+    emit(Candidate(weights_sha256=sha256_of(run), stopped="no gain" if action == "stop" else None))
 
 
 def verify(run: RunFolder, action: str) -> None:

@@ -184,6 +184,7 @@ class TestPasswords:
             "nats-credentials.env",
             "nats-server.lock",
             "nats-server.log",
+            "nats-server.url",
         ]
 
     async def test_a_file_that_others_may_read_is_closed_to_them(self, settings: EmbeddedSettings) -> None:

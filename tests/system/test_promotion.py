@@ -90,8 +90,8 @@ class TestOfAJob:
         nightly = finetune.nightly.model_copy(update={"promote": promotes})
         settings = worker.settings.model_copy(update={"finetune": finetune.model_copy(update={"nightly": nightly})})
         request = FinetuneRequest(id="one", model="a", path=str(finetune.roots[0]))
-        await replace(worker.submission, settings=settings).submit(request, "nightly")
-        job = await events.until_over("one")
+        submitted = await replace(worker.submission, settings=settings).submit(request, "nightly")
+        job = await events.until_over(submitted.job)
         assert (job.promote, worker.swap.live) == (promotes, {"a": job.version} if promotes else {})
 
     async def test_what_others_train_on_the_same_code_keeps_no_night_from_it(
@@ -103,8 +103,8 @@ class TestOfAJob:
         await worker.submit("candidate")
         assert (await events.until_over("candidate")).state == "done"
         request = FinetuneRequest(id="night", model="a", path=str(worker.settings.finetune.roots[0]))
-        await worker.submission.submit(request, "nightly")
-        assert (await events.until_over("night")).state == "done"
+        submitted = await worker.submission.submit(request, "nightly")
+        assert (await events.until_over(submitted.job)).state == "done"
 
 
 class TestOfAVersion:
