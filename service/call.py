@@ -39,8 +39,8 @@ class Call:
     deadline: loop time in seconds. ended_by: the error to answer with when the task is cancelled from outside.
     framed: whether the answer is a stream of frames. timer: what cancels the task at the deadline, once it runs.
     large: whether what is sent next takes long to encode. denied: whether the server refuses the answers.
-    caller: where to ask whether somebody still waits; empty: by the frames themselves. source: who takes turns with
-    others for what is scarce.
+    caller: where to ask whether somebody still waits; empty: by the frames themselves. gone: where the server says that
+    nobody does, a subject that nobody can guess. source: who takes turns with others for what is scarce.
     """
 
     __slots__ = (
@@ -55,6 +55,7 @@ class Call:
         "ended_by",
         "framed",
         "frames",
+        "gone",
         "large",
         "received",
         "reply",
@@ -83,7 +84,7 @@ class Call:
         self.ended_by: MLError | None = None
         self.answered: MLError | bool = False
         self.denied = False
-        self.caller = self.source = ""
+        self.caller = self.source = self.gone = ""
         self.running = False
         self.framed = self.asked.stream is True
         self.frames = 0

@@ -174,6 +174,7 @@ class Endpoint:
         if refusal:  # at once: under a flood that is most of the work
             await self._serve(route, counts, call, refusal)
             return
+        call.gone = f"{self._gone}.{secrets.token_hex(16)}"
         self.calls[call.serial] = call
         held.add(1, call.size)
         call.task = asyncio.create_task(self._work(route, counts, call, held), name=f"{route.name}.{call.serial}")
@@ -246,7 +247,7 @@ class Endpoint:
             call.take_stream(fields)
         request = codec.validate(fields, route.request)
         if route.stream is not None:
-            await send_stream(call, route.stream(request, call), f"{self._gone}.{call.serial}")
+            await send_stream(call, route.stream(request, call), call.gone)
         elif call.framed or route.handle is None:
             raise Malformed(f"{route.subject} does not stream; leave {names.STREAM} out")
         else:
@@ -272,8 +273,7 @@ class Endpoint:
             call.cancel()
 
     async def _on_gone(self, msg: Msg) -> None:
-        serial = msg.subject.rpartition(".")[2]
-        call = self.calls.get(int(serial)) if serial.isdecimal() else None
+        call = next((call for call in self.calls.values() if call.gone == msg.subject), None)
         back_s = asyncio.get_running_loop().time() - self.nc.reconnected_at
         if call and back_s > RETURN_S and (msg.headers or {}).get("Status") == "503":
             its = [other for other in self.calls.values() if other.caller == call.caller] if call.caller else [call]
@@ -287,7 +287,7 @@ class Endpoint:
             callers = {call.caller: call for call in self.calls.values() if call.caller}
             for call in callers.values() if self.nc.is_connected else ():
                 with suppress(ReplyLost):
-                    await call.probe(f"{self._gone}.{call.serial}")
+                    await call.probe(call.gone)
 
     def on_denied(self, subject: str) -> None:
         """The server refused a publish. The work for an answer ends. subject: in lower case."""

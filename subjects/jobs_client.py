@@ -79,7 +79,8 @@ class FinetuneCalls:
         """Have a model trained -> the job's id, at once; `jobs.watch` tells how it goes on.
 
         One of path, pairs and object says on what. Pairs that are too many for a message go through the object bucket
-        ml_data, for which an upload may take five minutes besides timeout_s. id: the same id again is the same job.
+        ml_data: that takes the role admin, and may take five minutes besides timeout_s. id: the same id again is the
+        same job.
         """
         fields, timeout_s = split(options)
         request = _request(path, pairs, fields)
@@ -108,7 +109,8 @@ class FinetuneCalls:
             ) from None
         except TimeoutError:
             raise DeadlinePassed(
-                f"the object bucket {names.DATA_BUCKET} did not take the pairs in time; may this user write there?"
+                f"the object bucket {names.DATA_BUCKET} did not take the pairs in time; only the role admin may put "
+                f"them there, others send {INLINE_PAIRS} pairs at most, of half a message, or a path"
             ) from None
         except nats.errors.Error as error:
             raise Unavailable(f"the object bucket {names.DATA_BUCKET} did not take the pairs: {error}") from None

@@ -16,20 +16,32 @@ from .doctor_machine import Finding
 
 ASKED_SINCE: Mapping[str, bytes] = {names.SCHEMA: names.EMBED.encode(), names.JOBS_WATCH: b"none"}
 """What clients may ask since the first nats-server.conf, with a body that does nothing."""
+_OF_DATA = f"OBJ_{names.DATA_BUCKET}"
+JETSTREAM = ("$JS.API.INFO", f"$JS.API.STREAM.INFO.{_OF_DATA}", f"$JS.API.DIRECT.GET.{_OF_DATA}.doctor")
+"""What tells of JetStream and changes nothing; clients of older files could ask some of it."""
+_ADVICE = "bring it up to date: docs/security.md, Upgrading"
 
 
 async def old_permissions(asking: NatsSettings) -> list[Finding]:
-    """What the server does not let somebody ask who may ask for vectors. Raises BusError."""
+    """What the server does not let somebody ask who may ask for vectors, or lets a client ask. Raises BusError."""
     refused: list[Denied] = []
     async with connected(asking, on_denied=refused.append) as nc:
-        for subject, body in ASKED_SINCE.items():
-            await nc.publish(subject, body, reply=nc.new_inbox())
+        own = nc.new_inbox()  # a client may not publish there, an administrator may
+        asked = {**ASKED_SINCE, **dict.fromkeys(JETSTREAM, b"")}
+        for subject, body in asked.items():
+            await nc.publish(subject, body, reply=own)
+        await nc.publish(own)
         await settled(nc)
-    if not refused:
-        return []
-    subjects = ", ".join(denied.subject for denied in refused)
-    found = f"it is for an older mlbus: {asking.identity} may not ask {subjects}"
-    return [Finding("nats-server.conf", "warn", found, "bring it up to date: docs/security.md, Upgrading")]
+    denied = {each.subject for each in refused}
+    findings = []
+    if missing := [subject for subject in ASKED_SINCE if subject.lower() in denied]:
+        found = f"it is for an older mlbus: {asking.identity} may not ask {', '.join(missing)}"
+        findings.append(Finding("nats-server.conf", "warn", found, _ADVICE))
+    granted = [subject for subject in JETSTREAM if subject.lower() not in denied]
+    if granted and own.lower() in denied:
+        found = f"{asking.identity} may ask {granted[0]}, and so have the server publish on any subject"
+        findings.append(Finding("nats-server.conf", "fail", found, f"take JetStream out of its permissions; {_ADVICE}"))
+    return findings
 
 
 async def old_storage(nc: Client, timeout_s: float) -> list[Finding]:

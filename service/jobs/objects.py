@@ -1,4 +1,4 @@
-"""What clients put into an object bucket, read without believing a word of it: no link is followed, all is bounded.
+"""What lies in an object bucket for training, read without believing a word of it: no link is followed, all is bounded.
 
 Owns the reading: one request a chunk, each answered at once, and nothing left open. Knows nothing of what is in them.
 """
@@ -58,7 +58,7 @@ class Objects:
         meta = None if found is None else _read_meta(name, base64.b64decode(found.get("data", "")))
         if meta is None or meta.deleted:
             put = f"nats object put {self.bucket} FILE --name {name}"
-            raise NotFound(f"there is no object {name!r} in the bucket {self.bucket}; put it there: {put}")
+            raise NotFound(f"there is no object {name!r} in the bucket {self.bucket}; put it there as admin: {put}")
         if meta.options and meta.options.link is not None:
             raise _bad(name, "is a link, and links are not followed; put the data itself there")
         if not meta.size:

@@ -107,7 +107,7 @@ STORAGE = (
     _objects(names.CHECKPOINTS_BUCKET, "mlbus: fine-tuned versions of models", 20 * GIB),
     _objects(
         names.DATA_BUCKET,
-        "mlbus: training data that clients send",
+        "mlbus: training data too large for a message",
         4 * GIB,
         max_age=DAY_S,
         max_msg_size=CHUNK_BYTES + 4096,  # with room for headers

@@ -155,8 +155,9 @@ class Submission:
         limit = int(self.nc.max_payload) - 1024
         if len(body) > limit:
             raise TooLarge(
-                f"the request takes {len(body)} bytes in the queue and a message holds {limit}; put the pairs as JSON "
-                f"lines into the object bucket {names.DATA_BUCKET} and send the object's name as 'object'"
+                f"the request takes {len(body)} bytes in the queue and a message holds {limit}; have the "
+                f"administrator put the pairs as JSON lines into the object bucket {names.DATA_BUCKET} and send the "
+                "object's name as 'object'"
             )
         return body.encode()
 

@@ -1,4 +1,4 @@
-"""What anybody may put into the object bucket ml_data: it ends neither a worker nor more than the job that names it.
+"""What may come to lie in the object bucket ml_data: it ends neither a worker nor more than the job that names it.
 
 Nor does it fill the bucket by one object, reach a credential, or take more than its share of the machine to be read.
 """
@@ -67,13 +67,13 @@ async def worker(nats_url: str, tmp_path: Path, events: Events) -> AsyncIterator
 
 
 @pytest.fixture
-async def anybody(nats_url: str) -> AsyncIterator[Client]:
+async def putter(nats_url: str) -> AsyncIterator[Client]:
     async with await nats.connect(nats_url) as nc:
         yield nc
 
 
 async def put(nc: Client, name: str, meta: dict[str, Any] | bytes, *chunks: bytes) -> None:
-    """An object as no client would make it."""
+    """An object as no program would make it."""
     js = nc.jetstream()
     for chunk in chunks:
         await js.publish(f"$O.ml_data.C.{name}", chunk)
@@ -109,13 +109,13 @@ def link(name: str, bucket: str = "ml_data") -> dict[str, Any]:
     ],
 )
 async def test_an_object_that_cannot_be_read_is_refused_at_once(
-    worker: JobsWorker, anybody: Client, name: str, meta: dict[str, Any] | bytes, code: int, words: str
+    worker: JobsWorker, putter: Client, name: str, meta: dict[str, Any] | bytes, code: int, words: str
 ) -> None:
     async with answering(worker):
-        await put(anybody, name, meta)
-        answer = await asked(anybody, names.FINETUNE, json.dumps({"object": name, "id": name}))
+        await put(putter, name, meta)
+        answer = await asked(putter, names.FINETUNE, json.dumps({"object": name, "id": name}))
         assert (answer["error"]["code"], words in answer["error"]["message"]) == (code, True), answer
-        assert (await asked(anybody, names.JOBS_GET, name))["error"]["code"] == 404  # it answers, and there is no job
+        assert (await asked(putter, names.JOBS_GET, name))["error"]["code"] == 404  # it answers, and there is no job
 
 
 NOT_WHAT_THEY_SAY: list[tuple[dict[str, Any], tuple[bytes, ...], str]] = [
@@ -133,10 +133,10 @@ NOT_WHAT_THEY_SAY: list[tuple[dict[str, Any], tuple[bytes, ...], str]] = [
 
 
 async def test_jobs_on_objects_that_are_not_what_they_say_end_at_once(
-    worker: JobsWorker, events: Events, anybody: Client
+    worker: JobsWorker, events: Events, putter: Client
 ) -> None:
     for number, (meta, chunks, _) in enumerate(NOT_WHAT_THEY_SAY):
-        await put(anybody, f"object-{number}", meta, *chunks)
+        await put(putter, f"object-{number}", meta, *chunks)
         await worker.submit(f"job-{number}", object=f"object-{number}")
     for number, (*_, words) in enumerate(NOT_WHAT_THEY_SAY):
         job = await events.until_over(f"job-{number}")
@@ -144,21 +144,21 @@ async def test_jobs_on_objects_that_are_not_what_they_say_end_at_once(
 
 
 async def test_an_object_that_becomes_a_link_once_its_job_waits_ends_that_job(
-    worker: JobsWorker, events: Events, anybody: Client, name: str
+    worker: JobsWorker, events: Events, putter: Client, name: str
 ) -> None:
     worker.script.write(collect=["hold"])
     await worker.submit(f"{name}-before")
-    await put(anybody, name, META, LINES)
+    await put(putter, name, META, LINES)
     await worker.submit(name, object=name)
-    await put(anybody, name, link(name))
+    await put(putter, name, link(name))
     await worker.store.request_cancel(f"{name}-before")
     job = await events.until_over(name)
     assert (job.state, job.attempt) == ("failed", 1)
     assert "links are not followed" in str(job.reason)
 
 
-async def test_one_object_has_room_for_a_gigabyte_and_no_more(events: Events, anybody: Client, name: str) -> None:
-    js = anybody.jetstream()
+async def test_one_object_has_room_for_a_gigabyte_and_no_more(events: Events, putter: Client, name: str) -> None:
+    js = putter.jetstream()
     with pytest.raises(BadRequestError, match="message size exceeds"):
         await js.publish(f"$O.ml_data.C.{name}", bytes(2**18))
     for _ in range(0, MAX_CHUNKS, 512):

@@ -62,7 +62,7 @@ OTHERS = ["$SYS.REQ.SERVER.PING", "$JS.API.STREAM.LIST", "$KV.others.key", "ml",
 ANSWERS = ["_INBOX.x", "_INBOX_ml.client.x.y", "_INBOX_ml.admin.x", "_INBOX_ml.x", "_R_.x", "ml.watch.x"]
 
 MAY_PUBLISH = {
-    "admin": [*ASKING, *RESIDENCY, "ml.jobs.list", *STREAMS, "ml.jobs.some_job.event", "_INBOX.x"],
+    "admin": [*ASKING, *RESIDENCY, "ml.jobs.list", *STREAMS, *UPLOADS, "ml.jobs.some_job.event", "_INBOX.x"],
     "worker": [
         "ml.jobs.some_job.event",
         "ml.queue.finetune.some_job",
@@ -73,8 +73,8 @@ MAY_PUBLISH = {
         *ANSWERS,
         *LATER,
     ],
-    "client": [*ASKING, *UPLOADS],
-    "local": [*ASKING, *UPLOADS],
+    "client": ASKING,
+    "local": ASKING,
 }
 MAY_NOT_PUBLISH = {
     "admin": [],
@@ -92,6 +92,7 @@ MAY_NOT_PUBLISH = {
     "client": [
         *RESIDENCY,
         *STATE,
+        *UPLOADS,
         *STREAMS,
         *OTHERS,
         *ANSWERS,
@@ -105,6 +106,7 @@ MAY_NOT_PUBLISH = {
     "local": [
         *RESIDENCY,
         *STATE,
+        *UPLOADS,
         *STREAMS,
         *OTHERS,
         *ANSWERS,
@@ -338,12 +340,11 @@ class TestJetStream:
         assert (await checkpoints.status()).bucket == "ml_checkpoints"
         assert await worker.refusals() == []
 
-    @pytest.mark.parametrize("role", ["client", "local"])
-    async def test_a_client_sends_training_data_that_a_worker_reads(self, parties: dict[str, Party], role: str) -> None:
-        client, worker = parties[role], parties["worker"]
+    async def test_the_administrator_puts_training_data_that_a_worker_reads(self, parties: dict[str, Party]) -> None:
+        admin, worker = parties["admin"], parties["worker"]
         pairs = bytes(range(256)) * 2048
-        await (await client.nc.jetstream().object_store("ml_data")).put("pairs.jsonl", pairs)
-        assert await client.refusals() == []
+        await (await admin.nc.jetstream().object_store("ml_data")).put("pairs.jsonl", pairs)
+        assert await admin.refusals() == []
         copied = io.BytesIO()
         await Objects(worker.nc, "ml_data").copy("pairs.jsonl", copied)
         assert copied.getvalue() == pairs

@@ -126,6 +126,25 @@ async def test_who_does_not_know_the_id_cancels_nothing(nats_url: str, nc: Clien
         assert done.finish_reason == "length"
 
 
+async def test_nobody_guesses_where_it_is_said_that_a_caller_has_gone(
+    nats_url: str, nc: Client, attacker: Client
+) -> None:
+    engine = FakeEngine()
+    engine.hold_after(1)
+    async with running_worker(nats_url, FakeEncoder(), engine), inbox(attacker) as (caller, probes):
+        pieces = MLClient(nc, timeout_s=20).stream("a", max_tokens=3)
+        assert isinstance(await anext(pieces), TokenFrame)
+        await attacker.publish(names.GENERATE, b"a", attacker.new_inbox(), {names.CALLER: caller})
+        own = (await probes.next_msg(timeout=20)).reply
+        for guess in range(20):
+            await attacker.publish(f"{own.rpartition('.')[0]}.{guess}", b"", headers={"Status": "503"})
+        await attacker.request(names.SCHEMA, names.EMBED.encode(), timeout=20)  # the worker has heard all of them
+        engine.release()
+        *_, done = [frame async for frame in pieces]
+        assert isinstance(done, GenerateDone)
+        assert done.finish_reason == "length"
+
+
 ASKED = [
     (names.EMBED, b"hello", {}),
     (names.EMBED, b"", {}),
