@@ -143,9 +143,9 @@ async def worker(
             background.spawn(retry_missing(residency, settings), "retry_missing")
             stack.push_async_callback(background.close)
         gc.freeze()  # what is loaded stays: later collections need not walk through it
-        endpoint = _endpoint(nc, residency, finetuning, settings, telemetry, worker_id)
-        health.not_ready = functools.partial(_not_ready, nc, endpoint, residency)
         watch = SelfWatch(nc, worker_id, functools.partial(stop.fail, within_s=LEAVING_S))
+        endpoint = _endpoint(nc, residency, finetuning, settings, telemetry, worker_id, watch.inbox)
+        health.not_ready = functools.partial(_not_ready, nc, endpoint, residency)
         denials.published, denials.any = endpoint.on_denied, watch.on_denied
         await stack.enter_async_context(serving(endpoint, max(0.0, settings.grace_s - LEAVING_S)))
         await stack.enter_async_context(going_on(lambda closing: watch.run(), "self_watch"))
@@ -242,6 +242,7 @@ def _endpoint(
     settings: Settings,
     telemetry: Telemetry,
     worker_id: str,
+    watched_at: str,
 ) -> Endpoint:
     registry = residency.registry
 
@@ -271,6 +272,7 @@ def _endpoint(
         metadata=lambda: residents.described(registry, residency.defaults, residency.missing),
         data=figures,
         replies=ReplySubjects(settings.reply_prefixes, telemetry.unanswerable),
+        watched_at=watched_at,
     )
     telemetry.gauge("mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls))
     telemetry.gauge("mlbus_request_bytes_in_flight", "Bytes of their bodies", lambda: endpoint.bytes_in_flight)

@@ -116,7 +116,10 @@ class Observer(Protocol):
 
 @dataclass(slots=True)
 class Endpoint:
-    """Subscribed routes and the calls in flight on them; made by `serving`. accepting: whether it takes requests."""
+    """Subscribed routes and the calls in flight on them; made by `serving`. accepting: whether it takes requests.
+
+    watched_at: see micro.Discovery.
+    """
 
     nc: BusClient
     worker_id: str
@@ -126,6 +129,7 @@ class Endpoint:
     metadata: Callable[[], dict[str, str]]
     data: Callable[[], Mapping[str, Any]]
     replies: ReplySubjects
+    watched_at: str = ""
     calls: dict[int, Call] = field(default_factory=dict)
     accepting: bool = False
     _held: defaultdict[tuple[bool, bool], Held] = field(default_factory=lambda: defaultdict(Held))
@@ -151,7 +155,8 @@ class Endpoint:
         for route, shown in zip(self.routes, described, strict=True):
             accept = functools.partial(self._on_request, route, shown.counts)
             self._subscriptions.append(await self.nc.subscribe(route.subject, route.queue, cb=accept))
-        discovery = micro.Discovery(self.nc, self.worker_id, described, self.metadata, self.data, self.replies)
+        told = self.metadata, self.data, self.replies, self.watched_at
+        discovery = micro.Discovery(self.nc, self.worker_id, described, *told)
         self._control += await discovery.subscribe()
         await settled(self.nc)
         self.accepting = True

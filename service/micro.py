@@ -31,7 +31,8 @@ FRESH_S = 0.1
 """How long an answer may be given again as it was."""
 QUESTIONS_S = 100
 """How many questions are answered, a second and of each verb; the others are dropped. Those with this worker's id are
-counted apart from those to all workers; PING with this worker's id, and PING of other workers, not at all."""
+counted apart from those to all workers, and so are those to all for which workers are said to be answered. Only the
+PING by which this worker watches itself is always answered: nobody else knows where."""
 
 
 @dataclass(slots=True)
@@ -65,6 +66,7 @@ class Discovery:
     """Answers $SRV.PING, $SRV.INFO and $SRV.STATS, addressed to all, to this service or to this worker.
 
     metadata: what to say of the worker now. data: further figures for STATS, the same on every endpoint's `data`.
+    watched_at: where the worker's watch over itself is answered.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Discovery:
         metadata: Callable[[], dict[str, str]],
         data: Callable[[], Mapping[str, Any]],
         replies: ReplySubjects,
+        watched_at: str = "",
     ) -> None:
         self._nc = nc
         self._replies = replies
@@ -82,6 +85,8 @@ class Discovery:
         self._endpoints = endpoints
         self._metadata = metadata
         self._data = data
+        self._watch = (f"$SRV.PING.{names.SERVICE}.{worker_id}", watched_at)
+        self._of_workers = Rate(QUESTIONS_S)
         self._started = datetime.now(UTC)
 
     async def subscribe(self) -> list[Any]:
@@ -95,13 +100,13 @@ class Discovery:
         return subscriptions
 
     async def _answer(self, kept: "_Kept", rate: Rate, msg: Msg) -> None:
-        if (self._is_vital(msg) or rate.allows()) and self._replies.admit(msg):
+        if (msg.subject, msg.reply) != self._watch:
+            # A reply subject is anybody's to write: what says that it comes from a worker is no more than apart.
+            of_workers = msg.subject == f"$SRV.PING.{names.SERVICE}" and msg.reply.startswith(f"{WORKERS_INBOX}.")
+            if not (self._of_workers if of_workers else rate).allows():
+                return
+        if self._replies.admit(msg):
             await self._nc.publish(msg.reply, kept.said())
-
-    def _is_vital(self, msg: Msg) -> bool:
-        """Whether a worker depends on the answer: to know that it is heard, or which others there are."""
-        ping = f"$SRV.PING.{names.SERVICE}"
-        return msg.subject == f"{ping}.{self.id}" or (msg.subject == ping and msg.reply.startswith(f"{WORKERS_INBOX}."))
 
     @property
     def _identity(self) -> dict[str, Any]:

@@ -4,10 +4,10 @@ Knows nothing of what is wrong then; whoever supervises the process starts it an
 """
 
 import asyncio
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
-from uuid import uuid4
 
 import structlog
 from nats.errors import Error as NatsError
@@ -24,22 +24,22 @@ MISSES = 3
 
 
 class SelfWatch:
-    """on_lost: hears, once, that there was no answer so many times in a row."""
+    """on_lost: hears, once, that there was no answer so many times in a row. inbox: where it is answered."""
 
     def __init__(self, nc: BusClient, worker_id: str, on_lost: Callable[[str], None]) -> None:
         self._nc = nc
         self._subject = f"$SRV.PING.{names.SERVICE}.{worker_id}"
-        self._inbox = f"{WORKERS_INBOX}.{uuid4().hex}"
+        self.inbox = f"{WORKERS_INBOX}.{secrets.token_hex(16)}"
         self._on_lost = on_lost
         self._denied = False
 
     def on_denied(self, subject: str) -> None:
         """The server refused it to us; in lower case. Silence where we may not ask, or be answered, proves nothing."""
-        self._denied |= subject in (self._subject.lower(), self._inbox.lower())
+        self._denied |= subject in (self._subject.lower(), self.inbox.lower())
 
     async def run(self) -> None:
         """Ask until nobody answers any more, or it may not ask."""
-        answers, misses = await self._nc.subscribe(self._inbox), 0
+        answers, misses = await self._nc.subscribe(self.inbox), 0
         while misses < MISSES and not self._denied:
             misses = misses + 1 if await self._miss(answers) else 0
         if self._denied:
@@ -62,4 +62,4 @@ class SelfWatch:
 
     async def _ask(self) -> None:
         with suppress(NatsError):
-            await self._nc.publish(self._subject, reply=self._inbox)
+            await self._nc.publish(self._subject, reply=self.inbox)

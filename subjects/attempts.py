@@ -1,12 +1,31 @@
 """One call's deadline and its retries. Knows errors, no connection."""
 
 import asyncio
+import math
 import random
 import time
 
 from .errors import DeadlinePassed, MLError
 
 FIRST_PAUSE_S = 0.05
+
+
+class Pauses:
+    """How long to wait before something is tried again: longer each time, up to most_s, and with jitter."""
+
+    def __init__(self, first_s: float, most_s: float = math.inf) -> None:
+        self._first_s = self._next_s = first_s
+        self._most_s = most_s
+
+    def after(self, error: MLError) -> float:
+        """Seconds, and no fewer than the error asks for."""
+        pause_s = max(self._next_s, (error.retry_after_ms or 0) / 1000) * random.uniform(1.0, 1.5)
+        self._next_s = min(2 * self._next_s, self._most_s)
+        return pause_s
+
+    def restart(self) -> None:
+        """The next one is the first again."""
+        self._next_s = self._first_s
 
 
 class Silence:
@@ -27,7 +46,7 @@ class Attempts:
     def __init__(self, timeout_s: float, retries: int) -> None:
         self._deadline = time.monotonic() + timeout_s
         self._left = retries
-        self._pause_s = FIRST_PAUSE_S
+        self._pauses = Pauses(FIRST_PAUSE_S)
 
     def left_s(self, more_s: float = 0.0) -> float:
         """Seconds until so long after the deadline. Raises DeadlinePassed."""
@@ -38,9 +57,8 @@ class Attempts:
 
     async def wait(self, error: MLError) -> None:
         """Sleep until the next attempt, longer each time and with jitter; raise the error if there is none."""
-        pause_s = max(self._pause_s, (error.retry_after_ms or 0) / 1000) * random.uniform(1.0, 1.5)
+        pause_s = self._pauses.after(error)
         if not error.retryable or self._left == 0 or time.monotonic() + pause_s >= self._deadline:
             raise error
         self._left -= 1
-        self._pause_s *= 2
         await asyncio.sleep(pause_s)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from . import codec, names
 from .attempts import Attempts, Silence
 from .errors import Cancelled, DeadlinePassed, Internal, InvalidField, MLError, TooLarge, Unavailable, from_reply
-from .inbox import Inbox, carries, inbox, nobody_listens
+from .inbox import CLOSED, Inbox, carries, inbox, nobody_listens
 from .stream import Frame, read_frame
 
 ReplyT = TypeVar("ReplyT", bound=BaseModel)
@@ -39,6 +39,8 @@ class Caller:
         self._timeout_s = timeout_s
         self.retries = retries
         self._inbox = Inbox(nc, below)
+        self._closed = False
+        self._listening: set[asyncio.Task[Any]] = set()
 
     async def ask(self, subject: str, request: BaseModel, reply: type[ReplyT], timeout_s: float | None) -> ReplyT:
         """Send a request and read the one reply. Raises MLError; giving up tells the worker."""
@@ -66,7 +68,8 @@ class Caller:
             async with inbox(self._nc, self._below) as (to, messages):
                 await self._nc.publish(subject, body, reply=to, headers=headers)
                 while len(found) < answers:
-                    message = await _next_message(messages, request_id, subject, attempts.left_s(), first=not found)
+                    with self._until_closed():
+                        message = await _next_message(messages, request_id, subject, attempts.left_s(), first=not found)
                     found.append(_error_in(message) or parse(message.data, reply))
         except nats.errors.Error as error:
             raise _no_connection(error) from None
@@ -106,8 +109,32 @@ class Caller:
         await self._nc.publish(names.cancel_subject(request_id))
 
     async def close(self) -> None:
-        """Want no answer any more. What is asked afterwards is listened to anew."""
+        """Want no answer any more: what is waited for, and what is asked afterwards, ends as cancelled."""
+        self._closed = True
+        listening, self._listening = self._listening, set()
+        for task in listening:
+            task.cancel()
         await self._inbox.close()
+
+    @contextmanager
+    def _until_closed(self) -> Iterator[None]:
+        """Raises Cancelled as soon as this is closed, whatever is waited for inside."""
+        self._check_open()
+        task = asyncio.current_task()
+        assert task is not None
+        self._listening.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task in self._listening or task.uncancel():  # somebody else's doing, or theirs too
+                raise
+            raise Cancelled(CLOSED) from None
+        finally:
+            self._listening.discard(task)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Cancelled(CLOSED)
 
     def attempts(self, timeout_s: float | None) -> Attempts:
         """The deadline and the retries of a call."""
@@ -153,7 +180,8 @@ class Caller:
                 expected = 0
                 while not ended:
                     left_s = attempts.left_s(names.WIND_UP_S if expected else 0.0)
-                    message = await _next_message(messages, request_id, subject, left_s, first=not expected)
+                    with self._until_closed():
+                        message = await _next_message(messages, request_id, subject, left_s, first=not expected)
                     if refusal := _error_in(message):
                         ended = True
                         raise refusal
@@ -169,6 +197,7 @@ class Caller:
 
     async def _headers(self, request_id: str, timeout_s: float) -> dict[str, str]:
         """The worker is given a little less time, so that what it says when that is up still comes."""
+        self._check_open()
         try:
             caller = await self._inbox.open()
         except nats.errors.Error as error:

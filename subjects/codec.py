@@ -32,6 +32,12 @@ _ALIASES = {
 }
 _OFFERED = "application/json, application/msgpack"
 _MAX_CONTAINERS = 1000
+_MAX_JSON_CONTAINERS = 65536
+"""Of JSON from anybody, which is read faster: pairs are maps, and clients send thousands of them in a message."""
+_LOOKED_AT_BYTES = 2**18
+_BESIDE_STRUCTURE = bytes(set(range(256)) - set(b'",[{'))
+_MOST_EXPLAINED_BYTES = 65536
+"""A JSON body up to that is read twice more, slowly, to say which string in it is no text."""
 _MAX_NUMBERED_ENTRIES = 2048
 _BOM = b"\xef\xbb\xbf"
 _JSON_BEGINS = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*[{\[]")
@@ -39,7 +45,7 @@ _NO_TEXT = (("surrogatepass", "holds a lone surrogate"), ("surrogateescape", "is
 """How a body is read once more where a string in it is no text, and what is said of that string."""
 _MOST_VALUES = 4 * 65536
 _MOST_LEVELS = 4
-"""So much of a body is looked at to find that string; no request is deeper."""
+"""So much of a body is looked at to find that string; no request is deeper. JSON of more values is not read at all."""
 _UNREADABLE: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
     (UnicodeDecodeError, "a string in it is not UTF-8"),
     (msgpack.ExtraData, "something follows its one value"),
@@ -162,13 +168,17 @@ def validate(fields: Any, message: type[MessageT]) -> MessageT:
 def loads(body: bytes, content_type: str, max_containers: int | None = None) -> Any:
     """A JSON or MessagePack body as plain Python values. Raises Malformed; InvalidField for a string that is no text.
 
-    max_containers: how many lists and maps MessagePack from anybody may hold; absent: any number, as in replies.
+    max_containers: how many lists and maps MessagePack from anybody may hold; absent: any number, as in replies, also
+    in JSON.
     """
     if content_type == names.JSON:
+        if max_containers is not None:
+            _require_few(body)
         try:
             return orjson.loads(body.removeprefix(_BOM))
         except orjson.JSONDecodeError as error:
-            _require_text(lambda errors: json.loads(body.removeprefix(_BOM).decode(errors=errors)))
+            if len(body) <= _MOST_EXPLAINED_BYTES:
+                _require_text(lambda errors: json.loads(body.removeprefix(_BOM).decode(errors=errors)))
             raise Malformed(
                 f"unreadable JSON: {error}; a text that starts with {{ or [ needs Content-Type: text/plain"
             ) from None
@@ -186,6 +196,33 @@ def loads(body: bytes, content_type: str, max_containers: int | None = None) -> 
             _require_text(unpack)
         reason = next(reason for kinds, reason in _UNREADABLE if isinstance(error, kinds))
         raise Malformed(f"unreadable MessagePack: {reason}; set Content-Type if it is something else") from None
+
+
+def _require_few(body: bytes) -> None:
+    """Raises Malformed for JSON of so many lists, maps or values that the event loop stands still while it is read.
+
+    Text may hold any number of brackets, braces and commas, as code does: where there are many, those in strings do
+    not count.
+    """
+    if body.count(b"[") + body.count(b"{") <= _MAX_JSON_CONTAINERS and body.count(b",") < _MOST_VALUES:
+        return
+    unescaped = body.replace(b"\\\\", b"  ").replace(b'\\"', b"  ")
+    commas = containers = quoted = 0
+    for at in range(0, len(body), _LOOKED_AT_BYTES):
+        marks = np.frombuffer(unescaped[at : at + _LOOKED_AT_BYTES].translate(None, _BESIDE_STRUCTURE), np.uint8)
+        quotes = marks == ord('"')
+        outside = marks[(np.cumsum(quotes, dtype=np.uint8) + quoted) % 2 == 0]
+        quoted = (quoted + int(np.count_nonzero(quotes))) % 2
+        commas += int(np.count_nonzero(outside == ord(",")))
+        containers += int(np.count_nonzero(outside > ord(",")))
+        if containers > _MAX_JSON_CONTAINERS:
+            raise _too_many(_MAX_JSON_CONTAINERS)
+        if commas >= _MOST_VALUES:
+            raise Malformed(f"the message has more than {_MOST_VALUES} values; no request needs that")
+
+
+def _too_many(containers: int) -> Malformed:
+    return Malformed(f"the message has more than {containers} lists and maps; no request needs that")
 
 
 def _require_text(read: Callable[[str], Any]) -> None:
@@ -246,7 +283,7 @@ class _Bounded:
     def _count(self, container: T) -> T:
         self._seen += 1
         if self._seen > self._most:
-            raise Malformed(f"the message has more than {self._most} lists and maps; no request needs that")
+            raise _too_many(self._most)
         return container
 
 

@@ -2,7 +2,15 @@
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from .encodings import INT8_RANGE, EncodingFormat
 from .vectors import Vector
@@ -88,7 +96,7 @@ class EmbedRequest(EmbedOptions):
 
 
 class EmbedBatchRequest(EmbedOptions):
-    texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
+    texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)]
     stream: Stream | None = STREAM
 
     @model_validator(mode="after")

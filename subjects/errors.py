@@ -107,6 +107,10 @@ class VersionChanged(Conflict):
     """The client's own: the weights were swapped while it collected vectors, and those of two versions do not mix."""
 
 
+class FrameLost(Internal):
+    """The client's own: a frame of a stream did not come, as where a connection breaks."""
+
+
 class OutOfMemory(MLError):
     code = 507
     retryable = True

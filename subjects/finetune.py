@@ -54,7 +54,7 @@ class FinetuneRequest(Message):
     path: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = Field(
         None, description="a codebase on the worker's machine, below one of its finetune.roots"
     )
-    pairs: list[TrainingPair] | None = Field(None, min_length=1, max_length=MAX_PAIRS)
+    pairs: Annotated[list[TrainingPair], Field(fail_fast=True)] | None = Field(None, min_length=1, max_length=MAX_PAIRS)
     object: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
         None, description="JSON lines of such pairs, by their name in the object bucket ml_data"
     )

@@ -16,6 +16,8 @@ from nats.aio.subscription import Subscription
 from . import names
 from .errors import Cancelled
 
+CLOSED = "this client was closed"
+
 
 def own_subject(nc: Client, below: str = "") -> str:
     """A subject that nobody can guess. below: what it begins with, instead of the connection's own inbox prefix.
@@ -78,7 +80,7 @@ class Inbox:
         subscription, self._subscription, self._open = self._subscription, None, False
         for _, reply in self._waiting.values():
             if not reply.done():
-                reply.set_exception(Cancelled("this client was closed"))
+                reply.set_exception(Cancelled(CLOSED))
         if subscription is not None and not self._nc.is_closed:
             await subscription.unsubscribe()
 

@@ -1,7 +1,6 @@
 """`MLClient`'s fine-tuning: asks for it, sends its data, and follows the jobs that it becomes."""
 
 import asyncio
-import random
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from os import PathLike, fspath
@@ -14,9 +13,9 @@ from nats.js.errors import NotFoundError, ServiceUnavailableError
 from typing_extensions import Unpack
 
 from . import codec, names
-from .attempts import Silence
+from .attempts import Pauses, Silence
 from .caller import Caller, parse, split
-from .errors import DeadlinePassed, MLError, NotFound, NotServed, Unavailable
+from .errors import DeadlinePassed, FrameLost, MLError, NotServed, Unavailable
 from .finetune import FinetuneOptions, FinetuneReply, FinetuneRequest, TrainingPair
 from .jobs import (
     TERMINAL,
@@ -36,8 +35,10 @@ GivenPair: TypeAlias = TrainingPair | Mapping[str, Any] | list[Any] | tuple[Any,
 INLINE_PAIRS = 400
 """More than these go as an object: a worker reads a thousand lists and maps from a message, and a pair may take two."""
 UPLOAD_TIMEOUT_S = 300.0
-ASK_AGAIN_S = 0.2
-"""How soon it asks for a job again whose worker has left, or where none is there."""
+ASK_AGAIN_S, SELDOM_S = 0.2, 5.0
+"""How soon it asks for a job again whose worker has left, or where none is there: first, and after many times."""
+_SILENCE = (DeadlinePassed, FrameLost)
+"""What it takes for a worker or a connection that was lost."""
 
 
 class FinetuneCallOptions(TypedDict, total=False):
@@ -162,10 +163,11 @@ class JobsClient:
 
         silence_s: after how long without a word, a worker's pings included, it asks again; for workers and servers
         that are away it waits. timeout_s: for the first state. Raises NotFound, and what `get` raises where there is no
-        first state; Unavailable once the connection is closed for good.
+        first state; later every error that cannot be retried, Cancelled once the client is closed, and Unavailable once
+        the connection is closed for good.
         """
         request = codec.validate({"id": job_id}, JobsWatchRequest)
-        attempts = self._caller.attempts(timeout_s)
+        attempts, pauses = self._caller.attempts(timeout_s), Pauses(ASK_AGAIN_S, SELDOM_S)
         job: Job | None = None
         while job is None or job.state not in TERMINAL:
             try:
@@ -175,13 +177,14 @@ class JobsClient:
                         if newer != job:
                             yield newer
                             job = newer
+                            pauses.restart()
             except MLError as error:
                 if job is None:
                     await attempts.wait(error)
-                elif isinstance(error, NotFound) or self._nc.is_closed:
-                    raise
+                elif (error.retryable or isinstance(error, _SILENCE)) and not self._nc.is_closed:
+                    await asyncio.sleep(pauses.after(error))
                 else:
-                    await asyncio.sleep(ASK_AGAIN_S * random.uniform(1.0, 1.5))
+                    raise
 
     async def _states(self, request: JobsWatchRequest, silence: Silence) -> AsyncGenerator[Job, None]:
         """The states of a job that one worker tells, until it is over or that worker leaves."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from . import names
-from .errors import Internal
+from .errors import FrameLost, Internal
 
 CHUNK = "chunk"
 TOKEN = "token"
@@ -43,7 +43,7 @@ def frame_headers(event: str, seq: int) -> dict[str, str]:
 def read_frame(headers: Mapping[str, str], body: bytes, expected_seq: int) -> Frame | None:
     """The frame in a message; None where it was there before: a worker that was cut off may send one twice.
 
-    Raises Internal if one was lost, or it is no frame.
+    Raises FrameLost, and Internal if it is no frame.
     """
     event, seq = headers.get(names.EVENT, ""), headers.get(names.SEQ, "")
     if not event or not seq.isdigit():
@@ -51,5 +51,5 @@ def read_frame(headers: Mapping[str, str], body: bytes, expected_seq: int) -> Fr
     if int(seq) < expected_seq:
         return None
     if int(seq) > expected_seq:
-        raise Internal(f"a frame of the stream is missing: expected {expected_seq}, got {seq}")
+        raise FrameLost(f"a frame of the stream is missing: expected {expected_seq}, got {seq}")
     return Frame(event, int(seq), body)

@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from subjects import codec
 from subjects.client import MLClient
 from subjects.embed import MAX_TEXT_CHARS
-from subjects.errors import MLError
+from subjects.errors import Conflict, MLError
 from subjects.finetune import MAX_PAIRS, FinetuneReply, TrainingPair
 from subjects.jobs_client import FinetuneCallOptions
 
@@ -54,6 +54,7 @@ def start(order: Order, connection: Connection, *, watch: bool, as_json: bool) -
     source = order.source()
     reply = ask(connection, lambda nc: _submit(nc, order, source, connection.timeout_s))
     if order.promote:
+        _refuse_another(reply, order)
         _promote(reply, connection)
     if watch:
         if reply.duplicate and not as_json:
@@ -72,6 +73,18 @@ async def _submit(nc: Client, order: Order, source: dict[str, Any], timeout_s: f
     named = {"model": order.model, "id": order.job_id, "timeout_s": timeout_s}
     options = cast(FinetuneCallOptions, {**named, **order.options})
     return await MLClient(nc).finetune(**source, **options)
+
+
+def _refuse_another(reply: FinetuneReply, order: Order) -> None:
+    """Raises Conflict where the id is that of a job that was there: it may be anybody's, and learn from anything.
+
+    Only an id that was typed can be: one of our own making that comes back is the same job, asked for twice.
+    """
+    if reply.duplicate and order.job_id is not None:
+        raise Conflict(
+            f"job {reply.job} was there already, perhaps another's with other data: nothing new begins, and nothing is "
+            f"promoted. See `mlbus jobs get {reply.job}`; if it is yours, `mlbus models promote --job {reply.job}`"
+        )
 
 
 def _promote(reply: FinetuneReply, connection: Connection) -> None:

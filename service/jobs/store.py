@@ -92,6 +92,9 @@ class JobStore:
             return _read(await bucket.get(_key(job_id)))
         except KeyNotFoundError:
             return None
+        except (NoRespondersError, ServiceUnavailableError):
+            await self._require_bucket()
+            raise
 
     async def written_at(self, job_id: str) -> datetime | None:
         """When a job was last changed, by the server's clock; None where it is not there. Raises NotSetUp."""
@@ -189,6 +192,14 @@ class JobStore:
             except (NotFoundError, ServiceUnavailableError, NoRespondersError):
                 raise NotSetUp from None
         return self._bucket
+
+    async def _require_bucket(self) -> None:
+        """Raises NotSetUp where the bucket has gone, and what an absent server raises."""
+        try:
+            await self._js.stream_info(f"KV_{names.JOBS_BUCKET}")
+        except NotFoundError:
+            self._bucket = None
+            raise NotSetUp from None
 
     async def _publish(self, job: Job) -> None:
         await self._nc.publish(names.job_event_subject(job.id), _dumped(job), headers={names.CONTENT_TYPE: names.JSON})

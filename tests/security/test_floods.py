@@ -3,11 +3,15 @@
 import asyncio
 import json
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_encoder import FakeEncoder
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
+from nats_server import NatsServer, as_role
+from workers import running_worker
 
 from service import micro, residents
 from service.bus.connection import settled
@@ -42,11 +46,6 @@ async def flooded(nc: Client, subject: str, below: str = "") -> Subscription:
     return heard
 
 
-async def all_answered(heard: Subscription) -> None:
-    for _ in range(QUESTIONS):
-        await heard.next_msg(10)
-
-
 @pytest.mark.parametrize("verb", VERBS)
 async def test_of_a_flood_to_all_workers_little_is_answered(anyone: Client, verb: str) -> None:
     for subject in (f"$SRV.{verb}", f"$SRV.{verb}.ml"):
@@ -55,9 +54,7 @@ async def test_of_a_flood_to_all_workers_little_is_answered(anyone: Client, verb
         assert heard.pending_msgs <= QUESTIONS / 2
 
 
-async def test_the_pings_of_one_worker_are_answered_always_and_from_what_it_keeps(
-    anyone: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_answers_are_given_from_what_is_kept(anyone: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     described, made = residents.described, []
 
     def counted(*what: Any) -> dict[str, str]:
@@ -66,11 +63,31 @@ async def test_the_pings_of_one_worker_are_answered_always_and_from_what_it_keep
 
     monkeypatch.setattr(residents, "described", counted)
     monkeypatch.setattr(micro, "FRESH_S", 3600)
-    await all_answered(await flooded(anyone, "$SRV.PING.ml.worker"))
+    heard = await flooded(anyone, "$SRV.PING.ml.worker")
+    await anyone.request(names.EMBED, b"served beside it", timeout=20)
+    assert heard.pending_msgs > 10
     assert len(made) <= 1
 
 
-@pytest.mark.parametrize("verb", ["INFO", "STATS"])
+async def test_only_the_worker_itself_is_always_answered(
+    secured_server: NatsServer, admin: Client, tmp_path: Path
+) -> None:
+    """A reply subject below that of workers is anybody's to write; that of its watch nobody knows."""
+    questions = await admin.subscribe("$SRV.PING.ml.*")
+    async with running_worker(as_role(secured_server, "worker"), FakeEncoder(), data_dir=tmp_path / "data"):
+        own = await questions.next_msg(20)
+        watch = await admin.subscribe(own.reply)
+        for subject in (own.subject, "$SRV.PING.ml"):
+            heard = await flooded(admin, subject, WORKERS_INBOX)
+            for _ in range(10):
+                await admin.publish(own.subject, reply=own.reply)
+            for _ in range(10):
+                await watch.next_msg(20)
+            await admin.request(names.EMBED, b"served beside it", timeout=20)
+            assert heard.pending_msgs <= QUESTIONS / 2
+
+
+@pytest.mark.parametrize("verb", VERBS)
 async def test_who_asks_one_worker_is_answered_beside_a_flood_to_all(anyone: Client, verb: str) -> None:
     await flooded(anyone, f"$SRV.{verb}.ml")
     worker = await worker_id(anyone)
@@ -87,10 +104,12 @@ async def test_of_a_flood_of_questions_for_schemas_most_are_refused(anyone: Clie
 
 
 async def test_pings_of_workers_are_answered_beside_a_flood(anyone: Client, admin: Client) -> None:
-    await all_answered(await flooded(admin, "$SRV.PING.ml", WORKERS_INBOX))
-    heard = await flooded(admin, "$SRV.STATS.ml", WORKERS_INBOX)
-    await anyone.request(names.EMBED, b"served beside it", timeout=20)
-    assert heard.pending_msgs <= QUESTIONS / 2
+    inbox = f"{WORKERS_INBOX}.one"
+    answers = await admin.subscribe(inbox)
+    for verb in VERBS:
+        await flooded(anyone, f"$SRV.{verb}.ml")
+        await admin.publish("$SRV.PING.ml", reply=inbox)
+        assert (await answers.next_msg(10)).data
 
 
 async def test_info_is_small_with_all_bundled_models(anyone: Client) -> None:

@@ -22,7 +22,7 @@ from service.jobs.watch import Watch
 from service.reply_subject import ReplySubjects
 from service.telemetry import Telemetry
 from subjects import MLClient, names, stream
-from subjects.errors import Busy, NotFound
+from subjects.errors import Busy, NotFound, NotServed
 from subjects.finetune import FinetuneRequest
 from subjects.jobs import Job
 
@@ -171,6 +171,17 @@ async def test_watches_are_bounded_in_number_and_take_no_places_of_others(queuei
         for watched in two:
             await watched.aclose()
         await anext(ml.jobs.watch("mine"))
+
+
+async def test_a_watch_ends_where_the_bucket_has_gone(queueing: JobsWorker) -> None:
+    """Also where the worker, or the client, waits for a server that is away."""
+    await queueing.submit("mine")
+    async with answering(queueing) as (_, nc):
+        watched = MLClient(nc).jobs.watch("mine")
+        assert (await anext(watched)).state == "queued"
+        await nc.jetstream().delete_key_value(names.JOBS_BUCKET)
+        with pytest.raises(NotServed, match="mlbus admin init"):
+            await asyncio.wait_for(anext(watched), 20)
 
 
 async def test_whoever_is_gone_ends_the_watch(queueing: JobsWorker) -> None:

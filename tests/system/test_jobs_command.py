@@ -118,6 +118,18 @@ async def test_promoting_is_said_as_soon_as_the_job_is_there(worker: JobsWorker,
     assert "give 'model' and 'version'" in (await shell.run("models", "promote", "a")).err
 
 
+async def test_a_job_that_was_there_already_is_not_promoted(worker: JobsWorker, shell: Shell) -> None:
+    """Whoever guesses an id would otherwise have what they trained served."""
+    worker.duplicate = True
+    for more in ((), ("--watch",), ("--json",)):
+        ended = await shell.run("finetune", ".", "--id", "mine", "--promote", *more)
+        assert (ended.code, ended.out) == (1, "")
+        assert "job mine was there already" in ended.err
+        assert "mlbus models promote --job mine" in ended.err
+    assert names.MODELS_PROMOTE not in [subject for subject, _ in worker.asked]
+    assert (await shell.run("finetune", ".", "--promote")).code == 0, "an id that nobody knows is our own, asked twice"
+
+
 async def test_a_job_goes_on_where_promoting_it_is_refused(worker: JobsWorker, shell: Shell) -> None:
     worker.promotion = Conflict("no")
     ended = await shell.run("finetune", ".", "--id", "mine", "--promote")

@@ -617,7 +617,7 @@ async def test_a_request_larger_than_a_worker_takes_is_not_told_to_come_again(na
 async def test_a_closed_connection_is_an_error_of_the_clients_own(nats_url):
     ml = await MLClient.connect(nats_url)
     ml._caller.retries = 0
-    await ml.close()
+    await ml._nc.close()
     with pytest.raises(Unavailable, match="connection"):
         await ml.embed("x")
     with pytest.raises(Unavailable, match="connection"):

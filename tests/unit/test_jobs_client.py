@@ -14,7 +14,18 @@ from nats_server import NatsServer
 from scripted_jobs import JobsWorker, job, scripted_jobs
 
 from subjects import MLClient, TrainingPair, names
-from subjects.errors import InvalidField, NotFound, NotServed, Unavailable
+from subjects.attempts import Pauses
+from subjects.errors import (
+    Busy,
+    Cancelled,
+    Forbidden,
+    Internal,
+    InvalidField,
+    MLError,
+    NotFound,
+    NotServed,
+    Unavailable,
+)
 
 
 @pytest.fixture
@@ -184,6 +195,63 @@ async def test_a_watch_outlives_a_restart_and_workers_that_are_away(
     worker.job = job("training", 1)  # while nobody could hear of it
     assert (await asyncio.wait_for(next_state, 30)).state == "training"
     await watched.aclose()
+
+
+async def test_a_watch_ends_with_its_client(worker: JobsWorker, ml: MLClient, nc: Client) -> None:
+    """Not with the connection, which is another's."""
+    waits, pauses = ml.jobs.watch("j1"), ml.jobs.watch("j1", silence_s=0.05)
+    for watched in (waits, pauses):
+        await anext(watched)
+    ending = [asyncio.create_task(anext(watched)) for watched in (waits, pauses)]
+    await worker.is_asked()
+    await worker.is_asked()
+    worker.job = Unavailable("starting")
+    await worker.is_asked()
+    await ml.close()
+    for end in ending:
+        with pytest.raises(Cancelled, match="this client was closed"):
+            await asyncio.wait_for(end, 10)
+    assert nc.is_connected
+
+
+@pytest.mark.parametrize("error", [NotServed("not set up"), Forbidden("no"), Internal("odd")])
+async def test_a_watch_that_waiting_does_not_help_ends(worker: JobsWorker, ml: MLClient, error: MLError) -> None:
+    watched = ml.jobs.watch("j1", silence_s=0.1)
+    await anext(watched)
+    worker.job = error
+    with pytest.raises(type(error), match=error.message):
+        await asyncio.wait_for(anext(watched), 10)
+
+
+def test_pauses_grow_up_to_a_bound_and_are_as_long_as_asked_for() -> None:
+    pauses, busy = Pauses(0.2, 5.0), Busy("later")
+    waited = [pauses.after(busy) for _ in range(20)]
+    assert waited[0] < 0.31
+    assert all(5.0 <= pause <= 7.5 for pause in waited[-10:])
+    assert pauses.after(Busy("later", retry_after_ms=60_000)) >= 60
+    pauses.restart()
+    assert pauses.after(busy) < 0.31
+
+
+async def test_a_watch_asks_again_no_sooner_than_it_is_told(
+    worker: JobsWorker, ml: MLClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_for: list[int | None] = []
+
+    def after(self: Pauses, error: MLError) -> float:
+        asked_for.append(error.retry_after_ms)
+        return 0.0
+
+    monkeypatch.setattr(Pauses, "after", after)
+    watched = ml.jobs.watch("j1", silence_s=0.1)
+    await anext(watched)
+    await worker.is_asked()
+    worker.job = Unavailable("starting", retry_after_ms=1234)
+    ending = asyncio.create_task(anext(watched))
+    await worker.is_asked()
+    worker.job = job("done", 1)
+    assert (await asyncio.wait_for(ending, 10)).state == "done"
+    assert asked_for[:2] == [None, 1234]
 
 
 async def test_a_watch_of_no_job_says_so(worker: JobsWorker, ml: MLClient) -> None:
