@@ -10,10 +10,14 @@ from typing import Any
 
 import nats
 import pytest
+from fake_loader import FakeLoader
 from fake_steps import Script
 from nats.aio.client import Client
 from serve_jobs import Events, JobsWorker, jobs_worker, listening, set_up
+from trained_versions import serve, trained
+from workers import running_worker
 
+from models.versions import keep
 from service.endpoint import Endpoint, Limits, serving
 from service.handlers.finetune import FinetuneHandlers
 from service.jobs import streams
@@ -104,6 +108,23 @@ async def test_an_id_that_is_not_there_is_refused_the_same_for_all_questions(que
         for question in (ml.jobs.get("guess"), ml.jobs.cancel("guess"), anext(ml.jobs.watch("guess"))):
             with pytest.raises(NotFound, match="there is no job 'guess'"):
                 await question
+
+
+async def test_nobody_is_told_which_job_made_a_version(nats_url: str, tmp_path: Path) -> None:
+    """While its version goes live, who knew the id could cancel the administrator's promotion."""
+    data_dir = tmp_path / "var"
+    version = trained(tmp_path / "run", day=7, accepted=True)
+    keep(tmp_path / "run", data_dir / "checkpoints", "mine", version)
+    serve(data_dir / "checkpoints", "mine", version)
+    catalogue = {"mine": {"kind": "embedding", "folder": "weights"}}
+    async with (
+        running_worker(nats_url, loader=FakeLoader(), catalogue=catalogue, data_dir=data_dir, models=("mine",)),
+        await nats.connect(nats_url) as nc,
+    ):
+        for subject in (names.MODELS_INFO, names.MODELS_LIST, "$SRV.INFO.ml", "$SRV.STATS.ml"):
+            told = (await nc.request(subject, b"mine" * (subject == names.MODELS_INFO), timeout=20)).data.decode()
+            assert "mine" in told or "ml" in told
+            assert "job-7" not in told
 
 
 # Watching
