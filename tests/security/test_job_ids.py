@@ -225,12 +225,29 @@ async def test_a_drain_ends_a_watch_at_once_and_the_client_goes_on_elsewhere(que
 
 
 async def test_so_many_jobs_wait_and_no_more(queueing: JobsWorker) -> None:
-    ids = [(await queueing.submission.submit(of(queueing))).job for _ in range(streams.MAX_JOBS)]
+    ids = [(await queueing.submission.submit(of(queueing))).job for _ in range(streams.MAX_REQUESTED)]
     with pytest.raises(Busy) as refused:
         await queueing.submission.submit(of(queueing))
     assert refused.value.retry_after_ms
+    assert (await queueing.submission.submit(of(queueing, ids[1]))).duplicate
     await queueing.submission.cancel(ids[0])
     await queueing.submission.submit(of(queueing))
+
+
+async def test_the_nightly_run_has_a_place_that_callers_cannot_take_by_many_workers_at_once(
+    nats_url: str, tmp_path: Path, script: Script, queueing: JobsWorker
+) -> None:
+    async with jobs_worker(nats_url, tmp_path / "data", script, "w2", takes_jobs=False) as other:
+        asked = [worker.submission.submit(of(worker)) for _ in range(streams.MAX_JOBS) for worker in (queueing, other)]
+        ends = await asyncio.gather(*asked, return_exceptions=True)
+    refused = [end for end in ends if isinstance(end, BaseException)]
+    assert all(isinstance(end, Busy) for end in refused)
+    assert len(ends) - len(refused) == await waiting(queueing) == streams.MAX_REQUESTED
+    assert len(await queueing.store.list()) == streams.MAX_REQUESTED
+    nightly = await queueing.submission.submit(of(queueing, "nightly-2026-06-01-a"), "nightly")
+    assert (nightly.duplicate, await waiting(queueing)) == (False, streams.MAX_JOBS)
+    with pytest.raises(Busy):
+        await queueing.submission.submit(of(queueing, "nightly-2026-06-01-b"), "nightly")
 
 
 async def test_cancelled_jobs_leave_the_queue_at_once(queueing: JobsWorker) -> None:
