@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -168,8 +169,10 @@ async def test_a_watch_has_no_deadline_pings_and_is_no_service_time(queueing: Jo
         frames = await nc.subscribe(inbox)
         headers = {names.TIMEOUT_MS: "1", names.PING_MS: "100", names.REQUEST_ID: "w"}
         await nc.publish(names.JOBS_WATCH, b"mine", reply=inbox, headers=headers)
-        heard = [await frames.next_msg(10) for _ in range(4)]
-        assert [one.headers[names.EVENT] for one in heard] == [stream.JOB, *[stream.PING] * 3]
+        heard, began = [await frames.next_msg(10)], time.monotonic()
+        heard += [await frames.next_msg(10) for _ in range(2)]
+        assert [one.headers[names.EVENT] for one in heard] == [stream.JOB, *[stream.PING] * 2]
+        assert time.monotonic() - began > 1.5  # a second for each, however many are asked for
         await nc.publish(names.cancel_subject("w"))
         while (last := await frames.next_msg(10)).headers[names.EVENT] == stream.PING:
             pass
@@ -181,7 +184,7 @@ async def test_a_watch_has_no_deadline_pings_and_is_no_service_time(queueing: Jo
 
 async def test_watches_are_bounded_in_number_and_take_no_places_of_others(queueing: JobsWorker) -> None:
     await queueing.submit("mine")
-    async with answering(queueing, watches=2) as (_, nc):
+    async with answering(queueing, watches=8) as (_, nc):
         ml = MLClient(nc)
         two = [ml.jobs.watch("mine") for _ in range(2)]
         for watched in two:
@@ -192,6 +195,29 @@ async def test_watches_are_bounded_in_number_and_take_no_places_of_others(queuei
         for watched in two:
             await watched.aclose()
         await anext(ml.jobs.watch("mine"))
+
+
+async def test_one_users_watches_leave_room_for_the_others(queueing: JobsWorker) -> None:
+    """What the server does not tell apart is one: inboxes that callers choose, and all that is below ml.watch."""
+    await queueing.submit("mine")
+
+    async def watch(inbox: str, caller: str = "") -> str:
+        """The first frame's event, or the code of the error that comes instead."""
+        frames = await nc.subscribe(inbox)
+        headers = {names.CALLER: caller} if caller else {}
+        await nc.publish(names.JOBS_WATCH, b"mine", reply=inbox, headers=headers)
+        told = (await frames.next_msg(10)).headers
+        return told.get(names.ERROR_CODE) or told[names.EVENT]
+
+    async with answering(queueing, watches=8) as (_, nc):
+        await nc.subscribe("_INBOX_ml.me.caller")
+        greedy = [f"_INBOX_ml.me.{number}" for number in range(3)]
+        assert [await watch(inbox) for inbox in greedy] == ["job", "job", "429"]
+        assert await watch("_INBOX_ml.other.x", "_INBOX_ml.me.caller") == "429"  # that is who is asked
+        assert [await watch(f"_INBOX.{number}.x") for number in range(3)] == ["job", "job", "429"]
+        assert [await watch(f"ml.watch.{number}") for number in range(3)] == ["job", "job", "429"]
+        assert [await watch(f"_INBOX_ml.other.{number}") for number in range(2)] == ["job", "job"]
+        assert await watch("_INBOX_ml.third.x") == "429"
 
 
 async def test_whoever_is_gone_ends_the_watch(queueing: JobsWorker) -> None:
