@@ -27,6 +27,8 @@ MAX_KEPT_BYTES = 4 * 2**20
 """How much may be kept to be sent again if the connection breaks, or until it is back, before an answer waits."""
 LASTING_PING_S = 5.0
 """After how long without a frame a stream that lasts sends a ping, unless the caller names a time."""
+LEAST_PING_S = 1.0
+"""Pings of a stream that lasts come no faster, whatever the caller names: it goes on for hours, and costs time."""
 
 
 class ReplyLost(Exception):
@@ -105,7 +107,8 @@ class Call:
     def last(self) -> None:
         """Be a stream of frames and pings that goes on for as long as what it tells of, whatever the headers say."""
         self.deadline = math.inf
-        self.asked = replace(self.asked, stream=True, ping_s=self.asked.ping_s or LASTING_PING_S)
+        ping_s = max(self.asked.ping_s or LASTING_PING_S, LEAST_PING_S)
+        self.asked = replace(self.asked, stream=True, ping_s=ping_s)
         self.framed = True
 
     def take_body(self) -> bytes:

@@ -6,7 +6,7 @@ Knows routes, not models: a route's handler takes a validated request and return
 import asyncio
 import functools
 import secrets
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -83,7 +83,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one worker holds at once, of management, of the rest, and streams that last; past it it answers 429."""
+    """What one worker holds at once, of management, of the rest, and streams that last; past it it answers 429.
+
+    Of the last one user has at most a quarter.
+    """
 
     requests: int
     request_bytes: int
@@ -93,15 +96,19 @@ class Limits:
 
 @dataclass(slots=True)
 class Held:
-    """Requests in flight, and the bytes of their bodies."""
+    """Requests in flight, the bytes of their bodies, and how many there are of each source."""
 
     requests: int = 0
     size: int = 0
+    of: Counter[str] = field(default_factory=Counter)
 
-    def add(self, requests: int, size: int) -> None:
-        """More of them, or fewer."""
-        self.requests += requests
-        self.size += size
+    def add(self, call: Call, times: int = 1) -> None:
+        """One more; with times -1 one less."""
+        self.requests += times
+        self.size += times * call.size
+        self.of[call.source] += times
+        if not self.of[call.source]:
+            del self.of[call.source]
 
 
 class Observer(Protocol):
@@ -172,16 +179,14 @@ class Endpoint:
             call.last()
         held = self._held[route.management, route.lasting]
         most = self.limits.watches if route.lasting else self.limits.requests
-        refusal = (
-            call.asked.fault or self._unaskable(call) or self._refusal(call.size, held, most) or _late(route, call)
-        )
+        refusal = call.asked.fault or self._unaskable(call) or self._refusal(call, held, most) or _late(route, call)
         msg.data = b""  # nats-py keeps each subscription's last message
         if refusal:  # at once: under a flood that is most of the work
             await self._serve(route, counts, call, refusal)
             return
         call.gone = f"{self._gone}.{secrets.token_hex(16)}"
         self.calls[call.serial] = call
-        held.add(1, call.size)
+        held.add(call)
         call.task = asyncio.create_task(self._work(route, counts, call, held), name=f"{route.name}.{call.serial}")
 
     def _unaskable(self, call: Call) -> MLError | None:
@@ -191,17 +196,21 @@ class Endpoint:
             return None
         if not caller or (self.replies.allow(caller) and caller != call.reply):
             call.caller = caller
-            call.source = self.replies.source(caller or call.reply)
+            whose = self.replies.user if call.lasting else self.replies.source
+            call.source = whose(caller or call.reply)
             return None
         allowed = ", ".join(self.replies.prefixes)
         must = f"must be a subject below {allowed}, of at most {MOST_BYTES} bytes, and not the reply subject"
         return InvalidField(f"{names.CALLER} {must}")
 
-    def _refusal(self, size: int, held: Held, most: int) -> MLError | None:
+    def _refusal(self, call: Call, held: Held, most: int) -> MLError | None:
+        size, share = call.size, max(1, most // 4)
         if size > self.limits.request_bytes:
             return TooLarge(f"the request takes {size} bytes, this worker reads {self.limits.request_bytes} at most")
         if held.requests >= most:
             full = f"{most} requests"
+        elif call.lasting and held.of[call.source] >= share:
+            full = f"{share} such streams for the same user"
         elif held.size + size > self.limits.request_bytes:
             full = f"{self.limits.request_bytes} bytes of requests"
         else:
@@ -215,7 +224,7 @@ class Endpoint:
             await self._serve(route, counts, call)
         finally:
             del self.calls[call.serial]
-            held.add(-1, -call.size)
+            held.add(call, -1)
 
     async def _serve(self, route: Route, counts: micro.Counts, call: Call, refusal: MLError | None = None) -> None:
         try:

@@ -14,7 +14,9 @@ from .bus.log import RareLog
 
 IMPORTED = "_R_"
 """Below it the server takes answers to requests that came in from another account."""
-PREFIXES = ("_INBOX", "_INBOX_ml", IMPORTED, "ml.watch")
+USERS_INBOX = "_INBOX_ml"
+"""Below it each user has an inbox of its own, where no other may listen."""
+PREFIXES = ("_INBOX", USERS_INBOX, IMPORTED, "ml.watch")
 JETSTREAM_INBOX = inbox_prefix("worker")
 """Below it the server answers a worker; whoever could have something sent there could answer in its place."""
 WORKERS_INBOX = "_INBOX_ml.worker"
@@ -45,6 +47,14 @@ class ReplySubjects:
         """
         prefix = max((prefix for prefix in self.prefixes if subject.startswith(f"{prefix}.")), key=len)
         return f"{prefix}.{subject[len(prefix) + 1 :].partition('.')[0]}"
+
+    def user(self, subject: str) -> str:
+        """Whom answers to a subject that is allowed are for, as far as the server sees to it.
+
+        That is a user below `_INBOX_ml`. What comes behind another prefix a caller chooses freely: there all are one.
+        """
+        source = self.source(subject)
+        return source if source.startswith(f"{USERS_INBOX}.") else source.rpartition(".")[0]
 
     def include(self, denied: str) -> bool:
         """Whether a publish that was denied is likely to have been an answer; the subject comes in lower case."""

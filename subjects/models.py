@@ -116,7 +116,6 @@ class VersionEntry(Reply):
     metrics: dict[str, float] = Field(default_factory=dict, description="of its report, by name")
     weights: str | None = Field(None, description="what `version` in replies begins with")
     pairs: int | None = Field(None, description="what it was trained on")
-    job: str | None = Field(None, description="id of the job that made it")
     size_bytes: int | None = None
     problem: str | None = Field(None, description="what of it could not be read")
 

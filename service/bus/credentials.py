@@ -47,19 +47,22 @@ def passwords(path: Path) -> dict[Role, str]:
     return complete
 
 
-def password(user: str, path: Path, environ: Mapping[str, str]) -> str:
+def password(user: str, path: Path | None, environ: Mapping[str, str]) -> str:
     """The password as a client shows it: from the environment, written as nats-server reads it, else from the file.
 
-    user: a role, or a user besides. Raises BadBusSettings where there is none, or one that nobody can connect with.
+    user: a role, or a user besides. path: None where the file's is not for that server. Raises BadBusSettings where
+    there is none, or one that nobody can connect with.
     """
     name = variable(user)
     given = environ.get(name, "")
     if len(given) > 1 and given[0] == given[-1] and given[0] in "\"'":
         given = given[1:-1]
     try:
-        found = given or (variables(path) if path.exists() else {}).get(name)
+        found = given or (variables(path) if path and path.exists() else {}).get(name)
     except (OSError, UnicodeDecodeError) as e:
         raise BadBusSettings(str(path), f"cannot be read: {e}") from None
+    if not found and path is None:
+        raise BadBusSettings(name, "is not set")
     if not found:
         made = "serve --embedded-nats puts it at its start" if user in ROLES else f"admin user {user} puts it"
         raise BadBusSettings(name, f"neither set nor in {path}, where mlbus {made}")

@@ -5,7 +5,6 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 from nats.aio.client import Client
 
@@ -15,9 +14,10 @@ from subjects.discovery import ask_workers
 from subjects.errors import MLError, Unavailable
 
 from ..app import nats_settings
+from ..bus.announcement import announced_url
 from ..bus.causes import Denied
 from ..bus.connection import connected, settled
-from ..bus.credentials import FILE_NAME, inbox_prefix, password, variable
+from ..bus.credentials import FILE_NAME, inbox_prefix, password
 from ..bus.errors import BusError, Unreachable
 from ..bus.jetstream import NotStored
 from ..bus.settings import NatsSettings
@@ -31,7 +31,6 @@ from .doctor_upgrade import old_permissions, old_storage
 SERVED = (names.EMBED, names.EMBED_BATCH, names.SIMILARITY, f"{names.CANCEL}.*", f"$SRV.PING.{names.SERVICE}")
 ANSWER_TIMEOUT_S = 10.0
 STORE_TIMEOUT_S = 2.0
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def nats(settings: Settings, timeout_s: float) -> Iterator[Finding]:
@@ -76,14 +75,12 @@ def _unreached(settings: Settings, error: BusError) -> Finding:
 async def _server(asked: NatsSettings, settings: Settings) -> list[Finding]:
     """What the server tells the system account; nothing where it is not ours to look after.
 
-    The password of an embedded server stays on this machine.
+    The password in the data directory is shown to the server that runs out of it, and to no other.
     """
-    here = all(urlsplit(server).hostname in _LOOPBACK for server in asked.servers)
-    if not here and variable("system") not in os.environ:
-        return []
+    ours = announced_url(settings.data_dir) == asked.url
     try:
-        secret = password("system", settings.data_dir / FILE_NAME, os.environ)
-        asking = NatsSettings.of_user(os.environ, "system", secret, settings.nats_url)
+        secret = password("system", settings.data_dir / FILE_NAME if ours else None, os.environ)
+        asking = NatsSettings.of_user(os.environ, "system", secret, asked.url)
         async with connected(asking) as nc:
             answer = await nc.request("$SYS.REQ.SERVER.PING.VARZ", timeout=STORE_TIMEOUT_S)
     except (BusError, *TROUBLE):

@@ -170,6 +170,7 @@ class ModelHandlers:
 
 
 def _version(version: Version) -> VersionEntry:
+    """All but the id of the job that made it, which is the right to see that job and to cancel it."""
     record = version.record
     return VersionEntry(
         name=version.name,
@@ -183,7 +184,6 @@ def _version(version: Version) -> VersionEntry:
         metrics=version.metrics,
         weights=record.weights_sha256[:12] if record else None,
         pairs=version.pairs,
-        job=record.job if record else None,
         size_bytes=version.size_bytes,
         problem=version.problem,
     )

@@ -37,6 +37,8 @@ MIB, GIB = 2**20, 2**30
 DAY_S = 86_400.0
 MAX_JOBS = 33
 """One runs, and 32 wait."""
+MAX_REQUESTED = MAX_JOBS - 1
+"""With so many there what callers ask for is refused: the last place is the nightly run's."""
 MAX_MESSAGE_BYTES = 8 * MIB
 """max_payload of nats-server.conf: a request with its pairs in it."""
 _NO_ROOM = 10047

@@ -9,7 +9,7 @@ import secrets
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -26,7 +26,7 @@ from models.training.errors import PathRefused
 from models.training.records import Pair
 from models.versions import version_folder
 from subjects import names
-from subjects.errors import Busy, InvalidField, TooLarge, Unavailable
+from subjects.errors import Busy, InvalidField, MLError, TooLarge, Unavailable
 from subjects.finetune import FinetuneReply, FinetuneRequest, TrainingPair
 from subjects.jobs import Job
 
@@ -34,7 +34,7 @@ from ..config import Settings
 from .objects import Objects
 from .patience import TROUBLE
 from .store import JobStore, NotSetUp
-from .streams import MAX_JOBS
+from .streams import MAX_JOBS, MAX_REQUESTED
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +43,8 @@ Check: TypeAlias = Callable[[ModelSpec, Path], None]
 """Raises CannotTrain for an entry whose weights, in this folder, cannot be trained."""
 _STORE_FULL = 10077
 _NO_RESOURCES = 10023
+_OVERTAKEN = (10071, 10164)
+"""JetStream's codes for a stream whose last message is another than was expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class Submission:
     defaults: Mapping[Form, str]
     settings: Settings
     check_trainable: Check
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def submit(self, request: FinetuneRequest, origin: Origin = "request") -> FinetuneReply:
         """Queue a job; one whose id is there already stays as it is.
@@ -167,14 +170,16 @@ class Submission:
         made: whether the job came to be in this call; then it goes where the queue does not take it. Where it is not
         sure that the message is there, the job stays, so that the same id may be sent again.
         """
-        js = self.nc.jetstream()
-        headers = {Header.MSG_ID.value: f"{job.id}.{job.created_at.timestamp()}"}
         try:
-            await js.publish(names.job_queue_subject(job.id), body, stream=names.JOBS_STREAM, headers=headers)
+            await self._publish(job, body)
         except (NoStreamResponseError, NotFoundError):
             if made:
                 await self.store.remove(job.id)
             raise NotSetUp from None
+        except MLError:
+            if made:
+                await self.store.remove(job.id)
+            raise
         except APIError as error:
             if made:
                 await self.store.remove(job.id)
@@ -182,13 +187,42 @@ class Submission:
                 raise Unavailable(
                     f"the queue of jobs did not take it ({error.description}); ask again later"
                 ) from error
-            raise Busy(
-                f"{MAX_JOBS} jobs wait or run; ask again when one of them is over", retry_after_ms=60_000
-            ) from None
+            raise _full(MAX_JOBS) from None
         except TROUBLE as error:
             raise Unavailable(
                 f"the NATS server did not confirm job {job.id!r} ({str(error) or repr(error)}); ask again with this id"
             ) from None
+
+    async def _publish(self, job: Job, body: bytes) -> None:
+        """Put the message into the queue. Raises Busy where only the nightly run's place is left.
+
+        Callers' messages go in one by one, in a fleet too: each is taken only where no other came since it was counted.
+        """
+        js, subject = self.nc.jetstream(), names.job_queue_subject(job.id)
+        headers = {Header.MSG_ID.value: f"{job.id}.{job.created_at.timestamp()}"}
+        if job.origin == "nightly":
+            await js.publish(subject, body, stream=names.JOBS_STREAM, headers=headers)
+            return
+        async with self._turn:
+            for _ in range(MAX_JOBS):
+                state = (await js.stream_info(names.JOBS_STREAM, subject)).state
+                if state.messages >= MAX_REQUESTED:
+                    if subject in (state.subjects or {}):
+                        return  # it has come through before
+                    raise _full(MAX_REQUESTED)
+                headers[Header.EXPECTED_LAST_SEQUENCE.value] = str(state.last_seq)
+                try:
+                    await js.publish(subject, body, stream=names.JOBS_STREAM, headers=headers)
+                except APIError as error:
+                    if error.err_code not in _OVERTAKEN:
+                        raise
+                else:
+                    return
+        raise Busy("others put jobs into the queue all the time; ask again", retry_after_ms=1000)
+
+
+def _full(jobs: int) -> Busy:
+    return Busy(f"{jobs} jobs wait or run; ask again when one of them is over", retry_after_ms=60_000)
 
 
 def digest_of(body: bytes) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -10,10 +11,14 @@ from typing import Any
 
 import nats
 import pytest
+from fake_loader import FakeLoader
 from fake_steps import Script
 from nats.aio.client import Client
 from serve_jobs import Events, JobsWorker, jobs_worker, listening, set_up
+from trained_versions import serve, trained
+from workers import running_worker
 
+from models.versions import keep
 from service.endpoint import Endpoint, Limits, serving
 from service.handlers.finetune import FinetuneHandlers
 from service.jobs import streams
@@ -106,6 +111,23 @@ async def test_an_id_that_is_not_there_is_refused_the_same_for_all_questions(que
                 await question
 
 
+async def test_nobody_is_told_which_job_made_a_version(nats_url: str, tmp_path: Path) -> None:
+    """While its version goes live, who knew the id could cancel the administrator's promotion."""
+    data_dir = tmp_path / "var"
+    version = trained(tmp_path / "run", day=7, accepted=True)
+    keep(tmp_path / "run", data_dir / "checkpoints", "mine", version)
+    serve(data_dir / "checkpoints", "mine", version)
+    catalogue = {"mine": {"kind": "embedding", "folder": "weights"}}
+    async with (
+        running_worker(nats_url, loader=FakeLoader(), catalogue=catalogue, data_dir=data_dir, models=("mine",)),
+        await nats.connect(nats_url) as nc,
+    ):
+        for subject in (names.MODELS_INFO, names.MODELS_LIST, "$SRV.INFO.ml", "$SRV.STATS.ml"):
+            told = (await nc.request(subject, b"mine" * (subject == names.MODELS_INFO), timeout=20)).data.decode()
+            assert "mine" in told or "ml" in told
+            assert "job-7" not in told
+
+
 # Watching
 
 
@@ -147,8 +169,10 @@ async def test_a_watch_has_no_deadline_pings_and_is_no_service_time(queueing: Jo
         frames = await nc.subscribe(inbox)
         headers = {names.TIMEOUT_MS: "1", names.PING_MS: "100", names.REQUEST_ID: "w"}
         await nc.publish(names.JOBS_WATCH, b"mine", reply=inbox, headers=headers)
-        heard = [await frames.next_msg(10) for _ in range(4)]
-        assert [one.headers[names.EVENT] for one in heard] == [stream.JOB, *[stream.PING] * 3]
+        heard, began = [await frames.next_msg(10)], time.monotonic()
+        heard += [await frames.next_msg(10) for _ in range(2)]
+        assert [one.headers[names.EVENT] for one in heard] == [stream.JOB, *[stream.PING] * 2]
+        assert time.monotonic() - began > 1.5  # a second for each, however many are asked for
         await nc.publish(names.cancel_subject("w"))
         while (last := await frames.next_msg(10)).headers[names.EVENT] == stream.PING:
             pass
@@ -160,7 +184,7 @@ async def test_a_watch_has_no_deadline_pings_and_is_no_service_time(queueing: Jo
 
 async def test_watches_are_bounded_in_number_and_take_no_places_of_others(queueing: JobsWorker) -> None:
     await queueing.submit("mine")
-    async with answering(queueing, watches=2) as (_, nc):
+    async with answering(queueing, watches=8) as (_, nc):
         ml = MLClient(nc)
         two = [ml.jobs.watch("mine") for _ in range(2)]
         for watched in two:
@@ -182,6 +206,29 @@ async def test_a_watch_ends_where_the_bucket_has_gone(queueing: JobsWorker) -> N
         await nc.jetstream().delete_key_value(names.JOBS_BUCKET)
         with pytest.raises(NotServed, match="mlbus admin init"):
             await asyncio.wait_for(anext(watched), 20)
+
+
+async def test_one_users_watches_leave_room_for_the_others(queueing: JobsWorker) -> None:
+    """What the server does not tell apart is one: inboxes that callers choose, and all that is below ml.watch."""
+    await queueing.submit("mine")
+
+    async def watch(inbox: str, caller: str = "") -> str:
+        """The first frame's event, or the code of the error that comes instead."""
+        frames = await nc.subscribe(inbox)
+        headers = {names.CALLER: caller} if caller else {}
+        await nc.publish(names.JOBS_WATCH, b"mine", reply=inbox, headers=headers)
+        told = (await frames.next_msg(10)).headers
+        return told.get(names.ERROR_CODE) or told[names.EVENT]
+
+    async with answering(queueing, watches=8) as (_, nc):
+        await nc.subscribe("_INBOX_ml.me.caller")
+        greedy = [f"_INBOX_ml.me.{number}" for number in range(3)]
+        assert [await watch(inbox) for inbox in greedy] == ["job", "job", "429"]
+        assert await watch("_INBOX_ml.other.x", "_INBOX_ml.me.caller") == "429"  # that is who is asked
+        assert [await watch(f"_INBOX.{number}.x") for number in range(3)] == ["job", "job", "429"]
+        assert [await watch(f"ml.watch.{number}") for number in range(3)] == ["job", "job", "429"]
+        assert [await watch(f"_INBOX_ml.other.{number}") for number in range(2)] == ["job", "job"]
+        assert await watch("_INBOX_ml.third.x") == "429"
 
 
 async def test_whoever_is_gone_ends_the_watch(queueing: JobsWorker) -> None:
@@ -215,12 +262,29 @@ async def test_a_drain_ends_a_watch_at_once_and_the_client_goes_on_elsewhere(que
 
 
 async def test_so_many_jobs_wait_and_no_more(queueing: JobsWorker) -> None:
-    ids = [(await queueing.submission.submit(of(queueing))).job for _ in range(streams.MAX_JOBS)]
+    ids = [(await queueing.submission.submit(of(queueing))).job for _ in range(streams.MAX_REQUESTED)]
     with pytest.raises(Busy) as refused:
         await queueing.submission.submit(of(queueing))
     assert refused.value.retry_after_ms
+    assert (await queueing.submission.submit(of(queueing, ids[1]))).duplicate
     await queueing.submission.cancel(ids[0])
     await queueing.submission.submit(of(queueing))
+
+
+async def test_the_nightly_run_has_a_place_that_callers_cannot_take_by_many_workers_at_once(
+    nats_url: str, tmp_path: Path, script: Script, queueing: JobsWorker
+) -> None:
+    async with jobs_worker(nats_url, tmp_path / "data", script, "w2", takes_jobs=False) as other:
+        asked = [worker.submission.submit(of(worker)) for _ in range(streams.MAX_JOBS) for worker in (queueing, other)]
+        ends = await asyncio.gather(*asked, return_exceptions=True)
+    refused = [end for end in ends if isinstance(end, BaseException)]
+    assert all(isinstance(end, Busy) for end in refused)
+    assert len(ends) - len(refused) == await waiting(queueing) == streams.MAX_REQUESTED
+    assert len(await queueing.store.list()) == streams.MAX_REQUESTED
+    nightly = await queueing.submission.submit(of(queueing, "nightly-2026-06-01-a"), "nightly")
+    assert (nightly.duplicate, await waiting(queueing)) == (False, streams.MAX_JOBS)
+    with pytest.raises(Busy):
+        await queueing.submission.submit(of(queueing, "nightly-2026-06-01-b"), "nightly")
 
 
 async def test_cancelled_jobs_leave_the_queue_at_once(queueing: JobsWorker) -> None:

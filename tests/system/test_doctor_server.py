@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from nats_server import PASSWORDS, NatsServer, secured_server
 
+from service.bus.announcement import announced
 from service.bus.credentials import FILE_NAME
+from service.bus.embedded import EmbeddedSettings, embedded_server
 from service.bus.settings import NatsSettings
 from service.cli import doctor_nats
 from service.cli.doctor_machine import Finding
@@ -37,13 +39,28 @@ async def test_a_server_that_is_not_ours_is_not_asked(
     assert "server" not in await findings(secured_server, tmp_path)
 
 
-async def test_the_password_of_an_embedded_server_goes_to_no_other_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("elsewhere", ["nats://elsewhere:4222", "nats://127.0.0.1:1"])
+@pytest.mark.parametrize("in_environment", [None, "", '""'])
+async def test_the_password_of_an_embedded_server_goes_to_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: str, in_environment: str | None
 ) -> None:
     (tmp_path / FILE_NAME).write_text("MLBUS_SYSTEM_PASSWORD=ours\n")
     monkeypatch.setattr(doctor_nats, "connected", lambda _: pytest.fail("it would have been sent"))
-    elsewhere = NatsSettings(url="nats://127.0.0.1:1,nats://elsewhere:4222")
-    assert await doctor_nats._server(elsewhere, Settings(nats_url=elsewhere.url, data_dir=tmp_path)) == []
+    if in_environment is not None:
+        monkeypatch.setenv("MLBUS_SYSTEM_PASSWORD", in_environment)
+    with announced(tmp_path, "nats://127.0.0.1:2"):
+        asked = NatsSettings(url=f"nats://127.0.0.1:2,{elsewhere}")
+        assert await doctor_nats._server(asked, Settings(nats_url=asked.url, data_dir=tmp_path)) == []
+    asked = NatsSettings(url=elsewhere)
+    assert await doctor_nats._server(asked, Settings(nats_url=asked.url, data_dir=tmp_path)) == []
+
+
+async def test_the_embedded_server_beside_us_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLBUS_SYSTEM_PASSWORD", raising=False)
+    async with embedded_server(EmbeddedSettings(data_dir=tmp_path, port=0)) as server:
+        settings = Settings(nats_url=server.url, data_dir=tmp_path)
+        (found,) = await doctor_nats._server(NatsSettings(url=server.url), settings)
+    assert found.status == "ok"
 
 
 async def test_a_monitoring_port_that_is_open_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
