@@ -34,7 +34,7 @@ SETTLE_S = 1.5
 """For so long nothing is measured after others have come or gone: threads spin by what others used a moment ago."""
 TARGETS = {1: 0.45, 2: 0.3}
 PROMPT = "Write a Python class for a bank account with deposit, withdraw and transfer."
-MANY_TOKENS = 2000
+MANY_TOKENS = 500
 SPIN = """
 import os
 parent = os.getppid()

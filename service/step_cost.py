@@ -39,10 +39,10 @@ class StepCost:
     def texts_s(self, texts: int) -> float:
         """What a step will take with so many texts and no prompts; 0 while nothing is known.
 
-        More texts than there ever were are taken to take as much longer as they are more: a step of twice the size may
-        need twice the time.
+        Past one more than there ever were, texts are taken to take as much longer as they are more: a step of twice the
+        size may need twice the time. One more is tried, or nobody would ever learn what several cost together.
         """
-        known = min(texts, self._most_texts)
+        known = min(texts, self._most_texts + 1)
         return self._texts.expected_s(known) * texts / known if known else self._texts.expected_s(0)
 
     def prompts_s(self, tokens: float, texts: int) -> float:

@@ -28,8 +28,14 @@ def test_a_text_and_a_token_of_a_prompt_cost_what_each_costs():
 
 def test_more_texts_than_ever_may_take_as_much_longer_as_they_are_more():
     cost = learned()
-    assert cost.texts_s(8) == pytest.approx(0.1, rel=0.01)
-    assert cost.texts_s(24) == pytest.approx(3 * cost.texts_s(8))
+    assert cost.texts_s(9) == pytest.approx(0.11, rel=0.01)
+    assert cost.texts_s(27) == pytest.approx(3 * cost.texts_s(9))
+
+
+def test_where_one_text_ran_alone_a_second_is_tried():
+    cost = StepCost()
+    cost.took(1, 0, 0.1)
+    assert (cost.texts_s(1), cost.texts_s(2), cost.texts_s(4)) == pytest.approx((0.1, 0.1, 0.2))
 
 
 def test_a_prompt_takes_as_many_steps_as_the_longest_part_leaves_it():
