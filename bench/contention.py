@@ -2,9 +2,10 @@
 
     python -m bench.contention [--rounds 10] [--seconds 3]
 
-Two workers over NATS, of which one computes at a time: ours, and one whose threads always spin as long as libgomp lets
-them by default (GOMP_SPINCOUNT). In each round both are measured alone, and ours beside one process and beside two; the
-other, which hardly gets on there, in the first round only.
+Three workers over NATS, of which one computes at a time: ours, and before and after it one whose threads always spin as
+long as libgomp lets them by default (GOMP_SPINCOUNT). Those two are alike, so what lies between them is the measurement's
+own uncertainty. In each round all are measured alone, and ours beside one process and beside two; the others, which hardly
+get on there, in the first round only.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from .processes import nats_connection, worker
 PACKAGES = ("torch", "transformers", "nats-py")
 LIBGOMPS_OWN = "300000"
 """GOMP_SPINCOUNT where nothing is said and there are no more threads than cores."""
+OURS = "mlbus"
+OWN = ("libgomp's own, started first", "libgomp's own, started last")
 SPINNERS = (0, 1, 2)
 SETTLE_S = 1.5
 """For so long nothing is measured after others have come or gone: threads spin by what others used a moment ago."""
@@ -134,7 +137,7 @@ async def workers() -> AsyncIterator[dict[str, MLClient]]:
     async with AsyncExitStack() as stack:
         data = stack.enter_context(tempfile.TemporaryDirectory())
         clients = {}
-        for name, spins in (("mlbus", None), ("libgomp's own", LIBGOMPS_OWN)):
+        for name, spins in ((OWN[0], LIBGOMPS_OWN), (OURS, None), (OWN[1], LIBGOMPS_OWN)):
             nc = await stack.enter_async_context(nats_connection())
             settings = {"MLBUS_MODELS": "minilm,smollm2", "MLBUS_DATA_DIR": data, "MLBUS_GENERATION__KV_GB": "0.5"}
             await stack.enter_async_context(worker(nc, settings | ({"GOMP_SPINCOUNT": spins} if spins else {})))
@@ -166,13 +169,12 @@ def _print_results(rates: Rates, names: Sequence[str]) -> None:
             for name in names
         ]
         report.print_table([what, "alone", "beside 1", "beside 2", "share beside 1", "share beside 2"], rows)
-    ours, theirs = names
     for what in MEASURES:
-        report.print_target(
-            f"{what}, alone, to libgomp's own", report.ratio(rates[what, ours, 0], rates[what, theirs, 0]), 0.95
-        )
+        alone, first, last = (statistics.median(rates[what, name, 0]) for name in (OURS, *OWN))
+        report.print_target(f"{what}, alone, to the mean of libgomp's own", 2 * alone / (first + last), 0.95)
+        print(f"  the two of libgomp's own to each other: {first / last:.2f}")
         for spinners, target in TARGETS.items():
-            report.print_target(f"{what}, share beside {spinners}", _share(rates, what, ours, spinners), target)
+            report.print_target(f"{what}, share beside {spinners}", _share(rates, what, OURS, spinners), target)
 
 
 async def main() -> None:
@@ -186,11 +188,11 @@ async def main() -> None:
                 await measure(client, 1)
         for number in range(options.rounds):
             for spinners in SPINNERS:
-                measured = list(clients.items()) if not (spinners and number) else list(clients.items())[:1]
+                measured = clients if not (spinners and number) else {OURS: clients[OURS]}
                 with spinning(spinners):
                     await asyncio.sleep(SETTLE_S)
                     for what, measure in MEASURES.items():
-                        for name, client in measured:
+                        for name, client in measured.items():
                             rates[what, name, spinners].append(await measure(client, options.seconds))
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
     _print_results(rates, list(clients))
