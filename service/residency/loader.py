@@ -17,7 +17,7 @@ from .served import Model, facts_of
 
 if TYPE_CHECKING:
     from models.loading.loader import LoadOptions
-    from models.sandbox.probe import Unproved
+    from models.sandbox.probe import Probe
 
 OnStep = Callable[[str], None]
 
@@ -63,7 +63,7 @@ class ModelLoader:
             hub.locate(spec, True, graph)
 
     def graph(self, spec: ModelSpec, options: "LoadOptions") -> GraphDtype | None:
-        """Which ONNX graph is loaded, None where torch runs the model. Raises DeviceUnavailable."""
+        """Which ONNX graph is loaded, None where torch runs the model. Raises ModelError."""
         from models.loading.loader import graph_dtype
 
         return graph_dtype(spec, options)
@@ -84,7 +84,7 @@ class ModelLoader:
             cache=LoadCache(settings.cache_dir),
         )
 
-    def unproved(self, spec: ModelSpec, options: "LoadOptions") -> "Unproved | None":
+    def unproved(self, spec: ModelSpec, options: "LoadOptions") -> "Probe | None":
         """What has to be opened in a process of its own before this is loaded, if anything. Raises ModelError."""
         from models.sandbox.probe import needed
 
@@ -95,18 +95,16 @@ class ModelLoader:
             raise error.with_traceback(None)
         return None
 
-    def prove(self, unproved: "Unproved") -> None:
+    def prove(self, unproved: "Probe") -> None:
         """Open it there. What was refused is not opened again as long as this worker runs. Raises ModelError."""
-        from models.sandbox.probe import prove
-
         self.on_step(f"{unproved.spec.id}: opening the model in a process of its own, once")
         try:
-            prove(unproved, self._settings.memory.load_timeout_s)
+            unproved.run(self._settings.memory.load_timeout_s)
         except ModelError as error:
             self._verdicts[unproved.key] = error
             raise
         self._verdicts[unproved.key] = None
-        LoadCache(self._settings.cache_dir).keep_proved(unproved.key)
+        LoadCache(self._settings.cache_dir).keep_probed(unproved.key)
 
     def expected(self, spec: ModelSpec, options: "LoadOptions") -> tuple[str, int]:
         """Where a model will be loaded, and about how many bytes it will take there. Raises ModelError."""

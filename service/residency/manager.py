@@ -31,7 +31,7 @@ from .reservations import MemoryReservations, Resize
 from .served import Model, Served, facts_of
 
 if TYPE_CHECKING:
-    from models.sandbox.probe import Unproved
+    from models.sandbox.probe import Probe
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +51,7 @@ ROOM_PATIENCE_S = 10.0
 class _NotProved(Exception):
     """A model was not opened in a process of its own yet."""
 
-    unproved: "Unproved"
+    unproved: "Probe"
 
 
 class ModelManager:
@@ -254,7 +254,7 @@ class ModelManager:
                 except TimeoutError:
                     raise crowded from None
 
-    async def _prove(self, unproved: "Unproved") -> None:
+    async def _prove(self, unproved: "Probe") -> None:
         """Outside of the order of loads, which one that goes on for ever would hold up."""
         try:
             await self._threads.run(self._loader.prove, unproved)
