@@ -9,9 +9,9 @@ from subjects import names
 from subjects.errors import Busy, NotFound
 from subjects.schema import SchemaReply, SchemaRequest, SubjectSchema
 
+from ..admission import RateLimit
 from ..endpoint.call import Call
 from ..endpoint.endpoint import Route
-from ..endpoint.rate import Rate
 
 ANSWERS_S = 50
 """All schemas take a millisecond to encode."""
@@ -23,7 +23,7 @@ class SchemaHandlers:
     def __init__(self, routes: Sequence[Route], worker: str) -> None:
         self._routes = [*routes, self.route()]
         self._worker = worker
-        self._rate = Rate(ANSWERS_S)
+        self._rate = RateLimit(ANSWERS_S)
 
     def route(self) -> Route:
         return Route("schema", names.SCHEMA, SchemaRequest, SchemaReply, self.schema, "subject")
