@@ -11,14 +11,14 @@ from typing import Any, TypeAlias
 
 from models.catalogue import Catalogue
 from models.errors import OverBudget
+from models.sandbox.limits import ProcessLimits
 from models.training.data.records import Manifest
 from models.training.progress import Candidate, Event, Measured, Note, Trained
 from models.weights.version_history import OWN_DATA, Verdict, verdict_of
 from models.weights.versions import TrainingRecord, keep, record_of, version_name, versions
 from subjects.finetune import FinetuneRequest
 
-from ..residency.manager import ModelManager
-from ..runtime.process_limits import ProcessLimits
+from ..residency.reservations import MemoryReservations
 from .fleet.rollout import RolledBack, Rollout
 from .lease import JobLease
 from .retry import retry_while_down
@@ -41,7 +41,7 @@ class Stages:
     checkpoints: Path
     runs: Runs
     steps: Steps
-    manager: ModelManager
+    reservations: MemoryReservations
     rollout: Rollout
 
     async def work(self, lease: JobLease, request: FinetuneRequest) -> Outcome:
@@ -76,15 +76,15 @@ class Stages:
     async def _granted(self, lease: JobLease, run: Prepared, **fields: Any) -> AsyncIterator[Callable[[int], None]]:
         """Inside, the training's memory is reserved. fields: of the job, set while it waits for the memory."""
         await lease.update(**fields, reason="waits for memory")
-        set_aside = functools.partial(self.manager.set_aside, f"finetune.{run.spec.entry.id}", run.device)
+        reserve = functools.partial(self.reservations.reserve, f"finetune.{run.spec.entry.id}", run.device)
         async with AsyncExitStack() as stack:
             try:
-                resize = await stack.enter_async_context(set_aside(run.memory_bytes))
+                resize = await stack.enter_async_context(reserve(run.memory_bytes))
             except OverBudget as error:
                 left = error.budget - error.in_use
                 if run.spec.memory_bytes or left <= 0:
                     raise
-                resize = await stack.enter_async_context(set_aside(left))  # the estimate may be too high
+                resize = await stack.enter_async_context(reserve(left))  # the estimate may be too high
             await lease.update(reason=None)
             yield resize
 

@@ -23,7 +23,8 @@ from pydantic import ValidationError
 
 from subjects import codec, names
 from subjects.errors import NotFound
-from subjects.jobs import TERMINAL, Job, State
+from subjects.jobs import TERMINAL, Job
+from subjects.names import JobState
 
 from .bucket import STREAM, SUBJECT, NotSetUp, SharedRead, compare_and_set, jobs_bucket, read_entries, read_entry
 
@@ -126,7 +127,7 @@ class JobStore:
         return await self.change(job_id, promote=True)
 
     async def list(
-        self, state: State | None = None, model: str | None = None, limit: int = 50, before: str | None = None
+        self, state: JobState | None = None, model: str | None = None, limit: int = 50, before: str | None = None
     ) -> list[Job]:
         """Jobs, newest first.
 

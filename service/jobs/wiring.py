@@ -16,7 +16,7 @@ from ..bus.connection import connected
 from ..bus.embedded import EmbeddedServer
 from ..bus.settings import NatsSettings
 from ..config import Settings
-from ..endpoint.endpoint import Route
+from ..endpoint.route import Handler
 from ..handlers.finetune import FinetuneHandlers
 from ..handlers.promote import PromoteHandlers
 from ..residency.first_models import first_models
@@ -67,13 +67,13 @@ class Finetuning:
         first = set(first_models(manager.catalogue, settings))
         self.rollout = Rollout(nc, manager, connect, settings.checkpoints_dir, first=first)
 
-    def routes(self) -> list[Route]:
-        """The routes of its handlers."""
+    def handlers(self) -> dict[str, Handler]:
+        """Its handlers, by subject."""
         promotion = Promotion(self._store, self._manager.catalogue, self.rollout)
-        return [
-            *FinetuneHandlers(self._submission, self._store, Watch(self._nc, self._store)).routes(),
-            *PromoteHandlers(promotion, self._worker).routes(),
-        ]
+        return {
+            **FinetuneHandlers(self._submission, self._store, Watch(self._nc, self._store)).handlers(),
+            **PromoteHandlers(promotion, self._worker).handlers(),
+        }
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -100,7 +100,15 @@ class Finetuning:
         threads = settings.finetune.threads or settings.threads or _default_threads()
         runs = Runs(settings, self._nc, _training_bytes, threads)
         steps = Steps(threads)
-        stages = Stages(self._store, manager.catalogue, settings.checkpoints_dir, runs, steps, manager, self.rollout)
+        stages = Stages(
+            self._store,
+            manager.catalogue,
+            settings.checkpoints_dir,
+            runs,
+            steps,
+            manager.reservations,
+            self.rollout,
+        )
         return JobRunner(self._nc, self._store, stages, self._worker, settings.finetune.attempts)
 
 
