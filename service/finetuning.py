@@ -13,6 +13,7 @@ from nats.aio.client import Client
 
 from models.catalogue import ModelSpec
 from models.training.options import TrainingOptions
+from subjects import names
 from subjects.finetune import FinetuneRequest
 
 from .bus.connection import connected
@@ -25,6 +26,7 @@ from .handlers.finetune import FinetuneHandlers
 from .handlers.promote import PromoteHandlers
 from .jobs import streams
 from .jobs.nightly import nightly
+from .jobs.objects import Objects
 from .jobs.pipeline import Ending, Pipeline
 from .jobs.promotion import Promotion
 from .jobs.pruning import Pruning
@@ -37,6 +39,7 @@ from .jobs.step_process import Steps
 from .jobs.store import JobStore, NotSetUp
 from .jobs.submission import Submission
 from .jobs.sweep import Sweep
+from .jobs.uploads import Uploads
 from .jobs.watch import Watch
 from .residency import Residency
 
@@ -75,7 +78,12 @@ class Finetuning:
         """What is asked of it."""
         promotion = Promotion(self._store, self._residency.catalogue, self.rollout)
         return [
-            *FinetuneHandlers(self._submission, self._store, Watch(self._nc, self._store)).routes(),
+            *FinetuneHandlers(
+                self._submission,
+                self._store,
+                Watch(self._nc, self._store),
+                Uploads(Objects(self._nc, names.DATA_BUCKET)),
+            ).routes(),
             *PromoteHandlers(promotion, self._worker).routes(),
         ]
 

@@ -30,6 +30,7 @@ from service.config import Settings
 from service.endpoint import Endpoint, Limits, serving
 from service.handlers.finetune import FinetuneHandlers
 from service.jobs import streams
+from service.jobs.objects import Objects
 from service.jobs.pipeline import Pipeline
 from service.jobs.queue import JobQueue, Pace
 from service.jobs.rollout import RolledBack
@@ -38,6 +39,7 @@ from service.jobs.stages import Stages
 from service.jobs.step_process import Steps
 from service.jobs.store import JobStore
 from service.jobs.submission import Submission
+from service.jobs.uploads import Uploads
 from service.jobs.watch import Watch
 from service.reply_subject import ReplySubjects
 from service.telemetry import Telemetry, configured_tracer
@@ -158,11 +160,11 @@ def check_trainable(entry: ModelSpec, base: Path) -> None:
 
 @asynccontextmanager
 async def jobs_worker(
-    url: str, data: Path, script: Script, worker: str = "w1", *, takes_jobs: bool = True
+    url: str, data: Path, script: Script, worker: str = "w1", *, takes_jobs: bool = True, inbox_prefix: str = "_INBOX"
 ) -> AsyncIterator[JobsWorker]:
     """A worker that takes jobs, or only lets them be submitted."""
     nc = BusClient()
-    await nc.connect(url, reconnect_time_wait=0.1, max_reconnect_attempts=-1)
+    await nc.connect(url, reconnect_time_wait=0.1, max_reconnect_attempts=-1, inbox_prefix=inbox_prefix)
     settings = settings_of(url, data)
     catalogue = load_catalogue(settings.catalogue)
     store, room, swap = JobStore(nc), FakeRoom(), FakeSwap(nc, script)
@@ -186,7 +188,8 @@ async def jobs_worker(
 @asynccontextmanager
 async def answering(worker: JobsWorker) -> AsyncIterator[Client]:
     """A client of an endpoint with the routes of jobs."""
-    routes = FinetuneHandlers(worker.submission, worker.store, Watch(worker.nc, worker.store)).routes()
+    uploads = Uploads(Objects(worker.nc, names.DATA_BUCKET))
+    routes = FinetuneHandlers(worker.submission, worker.store, Watch(worker.nc, worker.store), uploads).routes()
     limits = Limits(requests=10, request_bytes=2**24, default_timeout_s=10)
     replies = ReplySubjects(worker.settings.reply_prefixes)
     endpoint = Endpoint(worker.nc, "w1", routes, limits, Telemetry(configured_tracer()), dict, dict, replies)

@@ -1,4 +1,4 @@
-"""`ml.finetune` and `ml.jobs.*`: decode, call the submission or the store, encode."""
+"""`ml.finetune`, its uploads and `ml.jobs.*`: decode, call the submission, the bucket or the store, encode."""
 
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
@@ -17,12 +17,14 @@ from subjects.jobs import (
     JobsWatchRequest,
 )
 from subjects.stream import DONE, JOB
+from subjects.uploads import UploadReply, UploadRequest
 
 from ..call import Call
 from ..endpoint import Route
 from ..jobs.patience import TROUBLE
 from ..jobs.store import JobStore, no_such_job
 from ..jobs.submission import Submission
+from ..jobs.uploads import Uploads
 from ..jobs.watch import Watch
 from ..streamer import Frames
 
@@ -35,14 +37,16 @@ PROMOTING = (
 class FinetuneHandlers:
     """Any worker answers; which one does the job is the queue's to say."""
 
-    def __init__(self, submission: Submission, store: JobStore, watch: Watch) -> None:
+    def __init__(self, submission: Submission, store: JobStore, watch: Watch, uploads: Uploads) -> None:
         self._submission = submission
         self._store = store
         self._watch = watch
+        self._uploads = uploads
 
     def routes(self) -> list[Route]:
         return [
             Route("finetune", names.FINETUNE, FinetuneRequest, FinetuneReply, self.finetune, "path"),
+            Route("finetune-upload", names.FINETUNE_UPLOAD, UploadRequest, UploadReply, self.upload),
             Route("jobs-get", names.JOBS_GET, JobsGetRequest, Job, self.get, "id"),
             Route(
                 "jobs-watch", names.JOBS_WATCH, JobsWatchRequest, JobFrame, None, "id", stream=self.watch, lasting=True
@@ -56,6 +60,10 @@ class FinetuneHandlers:
             raise Forbidden(PROMOTING)
         with answering():
             return await self._submission.submit(request)
+
+    async def upload(self, request: UploadRequest, _call: Call) -> UploadReply:
+        with answering():
+            return await self._uploads.add(request)
 
     async def get(self, request: JobsGetRequest, _call: Call) -> Job:
         with answering():

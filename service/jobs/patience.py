@@ -30,6 +30,10 @@ TROUBLE = (
     StaleConnectionError,
 )
 """What a server that is away looks like, or one that has just come back."""
+OVERTAKEN = (10071, 10164)
+"""JetStream's codes for a stream, or a subject of it, whose last message is another than was expected."""
+NO_ROOM = (10077, 10023)
+"""Its codes for a stream that is full, and for a server that is."""
 RETRY_S = 1.0
 
 

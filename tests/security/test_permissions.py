@@ -33,8 +33,8 @@ from service.reply_subject import PREFIXES, WORKERS_INBOX, ReplySubjects
 from subjects.discovery import ask_workers
 from subjects.jobs import Job
 
-INFERENCE = ["ml.embed", "ml.embed.batch", "ml.similarity", "ml.generate", "ml.generate.batch", "ml.finetune"]
-JOBS = ["ml.jobs.get", "ml.jobs.watch", "ml.jobs.cancel"]
+INFERENCE = ["ml.embed", "ml.embed.batch", "ml.similarity", "ml.generate", "ml.generate.batch"]
+JOBS = ["ml.finetune", "ml.finetune.upload", "ml.jobs.get", "ml.jobs.watch", "ml.jobs.cancel"]
 MODELS = ["ml.models.list", "ml.models.info", "ml.models.recommended"]
 RESIDENCY = ["ml.models.load", "ml.models.unload", "ml.models.reload", "ml.models.promote"]
 DISCOVERY = ["ml.schema", "$SRV.PING", "$SRV.INFO.ml", "$SRV.STATS.ml.some_id"]
@@ -69,6 +69,7 @@ MAY_PUBLISH = {
         "$JS.API.STREAM.PURGE.ML_JOBS",
         "$JS.API.INFO",
         "$KV.ml_jobs.key",
+        *UPLOADS,
         *LIVE_ROUND,
         *ANSWERS,
         *LATER,
@@ -87,7 +88,7 @@ MAY_NOT_PUBLISH = {
         "ml.watch",
         "$JS.ACK._.account.OTHERS.c.1.1.1.1.0",
         "$JS.API.STREAM.PURGE.OBJ_ml_data",
-        "$O.ml_data.C.x",
+        "$O.ml_data.C.x.y",
     ],
     "client": [
         *RESIDENCY,
