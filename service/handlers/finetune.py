@@ -19,14 +19,14 @@ from subjects.jobs import (
 from subjects.stream import DONE, JOB
 from subjects.uploads import UploadReply, UploadRequest
 
-from ..call import Call
-from ..endpoint import Route
-from ..jobs.patience import TROUBLE
+from ..endpoint.call import Call
+from ..endpoint.frames import Frames
+from ..endpoint.route import Handler
+from ..jobs.retry import TROUBLE
 from ..jobs.store import JobStore, no_such_job
 from ..jobs.submission import Submission
 from ..jobs.uploads import Uploads
 from ..jobs.watch import Watch
-from ..streamer import Frames
 
 PROMOTING = (
     "field 'swap': what serves is the administrator's to say. Leave it out: the new version is kept as a candidate, "
@@ -43,17 +43,15 @@ class FinetuneHandlers:
         self._watch = watch
         self._uploads = uploads
 
-    def routes(self) -> list[Route]:
-        return [
-            Route("finetune", names.FINETUNE, FinetuneRequest, FinetuneReply, self.finetune, "path"),
-            Route("finetune-upload", names.FINETUNE_UPLOAD, UploadRequest, UploadReply, self.upload),
-            Route("jobs-get", names.JOBS_GET, JobsGetRequest, Job, self.get, "id"),
-            Route(
-                "jobs-watch", names.JOBS_WATCH, JobsWatchRequest, JobFrame, None, "id", stream=self.watch, lasting=True
-            ),
-            Route("jobs-list", names.JOBS_LIST, JobsListRequest, JobsListReply, self.list, "state"),
-            Route("jobs-cancel", names.JOBS_CANCEL, JobsCancelRequest, Job, self.cancel, "id"),
-        ]
+    def handlers(self) -> dict[str, Handler]:
+        return {
+            names.FINETUNE: Handler(self.finetune),
+            names.FINETUNE_UPLOAD: Handler(self.upload),
+            names.JOBS_GET: Handler(self.get),
+            names.JOBS_WATCH: Handler(self.watch),
+            names.JOBS_LIST: Handler(self.list),
+            names.JOBS_CANCEL: Handler(self.cancel),
+        }
 
     async def finetune(self, request: FinetuneRequest, _call: Call) -> FinetuneReply:
         if request.swap:

@@ -13,12 +13,12 @@ import orjson
 from nats.aio.client import Client
 from pydantic import BaseModel, Field, StringConstraints
 
-from models.training.dataset import MAX_GIVEN_BYTES
+from models.training.data.dataset import MAX_GIVEN_BYTES
 from subjects import names
 from subjects.errors import InvalidField, NotFound, TooLarge, Unavailable
 from subjects.uploads import CHUNK_BYTES
 
-from .store import NotSetUp
+from .bucket import NotSetUp
 
 MAX_CHUNKS = 2**30 // CHUNK_BYTES
 """Of an object: as many as a gigabyte takes, of the size that all clients make."""

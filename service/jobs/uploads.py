@@ -11,14 +11,14 @@ from nats.errors import NoRespondersError
 from nats.js.api import Header, ObjectInfo, ObjectMetaOptions
 from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
-from models.training.dataset import MAX_GIVEN_BYTES
+from models.training.data.dataset import MAX_GIVEN_BYTES
 from subjects.errors import Busy, Conflict, TooLarge, Unavailable
 from subjects.uploads import CHUNK_BYTES, UploadReply, UploadRequest
 
-from ..rate import Rate
+from ..admission import RateLimit
+from .bucket import NotSetUp
 from .objects import Objects
-from .patience import NO_ROOM, OVERTAKEN
-from .store import NotSetUp
+from .retry import NO_ROOM, OVERTAKEN
 
 MAX_BYTES, MAX_MESSAGES = 3 * 2**30, 49_152
 """With so much in the bucket no chunk is taken: the rest of it is the administrator's."""
@@ -32,7 +32,7 @@ class Uploads:
     """Uploads into a bucket. The id of one is the name of its object, and of where its chunks lie."""
 
     objects: Objects
-    _lookups: Rate = field(default_factory=lambda: Rate(LOOKUPS_S))
+    _lookups: RateLimit = field(default_factory=lambda: RateLimit(LOOKUPS_S))
 
     async def add(self, request: UploadRequest) -> UploadReply:
         """Put a chunk into the bucket, and after the last one what makes all of them an object.

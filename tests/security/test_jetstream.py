@@ -16,7 +16,7 @@ from service.bus.connection import connected, settled
 from service.bus.settings import NatsSettings
 from service.cli import doctor_nats
 from service.config import Settings
-from service.jobs import streams
+from service.jobs import setup
 from subjects import names
 
 SUBJECTS = [
@@ -68,7 +68,7 @@ async def test_a_client_may_ask_jetstream_nothing(secured_server: NatsServer, ro
 
 async def sizes(admin: Client) -> list[int]:
     js = admin.jetstream()
-    return [(await js.stream_info(each.stream)).state.last_seq for each in streams.STORAGE]
+    return [(await js.stream_info(each.stream)).state.last_seq for each in setup.STORAGE]
 
 
 @pytest.mark.parametrize("role", ["client", "local"])

@@ -12,7 +12,7 @@ from models.generation.base import Chat, Message
 from models.generation.errors import InvalidRequest
 from models.generation.prompt import Prompts
 from models.generation.tokenizer import GenerationTokenizer
-from models.rendering import RenderFailed, renderer
+from models.sandbox.templates import RenderFailed, renderer
 
 FOLDER = Path(str(resources.files("models.bundled.tiny_coder")))
 ORDINARY = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ '\n' }}{% endfor %}"
@@ -56,8 +56,8 @@ def test_a_process_that_was_killed_is_followed_by_another() -> None:
     messages = [{"role": "user", "content": "é\ud800"}]
     expected = one.render(messages=messages)
     assert one._child is not None
-    os.kill(one._child._process.pid, 9)
-    one._child._process.wait()
+    os.kill(one._child.process.pid, 9)
+    one._child.process.wait()
     with pytest.raises(RenderFailed, match="its process ended"):
         one.render(messages=messages)
     assert one.render(messages=messages) == expected

@@ -23,8 +23,9 @@ from serve_jobs import JobsWorker, answering, jobs_worker, listening, set_up
 
 from service.jobs import uploads
 from service.jobs.objects import Objects
-from service.jobs.streams import DAY_S
-from subjects import MLClient, codec, jobs_client, names
+from service.jobs.setup import DAY_S
+from subjects import MLClient, codec, names
+from subjects.client import jobs as jobs_client
 from subjects.errors import Busy
 from subjects.uploads import CHUNK_BYTES
 

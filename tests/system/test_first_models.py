@@ -10,11 +10,11 @@ from structlog.testing import capture_logs
 from workers import running_worker
 
 from models.errors import DeviceFailed, ModelUnavailable
-from service import first_models
 from service.app import worker
 from service.cli import doctor_nats
 from service.config import Settings
-from service.stop import Stop, StoppedEarly
+from service.residency import first_models
+from service.runtime.stop import Stop, StoppedEarly
 from subjects import MLClient
 from subjects.errors import NotServed
 
@@ -89,7 +89,7 @@ async def test_where_nobody_chose_the_next_default_serves_prompts_as_long_as_it_
         with pytest.raises(NotServed, match="its file is damaged"):
             await ml.generate(messages=[{"role": "user", "content": "x"}])
         loader.failures.clear()
-        await started.residency.load("smollm2")
+        await started.manager.load("smollm2")
         assert (await ml.generate("x", max_tokens=1)).model == "smollm2"
 
 

@@ -26,14 +26,7 @@ from service.bus.credentials import ROLES
 from service.bus.settings import _VARIABLES
 from service.cli.main import app
 from service.config import Settings, read_settings
-from subjects import (
-    EmbedBatchRequest,
-    EmbedRequest,
-    GenerateBatchRequest,
-    GenerateRequest,
-    SimilarityRequest,
-    names,
-)
+from subjects import EmbedBatchRequest, EmbedRequest, GenerateBatchRequest, GenerateRequest, SimilarityRequest, names
 from subjects.errors import CODES
 from subjects.finetune import FinetuneOptions, FinetuneRequest
 

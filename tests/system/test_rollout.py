@@ -19,13 +19,14 @@ from trained_versions import is_whole
 from versioned_fleet import BASE_WEIGHTS, MODEL, Fleet, Member, until
 from workers import running_worker
 
-from models import hub
 from models.catalogue import load_catalogue
 from models.errors import ModelUnavailable
-from models.loader import LoadOptions, load
-from models.training.encoding import encode_texts
-from models.training.live_round import live_round_texts, write_live_round
-from models.versions import (
+from models.loading.loader import LoadOptions, load
+from models.training.verify.canary import live_round_texts, write_live_round
+from models.training.verify.encoding import encode_texts
+from models.weights import hub
+from models.weights.model_files import file_sha256
+from models.weights.versions import (
     BASE,
     RECORD,
     TrainingRecord,
@@ -35,14 +36,13 @@ from models.versions import (
     version_name,
     versions,
 )
-from models.weights import file_sha256
 from service.bus.connection import connected
 from service.bus.settings import NatsSettings
 from service.config import Settings
-from service.jobs import streams
-from service.jobs.live import Live, LiveVersions
-from service.jobs.rollout import RolledBack, Rollout
-from service.model_loader import ModelLoader
+from service.jobs import setup
+from service.jobs.fleet.live import Live, LiveVersions
+from service.jobs.fleet.rollout import RolledBack, Rollout
+from service.residency.loader import ModelLoader
 from subjects import MLClient, names
 from subjects.errors import MLError
 
@@ -66,7 +66,7 @@ async def nc(nats_url: str) -> AsyncIterator[Client]:
 @pytest.fixture
 async def fleet(nc: Client, nats_url: str, tmp_path: Path, journal: Journal) -> AsyncIterator[Fleet]:
     """Three workers that serve `base`."""
-    await streams.create(nc)
+    await setup.create(nc)
     fleet = Fleet(nats_url, tmp_path)
     async with AsyncExitStack() as stack:
         for name in ("one", "two", "three"):
@@ -227,19 +227,19 @@ class TestGoLive:
         await trainer.rollout.go_live(MODEL, first, "job-1")
         version = trainer.make("better", day=1)
         weak.loader.fails[version[-12:]] = ModelUnavailable(MODEL, "no room on the device")
-        trainer.rollout._patience_s = 4.0
+        trainer.rollout._swap_timeout_s = 4.0
         (note,) = await trainer.rollout.go_live(MODEL, version, "job-2")
         assert note.startswith("1 of 3 workers still serve another version: ")
         assert [member.serves for member in fleet.members] == [version[-12:], first[-12:], version[-12:]]
         assert [marks(member) for member in fleet.members] == [(version, first), (first, BASE), (version, first)]
 
     async def test_what_nobody_can_serve_is_rolled_back(self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("service.jobs.live_round.ROUND_S", 2.0)
+        monkeypatch.setattr("service.jobs.fleet.canary.ROUND_S", 2.0)
         trainer = fleet.members[0]
         version = trainer.make("better")
         for member in fleet.members:
             member.loader.fails[version[-12:]] = ModelUnavailable(MODEL, "no room on the device")
-        trainer.rollout._patience_s = 1.0
+        trainer.rollout._swap_timeout_s = 1.0
         with pytest.raises(RolledBack, match=f"0 of 6 answers came within 2 s; version {BASE12}-fp32 answered"):
             await trainer.rollout.go_live(MODEL, version, "job-1")
 
@@ -304,7 +304,7 @@ class TestFollowing:
     async def test_a_model_that_is_not_loaded_is_loaded_in_its_live_version(self, fleet: Fleet) -> None:
         async with await MLClient.connect(fleet.url) as client:
             await asyncio.gather(
-                *(member.started.residency.departures.unload(MODEL, force=True) for member in fleet.members)
+                *(member.started.manager.evictor.unload(MODEL, force=True) for member in fleet.members)
             )
             version = fleet.members[0].make("better")
             assert await fleet.members[0].rollout.go_live(MODEL, version, "job-1") == []
@@ -435,7 +435,7 @@ class TestRealWeights:
         return name
 
     async def test_two_workers_swap_and_go_back(self, nats_url: str, nc: Client, tmp_path: Path, version: str) -> None:
-        await streams.create(nc)
+        await setup.create(nc)
         settings = NatsSettings(url=nats_url)
         one, other = (
             running_worker(
@@ -446,12 +446,12 @@ class TestRealWeights:
         async with one as started, other as beside, await MLClient.connect(nats_url) as client:
             before = await client.embed("def hello(): pass")
             checkpoints = tmp_path / "one" / "checkpoints"
-            rollout = Rollout(nc, started.residency, lambda: connected(settings), checkpoints)
+            rollout = Rollout(nc, started.manager, lambda: connected(settings), checkpoints)
             assert await rollout.go_live("minilm", version, "job") == []
             after = await client.embed("def hello(): pass")
             assert after.version.startswith(version[-12:])
             assert 0.5 < float(np.dot(before.embedding, after.embedding)) < 0.9999
             await client.models.reload("minilm", version=BASE)
             for each in (started, beside):
-                await until(each.residency, "minilm", before.version)
+                await until(each.manager, "minilm", before.version)
             assert np.array_equal((await client.embed("def hello(): pass")).embedding, before.embedding)

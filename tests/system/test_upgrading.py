@@ -11,7 +11,7 @@ from workers import running_worker
 from service.cli import doctor_nats
 from service.cli.doctor_upgrade import SENT_SINCE
 from service.config import Settings
-from service.jobs import streams
+from service.jobs import setup
 from subjects import names
 
 
@@ -45,14 +45,14 @@ async def test_an_older_file_is_named_with_what_a_worker_misses(tmp_path: Path) 
     server = secured(tmp_path / "nats", conf=conf).start()
     try:
         async with await nats.connect(as_role(server, "admin")) as nc:
-            await streams.create(nc)
-            before = [(await nc.jetstream().stream_info(each.stream)).state.last_seq for each in streams.STORAGE]
+            await setup.create(nc)
+            before = [(await nc.jetstream().stream_info(each.stream)).state.last_seq for each in setup.STORAGE]
             for role, missing in (("worker", list(SENT_SINCE)), ("admin", [])):
                 told = [
                     what for what, (_, status, _) in (await findings(as_role(server, role))).items() if status == "warn"
                 ]
                 assert [each for each in SENT_SINCE if any(each in what for what in told)] == missing
-            after = [(await nc.jetstream().stream_info(each.stream)).state.last_seq for each in streams.STORAGE]
+            after = [(await nc.jetstream().stream_info(each.stream)).state.last_seq for each in setup.STORAGE]
             assert [after[0], *after[2:]] == [before[0], *before[2:]], "all but the key that doctor writes"
     finally:
         server.stop()
@@ -62,11 +62,11 @@ async def test_older_streams_are_named_until_they_are_brought_up_to_date(secured
     url = as_role(secured_server, "admin")
     async with await nats.connect(url) as nc:
         assert {check for check, status, _ in (await findings(url)).values() if status == "warn"} == {"worker"}
-        await streams.create(nc)
+        await setup.create(nc)
         js = nc.jetstream()
         await js.update_stream((await js.stream_info(names.JOBS_STREAM)).config.evolve(max_msgs=5))
         old = f"stream {names.JOBS_STREAM}: max_msgs 5 to 33"
         check, status, advice = (await findings(url))[old]
         assert (check, status, "mlbus admin init" in advice) == ("JetStream", "warn", True)
-        await streams.create(nc)
+        await setup.create(nc)
         assert old not in await findings(url)

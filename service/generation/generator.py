@@ -1,0 +1,95 @@
+"""One loaded generation model at work: prompts in, pieces of text out.
+
+A token's way: the engine loop (engine_loop.py) has the device's thread run a step (engine_step.py) of the engine
+(models/generation/engine.py). The token goes to the event queue of its call (event_queue.py). The completion stream
+(completion_stream.py) takes what is there, at most every 20 ms. The handler (handlers/generate.py) makes frames of it
+(reply.py), and endpoint/frames.py sends them.
+"""
+
+import math
+from collections.abc import Callable
+
+from models.generation.base import Chat, Fill, GenerationEngine, Plain, Prompt, PromptTokens
+from models.generation.errors import EngineFull, PromptTooLong
+from models.generation.request import Request
+
+from ..runtime.device_thread import DeviceThread
+from ..served_model import ServedModel
+from .completion_stream import CompletionStream
+from .engine_loop import EngineLoop
+from .shortest_job_first import ShortestJobFirst
+from .telemetry import GenerationTelemetry
+
+TOKENIZER_THREADS = 2
+CHAR_S = 10e-6
+"""How much longer a prompt may wait for the tokenizer for each of its characters: ten times what that takes."""
+TOKEN_CHARS = 128
+"""More characters than any tokenizer has in a token on average: a prompt longer than a context of them is too long."""
+
+
+class Generator(ServedModel):
+    """A running engine.
+
+    window: how many completions of one call are in the engine at a time. stuck_step_s: when a step counts as stuck.
+    """
+
+    def __init__(
+        self,
+        engine: GenerationEngine,
+        device: DeviceThread,
+        telemetry: GenerationTelemetry,
+        window: int = 32,
+        stuck_step_s: float = 30.0,
+    ) -> None:
+        super().__init__(engine, device)
+        self.engine = engine
+        self._window = window
+        self._tokenizers = ShortestJobFirst(TOKENIZER_THREADS, CHAR_S, f"tokenizer.{self.facts.model}")
+        self._loop = EngineLoop(engine, device, telemetry, stuck_step_s)
+
+    @property
+    def stuck_s(self) -> float:
+        """How long the engine's present step has been running, if that is too long; else 0."""
+        return self._loop.watchdog.stuck_s
+
+    async def _serve(self) -> None:
+        await self._loop.run()
+
+    def _stop_tokenizers(self) -> None:
+        self._tokenizers.close()
+
+    async def request(self, prompt: Prompt, make: Callable[[PromptTokens], Request]) -> Request:
+        """Tokenize a prompt, make a request of it and have it checked. Raises InvalidRequest, PromptTooLong."""
+        size, context = _chars(prompt), self.engine.facts.max_tokens
+        if size > context * TOKEN_CHARS:
+            raise PromptTooLong(size // TOKEN_CHARS, 1, context, "the model's context, at the very least")
+        return await self._tokenizers.run(size, self._request, prompt, make)
+
+    def _request(self, prompt: Prompt, make: Callable[[PromptTokens], Request]) -> Request:
+        try:
+            request = make(self.engine.prompt_tokens(prompt))
+        except BaseException as error:
+            if isinstance(error, Exception):
+                raise
+            # A panic in Rust is no Exception, and would end the event loop.
+            raise RuntimeError(f"the tokeniser broke: {error!r}") from error
+        self.engine.check(request)
+        return request
+
+    def stream(self, streamed: bool = True, deadline: float = math.inf) -> CompletionStream:
+        """The stream for the completions of one call; see CompletionStream. Raises Busy if the engine is full."""
+        try:
+            self._loop.require_slot()
+        except EngineFull as full:
+            raise self._loop.refusal(full) from None
+        return CompletionStream(self._loop, self._window, streamed, deadline)
+
+
+def _chars(prompt: Prompt) -> int:
+    match prompt:
+        case Plain(text):
+            return len(text)
+        case Chat(messages):
+            return sum(len(message.content) for message in messages)
+        case Fill(prefix, suffix):
+            return len(prefix) + len(suffix)

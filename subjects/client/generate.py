@@ -1,0 +1,88 @@
+"""`MLClient`'s completions: the typed calls of `ml.generate` and `ml.generate.batch`."""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, TypeAlias, TypedDict
+
+from typing_extensions import Unpack
+
+from .. import routes
+from ..generate import ChatMessage, GenerateBatchReply, GenerateDone, GenerateReply, TokenFrame
+from .caller import Caller, split
+
+Messages: TypeAlias = Sequence[ChatMessage | Mapping[str, Any]]
+
+
+class GenerateCallOptions(TypedDict, total=False):
+    """What every call takes besides its prompt; see GenerateOptions for the meanings."""
+
+    model: str | None
+    max_tokens: int
+    min_tokens: int
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | None
+    logprobs: int | None
+    n: int
+    num_beams: int
+    length_penalty: float
+    seed: int | None
+    stop: str | list[str] | None
+    stop_token_ids: list[int] | None
+    echo: bool
+    continue_final: bool
+    timeout_s: float | None
+
+
+class GenerateCalls:
+    """Completions of a prompt: of a text, of `messages` (a chat), or of the gap between `prefix` and `suffix`.
+
+    Each call takes one of the three.
+    """
+
+    _caller: Caller
+
+    async def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Messages | None = None,
+        prefix: str | None = None,
+        suffix: str | None = None,
+        **options: Unpack[GenerateCallOptions],
+    ) -> GenerateReply:
+        """One prompt -> `.text` and how it ended, all at once."""
+        form = _form(prompt, messages, prefix, suffix)
+        return await self._caller.ask(routes.GENERATE, *split({**form, **options}))
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Messages | None = None,
+        prefix: str | None = None,
+        suffix: str | None = None,
+        **options: Unpack[GenerateCallOptions],
+    ) -> AsyncGenerator[TokenFrame | GenerateDone, None]:
+        """One prompt -> its text piece by piece as it is written, then one GenerateDone.
+
+        Closing the iterator early ends the work. Raises Internal where a frame was lost. Nothing is tried again once
+        the first piece is there.
+        """
+        form = _form(prompt, messages, prefix, suffix)
+        return self._caller.stream(routes.GENERATE, *split({**form, **options}))
+
+    async def generate_batch(
+        self, prompts: Sequence[str], **options: Unpack[GenerateCallOptions]
+    ) -> GenerateBatchReply:
+        """Many prompts -> `.results` in order. One that fails has an `error` there and costs the others nothing."""
+        return await self._caller.ask(routes.GENERATE_BATCH, *split({"prompts": list(prompts), **options}))
+
+
+def _form(prompt: str | None, messages: Messages | None, prefix: str | None, suffix: str | None) -> dict[str, Any]:
+    turns = None if messages is None else list(messages)
+    return {"prompt": prompt, "messages": turns, "prefix": prefix, "suffix": suffix}

@@ -1,0 +1,98 @@
+"""`MLClient.models`: the typed client of `ml.models.*`."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from .. import routes
+from ..errors import MLError
+from ..models import ModelsChangeReply, ModelsInfoReply, ModelsListReply, ModelsRecommendedReply
+from ..names import Dtype, Kind, Quantization, Use
+from ..promote import ModelsPromoteReply
+from ..routes import Route
+from .caller import Caller
+
+ReplyT = TypeVar("ReplyT")
+
+
+class ModelsClient:
+    """Which models there are, and what workers keep in memory.
+
+    worker: a worker's id, to ask that one. Without it any worker answers a question; a change reaches all of them, and
+    the first answer comes back. Changes need the admin role of nats-server.conf.
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def list(
+        self, kind: Kind | None = None, *, worker: str | None = None, timeout_s: float | None = None
+    ) -> ModelsListReply:
+        """The catalogue, what is loaded and the memory that it takes."""
+        return await self._caller.ask(_on(routes.MODELS_LIST, worker), {"kind": kind}, timeout_s)
+
+    async def info(self, model: str, *, worker: str | None = None, timeout_s: float | None = None) -> ModelsInfoReply:
+        """One model and its versions."""
+        return await self._caller.ask(_on(routes.MODELS_INFO, worker), {"model": model}, timeout_s)
+
+    async def recommended(self, use: Use | None = None, *, timeout_s: float | None = None) -> ModelsRecommendedReply:
+        """The model for a use, and what to take where it is not present."""
+        return await self._caller.ask(routes.MODELS_RECOMMENDED, {"use": use}, timeout_s)
+
+    async def load(
+        self,
+        model: str,
+        *,
+        dtype: Dtype | None = None,
+        quantization: Quantization | None = None,
+        pin: bool | None = None,
+        worker: str | None = None,
+        timeout_s: float | None = None,
+    ) -> ModelsChangeReply:
+        """Load a model, downloaded first if need be; see ModelsLoadRequest for the meanings."""
+        asked = {"model": model, "dtype": dtype, "quantization": quantization, "pin": pin}
+        return await self._caller.ask(_on(routes.MODELS_LOAD, worker), asked, timeout_s)
+
+    async def unload(
+        self, model: str, *, force: bool = False, worker: str | None = None, timeout_s: float | None = None
+    ) -> ModelsChangeReply:
+        """Take a model out of memory. Raises Conflict while requests use it, unless forced."""
+        return await self._caller.ask(_on(routes.MODELS_UNLOAD, worker), {"model": model, "force": force}, timeout_s)
+
+    async def reload(
+        self, model: str, *, version: str | None = None, worker: str | None = None, timeout_s: float | None = None
+    ) -> ModelsChangeReply:
+        """Swap a model's weights for its live version, or the one that is named, which then is the live one.
+
+        With `worker` a version that is named stays that worker's alone.
+        """
+        return await self._caller.ask(
+            _on(routes.MODELS_RELOAD, worker), {"model": model, "version": version}, timeout_s
+        )
+
+    async def reload_all(
+        self, model: str, workers: int, *, version: str | None = None, timeout_s: float | None = None
+    ) -> Sequence[ModelsChangeReply | MLError]:
+        """The same on every worker, and what so many of them answer."""
+        return await self._caller.ask_all(
+            routes.MODELS_RELOAD, {"model": model, "version": version}, workers, timeout_s
+        )
+
+    async def promote(
+        self,
+        model: str | None = None,
+        version: str | None = None,
+        *,
+        job: str | None = None,
+        timeout_s: float | None = None,
+    ) -> ModelsPromoteReply:
+        """Have an accepted version serve in the whole fleet, or what comes of a job once it has passed.
+
+        Giving up before the answer has come undoes it. Raises Conflict where it did not prove itself.
+        """
+        return await self._caller.ask(
+            routes.MODELS_PROMOTE, {"model": model, "version": version, "job": job}, timeout_s
+        )
+
+
+def _on(route: Route[ReplyT], worker: str | None) -> Route[ReplyT]:
+    return route.to_worker(worker) if worker else route
