@@ -88,7 +88,7 @@ class FakeRoom:
     failure: Exception | None = None
 
     @asynccontextmanager
-    async def set_aside(self, name: str, device: str, memory_bytes: int) -> AsyncIterator[Callable[[int], None]]:
+    async def reserve(self, name: str, device: str, memory_bytes: int) -> AsyncIterator[Callable[[int], None]]:
         await self.gate.wait()
         fits = isinstance(self.failure, OverBudget) and memory_bytes <= self.failure.budget - self.failure.in_use
         if self.failure and not fits:
