@@ -18,6 +18,7 @@ from subjects import names
 from subjects.errors import InvalidField, NotFound, TooLarge, Unavailable
 from subjects.uploads import CHUNK_BYTES
 
+from ..bus.jetstream import api_subject
 from .bucket import NotSetUp
 
 MAX_CHUNKS = 2**30 // CHUNK_BYTES
@@ -131,7 +132,7 @@ class Objects:
 
         Raises NotSetUp, Unavailable, and what an absent server raises.
         """
-        subject = f"$JS.API.STREAM.MSG.GET.{self.stream}"
+        subject = api_subject(self.nc, f"STREAM.MSG.GET.{self.stream}")
         reply = await self.nc.request(subject, orjson.dumps(which), timeout=REQUEST_S)
         answer = await asyncio.to_thread(orjson.loads, reply.data)
         error = answer.get("error", {})
