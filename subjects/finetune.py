@@ -33,18 +33,18 @@ class FinetuneOptions(Message):
         "infonce", description="infonce: against the other pairs of a batch; triplet: against each pair's negatives"
     )
     matryoshka: bool = Field(False, description="train the first values of a vector to stand for the whole")
-    epochs: int = Field(1, ge=1, le=100)
+    epochs: int = Field(1, ge=1, le=100, description="times over all pairs")
     batch_size: int = Field(32, ge=2, le=4096, description="pairs that are told apart from each other")
     micro_batch: int | None = Field(
         None, ge=1, le=4096, description="pairs computed at once; absent: as many as the memory allows"
     )
-    learning_rate: float = Field(1e-5, gt=0, le=0.1, allow_inf_nan=False)
+    learning_rate: float = Field(1e-5, gt=0, le=0.1, allow_inf_nan=False, description="after the warm-up")
     warmup: float = Field(0.1, ge=0, le=1, allow_inf_nan=False, description="share of steps until the full rate")
     max_tokens: int | None = Field(None, ge=8, le=32768, description="of a text; absent: 256, or what the model takes")
     patience: int = Field(2, ge=1, le=100, description="evaluations without a gain before it stops early")
     hard_negatives: int = Field(1, ge=0, le=8, description="for each pair of a codebase, similar texts that are wrong")
-    lora_rank: int = Field(16, ge=1, le=256)
-    seed: int = Field(0, ge=0, le=2**32 - 1)
+    lora_rank: int = Field(16, ge=1, le=256, description="rank of the matrices that lora trains")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="the same gives the same training")
 
 
 class FinetuneRequest(Message):

@@ -12,6 +12,8 @@ import structlog
 from nats.aio.client import Client
 
 from subjects import names
+from subjects.client import MLClient
+from subjects.routes import ROUTES
 
 from ..bus.announcement import announced_url
 from ..bus.causes import Denied
@@ -22,13 +24,15 @@ from ..bus.settings import NatsSettings
 from ..config import BadSettings, read_settings
 
 STALL_S = 0.3
-_CHANGES = (names.MODELS_LOAD, names.MODELS_UNLOAD, names.MODELS_RELOAD, names.MODELS_PROMOTE)
-_EVERY_JOB = (names.JOBS_LIST,)
+NO_WORKER = "no worker answers on this NATS server; start one with `mlbus serve`"
+_CHANGES = tuple(
+    route.subject for route in ROUTES.values() if route.role == "admin" and route.subject != names.JOBS_LIST
+)
 _DATA = (f"$js.api.stream.info.obj_{names.DATA_BUCKET}", f"$o.{names.DATA_BUCKET}.")
 _STORAGE = ("$js.api.stream.", "$js.api.consumer.")
 _ADMINISTRATORS = (
     (_CHANGES, "change what workers serve"),
-    (_EVERY_JOB, "list everybody's jobs"),
+    ((names.JOBS_LIST,), "list everybody's jobs"),
     (_DATA, f"put pairs that are too many for a message into {names.DATA_BUCKET}"),
     (_STORAGE, "set up fine-tuning"),
 )
@@ -95,6 +99,11 @@ def ask(connection: Connection, question: Callable[[Client], Awaitable[T]]) -> T
             return await question(nc)
 
     return asyncio.run(run())
+
+
+def ask_worker(connection: Connection, question: Callable[[MLClient], Awaitable[T]]) -> T:
+    """The same by the typed client, each of whose requests may take the connection's time."""
+    return ask(connection, lambda nc: question(MLClient(nc, timeout_s=connection.timeout_s)))
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from nats.aio.client import Client
 
@@ -23,11 +23,18 @@ from ..bus.jetstream import NotStored
 from ..bus.settings import NatsSettings
 from ..config import Settings
 from ..endpoint.reply_subject import JETSTREAM_INBOX, ReplySubjects
+from ..jobs import setup
 from ..jobs.retry import TROUBLE
+from ..jobs.store import NotSetUp
 from .ask import STALL_S, Connection, MayNotAsk, permitted
 from .doctor_machine import Finding
-from .doctor_upgrade import old_permissions, old_storage
 
+ASKED_SINCE: Mapping[str, bytes] = {names.SCHEMA: names.EMBED.encode(), names.JOBS_WATCH: b"none"}
+"""What clients may ask since the first nats-server.conf, with a body that does nothing."""
+_OF_DATA = f"OBJ_{names.DATA_BUCKET}"
+JETSTREAM = ("$JS.API.INFO", f"$JS.API.STREAM.INFO.{_OF_DATA}", f"$JS.API.DIRECT.GET.{_OF_DATA}.doctor")
+"""What tells of JetStream and changes nothing; clients of older files could ask some of it."""
+_ADVICE = "bring it up to date: docs/security.md, Upgrading"
 SERVED = (names.EMBED, names.EMBED_BATCH, names.SIMILARITY, f"{names.CANCEL}.*", f"$SRV.PING.{names.SERVICE}")
 ANSWER_TIMEOUT_S = 10.0
 STORE_TIMEOUT_S = 2.0
@@ -162,3 +169,36 @@ def _permissions(asking: NatsSettings, to_ask: MayNotAsk | None, to_serve: list[
         return Finding("permissions", "ok", f"{who} may serve; to ask takes a client's credentials")
     found, _, advice = str(to_ask).partition(": ")
     return Finding("permissions", "fail", f"{found}, nor subscribe to {to_serve[0].subject}", advice)
+
+
+async def old_permissions(asking: NatsSettings) -> list[Finding]:
+    """What the server does not let somebody ask who may ask for vectors, or lets a client ask. Raises BusError."""
+    refused: list[Denied] = []
+    async with connected(asking, on_denied=refused.append) as nc:
+        own = nc.new_inbox()  # a client may not publish there, an administrator may
+        asked = {**ASKED_SINCE, **dict.fromkeys(JETSTREAM, b"")}
+        for subject, body in asked.items():
+            await nc.publish(subject, body, reply=own)
+        await nc.publish(own)
+        await settled(nc)
+    denied = {each.subject for each in refused}
+    findings = []
+    if missing := [subject for subject in ASKED_SINCE if subject.lower() in denied]:
+        found = f"it is for an older mlbus: {asking.identity} may not ask {', '.join(missing)}"
+        findings.append(Finding("nats-server.conf", "warn", found, _ADVICE))
+    granted = [subject for subject in JETSTREAM if subject.lower() not in denied]
+    if granted and own.lower() in denied:
+        found = f"{asking.identity} may ask {granted[0]}, and so have the server publish on any subject"
+        findings.append(Finding("nats-server.conf", "fail", found, f"take JetStream out of its permissions; {_ADVICE}"))
+    return findings
+
+
+async def old_storage(nc: Client, timeout_s: float) -> list[Finding]:
+    """Streams and buckets that another version made; nothing where there are none. timeout_s: for each request."""
+    try:
+        old = await setup.outdated(nc, timeout_s)
+    except (NotSetUp, *TROUBLE):
+        return []
+    if len(old) > len(setup.STORAGE):  # all of them: nobody has set up fine-tuning
+        return []
+    return [Finding("JetStream", "warn", what, "run `mlbus admin init` as the administrator") for what in old]

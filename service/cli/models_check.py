@@ -9,8 +9,9 @@ from rich.table import Table
 
 from models.catalogue import Dtype, ModelSpec, Quantization, load_catalogue
 
-from ..config import Settings
+from ..config import Settings, read_settings
 from ..residency.loader import LoadOverrides, ModelLoader
+from .options import Config, Json, ModelId
 from .output import out, print_json, spinner
 
 if TYPE_CHECKING:
@@ -18,6 +19,18 @@ if TYPE_CHECKING:
     from models.checking.precision import Measured
     from models.encoders.base import Encoder
     from models.generation.causal_lm import CausalLM
+
+
+def check(
+    model: ModelId,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show how well a model does: an embedding model finds code, under each mask and end token that it allows.
+
+    Of a generation model the perplexity of a text and a greedy sample, in fp32, bf16, int8 and int4.
+    """
+    check_model(read_settings(config), model, as_json=as_json)
 
 
 def check_model(settings: Settings, model: str, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`mlbus models info`: all that is known of one model before it is fetched, and whether it can be served.
+"""`mlbus models info` and `mlbus models history`: all that is known of one model, and what became of its versions.
 
 Nobody is asked about a model of which a configuration is here; else the Hub, for small files alone.
 """
@@ -8,20 +8,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+from rich.table import Table
+
 from models.catalogue import OF_EMBEDDINGS, Catalogue, GraphDtype, ModelSpec, load_catalogue
 from models.errors import BadEntry, ModelError
 from models.loading.load_cache import LoadCache
 from models.loading.support import support
-from models.weights import hub
+from models.weights import hub, version_history
 from models.weights.model_files import MODULES, check_weights, weight_files
+from models.weights.version_history import Version
 from models.weights.versions import live_version, versions
 
-from ..config import Settings
-from .models import licence_text
-from .models_add import origin_of
-from .models_pull import size_bytes, source_of
-from .output import err, out, print_json
-from .prompts import prompts_of
+from ..config import Settings, read_settings
+from .models_weights import origin_of, prompts_of, size_bytes, source_of
+from .options import Config, Json, ModelId
+from .output import err, licence_text, out, print_json
+
+_MRR = ("mrr@10_before", "mrr@10_after")
+_HEADINGS = ("version", "made", "from", "pairs", "MRR@10", "verdict", "", "size")
+
+
+def info(model: ModelId, config: Config = None, as_json: Json = False) -> None:
+    """Show all that is known of a model: its entry, where its weights are and which, its versions."""
+    print_info(read_settings(config), model, as_json=as_json)
 
 
 def print_info(settings: Settings, model: str, *, as_json: bool) -> None:
@@ -137,3 +147,60 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
+
+
+def history(model: ModelId, config: Config = None, as_json: Json = False) -> None:
+    """Show a model's versions on this machine, newest first: what they came of, their verdicts, which one is live."""
+    settings = read_settings(config)
+    spec = load_catalogue(settings.catalogue).get(model)
+    found = version_history.history(settings.checkpoints_dir, spec.id)
+    if as_json:
+        print_json([_facts(version) for version in found])
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in _HEADINGS:
+        table.add_column(heading, no_wrap=heading == "version", overflow="fold")
+    for version in found:
+        table.add_row(*_cells(version))
+    out.print(table)
+    for version in found:
+        for why in (*version.reasons, *([version.problem] if version.problem else [])):
+            out.print(f"{version.name}: {why}", markup=False)
+
+
+def _facts(version: Version) -> dict[str, Any]:
+    record = version.record
+    return {
+        "name": version.name,
+        "created_at": version.made_at,
+        "parent": record.parent if record else None,
+        "live": version.live,
+        "previous": version.previous,
+        "accepted": version.accepted,
+        "judged": version.judged,
+        "reasons": version.reasons,
+        "metrics": version.metrics,
+        "weights": record.weights_sha256 if record else None,
+        "pairs": version.pairs,
+        "job": record.job if record else None,
+        "size_bytes": version.size_bytes,
+        "problem": version.problem,
+    }
+
+
+def _cells(version: Version) -> tuple[str, ...]:
+    return (
+        version.name,
+        f"{version.made_at.astimezone():%Y-%m-%d %H:%M}" if version.made_at else "-",
+        escape(version.record.parent) if version.record else "-",
+        "-" if version.pairs is None else str(version.pairs),
+        _change(version.metrics),
+        {True: "accepted", False: "rejected", None: "-"}[version.accepted],
+        "live" if version.live else "previous" if version.previous else "",
+        "-" if version.size_bytes is None else f"{version.size_bytes / 1e9:.2f} GB",
+    )
+
+
+def _change(metrics: dict[str, float]) -> str:
+    known = [metrics[name] for name in _MRR if name in metrics]
+    return " -> ".join(f"{value:.3f}" for value in known) if len(known) == len(_MRR) else "-"

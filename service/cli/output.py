@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,6 +45,11 @@ def counter(total: int, what: str) -> Iterator[Progress]:
     finally:
         timer.cancel()
         progress.stop()
+
+
+def licence_text(facts: Mapping[str, Any]) -> str:
+    """A model's licence, marked where it forbids commercial use."""
+    return (facts["licence"] or "unknown") + (" (non-commercial)" if facts["commercial"] is False else "")
 
 
 def shortened(text: str, width: int = 48) -> str:

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -21,10 +21,11 @@ from models.loading.plan import (
     Plan,
     Reserve,
     candidate,
-    plan,
 )
+from models.loading.plan import plan as plan_of
 
-from ..config import BadSettings, Settings
+from ..config import BadSettings, Settings, read_settings
+from .options import Config, Json
 from .output import err, out, print_json, shortened
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(i?)B", re.IGNORECASE)
@@ -53,6 +54,30 @@ class PlanOptions:
     kv_tokens: int = KV_TOKENS
 
 
+def plan(
+    model: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="Least recently used first; none: the whole catalogue."),
+    ] = None,
+    budget: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the device: 16GB, 15.5GiB.")] = "16GB",
+    reduce: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Embedding model that may go below its own precision; repeat."),
+    ] = None,
+    working: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Kept free for work.", show_default="1.5GB")
+    ] = None,
+    kv_tokens: Annotated[
+        int, typer.Option(min=0, max=10**9, metavar="N", help="Tokens in flight of each generation model.")
+    ] = 4096,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show which models fit into a budget of memory, at which precision, and what would be evicted."""
+    options = PlanOptions(budget, model or [], reduce or [], working, kv_tokens)
+    print_plan(read_settings(config), options, as_json=as_json)
+
+
 def print_plan(settings: Settings, options: PlanOptions, *, as_json: bool) -> None:
     """Print the plan and the settings that carry it out.
 
@@ -65,7 +90,7 @@ def print_plan(settings: Settings, options: PlanOptions, *, as_json: bool) -> No
         raise BadSettings(f"budget: {options.budget} is no more than {kept}; give more, or a smaller --working")
     specs = _chosen(settings, options)
     known, unknown = _candidates(specs, options.reduce)
-    planned = plan(known, budget_bytes, Reserve(working_bytes, options.kv_tokens))
+    planned = plan_of(known, budget_bytes, Reserve(working_bytes, options.kv_tokens))
     if as_json:
         print_json(_document(planned, unknown))
         return
