@@ -1,4 +1,4 @@
-"""`mlbus admin`: what is done once, beside a NATS server: streams and buckets, users, contexts of the nats command."""
+"""`mlbus admin`: sets up a NATS server: streams and buckets, users, contexts of the nats command."""
 
 import os
 import re
@@ -70,12 +70,12 @@ def user(
         return
     out.print(block, markup=False, soft_wrap=True)
     where = f"{variable(name)} is in {file}, which an embedded server reads"
-    said = f"Put that among the users of nats-server.conf; {where}. Then: mlbus admin context {name}"
-    err.print(said, markup=False, soft_wrap=True)
+    hint = f"Put that among the users of nats-server.conf; {where}. Then: mlbus admin context {name}"
+    err.print(hint, markup=False, soft_wrap=True)
 
 
 def block_of(conf: str, role: Role, name: str) -> str:
-    """The entry of a role in nats-server.conf, as one of another user."""
+    """The entry of a role in nats-server.conf, rewritten for another user."""
     found = re.search(rf"^ *{{ user: {role}, (.*}}$|[^}}]*}} }}$)", conf, re.MULTILINE)
     assert found is not None, f"nats-server.conf has no user {role}"
     block = found[0].replace(f"user: {role},", f"user: {name},").replace(variable(role), variable(name))
@@ -108,8 +108,8 @@ def context(
     own = mine.embedded_nats and "NATS_URL" not in os.environ
     server = mine.nats_url or (f"nats://127.0.0.1:{mine.nats_port}" if own else None)
     settings = NatsSettings.of_user(os.environ, user, secret, server)
-    what = "role" if user in ROLES else "user"
-    content = {"description": f"mlbus: the {what} {user}", **settings.as_context()}
+    kind = "role" if user in ROLES else "user"
+    content = {"description": f"mlbus: the {kind} {user}", **settings.as_context()}
     path = write_context(os.environ, name, content, force=force)
     if select:
         select_context(os.environ, name)

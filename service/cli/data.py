@@ -1,9 +1,9 @@
-"""`mlbus data`: training pairs of a codebase, filed and shown, as a fine-tuning would make them."""
+"""`mlbus data`: makes the training pairs of a codebase as a fine-tuning would, stores and shows them."""
 
 from collections import defaultdict
 from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,15 +14,18 @@ from models.training.data.collect import build_dataset
 from models.training.data.dataset import Dataset, file_dataset
 from models.training.data.records import Manifest, Pair
 from models.training.options import TrainingOptions
+from subjects import codec
+from subjects.finetune import FinetuneOptions
 
 from ..config import Settings, read_settings
-from .options import Config, Json
+from .options import Config, Json, options_of
 from .output import err, out, print_json, shortened, spinner
 
 data_app = typer.Typer(help="Training data for fine-tuning, made on this machine.", no_args_is_help=True)
 
 
 @data_app.command()
+@options_of(FinetuneOptions, "How they are made", "hard_negatives seed")
 def build(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of the code.")],
     folder: Annotated[
@@ -35,21 +38,18 @@ def build(
         str | None,
         typer.Option(metavar="ID", help="Look for hard negatives with its vectors too.", show_default="words alone"),
     ] = None,
-    hard_negatives: Annotated[int, typer.Option(min=0, max=8, metavar="N", help="For each pair.")] = 1,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Of the split and of random negatives.")
-    ] = 0,
     show: Annotated[int, typer.Option(min=0, metavar="N", help="Print so many pairs of each kind.")] = 0,
     config: Config = None,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
     """Make training pairs of a codebase, as a fine-tuning would, and show what they are."""
+    wanted = codec.validate(options, FinetuneOptions)
     settings = read_settings(config)
-    options = TrainingOptions(hard_negatives=hard_negatives, seed=seed)
     with spinner() as progress:
         progress.add_task("reading the code")
         encoder = _encoder(settings, model) if model else None
-        dataset = build_dataset(path, options, encoder=encoder)
+        dataset = build_dataset(path, TrainingOptions.model_validate(wanted.model_dump()), encoder=encoder)
     manifest = dataset.manifest()
     filed = file_dataset(folder or settings.training_data_dir, date.today(), dataset.lines(), manifest)
     if as_json:

@@ -1,4 +1,4 @@
-"""`mlbus doctor`: asks every question in turn and prints the answers."""
+"""`mlbus doctor`: runs all checks and prints what they found."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -30,7 +30,7 @@ def doctor(config: Config = None, as_json: Json = False, nats_url: NatsUrl = Non
 
 
 def _settings(config: Path | None, nats_url: str | None) -> tuple[Settings, list[Finding]]:
-    """The settings in force; where they cannot be read the defaults, and that as a finding."""
+    """The settings in force; if they cannot be read, the defaults and a finding that says so."""
     try:
         return read_settings(config, nats_url=nats_url), []
     except BadSettings as error:

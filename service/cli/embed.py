@@ -1,4 +1,7 @@
-"""`mlbus embed`: texts in, vectors on standard output or, in memory that does not grow with them, in a file."""
+"""`mlbus embed`: vectors of texts, on standard output or in a file.
+
+With a file, memory does not grow with the number of texts.
+"""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,8 +16,8 @@ from nats.aio.client import Client
 
 from subjects.client import EmbedCallOptions, MLClient
 from subjects.embed import EmbedChunk, EmbedDone, EmbedOptions
-from subjects.encodings import WireArray
 from subjects.errors import Internal
+from subjects.vectors import WireArray
 
 from .ask import Connection, ask
 from .options import Json, NatsUrl, Timeout, options_of
@@ -69,17 +72,17 @@ def embed(
     With --out the vectors go to a file, which appears when it is complete; any number of texts takes little memory.
     """
     texts, connection = text or [], Connection(nats_url, timeout)
-    asked = cast(EmbedCallOptions, {**options, "timeout_s": timeout})
+    call = cast(EmbedCallOptions, {**options, "timeout_s": timeout})
     if path is not None:
-        asked["encoding_format"] = encoding or "float32"
-        _write_vectors(texts, file, path, asked, connection, as_json=as_json)
+        call["encoding_format"] = encoding or "float32"
+        _write_vectors(texts, file, path, call, connection, as_json=as_json)
     elif encoding is not None:
         raise typer.BadParameter("is for --out FILE", param_hint="--encoding")
     elif file is not None or len(texts) > 1:
-        _print_many(list(read_texts(texts, file)), asked, connection, as_json=as_json)
+        _print_many(list(read_texts(texts, file)), call, connection, as_json=as_json)
     else:
         (only,) = read_texts(texts, None)
-        _print_one(only, asked, connection, as_json=as_json)
+        _print_one(only, call, connection, as_json=as_json)
 
 
 def _print_one(text: str, options: EmbedCallOptions, connection: Connection, *, as_json: bool) -> None:
@@ -94,12 +97,12 @@ def _print_one(text: str, options: EmbedCallOptions, connection: Connection, *, 
 
 @dataclass(slots=True)
 class Embedded:
-    """What came back for many texts; vectors (N, D) in the order of the texts, `truncated` their indices."""
+    """The frames for many texts, collected. vectors (N, D): in the order of the texts. truncated: indices of texts."""
 
     model: str = ""
     version: str = ""
     tokens: int = 0
-    # Not in repr: asyncio.run makes the repr of its task's result, and throws it away.
+    # Not in repr: asyncio.run makes the repr of its task's result and does not use it.
     vectors: list[WireArray] = field(default_factory=list, repr=False)
     truncated: set[int] = field(default_factory=set)
 
@@ -183,7 +186,7 @@ def _write_vectors(
 
 
 class _Reading:
-    """The texts on their way: read, and their vectors not here yet."""
+    """The texts that were read and whose vectors have not come yet."""
 
     def __init__(self, texts: Iterator[str]) -> None:
         self._texts = texts
@@ -203,7 +206,7 @@ class _Reading:
 async def _fill(
     file: VectorFile, nc: Client, reading: _Reading, total: int | None, options: EmbedCallOptions
 ) -> tuple[EmbedDone, int]:
-    """Write all vectors -> what holds for them, and how many of the texts were cut."""
+    """Write all vectors -> the last frame, and the number of texts that were cut."""
     cut = written = 0
     with counter(total or 0, "embedding") as progress:
         async with aclosing(MLClient(nc).embed_all(reading, **options)) as frames:

@@ -1,4 +1,4 @@
-"""`mlbus finetune`: has a job begun, and shows how it goes on where that was asked for."""
+"""`mlbus finetune`: submits a job, and watches it if asked to."""
 
 import io
 import sys
@@ -70,8 +70,8 @@ def finetune(
     connection = Connection(nats_url, timeout)
     pairs = None if data is None else read_pairs(data)
     codebase = None if path is None else path.absolute()
-    asked = cast(FinetuneCallOptions, {"model": model, "id": job_id, **options})
-    reply = ask_worker(connection, lambda ml: ml.finetune(path=codebase, pairs=pairs, **asked))
+    call = cast(FinetuneCallOptions, {"model": model, "id": job_id, **options})
+    reply = ask_worker(connection, lambda ml: ml.finetune(path=codebase, pairs=pairs, **call))
     if promote:
         if reply.duplicate and job_id is not None:
             raise _another(reply.job)
@@ -87,9 +87,9 @@ def finetune(
 
 
 def _another(job: str) -> Conflict:
-    """An id that was typed may be that of anybody's job, which learns from anything: it is not promoted.
+    """A job with a typed id that exists already may be somebody else's, with other data, so it is not promoted.
 
-    One of our own making that comes back is the same job, asked for twice.
+    A generated id that exists already is the same job, which was submitted twice.
     """
     return Conflict(
         f"job {job} was there already, perhaps another's with other data: nothing new begins, and nothing is "
@@ -98,7 +98,7 @@ def _another(job: str) -> Conflict:
 
 
 def _promote(job: str, connection: Connection) -> None:
-    """Have what comes of the job served; where that is refused, the job goes on all the same, and that is said."""
+    """Serve the version of the job once it has passed. If that is refused the job still runs, and the user is told."""
     try:
         ask_worker(connection, lambda ml: ml.models.promote(job=job))
     except (BusError, MLError):

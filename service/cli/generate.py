@@ -1,4 +1,4 @@
-"""`mlbus generate`: a prompt in, its completion on standard output, as it is written or at once."""
+"""`mlbus generate`: the completion of a prompt on standard output, streamed or at once."""
 
 import re
 import sys
@@ -27,7 +27,7 @@ _WRITING = "How the text is written"
 _LOGPROBS = "With --json: each token's log-probability, with --echo PROMPT's too, and the N likeliest there."
 _UNFINISHED: dict[str, type[MLError]] = {"timeout": DeadlinePassed, "cancelled": Cancelled, "error": Internal}
 _CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\r\t"}
-"""What could move the cursor of a terminal or worse. Into a pipe everything goes as it is."""
+"""Control characters, which could move the cursor of a terminal or do worse. A pipe gets the text unchanged."""
 _PLACE = re.compile(r"(?P<file>.+?):(?P<line>[0-9]{1,9})(?::(?P<column>[0-9]{1,9}))?")
 
 End: TypeAlias = GenerateReply | GenerateDone
@@ -76,10 +76,10 @@ def generate(
     if "logprobs" in options and not as_json:
         raise typer.BadParameter("is for --json", param_hint="--logprobs")
     form = form_of(prompt, fim, system, chat=chat)
-    asked = cast(GenerateCallOptions, {**options, "timeout_s": timeout})
+    call = cast(GenerateCallOptions, {**options, "timeout_s": timeout})
     started = time.perf_counter()
     output = Output(stream, as_json)
-    end = ask(Connection(nats_url, timeout), lambda nc: _show(nc, form, asked, output))
+    end = ask(Connection(nats_url, timeout), lambda nc: _show(nc, form, call, output))
     if verbose:
         err.print(_facts(end, time.perf_counter() - started), markup=False)
     if kind := _UNFINISHED.get(end.finish_reason):
@@ -87,7 +87,7 @@ def generate(
 
 
 class Form(TypedDict, total=False):
-    """What is completed: one of the three that MLClient.generate takes."""
+    """One of the three forms of a prompt that MLClient.generate takes."""
 
     prompt: str
     messages: list[dict[str, str]]
@@ -97,7 +97,7 @@ class Form(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """stream: print as it is written; None: on a terminal."""
+    """stream: print the text as it comes; None: only on a terminal."""
 
     stream: bool | None
     as_json: bool
@@ -108,7 +108,7 @@ class Output:
 
 
 def form_of(prompt: str | None, fim: str | None, system: str | None, *, chat: bool) -> Form:
-    """What was typed as what is asked; `-` for the prompt is standard input as it is. Raises BadParameter."""
+    """The prompt that was typed; `-` is standard input, unchanged. Raises BadParameter."""
     chat = chat or system is not None
     if fim is not None:
         if prompt is not None or chat:
@@ -165,7 +165,7 @@ def _write(text: str) -> None:
 
 
 def _end_line(text: str) -> None:
-    """A terminal's next prompt stands on a line of its own; a pipe gets the text and nothing else."""
+    """End the line on a terminal, so that its next prompt begins a line; a pipe gets only the text."""
     if out.is_terminal and not text.endswith("\n"):
         _write("\n")
 
@@ -195,7 +195,7 @@ def split_at(place: str) -> tuple[str, str]:
 
 
 def _read_file(file: str) -> str:
-    """The text with the line breaks that it has."""
+    """The text of a file with its own line breaks."""
     try:
         return Path(file).read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
@@ -203,7 +203,7 @@ def _read_file(file: str) -> str:
 
 
 def _line_start(text: str, number: int, file: str) -> int:
-    """Where a line begins; behind the last line break there is one more, an empty one."""
+    """The offset of a line. After the last line break there is one more line, which is empty."""
     lines = text.split("\n")
     if not 1 <= number <= len(lines):
         raise _refused(f"{file} has no line {number}: it has {len(lines)}, counted from 1")

@@ -1,4 +1,4 @@
-"""`mlbus jobs`: trainings as they wait, go on and end, asked of any worker."""
+"""`mlbus jobs`: the states of jobs, from any worker."""
 
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
@@ -14,7 +14,7 @@ from rich.table import Table
 from subjects import codec, names
 from subjects.client import MLClient
 from subjects.errors import Internal
-from subjects.jobs import MOST_LISTED, TERMINAL, Job
+from subjects.jobs import MAX_LISTED, TERMINAL, Job
 from subjects.names import JobState
 
 from .ask import Connection, ask, ask_worker
@@ -61,13 +61,13 @@ def show_list(
 
 
 async def _newest(ml: MLClient, state: JobState | None, model: str | None, limit: int) -> list[Job]:
-    """So many jobs, in as many pages as it takes."""
+    """The newest jobs, at most `limit`, page by page."""
     found: list[Job] = []
     while (left := limit - len(found)) > 0:
         last = found[-1].id if found else None
-        page = (await ml.jobs.list(state, model=model, limit=min(left, MOST_LISTED), before=last)).jobs
+        page = (await ml.jobs.list(state, model=model, limit=min(left, MAX_LISTED), before=last)).jobs
         found += page
-        if len(page) < min(left, MOST_LISTED):
+        if len(page) < min(left, MAX_LISTED):
             break
     return found
 
@@ -117,9 +117,9 @@ def _cells(job: Job) -> tuple[str, ...]:
 
 
 def _known(job: Job) -> dict[str, str]:
-    """What is to be told of a job, by name."""
+    """The facts of a job that are known, by name."""
     tries = f"{job.attempt}, on worker {job.worker}" if job.worker else ""
-    told = {
+    facts_of_job = {
         "job": job.id,
         "model": job.model,
         "trains on": job.source,
@@ -130,7 +130,7 @@ def _known(job: Job) -> dict[str, str]:
         "attempt": tries,
         "notes": "\n".join(job.notes),
     }
-    return {name: value for name, value in told.items() if value}
+    return {name: value for name, value in facts_of_job.items() if value}
 
 
 def _time(job: Job) -> str:
@@ -153,7 +153,7 @@ def watch_job(job_id: str, connection: Connection, *, as_json: bool) -> int:
 
 
 def next_steps(job_id: str) -> str:
-    """What to type about a job that goes on."""
+    """The commands for a job that still runs."""
     return f"follow it:  mlbus jobs watch {job_id}\ncancel it:  mlbus jobs cancel {job_id}"
 
 
@@ -171,12 +171,12 @@ async def _watch(nc: Client, job_id: str, timeout_s: float, *, as_json: bool) ->
 
 
 class _Display:
-    """One line that changes where a person looks on, else a line whenever the state changes."""
+    """On a terminal one line that changes, elsewhere a line for each new state."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task = progress.add_task("", total=None, facts="")
-        self._told: tuple[str, str | None] | None = None
+        self._shown: tuple[str, str | None] | None = None
         self._notes = 0
 
     def show(self, job: Job) -> None:
@@ -194,15 +194,15 @@ class _Display:
                 facts=", ".join(facts(job)),
                 refresh=True,
             )
-        elif job.state not in TERMINAL and self._told != (job.state, job.reason):
+        elif job.state not in TERMINAL and self._shown != (job.state, job.reason):
             err.print(": ".join([f"{job.model} {job.state}", *([job.reason] if job.reason else [])]), markup=False)
-        self._told = job.state, job.reason
+        self._shown = job.state, job.reason
 
 
 @contextmanager
 def _display() -> Iterator[_Display]:
-    said = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[facts]"))
-    columns = SpinnerColumn(), next(said), BarColumn(), next(said)
+    texts = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[facts]"))
+    columns = SpinnerColumn(), next(texts), BarColumn(), next(texts)
     progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
     try:
         yield _Display(progress)
@@ -211,7 +211,7 @@ def _display() -> Iterator[_Display]:
 
 
 def facts(job: Job) -> list[str]:
-    """What is known of how far it is."""
+    """The progress of a job, as far as it is known."""
     known = [job.reason] if job.reason else []
     if job.state != "training":
         return known
@@ -247,7 +247,7 @@ def _ending(job: Job) -> str:
 
 
 def _gains(job: Job) -> list[str]:
-    """Each measure before and after."""
+    """Each metric before and after the training."""
     measured = [name.removesuffix("_before") for name in job.metrics if name.endswith("_before")]
     both = [name for name in measured if f"{name}_after" in job.metrics]
     width = max(map(len, both), default=0)

@@ -1,4 +1,4 @@
-"""The `mlbus` command: what can be typed, and how its errors read.
+"""The `mlbus` command: the list of commands, and the exit codes and messages of errors.
 
 Exit codes: 0 done, 1 failed, 2 not usable as typed or as set.
 """
@@ -83,7 +83,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command; an error that somebody foresaw is one line, any other its traceback."""
+    """Run the command. An expected error is one line, any other error a traceback."""
     spinning.prepare()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an ASCII terminal gets ? for what it cannot show
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def _forget_unwritten() -> None:
-    """Python flushes standard output once more as it ends, and would report a full disk a second time."""
+    """Drop unwritten output: Python flushes it once more at exit, and would report a full disk a second time."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -124,4 +124,4 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """What holds for every command."""
+    """Options of every command."""

@@ -1,4 +1,4 @@
-"""`mlbus models`: the commands below it, and the list, which works without NATS too."""
+"""`mlbus models`: its sub-commands, and the list of models, which also works without NATS."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -106,18 +106,18 @@ def show_list(
         return
     settings = read_settings(config, nats_url=nats_url)
     catalogue = load_catalogue(settings.catalogue)
-    loaded, why_not = _loaded(Connection(settings.nats_url, timeout))
+    loaded, reason = _loaded(Connection(settings.nats_url, timeout))
     rows = [_row(spec, loaded) for spec in catalogue]
     if as_json:
         print_json(rows)
         return
     _show(rows)
-    if why_not:
-        err.print(f"not known where they are loaded: {why_not}", markup=False)
+    if reason:
+        err.print(f"not known where they are loaded: {reason}", markup=False)
 
 
 def _loaded(connection: Connection) -> tuple[Mapping[str, Sequence[str]] | None, str]:
-    """Model id -> ids of the workers that have it loaded; None, and the reason, where no server could be asked."""
+    """Model id -> ids of the workers that have it loaded; None and the reason if no server answers."""
     try:
         answers = ask(connection, lambda nc: ask_workers(nc, "PING", connection.timeout_s, STALL_S))
     except BusError as error:

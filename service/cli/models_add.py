@@ -1,4 +1,4 @@
-"""`mlbus models add`: an entry of the user's own, loaded once, then appended to the settings file, whose rest stays."""
+"""`mlbus models add`: loads a model of the user's own, then appends its entry to the settings file."""
 
 import os
 import tomllib
@@ -25,7 +25,7 @@ from .options import Config, Json
 from .output import err, out, print_json, spinner
 
 GRAPHS = ("onnx/model.onnx", "model.onnx")
-"""Where exporters put an fp32 graph."""
+"""The paths at which exporters put an fp32 graph."""
 
 
 class Added(BaseModel):
@@ -90,7 +90,7 @@ def add(
 
 
 def _loaded(spec: ModelSpec, settings: Settings) -> Facts:
-    """Fetch a model if need be, load it as a worker would, and let go of it. Raises ModelError."""
+    """Fetch a model if need be, load it as a worker would, and free it. Raises ModelError."""
     with spinner() as progress:
         task = progress.add_task(f"{spec.id}: importing torch")
         loader = ModelLoader(settings, lambda step: progress.update(task, description=escape(step)))
@@ -123,7 +123,7 @@ def _entry(model: str, source: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _require_known(spec: ModelSpec) -> None:
-    """Raises BadEntry where the entry names a pooling that nothing does, or a prompt that is not there."""
+    """Raises BadEntry if the entry names an unknown pooling, or a default prompt that does not exist."""
     if spec.pooling is not None and spec.pooling not in POOLINGS:
         raise BadEntry(spec.id, f"--pooling takes one of {', '.join(POOLINGS)}, not {spec.pooling!r}")
     known = prompts_of(spec)
@@ -133,7 +133,7 @@ def _require_known(spec: ModelSpec) -> None:
 
 
 def _graph_in(folder: str | None) -> dict[str, str]:
-    """The graph in a folder; what a repository has is not known before a pull."""
+    """The graph in a folder; the files of a repository are not known before a pull."""
     return next(({"fp32": graph} for graph in GRAPHS if folder and (Path(folder) / graph).is_file()), {})
 
 
@@ -150,7 +150,7 @@ def _prompt(model: str, text: str) -> tuple[str, str]:
 
 
 def _append(path: Path, model: str, entry: dict[str, Any]) -> None:
-    """Append a table, once it is sure that the file with it still is one of settings."""
+    """Append a table, if the file is still valid with it. Raises BadSettings."""
     before = path.read_text("utf-8") if path.is_file() else ""
     gap = "" if not before else "\n" if before.endswith("\n") else "\n\n"
     added = gap + as_toml(Added(catalogue={model: entry})).lstrip("\n")
@@ -172,8 +172,8 @@ def _tell(path: Path, spec: ModelSpec, loaded: Facts | None, *, as_json: bool) -
     if loaded is not None:
         dimensions = f"{loaded.dimensions} dimensions, " if loaded.dimensions else ""
         size = f"{loaded.memory_bytes / 1e9:.2f} GB"
-        how = f"{loaded.dtype} on {loaded.device}: {dimensions}{loaded.max_tokens} tokens, {size}"
-        out.print(f"loaded {spec.id} in {how}", markup=False)
+        facts = f"{loaded.dtype} on {loaded.device}: {dimensions}{loaded.max_tokens} tokens, {size}"
+        out.print(f"loaded {spec.id} in {facts}", markup=False)
         for note in loaded.notes:
             out.print(f"{spec.id} {note}", markup=False)
     out.print(f"added [catalogue.{spec.id}] to {path}", markup=False)

@@ -1,6 +1,6 @@
-"""`mlbus models info` and `mlbus models history`: all that is known of one model, and what became of its versions.
+"""`mlbus models info` and `mlbus models history`: the facts of one model, and its versions.
 
-Nobody is asked about a model of which a configuration is here; else the Hub, for small files alone.
+If the configuration of a model is not on this machine, its small files are read from the Hub.
 """
 
 import re
@@ -35,9 +35,9 @@ def info(model: ModelId, config: Config = None, as_json: Json = False) -> None:
 
 
 def print_info(settings: Settings, model: str, *, as_json: bool) -> None:
-    """Print the entry, or what would be one for a folder or a repository, and what is on this machine.
+    """Print the entry of a model, folder or repository, and what is on this machine.
 
-    Raises UnknownModel, BadEntry, and ModelUnavailable where the Hub does not tell of a repository.
+    Raises UnknownModel, BadEntry, or ModelUnavailable if the Hub does not answer for a repository.
     """
     catalogue = load_catalogue(settings.catalogue)
     spec = _spec(catalogue, model)
@@ -65,7 +65,7 @@ def _spec(catalogue: Catalogue, model: str) -> ModelSpec:
     try:
         origin = origin_of(model, model)
     except BadEntry:
-        return catalogue.get(model)  # which raises, and says what there is
+        return catalogue.get(model)  # raises UnknownModel with the known ids
     name = re.sub(r"[^A-Za-z0-9]+", "-", Path(model).name).strip("-")[:64] or "model"
     spec = ModelSpec.model_validate({"id": name, "kind": "generation", **origin})
     files = hub.file_names(spec) if spec.folder is None else [path.name for path in spec.folder.iterdir()]
@@ -77,7 +77,7 @@ def _versions(checkpoints_dir: Path, model: str) -> dict[str, Any]:
 
 
 def _foreign(spec: ModelSpec) -> set[str]:
-    """What an entry has only by default, for models of the other kind."""
+    """The fields that an entry has only by default, which are for models of the other kind."""
     return OF_EMBEDDINGS - spec.model_fields_set if spec.kind == "generation" else set()
 
 
@@ -91,7 +91,7 @@ def _prompts(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _weights(spec: ModelSpec, cache: LoadCache) -> list[dict[str, Any]]:
-    """One item for the safetensors, or one for each ONNX graph."""
+    """One item for safetensors, or one for each ONNX graph."""
     dtypes: list[GraphDtype | None] = [*spec.onnx_files] if spec.served_by == "onnx" else [None]
     return [_copy(spec, dtype, cache) for dtype in dtypes]
 

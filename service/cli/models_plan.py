@@ -1,4 +1,4 @@
-"""`mlbus models plan`: which models fit into a budget of memory, at which precision. Needs neither weights nor NATS."""
+"""`mlbus models plan`: which models fit into a memory budget, at which precision. Needs neither weights nor NATS."""
 
 import math
 import re
@@ -40,11 +40,11 @@ _COLUMNS: dict[str, tuple[Precision, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """What to plan for.
+    """The budget and the models of a plan.
 
-    budget, working: sizes such as "16GB" or "15.5GiB"; see models.loading.plan.Reserve for what is kept free for work.
-    models: ids, the least recently used first; empty: the whole catalogue. reduce: embedding models that may go below
-    their own precision.
+    budget, working: sizes such as "16GB" or "15.5GiB"; see models.loading.plan.Reserve for working memory. models: ids,
+    the least recently used first; empty: the whole catalogue. reduce: embedding models that may go below their own
+    precision.
     """
 
     budget: str
@@ -79,9 +79,9 @@ def plan(
 
 
 def print_plan(settings: Settings, options: PlanOptions, *, as_json: bool) -> None:
-    """Print the plan and the settings that carry it out.
+    """Print the plan and the settings for it.
 
-    Raises BadSettings where a size cannot be used, BadParameter, BadEntry, UnknownModel.
+    Raises BadSettings for an unusable size, BadParameter, BadEntry, UnknownModel.
     """
     budget_bytes = parse_size(options.budget, "budget")
     working_bytes = WORKING_BYTES if options.working is None else parse_size(options.working, "working memory")
@@ -115,8 +115,10 @@ def parse_size(text: str, what: str) -> int:
 
 
 def settings_lines(planned: Plan) -> str:
-    """The part of a settings file that gives the models that fit their precision, their cache and the budget, which
-    is for both; without a newline."""
+    """The part of a settings file with the budget, and the precision and cache of each model that fits.
+
+    The budget is for weights and caches. There is no newline at the end.
+    """
     fitting = [placement for placement in planned.placements if placement.fate == "fits"]
     if not fitting:
         return ""
@@ -149,7 +151,7 @@ def _kv_lines(placement: Placement) -> Iterable[str]:
 
 
 def _chosen(settings: Settings, options: PlanOptions) -> list[ModelSpec]:
-    """The models named, else all that say where their weights come from."""
+    """The named models, or else all with a source of weights."""
     catalogue = load_catalogue(settings.catalogue)
     named = [catalogue.get(model) for model in dict.fromkeys(options.models)]
     specs = named or [spec for spec in catalogue if spec.has_source]
@@ -166,7 +168,7 @@ def _chosen(settings: Settings, options: PlanOptions) -> list[ModelSpec]:
 def _candidates(
     specs: Iterable[ModelSpec], reduce: Collection[str]
 ) -> tuple[list[Candidate], list[UnknownArchitecture]]:
-    """The models whose size is known, and for the others why it is not."""
+    """The models whose size is known, and for the others the reason why it is not."""
     known: list[Candidate] = []
     unknown: list[UnknownArchitecture] = []
     for spec in specs:

@@ -1,4 +1,4 @@
-"""`mlbus models pull` and `prune`: weights that are fetched, verified and deleted; and where those of a model are."""
+"""`mlbus models pull` and `mlbus models prune`: fetch, verify and delete weights."""
 
 import json
 import re
@@ -62,8 +62,7 @@ def _require_graph(spec: ModelSpec, dtype: GraphDtype | None) -> None:
 
 
 def pull_model(spec: ModelSpec, dtype: GraphDtype | None, cache: Path) -> dict[str, Any]:
-    """Fetch a model, or look through the folder that it is in and convert it if need be -> what `--json` prints of
-    it."""
+    """Fetch a model, or verify its folder and convert it if need be -> the fields that `--json` prints."""
     if hub.from_hub(spec):
         require_not_refused(spec)
         with _shown(spec) as (on_step, on_bytes):
@@ -87,7 +86,7 @@ def pull_model(spec: ModelSpec, dtype: GraphDtype | None, cache: Path) -> dict[s
 
 @contextmanager
 def _shown(spec: ModelSpec) -> Iterator[tuple[OnStep, OnBytes]]:
-    """Who hears of steps and bytes: for a person one line that vanishes, else nobody."""
+    """Callbacks for steps and bytes, which show a progress bar on a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     progress = Progress(*columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal)
     task = progress.add_task(spec.id, total=None)
@@ -106,14 +105,14 @@ def _note(spec: ModelSpec, row: dict[str, Any]) -> None:
 
 
 def source_of(spec: ModelSpec) -> str:
-    """Where a model's weights are on this machine: folder, package or hub."""
+    """The kind of place of a model's weights: folder, package or hub."""
     if hub.from_hub(spec):
         return "hub"
     return "folder" if spec.folder is not None else "package"
 
 
 def size_bytes(folder: Path, names: Sequence[str]) -> int:
-    """What files of a folder take."""
+    """The size of files in a folder."""
     return sum((folder / name).stat().st_size for name in names)
 
 
@@ -129,9 +128,10 @@ def origin_of(model: str, source: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """by_name: the texts; default: the name of the one that is used where none is named.
+    """The prompts of a model.
 
-    complete: whether the folder has been looked into, because it is on this machine.
+    by_name: their texts. default: the name of the prompt for requests that name none. complete: whether the model's
+    folder is on this machine and was read.
     """
 
     by_name: Mapping[str, str]
@@ -140,7 +140,7 @@ class Prompts:
 
 
 def prompts_of(spec: ModelSpec) -> Prompts:
-    """What is known of a model's prompts. Raises ModelUnavailable where the file in its folder cannot be read."""
+    """The prompts of a model's entry and of its folder. Raises ModelUnavailable if the file there cannot be read."""
     try:
         path = hub.locate(spec, download=False) / PROMPTS_FILE
     except ModelUnavailable:
@@ -186,12 +186,12 @@ def prune(
 
 
 def _survey(settings: Settings, models: Sequence[str]) -> Survey:
-    """An entry that the user has replaced still names a repository that once was downloaded, but uses it no more."""
+    """Downloads that no entry uses; also those of shipped entries that the user has replaced."""
     catalogue = load_catalogue(settings.catalogue)
     named = [catalogue.get(model) for model in models]
-    looked_at = named or [*catalogue, *load_catalogue()]
-    keepers = [spec for spec in catalogue if spec.id not in models]
-    return survey({spec.repository for spec in looked_at if spec.repository is not None}, keepers)
+    considered = named or [*catalogue, *load_catalogue()]
+    kept = [spec for spec in catalogue if spec.id not in models]
+    return survey({spec.repository for spec in considered if spec.repository is not None}, kept)
 
 
 def _confirm() -> None:

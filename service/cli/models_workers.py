@@ -1,4 +1,4 @@
-"""`mlbus models load`, `unload`, `reload`, `promote` and `recommended`: asked of workers, each of them by its id."""
+"""`mlbus models load`, `unload`, `reload`, `promote` and `recommended`: requests to workers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -140,18 +140,18 @@ def recommended(
 
 
 def _change_workers(change: Change, worker: str | None, connection: Connection, *, as_json: bool) -> None:
-    """Have one worker, or each, change what it keeps in memory; print what it keeps then.
+    """Change the models of one worker or of each, and print the outcome.
 
-    change: asks one worker, by its id. Raises the first error that a worker answers with, once all have answered. That
-    a worker lacks what another has unloaded is no failure.
+    change: the request to one worker, by its id. Raises the first error once all workers have answered. A worker that
+    lacks the model that another one has unloaded is not an error.
     """
     _print_outcome(*ask(connection, lambda nc: _change(nc, change, worker, connection.timeout_s)), as_json=as_json)
 
 
 def _reload_everywhere(model: str, version: str | None, connection: Connection, *, as_json: bool) -> None:
-    """Have all workers swap at once, so that a version that is named is the live one; print what they serve then.
+    """Swap on all workers with one request, so that a named version becomes the live one, and print the outcome.
 
-    Raises the first error that a worker answers with.
+    Raises the first error of a worker.
     """
 
     async def reloaded(nc: Client) -> tuple[list[ModelsChangeReply], list[MLError]]:
@@ -185,7 +185,7 @@ async def _change(
 
 
 async def _workers(nc: Client, timeout_s: float) -> list[str]:
-    """The ids of all. Raises Unavailable where there is none."""
+    """The ids of all workers. Raises Unavailable if there is none."""
     workers = [str(answer.body["id"]) for answer in await ask_workers(nc, "PING", timeout_s, STALL_S)]
     if not workers:
         raise Unavailable(NO_WORKER)

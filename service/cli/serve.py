@@ -1,4 +1,4 @@
-"""`mlbus serve`: the worker, and what a person sees of its start."""
+"""`mlbus serve`: runs a worker, and shows its start on a terminal."""
 
 import asyncio
 import io
@@ -62,7 +62,7 @@ def serve(
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Who hears of the start's steps and of its end."""
+    """Callbacks for the steps of the start and for its end."""
 
     step: Callable[[str], None]
     ready: "Callable[[Started], None]"
@@ -70,7 +70,7 @@ class Start:
 
 @contextmanager
 def _shown_start(settings: Settings) -> Iterator[Start]:
-    """Log lines for a log; for a person also a spinner below them and, in the end, what to try."""
+    """Log lines; on a terminal also a spinner below them and, at the end, commands to try."""
     if not err.is_terminal or settings.log_format == "json":
         configure_logging(settings.log_format, settings.log_level)
         yield Start(lambda step: log.info("start.step_began", step=step), lambda started: None)
@@ -89,7 +89,7 @@ def _shown_start(settings: Settings) -> Iterator[Start]:
 
 
 def _found_url() -> str | None:
-    """The NATS server that other commands will find; None if what they would read cannot be used."""
+    """The NATS server that other commands will find; None if their settings cannot be read."""
     try:
         return NatsSettings.from_env(os.environ).url
     except BadBusSettings:  # a worker with an embedded server needs none of it
@@ -97,7 +97,7 @@ def _found_url() -> str | None:
 
 
 class LogAbove(io.TextIOBase):
-    """A file for log lines that keeps them above a spinner while that turns, and is the file itself afterwards."""
+    """A file for log lines that prints them above a spinner while it runs, and writes to the file afterwards."""
 
     def __init__(self, progress: Progress, file: TextIO) -> None:
         self._progress = progress
@@ -120,7 +120,7 @@ class LogAbove(io.TextIOBase):
 
 
 def ready_text(started: "Started", found_url: str | None) -> str:
-    """What a person wants to know once the worker answers. found_url: the server that other commands will find."""
+    """The text for a person once the worker answers. found_url: the server that other commands will find."""
     lines = ["", "mlbus is ready.", "", *_facts(started), "", "Try, in another terminal:"]
     if found_url != started.nats.url:
         lines.append(f"  export NATS_URL={started.nats.url}")

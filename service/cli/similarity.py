@@ -8,8 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from subjects.client import CallOptions
-from subjects.embed import EncodeOptions
-from subjects.similarity import SimilarityRanking, SimilarityScore
+from subjects.embed import EncodeOptions, SimilarityRanking, SimilarityScore
 
 from .ask import Connection, ask_worker
 from .options import Json, NatsUrl, Timeout, options_of
@@ -33,16 +32,16 @@ def similarity(
     **options: Any,
 ) -> None:
     """Compare two texts, or rank candidates by their likeness to a query. The score is the cosine, -1 to 1."""
-    connection, asked = Connection(nats_url, timeout), cast(CallOptions, options)
+    connection, call = Connection(nats_url, timeout), cast(CallOptions, options)
     if query is None and (len(texts) != 2 or top_k is not None):
         raise typer.BadParameter("give two texts, or --query TEXT and candidates (and --top-k if wanted)")
     query = None if query is None else text_of(query)
     texts = [text_of(text) for text in texts]
     reply: SimilarityScore | SimilarityRanking
     if query is None:
-        reply = ask_worker(connection, lambda ml: ml.similarity(*texts, **asked))
+        reply = ask_worker(connection, lambda ml: ml.similarity(*texts, **call))
     else:
-        reply = ask_worker(connection, lambda ml: ml.rank(query, texts, top_k=top_k, **asked))
+        reply = ask_worker(connection, lambda ml: ml.rank(query, texts, top_k=top_k, **call))
     if as_json:
         print_json(reply.model_dump())
     elif isinstance(reply, SimilarityScore):

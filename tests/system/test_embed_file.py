@@ -14,7 +14,7 @@ from fake_encoder import DIMENSIONS, FakeEncoder, vector_of, word_id
 from workers import clean_environment, hear_ctrl_c, running_worker
 
 from models.encoders.base import finish
-from subjects.encodings import encode
+from subjects.vectors import encode
 
 MLBUS = str(Path(sys.executable).with_name("mlbus"))
 LINES = [f"line {number}" for number in range(5000)]

@@ -21,9 +21,11 @@ def lazy_commands(group: Any) -> Iterator[LazyCommand]:
                 yield from lazy_commands(command.real)
 
 
-@pytest.mark.parametrize("command", lazy_commands(typer.main.get_command(app)), ids=lambda command: command.name)
-def test_the_list_of_commands_says_what_their_own_help_does(command):
-    assert command.real.help.partition("\n\n")[0] == command.help
+def test_the_list_of_commands_says_what_their_own_help_does():
+    commands = list(lazy_commands(typer.main.get_command(app)))
+    assert len(commands) > 20
+    own = {command.name: command.real.help.partition("\n\n")[0] for command in commands}
+    assert {command.name: command.help for command in commands} == own
 
 
 class Options(BaseModel):
