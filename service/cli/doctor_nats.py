@@ -24,8 +24,8 @@ from ..bus.settings import NatsSettings
 from ..config import Settings
 from ..endpoint.reply_subject import JETSTREAM_INBOX, ReplySubjects
 from ..jobs import setup
+from ..jobs.bucket import NotSetUp
 from ..jobs.retry import TROUBLE
-from ..jobs.store import NotSetUp
 from .ask import STALL_S, Connection, MayNotAsk, permitted
 from .doctor_machine import Finding
 

@@ -19,7 +19,7 @@ from models.weights.model_files import require_whole, weight_files
 
 from ..config import CONFIG_FILE, BadSettings, Settings, as_toml, read_settings
 from ..residency.loader import LoadOverrides, ModelLoader
-from ..residency.served import Facts, facts_of
+from ..served_model import Facts, facts_of
 from .models_weights import origin_of, prompts_of, pull_model
 from .options import Config, Json
 from .output import err, out, print_json, spinner

@@ -119,14 +119,13 @@ def settings_lines(planned: Plan) -> str:
 
     The budget is for weights and caches. There is no newline at the end.
     """
-    fitting = [placement for placement in planned.placements if placement.fate == "fits"]
-    if not fitting:
+    if not planned.fitting:
         return ""
     room = planned.budget_bytes - planned.reserve.working_bytes
     tables = [f"[memory]\nbudget_gb = {room // MEGABYTE / 1000:.3f}"]
     tables += [
         "\n".join([f"[catalogue.{placement.model}]", *lines])
-        for placement in fitting
+        for placement in planned.fitting
         if (lines := [*_precision_lines(placement), *_kv_lines(placement)])
     ]
     return "\n\n".join(tables)

@@ -19,8 +19,7 @@ from models.errors import BadEntry, ModelUnavailable
 from models.loading.support import require_not_refused
 from models.weights import gguf, hub
 from models.weights.hub_cache import Survey, survey
-from models.weights.hub_progress import OnBytes
-from models.weights.hub_pull import OnStep
+from models.weights.hub_pull import OnBytes, OnStep
 from models.weights.model_files import check_weights, has_gguf, next_step
 
 from ..config import Settings, read_settings
