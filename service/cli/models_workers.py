@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from nats.aio.client import Client
@@ -12,11 +12,11 @@ from subjects.client import MLClient
 from subjects.client.discovery import ask_workers
 from subjects.client.models import ModelsClient
 from subjects.errors import MLError, NotFound, Unavailable
-from subjects.models import LoadedModel, ModelsChangeReply
-from subjects.names import Dtype, Quantization, Use
+from subjects.models import LoadedModel, ModelsChangeReply, ModelsLoadRequest, ModelsUnloadRequest
+from subjects.names import Use
 
 from .ask import NO_WORKER, STALL_S, Connection, ask, ask_worker
-from .options import Json, ModelId, NatsUrl, Timeout
+from .options import Json, ModelId, NatsUrl, Timeout, options_of
 from .output import err, out, print_json
 
 Change = Callable[[ModelsClient, str], Awaitable[ModelsChangeReply]]
@@ -25,43 +25,36 @@ WorkerId = Annotated[
 ]
 
 
+@options_of(ModelsLoadRequest, "Options", "dtype quantization pin")
 def load(
     model: ModelId,
-    dtype: Annotated[
-        Dtype | None,
-        typer.Option(help="To compute in; auto alone: as the model's entry says.", show_default="as chosen before"),
-    ] = None,
-    quantization: Annotated[
-        Quantization | None, typer.Option(help="To store the weights in.", show_default="as chosen before")
-    ] = None,
-    pin: Annotated[
-        bool | None, typer.Option("--pin/--no-pin", help="Never evict it, nor unload it when idle.", show_default=False)
-    ] = None,
     worker: WorkerId = None,
     as_json: Json = False,
     nats_url: NatsUrl = None,
     timeout: Timeout = 300.0,
+    **options: Any,
 ) -> None:
     """Have workers load a model, downloaded first where it is not on their machine."""
     _change_workers(
-        lambda models, name: models.load(model, dtype=dtype, quantization=quantization, pin=pin, worker=name),
+        lambda models, name: models.load(model, worker=name, **options),
         worker,
         Connection(nats_url, timeout),
         as_json=as_json,
     )
 
 
+@options_of(ModelsUnloadRequest, "Options", "force")
 def unload(
     model: ModelId,
-    force: Annotated[bool, typer.Option("--force", help="Although requests use it; they finish first.")] = False,
     worker: WorkerId = None,
     as_json: Json = False,
     nats_url: NatsUrl = None,
     timeout: Timeout = 60.0,
+    **options: Any,
 ) -> None:
     """Have workers take a model out of memory."""
     _change_workers(
-        lambda models, name: models.unload(model, force=force, worker=name),
+        lambda models, name: models.unload(model, worker=name, **options),
         worker,
         Connection(nats_url, timeout),
         as_json=as_json,

@@ -100,14 +100,12 @@ class Caller:
                     raise
                 await attempts.wait(error)
 
-    async def listen(self, route: Route, request: Request, silence: Silence) -> AsyncGenerator[Frame, None]:
+    def listen(self, route: Route, request: Request, silence: Silence) -> AsyncGenerator[Frame, None]:
         """The frames of a lasting stream, pings too, without retries. Closing the iterator early ends it at the worker.
 
         Raises DeadlinePassed after too long a silence, and the error with which the worker ends the stream.
         """
-        async with aclosing(self._stream_once(route.subject, _body(route, request), silence)) as frames:
-            async for frame in frames:
-                yield frame
+        return self._stream_once(route.subject, _body(route, request), silence)
 
     async def cancel(self, request_id: str) -> None:
         """Cancel the request with this id, whichever worker runs it."""
