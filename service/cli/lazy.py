@@ -45,7 +45,7 @@ def group_of(*commands: LazyCommand) -> type[TyperGroup]:
     class LazyGroup(TyperGroup):
         def __init__(self, **attributes: Any) -> None:
             super().__init__(**attributes)
-            self.commands |= {str(command.name): command for command in commands}
+            self.commands.update({str(command.name): command for command in commands})
 
     return LazyGroup
 

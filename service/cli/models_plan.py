@@ -4,14 +4,13 @@ import math
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from models.catalogue import ModelSpec, load_catalogue
 from models.errors import UnknownArchitecture
-from models.loading.footprint import Precision, footprint
 from models.loading.plan import (
     KV_TOKENS,
     MEGABYTE,
@@ -28,9 +27,12 @@ from ..config import BadSettings, Settings, read_settings
 from .options import Config, Json
 from .output import err, out, print_json, shortened
 
+if TYPE_CHECKING:
+    from models.loading.footprint import Precision
+
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(i?)B", re.IGNORECASE)
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
-_COLUMNS: dict[str, tuple[Precision, ...]] = {
+_COLUMNS: "dict[str, tuple[Precision, ...]]" = {
     "fp32": ("fp32",),
     "16 bit": ("bf16", "fp16"),
     "int8": ("int8",),
@@ -168,6 +170,8 @@ def _candidates(
     specs: Iterable[ModelSpec], reduce: Collection[str]
 ) -> tuple[list[Candidate], list[UnknownArchitecture]]:
     """The models whose size is known, and for the others the reason why it is not."""
+    from models.loading.footprint import footprint  # imports torch
+
     known: list[Candidate] = []
     unknown: list[UnknownArchitecture] = []
     for spec in specs:
