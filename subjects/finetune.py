@@ -61,7 +61,7 @@ class FinetuneRequest(Message):
     )
     pairs: Annotated[list[TrainingPair], Field(fail_fast=True)] | None = Field(None, min_length=1, max_length=MAX_PAIRS)
     object: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
-        None, description="JSON lines of such pairs, by their name in the object bucket ml_data"
+        None, description="JSON lines of such pairs, by their name in the bucket ml_data; ml.finetune.upload answers it"
     )
     swap: bool = Field(False, description="true is refused with 403: the administrator decides which version serves")
     options: FinetuneOptions = FinetuneOptions()

@@ -28,12 +28,10 @@ NO_WORKER = "no worker answers on this NATS server; start one with `mlbus serve`
 _CHANGES = tuple(
     route.subject for route in ROUTES.values() if route.role == "admin" and route.subject != names.JOBS_LIST
 )
-_DATA = (f"$js.api.stream.info.obj_{names.DATA_BUCKET}", f"$o.{names.DATA_BUCKET}.")
 _STORAGE = ("$js.api.stream.", "$js.api.consumer.")
 _ADMINISTRATORS = (
     (_CHANGES, "change what workers serve"),
     ((names.JOBS_LIST,), "list everybody's jobs"),
-    (_DATA, f"put pairs that are too many for a message into {names.DATA_BUCKET}"),
     (_STORAGE, "set up fine-tuning"),
 )
 T = TypeVar("T")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from nats.aio.client import Client
+from nats.js.api import Header
 
 from subjects import names
 from subjects.client import MLClient
@@ -29,8 +30,20 @@ from ..jobs.retry import TROUBLE
 from .ask import STALL_S, Connection, MayNotAsk, permitted
 from .doctor_machine import Finding
 
-GRANTED_SINCE: Mapping[str, bytes] = {names.SCHEMA: names.EMBED.encode(), names.JOBS_WATCH: b"none"}
+GRANTED_SINCE: Mapping[str, bytes] = {
+    names.SCHEMA: names.EMBED.encode(),
+    names.JOBS_WATCH: b"none",
+    names.FINETUNE_UPLOAD: b"{}",
+}
 """Subjects that newer versions of nats-server.conf grant to clients, with bodies that do nothing."""
+_NEVER_NEXT = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(2**63 - 1)}
+SENT_SINCE: Mapping[str, tuple[bytes, dict[str, str] | None]] = {
+    f"$SRV.PING.{names.SERVICE}.doctor": (b"", None),
+    f"$JS.API.STREAM.PURGE.{names.JOBS_STREAM}": (b'{"filter":"ml.queue.doctor"}', None),
+    f"$O.{names.DATA_BUCKET}.C.doctor": (b"", _NEVER_NEXT),
+    f"$O.{names.DATA_BUCKET}.M.doctor": (b"", _NEVER_NEXT),
+}
+"""Subjects that newer versions of nats-server.conf grant to workers, with bodies and headers that do nothing."""
 _OF_DATA = f"OBJ_{names.DATA_BUCKET}"
 JETSTREAM = ("$JS.API.INFO", f"$JS.API.STREAM.INFO.{_OF_DATA}", f"$JS.API.DIRECT.GET.{_OF_DATA}.doctor")
 """Subjects of JetStream that change nothing; older versions of nats-server.conf granted some of them to clients."""
@@ -141,11 +154,15 @@ async def _as_a_worker(settings: Settings) -> tuple[list[Denied], list[Finding]]
     The subscriptions last an instant and take nothing away: without the queue group each one gets a copy.
     """
     refused: list[Denied] = []
-    async with connected(nats_settings(settings), on_denied=refused.append) as nc:
+    serving = nats_settings(settings)
+    async with connected(serving, on_denied=refused.append) as nc:
         for subject in (*SERVED, nc.new_inbox()):
             await nc.subscribe(subject)
         await settled(nc)
-        return list(refused), [] if refused else [*await _storage(nc), *await old_storage(nc, STORE_TIMEOUT_S)]
+        if refused:
+            return list(refused), []
+        stored = [*await _storage(nc), *await old_storage(nc, STORE_TIMEOUT_S)]
+        return [], [*await old_grants(nc, serving.identity, refused), *stored]
 
 
 async def _storage(nc: Client) -> list[Finding]:
@@ -194,6 +211,18 @@ async def old_permissions(asking: NatsSettings) -> list[Finding]:
         found = f"{asking.identity} may ask {granted[0]}, and so have the server publish on any subject"
         findings.append(Finding("nats-server.conf", "fail", found, f"take JetStream out of its permissions; {_ADVICE}"))
     return findings
+
+
+async def old_grants(nc: Client, identity: str, refused: list[Denied]) -> list[Finding]:
+    """Subjects that an older nats-server.conf refuses to a worker. refused: collects what the server refuses to nc."""
+    for subject, (body, headers) in SENT_SINCE.items():
+        await nc.publish(subject, body, headers=headers)
+    await settled(nc)
+    denied = {each.subject for each in refused}
+    if missing := [subject for subject in SENT_SINCE if subject.lower() in denied]:
+        found = f"it is for an older mlbus: as a worker {identity} may not publish {', '.join(missing)}"
+        return [Finding("nats-server.conf", "warn", found, _ADVICE)]
+    return []
 
 
 async def old_storage(nc: Client, timeout_s: float) -> list[Finding]:
