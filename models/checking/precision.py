@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 from ..catalogue import Dtype, Quantization
 from ..errors import ModelError
-from ..generation.base import EngineLimits, Plain
 from ..generation.causal_lm import CausalLM
 from ..generation.engine import Engine
-from ..generation.load_self_test import probe_logits
-from ..generation.request import Finished, Piece, Request, Sampling
+from ..generation.self_test import probe_logits
+from ..generation.types import EngineLimits, Finished, Piece, Plain, Request, Sampling
 from ..loading.footprint import Precision
 
 TEXT = '''\

@@ -18,8 +18,9 @@ from ..encoders.sentence_encoder import SentenceEncoder
 from ..encoders.static_encoder import StaticEncoder
 from ..encoders.torch_encoder import TorchEncoder
 from ..errors import CannotQuantize, ModelError, ModelUnavailable, SelfTestFailed
-from ..generation.causal_lm import CausalLM, Checkpoint
+from ..generation.causal_lm import CausalLM
 from ..generation.errors import NonFiniteLogits
+from ..generation.load import Checkpoint
 from ..weights import gguf, hub, model_files
 from . import self_test
 from .device import TORCH_DTYPES, DeviceName, memory_errors, pick_device, pick_dtype

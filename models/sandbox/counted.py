@@ -16,8 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable
-from ..generation.architecture import served_config
-from ..generation.read_model import skeleton
+from ..generation.architecture import served_config, skeleton
 from ..generation.tokenizer import GenerationTokenizer
 from ..loading.memory import stored_shapes
 from ..loading.quiet import quiet

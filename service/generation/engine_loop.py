@@ -13,9 +13,8 @@ from typing import Protocol
 import structlog
 
 from models.errors import DeviceFailed
-from models.generation.base import GenerationEngine
 from models.generation.errors import DuplicateRequest, EngineFull
-from models.generation.request import Finished, FinishReason, Piece, Request, Scored, Usage
+from models.generation.types import Finished, FinishReason, GenerationEngine, Piece, Request, Scored, Usage
 from subjects.errors import Busy, Cancelled, DeadlinePassed, Unavailable
 
 from ..busy import MARGIN, milliseconds
@@ -81,7 +80,7 @@ class EngineLoop:
 
     def require_place(self) -> None:
         """Refuse at once where the engine holds all that it may: a step may take long. Raises EngineFull."""
-        places = self._engine.facts.places
+        places = self._engine.facts.max_requests
         if places and len(self._asked) >= places:
             raise EngineFull(f"{places} requests run or wait")
 

@@ -11,8 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from models.generation.base import GenerationEngine
-from models.generation.request import Event, Finished, FinishReason, Request
+from models.generation.types import Event, Finished, FinishReason, GenerationEngine, Request
 
 from ..runtime.watchdog import Watchdog
 from .event_queue import EventQueue

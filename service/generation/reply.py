@@ -6,8 +6,8 @@ from typing import Any
 
 import structlog
 
-from models.generation import request as engine
-from models.generation.request import Finished, Piece
+from models.generation import types as engine
+from models.generation.types import Finished, Piece
 from subjects.errors import Internal
 from subjects.generate import (
     Choice,

@@ -7,15 +7,27 @@ sees the caller's own id: that may come again while the engine still lets go of 
 import functools
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
-from models.catalogue import Form
+from models.catalogue import Form, SamplingDefaults
 from models.errors import ModelError
-from models.generation.base import Chat, Defaults, EngineFacts, Fill, Message, Plain, Prompt, PromptTokens
-from models.generation.request import Finished, FinishReason, Request, Sampling, Usage
+from models.generation.types import (
+    Chat,
+    EngineFacts,
+    Fill,
+    Finished,
+    FinishReason,
+    Message,
+    Plain,
+    Prompt,
+    PromptTokens,
+    Request,
+    Sampling,
+    Usage,
+)
 from subjects.generate import MAX_SEED, GenerateBatchRequest, GenerateOptions, GenerateRequest
 
 from .completion_stream import Requests
@@ -128,10 +140,10 @@ def _prompt(request: GenerateRequest) -> Prompt:
     return Fill(request.prefix or "", request.suffix or "")
 
 
-def _sampling(options: GenerateOptions, defaults: Defaults) -> Sampling:
+def _sampling(options: GenerateOptions, defaults: SamplingDefaults) -> Sampling:
     """Where the request does not say, as the model's configuration says, and else neutral."""
     chosen: dict[str, Any] = {}
-    for name in (default.name for default in fields(Defaults)):
+    for name in SamplingDefaults.model_fields:
         asked, usual = getattr(options, name), getattr(defaults, name)
         if asked is not None or usual is not None:
             chosen[name] = usual if asked is None else asked

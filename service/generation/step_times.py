@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from typing import Protocol
 
-from models.generation.request import Finished, Request
+from models.generation.types import Finished, Request
 
 from .step_cost import StepCost
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import TypeAlias
 
-from models.generation.request import Finished, Piece, Scored
+from models.generation.types import Finished, Piece, Scored
 from subjects import names
 from subjects.errors import Conflict, InvalidField, TooLarge
 from subjects.generate import GenerateBatchReply, GenerateBatchRequest, GenerateReply, GenerateRequest, TokenFrame

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from models.catalogue import Dtype, GraphDtype, ModelSpec, Quantization
 from models.errors import ModelError, OverBudget
-from models.generation.base import EngineLimits
+from models.generation.types import EngineLimits
 from models.loading import memory
 from models.loading.load_cache import LoadCache
 from models.weights import hub

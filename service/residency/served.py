@@ -6,7 +6,7 @@ from typing import Protocol, TypeAlias, TypeGuard, cast
 
 from models.catalogue import Kind, Quantization
 from models.encoders.base import Encoder
-from models.generation.base import GenerationEngine
+from models.generation.types import GenerationEngine
 
 Model: TypeAlias = Encoder | GenerationEngine
 

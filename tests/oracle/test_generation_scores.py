@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench.random_generators import write_codellama, write_llama, write_starcoder
 from models.catalogue import Dtype, Quantization, load_catalogue
 from models.generation.causal_lm import CausalLM
-from models.generation.load_self_test import PROBE, nats_apart, probe_logits
+from models.generation.self_test import PROBE, divergence, probe_logits
 from models.loading.footprint import footprint
 from models.loading.loader import LoadOptions, load_generator
 from models.quantization.quantize import weight_bytes
@@ -70,7 +70,7 @@ def test_scores_in_lower_precision_are_near(folder: Path, dtype: Dtype, how: Qua
         exact, found = (probe_logits("mine", each.network, ids[:length]) for each in (plain, lower))
         near = torch.nn.functional.cosine_similarity(exact, found, dim=-1)
         assert near.mean() >= COSINE[how or "bf16"], length
-        assert nats_apart(exact, found) <= NATS[how or "bf16"], length
+        assert divergence(exact, found) <= NATS[how or "bf16"], length
 
 
 @pytest.mark.parametrize("how", [None, "int8", "int4"])

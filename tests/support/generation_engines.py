@@ -10,12 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from models.catalogue import ModelSpec
-from models.generation.base import EngineLimits
 from models.generation.causal_lm import CausalLM
-from models.generation.detokenise import Detokeniser
 from models.generation.engine import Engine
 from models.generation.kv_cache import BLOCK
-from models.generation.request import Event, Finished, Piece, Request, Sampling, Scored
+from models.generation.output import Detokeniser
+from models.generation.types import EngineLimits, Event, Finished, Piece, Request, Sampling, Scored
 from models.loading.loader import LoadOptions, load_generator
 
 GREEDY = Sampling(temperature=0)

@@ -17,13 +17,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from models.errors import DeviceFailed, ModelUnavailable, OutOfDeviceMemory
 from models.generation import sampling
-from models.generation.base import Chat, EngineLimits, Fill, Message, Plain
 from models.generation.causal_lm import CausalLM
 from models.generation.engine import Engine
 from models.generation.errors import DuplicateRequest, EngineFull, InvalidRequest, NonFiniteLogits, PromptTooLong
-from models.generation.logprobs import LEAST, logprobs
 from models.generation.output import TextOutput
-from models.generation.request import Request, Sampling
+from models.generation.sampling import MIN_LOGPROB, logprobs
+from models.generation.types import Chat, EngineLimits, Fill, Message, Plain, Request, Sampling
 
 POISON = 20
 
@@ -184,7 +183,7 @@ def test_no_tokens_at_all_end_at_once_and_leave_the_prompt_in_the_cache(length: 
 def test_a_token_that_cannot_be_has_a_number_all_the_same() -> None:
     """JSON has no infinity."""
     ((value, top),) = logprobs(torch.tensor([[0.0, -math.inf, 1.0]]), [1], [3])
-    assert value == LEAST
+    assert value == MIN_LOGPROB
     assert [token for token, _ in top] == [2, 0]
 
 
@@ -201,10 +200,10 @@ def test_on_a_device_too_the_one_that_fails_fails_alone(monkeypatch: pytest.Monk
     """A device's scores do not lie where an empty tensor lies by default; `meta` stands in for one."""
     engine = new_engine(llama())
 
-    def runs(works: Any) -> torch.Tensor:
-        if any(work.sequence.request.id == "bad" for work in works):
+    def runs(chunks: Any) -> torch.Tensor:
+        if any(chunk.sequence.request.id == "bad" for chunk in chunks):
             raise ValueError("boom")
-        return torch.empty(len(works), llama().vocabulary, device="meta")
+        return torch.empty(len(chunks), llama().vocabulary, device="meta")
 
     monkeypatch.setattr(engine._runner, "run", runs)
     monkeypatch.setattr(sampling, "sample", lambda rows, states: [sampling.Chosen(30)] * len(rows))
@@ -266,8 +265,11 @@ def test_a_cancelled_search_leaves_nothing_behind() -> None:
         ({"min_tokens": 6}, "min_tokens"),
         ({"stop": ("a", "")}, "stop"),
         ({"num_beams": 0}, "num_beams"),
+        ({"num_beams": 9}, "num_beams"),
         ({"num_beams": 8}, "num_beams"),  # more than run at once
         ({"num_beams": 2, "length_penalty": math.nan}, "length_penalty"),
+        ({"num_beams": 2, "length_penalty": math.inf}, "length_penalty"),
+        ({"num_beams": 2, "length_penalty": -11.0}, "length_penalty"),
         ({"num_beams": 2, "sampling": Sampling(repetition_penalty=1.5)}, "repetition_penalty"),
         ({"num_beams": 2, "sampling": Sampling(logit_bias={3: 1.0})}, "logit_bias"),
         ({"sampling": Sampling(temperature=math.nan)}, "temperature"),
@@ -405,7 +407,7 @@ def test_many_requests_leave_nothing_behind() -> None:
     run(engine)
 
     load = engine.load
-    assert (load.running, load.waiting, load.kv_used_bytes, load.completion_tokens) == (0, 0, 0, 400)
+    assert (load.running, load.waiting, load.kv_used_bytes) == (0, 0, 0)
     assert len(engine._scheduler._prefixes._kept) <= 10
     assert not engine._sequences
     assert set(engine._scheduler._prefixes._holders.values()) <= set(engine._scheduler._prefixes._kept)

@@ -21,11 +21,10 @@ from transformers import (
 )
 
 from bench.random_generators import write_codellama, write_llama, write_starcoder
-from models.catalogue import ModelSpec, load_catalogue
+from models.catalogue import ModelSpec, SamplingDefaults, load_catalogue
 from models.errors import ModelUnavailable
-from models.generation import load_self_test, read_model
+from models.generation import load, self_test
 from models.generation.architecture import context_of, kv_shape, served_config
-from models.generation.base import Defaults
 from models.generation.errors import NonFiniteLogits
 from models.loading import loader
 from models.loading.loader import LoadOptions, expected_bytes, load_generator
@@ -89,7 +88,7 @@ def test_facts(codellama: Path, starcoder: Path) -> None:
     assert (llama.kv_shape.heads, coder.kv_shape.heads) == (4, 1)
     assert llama.kv_shape.token_bytes == 2 * 2 * 4 * 16 * 4
     assert llama.vocabulary == llama.network.config.vocab_size
-    assert (llama.defaults, llama.network.training) == (Defaults(), False)
+    assert (llama.defaults, llama.network.training) == (SamplingDefaults(), False)
 
 
 def test_a_quantised_model_says_how_near_it_stays(codellama: Path) -> None:
@@ -123,15 +122,15 @@ def test_every_end_that_anybody_states_counts(own: Path) -> None:
 
 def test_sampling_is_the_authors_where_they_sample(own: Path) -> None:
     edited(own, "generation_config.json", temperature=0.6, top_p=0.9, top_k=50)
-    assert load_generator(spec_of(own), FP32).defaults == Defaults()
+    assert load_generator(spec_of(own), FP32).defaults == SamplingDefaults()
     edited(own, "generation_config.json", do_sample=True)
-    assert load_generator(spec_of(own), FP32).defaults == Defaults(temperature=0.6, top_k=50, top_p=0.9)
+    assert load_generator(spec_of(own), FP32).defaults == SamplingDefaults(temperature=0.6, top_k=50, top_p=0.9)
 
 
 def test_a_folder_without_a_generation_config_is_served(own: Path) -> None:
     (own / "generation_config.json").unlink()
     model = load_generator(spec_of(own), FP32)
-    assert (model.stop_ids, model.defaults) == ({2}, Defaults())
+    assert (model.stop_ids, model.defaults) == ({2}, SamplingDefaults())
 
 
 @pytest.mark.parametrize(
@@ -153,7 +152,7 @@ def test_a_damaged_generation_config_is_refused(own: Path, text: str, told: str)
 def test_what_is_not_used_does_no_harm(own: Path) -> None:
     """A penalty is used without sampling too."""
     edited(own, "generation_config.json", temperature=5.0, top_p=0, do_sample=False, repetition_penalty=1.1)
-    assert load_generator(spec_of(own), FP32).defaults == Defaults(repetition_penalty=1.1)
+    assert load_generator(spec_of(own), FP32).defaults == SamplingDefaults(repetition_penalty=1.1)
 
 
 def without(folder: Path, part: str) -> None:
@@ -210,7 +209,7 @@ def test_a_config_of_a_larger_model_costs_no_memory(
         pytest.fail("it was read")
 
     edited(own, "config.json", **fields)
-    monkeypatch.setattr(read_model.AutoModelForCausalLM, "from_pretrained", never)
+    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", never)
     assert "do not fit its config.json" in reason_of(own)
 
 
@@ -220,7 +219,7 @@ def test_a_model_keeps_nothing_of_its_file(tmp_path: Path) -> None:
     for file in folder.glob("*.safetensors"):
         with file.open("r+b") as opened:
             opened.write(bytes(file.stat().st_size))
-    scores = load_self_test.probe_logits("mine", model.network, model.probe)[-1]
+    scores = self_test.probe_logits("mine", model.network, model.probe)[-1]
     assert torch.equal(scores, model.probe_scores)
 
 
@@ -273,12 +272,12 @@ def test_what_is_not_quantised_is_told(codellama: Path) -> None:
 
 
 def test_quantised_layers_are_tested_with_one_row_and_with_many() -> None:
-    probes = load_self_test.probes_of_rows([5, 6, 7], 1000)
-    assert ([len(ids) for ids in probes], set(probes[2])) == ([1, 3, load_self_test.MANY_TOKENS], {5, 6, 7})
-    assert [len(ids) for ids in load_self_test.probes_of_rows([5, 6, 7], 8)] == [1, 3, 8]
+    probes = self_test.probes_of_rows([5, 6, 7], 1000)
+    assert ([len(ids) for ids in probes], set(probes[2])) == ([1, 3, self_test.MANY_TOKENS], {5, 6, 7})
+    assert [len(ids) for ids in self_test.probes_of_rows([5, 6, 7], 8)] == [1, 3, 8]
     near, far = torch.zeros(2, 4), torch.tensor([[99.0, 0, 0, 0]] * 2)
     with pytest.raises(ModelUnavailable, match="choose a higher precision"):
-        load_self_test.require_near("mine", "int8", [near, near, near], [near, near, far])
+        self_test.require_near("mine", "int8", [near, near, near], [near, near, far])
 
 
 def test_no_context_is_below_one(own: Path) -> None:
@@ -369,7 +368,7 @@ def test_a_model_whose_tokens_see_the_next_cannot_write(codellama: Path, monkeyp
     def backwards(model: str, network: object, ids: list[int]) -> torch.Tensor:
         return torch.tensor([[float(ids[-1]), 0.0]])
 
-    monkeypatch.setattr(load_self_test, "probe_logits", backwards)
+    monkeypatch.setattr(self_test, "probe_logits", backwards)
     assert "cannot write" in reason_of(codellama)
 
 
@@ -394,8 +393,8 @@ def test_auto_falls_back_to_fp32_where_bf16_is_not_finite(codellama: Path, monke
             network.lm_head.weight[0] = float("inf")
         return network
 
-    read = read_model.read_network
-    monkeypatch.setattr("models.generation.causal_lm.read_network", spoilt)
+    read = load.read_network
+    monkeypatch.setattr("models.generation.load.read_network", spoilt)
     monkeypatch.setattr(loader, "pick_dtype", lambda wanted, _: "bf16" if wanted == "auto" else wanted)
     model = load_generator(spec_of(codellama), LoadOptions("cpu"))
     assert model.dtype == "fp32"
@@ -405,7 +404,7 @@ def test_auto_falls_back_to_fp32_where_bf16_is_not_finite(codellama: Path, monke
 
 
 def test_a_quantised_model_that_strays_is_refused(codellama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load_self_test, "MOST_NATS", {"int8": -1.0})
+    monkeypatch.setattr(self_test, "MAX_DIVERGENCE", {"int8": -1.0})
     assert "as int8 its probabilities are" in reason_of(codellama, LoadOptions("cpu", "bf16", "int8"))
 
 

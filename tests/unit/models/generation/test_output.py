@@ -14,11 +14,10 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer
 
 from models.errors import ModelUnavailable
-from models.generation.detokenise import Detokeniser
-from models.generation.output import TextOutput
-from models.generation.request import Piece, Request, TokenLogprob
-from models.generation.token_bytes import spelling_of
+from models.generation.output import Detokeniser, TextOutput
+from models.generation.token_bytes import read_token_bytes
 from models.generation.tokenizer import GenerationTokenizer
+from models.generation.types import Piece, Request, TokenLogprob
 
 FOLDERS: dict[str, Callable[[], Path]] = {"sentencepiece": codellama, "byte level": starcoder}
 KINDS = pytest.mark.parametrize("kind", FOLDERS)
@@ -79,7 +78,7 @@ def test_bytes_that_are_no_characters_become_what_the_tokeniser_makes_of_them(ki
 @KINDS
 @given(text=TEXTS)
 def test_a_text_comes_back_whole(kind: str, text: str) -> None:
-    ids = tokenizer(kind).encode(text)[len(tokenizer(kind).before) :]
+    ids = tokenizer(kind).encode(text)[len(tokenizer(kind).prefix_ids) :]
     assert "".join(pieces(kind, ids)) == at_once(kind, ids)
     within = tokenizer(kind).encode_within(text)
     assert "".join(pieces(kind, within, prompt=of(kind, "e"))) == text
@@ -124,13 +123,13 @@ def test_the_first_space_goes_only_where_nothing_stands_before_it() -> None:
 
 
 @KINDS
-def test_a_tokens_own_text_is_for_people(kind: str) -> None:
+def test_token_bytes_name_special_tokens_too(kind: str) -> None:
     known = tokenizer(kind)
     for token in known.encode_within(" return x"):
-        assert known.token_text(token) in " return x"
-    assert known.token_text(known.encode_within("🙂")[0]) == "\ufffd"
-    assert known.token_text(known.eos_id or 0) in ("</s>", "<|endoftext|>")
-    assert known.token_text(10**6) == ""
+        assert known.token_bytes(token) in b" return x"
+    assert known.token_bytes(known.encode_within("🙂")[0]) in "🙂".encode()
+    assert known.token_bytes(known.eos_id or 0) in (b"</s>", b"<|endoftext|>")
+    assert known.token_bytes(10**6) == b""
 
 
 def test_decoders_of_other_kinds_are_refused(tmp_path: Path) -> None:
@@ -139,7 +138,7 @@ def test_decoders_of_other_kinds_are_refused(tmp_path: Path) -> None:
         if decoder is not None:
             other.decoder = decoder
         with pytest.raises(ValueError, match="is not known here"):
-            spelling_of(other)
+            read_token_bytes(other)
     other.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     with pytest.raises(ModelUnavailable, match="'mine' is unavailable: its tokeniser decodes by no rule"):
@@ -150,7 +149,7 @@ def test_added_tokens_of_a_byte_level_vocabulary_are_their_own_text() -> None:
     other = Tokenizer(models.BPE({"a": 0}, []))
     other.decoder = decoders.ByteLevel()
     other.add_tokens(["你 a"])
-    assert spelling_of(other).parts == {0: b"a", 1: "你 a".encode()}
+    assert read_token_bytes(other).parts == {0: b"a", 1: "你 a".encode()}
 
 
 def test_bytes_are_what_the_library_takes_for_them() -> None:
@@ -158,7 +157,7 @@ def test_bytes_are_what_the_library_takes_for_them() -> None:
     names = ["<0x+A>", "<0x-A>", "<0x0a>", "<0xAG>", "<0x+>"]
     other = Tokenizer(models.BPE({name: place for place, name in enumerate(names)}, []))
     other.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    parts = spelling_of(other).parts
+    parts = read_token_bytes(other).parts
     assert [parts[token] for token in range(5)] == [b"\n", "<0x-A>", b"\n", "<0xAG>", "<0x+>"]
     for token, part in parts.items():
         assert other.decode([token]) == (part if isinstance(part, str) else part.decode())

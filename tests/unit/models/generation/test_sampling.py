@@ -16,9 +16,10 @@ from transformers.generation import logits_process as theirs
 
 from models.generation import filters
 from models.generation.errors import InvalidRequest
-from models.generation.penalties import adjusted
-from models.generation.request import Sampling
-from models.generation.sampling import NOT_FINITE, Chosen, SamplerState, check, sample
+from models.generation.sampler_state import SamplerState
+from models.generation.sampling import NOT_FINITE, Chosen, adjusted, sample
+from models.generation.types import Sampling
+from models.generation.validation import check_sampling
 
 VOCABULARY = 30
 NO_STOPS: frozenset[int] = frozenset()
@@ -365,13 +366,13 @@ def test_logprobs_are_the_models_own(count: int) -> None:
 )
 def test_what_cannot_be_sampled_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        check(Sampling(**{field: value}), VOCABULARY)
+        check_sampling(Sampling(**{field: value}), VOCABULARY)
     assert refused.value.field == field
 
 
 @pytest.mark.parametrize("sampling", [*MIXED, Sampling(top_p=1e-9, seed=2**64 - 1), Sampling(temperature=2)])
 def test_what_can_be_sampled_passes(sampling: Sampling) -> None:
-    check(sampling, VOCABULARY)
+    check_sampling(sampling, VOCABULARY)
 
 
 def test_no_rows_are_no_tokens() -> None:

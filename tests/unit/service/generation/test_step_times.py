@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from models.generation.request import Finished, Request, Usage
+from models.generation.types import Finished, Request, Usage
 from service.generation.step_times import GenerationTimes, Ready
 
 

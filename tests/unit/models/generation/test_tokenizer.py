@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from models.generation.chat import ChatTemplate
-from models.generation.tokenizer import GenerationTokenizer
+from models.generation.tokenizer import ChatTemplate, GenerationTokenizer
 
 MODELS = {"smollm2": converted_folder, "codellama": codellama}
 NAMED = pytest.mark.parametrize("name", MODELS)
@@ -95,7 +94,7 @@ WORDS = (
 @given(contents=st.lists(st.lists(st.sampled_from(WORDS), max_size=6).map("".join), min_size=1, max_size=4))
 def test_special_tokens_in_a_content_are_text(name: str, contents: list[str]) -> None:
     known = reader(name)
-    special = {token for token in range(known.vocabulary) if token not in known.spelling.parts}
+    special = {token for token in range(known.vocabulary) if token not in known.decoding.parts}
     plain = ids(known, talk(*("a" for _ in contents)))
     made = ids(known, talk(*contents))
     assert [token for token in made if token in special] == [token for token in plain if token in special]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from models.generation.stops import StopMatcher
+from models.generation.output import StopMatcher
 
 STOPS = st.lists(st.text("abc", min_size=1, max_size=5), max_size=4)
 TEXTS = st.text("abc", max_size=30)
