@@ -13,9 +13,9 @@ import torch
 from ..catalogue import Dtype, GraphDtype, Kind, ModelSpec, Quantization
 from ..encoders.base import Encoder, Vectors
 from ..encoders.modules import read_sentence_transformer, static_embedding
-from ..encoders.onnx_encoder import OnnxEncoder, OnnxOptions
-from ..encoders.sentence_encoder import SentenceEncoder
-from ..encoders.static_encoder import StaticEncoder
+from ..encoders.onnx_encoder import OnnxEncoder
+from ..encoders.onnx_session import OnnxOptions
+from ..encoders.sentence_encoder import SentenceEncoder, StaticEncoder
 from ..encoders.torch_encoder import TorchEncoder
 from ..errors import CannotQuantize, ModelError, ModelUnavailable, SelfTestFailed
 from ..generation.causal_lm import CausalLM

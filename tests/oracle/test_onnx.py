@@ -24,7 +24,8 @@ from bench.onnx_export import export
 from models.catalogue import ModelSpec, load_catalogue
 from models.encoders.base import TextOptions, Tokens, Vectors, check_options, cosine_rows
 from models.encoders.modules import read_sentence_transformer
-from models.encoders.onnx_encoder import OnnxEncoder, OnnxOptions
+from models.encoders.onnx_encoder import OnnxEncoder
+from models.encoders.onnx_session import OnnxOptions
 from models.errors import BadDimensions, ModelUnavailable, OutOfDeviceMemory, TextTooLong, UnknownPrompt, UnknownTask
 from models.loading.loader import LoadOptions, load
 from models.weights.hub import locate
@@ -479,7 +480,8 @@ import os, sys
 from pathlib import Path
 from models.catalogue import load_catalogue
 from models.encoders.base import TextOptions
-from models.encoders.onnx_encoder import OnnxEncoder, OnnxOptions
+from models.encoders.onnx_encoder import OnnxEncoder
+from models.encoders.onnx_session import OnnxOptions
 
 entry = {"kind": "embedding", "served_by": "onnx", "folder": sys.argv[1]}
 encoder = OnnxEncoder(load_catalogue({"m": entry}).get("m"), "0" * 64, Path(sys.argv[1]), OnnxOptions())
