@@ -90,7 +90,7 @@ class Graph:
         except (OutOfDeviceMemory, DeviceFailed):
             raise
         except Exception as error:  # its exceptions have no common base
-            reason = textwrap.shorten(_PREFIX.sub("", str(error)), 200)
+            reason = textwrap.shorten(_PREFIXES.sub("", str(error)), 200)
             remedy = "export it with an older opset" if "opset" in reason.lower() else remedy
             reason = f"ONNX Runtime cannot {verb} {self.name} ({reason}); {remedy}"
             raise ModelUnavailable(self._spec.id, reason) from error

@@ -171,9 +171,7 @@ async def test_each_encoding_comes_as_its_dtype_and_says_so(ml, encoding):
 
 
 async def test_what_a_model_lacks_is_named_with_what_it_has(nats_url):
-    encoder = FakeEncoder(
-        choices=PromptsAndTasks(prompts={"query": "query: "}, tasks={"clustering": 0, "retrieval": 1})
-    )
+    encoder = FakeEncoder(names=PromptsAndTasks(prompts={"query": "query: "}, tasks={"clustering": 0, "retrieval": 1}))
     encoder.matryoshka = (2, 4)
     async with running_worker(nats_url, encoder), await MLClient.connect(nats_url) as ml:
         for lacking, had in (
