@@ -20,7 +20,7 @@ from ..loading.device import TORCH_DTYPES
 from ..loading.memory import stored_shapes
 from ..loading.quiet import quiet
 from ..quantization.prepacked import prepack
-from ..quantization.quantize import left_alone, quantize, weight_bytes
+from ..quantization.quantize import quantize, unquantizable, weight_bytes
 from ..weights.model_files import next_step, weight_files
 from . import self_test
 from .architecture import context_of, drop_unused, kv_shape, served_config, skeleton
@@ -125,7 +125,7 @@ class Checkpoint:
     def _quantize(self, network: PreTrainedModel, quantization: Quantization) -> tuple[str, ...]:
         """Quantise the model -> a note if some of it stays as it is. Raises ModelUnavailable if most of it would."""
         self.on_step(f"making it {quantization}")
-        count, share = left_alone(network, quantization)
+        count, share = unquantizable(network, quantization)
         if share > 0.5:
             reason = f"{share:.0%} of its weights are in layers that cannot be {quantization}; load it without that"
             raise ModelUnavailable(self.spec.id, reason)

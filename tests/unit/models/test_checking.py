@@ -42,7 +42,7 @@ def test_every_function_has_one_query() -> None:
 @pytest.mark.parametrize("fields", [{"causal": False, "append_eos": True}, {}])
 def test_each_mask_and_end_token_is_tried_once(tmp_path: Path, fields: dict[str, Any]) -> None:
     """The entry's own comes first; one that names no mask has the architecture's, which is causal."""
-    found = code_search.tried(of(write_qodo(tmp_path), **fields), loaded)
+    found = code_search.evaluate(of(write_qodo(tmp_path), **fields), loaded)
     assert [one.problem for one in found] == [None] * 4
     settings = {(one.causal, one.append_eos) for one in found}
     assert settings == {(False, False), (False, True), (True, False), (True, True)}
@@ -53,7 +53,7 @@ def test_each_mask_and_end_token_is_tried_once(tmp_path: Path, fields: dict[str,
 
 
 def test_a_model_with_one_mask_and_no_end_token_has_one_setting() -> None:
-    found = code_search.tried(MINILM, loaded)
+    found = code_search.evaluate(MINILM, loaded)
     own, *others = found
     assert (own.causal, own.append_eos, own.own) == (False, False, True)
     assert all(one.problem and one.ranking is None for one in others)
@@ -65,7 +65,7 @@ def test_a_table_of_token_vectors_has_no_setting(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(locate(MINILM) / "tokenizer.json"))
     model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=16)], device="cpu")
     model.save(str(tmp_path), create_model_card=False)
-    own, *others = code_search.tried(of(tmp_path), loaded)
+    own, *others = code_search.evaluate(of(tmp_path), loaded)
     assert (own.causal, own.ranking is None) == (None, False)
     assert {one.problem for one in others if one.causal} == {
         "`causal` is for transformers, and it is a table of token vectors"
@@ -74,7 +74,7 @@ def test_a_table_of_token_vectors_has_no_setting(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_be_loaded_cannot_be_checked(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match=r"modules\.json"):
-        code_search.tried(of(tmp_path), loaded)
+        code_search.evaluate(of(tmp_path), loaded)
 
 
 def test_precisions_side_by_side() -> None:
@@ -85,7 +85,7 @@ def test_precisions_side_by_side() -> None:
             raise ModelUnavailable("tiny_coder", "not today")
         return load_generator(TINY_CODER, LoadOptions("cpu", dtype, quantization))
 
-    fp32, bf16, int8, int4 = precision.measured(load_as)
+    fp32, bf16, int8, int4 = precision.measure(load_as)
     kept = load_generator(TINY_CODER, LoadOptions("cpu", "fp32"))
     network = AutoModelForCausalLM.from_pretrained(locate(TINY_CODER), dtype=torch.float32).eval()
     ids = torch.tensor([list(kept.prompts(precision.Plain(precision.TEXT)).ids)])
@@ -104,7 +104,7 @@ def test_what_can_be_loaded_in_no_precision_cannot_be_checked() -> None:
         raise ModelUnavailable("tiny_coder", f"not in {dtype}")
 
     with pytest.raises(ModelUnavailable, match="not in fp32"):
-        precision.measured(load_as)
+        precision.measure(load_as)
 
 
 def test_the_command_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,7 +148,7 @@ def test_code_in_a_sample_is_printed_as_it_is(
         precision.Measured("fp32", "fp32", 1000, 2.0, "text[i]"),
         precision.Measured("int8", problem="not [so]"),
     ]
-    monkeypatch.setattr(precision, "measured", lambda load: found)
+    monkeypatch.setattr(precision, "measure", lambda load: found)
     check_model(Settings(device="cpu", dtype="fp32", data_dir=tmp_path), "tiny_coder", as_json=False)
     printed = capsys.readouterr().out
     assert "text[i]" in printed

@@ -156,16 +156,16 @@ def test_each_way_to_multiply_is_the_same_product(out_features: int, in_features
         assert error.max() < 0.006, rows
 
 
-def test_a_rows_way_is_its_own() -> None:
+def test_a_rows_kernel_does_not_depend_on_its_neighbours() -> None:
     matrix = int8.int8_matrix(torch.randn(48, 96, dtype=torch.bfloat16), CPU)
-    by = int8.shared_rows(torch.nn.ModuleList([matrix]))
+    rows = int8.shared_rows(torch.nn.ModuleList([matrix]))
     hidden = torch.randn(40, 96, dtype=torch.bfloat16)
-    by.first = 30
+    rows.first = 30
     together = matrix(hidden)
     for place in (0, 29):
-        by.first = 1
+        rows.first = 1
         assert torch.equal(matrix(hidden[place : place + 1]), together[place : place + 1])
-    by.first = 0
+    rows.first = 0
     assert torch.equal(matrix(hidden[30:]), together[30:])
     assert matrix(hidden[:0]).shape == (0, 48)
 
