@@ -81,24 +81,26 @@ def measure(load: Load) -> list[Measured]:
 
 def _measure(precision: Precision, loaded: CausalLM) -> Measured:
     try:
-        return Measured(precision, loaded.dtype, loaded.weight_bytes, perplexity(loaded), greedy_sample(loaded))
+        return Measured(
+            precision, loaded.facts.dtype, loaded.facts.weight_bytes, perplexity(loaded), greedy_sample(loaded)
+        )
     finally:
         loaded.close()
 
 
 def perplexity(loaded: CausalLM) -> float:
     """Perplexity of TEXT, up to the context length: exp of the mean negative log-likelihood of its tokens."""
-    ids = list(loaded.prompts(Plain(TEXT)).ids)[: loaded.max_tokens]
-    likely = probe_logits(loaded.model, loaded.network, ids)[:-1].log_softmax(-1)
+    ids = list(loaded.prompts(Plain(TEXT)).ids)[: loaded.facts.max_tokens]
+    likely = probe_logits(loaded.facts.model, loaded.network, ids)[:-1].log_softmax(-1)
     return math.exp(-float(likely[range(len(ids) - 1), ids[1:]].mean()))
 
 
 def greedy_sample(loaded: CausalLM) -> str:
     """Greedy completion of PROMPT."""
-    tokens = min(CACHE_TOKENS, loaded.max_tokens)
+    tokens = min(CACHE_TOKENS, loaded.facts.max_tokens)
     engine = Engine(loaded, EngineLimits(max_running=1, kv_bytes=2 * tokens * loaded.kv_shape.token_bytes))
     prompt = engine.prompt_tokens(Plain(PROMPT))
-    left = min(SAMPLE_TOKENS, loaded.max_tokens - len(prompt.ids))
+    left = min(SAMPLE_TOKENS, loaded.facts.max_tokens - len(prompt.ids))
     engine.add(Request("sample", prompt.ids, left, stop_ids=prompt.stop_ids, sampling=Sampling(temperature=0)))
     text = ""
     while not engine.is_idle:

@@ -48,63 +48,30 @@ class Tokens:
 
 
 class Encoder(Protocol):
-    """A loaded embedding model."""
+    """A loaded embedding model.
 
-    @property
-    def model(self) -> str:
-        """Catalogue id."""
+    model: catalogue id. version: exact weights and precision, see `version_of`. dimensions: length of its uncut
+    vectors. max_tokens: longest text, special tokens included. dtype: of the computation, fp32, bf16 or fp16.
+    quantization: of the weights, if they are not in the dtype. weight_bytes: on the device. device: where it really
+    runs, cpu or cuda:0. packed: whether a batch costs the sum of its tokens, instead of its longest text times the
+    number of texts. normalizes: whether vectors are scaled to unit length by default. matryoshka: lengths to which
+    vectors may be cut; empty: any. notes: messages from the load for the operator, such as a fall-back to fp32.
+    """
 
-    @property
-    def version(self) -> str:
-        """The exact weights and precision: see `version_of`."""
-
-    @property
-    def dimensions(self) -> int:
-        """Length of its uncut vectors."""
-
-    @property
-    def max_tokens(self) -> int:
-        """Longest text in tokens, special tokens included."""
-
-    @property
-    def dtype(self) -> str:
-        """Of the computation: fp32, bf16 or fp16."""
-
-    @property
-    def quantization(self) -> Quantization | None:
-        """Of the weights, if they are not stored in the dtype."""
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of its weights on the device."""
-
-    @property
-    def device(self) -> str:
-        """Where it really runs: cpu or cuda:0."""
-
-    @property
-    def packed(self) -> bool:
-        """Whether a batch costs the sum of its tokens, instead of its longest text times the number of texts."""
-
-    @property
-    def normalizes(self) -> bool:
-        """Whether vectors are scaled to unit length by default."""
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        """Its named prompts."""
-
-    @property
-    def tasks(self) -> Mapping[str, int]:
-        """Its tasks, by name; may be empty."""
-
-    @property
-    def matryoshka(self) -> Sequence[int]:
-        """Lengths to which its vectors may be cut; empty: any."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Messages for the operator from the load, such as a fall-back to fp32."""
+    model: str
+    version: str
+    dimensions: int
+    max_tokens: int
+    dtype: str
+    quantization: Quantization | None
+    weight_bytes: int
+    device: str
+    packed: bool
+    normalizes: bool
+    prompts: Mapping[str, str]
+    tasks: Mapping[str, int]
+    matryoshka: Sequence[int]
+    notes: tuple[str, ...]
 
     def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
         """Tokenise texts. With truncate "error", a text that is too long gives an error in its place in the list.

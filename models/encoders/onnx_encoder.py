@@ -8,9 +8,9 @@ from types import MappingProxyType
 import numpy as np
 import onnxruntime
 
-from ..catalogue import ModelSpec, Quantization
+from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable, TextTooLong
-from .base import PromptsAndTasks, TextOptions, Tokens, Vectors, version_of
+from .base import Encoder, PromptsAndTasks, TextOptions, Tokens, Vectors, version_of
 from .onnx_folder import OnnxFolder
 from .onnx_session import Array, Graph, OnnxOptions
 from .tokenise import TextTokenizer
@@ -22,7 +22,7 @@ FED = (*REQUIRED, "token_type_ids", "position_ids", "task_id")
 INTEGERS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
 
-class OnnxEncoder:
+class OnnxEncoder(Encoder):
     """An Encoder over an ONNX graph in a model's folder. A graph with tasks gets one per batch."""
 
     def __init__(self, spec: ModelSpec, digest: str, folder: Path, options: OnnxOptions) -> None:
@@ -33,15 +33,15 @@ class OnnxEncoder:
         self.model = spec.id
         self.version = version_of(digest, options.dtype)
         self.dtype = options.dtype
-        self.quantization: Quantization | None = None
+        self.quantization = None
         self.device = graph.device
         self.packed = False
         self.weight_bytes = graph.weight_bytes
         self.normalizes = spec.normalize
         self.max_tokens = facts.max_tokens
-        self.matryoshka: Sequence[int] = spec.matryoshka
-        self.prompts: Mapping[str, str] = MappingProxyType(facts.prompts)
-        self.tasks: Mapping[str, int] = MappingProxyType(spec.tasks)
+        self.matryoshka = spec.matryoshka
+        self.prompts = MappingProxyType(facts.prompts)
+        self.tasks = MappingProxyType(spec.tasks)
         self.notes = graph.notes
         self._names = PromptsAndTasks(self.prompts, facts.default_prompt, self.tasks, spec.default_task)
         self._tokenizer = TextTokenizer(facts.tokenizer, self.max_tokens)
@@ -62,11 +62,9 @@ class OnnxEncoder:
         self.packed = True
 
     def close(self) -> None:
-        """See Encoder.close."""
         self._graph = None
 
     def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
-        """See Encoder.tokenize."""
         task = self._names.task(options)
         tokenized = self._tokenizer(texts, self._names.prompt(options), options.truncate)
         if task is None:
@@ -74,7 +72,7 @@ class OnnxEncoder:
         return [replace(item, task=self.tasks[task]) if isinstance(item, Tokens) else item for item in tokenized]
 
     def encode(self, batch: Sequence[Tokens], between_layers: Callable[[], None] | None = None) -> Vectors:
-        """See Encoder.encode. A session cannot stop between layers. A text without tokens gets zeros."""
+        """As Encoder.encode; a session cannot stop between layers. A text without tokens gets zeros."""
         vectors = np.zeros((len(batch), self.dimensions), dtype=np.float32)
         filled = [i for i, tokens in enumerate(batch) if len(tokens)]
         for part in [[i] for i in filled] if self.packed else [filled] if filled else []:

@@ -1,7 +1,7 @@
 """Encoders over a sentence-transformers module list: the common base, and the one for static embeddings."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, groupby
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from ..catalogue import ModelSpec, Quantization
 from ..errors import CannotQuantize, ModelUnavailable, TextTooLong
 from ..loading.device import TORCH_DTYPES, memory_errors
 from ..quantization.quantize import weight_bytes
-from .base import PromptsAndTasks, TextOptions, Tokens, Vectors, version_of
+from .base import Encoder, PromptsAndTasks, TextOptions, Tokens, Vectors, version_of
 from .modules import detach_modules, static_embedding
 from .tokenise import TextTokenizer
 
@@ -24,14 +24,12 @@ STATIC_MAX_TOKENS = 1_000_000
 """Limit of a static embedding if neither the entry nor the tokeniser states one: the longest text, in characters."""
 
 
-class SentenceEncoder(ABC):
+class SentenceEncoder(Encoder, ABC):
     """An Encoder over a sentence-transformers model, which it takes apart and moves to `device`.
 
     The first module keeps its dtype; the following ones (pooling, dense layers) run in float32. A trailing Normalize is
     left out, since `finish` normalises after cutting. Vectors are cut to the folder's `truncate_dim`, if it has one.
     """
-
-    packed: bool
 
     def __init__(
         self,
@@ -51,10 +49,10 @@ class SentenceEncoder(ABC):
         self.normalizes = spec.normalize
         self.max_tokens = tokenizer.max_tokens
         self.dimensions = int(source.get_embedding_dimension() or 0)
-        self.matryoshka: Sequence[int] = spec.matryoshka
-        self.prompts: Mapping[str, str] = MappingProxyType(_prompts(spec, source))
-        self.tasks: Mapping[str, int] = MappingProxyType(spec.tasks)
-        self.notes: tuple[str, ...] = ()
+        self.matryoshka = spec.matryoshka
+        self.prompts = MappingProxyType(_prompts(spec, source))
+        self.tasks = MappingProxyType(spec.tasks)
+        self.notes = ()
         default_prompt = spec.default_prompt or source.default_prompt_name
         self._names = PromptsAndTasks(self.prompts, default_prompt, self.tasks, spec.default_task)
         self._tokenizer = tokenizer
@@ -68,19 +66,16 @@ class SentenceEncoder(ABC):
         self.weight_bytes = weight_bytes(torch.nn.ModuleList([self._first, *self._head]))
 
     def close(self) -> None:
-        """See Encoder.close. Frees the weights even if something still refers to this object or to a module."""
         for module in torch.nn.ModuleList([self._first, *self._head]).modules():
-            module._parameters.clear()
+            module._parameters.clear()  # frees the weights even if something still refers to a module
             module._buffers.clear()
         del self._first, self._head, self._tokenizer, self._layers
 
     def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
-        """See Encoder.tokenize."""
         self._names.task(options)  # a model without tasks refuses one
         return self._tokenizer(texts, self._names.prompt(options), options.truncate)
 
     def encode(self, batch: Sequence[Tokens], between_layers: Callable[[], None] | None = None) -> Vectors:
-        """See Encoder.encode."""
         if not batch:
             return np.empty((0, self.dimensions), dtype=np.float32)
         with torch.inference_mode(), memory_errors(self.device), self._layers.calling(between_layers):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -110,16 +111,16 @@ def _positions(source: SentenceTransformer) -> int | None:
 
 def packed_attention(
     module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     scaling: float | None = None,
     *,
     packed_lengths: list[int],
     is_causal: bool | None = None,
     **arguments: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """Attention of each text to itself: query (1, H, N, D), key and value (1, H or fewer, N, D) -> (1, N, H, D).
 
     Raises ValueError if a layer needs something unsupported, which a self-test with short texts would not show.
@@ -159,7 +160,7 @@ def packed_features(batch: Sequence[Tokens], pad_id: int, device: str) -> dict[s
     return {"input_ids": ids.to(device), "position_ids": positions.to(device), "packed_lengths": lengths}
 
 
-def unpacked(hidden: torch.Tensor, lengths: list[int], texts: int) -> tuple[torch.Tensor, torch.Tensor]:
+def unpacked(hidden: Tensor, lengths: list[int], texts: int) -> tuple[Tensor, Tensor]:
     """Hidden states (1, N, D) -> a row for each of the first `texts` texts (B, T, D), padded with zeros, and the mask
     (B, T) int64."""
     rows = pad_sequence(list(torch.split(hidden[0], lengths))[:texts], batch_first=True)

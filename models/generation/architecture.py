@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -145,9 +146,7 @@ class _TrialAttention:
         self._shape = shape.heads, shape.head_dim
         self.layers: list[int] = []
 
-    def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
-    ) -> torch.Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         if any((part.shape[1], part.shape[3]) != self._shape for part in (key, value)):
             raise ValueError("its keys and values are not of one width")
         self.layers.append(layer)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
@@ -48,21 +49,19 @@ class Span:
     start: int
     end: int
     length: int
-    mask: torch.Tensor | None
+    mask: Tensor | None
 
 
 class StepAttention:
     """Attention of one step. slots: where in the cache each new token goes."""
 
-    def __init__(self, cache: KVCache, segments: Sequence[Segment], slots: torch.Tensor) -> None:
+    def __init__(self, cache: KVCache, segments: Sequence[Segment], slots: Tensor) -> None:
         self._cache = cache
         self._segments = segments
         self._slots = slots
         self._spans: dict[int | None, list[Span]] = {}
 
-    def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
-    ) -> torch.Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         """query (1, H, N, D), key and value (1, G, N, D) of N new tokens -> (1, N, H, D).
 
         Padding tokens at the end, which belong to no segment, give zeros.
@@ -93,7 +92,7 @@ def _span(segment: Segment, window: int | None, device: torch.device) -> Span:
     return Span(end - segment.length - past, end, segment.length, _mask(segment.length, past, window, device))
 
 
-def _mask(length: int, past: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+def _mask(length: int, past: int, window: int | None, device: torch.device) -> Tensor | None:
     """Which tokens each of `length` new tokens sees: (length, past + length) bool."""
     if length == 1 or (not past and (window is None or length <= window)):
         return None
@@ -101,9 +100,7 @@ def _mask(length: int, past: int, window: int | None, device: torch.device) -> t
     return seen if window is None else seen.triu(past - window + 1)
 
 
-def _attended(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, options: AttentionOptions, mask: torch.Tensor | None
-) -> torch.Tensor:
+def _attended(query: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions, mask: Tensor | None) -> Tensor:
     """query (1, H, n, D), keys and values (1, G, T, D) -> (1, n, H, D)."""
     if options.softcap is not None:
         return _softcapped(query, keys, values, options.scaling, options.softcap, mask)
@@ -112,16 +109,14 @@ def _attended(
     return _many(query, keys, values, options.scaling, mask)
 
 
-def _one(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None) -> torch.Tensor:
+def _one(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None) -> Tensor:
     """A single token sees all keys, so heads that share them count as tokens. query (1, H, 1, D) -> (1, 1, H, D)."""
     _, heads, _, width = query.shape
     grouped = query.reshape(1, keys.shape[1], heads // keys.shape[1], width)
     return scaled_dot_product_attention(grouped, keys, values, scale=scaling).reshape(1, 1, heads, -1)
 
 
-def _many(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None, mask: torch.Tensor | None
-) -> torch.Tensor:
+def _many(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, mask: Tensor | None) -> Tensor:
     """query (1, H, n, D) -> (1, n, H, D)."""
     shared = query.shape[1] != keys.shape[1]
     attended = scaled_dot_product_attention(
@@ -131,13 +126,13 @@ def _many(
 
 
 def _softcapped(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
     scaling: float | None,
     softcap: float,
-    mask: torch.Tensor | None,
-) -> torch.Tensor:
+    mask: Tensor | None,
+) -> Tensor:
     """As `_many`, with bounded scores, which torch does not support; softmax in float32, as in transformers."""
     _, heads, length, width = query.shape
     _, groups, total, _ = keys.shape
@@ -153,16 +148,16 @@ def _softcapped(
 
 def cached_attention(
     module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     attention_mask: int | None,
     scaling: float | None = None,
     softcap: float | None = None,
     *,
     step_attention: StepAttention | None = None,
     **arguments: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """The attention function that layers call. attention_mask: the layer's window, from `_window`.
 
     Raises ValueError if the layer needs something unsupported, or does not pass step_attention on.
@@ -171,7 +166,7 @@ def cached_attention(
         raise ValueError("its layers do not pass on what the engine's attention needs")
     if foreign := [name for name in UNSUPPORTED if arguments.get(name) is not None]:
         raise ValueError(f"the engine's attention does not compute {', '.join(foreign)}")
-    if isinstance(attention_mask, torch.Tensor):
+    if isinstance(attention_mask, Tensor):
         raise ValueError("its layers bring a mask of their own")
     options = AttentionOptions(scaling, attention_mask, softcap)
     return step_attention(int(module.layer_idx), query, key, value, options), None  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from .types import (
     Event,
     Finished,
     FinishReason,
+    GenerationEngine,
     Prompt,
     PromptTokens,
     Request,
@@ -39,8 +41,8 @@ SCORED_BYTES = 64 * 2**20
 """Size of a step's logits of scored prompts, (T, V) float32: unbounded they would take gigabytes."""
 
 
-class Engine:
-    """A GenerationEngine over a loaded model, which it closes.
+class Engine(GenerationEngine):
+    """An engine over a loaded model, which it closes.
 
     Raises ModelUnavailable if it does not reproduce the model's own scores, or has no cache for any text.
     """
@@ -48,12 +50,12 @@ class Engine:
     def __init__(self, loaded: CausalLM, limits: EngineLimits, clock: Callable[[], float] = time.perf_counter) -> None:
         self._loaded = loaded
         self._limits = limits
-        device = torch.device(loaded.device)
+        device = torch.device(loaded.facts.device)
         self._shape = loaded.cached_shape()
         self._cache = KVCache(self._shape, self._shape.tokens_in(limits.kv_bytes), device)
         self._runner = ModelRunner(loaded.network, self._cache, device)
         require_same_scores(loaded, self._runner, self._cache)
-        self._scheduler = Scheduler(self._cache, limits, max(1, SCORED_BYTES // (4 * loaded.vocabulary)))
+        self._scheduler = Scheduler(self._cache, limits, max(1, SCORED_BYTES // (4 * loaded.facts.vocabulary)))
         self._prefill_budget, self._clock = PrefillBudget(limits.chunk_tokens), clock
         self._sequences: dict[str, Sequence] = {}
         self._groups: dict[str, BeamGroup] = {}
@@ -61,23 +63,24 @@ class Engine:
         self._order = itertools.count()
         self._step_texts = self._step_prompt_tokens = 0
         self.load = EngineLoad(kv_bytes=self._cache.nbytes)
-        self.facts = loaded.facts(limits, self._cache.nbytes)
+        self.facts = replace(
+            loaded.facts,
+            kv_bytes=self._cache.nbytes,
+            max_running=limits.max_running,
+            max_requests=limits.max_running + limits.waiting,
+        )
 
     @property
     def is_idle(self) -> bool:
-        """See GenerationEngine."""
         return not self._sequences and not self._events
 
     def prompt_tokens(self, prompt: Prompt) -> PromptTokens:
-        """See GenerationEngine."""
         return self._loaded.prompts(prompt)
 
     def check(self, request: Request) -> None:
-        """See GenerationEngine."""
         check_request(request, self.facts, self._limits.max_running, self._cache.tokens)
 
     def add(self, request: Request) -> None:
-        """See GenerationEngine."""
         if request.id in self._sequences:
             raise DuplicateRequest(request.id)
         self.check(request)
@@ -106,12 +109,10 @@ class Engine:
         return sequence
 
     def abort(self, request_id: str, reason: FinishReason) -> None:
-        """See GenerationEngine."""
         if (sequence := self._sequences.get(request_id)) is not None:
             self._finish(sequence, reason)
 
     def step(self) -> list[Event]:
-        """See GenerationEngine."""
         chunks, began = self._scheduler.plan(self._prefill_budget.chunk_tokens), self._clock()
         self._step_texts = sum(chunk.length == 1 for chunk in chunks)
         self._step_prompt_tokens = sum(chunk.length for chunk in chunks) - self._step_texts
@@ -285,6 +286,5 @@ class Engine:
         )
 
     def close(self) -> None:
-        """See GenerationEngine."""
         self._loaded.close()
         self._cache.close()

@@ -28,6 +28,7 @@ from .causal_lm import CausalLM
 from .output import Detokeniser
 from .prompt import Prompts
 from .tokenizer import GenerationTokenizer
+from .types import EngineFacts
 
 GENERATION_CONFIG = "generation_config.json"
 STALE_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
@@ -51,7 +52,8 @@ class Checkpoint:
         """
         config = served_config(self.spec, self.folder)
         stated = read_generation_config(self.spec, self.folder)
-        tokenizer = self._tokenizer()
+        with quiet():
+            tokenizer = GenerationTokenizer.read(self.folder, self.spec.id)
         self.on_step("reading the model")
         network = read_network(self.spec, self.folder, config, TORCH_DTYPES[dtype])
         output: torch.nn.Linear = network.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -62,7 +64,8 @@ class Checkpoint:
         stop_ids = _stop_ids(stated, config, tokenizer, vocabulary)
         if (unknown := tokenizer.vocabulary - vocabulary) > 0:  # the engine refuses them in prompts
             notes = (*notes, f"{unknown} tokens of its tokeniser have no weights")
-        return CausalLM(
+        prompts = Prompts(tokenizer, stop_ids, vocabulary)
+        facts = EngineFacts(
             model=self.spec.id,
             version=version_of(self.digest, dtype, quantization),
             device=str(self.device),
@@ -71,20 +74,13 @@ class Checkpoint:
             weight_bytes=weight_bytes(network),
             max_tokens=context,
             vocabulary=vocabulary,
-            stop_ids=stop_ids,
+            chat=prompts.chat,
+            fill=prompts.fill,
             defaults=SamplingDefaults(**stated.model_dump(include=set(SamplingDefaults.model_fields))),
-            kv_shape=kv_shape(config, TORCH_DTYPES[dtype]),
-            network=network,
-            tokenizer=tokenizer,
-            prompts=Prompts(tokenizer, stop_ids, vocabulary),
-            probe=probe,
-            probe_scores=scores,
             notes=notes,
         )
-
-    def _tokenizer(self) -> GenerationTokenizer:
-        with quiet():
-            return GenerationTokenizer.read(self.folder, self.spec.id)
+        shape = kv_shape(config, TORCH_DTYPES[dtype])
+        return CausalLM(facts, stop_ids, shape, network, tokenizer, prompts, probe, scores)
 
     def _probe(self, tokenizer: GenerationTokenizer, vocabulary: int, context: int) -> list[int]:
         """The ids of the self-test's text. Raises ModelUnavailable if decoding them does not give back the text."""

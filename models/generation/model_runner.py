@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..loading.device import memory_errors
@@ -26,7 +27,7 @@ class ModelRunner:
         self._cache = cache
         self._device = device
 
-    def run(self, chunks: Sequence[ScheduledChunk]) -> torch.Tensor:
+    def run(self, chunks: Sequence[ScheduledChunk]) -> Tensor:
         """Compute chunks, decodes first -> logits (R, V) float32: for each chunk in order one row per token in
         `scored`, then one for the next token if it `yields_token`.
 
@@ -59,7 +60,7 @@ class ModelRunner:
 
     def _forward(
         self, ids: list[int], positions: list[int], slots: list[int], segments: list[Segment], kept: list[int]
-    ) -> torch.Tensor:
+    ) -> Tensor:
         device = self._device
         with torch.inference_mode(), memory_errors(str(device)):
             attention = StepAttention(self._cache, segments, torch.tensor(slots, device=device))
@@ -70,7 +71,7 @@ class ModelRunner:
                 logits_to_keep=torch.tensor(kept, dtype=torch.long, device=device),
                 step_attention=attention,
             )
-            logits: torch.Tensor = output.logits[0].float()
+            logits: Tensor = output.logits[0].float()
             return logits
 
 

@@ -90,7 +90,7 @@ def require_same_scores(loaded: CausalLM, runner: ModelRunner, cache: KVCache) -
     sequence.cache_slice = cache.allocate(len(loaded.probe))
     if sequence.cache_slice is None:
         reason = f"its cache holds {cache.tokens} tokens, too few for any text; raise generation.kv_gb"
-        raise ModelUnavailable(loaded.model, reason)
+        raise ModelUnavailable(loaded.facts.model, reason)
     try:
         scores = _engine_scores(sequence, runner)
     except ModelError:
@@ -120,5 +120,5 @@ def _engine_scores(sequence: EngineSequence, runner: ModelRunner) -> Tensor:
 def _unserved(loaded: CausalLM, reason: str) -> ModelUnavailable:
     kind = loaded.network.config.model_type
     return ModelUnavailable(
-        loaded.model, f"its architecture, {kind}, is not served by the engine: {reason}; choose another model"
+        loaded.facts.model, f"its architecture, {kind}, is not served by the engine: {reason}; choose another model"
     )

@@ -184,8 +184,10 @@ class EngineLimits:
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """Facts about a loaded model. version: see encoders.base.version_of. max_tokens: context length, prompt plus
-    completion. weight_bytes: on the device, without kv_bytes. max_requests: how many may run or wait. 0: no limit."""
+    """Facts about a loaded model. model: catalogue id. version: exact weights and precision, see
+    encoders.base.version_of. device: cpu or cuda:0. dtype: of the computation. weight_bytes: on the device, without
+    kv_bytes. max_tokens: context length, prompt plus completion. vocabulary: rows of the output layer. chat, fill:
+    whether it supports these prompts. max_requests: how many may run or wait. 0: no limit."""
 
     model: str
     version: str
@@ -193,11 +195,11 @@ class EngineFacts:
     dtype: str
     quantization: Quantization | None
     weight_bytes: int
-    kv_bytes: int
     max_tokens: int
     vocabulary: int
     chat: bool
     fill: bool
+    kv_bytes: int = 0
     max_running: int = 0
     max_requests: int = 0
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
@@ -210,13 +212,8 @@ class GenerationEngine(Protocol):
     `prompt_tokens`, `check` and `load` may be used from any thread, everything else from one thread at a time.
     """
 
-    @property
-    def facts(self) -> EngineFacts:
-        """See EngineFacts."""
-
-    @property
-    def load(self) -> EngineLoad:
-        """See EngineLoad."""
+    facts: EngineFacts
+    load: EngineLoad
 
     @property
     def is_idle(self) -> bool:

@@ -217,7 +217,8 @@ def _load_causal_lm(
             raise
         on_step("falling back to fp32")
         loaded = checkpoint.load("fp32", quantization)
-        return replace(loaded, notes=(*loaded.notes, f"runs in fp32, because in {dtype} {error}"))
+        notes = (*loaded.facts.notes, f"runs in fp32, because in {dtype} {error}")
+        return replace(loaded, facts=replace(loaded.facts, notes=notes))
 
 
 def _load_onnx(

@@ -2,6 +2,7 @@
 that any device can unpack."""
 
 import torch
+from torch import Tensor
 from torch.nn.functional import linear
 
 GROUP = 32
@@ -38,28 +39,28 @@ class PlainInt4Linear(torch.nn.Module):
     (number - 8) * scale + zero.
     """
 
-    packed: torch.Tensor
-    scales_and_zeros: torch.Tensor
+    packed: Tensor
+    scales_and_zeros: Tensor
     bias: torch.nn.Parameter | None
 
-    def __init__(self, numbers: torch.Tensor, scales_and_zeros: torch.Tensor, bias: torch.nn.Parameter | None) -> None:
+    def __init__(self, numbers: Tensor, scales_and_zeros: Tensor, bias: torch.nn.Parameter | None) -> None:
         super().__init__()
         self.out_features, self.in_features = numbers.shape
         self.register_buffer("packed", self._pack(numbers))
         self.register_buffer("scales_and_zeros", scales_and_zeros)
         self.register_parameter("bias", bias)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: Tensor) -> Tensor:
         """hidden (..., in) -> (..., out), in the same dtype."""
         return linear(hidden, self._unpacked(hidden.dtype), self.bias)
 
     extra_repr = torch.nn.Linear.extra_repr  # type: ignore[assignment]
 
-    def _pack(self, numbers: torch.Tensor) -> torch.Tensor:
+    def _pack(self, numbers: Tensor) -> Tensor:
         """Two neighbours of a row per byte: (out, in) -> (out, in / 2)."""
         return numbers[:, ::2] | numbers[:, 1::2] << 4
 
-    def _unpacked(self, dtype: torch.dtype) -> torch.Tensor:
+    def _unpacked(self, dtype: torch.dtype) -> Tensor:
         numbers = torch.stack((self.packed & 15, self.packed >> 4), dim=-1)
         grouped = numbers.view(self.out_features, -1, GROUP).to(dtype)
         scales, zeros = self.scales_and_zeros.to(dtype).transpose(0, 1).chunk(2, dim=-1)
@@ -70,27 +71,27 @@ class PlainInt4Linear(torch.nn.Module):
 class KernelInt4Linear(PlainInt4Linear):
     """The same with torch's kernel for bfloat16 on the CPU; it cannot be moved to another device."""
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: Tensor) -> Tensor:
         """hidden (..., in) bfloat16 -> (..., out) bfloat16."""
         rows = hidden.reshape(-1, self.in_features).contiguous()
-        out: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, GROUP, self.scales_and_zeros)
+        out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, GROUP, self.scales_and_zeros)
         if self.bias is not None:
             out += self.bias
         return out.view(*hidden.shape[:-1], self.out_features)
 
-    def _pack(self, numbers: torch.Tensor) -> torch.Tensor:
-        packed: torch.Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers.int(), 1)
+    def _pack(self, numbers: Tensor) -> Tensor:
+        packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers.int(), 1)
         return packed
 
 
-def _quantized(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Quantise weights (out, in), a block of rows at a time -> numbers, scales and zeros."""
     rows = max(1, _BLOCK_WEIGHTS // weight.shape[1])
     numbers, scales_and_zeros = zip(*map(_quantized_rows, torch.split(weight, rows)), strict=True)
     return torch.cat(numbers), torch.cat(scales_and_zeros, dim=1).contiguous()
 
 
-def _quantized_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _quantized_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A zero stays a zero: the loss was smaller than with a free zero point (all-MiniLM-L6-v2)."""
     from torchao.quantization import quant_primitives as primitives
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn.functional import linear
 
 LARGEST = 127
@@ -38,12 +39,12 @@ def stored_bytes(out_features: int, in_features: int) -> int:
     return out_features * in_features + 2 * out_features
 
 
-def has_kernel(weight: torch.Tensor, device: torch.device) -> bool:
+def has_kernel(weight: Tensor, device: torch.device) -> bool:
     """Whether the kernels support weights (out, in) on `device`."""
     return device.type == "cpu" and weight.dtype == torch.bfloat16 and weight.shape[1] % _BLOCK == 0
 
 
-def int8_matrix(weight: torch.Tensor, device: torch.device) -> "Int8Matrix":
+def int8_matrix(weight: Tensor, device: torch.device) -> "Int8Matrix":
     """Weights (out, in) in eight bits, in the fastest form for `device`; the caller moves them there."""
     kind = KernelInt8Matrix if has_kernel(weight, device) else Int8Matrix
     return kind(*_quantized(weight.detach()))
@@ -52,20 +53,20 @@ def int8_matrix(weight: torch.Tensor, device: torch.device) -> "Int8Matrix":
 class Int8Matrix(torch.nn.Module):
     """numbers (out, in) int8, scales (out,) bfloat16; a weight is number * scale. For any device and dtype."""
 
-    numbers: torch.Tensor
-    scales: torch.Tensor
+    numbers: Tensor
+    scales: Tensor
 
-    def __init__(self, numbers: torch.Tensor, scales: torch.Tensor) -> None:
+    def __init__(self, numbers: Tensor, scales: Tensor) -> None:
         super().__init__()
         self.out_features, self.in_features = numbers.shape
         self.register_buffer("numbers", numbers)
         self.register_buffer("scales", scales)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: Tensor) -> Tensor:
         """hidden (..., in) -> hidden W^T (..., out), in the same dtype."""
         return linear(hidden, self.numbers.to(hidden.dtype) * self.scales.to(hidden.dtype)[:, None])
 
-    def rows(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """The weights of some rows: ids (...) -> (..., in)."""
         return self.numbers[ids].to(dtype) * self.scales[ids].to(dtype)[..., None]
 
@@ -73,11 +74,11 @@ class Int8Matrix(torch.nn.Module):
 class KernelInt8Matrix(Int8Matrix):
     """The same for bfloat16 on the CPU, with only a part of the weights converted at a time."""
 
-    def __init__(self, numbers: torch.Tensor, scales: torch.Tensor) -> None:
+    def __init__(self, numbers: Tensor, scales: Tensor) -> None:
         super().__init__(numbers, scales)
         self.kernel_rows = KernelRows()
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: Tensor) -> Tensor:
         """hidden (..., in) bfloat16 -> hidden W^T (..., out) bfloat16."""
         rows = hidden.reshape(-1, self.in_features).contiguous()
         first = self.kernel_rows.first
@@ -91,7 +92,7 @@ class KernelInt8Matrix(Int8Matrix):
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out.view(*hidden.shape[:-1], self.out_features)
 
-    def _in_bfloat16(self, rows: torch.Tensor) -> torch.Tensor:
+    def _in_bfloat16(self, rows: Tensor) -> Tensor:
         """The numbers are exact in bfloat16; the scales are applied to the product."""
         blocks = torch.split(self.numbers, max(1, _BLOCK_WEIGHTS // self.in_features))
         parts = [linear(rows, block.to(rows.dtype)) for block in blocks]
@@ -109,9 +110,9 @@ class Int8Linear(torch.nn.Module):
         self.matrix = matrix
         self.register_parameter("bias", bias)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: Tensor) -> Tensor:
         """hidden (..., in) -> (..., out), in the same dtype."""
-        out: torch.Tensor = self.matrix(hidden)
+        out: Tensor = self.matrix(hidden)
         if self.bias is not None:
             out += self.bias
         return out
@@ -127,19 +128,19 @@ class Int8Embedding(torch.nn.Module):
         self.matrix = matrix
         self.dtype = dtype
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, ids: Tensor) -> Tensor:
         """ids (...) -> (..., in)."""
         return self.matrix.rows(ids, self.dtype)
 
 
-def _quantized(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Quantise weights (out, in), a block of rows at a time -> numbers, scales."""
     blocks = torch.split(weight, max(1, _BLOCK_WEIGHTS // weight.shape[1]))
     numbers, scales = zip(*map(_quantized_rows, blocks), strict=True)
     return torch.cat(numbers), torch.cat(scales)
 
 
-def _quantized_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _quantized_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """The scales are rounded first, so that the numbers compensate for it."""
     exact = weight.float()
     scales = (exact.abs().amax(1) / LARGEST).clamp_(min=1e-30).to(torch.bfloat16)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..catalogue import Quantization
@@ -90,7 +91,7 @@ def weight_bytes(model: torch.nn.Module) -> int:
     return sum(dict(_storage(part) for tensor in held for part in _parts(tensor)).values())
 
 
-def _storage(tensor: torch.Tensor) -> tuple[int, int]:
+def _storage(tensor: Tensor) -> tuple[int, int]:
     """The identity and the size of the storage behind a tensor."""
     if tensor.is_mkldnn:  # which neither exposes nor shares it
         return id(tensor), tensor.nbytes
@@ -98,7 +99,7 @@ def _storage(tensor: torch.Tensor) -> tuple[int, int]:
     return storage.data_ptr(), storage.nbytes()
 
 
-def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
     """The plain tensors inside a tensor."""
     if not is_traceable_wrapper_subclass(tensor):
         yield tensor

@@ -135,8 +135,10 @@ class ModelLoader:
         from models.generation.engine import Engine
 
         loaded = loader.load_generator(spec, options, lambda step: self.on_step(f"{spec.id}: {step}"))
-        limits = self._engine_limits(loaded.device, loaded.kv_shape.token_bytes * loaded.max_tokens, spec.kv_gb)
-        with memory_errors(loaded.device, spec.id):
+        limits = self._engine_limits(
+            loaded.facts.device, loaded.kv_shape.token_bytes * loaded.facts.max_tokens, spec.kv_gb
+        )
+        with memory_errors(loaded.facts.device, spec.id):
             return Engine(loaded, limits)
 
     def _expected_kv_bytes(self, spec: ModelSpec, options: "LoadOptions", device: str) -> int:

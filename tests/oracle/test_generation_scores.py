@@ -78,6 +78,6 @@ def test_what_it_takes_is_measured_and_foreseen(folder: Path, how: Quantization 
     model = loaded(folder, "bf16", how)
     spec = load_catalogue({"mine": {"kind": "generation", "folder": str(folder)}}).get("mine")
     facts = footprint(spec)
-    assert model.weight_bytes == weight_bytes(model.network)
-    assert model.weight_bytes == pytest.approx(facts.sizes[how or "bf16"], rel=0.01)
+    assert model.facts.weight_bytes == weight_bytes(model.network)
+    assert model.facts.weight_bytes == pytest.approx(facts.sizes[how or "bf16"], rel=0.01)
     assert model.kv_shape.token_bytes == facts.kv_bytes_per_token

@@ -244,7 +244,7 @@ def test_a_prompts_scores_are_the_models_own(
 ) -> None:
     """Beside others that begin alike and are cached, in parts, where some are turned out, and with a text behind."""
     monkeypatch.setattr(scheduler, "HEADROOM", 1)
-    monkeypatch.setattr(engine_module, "SCORED_BYTES", 24 * 4 * loaded(name).vocabulary)
+    monkeypatch.setattr(engine_module, "SCORED_BYTES", 24 * 4 * loaded(name).facts.vocabulary)
     engine = new_engine(loaded(name), cache_tokens=cache_tokens, max_running=6, chunk_tokens=chunk_tokens)
     asked, texts = mixed(name)
     asks = Sampling(temperature=0, logprobs=3)

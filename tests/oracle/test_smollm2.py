@@ -79,7 +79,7 @@ def test_greedy_text_is_generates_own(prompt: Prompt) -> None:
 
 def test_a_prompts_scores_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """To a thousandth of a nat, in several parts."""
-    monkeypatch.setattr(engine, "SCORED_BYTES", 64 * 4 * model().vocabulary)
+    monkeypatch.setattr(engine, "SCORED_BYTES", 64 * 4 * model().facts.vocabulary)
     with torch.inference_mode():
         ids = list(model().prompts(Plain(PROBE * 3)).ids)
         asked = Request("a", ids, 0, sampling=Sampling(logprobs=5), prompt_logprobs=True)

@@ -203,7 +203,7 @@ def test_on_a_device_too_the_one_that_fails_fails_alone(monkeypatch: pytest.Monk
     def runs(chunks: Any) -> torch.Tensor:
         if any(chunk.sequence.request.id == "bad" for chunk in chunks):
             raise ValueError("boom")
-        return torch.empty(len(chunks), llama().vocabulary, device="meta")
+        return torch.empty(len(chunks), llama().facts.vocabulary, device="meta")
 
     monkeypatch.setattr(engine._runner, "run", runs)
     monkeypatch.setattr(sampling, "sample", lambda rows, states: [sampling.Chosen(30)] * len(rows))
@@ -299,7 +299,7 @@ def test_a_top_k_above_the_vocabulary_keeps_all() -> None:
 
 
 def test_a_prompt_that_passes_the_context_or_the_cache_is_refused() -> None:
-    context = llama().max_tokens
+    context = llama().facts.max_tokens
     with pytest.raises(PromptTooLong, match=f"{context} of the model's context"):
         new_engine(llama(), cache_tokens=2 * context).add(greedy("a", [30] * context, 1))
     engine = new_engine(llama(), cache_tokens=64)
@@ -358,7 +358,7 @@ def test_a_stop_string_ends_the_text_before_it() -> None:
 
 def test_min_tokens_keeps_a_text_from_ending() -> None:
     engine = new_engine(llama())
-    every = frozenset(range(llama().vocabulary)) - {77}
+    every = frozenset(range(llama().facts.vocabulary)) - {77}
 
     outcome = run(engine, greedy("a", [30], 9, min_tokens=5, stop_ids=every))["a"]
 
@@ -418,7 +418,7 @@ def test_an_architecture_that_needs_more_than_the_engine_knows_is_refused(kind: 
     folder = tmp_path / kind
     shutil.copytree(generation_models.llama(), folder, ignore=shutil.ignore_patterns("model*"))
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = AutoConfig.for_model(kind, vocab_size=llama().vocabulary, num_key_value_heads=2, **sizes)
+    config = AutoConfig.for_model(kind, vocab_size=llama().facts.vocabulary, num_key_value_heads=2, **sizes)
     torch.manual_seed(1)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 

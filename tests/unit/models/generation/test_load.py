@@ -74,27 +74,27 @@ def test_loading_is_silent_and_tells_its_steps(codellama: Path, capfd: pytest.Ca
 
 def test_facts(codellama: Path, starcoder: Path) -> None:
     llama, coder = (load_generator(spec_of(folder), FP32) for folder in (codellama, starcoder))
-    assert (llama.model, llama.device, llama.dtype, llama.quantization, llama.notes) == (
+    assert (llama.facts.model, llama.facts.device, llama.facts.dtype, llama.facts.quantization, llama.facts.notes) == (
         "mine",
         "cpu",
         "fp32",
         None,
         (),
     )
-    assert llama.version.endswith("-fp32")
-    assert llama.version != coder.version
-    assert (llama.max_tokens, coder.max_tokens) == (16384, 8192)
+    assert llama.facts.version.endswith("-fp32")
+    assert llama.facts.version != coder.facts.version
+    assert (llama.facts.max_tokens, coder.facts.max_tokens) == (16384, 8192)
     assert (llama.stop_ids, coder.stop_ids) == ({2}, {0})
     assert (llama.kv_shape.heads, coder.kv_shape.heads) == (4, 1)
     assert llama.kv_shape.token_bytes == 2 * 2 * 4 * 16 * 4
-    assert llama.vocabulary == llama.network.config.vocab_size
-    assert (llama.defaults, llama.network.training) == (SamplingDefaults(), False)
+    assert llama.facts.vocabulary == llama.network.config.vocab_size
+    assert (llama.facts.defaults, llama.network.training) == (SamplingDefaults(), False)
 
 
 def test_a_quantised_model_says_how_near_it_stays(codellama: Path) -> None:
     model = load_generator(spec_of(codellama, quantization="int4"), LoadOptions("cpu", "bf16"))
-    assert model.version.endswith("-bf16-int4")
-    assert model.notes[0].startswith("as int4 its probabilities are 0.")
+    assert model.facts.version.endswith("-bf16-int4")
+    assert model.facts.notes[0].startswith("as int4 its probabilities are 0.")
 
 
 @pytest.mark.parametrize("how", [None, "int8", "int4"])
@@ -108,9 +108,9 @@ def test_closed_it_keeps_no_weights(codellama: Path, how: str | None) -> None:
 
 
 def test_an_entry_may_set_a_shorter_context(codellama: Path) -> None:
-    assert load_generator(spec_of(codellama, max_tokens=100), FP32).max_tokens == 100
-    assert load_generator(spec_of(codellama, max_tokens=99999), FP32).max_tokens == 16384
-    assert load_generator(spec_of(codellama, max_tokens=8), FP32).max_tokens == 8
+    assert load_generator(spec_of(codellama, max_tokens=100), FP32).facts.max_tokens == 100
+    assert load_generator(spec_of(codellama, max_tokens=99999), FP32).facts.max_tokens == 16384
+    assert load_generator(spec_of(codellama, max_tokens=8), FP32).facts.max_tokens == 8
     assert "too short for any text" in reason_of(codellama, max_tokens=1)
 
 
@@ -122,15 +122,15 @@ def test_every_end_that_anybody_states_counts(own: Path) -> None:
 
 def test_sampling_is_the_authors_where_they_sample(own: Path) -> None:
     edited(own, "generation_config.json", temperature=0.6, top_p=0.9, top_k=50)
-    assert load_generator(spec_of(own), FP32).defaults == SamplingDefaults()
+    assert load_generator(spec_of(own), FP32).facts.defaults == SamplingDefaults()
     edited(own, "generation_config.json", do_sample=True)
-    assert load_generator(spec_of(own), FP32).defaults == SamplingDefaults(temperature=0.6, top_k=50, top_p=0.9)
+    assert load_generator(spec_of(own), FP32).facts.defaults == SamplingDefaults(temperature=0.6, top_k=50, top_p=0.9)
 
 
 def test_a_folder_without_a_generation_config_is_served(own: Path) -> None:
     (own / "generation_config.json").unlink()
     model = load_generator(spec_of(own), FP32)
-    assert (model.stop_ids, model.defaults) == ({2}, SamplingDefaults())
+    assert (model.stop_ids, model.facts.defaults) == ({2}, SamplingDefaults())
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_damaged_generation_config_is_refused(own: Path, text: str, told: str)
 def test_what_is_not_used_does_no_harm(own: Path) -> None:
     """A penalty is used without sampling too."""
     edited(own, "generation_config.json", temperature=5.0, top_p=0, do_sample=False, repetition_penalty=1.1)
-    assert load_generator(spec_of(own), FP32).defaults == SamplingDefaults(repetition_penalty=1.1)
+    assert load_generator(spec_of(own), FP32).facts.defaults == SamplingDefaults(repetition_penalty=1.1)
 
 
 def without(folder: Path, part: str) -> None:
@@ -254,7 +254,7 @@ def test_tokens_without_weights_are_told(tmp_path: Path) -> None:
     folder = write_llama(tmp_path / "python")
     edited(folder, "tokenizer_config.json", tokenizer_class="CodeLlamaTokenizer")
     model = load_generator(spec_of(folder), FP32)
-    assert (model.prompts.fill, model.notes) == (False, ("4 tokens of its tokeniser have no weights",))
+    assert (model.prompts.fill, model.facts.notes) == (False, ("4 tokens of its tokeniser have no weights",))
 
 
 @pytest.mark.parametrize("how", ["int8", "int4"])
@@ -267,7 +267,7 @@ def test_what_cannot_be_quantised_for_the_most_part_is_refused(starcoder: Path, 
 
 
 def test_what_is_not_quantised_is_told(codellama: Path) -> None:
-    note = load_generator(spec_of(codellama), LoadOptions("cpu", "bf16", "int4")).notes[1]
+    note = load_generator(spec_of(codellama), LoadOptions("cpu", "bf16", "int4")).facts.notes[1]
     assert note == "1 of its matrices, 34% of their weights, are not int4"
 
 
@@ -397,8 +397,8 @@ def test_auto_falls_back_to_fp32_where_bf16_is_not_finite(codellama: Path, monke
     monkeypatch.setattr("models.generation.load.read_network", spoilt)
     monkeypatch.setattr(loader, "pick_dtype", lambda wanted, _: "bf16" if wanted == "auto" else wanted)
     model = load_generator(spec_of(codellama), LoadOptions("cpu"))
-    assert model.dtype == "fp32"
-    assert model.notes[0].startswith("runs in fp32, because in bf16 ")
+    assert model.facts.dtype == "fp32"
+    assert model.facts.notes[0].startswith("runs in fp32, because in bf16 ")
     with pytest.raises(NonFiniteLogits):
         load_generator(spec_of(codellama), LoadOptions("cpu", "bf16"))
 
@@ -426,7 +426,7 @@ def test_what_it_will_take_is_about_what_it_takes(tmp_path: Path, how: str | Non
         spec, options = spec_of(folder), LoadOptions("cpu", "bf16", how)
         device, expected = expected_bytes(spec, options)
         assert device == "cpu"
-        assert load_generator(spec, options).weight_bytes == pytest.approx(expected, rel=0.03)
+        assert load_generator(spec, options).facts.weight_bytes == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.parametrize("how", [None, "int8"])
@@ -435,7 +435,7 @@ def test_the_model_that_comes_with_mlbus(how: str | None) -> None:
     assert model.prompts.fill
     assert model.stop_ids
     if how:
-        assert nats_in(model.notes[0]) < 0.01
+        assert nats_in(model.facts.notes[0]) < 0.01
 
 
 def nats_in(note: str) -> float:
