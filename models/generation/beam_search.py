@@ -1,7 +1,7 @@
 """Beam search with the results of transformers' `generate`: the search, and the sequences of one request's beams."""
 
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -30,27 +30,24 @@ class Hypothesis:
     stop_id: int | None = None
 
 
+@dataclass(slots=True)
 class BeamSearch:
     """One search. max_tokens >= 1 and min_tokens count the ending token too; stop_ids end a text from min_tokens on."""
 
-    def __init__(
-        self,
-        num_beams: int,
-        length_penalty: float,
-        stop_ids: frozenset[int],
-        max_tokens: int,
-        min_tokens: int = 0,
-    ) -> None:
-        self.done = False
-        self._num_beams = num_beams
-        self._length_penalty = length_penalty
-        self._stop_ids = stop_ids
-        self._max_tokens = max_tokens
-        self._min_tokens = min_tokens
-        self._texts: list[tuple[int, ...]] = [()] * num_beams
-        self._scores = torch.full((num_beams,), _NEVER)
+    num_beams: int
+    length_penalty: float
+    stop_ids: frozenset[int]
+    max_tokens: int
+    min_tokens: int = 0
+    done: bool = field(default=False, init=False)
+    _texts: list[tuple[int, ...]] = field(init=False)
+    _scores: Tensor = field(init=False)
+    _finished: list[Hypothesis] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._texts = [()] * self.num_beams
+        self._scores = torch.full((self.num_beams,), _NEVER)
         self._scores[0] = 0.0
-        self._finished: list[Hypothesis] = []
 
     @property
     def length(self) -> int:
@@ -65,13 +62,13 @@ class BeamSearch:
         """
         totals = self._masked(logprobs) + self._scores.to(logprobs.device)[:, None]
         # Enough that num_beams stay alive even if every beam ends in every possible way.
-        count = min(max(2, 1 + len(self._stop_ids)) * self._num_beams, totals.numel())
+        count = min(max(2, 1 + len(self.stop_ids)) * self.num_beams, totals.numel())
         found = totals.flatten().topk(count)
         scores = found.values.cpu()
         steps = [divmod(index, logprobs.shape[1]) for index in found.indices.tolist()]
         ends = torch.tensor([self._ends(token) for _, token in steps])
-        self._keep_finished(steps[: self._num_beams], scores, ends)
-        live = (scores + ends * _NEVER).topk(self._num_beams)
+        self._keep_finished(steps[: self.num_beams], scores, ends)
+        live = (scores + ends * _NEVER).topk(self.num_beams)
         steps = [steps[place] for place in live.indices.tolist()]
         self._scores = live.values
         self._texts = [self._text(step) for step in steps]
@@ -84,13 +81,13 @@ class BeamSearch:
         return self._finished[0]
 
     def _masked(self, logprobs: Tensor) -> Tensor:
-        stops = [token for token in self._stop_ids if token < logprobs.shape[1]]
-        if self.length >= self._min_tokens or not stops:
+        stops = [token for token in self.stop_ids if token < logprobs.shape[1]]
+        if self.length >= self.min_tokens or not stops:
             return logprobs
         return logprobs.index_fill(1, torch.tensor(stops, device=logprobs.device), -torch.inf)
 
     def _ends(self, token: int) -> bool:
-        return token in self._stop_ids or self.length + 1 == self._max_tokens
+        return token in self.stop_ids or self.length + 1 == self.max_tokens
 
     def _text(self, step: _Step) -> tuple[int, ...]:
         parent, token = step
@@ -98,15 +95,15 @@ class BeamSearch:
 
     def _keep_finished(self, steps: Rows[_Step], scores: Tensor, ends: Tensor) -> None:
         """Keep the best num_beams of all finished texts. steps: the best num_beams of this step, which may join."""
-        divided = (scores / (self.length + 1) ** self._length_penalty).tolist()
+        divided = (scores / (self.length + 1) ** self.length_penalty).tolist()
         for step, score, has_ended in zip(steps, divided, ends.tolist(), strict=False):
             if has_ended:
                 self._finished.append(self._hypothesis(step, score))
-        self._finished = sorted(self._finished, key=lambda finished: -finished.score)[: self._num_beams]
+        self._finished = sorted(self._finished, key=lambda finished: -finished.score)[: self.num_beams]
 
     def _hypothesis(self, step: _Step, score: float) -> Hypothesis:
         parent, token = step
-        if token in self._stop_ids:
+        if token in self.stop_ids:
             return Hypothesis(self._texts[parent], score, "stop", token)
         return Hypothesis(self._text(step), score, "length")
 
@@ -115,9 +112,9 @@ class BeamSearch:
 
         transformers' heuristic, inexact if length_penalty makes scores grow with the length.
         """
-        if len(self._finished) < self._num_beams:
+        if len(self._finished) < self.num_beams:
             return True
-        return float(self._scores[0] / self.length**self._length_penalty) > self._finished[-1].score
+        return float(self._scores[0] / self.length**self.length_penalty) > self._finished[-1].score
 
 
 class BeamGroup:

@@ -147,8 +147,7 @@ class Engine(GenerationEngine):
                 self._fail(chunks[0].sequence, error)
                 return [], nothing
             alone = [self._compute([chunk]) for chunk in chunks if chunk.sequence.request.id in self._sequences]
-            found = [(sequence, rows) for sequences, rows in alone for sequence in sequences]
-            found = [(sequence, rows) for sequence, rows in found if sequence.request.id in self._sequences]
+            found = [(one[0], rows) for one, rows in alone if one and one[0].request.id in self._sequences]
             return [sequence for sequence, _ in found], torch.cat([rows for _, rows in found]) if found else nothing
         return self._record(chunks, rows)
 

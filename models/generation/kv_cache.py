@@ -5,12 +5,14 @@ A slice is contiguous so that attention reads it in place; it grows, moves and i
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 
 BLOCK = 32
 """Slices are multiples of this many tokens."""
 FEW_SHARE = 4
+_START = attrgetter("start")
 
 
 @dataclass(slots=True, eq=False)
@@ -79,7 +81,7 @@ class KVCache:
             hole = self._compact()
         new = CacheSlice(hole, capacity)
         self._slices.append(new)
-        self._slices.sort(key=_start)
+        self._slices.sort(key=_START)
         return new
 
     def grow(self, held: CacheSlice, tokens: int, filled: int) -> bool:
@@ -92,10 +94,9 @@ class KVCache:
             self._compact()  # which leaves a lone slice all the space there is
             return self._extend(held, capacity)
         self.copy(held, larger, filled)
-        held.start, larger.start = larger.start, held.start
-        held.capacity, larger.capacity = larger.capacity, held.capacity
         self.free(larger)
-        self._slices.sort(key=_start)
+        held.start, held.capacity = larger.start, larger.capacity
+        self._slices.sort(key=_START)
         return True
 
     def _extend(self, held: CacheSlice, capacity: int) -> bool:
@@ -150,10 +151,6 @@ class KVCache:
             size = min(step, tokens - at)
             part = self._arena[:, :, :, source + at : source + at + size]
             self._arena[:, :, :, target + at : target + at + size] = part
-
-
-def _start(held: CacheSlice) -> int:
-    return held.start
 
 
 def blocks(tokens: int) -> int:

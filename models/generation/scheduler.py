@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Iterator
+from operator import attrgetter
 
 from ..fair_order import FairOrder
 from .kv_cache import BLOCK, CacheSlice, KVCache
@@ -18,6 +19,7 @@ STRETCH = 2.5
 MIN_CHUNK_TOKENS = 16
 """Computed of prompts even if that stretches the step further, so that every prompt ends."""
 _WEIGHT = 0.2  # of the latest step in an average
+_ORDER = attrgetter("order")
 
 
 class PrefillBudget:
@@ -158,7 +160,7 @@ class Scheduler:
         return max(candidates, key=lambda runs: (running[runs.request.caller], runs.order), default=None)
 
     def _decoding(self) -> list[Sequence]:
-        return sorted((s for s in self.running if s.missing == 1 and s not in self._prompts), key=_order)
+        return sorted((s for s in self.running if s.missing == 1 and s not in self._prompts), key=_ORDER)
 
     def _chunks(self, budget: int) -> Iterator[ScheduledChunk]:
         """Chunks of prompts within a budget of tokens, round-robin."""
@@ -274,7 +276,3 @@ def _computes_prefix_of(leader: Sequence, follower: Sequence) -> bool:
 def _total_tokens(sequence: Sequence) -> int:
     """Prompt and completion at most."""
     return len(sequence.request.prompt) + sequence.request.max_tokens
-
-
-def _order(sequence: Sequence) -> int:
-    return sequence.order

@@ -76,11 +76,11 @@ def require_near(model: str, quantization: Quantization, plain: Sequence[Tensor]
 
     Raises ModelUnavailable if it is too large.
     """
-    nats = max(map(divergence, plain, quantised))
-    if not nats <= MAX_DIVERGENCE[quantization]:
-        reason = f"as {quantization} its probabilities are {nats:.3f} nats a token from what they were, more than "
-        raise ModelUnavailable(model, f"{reason}{MAX_DIVERGENCE[quantization]:g}; choose a higher precision")
-    return f"as {quantization} its probabilities are {nats:.4f} nats a token from what they were"
+    nats, limit = max(map(divergence, plain, quantised)), MAX_DIVERGENCE[quantization]
+    note = f"as {quantization} its probabilities are {nats:.4f} nats a token from what they were"
+    if not nats <= limit:
+        raise ModelUnavailable(model, f"{note}, more than {limit:g}; choose a higher precision")
+    return note
 
 
 def require_same_scores(loaded: CausalLM, runner: ModelRunner, cache: KVCache) -> None:

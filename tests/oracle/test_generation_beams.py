@@ -47,7 +47,7 @@ def _searched(model: LlamaForCausalLM, prompt: Sequence[int], search: BeamSearch
 
 
 @torch.no_grad()
-def _generated(model: LlamaForCausalLM, prompt: Sequence[int], stop_ids: Sequence[int], **asked: object) -> tuple:
+def _generated(model: LlamaForCausalLM, prompt: Sequence[int], stop_ids: Sequence[int], **options: object) -> tuple:
     """transformers' completion, ending id included, and its score."""
     config = GenerationConfig(
         do_sample=False,
@@ -55,7 +55,7 @@ def _generated(model: LlamaForCausalLM, prompt: Sequence[int], stop_ids: Sequenc
         pad_token_id=VOCABULARY - 1,
         return_dict_in_generate=True,
         output_scores=True,
-        **asked,
+        **options,
     )
     ids = torch.tensor([prompt])
     found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)

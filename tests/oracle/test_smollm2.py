@@ -73,8 +73,8 @@ def test_greedy_text_is_generates_own(prompt: Prompt) -> None:
     with torch.inference_mode():
         tokens = model().prompts(prompt)
         expected = oracle().text(list(tokens.ids), 40, tokens.stop_ids)
-        asked = greedy("a", list(tokens.ids), 40, stop_ids=tokens.stop_ids)
-        assert run(new_engine(model()), asked)["a"].text == expected
+        request = greedy("a", list(tokens.ids), 40, stop_ids=tokens.stop_ids)
+        assert run(new_engine(model()), request)["a"].text == expected
 
 
 def test_a_prompts_scores_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,8 +82,8 @@ def test_a_prompts_scores_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "SCORED_BYTES", 64 * 4 * model().facts.vocabulary)
     with torch.inference_mode():
         ids = list(model().prompts(Plain(PROBE * 3)).ids)
-        asked = Request("a", ids, 0, sampling=Sampling(logprobs=5), prompt_logprobs=True)
-        outcome = run(new_engine(model()), asked)["a"]
+        request = Request("a", ids, 0, sampling=Sampling(logprobs=5), prompt_logprobs=True)
+        outcome = run(new_engine(model()), request)["a"]
         assert_scored(outcome.scored, ids, oracle(), 5, 1e-3)
 
 

@@ -118,8 +118,8 @@ def test_half_precision_passes_its_self_test_also_for_long_texts(folder: Path, d
 
 
 def test_what_does_not_fit_is_refused_with_the_next_step(folder: Path, tmp_path: Path) -> None:
-    for fields, told in ({"causal": False}, "take it out"), ({"quantization": "int8"}, "linear layers"):
-        with pytest.raises(ModelUnavailable, match=told):
+    for fields, message in ({"causal": False}, "take it out"), ({"quantization": "int8"}, "linear layers"):
+        with pytest.raises(ModelUnavailable, match=message):
             load(of(folder, **fields), LoadOptions("cpu", "fp32"))
     saved(tmp_path)
     file = tmp_path / "model.safetensors"

@@ -1,4 +1,4 @@
-"""What `mlbus models check` finds out: masks and end tokens by how code is found, precisions by a text's perplexity."""
+"""`mlbus models check`: code search with each mask and end token, perplexity in each precision."""
 
 import json
 import math
@@ -78,7 +78,7 @@ def test_a_model_that_cannot_be_loaded_cannot_be_checked(tmp_path: Path) -> None
 
 
 def test_precisions_side_by_side() -> None:
-    """The perplexity is transformers' own; what cannot be loaded so is told with the reason."""
+    """The perplexity is transformers' own; a precision that cannot be loaded has its reason."""
 
     def load_as(dtype: Any, quantization: Any) -> Any:
         if dtype == "bf16":
@@ -127,9 +127,9 @@ def test_a_better_setting_is_told_as_settings(tmp_path: Path, capsys: pytest.Cap
         entry = {"kind": "embedding", "folder": str(tmp_path / "model"), "causal": causal}
         settings = Settings(device="cpu", dtype="fp32", data_dir=tmp_path, catalogue={"mine": entry})
         check_model(settings, "mine", as_json=False)
-        told = capsys.readouterr().out
-        assert ("mine ranks best as the catalogue has it" in told) != ("[catalogue.mine]\ncausal = " in told)
-        assert len(re.findall(r"^(both ways|causal).*0\.\d{3} ", told, re.M)) == 4
+        printed = capsys.readouterr().out
+        assert ("mine ranks best as the catalogue has it" in printed) != ("[catalogue.mine]\ncausal = " in printed)
+        assert len(re.findall(r"^(both ways|causal).*0\.\d{3} ", printed, re.M)) == 4
 
 
 def test_what_is_not_on_this_machine_is_said_with_the_next_step(

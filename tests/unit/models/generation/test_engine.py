@@ -1,4 +1,4 @@
-"""What the engine promises besides the right tokens: refusals, one end each, and that one failure is one failure."""
+"""The engine besides its tokens: refusals, one end per request, and failures that stay with their request."""
 
 import math
 import shutil
@@ -37,12 +37,12 @@ def ids(text: str) -> list[int]:
 
 
 @contextmanager
-def poisoned(how: Any) -> Iterator[None]:
-    """Where the POISON token is among a step's, its embedding is what `how` makes of it."""
+def poisoned(corrupt: Any) -> Iterator[None]:
+    """The embedding of the POISON token is changed by `corrupt`."""
 
     def hook(_module: torch.nn.Module, arguments: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
         where = arguments[0] == POISON
-        return how(output, where) if bool(where.any()) else output
+        return corrupt(output, where) if bool(where.any()) else output
 
     handle = llama().network.get_input_embeddings().register_forward_hook(hook)
     try:
@@ -52,10 +52,10 @@ def poisoned(how: Any) -> Iterator[None]:
 
 
 def _raise(error: Exception) -> Any:
-    def how(_output: torch.Tensor, _where: torch.Tensor) -> torch.Tensor:
+    def corrupt(_output: torch.Tensor, _where: torch.Tensor) -> torch.Tensor:
         raise error
 
-    return how
+    return corrupt
 
 
 def _nan(output: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
@@ -66,17 +66,17 @@ HEALTHY = [[30, 31, 32, 33], [40] * 50, [50, 51]]
 
 
 @pytest.mark.parametrize(
-    ("how", "kind"),
+    ("corrupt", "kind"),
     [
         (_raise(ValueError("boom")), ValueError),
         (_raise(torch.OutOfMemoryError("no room")), OutOfDeviceMemory),
         (_nan, NonFiniteLogits),
     ],
 )
-def test_the_one_that_fails_fails_alone(how: Any, kind: type[Exception]) -> None:
+def test_a_failing_request_fails_alone(corrupt: Any, kind: type[Exception]) -> None:
     requests = [greedy(f"h{place}", prompt, 20) for place, prompt in enumerate(HEALTHY)]
     alone = run(new_engine(llama()), *requests)
-    with poisoned(how):
+    with poisoned(corrupt):
         outcomes = run(
             new_engine(llama(), chunk_tokens=16), requests[0], greedy("bad", [60, POISON, 61], 20), *requests[1:]
         )
@@ -88,7 +88,7 @@ def test_the_one_that_fails_fails_alone(how: Any, kind: type[Exception]) -> None
         assert outcomes[request.id] == alone[request.id]
 
 
-def test_a_text_that_cannot_be_written_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_detokenisation_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     push = TextOutput.push
 
     def broken(output: TextOutput, token: int, logprob: Any) -> Any:
@@ -102,7 +102,7 @@ def test_a_text_that_cannot_be_written_fails_alone(monkeypatch: pytest.MonkeyPat
 
     outcomes = run(new_engine(llama()), greedy("bad", HEALTHY[1], 9), good)
 
-    assert isinstance(outcomes["bad"].finished.error, ValueError)  # type: ignore[union-attr]
+    assert isinstance(outcomes["bad"].finished.error, ValueError)
     assert outcomes["good"] == alone["good"]
 
 
@@ -120,7 +120,7 @@ def test_scores_that_cannot_be_sampled_fail_alone(monkeypatch: pytest.MonkeyPatc
 
     outcomes = run(new_engine(llama()), Request("bad", HEALTHY[1], 9, sampling=Sampling(seed=13)), good)
 
-    assert isinstance(outcomes["bad"].finished.error, ValueError)  # type: ignore[union-attr]
+    assert isinstance(outcomes["bad"].finished.error, ValueError)
     assert outcomes["good"] == alone["good"]
 
 
@@ -139,12 +139,12 @@ def test_a_prompt_that_cannot_be_scored_fails_alone(max_tokens: int) -> None:
             others[1],
         )
 
-    assert isinstance(outcomes["bad"].finished.error, NonFiniteLogits)  # type: ignore[union-attr]
+    assert isinstance(outcomes["bad"].finished.error, NonFiniteLogits)
     assert [outcomes[other.id].text for other in others] == [alone[other.id].text for other in others]
     assert (outcomes["bad"].scored, outcomes["plain"].scored) == (None, None)
-    told, expected = (made["scored"].scored.logprobs for made in (outcomes, alone))  # type: ignore[union-attr]
-    assert [one.id for one in told] == HEALTHY[1]
-    assert [one.logprob for one in told[1:]] == pytest.approx([one.logprob for one in expected[1:]], abs=1e-4)
+    found, expected = (made["scored"].scored.logprobs for made in (outcomes, alone))
+    assert [one.id for one in found] == HEALTHY[1]
+    assert [one.logprob for one in found[1:]] == pytest.approx([one.logprob for one in expected[1:]], abs=1e-4)
 
 
 def test_a_prompt_that_is_cancelled_half_scored_keeps_nothing() -> None:
@@ -158,45 +158,47 @@ def test_a_prompt_that_is_cancelled_half_scored_keeps_nothing() -> None:
     engine.abort("a", "cancelled")
 
     outcome = run(engine)["a"]
-    assert (outcome.scored, outcome.finished.usage.completion) == (None, 0)  # type: ignore[union-attr]
+    assert (outcome.scored, outcome.finished.usage.completion) == (None, 0)
     assert not sequence.scores
     assert engine.load.kv_used_bytes == 0
 
 
 @pytest.mark.parametrize("length", [1, 2, 40])
-def test_no_tokens_at_all_end_at_once_and_leave_the_prompt_in_the_cache(length: int) -> None:
+def test_max_tokens_zero_ends_at_once_and_leaves_the_prompt_in_the_cache(length: int) -> None:
     engine = new_engine(llama())
     prompt = list(range(30, 30 + length))
 
-    outcome, scored = (run(engine, greedy(name, prompt, 0, **how))[name] for name, how in (("a", {}), ("b", SCORED)))
+    outcome, scored = (
+        run(engine, greedy(name, prompt, 0, **fields))[name] for name, fields in (("a", {}), ("b", SCORED))
+    )
 
     for one in (outcome, scored):
         assert one.finished is not None
         assert (one.finished.reason, one.finished.usage.prompt, one.finished.usage.cached) == ("length", length, 0)
         assert (one.text, one.finished.usage.completion) == ("", 0)
     assert outcome.scored is None
-    assert [logprob.id for logprob in scored.scored.logprobs] == prompt  # type: ignore[union-attr]
-    used = run(engine, greedy("c", prompt, 1))["c"].finished.usage  # type: ignore[union-attr]
+    assert [logprob.id for logprob in scored.scored.logprobs] == prompt
+    used = run(engine, greedy("c", prompt, 1))["c"].finished.usage
     assert used.cached == (39 if length == 40 else 0)
 
 
-def test_a_token_that_cannot_be_has_a_number_all_the_same() -> None:
+def test_a_token_of_probability_zero_has_a_finite_logprob() -> None:
     """JSON has no infinity."""
     ((value, top),) = logprobs(torch.tensor([[0.0, -math.inf, 1.0]]), [1], [3])
     assert value == MIN_LOGPROB
     assert [token for token, _ in top] == [2, 0]
 
 
-def test_what_failed_is_no_prefix_of_others() -> None:
+def test_a_failed_request_is_not_reused_as_a_prefix() -> None:
     engine = new_engine(llama())
     prompt = [60, POISON, *range(30, 130)]
     with poisoned(_nan):
-        assert run(engine, greedy("a", prompt, 3))["a"].finished.reason == "error"  # type: ignore[union-attr]
+        assert run(engine, greedy("a", prompt, 3))["a"].finished.reason == "error"
 
-    assert run(engine, greedy("a", prompt, 3))["a"].finished.usage.cached == 0  # type: ignore[union-attr]
+    assert run(engine, greedy("a", prompt, 3))["a"].finished.usage.cached == 0
 
 
-def test_on_a_device_too_the_one_that_fails_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_request_fails_alone_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device's scores do not lie where an empty tensor lies by default; `meta` stands in for one."""
     engine = new_engine(llama())
 
@@ -210,7 +212,7 @@ def test_on_a_device_too_the_one_that_fails_fails_alone(monkeypatch: pytest.Monk
 
     outcomes = run(engine, greedy("bad", [30], 2), greedy("good", [31], 2))
 
-    assert [outcomes[name].finished.reason for name in ("bad", "good")] == ["error", "length"]  # type: ignore[union-attr]
+    assert [outcomes[name].finished.reason for name in ("bad", "good")] == ["error", "length"]
 
 
 def test_a_device_that_fails_for_good_fails_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,8 +236,8 @@ def test_a_search_that_fails_fails_alone() -> None:
             new_engine(llama()), greedy("bad", [60, POISON], 9, num_beams=3), greedy("good", HEALTHY[0], 9, num_beams=3)
         )
 
-    assert isinstance(outcomes["bad"].finished.error, NonFiniteLogits)  # type: ignore[union-attr]
-    assert outcomes["good"].finished.reason == "length"  # type: ignore[union-attr]
+    assert isinstance(outcomes["bad"].finished.error, NonFiniteLogits)
+    assert outcomes["good"].finished.reason == "length"
 
 
 def test_a_cancelled_search_leaves_nothing_behind() -> None:
@@ -250,7 +252,7 @@ def test_a_cancelled_search_leaves_nothing_behind() -> None:
     outcomes = Outcomes()
     outcomes.take(engine.step())
 
-    assert [outcomes[name].finished.reason for name in ("a", "waits")] == ["cancelled", "timeout"]  # type: ignore[union-attr]
+    assert [outcomes[name].finished.reason for name in ("a", "waits")] == ["cancelled", "timeout"]
     assert engine.is_idle
     assert (engine.load.running, engine.load.waiting, engine.load.kv_used_bytes) == (0, 0, 0)
 
@@ -308,7 +310,7 @@ def test_a_prompt_that_passes_the_context_or_the_cache_is_refused() -> None:
     with pytest.raises(PromptTooLong, match="32 of its cache"):
         engine.add(greedy("a", [30] * 30, 5, num_beams=2))
 
-    assert run(engine, greedy("a", [30] * 60, 4))["a"].finished.reason == "length"  # type: ignore[union-attr]
+    assert run(engine, greedy("a", [30] * 60, 4))["a"].finished.reason == "length"
 
 
 def test_the_queue_is_bounded_by_count_and_by_tokens() -> None:
@@ -332,8 +334,8 @@ def test_an_id_can_be_used_again_only_after_its_end() -> None:
     with pytest.raises(DuplicateRequest):
         engine.add(greedy("a", [31], 3))
 
-    assert run(engine)["a"].finished.usage.prompt == 1  # type: ignore[union-attr]
-    assert run(engine, greedy("a", [31, 32], 3))["a"].finished.usage.prompt == 2  # type: ignore[union-attr]
+    assert run(engine)["a"].finished.usage.prompt == 1
+    assert run(engine, greedy("a", [31, 32], 3))["a"].finished.usage.prompt == 2
 
 
 def test_aborting_what_has_ended_does_nothing() -> None:
@@ -367,17 +369,17 @@ def test_min_tokens_keeps_a_text_from_ending() -> None:
     assert sum(piece.tokens for piece in outcome.pieces) == 5
 
 
-def test_usage_tells_of_cached_tokens() -> None:
+def test_usage_reports_cached_tokens() -> None:
     engine = new_engine(llama())
     prompt = list(range(30, 130))
     run(engine, greedy("a", prompt, 3))
 
-    usage = run(engine, greedy("b", prompt, 3))["b"].finished.usage  # type: ignore[union-attr]
+    usage = run(engine, greedy("b", prompt, 3))["b"].finished.usage
 
     assert (usage.prompt, usage.cached, usage.completion) == (100, 99, 3)
 
 
-def test_forms_that_a_model_has_not_are_refused() -> None:
+def test_unsupported_prompt_forms_are_refused() -> None:
     engine = new_engine(llama())
     assert not engine.facts.chat
     assert not engine.facts.fill
@@ -389,7 +391,7 @@ def test_forms_that_a_model_has_not_are_refused() -> None:
         engine.prompt_tokens(Plain(""))
 
 
-def test_keys_and_values_take_what_was_computed() -> None:
+def test_load_reports_the_cache_in_use() -> None:
     engine = new_engine(llama(), cache_tokens=640)
     held = engine._cache._arena.untyped_storage().nbytes()
     assert engine.facts.kv_bytes == engine.load.kv_bytes == held
@@ -414,7 +416,7 @@ def test_many_requests_leave_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize("kind", ["diffllama", "nemotron"])
-def test_an_architecture_that_needs_more_than_the_engine_knows_is_refused(kind: str, tmp_path: Path) -> None:
+def test_an_architecture_that_the_engine_does_not_reproduce_is_refused(kind: str, tmp_path: Path) -> None:
     folder = tmp_path / kind
     shutil.copytree(generation_models.llama(), folder, ignore=shutil.ignore_patterns("model*"))
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -428,6 +430,6 @@ def test_an_architecture_that_needs_more_than_the_engine_knows_is_refused(kind: 
     assert "cached_attention" not in str(refused.value)
 
 
-def test_a_cache_without_room_for_any_text_is_refused() -> None:
+def test_a_cache_too_small_for_any_text_is_refused() -> None:
     with pytest.raises(ModelUnavailable, match="kv_gb"):
         new_engine(llama(), cache_tokens=32)

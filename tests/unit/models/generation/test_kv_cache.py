@@ -62,10 +62,10 @@ class Slices(RuleBasedStateMachine):
             return
         wanted = held.slice.capacity + more
         others = self.cache.used_tokens - held.slice.capacity
-        room = self.cache.tokens - others
+        free = self.cache.tokens - others
         grown = self.cache.grow(held.slice, wanted, len(held.marks))
-        assert grown <= (blocks(wanted) <= room)
-        assert grown or others or blocks(wanted) > room
+        assert grown <= (blocks(wanted) <= free)
+        assert grown or others or blocks(wanted) > free
         assert grown or blocks(wanted) + self.cache.used_tokens > self.cache.tokens
         self.write(held, wanted)
 
@@ -109,7 +109,7 @@ Slices.TestCase.settings = settings(max_examples=60, stateful_step_count=25, dea
 TestSlices = Slices.TestCase
 
 
-def test_a_cache_takes_as_many_bytes_as_it_is_given() -> None:
+def test_a_cache_fills_its_budget() -> None:
     budget = 1_000_000
     tokens = SHAPE.tokens_in(budget)
 

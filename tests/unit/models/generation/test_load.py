@@ -97,9 +97,9 @@ def test_a_quantised_model_says_how_near_it_stays(codellama: Path) -> None:
     assert model.facts.notes[0].startswith("as int4 its probabilities are 0.")
 
 
-@pytest.mark.parametrize("how", [None, "int8", "int4"])
-def test_closed_it_keeps_no_weights(codellama: Path, how: str | None) -> None:
-    model = load_generator(spec_of(codellama), LoadOptions("cpu", "bf16", how))
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+def test_closed_it_keeps_no_weights(codellama: Path, quantization: str | None) -> None:
+    model = load_generator(spec_of(codellama), LoadOptions("cpu", "bf16", quantization))
     held = [weakref.ref(held) for held in (*model.network.parameters(), *model.network.buffers())]
     assert len(held) > 20
     model.close()
@@ -134,7 +134,7 @@ def test_a_folder_without_a_generation_config_is_served(own: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("{", "generation_config.json in .* cannot be used, Invalid JSON"),
         ("[]", "cannot be used"),
@@ -143,9 +143,9 @@ def test_a_folder_without_a_generation_config_is_served(own: Path) -> None:
         ('{"eos_token_id": "</s>"}', "cannot be used, eos_token_id: "),
     ],
 )
-def test_a_damaged_generation_config_is_refused(own: Path, text: str, told: str) -> None:
+def test_a_damaged_generation_config_is_refused(own: Path, text: str, message: str) -> None:
     (own / "generation_config.json").write_text(text)
-    with pytest.raises(ModelUnavailable, match=told):
+    with pytest.raises(ModelUnavailable, match=message):
         load_generator(spec_of(own), FP32)
 
 
@@ -242,11 +242,11 @@ def test_a_tokeniser_that_loses_text_is_refused(tmp_path: Path, write: Callable[
     folder = write(tmp_path / "model")
     sentencepiece = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").unlink()
-    told = "does not give back what it reads; use a copy with its tokenizer.json"
-    assert told in reason_of(folder)
+    message = "does not give back what it reads; use a copy with its tokenizer.json"
+    assert message in reason_of(folder)
     (folder / "tokenizer.json").write_text(sentencepiece)
     edited(folder, "tokenizer_config.json", tokenizer_class="GPTNeoXTokenizer")
-    assert told in reason_of(folder)
+    assert message in reason_of(folder)
 
 
 def test_tokens_without_weights_are_told(tmp_path: Path) -> None:
@@ -257,13 +257,15 @@ def test_tokens_without_weights_are_told(tmp_path: Path) -> None:
     assert (model.prompts.fill, model.facts.notes) == (False, ("4 tokens of its tokeniser have no weights",))
 
 
-@pytest.mark.parametrize("how", ["int8", "int4"])
-def test_what_cannot_be_quantised_for_the_most_part_is_refused(starcoder: Path, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_what_cannot_be_quantised_for_the_most_part_is_refused(
+    starcoder: Path, tmp_path: Path, quantization: str
+) -> None:
     """GPT-2's layers are of a kind of its own."""
     folder = Path(shutil.copytree(starcoder, tmp_path / "gpt2", ignore=shutil.ignore_patterns("model*")))
     rows = json.loads((starcoder / "config.json").read_text())["vocab_size"]
     GPT2LMHeadModel(GPT2Config(n_embd=64, n_head=4, n_layer=2, vocab_size=rows)).save_pretrained(folder)
-    assert "of its weights are in layers that cannot be" in reason_of(folder, LoadOptions("cpu", "bf16", how))
+    assert "of its weights are in layers that cannot be" in reason_of(folder, LoadOptions("cpu", "bf16", quantization))
 
 
 def test_what_is_not_quantised_is_told(codellama: Path) -> None:
@@ -419,22 +421,22 @@ def test_a_tokeniser_of_another_model_is_refused(codellama: Path, tmp_path: Path
     assert "its weights have 300 rows" in reason_of(folder)
 
 
-@pytest.mark.parametrize("how", [None, "int8", "int4"])
-def test_what_it_will_take_is_about_what_it_takes(tmp_path: Path, how: str | None) -> None:
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+def test_what_it_will_take_is_about_what_it_takes(tmp_path: Path, quantization: str | None) -> None:
     for write in (write_codellama, write_starcoder):
         folder = write(tmp_path / write.__name__, hidden=256, intermediate=1024, vocab=4096)
-        spec, options = spec_of(folder), LoadOptions("cpu", "bf16", how)
+        spec, options = spec_of(folder), LoadOptions("cpu", "bf16", quantization)
         device, expected = expected_bytes(spec, options)
         assert device == "cpu"
         assert load_generator(spec, options).facts.weight_bytes == pytest.approx(expected, rel=0.03)
 
 
-@pytest.mark.parametrize("how", [None, "int8"])
-def test_the_model_that_comes_with_mlbus(how: str | None) -> None:
-    model = load_generator(load_catalogue().get("tiny_coder"), LoadOptions("cpu", "bf16", how))
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_the_model_that_comes_with_mlbus(quantization: str | None) -> None:
+    model = load_generator(load_catalogue().get("tiny_coder"), LoadOptions("cpu", "bf16", quantization))
     assert model.prompts.fill
     assert model.stop_ids
-    if how:
+    if quantization:
         assert nats_in(model.facts.notes[0]) < 0.01
 
 

@@ -223,7 +223,7 @@ def test_tokens_without_text_of_their_own_go_with_the_next_piece() -> None:
     made, stop = run(output("byte level"), ids)
     assert stop is None
     assert [(piece.text, piece.tokens) for piece in made] == [("🙂", len(ids) - 1), (".", 1)]
-    assert [[told.id for told in piece.logprobs] for piece in made] == [ids[:-1], ids[-1:]]
+    assert [[logprob.id for logprob in piece.logprobs] for piece in made] == [ids[:-1], ids[-1:]]
 
 
 def test_a_stop_string_over_several_tokens_is_cut_off() -> None:
@@ -237,7 +237,7 @@ def test_text_held_back_for_nothing_comes_with_its_tokens() -> None:
     made, stop = run(output("byte level", "#!?"), of("byte level", *"a#!b#"))
     assert stop is None
     assert [(piece.text, piece.tokens) for piece in made] == [("a", 1), ("#!b", 3), ("#", 1)]
-    assert [told.text for piece in made for told in piece.logprobs] == [b"a", b"#", b"!", b"b", b"#"]
+    assert [logprob.text for piece in made for logprob in piece.logprobs] == [b"a", b"#", b"!", b"b", b"#"]
 
 
 def test_a_token_goes_with_its_first_character() -> None:
@@ -288,7 +288,7 @@ def test_pieces_are_never_empty_and_hold_each_token_once(kind: str, data: st.Dat
     made, stop = run(output(kind, *stops), ids)
     text = "".join(pieces(kind, ids, of(kind, "e")))
     assert all(piece.text for piece in made)
-    assert [told.id for piece in made for told in piece.logprobs] == ids[: sum(piece.tokens for piece in made)]
+    assert [logprob.id for piece in made for logprob in piece.logprobs] == ids[: sum(piece.tokens for piece in made)]
     sent = "".join(piece.text for piece in made)
     assert text.startswith(sent)
     assert not any(wanted in sent for wanted in stops)

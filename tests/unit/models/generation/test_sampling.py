@@ -73,7 +73,7 @@ def _state(sampling: Sampling, prompt: Sequence[int] = (), text: Sequence[int] =
 
 
 def _draws(row: Tensor, sampling: Sampling, count: int) -> list[int]:
-    """A token for each of so many seeds."""
+    """A token for each of `count` seeds."""
     states = [_state(replace(sampling, seed=seed), width=len(row)) for seed in range(count)]
     return [chosen.id for chosen in sample(row.expand(count, -1), states)]
 
@@ -111,7 +111,7 @@ def _is_on_an_edge(row: Tensor, sampling: Sampling) -> bool:
     return at_top_p or (sampling.min_p > 0 and bool(((relative - sampling.min_p).abs() < 1e-6).any()))
 
 
-# What is drawn
+# Draws
 
 
 @pytest.mark.usefixtures("candidates")
@@ -328,15 +328,15 @@ def test_rows_that_ask_for_nothing_are_not_copied() -> None:
     assert adjusted(rows, [_state(GREEDY, [1, 2], [3], stop_ids=frozenset({4}), min_tokens=1)]) is rows
 
 
-# What is told
+# Log-probabilities
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, VOCABULARY])
 def test_logprobs_are_the_models_own(count: int) -> None:
     rows = torch.randn(3, VOCABULARY, generator=torch.Generator().manual_seed(6))
     rows[1, 4:] = -torch.inf
-    asked = Sampling(0.1, top_k=3, repetition_penalty=2.0, logit_bias={1: 5.0}, logprobs=count)
-    found = sample(rows, [_state(asked, [1, 2]), _state(replace(asked, seed=4)), _state(GREEDY)])
+    sampling = Sampling(0.1, top_k=3, repetition_penalty=2.0, logit_bias={1: 5.0}, logprobs=count)
+    found = sample(rows, [_state(sampling, [1, 2]), _state(replace(sampling, seed=4)), _state(GREEDY)])
     expected = torch.log_softmax(rows, dim=-1)
     for row, chosen in enumerate(found[:2]):
         assert chosen.logprob == float(expected[row, chosen.id])

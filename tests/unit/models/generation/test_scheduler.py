@@ -64,20 +64,20 @@ requests = st.lists(
 )
 
 
-@given(asked=requests, blocks=st.integers(5, 12), max_running=st.integers(1, 6), ahead=st.sampled_from([2, 256]))
+@given(cases=requests, blocks=st.integers(5, 12), max_running=st.integers(1, 6), ahead=st.sampled_from([2, 256]))
 @settings(max_examples=80, deadline=None)
 def test_everything_ends_whatever_the_cache_size(
-    asked: list[tuple[int, int, str]], blocks: int, max_running: int, ahead: int
+    cases: list[tuple[int, int, str]], blocks: int, max_running: int, ahead: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(scheduler, "HEADROOM", ahead)
         simulation = Simulation(blocks, max_running)
-        for number, (prompt, made, caller) in enumerate(asked):
+        for number, (prompt, made, caller) in enumerate(cases):
             simulation.add([number] * prompt, made, caller=caller)
 
         simulation.run()
 
-    assert sorted(simulation.ended) == list(range(len(asked)))
+    assert sorted(simulation.ended) == list(range(len(cases)))
     assert simulation.scheduler.used_tokens == 0
     assert all(len({chunk.sequence for chunk in plan if chunk.length == 1}) <= max_running for plan in simulation.plans)
 

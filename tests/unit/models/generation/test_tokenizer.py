@@ -141,9 +141,9 @@ def test_a_template_still_finds_the_models_own_markup(tmp_path: Path) -> None:
     """As Qwen3's, which leaves the thoughts of earlier answers out."""
     known = changed(converted_folder(), tmp_path / "model", THINKING, "<think>", "</think>")
     assert ids(known, talk("a", "<think>\nb\n</think>\n\nc", "d")) == ids(known, talk("a", "c", "d"))
-    asked = ids(known, talk("a</think>b"))
-    assert known.id_of("</think>") not in asked
-    assert len(asked) > len(ids(known, talk("b")))
+    as_text = ids(known, talk("a</think>b"))
+    assert known.id_of("</think>") not in as_text
+    assert len(as_text) > len(ids(known, talk("b")))
 
 
 @pytest.mark.parametrize("content", ["a", " a", "", "a<t>b", "<t>"])

@@ -1,4 +1,4 @@
-"""Weight-only quantisation: how near it stays, what it takes, what it leaves alone, and that it is announced."""
+"""Weight-only quantisation: accuracy, size, layers that stay as they are, and errors."""
 
 import copy
 from pathlib import Path
@@ -39,8 +39,8 @@ def spec_of(folder: Path) -> ModelSpec:
     return load_catalogue({"mine": {"kind": "embedding", "folder": str(folder)}}).get("mine")
 
 
-def encoder_of(spec: ModelSpec, dtype: torch.dtype, how: Quantization | None) -> TorchEncoder:
-    return TorchEncoder(spec, "0" * 64, read_sentence_transformer(spec, locate(spec), dtype), CPU, how)
+def encoder_of(spec: ModelSpec, dtype: torch.dtype, quantization: Quantization | None) -> TorchEncoder:
+    return TorchEncoder(spec, "0" * 64, read_sentence_transformer(spec, locate(spec), dtype), CPU, quantization)
 
 
 def vectors(encoder: TorchEncoder, packed: bool = False) -> Vectors:
@@ -50,30 +50,32 @@ def vectors(encoder: TorchEncoder, packed: bool = False) -> Vectors:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("how", ["int8", "int4"])
-def test_a_real_model_stays_near(dtype: torch.dtype, how: Quantization) -> None:
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_a_real_model_stays_near(dtype: torch.dtype, quantization: Quantization) -> None:
     spec = load_catalogue().get("minilm")
     exact = vectors(encoder_of(spec, torch.float32, None))
-    encoder = encoder_of(spec, dtype, how)
-    assert cosine_rows(vectors(encoder), exact).min() >= NEAR[how]
-    assert encoder.version.endswith(f"-{how}")
+    encoder = encoder_of(spec, dtype, quantization)
+    assert cosine_rows(vectors(encoder), exact).min() >= NEAR[quantization]
+    assert encoder.version.endswith(f"-{quantization}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("how", ["int8", "int4"])
-def test_packed_equals_padded(qodo: Path, dtype: torch.dtype, how: Quantization) -> None:
-    encoder = encoder_of(spec_of(qodo), dtype, how)
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_packed_equals_padded(qodo: Path, dtype: torch.dtype, quantization: Quantization) -> None:
+    encoder = encoder_of(spec_of(qodo), dtype, quantization)
     cosines = cosine_rows(vectors(encoder, packed=True), vectors(encoder))
     assert cosines.min() >= (0.99999 if dtype == torch.float32 else 0.999)
 
 
-@pytest.mark.parametrize("how", ["int8", "int4"])
-def test_sentence_transformers_still_encodes(qodo: Path, how: Quantization) -> None:
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_sentence_transformers_still_encodes(qodo: Path, quantization: Quantization) -> None:
     model = SentenceTransformer(str(qodo), device="cpu")
     exact = model.encode(list(PROBES))
-    assert quantize(model[0].auto_model, how) == 0
+    assert quantize(model[0].auto_model, quantization) == 0
     real = [row for row, text in enumerate(PROBES) if text]
-    assert cosine_rows(model.encode(list(PROBES))[real], exact[real]).min() >= {"int8": 0.999, "int4": 0.85}[how]
+    assert (
+        cosine_rows(model.encode(list(PROBES))[real], exact[real]).min() >= {"int8": 0.999, "int4": 0.85}[quantization]
+    )
 
 
 def test_the_kernel_equals_the_unpacked_weights() -> None:
@@ -99,15 +101,15 @@ def test_int4_errs_by_half_a_step_at_most() -> None:
     assert (error <= 0.6 * step).all()  # the scale is rounded to bfloat16
 
 
-@pytest.mark.parametrize("how", ["int8", "int4"])
-def test_the_footprint_is_what_it_takes(qodo: Path, how: Quantization) -> None:
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_the_footprint_is_what_it_takes(qodo: Path, quantization: Quantization) -> None:
     for spec in (spec_of(qodo), load_catalogue().get("minilm")):
         model = read_sentence_transformer(spec, locate(spec), torch.bfloat16)
         sizes = footprint(spec).sizes
         assert weight_bytes(model) == pytest.approx(sizes["bf16"], rel=0.01)
-        quantize(model[0].auto_model, how)
-        assert weight_bytes(model) == pytest.approx(sizes[how], rel=0.01)
-        assert sizes[how] < sizes["bf16"]
+        quantize(model[0].auto_model, quantization)
+        assert weight_bytes(model) == pytest.approx(sizes[quantization], rel=0.01)
+        assert sizes[quantization] < sizes["bf16"]
 
 
 def tiny_starcoder() -> GPTBigCodeForCausalLM:
@@ -118,15 +120,18 @@ def tiny_starcoder() -> GPTBigCodeForCausalLM:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("how", ["int8", "int4"])
-def test_one_int8_matrix_is_embedding_and_output_layer(dtype: torch.dtype, how: Quantization) -> None:
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_one_int8_matrix_is_embedding_and_output_layer(dtype: torch.dtype, quantization: Quantization) -> None:
     model = tiny_starcoder().to(dtype)
     ids = torch.arange(8)[None]
     with torch.inference_mode():
         exact = model(ids).logits
         assert tied_outputs(model) == {"lm_head": "transformer.wte"}
-        assert quantize(model, how) == (0 if how == "int8" else len(linear_layers(model)))
-        assert torch.nn.functional.cosine_similarity(model(ids).logits.float(), exact.float(), dim=-1).min() > NEAR[how]
+        assert quantize(model, quantization) == (0 if quantization == "int8" else len(linear_layers(model)))
+        assert (
+            torch.nn.functional.cosine_similarity(model(ids).logits.float(), exact.float(), dim=-1).min()
+            > NEAR[quantization]
+        )
     assert model.lm_head.matrix is model.transformer.wte.matrix
     assert weight_bytes(model.lm_head) == 64 * 32 + 64 * 2
 
