@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding, 
 from tokenizers import Tokenizer, processors
 
 from ..catalogue import ModelSpec
-from ..errors import ModelUnavailable, TemplateRefused
+from ..errors import ModelUnavailable, TemplateRefused, cause_text
 from ..loading.quiet import quiet
 from ..sandbox.templates import renderer
 from ..weights.model_files import module_folders, next_step
@@ -47,8 +47,7 @@ def read_sentence_transformer(spec: ModelSpec, folder: Path, dtype: torch.dtype 
     except MemoryError:
         raise
     except Exception as error:  # a foreign folder can make the libraries raise anything
-        first_line = str(error).partition("\n")[0]
-        reason = f"{folder} cannot be read ({type(error).__name__}: {first_line}); point its entry at a sound copy"
+        reason = f"{folder} cannot be read ({cause_text(error)}); point its entry at a sound copy"
         raise ModelUnavailable(spec.id, reason) from error
     if table := static_embedding(model):
         _require_plain(spec, folder, table)

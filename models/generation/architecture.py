@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..catalogue import ModelSpec
-from ..errors import ModelUnavailable
+from ..errors import ModelUnavailable, cause_text
 from ..loading.quiet import READING, quiet
 from .attention import AttentionOptions, use_cached_attention
 from .kv_cache import KVShape
@@ -38,8 +38,7 @@ def served_config(spec: ModelSpec, place: Path) -> PretrainedConfig:
                 str(place), local_files_only=True, trust_remote_code=False
             )
     except Exception as error:  # a foreign file can make the library raise anything
-        first_line = str(error).partition("\n")[0]
-        reason = f"the config.json in {place} cannot be used ({type(error).__name__}: {first_line[:200]})"
+        reason = f"the config.json in {place} cannot be used ({cause_text(error)})"
         raise ModelUnavailable(spec.id, f"{reason}; choose another model") from error
     if fault := _unsupported(config):
         raise ModelUnavailable(

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from ..catalogue import ModelSpec, Quantization, SamplingDefaults
 from ..encoders.base import version_of
 from ..encoders.load_report import first_fault, reported_faults
-from ..errors import CannotQuantize, ModelUnavailable
+from ..errors import CannotQuantize, ModelUnavailable, cause_text
 from ..loading.device import TORCH_DTYPES
 from ..loading.memory import stored_shapes
 from ..loading.quiet import quiet
@@ -152,9 +152,7 @@ def read_network(spec: ModelSpec, folder: Path, config: PretrainedConfig, dtype:
     except MemoryError:
         raise
     except Exception as error:  # a foreign folder can make the library raise anything
-        first_line = str(error).partition("\n")[0]
-        reason = f"{folder} cannot be read ({type(error).__name__}: {first_line}); {next_step(spec)}"
-        raise ModelUnavailable(spec.id, reason) from error
+        raise ModelUnavailable(spec.id, f"{folder} cannot be read ({cause_text(error)}); {next_step(spec)}") from error
     if fault := first_fault([row for row in faults if not row[0].endswith(STALE_BUFFERS)], network):
         raise _unfit(spec, folder, fault)
     drop_unused(network)

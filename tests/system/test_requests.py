@@ -16,8 +16,8 @@ from workers import running_worker
 from models.encoders.base import PromptsAndTasks, finish
 from subjects import MLClient, codec, names, to_float32
 from subjects.embed import MAX_TEXTS, EmbedChunk, EmbedDone
-from subjects.encodings import EncodingFormat
 from subjects.errors import DeadlinePassed, InvalidField, NotFound, NotServed, TooLarge, Unavailable, VersionChanged
+from subjects.names import EncodingFormat
 
 
 @pytest.fixture
