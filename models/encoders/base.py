@@ -7,8 +7,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..catalogue import Quantization
-from ..errors import BadDimensions, TextTooLong, UnknownPrompt, UnknownTask
+from ..catalogue import ModelSpec, Quantization
+from ..errors import BadDimensions, ModelUnavailable, TextTooLong, UnknownPrompt, UnknownTask
 
 Vectors = NDArray[np.float32]
 Truncation = Literal["end", "start", "error"]
@@ -136,6 +136,13 @@ def check_options(encoder: Encoder, options: TextOptions, dimensions: int | None
     own = PromptsAndTasks(encoder.prompts, tasks=encoder.tasks)
     own.task(options)
     own.prompt(options)
+
+
+def refuse_transformer_options(spec: ModelSpec, purpose: str) -> None:
+    """Raises ModelUnavailable if the entry states an option of transformers. purpose: what such options are for."""
+    for option in ("causal", "append_eos", "padding_side"):
+        if getattr(spec, option) is not None:
+            raise ModelUnavailable(spec.id, f"`{option}` is for {purpose}; take it out of its entry")
 
 
 def finish(vectors: Vectors, normalize: bool, dimensions: int | None = None) -> Vectors:

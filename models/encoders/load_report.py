@@ -4,9 +4,15 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from transformers.utils import logging as hf_logging
+
+from ..catalogue import ModelSpec
+from ..errors import ModelUnavailable, cause_text
+from ..loading.quiet import quiet
+from ..weights.model_files import next_step
 
 _LOGGER = "transformers.modeling_utils"
 _ROW = re.compile(r"^(?P<key>\S.*?)\s*\|\s*(?:\x1b\[[0-9;]*m)*(?P<status>MISSING|MISMATCH|UNEXPECTED|CONVERSION)", re.M)
@@ -17,8 +23,27 @@ UNUSED = ("pooler.",)
 
 
 @contextmanager
-def reported_faults() -> Iterator[list[tuple[str, str]]]:
-    """The (weight's name, status) rows reported for models that are read in this context."""
+def reading(spec: ModelSpec, folder: Path, advice: str) -> Iterator[list[tuple[str, str]]]:
+    """Read a model silently in this context -> the faults that are reported, as (weight's name, status).
+
+    Raises ModelUnavailable, with this advice, for whatever the libraries raise.
+    """
+    try:
+        with quiet(), _reported_faults() as faults:
+            yield faults
+    except MemoryError:
+        raise
+    except Exception as error:  # a foreign folder can make the libraries raise anything
+        raise ModelUnavailable(spec.id, f"{folder} cannot be read ({cause_text(error)}); {advice}") from error
+
+
+def misfit(spec: ModelSpec, folder: Path, fault: str) -> ModelUnavailable:
+    """The error for weights with a fault."""
+    return ModelUnavailable(spec.id, f"the weights in {folder} do not fit its config.json: {fault}; {next_step(spec)}")
+
+
+@contextmanager
+def _reported_faults() -> Iterator[list[tuple[str, str]]]:
     faults: list[tuple[str, str]] = []
     logger = logging.getLogger(_LOGGER)
     handler = _Rows(faults)

@@ -14,11 +14,11 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding, 
 from tokenizers import Tokenizer, processors
 
 from ..catalogue import ModelSpec
-from ..errors import ModelUnavailable, TemplateRefused, cause_text
-from ..loading.quiet import quiet
+from ..errors import ModelUnavailable, TemplateRefused
 from ..sandbox.templates import renderer
 from ..weights.model_files import module_folders, next_step
-from .load_report import first_fault, reported_faults
+from .base import refuse_transformer_options
+from .load_report import first_fault, misfit, reading
 from .tokenise import ChatTokenizer, TextTokenizer
 
 MESSAGES = "message"
@@ -35,29 +35,21 @@ def read_sentence_transformer(spec: ModelSpec, folder: Path, dtype: torch.dtype 
     Raises ModelUnavailable.
     """
     _require_text(spec, folder)
-    try:
-        with quiet(), reported_faults() as faults:
-            model = SentenceTransformer(
-                str(folder),
-                device="cpu",
-                trust_remote_code=False,
-                local_files_only=True,
-                model_kwargs={"use_safetensors": True, "dtype": dtype},
-            )
-    except MemoryError:
-        raise
-    except Exception as error:  # a foreign folder can make the libraries raise anything
-        reason = f"{folder} cannot be read ({cause_text(error)}); point its entry at a sound copy"
-        raise ModelUnavailable(spec.id, reason) from error
+    with reading(spec, folder, "point its entry at a sound copy") as faults:
+        model = SentenceTransformer(
+            str(folder),
+            device="cpu",
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs={"use_safetensors": True, "dtype": dtype},
+        )
     if table := static_embedding(model):
         _require_plain(spec, folder, table)
         table.to(dtype)
         return model.eval()
     transformer = text_transformer(spec, model)
     if fault := first_fault(faults, transformer.auto_model):
-        raise ModelUnavailable(
-            spec.id, f"the weights in {folder} do not fit its config.json: {fault}; {next_step(spec)}"
-        )
+        raise misfit(spec, folder, fault)
     _require_vocabulary(spec, folder, transformer.tokenizer.backend_tokenizer)
     _require_known(spec, transformer)
     _apply(spec, transformer)
@@ -152,11 +144,7 @@ def _require_known(spec: ModelSpec, transformer: Any) -> None:
 
 def _require_plain(spec: ModelSpec, folder: Path, table: Any) -> None:
     """Refuse an entry's options for transformers, and a tokeniser with tokens that the table has no rows for."""
-    options = {"causal": spec.causal, "append_eos": spec.append_eos, "padding_side": spec.padding_side}
-    if stated := [name for name, value in options.items() if value is not None]:
-        raise ModelUnavailable(
-            spec.id, f"`{stated[0]}` is for transformers, and it is a table of token vectors; take it out of its entry"
-        )
+    refuse_transformer_options(spec, "transformers, and it is a table of token vectors")
     _require_vocabulary(spec, folder, table.tokenizer)
     highest = max(table.tokenizer.get_vocab().values())
     if highest >= table.num_embeddings:

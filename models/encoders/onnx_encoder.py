@@ -10,7 +10,7 @@ import onnxruntime
 
 from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable, TextTooLong
-from .base import Encoder, PromptsAndTasks, TextOptions, Tokens, Vectors, version_of
+from .base import Encoder, PromptsAndTasks, TextOptions, Tokens, Vectors, refuse_transformer_options, version_of
 from .onnx_folder import OnnxFolder
 from .onnx_session import Array, Graph, OnnxOptions
 from .tokenise import TextTokenizer
@@ -27,7 +27,7 @@ class OnnxEncoder(Encoder):
 
     def __init__(self, spec: ModelSpec, digest: str, folder: Path, options: OnnxOptions) -> None:
         """Raises ModelUnavailable, OutOfDeviceMemory."""
-        _require_own(spec)
+        refuse_transformer_options(spec, "torch models; in an ONNX graph and its tokenizer.json it is settled")
         facts = OnnxFolder(spec, folder)
         graph = Graph(spec, folder, options)
         self.model = spec.id
@@ -90,15 +90,6 @@ class OnnxEncoder(Encoder):
         (output,) = self._graph.run(self._inputs.arrays(batch), [self._output])
         vectors: Vectors = output if self._pooling is None else self._pooling(output, batch)
         return vectors[:, : self.dimensions]
-
-
-def _require_own(spec: ModelSpec) -> None:
-    """Raises ModelUnavailable if the entry states what the graph or its tokeniser has settled already."""
-    settled = {"causal": spec.causal, "append_eos": spec.append_eos, "padding_side": spec.padding_side}
-    stated = [field for field, value in settled.items() if value is not None]
-    if stated:
-        reason = f"`{stated[0]}` is for torch models; in an ONNX graph and its tokenizer.json it is settled"
-        raise ModelUnavailable(spec.id, f"{reason}; take it out of its entry")
 
 
 class GraphInputs:

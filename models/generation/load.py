@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..catalogue import ModelSpec, Quantization, SamplingDefaults
 from ..encoders.base import version_of
-from ..encoders.load_report import first_fault, reported_faults
-from ..errors import CannotQuantize, ModelUnavailable, cause_text
+from ..encoders.load_report import first_fault, misfit, reading
+from ..errors import CannotQuantize, ModelUnavailable
 from ..loading.device import TORCH_DTYPES
 from ..loading.memory import stored_shapes
 from ..loading.quiet import quiet
@@ -138,23 +138,18 @@ def read_network(spec: ModelSpec, folder: Path, config: PretrainedConfig, dtype:
     Raises ModelUnavailable, also for weights that are missing, too many or of another shape.
     """
     if fault := _shortage(config, [folder / name for name in weight_files(spec, folder)]):
-        raise _unfit(spec, folder, fault)
-    try:
-        with quiet(), reported_faults() as faults:
-            network: Any = AutoModelForCausalLM.from_pretrained(
-                str(folder),
-                config=config,
-                dtype=dtype,
-                trust_remote_code=False,
-                local_files_only=True,
-                use_safetensors=True,
-            )
-    except MemoryError:
-        raise
-    except Exception as error:  # a foreign folder can make the library raise anything
-        raise ModelUnavailable(spec.id, f"{folder} cannot be read ({cause_text(error)}); {next_step(spec)}") from error
+        raise misfit(spec, folder, fault)
+    with reading(spec, folder, next_step(spec)) as faults:
+        network: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+        )
     if fault := first_fault([row for row in faults if not row[0].endswith(STALE_BUFFERS)], network):
-        raise _unfit(spec, folder, fault)
+        raise misfit(spec, folder, fault)
     drop_unused(network)
     read: PreTrainedModel = network.eval().requires_grad_(False)
     return read
@@ -180,10 +175,6 @@ def _shortage(config: PretrainedConfig, files: Sequence[Path]) -> str | None:
         return None
     name = next(name for name, parameter in expected.items() if list(parameter.shape) != stored.get(name))
     return f"{name} is {'of another shape' if name in stored else 'missing'}"
-
-
-def _unfit(spec: ModelSpec, folder: Path, fault: str) -> ModelUnavailable:
-    return ModelUnavailable(spec.id, f"the weights in {folder} do not fit its config.json: {fault}; {next_step(spec)}")
 
 
 class GenerationConfig(SamplingDefaults):
