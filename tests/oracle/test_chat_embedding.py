@@ -92,7 +92,7 @@ def test_texts_go_through_the_chat_template_as_in_the_library(backbone: Path, tm
         assert cosine_rows(encoder.encode(tokens), peer.encode(TEXTS, prompt=prompt)).min() >= 0.99999
 
 
-def test_what_the_template_writes_stays_where_a_text_is_cut(backbone: Path, tmp_path: Path) -> None:
+def test_template_text_survives_truncation(backbone: Path, tmp_path: Path) -> None:
     saved(backbone, tmp_path, "answer")
     encoder = load(of(tmp_path / "model"), LoadOptions("cpu", "fp32"))
     (whole,), (end,), (start,) = (
@@ -138,7 +138,7 @@ def test_a_folder_that_pins_texts_to_plain_text(backbone: Path, tmp_path: Path, 
         ({"processing_kwargs": {"text": {"stride": 4}}}, "asks for stride in processing_kwargs"),
     ],
 )
-def test_what_is_not_done_here_is_refused(
+def test_unsupported_arguments_are_refused(
     backbone: Path, tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
     saved(backbone, tmp_path)

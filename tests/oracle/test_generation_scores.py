@@ -74,7 +74,7 @@ def test_scores_in_lower_precision_are_near(folder: Path, dtype: Dtype, quantiza
 
 
 @pytest.mark.parametrize("quantization", [None, "int8", "int4"])
-def test_what_it_takes_is_measured_and_foreseen(folder: Path, quantization: Quantization | None) -> None:
+def test_weight_and_kv_bytes_match_the_footprint(folder: Path, quantization: Quantization | None) -> None:
     model = loaded(folder, "bf16", quantization)
     spec = load_catalogue({"mine": {"kind": "generation", "folder": str(folder)}}).get("mine")
     facts = footprint(spec)

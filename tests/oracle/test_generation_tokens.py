@@ -74,7 +74,7 @@ def mixed(name: str) -> tuple[list[Request], list[str]]:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("max_running", "chunk_tokens"), [(16, 128), (5, 16), (2, 7)])
-def test_greedy_text_is_generates_own(name: str, max_running: int, chunk_tokens: int) -> None:
+def test_greedy_text_equals_generate(name: str, max_running: int, chunk_tokens: int) -> None:
     engine = new_engine(loaded(name), max_running=max_running, chunk_tokens=chunk_tokens)
     requests, texts = mixed(name)
 
@@ -116,7 +116,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_greedy_text_of_other_kinds_is_generates_own(kind: str) -> None:
+def test_greedy_text_of_other_architectures_equals_generate(kind: str) -> None:
     folder = generation_models.base(kind, **OTHERS[kind])
     model = read(folder)
     reference, some = Oracle(folder, model), [prompts("llama")[place][:120] for place in (0, 2, 5)]
@@ -142,7 +142,7 @@ def test_preemption_changes_no_token(name: str, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("fields", [{"num_beams": 2}, {"num_beams": 4, "length_penalty": 2.0}])
-def test_beams_are_generates_own(name: str, fields: dict[str, float]) -> None:
+def test_beams_equal_generate(name: str, fields: dict[str, float]) -> None:
     engine = new_engine(loaded(name), max_running=8)
     stop_ids = frozenset({11, 12, 13})
     some = prompts(name)[:5]
@@ -191,7 +191,7 @@ def test_a_cancelled_request_changes_no_neighbour() -> None:
     assert reasons == {"cancelled"}
 
 
-def test_a_seed_gives_the_same_text_alone_and_in_a_crowd_and_after_preemption(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_gives_the_same_text_alone_in_a_batch_and_after_preemption(monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded("starcoder")
     request = Request("a", prompts("starcoder")[3], 60, sampling=Sampling(temperature=0.9, top_p=0.95, seed=2**63 + 11))
     alone = run(new_engine(model), request)["a"].text
@@ -240,7 +240,7 @@ APART = 1e-4
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("cache_tokens", "chunk_tokens"), [(4096, 128), (288, 16)])
-def test_a_prompts_scores_are_the_models_own(
+def test_prompt_logprobs_are_the_models_own(
     name: str, cache_tokens: int, chunk_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside cached prompts with the same prefix, in chunks, with preemption, and with completions."""

@@ -69,7 +69,7 @@ CHAT = Chat((Message("user", "Write a Python function is_even(n)."),))
 @pytest.mark.parametrize(
     "prompt", [CHAT, Plain("def fib(n):"), Plain("    1234\n\n56")], ids=["chat", "code", "digits"]
 )
-def test_greedy_text_is_generates_own(prompt: Prompt) -> None:
+def test_greedy_text_equals_generate(prompt: Prompt) -> None:
     with torch.inference_mode():
         tokens = model().prompts(prompt)
         expected = oracle().text(list(tokens.ids), 40, tokens.stop_ids)
@@ -77,7 +77,7 @@ def test_greedy_text_is_generates_own(prompt: Prompt) -> None:
         assert run(new_engine(model()), request)["a"].text == expected
 
 
-def test_a_prompts_scores_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompt_logprobs_are_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """To a thousandth of a nat, in several parts."""
     monkeypatch.setattr(engine, "SCORED_BYTES", 64 * 4 * model().facts.vocabulary)
     with torch.inference_mode():
@@ -94,7 +94,7 @@ def test_a_prompts_scores_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
         ("Write a Python function reverse_string(s).", "assert reverse_string('abc') == 'cba'"),
     ],
 )
-def test_it_writes_functions_that_work(task: str, check: str) -> None:
+def test_generated_functions_work(task: str, check: str) -> None:
     with torch.inference_mode():
         tokens = model().prompts(Chat((Message("user", task),)))
         text = run(new_engine(model()), greedy("a", list(tokens.ids), 120, stop_ids=tokens.stop_ids))["a"].text

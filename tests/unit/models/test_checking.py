@@ -99,7 +99,7 @@ def test_precisions_side_by_side() -> None:
     assert math.isfinite(int4.perplexity)
 
 
-def test_what_can_be_loaded_in_no_precision_cannot_be_checked() -> None:
+def test_a_model_that_loads_in_no_precision_cannot_be_checked() -> None:
     def load_as(dtype: Any, quantization: Any) -> Any:
         raise ModelUnavailable("tiny_coder", f"not in {dtype}")
 
@@ -121,7 +121,7 @@ def test_the_command_prints_a_table_or_json(tmp_path: Path, capsys: pytest.Captu
     assert row["ndcg_at_10"] > 0.7
 
 
-def test_a_better_setting_is_told_as_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_better_setting_is_printed_as_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_qodo(tmp_path / "model")
     for causal in (False, True):
         entry = {"kind": "embedding", "folder": str(tmp_path / "model"), "causal": causal}
@@ -132,9 +132,7 @@ def test_a_better_setting_is_told_as_settings(tmp_path: Path, capsys: pytest.Cap
         assert len(re.findall(r"^(both ways|causal).*0\.\d{3} ", printed, re.M)) == 4
 
 
-def test_what_is_not_on_this_machine_is_said_with_the_next_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_model_is_an_error_with_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for model, error in ("qodo", ModelUnavailable), ("codellama_7b", ModelUnavailable), ("nobody", UnknownModel):
         with pytest.raises(error, match=f"mlbus models pull {model}|unknown model"):

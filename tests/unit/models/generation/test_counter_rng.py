@@ -90,7 +90,7 @@ def test_numbers_are_uniform(keys: list[int], ids: range) -> None:
     ],
     ids=["next position", "next seed", "next id", "far seed", "seed and position"],
 )
-def test_neighbours_know_nothing_of_each_other(one: tuple[int, int, int], other: tuple[int, int, int]) -> None:
+def test_neighbouring_numbers_are_uncorrelated(one: tuple[int, int, int], other: tuple[int, int, int]) -> None:
     """The joint distribution of two rows of numbers, or of one and itself an id further; and their correlation."""
     count = 100_000
     x, y = (
@@ -118,7 +118,7 @@ def test_exponential_numbers_have_mean_and_variance_one() -> None:
 
 
 @given(st.lists(st.tuples(seeds, positions), min_size=1, max_size=5), st.lists(st.integers(0, 60_000), min_size=1))
-def test_a_number_does_not_depend_on_what_is_computed_beside_it(rows: list[tuple[int, int]], ids: list[int]) -> None:
+def test_a_number_does_not_depend_on_its_batch(rows: list[tuple[int, int]], ids: list[int]) -> None:
     keys = [counter_rng.key(*row) for row in rows]
     together = counter_rng.exponential(torch.tensor(keys)[:, None], torch.tensor(ids)[None])
     alone = [[float(counter_rng.exponential(torch.tensor([[s]]), torch.tensor([[i]]))) for i in ids] for s in keys]

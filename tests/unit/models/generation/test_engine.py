@@ -106,7 +106,7 @@ def test_a_failing_detokenisation_fails_alone(monkeypatch: pytest.MonkeyPatch) -
     assert outcomes["good"] == alone["good"]
 
 
-def test_scores_that_cannot_be_sampled_fail_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_sampling_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = sampling.sample
 
     def broken(rows: torch.Tensor, states: Any) -> Any:
@@ -128,7 +128,7 @@ SCORED = {"sampling": Sampling(temperature=0, logprobs=0), "prompt_logprobs": Tr
 
 
 @pytest.mark.parametrize("max_tokens", [0, 4])
-def test_a_prompt_that_cannot_be_scored_fails_alone(max_tokens: int) -> None:
+def test_a_prompt_with_nan_scores_fails_alone(max_tokens: int) -> None:
     others = [greedy("plain", HEALTHY[0], 9), greedy("scored", HEALTHY[1], 9, **SCORED)]
     alone = run(new_engine(llama()), *others)
     with poisoned(_nan):
@@ -147,7 +147,7 @@ def test_a_prompt_that_cannot_be_scored_fails_alone(max_tokens: int) -> None:
     assert [one.logprob for one in found[1:]] == pytest.approx([one.logprob for one in expected[1:]], abs=1e-4)
 
 
-def test_a_prompt_that_is_cancelled_half_scored_keeps_nothing() -> None:
+def test_a_cancelled_scored_prompt_keeps_no_scores() -> None:
     engine = new_engine(llama(), chunk_tokens=8)
     request = greedy("a", [30] * 100, 0, **SCORED)
     engine.add(request)
@@ -230,7 +230,7 @@ def test_a_device_that_fails_for_good_fails_the_step(monkeypatch: pytest.MonkeyP
         run(engine, greedy("a", HEALTHY[0], 2), greedy("b", HEALTHY[1], 2))
 
 
-def test_a_search_that_fails_fails_alone() -> None:
+def test_a_failing_search_fails_alone() -> None:
     with poisoned(_nan):
         outcomes = run(
             new_engine(llama()), greedy("bad", [60, POISON], 9, num_beams=3), greedy("good", HEALTHY[0], 9, num_beams=3)
@@ -283,7 +283,7 @@ def test_a_cancelled_search_leaves_nothing_behind() -> None:
         ({"sampling": Sampling(seed=2**64)}, "seed"),
     ],
 )
-def test_what_could_never_run_is_refused_by_name(fields: dict[str, Any], field: str) -> None:
+def test_invalid_requests_are_refused_by_field(fields: dict[str, Any], field: str) -> None:
     engine = new_engine(llama(), max_running=4)
     request = Request(**{"id": "a", "prompt": [30], "max_tokens": 5, **fields})
 

@@ -64,7 +64,7 @@ def reason_of(folder: Path, options: LoadOptions = FP32, **fields: object) -> st
     return caught.value.reason
 
 
-def test_loading_is_silent_and_tells_its_steps(codellama: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_is_silent_and_reports_its_steps(codellama: Path, capfd: pytest.CaptureFixture[str]) -> None:
     steps: list[str] = []
     load_generator(spec_of(codellama), LoadOptions("cpu", "bf16", "int8"), steps.append)
     assert capfd.readouterr() == ("", "")
@@ -91,14 +91,14 @@ def test_facts(codellama: Path, starcoder: Path) -> None:
     assert (llama.facts.defaults, llama.network.training) == (SamplingDefaults(), False)
 
 
-def test_a_quantised_model_says_how_near_it_stays(codellama: Path) -> None:
+def test_a_quantised_model_notes_its_divergence(codellama: Path) -> None:
     model = load_generator(spec_of(codellama, quantization="int4"), LoadOptions("cpu", "bf16"))
     assert model.facts.version.endswith("-bf16-int4")
     assert model.facts.notes[0].startswith("as int4 its probabilities are 0.")
 
 
 @pytest.mark.parametrize("quantization", [None, "int8", "int4"])
-def test_closed_it_keeps_no_weights(codellama: Path, quantization: str | None) -> None:
+def test_a_closed_model_keeps_no_weights(codellama: Path, quantization: str | None) -> None:
     model = load_generator(spec_of(codellama), LoadOptions("cpu", "bf16", quantization))
     held = [weakref.ref(held) for held in (*model.network.parameters(), *model.network.buffers())]
     assert len(held) > 20
@@ -114,13 +114,13 @@ def test_an_entry_may_set_a_shorter_context(codellama: Path) -> None:
     assert "too short for any text" in reason_of(codellama, max_tokens=1)
 
 
-def test_every_end_that_anybody_states_counts(own: Path) -> None:
+def test_stop_ids_come_from_every_file(own: Path) -> None:
     edited(own, "generation_config.json", eos_token_id=[5, 7, 10**6])
     edited(own, "config.json", eos_token_id=6)
     assert load_generator(spec_of(own), FP32).stop_ids == {2, 5, 6, 7}
 
 
-def test_sampling_is_the_authors_where_they_sample(own: Path) -> None:
+def test_sampling_defaults_need_do_sample(own: Path) -> None:
     edited(own, "generation_config.json", temperature=0.6, top_p=0.9, top_k=50)
     assert load_generator(spec_of(own), FP32).facts.defaults == SamplingDefaults()
     edited(own, "generation_config.json", do_sample=True)
@@ -149,7 +149,7 @@ def test_a_damaged_generation_config_is_refused(own: Path, text: str, message: s
         load_generator(spec_of(own), FP32)
 
 
-def test_what_is_not_used_does_no_harm(own: Path) -> None:
+def test_unused_fields_of_a_generation_config_are_ignored(own: Path) -> None:
     """A penalty is used without sampling too."""
     edited(own, "generation_config.json", temperature=5.0, top_p=0, do_sample=False, repetition_penalty=1.1)
     assert load_generator(spec_of(own), FP32).facts.defaults == SamplingDefaults(repetition_penalty=1.1)
@@ -195,7 +195,7 @@ def as_pickle(folder: Path) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_together_is_refused(own: Path, spoil, why: str) -> None:
+def test_folders_that_do_not_fit_together_are_refused(own: Path, spoil, why: str) -> None:
     spoil(own)
     with pytest.raises(ModelUnavailable, match=why):
         load_generator(spec_of(own), FP32)
@@ -213,7 +213,7 @@ def test_a_config_of_a_larger_model_costs_no_memory(
     assert "do not fit its config.json" in reason_of(own)
 
 
-def test_a_model_keeps_nothing_of_its_file(tmp_path: Path) -> None:
+def test_a_model_does_not_refer_to_its_file(tmp_path: Path) -> None:
     folder = write_codellama(tmp_path / "bf16", dtype="bfloat16")
     model = load_generator(spec_of(folder), LoadOptions("cpu", "bf16"))
     for file in folder.glob("*.safetensors"):
@@ -249,7 +249,7 @@ def test_a_tokeniser_that_loses_text_is_refused(tmp_path: Path, write: Callable[
     assert message in reason_of(folder)
 
 
-def test_tokens_without_weights_are_told(tmp_path: Path) -> None:
+def test_tokens_without_weights_are_noted(tmp_path: Path) -> None:
     """CodeLlama 7b-Python is so: its tokeniser's class adds the tokens of gaps."""
     folder = write_llama(tmp_path / "python")
     edited(folder, "tokenizer_config.json", tokenizer_class="CodeLlamaTokenizer")
@@ -258,9 +258,7 @@ def test_tokens_without_weights_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
-def test_what_cannot_be_quantised_for_the_most_part_is_refused(
-    starcoder: Path, tmp_path: Path, quantization: str
-) -> None:
+def test_a_mostly_unquantizable_model_is_refused(starcoder: Path, tmp_path: Path, quantization: str) -> None:
     """GPT-2's layers are of a kind of its own."""
     folder = Path(shutil.copytree(starcoder, tmp_path / "gpt2", ignore=shutil.ignore_patterns("model*")))
     rows = json.loads((starcoder / "config.json").read_text())["vocab_size"]
@@ -268,7 +266,7 @@ def test_what_cannot_be_quantised_for_the_most_part_is_refused(
     assert "of its weights are in layers that cannot be" in reason_of(folder, LoadOptions("cpu", "bf16", quantization))
 
 
-def test_what_is_not_quantised_is_told(codellama: Path) -> None:
+def test_unquantised_matrices_are_noted(codellama: Path) -> None:
     note = load_generator(spec_of(codellama), LoadOptions("cpu", "bf16", "int4")).facts.notes[1]
     assert note == "1 of its matrices, 34% of their weights, are not int4"
 
@@ -282,13 +280,13 @@ def test_quantised_layers_are_tested_with_one_row_and_with_many() -> None:
         self_test.require_near("mine", "int8", [near, near, near], [near, near, far])
 
 
-def test_no_context_is_below_one(own: Path) -> None:
+def test_a_negative_context_is_refused(own: Path) -> None:
     edited(own, "config.json", max_position_embeddings=-1)
     assert "give `max_tokens`" in reason_of(own)
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.attn.bias"])
-def test_what_older_repositories_keep_beside_the_weights_does_no_harm(own: Path, name: str) -> None:
+def test_stale_buffers_are_ignored(own: Path, name: str) -> None:
     beside(own, name)
     load_generator(spec_of(own), FP32)
 
@@ -338,7 +336,7 @@ def test_architectures_that_the_engine_cannot_run(config: PretrainedConfig, why:
         ({"model_type": "gemma4_text"}, "does not say what keys and values"),
     ],
 )
-def test_more_of_them(fields: dict[str, object], why: str, tmp_path: Path) -> None:
+def test_configurations_that_the_engine_cannot_run(fields: dict[str, object], why: str, tmp_path: Path) -> None:
     """By the configuration alone: there are no weights."""
     (tmp_path / "config.json").write_text(json.dumps(fields))
     with pytest.raises(ModelUnavailable, match=f"its architecture, {fields['model_type']}, is not served: .*{why}"):
@@ -405,7 +403,9 @@ def test_auto_falls_back_to_fp32_where_bf16_is_not_finite(codellama: Path, monke
         load_generator(spec_of(codellama), LoadOptions("cpu", "bf16"))
 
 
-def test_a_quantised_model_that_strays_is_refused(codellama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quantised_model_with_too_much_divergence_is_refused(
+    codellama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(self_test, "MAX_DIVERGENCE", {"int8": -1.0})
     assert "as int8 its probabilities are" in reason_of(codellama, LoadOptions("cpu", "bf16", "int8"))
 
@@ -422,7 +422,7 @@ def test_a_tokeniser_of_another_model_is_refused(codellama: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("quantization", [None, "int8", "int4"])
-def test_what_it_will_take_is_about_what_it_takes(tmp_path: Path, quantization: str | None) -> None:
+def test_expected_bytes_are_close_to_the_real_ones(tmp_path: Path, quantization: str | None) -> None:
     for write in (write_codellama, write_starcoder):
         folder = write(tmp_path / write.__name__, hidden=256, intermediate=1024, vocab=4096)
         spec, options = spec_of(folder), LoadOptions("cpu", "bf16", quantization)

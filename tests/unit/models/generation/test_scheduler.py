@@ -100,7 +100,7 @@ def test_a_chunk_may_be_longer_without_decodes() -> None:
     assert simulation.step() == [ScheduledChunk(long, PREFILL_ONLY_FACTOR * CHUNK)]
 
 
-def test_prompts_that_are_scored_share_a_bound_and_wait_for_nobody() -> None:
+def test_scored_prompts_share_a_limit_and_use_no_prefix() -> None:
     """Each of their tokens takes a row of scores over the vocabulary."""
     simulation = Simulation(cache_blocks=64, chunk_tokens=SCORED)
     prompt = list(range(SCORED + 60))
@@ -140,7 +140,7 @@ def test_a_short_prompt_need_not_wait_for_a_long_one() -> None:
     assert long.missing
 
 
-def test_what_begins_alike_is_computed_once() -> None:
+def test_a_common_prefix_is_computed_once() -> None:
     simulation = Simulation(32, 8)
     shared = list(range(4 * BLOCK))
     sequences = [simulation.add([*shared, 1000 + number, 1], 3) for number in range(5)]
@@ -151,7 +151,7 @@ def test_what_begins_alike_is_computed_once() -> None:
     assert [sequence.cached for sequence in sequences] == [0, *[len(shared)] * 4]
 
 
-def test_a_prompt_waits_for_another_no_longer_than_they_are_alike() -> None:
+def test_a_prompt_waits_only_for_the_common_prefix() -> None:
     simulation = Simulation(64)
     simulation.add([1] * 8, 50)
     simulation.step()
@@ -165,7 +165,7 @@ def test_a_prompt_waits_for_another_no_longer_than_they_are_alike() -> None:
     assert long.missing
 
 
-def test_what_others_share_is_still_found_when_its_first_owner_goes() -> None:
+def test_a_shared_prefix_is_found_after_its_first_holder_is_freed() -> None:
     simulation = Simulation(cache_blocks=12)
     shared = list(range(2 * BLOCK))
     for tail in (1, 2):
@@ -203,7 +203,7 @@ def test_each_beam_counts_as_running() -> None:
     assert [sequence.request.id for sequence in simulation.scheduler.running] == ["beams"]
 
 
-def test_the_same_prompt_again_is_computed_but_for_its_last_token() -> None:
+def test_the_same_prompt_again_computes_its_last_token_only() -> None:
     simulation = Simulation()
     prompt = list(range(2 * BLOCK))
     simulation.add(prompt, 1)

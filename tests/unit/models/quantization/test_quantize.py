@@ -91,7 +91,7 @@ def test_the_kernel_equals_the_unpacked_weights() -> None:
         torch.testing.assert_close(kernel(hidden).float(), exact, atol=0.02, rtol=0.02)
 
 
-def test_int4_errs_by_half_a_step_at_most() -> None:
+def test_the_error_of_int4_is_half_a_step_at_most() -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(64, 32, bias=False)
     found = int4.PlainInt4Linear(*int4._quantized(layer.weight.detach()), None)(torch.eye(64)).T
@@ -102,7 +102,7 @@ def test_int4_errs_by_half_a_step_at_most() -> None:
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
-def test_the_footprint_is_what_it_takes(qodo: Path, quantization: Quantization) -> None:
+def test_the_footprint_equals_the_real_size(qodo: Path, quantization: Quantization) -> None:
     for spec in (spec_of(qodo), load_catalogue().get("minilm")):
         model = read_sentence_transformer(spec, locate(spec), torch.bfloat16)
         sizes = footprint(spec).sizes
@@ -145,7 +145,7 @@ def test_a_layer_that_shares_its_weights_with_others_stays() -> None:
 
 
 @pytest.mark.parametrize(("out_features", "in_features"), [(48, 96), (31, 64), (12, 16), (4100, 1040)])
-def test_each_way_to_multiply_is_the_same_product(out_features: int, in_features: int) -> None:
+def test_kernel_and_plain_product_are_the_same(out_features: int, in_features: int) -> None:
     """To bfloat16's digits, whose last of eight is half a thousandth of two; the exact product in float64."""
     torch.manual_seed(0)
     weight = torch.randn(out_features, in_features, dtype=torch.bfloat16)
@@ -189,7 +189,7 @@ def test_rows_of_zeros_and_rows_that_are_not_finite_stay_so() -> None:
         assert (out[3:, 3] == 0).all()
 
 
-def test_a_matrix_without_a_kernel_is_multiplied_all_the_same() -> None:
+def test_a_matrix_without_a_kernel_is_multiplied_plainly() -> None:
     layer = torch.nn.Linear(33, 7).bfloat16()
     model = torch.nn.Sequential(layer, torch.nn.Linear(7, 16).bfloat16())
     assert not int8.has_kernel(layer.weight, CPU)
