@@ -52,7 +52,7 @@ class SentenceEncoder(Encoder, ABC):
         self.matryoshka = spec.matryoshka
         self.prompts = MappingProxyType(_prompts(spec, source))
         self.tasks = MappingProxyType(spec.tasks)
-        self.notes = ()
+        self.notes: tuple[str, ...] = ()
         default_prompt = spec.default_prompt or source.default_prompt_name
         self._names = PromptsAndTasks(self.prompts, default_prompt, self.tasks, spec.default_task)
         self._tokenizer = tokenizer

@@ -54,7 +54,7 @@ class PlainInt4Linear(torch.nn.Module):
         """hidden (..., in) -> (..., out), in the same dtype."""
         return linear(hidden, self._unpacked(hidden.dtype), self.bias)
 
-    extra_repr = torch.nn.Linear.extra_repr  # type: ignore[assignment]
+    extra_repr = torch.nn.Linear.extra_repr
 
     def _pack(self, numbers: Tensor) -> Tensor:
         """Two neighbours of a row per byte: (out, in) -> (out, in / 2)."""

@@ -117,7 +117,7 @@ class Int8Linear(torch.nn.Module):
             out += self.bias
         return out
 
-    extra_repr = torch.nn.Linear.extra_repr  # type: ignore[assignment]
+    extra_repr = torch.nn.Linear.extra_repr
 
 
 class Int8Embedding(torch.nn.Module):

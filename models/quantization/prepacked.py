@@ -31,7 +31,7 @@ class PrepackedLinear(torch.nn.Module):
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(hidden, self.packed, self.bias, "none", [], "")
         return out
 
-    extra_repr = torch.nn.Linear.extra_repr  # type: ignore[assignment]
+    extra_repr = torch.nn.Linear.extra_repr
 
 
 def prepack(model: torch.nn.Module) -> None:
