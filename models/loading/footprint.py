@@ -16,8 +16,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 
 from ..catalogue import ModelSpec, Quantization, shipped_config
 from ..errors import ModelUnavailable, UnknownArchitecture, cause_text
-from ..generation.architecture import kv_shape
-from ..generation.read_model import skeleton
+from ..generation.architecture import kv_shape, skeleton
 from ..quantization.quantize import linear_layers, quantizable, stored_bytes, tied_outputs
 from ..weights import hub
 from ..weights.model_files import is_static, next_step, require_whole, weight_files

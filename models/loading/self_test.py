@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 
 from ..catalogue import ModelSpec, load_catalogue
 from ..encoders.base import Encoder, TextOptions, Tokens, Vectors, cosine_rows
-from ..encoders.modules import read_sentence_transformer, take_apart
+from ..encoders.modules import detach_modules, read_sentence_transformer
 from ..errors import ModelUnavailable, SelfTestFailed
 from ..weights import hub, model_files
 from .load_cache import LoadCache
@@ -59,7 +59,7 @@ def reference_vectors(spec: ModelSpec, digest: str, folder: Path, cache: LoadCac
     if vectors is None:
         source = read_sentence_transformer(spec, folder)
         vectors = encode_probes(source)
-        take_apart(source)
+        detach_modules(source)
         cache.keep_vectors(key, vectors)
     return vectors, "sentence-transformers"
 

@@ -25,8 +25,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from ..catalogue import GraphDtype, ModelSpec
 from ..errors import ModelError, ModelUnavailable, cause_text
-from ..generation.architecture import served_config
-from ..generation.read_model import skeleton
+from ..generation.architecture import served_config, skeleton
 from ..generation.tokenizer import GenerationTokenizer
 from ..loading.loader import LoadOptions, graph_dtype, load, load_generator
 from ..loading.memory import stored_shapes

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from rich.markup import escape
 
 from models.catalogue import Kind, ModelSpec, load_catalogue
+from models.encoders.onnx_folder import POOLINGS
 from models.errors import BadEntry, ModelError
 from models.weights import hub
 from models.weights.model_files import require_whole, weight_files

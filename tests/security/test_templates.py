@@ -8,10 +8,10 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
-from models.generation.base import Chat, Message
 from models.generation.errors import InvalidRequest
 from models.generation.prompt import Prompts
 from models.generation.tokenizer import GenerationTokenizer
+from models.generation.types import Chat, Message
 from models.sandbox.templates import RenderFailed, renderer
 
 FOLDER = Path(str(resources.files("models.bundled.tiny_coder")))

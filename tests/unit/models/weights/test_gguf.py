@@ -7,7 +7,7 @@ from gguf_model import SMOLLM2, SOURCE, cache_folder, converted_folder
 
 from models.catalogue import ModelSpec
 from models.errors import CorruptWeights, ModelUnavailable
-from models.generation.generation_config import read_generation_config
+from models.generation.load import read_generation_config
 from models.loading.footprint import footprint
 from models.loading.load_cache import LoadCache
 from models.loading.loader import LoadOptions, located

@@ -18,8 +18,7 @@ from safetensors.numpy import load_file, save_file
 from workers import clean_environment
 
 from models.catalogue import ModelSpec, load_catalogue
-from models.encoders.base import TextOptions, Tokens, Vectors, cosine_rows
-from models.encoders.choices import Choices
+from models.encoders.base import PromptsAndTasks, TextOptions, Tokens, Vectors, cosine_rows
 from models.errors import ModelUnavailable, OutOfDeviceMemory
 from models.loading import loader
 from models.loading.loader import LoadOptions
@@ -355,7 +354,7 @@ def test_slower_than_allowed_is_rejected() -> None:
 
 
 def test_queries_and_documents_get_the_prompts_that_they_were_trained_with() -> None:
-    choices = Choices({"query": "query: ", "passage": "passage: "}, tasks={"retrieval.query": 0, "other": 1})
+    choices = PromptsAndTasks({"query": "query: ", "passage": "passage: "}, tasks={"retrieval.query": 0, "other": 1})
     encoder = FakeEncoder(choices=choices)
     assert options_named(encoder, ANCHOR_PROMPTS) == TextOptions(prompt_name="query")
     assert options_named(encoder, DOCUMENT_PROMPTS) == TextOptions(prompt_name="passage")

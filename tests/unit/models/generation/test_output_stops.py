@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from models.generation.stops import StopMatcher
+from models.generation.output import StopMatcher
 
 STOPS = st.lists(st.text("abc", min_size=1, max_size=5), max_size=4)
 TEXTS = st.text("abc", max_size=30)
@@ -33,13 +33,13 @@ def split(text: str, stops: list[str], cuts: list[int]) -> tuple[str, str | None
 
 @given(TEXTS, STOPS, st.data())
 @example("ab", ["b", "ab"], None)
-def test_any_split_ends_as_the_whole_does(text: str, stops: list[str], data: st.DataObject | None) -> None:
+def test_any_split_ends_like_the_whole_text(text: str, stops: list[str], data: st.DataObject | None) -> None:
     cuts = data.draw(st.lists(st.integers(0, len(text)))) if data else [1]
     assert split(text, stops, cuts) == at_once(text, stops)
 
 
 @pytest.mark.parametrize("stops", [["\n\n"], ["END", "END.", "ND"], ["aab"], ["🙂x", "🙂"], []])
-def test_every_single_split_ends_as_the_whole_does(stops: list[str]) -> None:
+def test_every_single_split_ends_like_the_whole_text(stops: list[str]) -> None:
     text = "def f():\n return aaab\n🙂y END. \n\n🙂x"
     for cut in range(len(text) + 1):
         assert split(text, stops, [cut]) == at_once(text, stops)
@@ -47,7 +47,7 @@ def test_every_single_split_ends_as_the_whole_does(stops: list[str]) -> None:
 
 
 @given(TEXTS, STOPS, st.data())
-def test_only_a_live_beginning_is_held_back(text: str, stops: list[str], data: st.DataObject) -> None:
+def test_only_a_possible_stop_string_is_held_back(text: str, stops: list[str], data: st.DataObject) -> None:
     matcher, sent = StopMatcher(stops), ""
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)))))
     for start, end in itertools.pairwise([0, *cuts]):
@@ -60,7 +60,7 @@ def test_only_a_live_beginning_is_held_back(text: str, stops: list[str], data: s
         assert sent == text[: end - live]
 
 
-def test_a_longer_beginning_gives_way_to_a_shorter_one() -> None:
+def test_a_longer_partial_match_gives_way_to_a_shorter_one() -> None:
     matcher = StopMatcher(["aab"])
     assert matcher.push("aa") == ("", None)
     assert matcher.push("a") == ("a", None)

@@ -1,10 +1,10 @@
-"""Where a forward pass stops, on a real tiny BERT: another pass in its middle changes neither."""
+"""Hooks between layers, on a real tiny BERT: a pass inside another pass changes neither."""
 
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from models.encoders.layers import Layers
+from models.encoders.sentence_encoder import LayerHooks
 
 LAYERS = 4
 
@@ -19,8 +19,8 @@ def model() -> BertModel:
 
 
 @pytest.fixture(scope="module")
-def layers(model) -> Layers:
-    return Layers(model)
+def layers(model) -> LayerHooks:
+    return LayerHooks(model)
 
 
 def forward(model: BertModel, seed: int) -> torch.Tensor:
@@ -44,7 +44,7 @@ def test_a_pass_in_the_middle_of_another_changes_neither(model, layers):
         assert torch.equal(found, expected)
 
 
-def test_nobody_is_called_outside(model, layers):
+def test_no_call_outside_the_context(model, layers):
     calls: list[int] = []
     with layers.calling(lambda: calls.append(1)):
         pass
@@ -52,7 +52,7 @@ def test_nobody_is_called_outside(model, layers):
     assert calls == []
 
 
-def test_a_pass_that_is_broken_off_leaves_nothing_behind(model, layers):
+def test_an_aborted_pass_leaves_nothing_behind(model, layers):
     def break_off() -> None:
         raise KeyError
 
@@ -61,9 +61,9 @@ def test_a_pass_that_is_broken_off_leaves_nothing_behind(model, layers):
     assert torch.equal(forward(model, 0), forward(model, 0))
 
 
-def test_a_model_without_layers_has_nowhere_to_stop():
+def test_a_model_without_layers_has_no_hooks():
     model = torch.nn.Linear(2, 2)
     calls: list[int] = []
-    with Layers(model).calling(lambda: calls.append(1)):
+    with LayerHooks(model).calling(lambda: calls.append(1)):
         model(torch.zeros(1, 2))
     assert calls == []
