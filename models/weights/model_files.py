@@ -45,8 +45,7 @@ def weight_files(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None)
         return [str(spec.gguf)]
     found: list[str] = []
     for module in module_folders(spec, folder):
-        _require_merged(spec, module)
-        _require_safetensors(spec, module)
+        _require_safe(spec, module)
         found += [file.relative_to(folder).as_posix() for file in _read_files(spec, module)]
     if not found:
         raise ModelUnavailable(spec.id, f"there are no safetensors in {folder}; {next_step(spec)}")
@@ -156,21 +155,15 @@ def _fault(path: Path) -> str | None:
     return None if size == expected else f"it has {size} bytes and its header tells of {expected}"
 
 
-def _require_merged(spec: ModelSpec, module: Path) -> None:
-    """Refuse an adapter: the libraries would load it along with the model, even as a pickle."""
+def _require_safe(spec: ModelSpec, module: Path) -> None:
+    """Refuse what the libraries would load instead of the safetensors or along with them: pickles and adapters."""
     if (module / "adapter_config.json").is_file():
         reason = f"{module} has an adapter (adapter_config.json), and adapters are not loaded"
         raise ModelUnavailable(spec.id, f"{reason}; merge it into its model, and save that as safetensors")
-
-
-def _require_safetensors(spec: ModelSpec, module: Path) -> None:
-    """Refuse a module without safetensors of the usual names: the libraries would read its pickle instead."""
     pickles = sorted(file.name for pattern in PICKLES for file in module.glob(pattern))
     if pickles and not any((module / name).is_file() for name in (_WHOLE, _INDEX)):
-        raise ModelUnavailable(
-            spec.id,
-            f"{pickles[0]} is a pickle, which can run code when read, so it never is; save the model as safetensors",
-        )
+        reason = f"{pickles[0]} is a pickle, which can run code when read, so it never is"
+        raise ModelUnavailable(spec.id, f"{reason}; save the model as safetensors")
 
 
 def _read_files(spec: ModelSpec, module: Path) -> list[Path]:

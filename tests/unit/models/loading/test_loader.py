@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from own_entry import own
 from safetensors.numpy import load_file, save_file
 
 from models.catalogue import ModelSpec, load_catalogue
@@ -38,7 +39,7 @@ def minilm() -> ModelSpec:
 def copied(minilm: ModelSpec, folder: Path) -> ModelSpec:
     """The same model as a user's own entry, in a folder that a test may spoil."""
     shutil.copytree(hub.locate(minilm), folder)
-    return load_catalogue({"mine": {"kind": "embedding", "folder": str(folder)}}).get("mine")
+    return own(folder=folder)
 
 
 def test_loading_is_silent_and_tells_its_steps(minilm: ModelSpec, capfd: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from hub_server import Hub, hub_server
 from huggingface_hub import HfApi, RepoFile, close_session, constants, file_download
 from huggingface_hub.utils import WeakFileLock
 from onnx_models import save_constant
+from own_entry import own
 from safetensors.numpy import save_file
 
 from models.catalogue import ModelSpec, load_catalogue
@@ -24,10 +25,6 @@ from models.loading.support import Support, support
 from models.weights import hub, hub_cache, model_files
 
 REPOSITORY = "me/mine"
-
-
-def own(**fields: object) -> ModelSpec:
-    return load_catalogue({"mine": {"kind": "embedding", **fields}}).get("mine")
 
 
 MINE = own(repository=REPOSITORY)
@@ -132,7 +129,7 @@ def test_of_a_model_that_generates_comes_what_transformers_reads(remote: Hub, tm
     (folder / "original" / "params.json").write_text("{}")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     remote.add("me/writes", folder)
-    spec = load_catalogue({"mine": {"kind": "generation", "repository": "me/writes"}}).get("mine")
+    spec = own("generation", repository="me/writes")
     found = hub.pull(spec).folder
     assert {path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()} == {
         "chat_template.jinja",
@@ -148,7 +145,7 @@ def test_shards_of_any_name_come_where_an_index_names_them(remote: Hub, tmp_path
         save_file({"a": np.ones(9, np.float32)}, tmp_path / name)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
     remote.add("me/odd", tmp_path)
-    spec = load_catalogue({"mine": {"kind": "generation", "repository": "me/odd"}}).get("mine")
+    spec = own("generation", repository="me/odd")
     found = hub.pull(spec).folder
     assert [path.name for path in found.glob("*.safetensors")] == model_files.weight_files(spec, found) == [shard]
     assert hub.is_present(spec)
@@ -164,19 +161,19 @@ def test_whether_a_model_can_be_served_is_known_before_its_weights_come(
     save_file({"a": np.zeros(1, np.float32)}, folder / "model.safetensors")
     remote.add("me/coder", folder)
 
-    found = support(load_catalogue({"mine": {"kind": "generation", "repository": "me/coder"}}).get("mine"))
+    found = support(own("generation", repository="me/coder"))
 
     assert (found.served, remote.asked("model.safetensors")) == (served, [])
     assert not (tmp_path / "cache").exists()
     if not served:  # and the loader says the same
         with pytest.raises(ModelUnavailable) as refused:
-            load_generator(load_catalogue({"mine": {"kind": "generation", "folder": str(folder)}}).get("mine"))
+            load_generator(own("generation", folder=folder))
         assert refused.value.reason == found.reason
 
 
 def test_of_a_model_that_nobody_tells_of_it_is_not_known(remote: Hub, tmp_path: Path) -> None:
     for fields in ({"repository": "me/none"}, {"folder": str(tmp_path / "none")}):
-        found = support(load_catalogue({"mine": {"kind": "generation", **fields}}).get("mine"))
+        found = support(own("generation", **fields))
         assert (found.served, bool(found.reason)) == (None, True)
 
 

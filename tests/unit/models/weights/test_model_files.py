@@ -8,19 +8,16 @@ import numpy as np
 import onnx
 import pytest
 from onnx_models import save_constant
+from own_entry import own
 from safetensors.numpy import save_file
 
-from models.catalogue import ModelSpec, load_catalogue
+from models.catalogue import load_catalogue
 from models.errors import CorruptWeights, ModelUnavailable
 from models.weights import hub
 from models.weights.model_files import check_weights, default_graph, file_sha256, weight_files
 from models.weights.onnx_data import data_names
 
 PINNED = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
-def own(**fields: object) -> ModelSpec:
-    return load_catalogue({"mine": {"kind": "embedding", **fields}}).get("mine")
 
 
 def layout(folder: Path, *modules: str, type_: str = "sentence_transformers.models.Transformer") -> Path:
