@@ -6,8 +6,7 @@ from typing import Any, ClassVar, dataclass_transform
 
 @dataclass_transform(eq_default=False)
 class ModelError(Exception):
-    """Base of all errors that the package raises on purpose; raised itself, with a text, where nobody needs to tell it
-    from others.
+    """Base of all errors that the package raises on purpose; also raised itself, with a text.
 
     A subclass is a dataclass of facts, from which its `message` is filled in; a tuple is written as a list.
     """

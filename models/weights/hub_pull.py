@@ -84,7 +84,7 @@ def fetch_texts(spec: ModelSpec, names: Sequence[str], folder: Path) -> None:
                 revision=info.sha,
                 allow_patterns=found,
                 local_dir=folder,
-                tqdm_class=_progress(lambda done, total: None, 0),
+                tqdm_class=_progress(),
             )
 
 
@@ -148,7 +148,7 @@ class _Download:
                 repository,
                 revision=self.commit,
                 allow_patterns=patterns,
-                tqdm_class=_progress(lambda done, total: None, 0),
+                tqdm_class=_progress(),
                 dry_run=True,
             )
         missing = {file.filename: file.file_size or 0 for file in planned if file.will_download}
@@ -174,7 +174,7 @@ class _Download:
         return (Path(folder), size + self.fetch(names)[1]) if damaged else (Path(folder), size)
 
 
-def _progress(on_bytes: OnBytes, total: int) -> type[tqdm]:
+def _progress(on_bytes: OnBytes = lambda done, total: None, total: int = 0) -> type[tqdm]:
     """A class for `tqdm_class` that reports the bytes to a function instead of drawing a bar.
 
     huggingface_hub counts the bytes of one download on several bars, on some of them later; the first count is used.

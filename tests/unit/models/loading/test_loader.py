@@ -215,7 +215,7 @@ def test_vectors_of_another_length_than_the_references_are_named(
 ) -> None:
     """As a sentence-transformers configuration with `truncate_dim` makes them."""
     monkeypatch.setattr(
-        self_test, "reference_vectors", lambda *_: (np.ones((len(self_test.PROBES), 32), np.float32), "another")
+        self_test, "reference_vectors", lambda *_: (np.ones((len(self_test.TEST_TEXTS), 32), np.float32), "another")
     )
     with pytest.raises(ModelUnavailable, match="its vectors have 384 values here and 32 in another; "):
         loader.load(minilm, LoadOptions("cpu", "fp32"))
