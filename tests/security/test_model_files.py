@@ -1,4 +1,4 @@
-"""Files that come with a model nobody vouches for: none holds up a worker, takes its memory or runs code in it."""
+"""Files of an untrusted model: none blocks a worker, takes its memory or runs code in it."""
 
 import json
 import os
@@ -69,14 +69,14 @@ def long_header(folder: Path) -> None:
         (long_header, "its header has 89000000 bytes"),
     ],
 )
-def test_what_is_no_file_or_too_long_is_not_opened(folder: Path, tmp_path: Path, spoil, reason: str) -> None:
+def test_what_is_no_regular_file_or_too_long_is_not_opened(folder: Path, tmp_path: Path, spoil, reason: str) -> None:
     spoil(folder)
     with pytest.raises(ModelUnavailable, match=reason):
         needed(own("generation", folder=folder), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["modules.json", "model.safetensors"])
-def test_a_pipe_is_not_waited_for_by_whoever_asks_what_is_there(tmp_path: Path, name: str) -> None:
+def test_a_pipe_does_not_block_the_search_for_weights(tmp_path: Path, name: str) -> None:
     (tmp_path / "modules.json").write_text('[{"path": "", "type": "sentence_transformers.models.Transformer"}]')
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
@@ -105,7 +105,7 @@ def test_more_layers_than_weights_are_counted_and_not_made(folder: Path, tmp_pat
         required.run(60)
 
 
-def test_a_graph_that_goes_on_for_ever_is_given_up(tmp_path: Path) -> None:
+def test_an_endless_graph_is_given_up(tmp_path: Path) -> None:
     folder = save(tmp_path / "model")
     number = helper.make_tensor("m", TensorProto.INT64, [], [2**62])
     truth = helper.make_tensor("c", TensorProto.BOOL, [], [1])
@@ -126,7 +126,7 @@ def test_a_graph_that_goes_on_for_ever_is_given_up(tmp_path: Path) -> None:
         required.run(4)
 
 
-def test_what_was_proved_is_not_opened_there_again_until_it_changes(folder: Path, tmp_path: Path) -> None:
+def test_a_probed_model_is_not_probed_again_until_it_changes(folder: Path, tmp_path: Path) -> None:
     spec = own("generation", folder=folder)
     required = needed(spec, tmp_path)
     assert required is not None
@@ -137,7 +137,7 @@ def test_what_was_proved_is_not_opened_there_again_until_it_changes(folder: Path
     assert needed(spec, tmp_path) is not None
 
 
-def test_our_own_versions_and_what_a_package_brings_are_not_opened_there(folder: Path, tmp_path: Path) -> None:
+def test_our_own_versions_and_models_of_packages_are_not_probed(folder: Path, tmp_path: Path) -> None:
     spec = own("generation", folder=folder)
     assert needed(spec, tmp_path, folder) is not None
     record = {"model": "mine", "job": "j", "parent": "base", "created_at": "2026-01-01T00:00:00Z"}

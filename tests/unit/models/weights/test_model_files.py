@@ -173,7 +173,7 @@ def test_pins_hold_for_the_graph_that_is_chosen_and_not_for_another(tmp_path: Pa
 
 
 def named(path: Path, location: str, *, value_first: bool = False) -> None:
-    """A graph whose one tensor lies, by `location`, elsewhere."""
+    """A graph whose one tensor lies in the file `location`."""
     tensor = onnx.TensorProto(name="weight", data_type=onnx.TensorProto.FLOAT, dims=[1])
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="offset", value="0")
@@ -186,7 +186,7 @@ def named(path: Path, location: str, *, value_first: bool = False) -> None:
     path.write_bytes(content)
 
 
-def test_data_is_found_however_its_place_is_written(tmp_path: Path) -> None:
+def test_data_is_found_however_its_location_is_written(tmp_path: Path) -> None:
     spec = own(folder=str(tmp_path), served_by="onnx", onnx_files={"fp32": "m.onnx"})
     long = "d" * 200
     for name in ("data", long):
@@ -239,7 +239,7 @@ def test_a_graph_that_cannot_be_walked_is_refused_by_name(tmp_path: Path) -> Non
             weight_files(spec, tmp_path)
 
 
-def test_digests_may_be_remembered(tmp_path: Path) -> None:
+def test_digests_may_be_cached(tmp_path: Path) -> None:
     minilm = load_catalogue().get("minilm")
     asked: list[Path] = []
 
