@@ -141,6 +141,12 @@ class ModelSpec(BaseModel):
             return self.kind == form
         return not self.forms or form in self.forms
 
+    def graph(self, *wanted: str | None) -> GraphDtype:
+        """The ONNX graph to use, by its dtype: the first wanted one that there is, else that of the entry's own dtype,
+        else the first of the entry."""
+        graphs = (dtype for each in (*wanted, self.dtype) for dtype in self.onnx_files if dtype == each)
+        return next(graphs, next(iter(self.onnx_files)))
+
     @field_validator("repository")
     @classmethod
     def _named_as_the_hub_does(cls, repository: str | None) -> str | None:

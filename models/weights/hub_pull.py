@@ -19,7 +19,7 @@ from ..catalogue import GraphDtype, ModelSpec
 from ..errors import ModelError, ModelUnavailable
 from .hub_cache import NEVER_DATA, discard, patterns, storage
 from .hub_errors import free_bytes, hub_errors, no_space
-from .model_files import default_graph, named_files, weight_files
+from .model_files import named_files, weight_files
 
 MARGIN = 1.05
 """Free space asked for, as a multiple of the download."""
@@ -47,7 +47,7 @@ def pull(
 ) -> Pulled:
     """Download the files of a model's revision that the cache lacks, and verify all of them.
 
-    If it fails, what the cache had before stays usable. dtype: which ONNX graph; None: default_graph.
+    If it fails, what the cache had before stays usable. dtype: which ONNX graph, see ModelSpec.graph.
     Raises ModelUnavailable; ModelError where the disk is too small, before the download, or a file came damaged.
     """
     on_step(f"asking {constants.ENDPOINT} for {spec.repository}")
@@ -105,7 +105,7 @@ def _matching(info: ModelInfo, allow: Collection[str], ignore: Collection[str]) 
 def _require_weights(spec: ModelSpec, dtype: GraphDtype | None, names: Sequence[str]) -> None:
     """Raises ModelUnavailable where there are no weights among the files of a repository that would be fetched."""
     if spec.served_by == "onnx":
-        if (graph := spec.onnx_files[dtype or default_graph(spec)]) not in names:
+        if (graph := spec.onnx_files[spec.graph(dtype)]) not in names:
             reason = f"{spec.repository} has no {graph} that its entry allows; correct `onnx_files` in its entry"
             raise ModelUnavailable(spec.id, reason)
     elif not any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):

@@ -29,18 +29,13 @@ MODULES = "modules.json"
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def default_graph(spec: ModelSpec) -> GraphDtype:
-    """The ONNX graph of a model where none is chosen: that of the entry's dtype, else the first."""
-    return next((dtype for dtype in spec.onnx_files if dtype == spec.dtype), next(iter(spec.onnx_files)))
-
-
 def weight_files(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None) -> list[str]:
     """Sorted paths in the folder: the safetensors of all modules, an ONNX graph and its data, or the GGUF file.
 
-    dtype None: default_graph. Raises ModelUnavailable, which names what is missing or not safe to read.
+    dtype: see ModelSpec.graph. Raises ModelUnavailable, which names what is missing or not safe to read.
     """
     if spec.served_by == "onnx":
-        return _graph_files(spec, folder, dtype or default_graph(spec))
+        return _graph_files(spec, folder, spec.graph(dtype))
     if has_gguf(spec, folder):
         return [str(spec.gguf)]
     found: list[str] = []
@@ -69,11 +64,11 @@ def named_files(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None) 
 def graph_data(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None) -> list[str]:
     """Sorted paths in the folder of the data files that an ONNX graph names, even if they are missing; none for torch.
 
-    dtype None: default_graph. Raises ModelUnavailable where the graph cannot be read or names a place elsewhere.
+    dtype: see ModelSpec.graph. Raises ModelUnavailable where the graph cannot be read or names a place elsewhere.
     """
     if spec.served_by != "onnx":
         return []
-    graph = spec.onnx_files[dtype or default_graph(spec)]
+    graph = spec.onnx_files[spec.graph(dtype)]
     if not (folder / graph).is_file():
         raise ModelUnavailable(spec.id, f"there is no {graph} in {folder}; {next_step(spec)}")
     try:
@@ -240,7 +235,7 @@ def _graph_files(spec: ModelSpec, folder: Path, dtype: GraphDtype) -> list[str]:
 def _pins(spec: ModelSpec, names: list[str], dtype: GraphDtype | None) -> list[tuple[str, str]]:
     """The pinned files and their digests, without those that may be missing: graphs in another dtype, a GGUF file where
     there are safetensors."""
-    chosen = dtype or default_graph(spec)
+    chosen = spec.graph(dtype)
     others = [file for other, graph in spec.onnx_files.items() if other != chosen for file in usual_files(graph)]
     elsewhere = others if spec.served_by == "onnx" else [spec.gguf] if spec.gguf else []
     return [

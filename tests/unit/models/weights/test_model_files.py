@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from models.catalogue import load_catalogue
 from models.errors import CorruptWeights, ModelUnavailable
 from models.weights import hub
-from models.weights.model_files import check_weights, default_graph, file_sha256, weight_files
+from models.weights.model_files import check_weights, file_sha256, weight_files
 from models.weights.onnx_data import data_names
 
 PINNED = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -140,7 +140,7 @@ def test_the_weights_of_an_onnx_model_are_its_graph_and_the_data_that_it_names(t
         onnx_files={"fp32": "onnx/model.onnx", "fp16": "onnx/half.onnx"},
         sha256={"onnx/half.onnx": PINNED},
     )
-    assert default_graph(spec) == "fp32"
+    assert spec.graph() == "fp32"
     with pytest.raises(ModelUnavailable, match=r"no onnx/model\.onnx"):
         weight_files(spec, tmp_path)
     save_constant(tmp_path / "onnx/model.onnx", "some.data")
