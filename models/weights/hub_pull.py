@@ -161,7 +161,8 @@ class _Download:
             bars = _progress(self.on_bytes, size)
             folder = snapshot_download(repository, revision=self.commit, allow_patterns=patterns, tqdm_class=bars)
             self.on_step("verifying the files")
-            damaged = HfApi().verify_repo_checksums(repository, revision=self.commit).mismatches
+            verified = HfApi().verify_repo_checksums(repository, revision=self.commit)
+            damaged = [file for file in verified.mismatches if file["path"] in names]  # others may be other programs'
             for file in damaged:
                 discard(Path(folder, file["path"]))
         for file in damaged:

@@ -340,10 +340,13 @@ def test_a_damaged_copy_in_the_cache_is_repaired(remote: Hub) -> None:
     file.resolve().write_bytes(whole[:1000])
     with pytest.raises(ModelUnavailable, match=r"model\.safetensors cannot be read.*mlbus models pull mine"):
         model_files.check_weights(MINE, hub.locate(MINE))
+    another = folder / "pytorch_model.bin"
+    another.write_bytes(b"of another program")
     for damaged in (whole[:1000], whole[:-1] + b"!"):
         file.resolve().write_bytes(damaged)
         assert hub.pull(MINE).fetched_bytes == len(whole)
         assert file.read_bytes() == whole
+    assert another.is_file()
 
 
 def test_a_shard_that_the_repository_lacks_is_named(remote: Hub, tmp_path: Path) -> None:
