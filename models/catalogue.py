@@ -1,8 +1,4 @@
-"""The catalogue: which models there are, and what is known of each.
-
-Owns the schema of an entry, the entries that ship in catalogue.toml and the user's own beside them.
-Does not know where weights lie (hub.py) or how they are read (loader.py).
-"""
+"""The catalogue of models: the schema of an entry, the entries that ship in catalogue.toml, and the user's own."""
 
 import json
 import re
@@ -29,7 +25,7 @@ from .errors import BadEntry, UnknownModel
 
 Kind = Literal["embedding", "generation"]
 Form = Literal["embedding", "prompt", "messages", "fim"]
-"""What a request wants of a model: vectors; or to go on with a prompt, to answer a chat, to fill in the middle."""
+"""What a request asks for: vectors; the continuation of a prompt, the answer in a chat, text to fill in the middle."""
 FORMS: tuple[Form, ...] = get_args(Form)
 Use = Literal["code", "general", "production", "dev"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
@@ -38,8 +34,7 @@ GraphDtype = Literal["fp32", "fp16"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$", to_lower=True)]
 
 _REPOSITORY = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
-"""The Hub's rules for a name; its own library raises where they are broken, and would for every listing of models."""
-
+"""The Hub's rules for a name; where they are broken its library raises, which would break every listing of models."""
 
 OF_EMBEDDINGS = {
     "dimensions",
@@ -61,7 +56,7 @@ _USES: Mapping[Kind, tuple[Use, ...]] = {"embedding": ("code", "general"), "gene
 
 
 class SamplingDefaults(BaseModel):
-    """How tokens are chosen where a request does not say; None where the model does not say either."""
+    """Defaults for the sampling of tokens; None: the model states none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -73,12 +68,11 @@ class SamplingDefaults(BaseModel):
 
 
 class ModelSpec(BaseModel):
-    """One catalogue entry: what a model is, and where its weights come from.
+    """One catalogue entry: what a model is, and where its weights come from. None: see the model's folder.
 
-    Weights come from the first of `folder`, `package` (a Python package that holds them) and
-    `repository` (on the Hugging Face Hub, at `revision`), of which only files that match `allow_patterns` are fetched.
-    `sha256` pins files by their path in the folder. None means: not known here, ask the model's folder.
-    `gguf` is a file of the folder or package that is converted before it is read (gguf.py).
+    Weights come from the first of `folder`, `package` (a Python package that holds them) and `repository` (on the
+    Hugging Face Hub, at `revision`), of which only files that match `allow_patterns` are fetched. `sha256` pins files
+    by their path in the folder. `gguf` is a file of the folder or package that is converted before it is read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -99,11 +93,11 @@ class ModelSpec(BaseModel):
 
     dimensions: int | None = Field(default=None, ge=1)
     max_tokens: int | None = Field(default=None, ge=1)
-    """Of a text to be embedded; of prompt and completion together."""
+    """The most for a text to be embedded, or for prompt and completion together."""
     matryoshka: tuple[PositiveInt, ...] = ()
-    """Lengths to which vectors may be cut; empty: any."""
+    """Lengths that vectors may be cut to; empty: any."""
     normalize: bool = True
-    """Whether vectors are scaled to unit length where a request does not say."""
+    """Whether vectors are scaled to unit length by default."""
 
     dtype: Dtype = "auto"
     quantization: Quantization | None = None
@@ -111,7 +105,7 @@ class ModelSpec(BaseModel):
     """The lowest cosine to the fp32 vectors at which bf16, fp16 or quantised weights are served."""
     pooling: str | None = None
     causal: bool | None = None
-    """Whether a token sees only those before it; sets the transformer's `is_causal`."""
+    """Whether a token attends only to those before it; sets the transformer's `is_causal`."""
     append_eos: bool | None = None
     """Whether the tokeniser's end-of-sequence token closes each text."""
     padding_side: Literal["left", "right"] | None = None
@@ -126,11 +120,11 @@ class ModelSpec(BaseModel):
     """The graph for each dtype, by its path in the folder."""
 
     forms: tuple[Literal["prompt", "messages", "fim"], ...] = ()
-    """What a model that generates text takes; empty: not known before it is loaded, and taken to be all."""
+    """Forms of requests to a model that generates text; empty: unknown before it is loaded, and assumed to be all."""
     sampling: SamplingDefaults = SamplingDefaults()
-    """How tokens are chosen where a request does not say; wins over the folder's generation_config.json."""
+    """Defaults for the sampling of tokens, which win over the folder's generation_config.json."""
     kv_gb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Gigabytes for the keys and values of a model that generates text; else as the settings say."""
+    """Gigabytes for the keys and values of a model that generates text; None: as the settings say."""
 
     licence: str | None = None
     commercial: bool | None = None
@@ -138,14 +132,20 @@ class ModelSpec(BaseModel):
 
     @property
     def has_source(self) -> bool:
-        """Whether it says where its weights come from."""
+        """Whether the entry states where its weights come from."""
         return any(source is not None for source in (self.folder, self.package, self.repository))
 
     def takes(self, form: Form) -> bool:
-        """Whether it serves requests of this form, as far as is known before it is loaded."""
+        """Whether the model serves requests of this form, as far as is known before it is loaded."""
         if self.kind == "embedding" or form == "embedding":
             return self.kind == form
         return not self.forms or form in self.forms
+
+    def graph(self, *wanted: str | None) -> GraphDtype:
+        """The ONNX graph to use, by its dtype: the first wanted one that there is, else that of the entry's own dtype,
+        else the first of the entry."""
+        graphs = (dtype for each in (*wanted, self.dtype) for dtype in self.onnx_files if dtype == each)
+        return next(graphs, next(iter(self.onnx_files)))
 
     @field_validator("repository")
     @classmethod
@@ -196,20 +196,20 @@ class Catalogue:
         return len(self.specs)
 
     def default(self, form: Form, without: str = "") -> ModelSpec | None:
-        """The model served when a request of this form names none: the last entry marked as default that takes it, so
-        a user's own wins. without: the id of one that cannot be had."""
+        """The model for requests of this form that name none: the last entry marked as default that takes it, so that a
+        user's own wins. without: the id of one that is not available."""
         candidates = [spec for spec in self if spec.default and spec.takes(form) and spec.id != without]
         return candidates[-1] if candidates else None
 
     def defaults(self, named: Sequence[str] = ()) -> dict[Form, str]:
-        """For each form of a request the id that serves it when it names none: the first of those named here that takes
-        it, else the default; a form that nothing takes is left out. Raises UnknownModel."""
+        """For each form of request the id of the model for requests that name none: the first of `named` that takes the
+        form, else the default. A form that no model takes is left out. Raises UnknownModel."""
         specs = [self.get(model) for model in named]
         found = {form: next((spec for spec in specs if spec.takes(form)), self.default(form)) for form in FORMS}
         return {form: spec.id for form, spec in found.items() if spec}
 
     def usual(self) -> list[str]:
-        """The models that a worker loads where nobody says which: the defaults for vectors and for prompts."""
+        """The models that a worker loads by default: those for vectors and for prompts."""
         defaults = self.defaults()
         return [defaults[form] for form in FORMS[:2] if form in defaults]
 
@@ -217,8 +217,8 @@ class Catalogue:
 def load_catalogue(extra: Mapping[str, Mapping[str, Any]] | None = None) -> Catalogue:
     """The shipped entries, then `extra` ones (id -> fields).
 
-    An extra entry that names its source of weights stands for itself; one that does not changes the shipped one of its
-    id. Raises BadEntry if one does not fit the schema or has no source of weights.
+    An extra entry with a source of weights is complete; one without changes the shipped one of its id. Raises BadEntry
+    if one does not fit the schema or has no source of weights.
     """
     shipped = tomllib.loads(resources.files(__package__).joinpath("catalogue.toml").read_text("utf-8"))
     fields = {**shipped, **{model: _over(shipped.get(model), own) for model, own in (extra or {}).items()}}
@@ -230,7 +230,7 @@ def load_catalogue(extra: Mapping[str, Mapping[str, Any]] | None = None) -> Cata
 
 
 def shipped_config(spec: ModelSpec) -> dict[str, Any]:
-    """The configuration that ships with mlbus for the entry's repository; empty where none does."""
+    """The configuration that ships with mlbus for the entry's repository; empty if there is none."""
     shipped = resources.files(__package__).joinpath("configs", f"{spec.id}.json")
     config: dict[str, Any] = json.loads(shipped.read_text("utf-8")) if shipped.is_file() else {}
     return config if config.get("_name_or_path") == spec.repository else {}
