@@ -9,14 +9,14 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from models.training.data.chunks import symbols_of
 from models.training.data.collect import build_dataset
 from models.training.data.dataset import Dataset
-from models.training.data.pairs import links_of
+from models.training.data.held_out import HeldOut, held_out
+from models.training.data.pairs import pair_sources
 from models.training.data.sources import read_codebase
-from models.training.data.split import without_clones
+from models.training.data.split import without_duplicates
+from models.training.data.symbols import symbols_of
 from models.training.options import TrainingOptions
-from models.training.verify.held_out import HeldOut, held_out
 
 _LEFT_OUT = ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "*.so", "config-*")
 
@@ -52,6 +52,6 @@ def docstring_pairs(codebase: Path, most_training: int, options: TrainingOptions
 def search_task(codebase: Path, most: int = 1000) -> HeldOut:
     """A codebase's docstrings, at most so many from everywhere, and the code that each should find."""
     symbols = [symbol for file in read_codebase(codebase).files for symbol in symbols_of(file)]
-    pairs = [link.pair for link in without_clones(links_of(symbols)) if link.pair.kind == "docstring"]
+    pairs = [link.pair for link in without_duplicates(pair_sources(symbols)) if link.pair.kind == "docstring"]
     chosen = [pairs[at * len(pairs) // most] for at in range(most)] if len(pairs) > most else pairs
     return held_out(replace(pair, split="held_out") for pair in chosen)

@@ -145,14 +145,14 @@ def _end_with(theirs: socket.socket) -> None:
 def _fault(spec: ModelSpec, folder: Path, graph: GraphDtype | None) -> str | None:
     from ..loading.loader import load, load_generator
     from .counted import count
-    from .memory_limit import memory_ceiling
+    from .memory_limit import limited_memory
 
     files = weight_files(spec, folder, graph)
     require_whole(spec, folder, files)
     stored = sum((folder / name).stat().st_size for name in files)
     is_whole = stored <= WHOLE_BYTES or graph is not None
     options = LoadOptions("cpu", dtype=graph, folder=folder)
-    with memory_ceiling(MEMORY_BYTES + 3 * stored * is_whole):
+    with limited_memory(MEMORY_BYTES + 3 * stored * is_whole):
         if graph is None:
             count(spec, folder, files)
         if is_whole:

@@ -11,7 +11,7 @@ from typing import Any
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from . import frames
-from .memory_limit import memory_ceiling
+from .memory_limit import limited_memory
 
 RENDER_S = 2.0
 """How long the other side waits for a render; this process outlives it by as much at most."""
@@ -20,7 +20,7 @@ MEMORY_BYTES = 256 << 20
 
 def main(theirs: socket.socket) -> None:
     """Answer until the other side is gone."""
-    with theirs, memory_ceiling(MEMORY_BYTES):
+    with theirs, limited_memory(MEMORY_BYTES):
         frames.send(theirs, {})
         while (asked := frames.receive(theirs, sys.maxsize)) is not None:
             signal.setitimer(signal.ITIMER_REAL, 2 * RENDER_S)  # a template that goes on for ever ends the process

@@ -10,7 +10,7 @@ from rich.table import Table
 from models.catalogue import load_catalogue
 from models.encoders.base import Encoder
 from models.training.data.collect import build_dataset
-from models.training.data.dataset import Dataset, file_dataset
+from models.training.data.dataset import Dataset, archive_dataset
 from models.training.data.records import Manifest, Pair
 from models.training.options import TrainingOptions
 
@@ -38,7 +38,7 @@ def build_data(settings: Settings, wanted: Wanted, *, as_json: bool) -> None:
         encoder = _encoder(settings, wanted.model) if wanted.model else None
         dataset = build_dataset(wanted.path, options, encoder=encoder)
     manifest = dataset.manifest()
-    filed = file_dataset(wanted.folder or settings.training_data_dir, date.today(), dataset.lines(), manifest)
+    filed = archive_dataset(wanted.folder or settings.training_data_dir, date.today(), dataset.lines(), manifest)
     if as_json:
         print_json({"file": str(filed), **manifest.model_dump(mode="json")})
         return

@@ -1,18 +1,28 @@
-"""The report on a candidate as one page for people: no scripts, nothing from elsewhere, everything escaped.
+"""The report on a candidate as one HTML page, without scripts or external resources; and both of its files.
 
-Owns the words and the order of sections. A section without numbers is left out.
+A section without numbers is left out.
 """
 
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
+from pathlib import Path
 from string import Template
 
+from ...weights.durable import write_durably
 from ..data.records import Manifest
 from ..progress import Evaluated, Trained
 from .charts import Bar, bar_chart, histogram, line_chart
-from .drift import Reach
-from .report import Example, Report
+from .drift import SearchQuality
+from .report import JSON_FILE, Example, Report
+
+HTML_FILE = "report.html"
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Write the page, then report.json, which marks the report as complete. Raises OSError."""
+    write_durably(folder / HTML_FILE, page(report).encode())
+    write_durably(folder / JSON_FILE, report.model_dump_json(indent=1).encode())
 
 
 def page(report: Report) -> str:
@@ -36,13 +46,13 @@ def page(report: Report) -> str:
 def _head(report: Report) -> str:
     kind, word = ("verdict accepted", "Accepted") if report.accepted else ("verdict", "Rejected")
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in report.reasons)
-    said = f"<ul>{reasons}</ul>" if reasons else f": {escape(report.verdict.removeprefix('accepted: '))}"
+    details = f"<ul>{reasons}</ul>" if reasons else f": {escape(report.verdict.removeprefix('accepted: '))}"
     version = report.version or "without a name"
     return (
         f"<h1>{escape(report.model)}, version {escape(version)}</h1>"
         f'<p class="soft">trained from {escape(report.parent)} ({escape(report.parent_weights)}) by job '
-        f"{escape(report.job)}, examined {report.created_at:%Y-%m-%d %H:%M} UTC</p>"
-        f'<div class="{kind}"><strong>{word}</strong>{said}</div>'
+        f"{escape(report.job)}, verified {report.created_at:%Y-%m-%d %H:%M} UTC</p>"
+        f'<div class="{kind}"><strong>{word}</strong>{details}</div>'
     )
 
 
@@ -56,13 +66,13 @@ def _retrieval(report: Report) -> str:
         groups.append(("MRR@10, everyday English", _pair(*values)))
     if not groups:
         return ""
-    asked = (
+    explanation = (
         f"Each of {report.queries:,} held-out texts has to find what belongs to it among {report.documents:,} texts. "
         "The line over a bar is where 95 % of resamples lie."
     )
     speed = report.metrics.get("speed_ratio")
-    took = f"<p>A batch takes {speed:.2f} times as long as before.</p>" if speed is not None else ""
-    return f"<h2>What it finds</h2><p>{asked}</p>{bar_chart(groups, 'Retrieval before and after')}{took}"
+    slowdown = f"<p>A batch takes {speed:.2f} times as long as before.</p>" if speed is not None else ""
+    return f"<h2>What it finds</h2><p>{explanation}</p>{bar_chart(groups, 'Retrieval before and after')}{slowdown}"
 
 
 def _pair(before: float, after: float, spread: tuple[float | None, float | None] = (None, None)) -> list[Bar]:
@@ -101,11 +111,14 @@ def _drift(report: Report) -> str:
 
 
 def _reindex(report: Report) -> str:
-    """What users with stored vectors want to know."""
     if report.reindex is None:
         return ""
     cost = report.reindex
-    rows = [_reach("embedded anew", cost.new), _reach("as they are", cost.old), _reach("with the map", cost.mapped)]
+    rows = [
+        _quality("embedded anew", cost.new),
+        _quality("as they are", cost.old),
+        _quality("with the map", cost.mapped),
+    ]
     return (
         "<h2>What a re-index costs</h2><p>Vectors that were stored before, searched with new queries: of the ten "
         f"nearest texts, {_in_ten(cost.old.overlap)} stay the same as with new vectors; with the map "
@@ -115,8 +128,8 @@ def _reindex(report: Report) -> str:
     )
 
 
-def _reach(name: str, reach: Reach) -> tuple[str, str, str]:
-    return name, f"{reach.overlap:.1%}", f"{reach.ndcg:.3f}"
+def _quality(name: str, found: SearchQuality) -> tuple[str, str, str]:
+    return name, f"{found.overlap:.1%}", f"{found.ndcg:.3f}"
 
 
 def _in_ten(share: float) -> str:
@@ -125,8 +138,8 @@ def _in_ten(share: float) -> str:
 
 def _training(report: Report) -> str:
     points = [(event.step, event.loss) for event in report.history if isinstance(event, Trained)]
-    seen = [event for event in report.history if isinstance(event, Evaluated)]
-    rows = [(f"epoch {event.epoch:g}", escape(_metrics(event.metrics))) for event in seen]
+    evaluations = [event for event in report.history if isinstance(event, Evaluated)]
+    rows = [(f"epoch {event.epoch:g}", escape(_metrics(event.metrics))) for event in evaluations]
     curve = line_chart(points, "Loss of the training", "step") if points else ""
     table = _table((), rows) if rows else ""
     return f"<h2>The training</h2>{'<p>Loss by step.</p>' if points else ''}{curve}{table}" if points or rows else ""
@@ -164,7 +177,7 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """head: as text, empty for a list of names and values; rows: as HTML. With a head the last column holds numbers."""
+    """head: as text, empty for a list of names and values; rows: as HTML. With a head the last column has numbers."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for cells in rows)
     return f'<table class="{"numbers" if head else "names"}">{f"<tr>{top}</tr>" if top else ""}{body}</table>'

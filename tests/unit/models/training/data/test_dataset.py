@@ -19,16 +19,16 @@ from models.training.data.dataset import (
     MAX_NEGATIVES,
     MAX_TEXT_CHARS,
     Dataset,
-    file_dataset,
+    archive_dataset,
     read_given,
     read_pairs,
 )
 from models.training.data.dataset import write_dataset as write
-from models.training.data.near_duplicates import clone_groups
+from models.training.data.near_duplicates import duplicate_groups
 from models.training.data.negatives import with_negatives
 from models.training.data.pairs import PairSource
 from models.training.data.records import Pair
-from models.training.data.split import MIN_TRAINING_PAIRS, MOST_HELD_OUT, split, without_clones
+from models.training.data.split import MAX_HELD_OUT, MIN_TRAINING_PAIRS, split, without_duplicates
 from models.training.errors import MalformedPair, NoPairs
 from models.training.run import RunFolder
 
@@ -48,7 +48,7 @@ def files(*sizes: int) -> list[PairSource]:
     return [link(number, file) for number, file in enumerate(spread)]
 
 
-def parted(links: list[PairSource], seed: int = 0) -> tuple[list[PairSource], list[PairSource]]:
+def split_held_out(links: list[PairSource], seed: int = 0) -> tuple[list[PairSource], list[PairSource]]:
     done = split(links, seed).links
     return tuple([each for each in done if each.pair.split == part] for part in ("train", "held_out"))  # type: ignore[return-value]
 
@@ -57,7 +57,7 @@ def parted(links: list[PairSource], seed: int = 0) -> tuple[list[PairSource], li
 
 
 def test_a_tenth_of_the_files_is_held_out() -> None:
-    training, held = parted(files(*[6] * 200))
+    training, held = split_held_out(files(*[6] * 200))
     assert len(training) + len(held) == 1200
     assert 60 <= len(held) <= 200
     assert {each.pair.file for each in training}.isdisjoint(each.pair.file for each in held)
@@ -65,12 +65,12 @@ def test_a_tenth_of_the_files_is_held_out() -> None:
 
 def test_a_few_more_files_are_held_out_where_that_is_too_little() -> None:
     for seed in range(20):
-        assert len(parted(files(*[20] * 50), seed)[1]) >= 50
+        assert len(split_held_out(files(*[20] * 50), seed)[1]) >= 50
 
 
 def test_a_new_file_moves_no_other() -> None:
-    before = {each.pair.file for each in parted(files(*[3] * 200))[1]}
-    after = {each.pair.file for each in parted([*files(*[3] * 200), link(9999, "new.py")])[1]}
+    before = {each.pair.file for each in split_held_out(files(*[3] * 200))[1]}
+    after = {each.pair.file for each in split_held_out([*files(*[3] * 200), link(9999, "new.py")])[1]}
     assert after - {"new.py"} == before
 
 
@@ -90,12 +90,12 @@ def test_a_new_file_lets_others_change_sides_one_way_only(sizes: list[int], size
 
 
 def test_another_seed_holds_others_out() -> None:
-    one, other = (parted(files(*[3] * 200), seed)[1] for seed in (0, 1))
+    one, other = (split_held_out(files(*[3] * 200), seed)[1] for seed in (0, 1))
     assert {each.pair.file for each in one} != {each.pair.file for each in other}
 
 
 def test_no_more_is_held_out_than_tells_anything() -> None:
-    assert len(parted(files(*[400] * 50))[1]) == MOST_HELD_OUT
+    assert len(split_held_out(files(*[400] * 50))[1]) == MAX_HELD_OUT
 
 
 def test_one_file_alone_is_split_by_symbol() -> None:
@@ -106,21 +106,21 @@ def test_one_file_alone_is_split_by_symbol() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_file_with_most_of_the_pairs_is_not_held_out(seed: int) -> None:
-    training, held = parted(files(100, 30), seed)
+    training, held = split_held_out(files(100, 30), seed)
     assert (len(training), len(held)) == (100, 30)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_files_that_only_hold_anchors_do_not_stand_in_the_way(seed: int) -> None:
     tests = [link(1000 + number, "file0.py", "test_file0.py") for number in range(5)]
-    training, held = parted([*files(100), *tests], seed)
+    training, held = split_held_out([*files(100), *tests], seed)
     assert len(training) >= MIN_TRAINING_PAIRS
     assert held
 
 
 def test_a_pair_across_the_border_is_in_neither_part() -> None:
     across = [link(5000 + number, f"file{number}.py", f"file{number + 1}.py") for number in range(199)]
-    training, held = parted([*files(*[3] * 200), *across])
+    training, held = split_held_out([*files(*[3] * 200), *across])
     secret = {each.pair.file for each in held}
     assert all(not {each.pair.file, each.anchor_file} & secret for each in training)
     assert all({each.pair.file, each.anchor_file} <= secret for each in held)
@@ -130,11 +130,11 @@ def test_a_pair_across_the_border_is_in_neither_part() -> None:
 @pytest.mark.parametrize("links", [[], files(1), files(10, 5), files(*[1] * 16), [link(1, "a.py")] * 100])
 def test_too_little_is_refused_with_the_figures(links: list[PairSource]) -> None:
     with pytest.raises(NoPairs, match=r"\d+ pairs to train on and \d+ held out"):
-        split(without_clones(links), 0)
+        split(without_duplicates(links), 0)
 
 
 def test_sixteen_and_one_are_enough() -> None:
-    training, held = parted(files(*[1] * 18), seed=1)
+    training, held = split_held_out(files(*[1] * 18), seed=1)
     assert len(training) >= MIN_TRAINING_PAIRS
     assert held
 
@@ -162,14 +162,14 @@ LINKS = st.builds(
 @settings(max_examples=80, deadline=None)
 def test_nothing_leaks(links: list[PairSource], seed: int) -> None:
     try:
-        parts = split([*without_clones(links), *files(*[4] * 9)], seed)
+        parts = split([*without_duplicates(links), *files(*[4] * 9)], seed)
     except NoPairs:
         return
     training = with_negatives([each for each in parts.links if each.pair.split == "train"], 2, seed)
     held = [each for each in parts.links if each.pair.split == "held_out"]
     shown = [text for each in training for text in (*each.texts, *each.pair.negatives)]
     secret = [text for each in held for text in each.texts]
-    groups = clone_groups([*shown, *secret])
+    groups = duplicate_groups([*shown, *secret])
     assert set(groups[: len(shown)]).isdisjoint(groups[len(shown) :])
     stands = [{(each.pair.file, each.anchor_file) for each in part} for part in (training, held)]
     if parts.by_file:
@@ -179,8 +179,8 @@ def test_nothing_leaks(links: list[PairSource], seed: int) -> None:
 
 def test_a_copy_of_what_is_held_out_is_not_trained_on_whatever_its_documentation() -> None:
     links = files(*[3] * 200)
-    secret = next(each for each in parted(links)[1])
-    open_file = parted(links)[0][0].pair.file
+    secret = next(each for each in split_held_out(links)[1])
+    open_file = split_held_out(links)[0][0].pair.file
     copy = link(7777, open_file, bodies=(secret.pair.positive,))
     assert copy.pair not in [each.pair for each in split([*links, copy], 0).links]
 
@@ -189,7 +189,7 @@ def test_pairs_of_clones_are_there_once_and_a_clone_is_no_positive() -> None:
     one = link(1, "a.py")
     again = PairSource(Pair(one.pair.anchor + " ", one.pair.positive.replace(" ", "  "), "docstring", "python", "b.py"))
     itself = PairSource(Pair("def f(x): return x", "def f(x):\n    return x", "symbol", "python", "c.py"))
-    assert without_clones([one, again, itself]) == [one]
+    assert without_duplicates([one, again, itself]) == [one]
 
 
 # Files
@@ -255,7 +255,7 @@ def test_a_file_of_pairs_that_is_none_says_in_which_line(tmp_path: Path, line: s
 
 def test_the_data_of_a_day_is_filed_once_and_never_replaced(tmp_path: Path) -> None:
     day, folder = date(2026, 3, 1), tmp_path / "a" / "b"
-    filed = [file_dataset(folder, day, dataset(n).lines(), dataset(n).manifest()) for n in (3, 4, 3, 4, 5)]
+    filed = [archive_dataset(folder, day, dataset(n).lines(), dataset(n).manifest()) for n in (3, 4, 3, 4, 5)]
     names = ["day-2026-03-01.jsonl", "day-2026-03-01.2.jsonl", "day-2026-03-01.3.jsonl"]
     assert [path.name for path in filed] == [names[0], names[1], names[0], names[1], names[2]]
     assert len(list(folder.iterdir())) == 6
@@ -264,12 +264,12 @@ def test_the_data_of_a_day_is_filed_once_and_never_replaced(tmp_path: Path) -> N
 
 def test_what_is_filed_already_is_not_written_again(tmp_path: Path) -> None:
     made = dataset()
-    filed = file_dataset(tmp_path, date(2026, 3, 1), made.lines(), made.manifest())
+    filed = archive_dataset(tmp_path, date(2026, 3, 1), made.lines(), made.manifest())
     before = filed.stat()
-    assert file_dataset(tmp_path, date(2026, 3, 1), made.lines(), made.manifest()) == filed
+    assert archive_dataset(tmp_path, date(2026, 3, 1), made.lines(), made.manifest()) == filed
     assert (filed.stat().st_ino, filed.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["day-2026-03-01.jsonl", "day-2026-03-01.manifest.json"]
-    next_day = file_dataset(tmp_path, date(2026, 3, 2), made.lines(), made.manifest())
+    next_day = archive_dataset(tmp_path, date(2026, 3, 2), made.lines(), made.manifest())
     assert next_day.name == "day-2026-03-02.jsonl"
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from models.encoders.base import TextOptions, Tokens
 from models.errors import OutOfDeviceMemory, TextTooLong
-from models.training.data.near_duplicates import clone_groups
+from models.training.data.near_duplicates import duplicate_groups
 from models.training.data.negatives import with_negatives
 from models.training.data.pairs import PairSource
 from models.training.data.records import Pair
@@ -146,7 +146,7 @@ def test_no_negative_could_be_right(drawn: list[tuple[str, str, str, str, bool]]
 
 def grouped(links: list[PairSource]) -> dict[str, int]:
     texts = list(dict.fromkeys(text for each in links for text in each.texts))
-    return dict(zip(texts, clone_groups(texts), strict=True))
+    return dict(zip(texts, duplicate_groups(texts), strict=True))
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
@@ -185,7 +185,7 @@ def test_a_copy_that_is_documented_otherwise_is_still_a_clone() -> None:
     copied = body.replace("load_rows", "read_table")
     words = "Every row becomes a mapping from the names of the columns to the values that stand in that row."
     code = copied.replace("\n", f'\n    """{words} {words.upper()}"""\n', 1)
-    assert clone_groups([body, copied, code]) == [0, 0, 2]
+    assert duplicate_groups([body, copied, code]) == [0, 0, 2]
     copy = PairSource(Pair("rows = read_table(path)", code, "call", "python"), "read_table", bodies=(copied,))
     own = PairSource(Pair("Give the rows of a file with a header", body, "docstring", "python"), "load_rows")
     found = chosen([own, copy, *doors()], count=8)

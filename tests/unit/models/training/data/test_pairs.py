@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from models.training.data.chunks import symbols_of
-from models.training.data.pairs import MOST_OF_ONE, links_of, words
+from models.training.data.pairs import MAX_PER_POSITIVE, pair_sources, words
 from models.training.data.records import Pair, SourceFile, Symbol
+from models.training.data.symbols import symbols_of
 
 
 def symbol(name: str, **fields: Any) -> Symbol:
@@ -25,7 +25,7 @@ def calling(name: str, *called: str, **fields: Any) -> Symbol:
 
 
 def pairs_of(*symbols: Symbol) -> list[Pair]:
-    return [link.pair for link in links_of(symbols)]
+    return [link.pair for link in pair_sources(symbols)]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_who_calls_itself_is_no_pair() -> None:
 
 def test_a_popular_helper_does_not_fill_the_data() -> None:
     callers = [calling(f"caller{number}", "parse_header") for number in range(20)]
-    assert len(pairs_of(symbol("parse_header"), *callers)) == MOST_OF_ONE
+    assert len(pairs_of(symbol("parse_header"), *callers)) == MAX_PER_POSITIVE
 
 
 def test_a_test_belongs_to_what_it_is_named_after() -> None:

@@ -175,14 +175,14 @@ def test_a_submodule_is_left_out(repository: Path, tmp_path: Path) -> None:
 
 def test_bounds_keep_the_same_part_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, *(f"{letter}/{number}.py" for letter in "abcd" for number in range(25)))
-    monkeypatch.setattr(sources, "_MOST_FILES", 20)
+    monkeypatch.setattr(sources, "_MAX_FILES", 20)
     codebase = read_codebase(tmp_path)
     assert len(codebase.files) == 20
     assert {path[0] for path in paths(codebase)} == set("abcd")
     assert paths(codebase) == sorted(paths(codebase))
     assert codebase.skipped == {"too many files": 80}
     assert codebase == read_codebase(tmp_path)
-    monkeypatch.setattr(sources, "_MOST_BYTES", 5 * len(CODE))
+    monkeypatch.setattr(sources, "_MAX_BYTES", 5 * len(CODE))
     assert read_codebase(tmp_path).skipped == {"too many bytes": 95}
 
 

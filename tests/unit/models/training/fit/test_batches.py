@@ -12,12 +12,11 @@ from models.encoders.base import Tokens
 from models.training.data.records import Pair
 from models.training.fit.batches import Batches, Example, collate, examples
 from models.training.fit.epochs import Epochs
-from models.training.fit.history import History
-from models.training.fit.measured_step import rehearse
+from models.training.fit.footprint import measure_steps
 from models.training.fit.method import Method, trainable_model
 from models.training.fit.texts import TrainingTexts
 from models.training.options import TrainingOptions
-from models.training.progress import Evaluated, Event, Note, Trained, read_event
+from models.training.progress import Evaluated, Event, History, Note, Trained, read_event
 
 CPU = Method(torch.device("cpu"), bf16=False, lora=False, checkpointing=False)
 
@@ -58,7 +57,7 @@ def test_the_largest_batch_with_its_padding_is_rehearsed_and_then_a_middling_one
     items = [Example((Tokens([1]), Tokens([1] * tokens)), frozenset(), frozenset()) for tokens in (9, 1, 1, 3, 3, 3)]
     largest, smallest, middling = [0, 1], [2], [3, 4, 5]  # 20, 2 and 12 tokens
     computed: list[list[int]] = []
-    assert rehearse(computed.append, items, [smallest, largest, middling]) > 0
+    assert measure_steps(computed.append, items, [smallest, largest, middling]) > 0
     assert computed == [largest, middling]
 
 
@@ -102,13 +101,13 @@ def test_a_history_forgets_what_is_done_again_and_a_line_that_was_cut(tmp_path: 
 
 
 def test_the_best_epoch_becomes_the_candidate_and_is_not_cleared_away(tmp_path: Path) -> None:
-    epochs = Epochs.found(tmp_path)
+    epochs = Epochs.load(tmp_path)
     for number, value in enumerate([0.5, 0.7, 0.6, 0.6, 0.6]):
         epochs.scores.append({"ndcg@10": value})
         if number:
             epochs.keep(lambda folder: (folder / "trainer_state.json").write_text('{"global_step": 7}'))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-1", "epoch-3", "epoch-4"]
-    again = Epochs.found(tmp_path)
+    again = Epochs.load(tmp_path)
     assert (again.done, again.step, again.best_number, again.gained) == (4, 7, 1, True)
     assert again.exhausted(3)
     assert not again.exhausted(4)

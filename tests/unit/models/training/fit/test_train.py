@@ -183,7 +183,7 @@ def spoiled(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[int, int], float])
         return loss
 
     monkeypatch.setattr(train, "make_loss", make_loss)
-    monkeypatch.setattr(train, "begin_again", lambda folder: None)  # it would take the place of this process
+    monkeypatch.setattr(train, "restart", lambda folder: None)  # it would take the place of this process
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -197,7 +197,7 @@ def test_a_loss_that_is_no_number_ends_it_and_the_best_is_kept(
     assert last(events, Candidate).stopped == "the loss was no number any more at step 7"
     assert "best epoch" in last(events, Note).text
     assert all(tensor.isfinite().all() for tensor in weights_of(spoilt.candidate).values())
-    assert Epochs.found(spoilt.checkpoints).done == 1
+    assert Epochs.load(spoilt.checkpoints).done == 1
 
 
 def test_a_loss_that_is_no_number_at_once_is_an_error(
@@ -216,14 +216,14 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(
     """The loss is finite; on the way back it overflows."""
     run = run_in(tmp_path / "run", of_folder(base))
     spoiled(monkeypatch, lambda count, rows: 1.0)
-    step = train.Loop.training_step
+    step = train.Trainer.training_step
 
     def training_step(loop: Any, model: Any, *given: Any) -> torch.Tensor:
         loss: torch.Tensor = step(loop, model, *given)
         next(model.parameters()).grad[0] = math.nan
         return loss
 
-    monkeypatch.setattr(train.Loop, "training_step", training_step)
+    monkeypatch.setattr(train.Trainer, "training_step", training_step)
     with pytest.raises(Diverged, match="step 1"):
         trained(run)
 

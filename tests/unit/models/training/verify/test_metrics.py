@@ -9,11 +9,11 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 from sentence_transformers.util import dot_score
 
 from models.encoders.base import Vectors, finish
+from models.training.data.held_out import held_out, split_held_out
 from models.training.data.records import Pair
 from models.training.verify import metrics
 from models.training.verify.drift import drift, fit_map, reindex_cost
 from models.training.verify.english import probe_items, probe_score
-from models.training.verify.held_out import held_out, parted
 from models.training.verify.metrics import nearest, paired_bootstrap, rank_metrics
 
 
@@ -188,19 +188,19 @@ def asked(files: int, anchors: int) -> list[Pair]:
 def test_what_chooses_an_epoch_does_not_judge_it(files: int, anchors: int) -> None:
     held, taught = asked(files, anchors), [Pair("a", "b", "docstring", file="train.py")]
     pairs = [*taught, *held]
-    assert parted(pairs, 1, seed=0) == (pairs, pairs)
-    choosing, judging = parted(pairs, 2, seed=0)
+    assert split_held_out(pairs, 1, seed=0) == (pairs, pairs)
+    choosing, judging = split_held_out(pairs, 2, seed=0)
     assert choosing[0] == judging[0] == taught[0]
     assert sorted(choosing[1:] + judging[1:], key=held.index) == held
     assert len(held) / 4 <= len(choosing) - 1 <= len(held) / 2
     if files > 1:
         assert {pair.file for pair in choosing[1:]}.isdisjoint(pair.file for pair in judging[1:])
-    assert parted(pairs, 2, seed=0) == (choosing, judging)
+    assert split_held_out(pairs, 2, seed=0) == (choosing, judging)
 
 
 def test_where_too_little_is_held_out_all_of_it_judges() -> None:
     held = asked(1, 1)
-    assert parted(held, 3, seed=0) == ([], held)
+    assert split_held_out(held, 3, seed=0) == ([], held)
 
 
 def test_the_probe_is_of_distinct_sentences_and_rewards_meaning() -> None:

@@ -21,12 +21,11 @@ from models.training.verify.report import (
     Comparison,
     Example,
     Report,
-    read_history,
     read_manifest,
     read_report,
-    write_report,
+    trainer_events,
 )
-from models.training.verify.report_page import page
+from models.training.verify.report_page import page, write_report
 
 HOSTILE = '<script>alert("&")</script>\'$body${title}'
 VOID = {"meta", "br"}
@@ -183,11 +182,11 @@ def test_the_page_follows_light_and_dark_and_the_width_of_a_phone() -> None:
 
 def test_history_leaves_out_what_is_torn_or_no_number(tmp_path: Path) -> None:
     file = tmp_path / "history.jsonl"
-    assert read_history(file) == []
+    assert trainer_events(file) == []
     events = [trained(1), Candidate(weights_sha256="0"), trained(2, float("nan")), Evaluated(epoch=1, metrics={"a": 1})]
     lines = [event.model_dump_json() for event in events]
     file.write_text("\n".join([*lines, lines[0][:30]]) + "\n\xff", "latin-1")
-    assert read_history(file) == [events[0], events[3]]
+    assert trainer_events(file) == [events[0], events[3]]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff"])

@@ -23,19 +23,19 @@ from models.encoders.choices import Choices
 from models.errors import ModelUnavailable, OutOfDeviceMemory
 from models.loading import loader
 from models.loading.loader import LoadOptions
+from models.training.data.held_out import held_out
 from models.training.data.records import Pair
-from models.training.fit.texts import ANCHOR_PROMPTS, DOCUMENT_PROMPTS
+from models.training.encoding import ANCHOR_PROMPTS, DOCUMENT_PROMPTS, encode_texts, options_named
 from models.training.options import VerifyLimits
 from models.training.progress import Event, Note, Verified, read_event
 from models.training.run import RunFolder, RunSpec
 from models.training.verify import report
-from models.training.verify.acceptance import gainless, slow
-from models.training.verify.canary import FILE, live_round_texts, read_live_round
-from models.training.verify.compare import Comparing, Findings
-from models.training.verify.encoding import encode_texts, options_named, speed_ratio
+from models.training.verify.acceptance import check_gain, check_speed
+from models.training.verify.canary import FILE, canary_texts, read_canary
+from models.training.verify.compare import Findings, VersionComparison, speed_ratio
 from models.training.verify.english import probe_items
-from models.training.verify.held_out import held_out
-from models.training.verify.report import HTML_FILE, JSON_FILE, Comparison, read_report
+from models.training.verify.report import JSON_FILE, Comparison, read_report
+from models.training.verify.report_page import HTML_FILE
 from models.training.verify.verify import MAP, verify
 from models.weights import durable, hub, model_files
 from models.weights.version_history import OWN_DATA, verdict_of
@@ -164,14 +164,14 @@ def test_weights_with_a_little_noise_are_accepted(tmp_path: Path, monkeypatch: p
     assert turn.dtype == np.float32
     assert np.abs(turn @ turn.T - np.eye(384)).max() < 1e-4
 
-    monkeypatch.setattr(loader, "load", lambda *_: pytest.fail("was examined again"))
+    monkeypatch.setattr(loader, "load", lambda *_: pytest.fail("was verified again"))
     assert verdict(run) == said
 
 
 def check_vectors(run: RunFolder) -> None:
     """What lies beside the report is what the candidate gives when it is served."""
-    texts, vectors = read_live_round(run.report)
-    assert texts == live_round_texts()
+    texts, vectors = read_canary(run.report)
+    assert texts == canary_texts()
     assert (len(set(texts)), vectors.shape, vectors.dtype) == (32, (32, 384), np.float32)
     served = loader.load(minilm(), LoadOptions("cpu", folder=run.candidate))
     assert cosine_rows(encode_texts(served, texts[:8]), vectors[:8]).min() > 0.9999
@@ -253,7 +253,7 @@ class Turned(FakeEncoder):
 
 def compared(candidate: FakeEncoder, given: Sequence[Pair], limits: VerifyLimits = DEFAULT) -> Findings:
     found = Findings()
-    Comparing(FakeEncoder(), candidate, held_out(given), limits, seed=0).into(found)
+    VersionComparison(FakeEncoder(), candidate, held_out(given), limits, seed=0).measure(found)
     return found
 
 
@@ -272,7 +272,7 @@ def test_one_text_without_a_finite_vector_is_enough() -> None:
     spoilt = [*pairs(), Pair("this text is nan", "whatever", "given", split="held_out")]
     found = compared(FakeEncoder(), spoilt)
     assert found.reasons == ["1 of 31 texts got a vector with a value that is no finite number"]
-    assert found.live_round is not None
+    assert found.canary is not None
     assert found.map is None
 
 
@@ -307,7 +307,7 @@ class Forgetful(FakeEncoder):
 def test_what_its_own_pairs_praise_must_please_the_operators_too(encoder: FakeEncoder, accepted: bool) -> None:
     ours = [Pair(f"ours {i} is", f"ours {i} indeed", "given", split="held_out") for i in range(30)]
     found = Findings()
-    Comparing(FakeEncoder(), encoder, held_out(pairs()), DEFAULT, seed=0, operators=held_out(ours)).into(found)
+    VersionComparison(FakeEncoder(), encoder, held_out(pairs()), DEFAULT, seed=0, judge=held_out(ours)).measure(found)
     assert found.metrics["mrr@10_after"] == found.metrics["mrr@10_before"]
     assert {"judge_ndcg@10_before", "judge_mrr@10_after"} <= found.metrics.keys()
     if accepted:
@@ -341,16 +341,16 @@ def test_a_gain_that_may_be_chance_is_rejected(change: Callable[[Vectors], Vecto
 
 def test_a_gain_that_is_certain_is_accepted() -> None:
     gain = Comparison(before=0.5, after=0.6, difference=0.1, low=0.001, high=0.2, p_worse=0.02)
-    assert list(gainless(gain, 30, VerifyLimits())) == []
-    (reason,) = gainless(gain.model_copy(update={"low": 0.0}), 30, VerifyLimits())
+    assert list(check_gain(gain, 30, VerifyLimits())) == []
+    (reason,) = check_gain(gain.model_copy(update={"low": 0.0}), 30, VerifyLimits())
     assert reason.startswith("no gain: NDCG@10 +0.100, 95 % interval +0.000 to +0.200, 30 queries")
-    assert list(gainless(gain.model_copy(update={"low": float("nan")}), 30, VerifyLimits()))
+    assert list(check_gain(gain.model_copy(update={"low": float("nan")}), 30, VerifyLimits()))
 
 
 def test_slower_than_allowed_is_rejected() -> None:
-    assert list(slow(1.49, VerifyLimits())) == []
-    assert "1.60 times as long" in next(slow(1.6, VerifyLimits()))
-    assert next(slow(float("nan"), VerifyLimits()))
+    assert list(check_speed(1.49, VerifyLimits())) == []
+    assert "1.60 times as long" in next(check_speed(1.6, VerifyLimits()))
+    assert next(check_speed(float("nan"), VerifyLimits()))
     assert speed_ratio(FakeEncoder(), FakeEncoder(), ["one two", "three"]) > 0
 
 
@@ -362,7 +362,7 @@ def test_queries_and_documents_get_the_prompts_that_they_were_trained_with() -> 
     assert options_named(encoder, ANCHOR_PROMPTS[1:]) == TextOptions(task="retrieval.query")
     assert options_named(encoder, ()) == TextOptions()
     searched = FakeEncoder(choices=choices)
-    Comparing(FakeEncoder(choices=choices), searched, held_out(pairs()), DEFAULT, seed=0).into(Findings())
+    VersionComparison(FakeEncoder(choices=choices), searched, held_out(pairs()), DEFAULT, seed=0).measure(Findings())
     assert {word_id("query:"), word_id("passage:")} <= searched.seen
 
 

@@ -9,10 +9,10 @@ from code_samples import NAMES, SOURCES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.training.data import chunks, definitions, trees
-from models.training.data.chunks import symbols_of
+from models.training.data import symbols, definitions, trees
 from models.training.data.languages import GRAMMARS, language_of
 from models.training.data.records import SourceFile, Symbol
+from models.training.data.symbols import symbols_of
 
 
 def read(text: str, language: str = "python", path: str = "pile/stack") -> dict[str, Symbol]:
@@ -209,7 +209,7 @@ def test_a_block_may_begin_with_a_comment_of_several_lines() -> None:
 
 
 def test_our_own_code_without_its_docstrings_is_still_python() -> None:
-    for module in (chunks, definitions):
+    for module in (symbols, definitions):
         text = inspect.getsource(module)
         found = symbols_of(SourceFile("a.py", "python", text))
         expected = {node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
