@@ -164,13 +164,7 @@ def _judged(folder: Path, tasks: Mapping[str, HeldOut], threads: int) -> dict[st
 
 def _print_training(contenders: Sequence[Contender]) -> None:
     rows = [
-        (
-            one.name,
-            f"{one.pairs}",
-            f"{one.seconds:.0f}",
-            f"{one.pairs_per_s:.2f}",
-            f"{one.peak_bytes / MIB:.0f}",
-        )
+        (one.name, f"{one.pairs}", f"{one.seconds:.0f}", f"{one.pairs_per_s:.2f}", f"{one.peak_bytes / MIB:.0f}")
         for one in contenders
     ]
     report.print_table(("", "pairs", "seconds", "pairs/s", "peak MiB"), rows)

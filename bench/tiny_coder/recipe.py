@@ -51,13 +51,7 @@ def build(vocabulary: int, seed: int, shape: Mapping[str, Any] = SHAPE) -> Llama
     """A Llama with tied embeddings whose layers begin as the identity. Id 0 begins and ends a text."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            tie_word_embeddings=True,
-            bos_token_id=0,
-            eos_token_id=0,
-            **shape,
-        )
+        LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, **shape)
     )
     for layer in model.model.layers:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)

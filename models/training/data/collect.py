@@ -49,11 +49,7 @@ def collect(run: RunFolder, emit: Emit) -> None:
 
 
 def build_dataset(
-    codebase: Path,
-    options: TrainingOptions,
-    *,
-    roots: tuple[Path, ...] = (),
-    encoder: "Encoder | None" = None,
+    codebase: Path, options: TrainingOptions, *, roots: tuple[Path, ...] = (), encoder: "Encoder | None" = None
 ) -> Dataset:
     """The pairs of a codebase below one of the roots, or anywhere. encoder: for negatives with similar vectors.
 

@@ -33,7 +33,7 @@ from models.training.errors import MalformedPair, NoPairs
 from models.training.run import RunFolder
 
 
-def link(number: int, file: str, anchor_file: str = "", **fields: Any) -> PairSource:
+def source(number: int, file: str, anchor_file: str = "", **fields: Any) -> PairSource:
     """A pair whose texts share no word with another's."""
     anchor = f"say{number} what{number} this{number} does{number}"
     positive = f"def do{number}(one{number}): return two{number} + three{number}"
@@ -45,11 +45,11 @@ def link(number: int, file: str, anchor_file: str = "", **fields: Any) -> PairSo
 def files(*sizes: int) -> list[PairSource]:
     """So many pairs in each of the files."""
     spread = [f"file{number}.py" for number, size in enumerate(sizes) for _ in range(size)]
-    return [link(number, file) for number, file in enumerate(spread)]
+    return [source(number, file) for number, file in enumerate(spread)]
 
 
-def split_held_out(links: list[PairSource], seed: int = 0) -> tuple[list[PairSource], list[PairSource]]:
-    done = split(links, seed).links
+def split_parts(sources: list[PairSource], seed: int = 0) -> tuple[list[PairSource], list[PairSource]]:
+    done = split(sources, seed).sources
     return tuple([each for each in done if each.pair.split == part] for part in ("train", "held_out"))  # type: ignore[return-value]
 
 
@@ -57,7 +57,7 @@ def split_held_out(links: list[PairSource], seed: int = 0) -> tuple[list[PairSou
 
 
 def test_a_tenth_of_the_files_is_held_out() -> None:
-    training, held = split_held_out(files(*[6] * 200))
+    training, held = split_parts(files(*[6] * 200))
     assert len(training) + len(held) == 1200
     assert 60 <= len(held) <= 200
     assert {each.pair.file for each in training}.isdisjoint(each.pair.file for each in held)
@@ -65,12 +65,12 @@ def test_a_tenth_of_the_files_is_held_out() -> None:
 
 def test_a_few_more_files_are_held_out_where_that_is_too_little() -> None:
     for seed in range(20):
-        assert len(split_held_out(files(*[20] * 50), seed)[1]) >= 50
+        assert len(split_parts(files(*[20] * 50), seed)[1]) >= 50
 
 
 def test_a_new_file_moves_no_other() -> None:
-    before = {each.pair.file for each in split_held_out(files(*[3] * 200))[1]}
-    after = {each.pair.file for each in split_held_out([*files(*[3] * 200), link(9999, "new.py")])[1]}
+    before = {each.pair.file for each in split_parts(files(*[3] * 200))[1]}
+    after = {each.pair.file for each in split_parts([*files(*[3] * 200), source(9999, "new.py")])[1]}
     assert after - {"new.py"} == before
 
 
@@ -78,63 +78,65 @@ def test_a_new_file_moves_no_other() -> None:
 @settings(max_examples=50)
 def test_a_new_file_lets_others_change_sides_one_way_only(sizes: list[int], size: int, seed: int) -> None:
     """Where few files are held out, one more or one less may be enough; never do two change places."""
-    links = files(*sizes)
-    added = [link(9000 + number, "new.py") for number in range(size)]
+    sources = files(*sizes)
+    added = [source(9000 + number, "new.py") for number in range(size)]
     try:
-        parts = [split([*links, *extra], seed) for extra in ([], added)]
+        parts = [split([*sources, *extra], seed) for extra in ([], added)]
     except NoPairs:
         return
-    if all(each.by_file for each in parts) and 2 * max(*sizes, size) <= len(links):
-        before, after = ({e.pair.file for e in part.links if e.pair.split == "held_out"} - {"new.py"} for part in parts)
+    if all(each.by_file for each in parts) and 2 * max(*sizes, size) <= len(sources):
+        before, after = (
+            {e.pair.file for e in part.sources if e.pair.split == "held_out"} - {"new.py"} for part in parts
+        )
         assert before <= after or after <= before
 
 
 def test_another_seed_holds_others_out() -> None:
-    one, other = (split_held_out(files(*[3] * 200), seed)[1] for seed in (0, 1))
+    one, other = (split_parts(files(*[3] * 200), seed)[1] for seed in (0, 1))
     assert {each.pair.file for each in one} != {each.pair.file for each in other}
 
 
 def test_no_more_is_held_out_than_tells_anything() -> None:
-    assert len(split_held_out(files(*[400] * 50))[1]) == MAX_HELD_OUT
+    assert len(split_parts(files(*[400] * 50))[1]) == MAX_HELD_OUT
 
 
 def test_one_file_alone_is_split_by_symbol() -> None:
     parts = split(files(100), 0)
     assert not parts.by_file
-    assert sum(each.pair.split == "held_out" for each in parts.links) in range(5, 31)
+    assert sum(each.pair.split == "held_out" for each in parts.sources) in range(5, 31)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_file_with_most_of_the_pairs_is_not_held_out(seed: int) -> None:
-    training, held = split_held_out(files(100, 30), seed)
+    training, held = split_parts(files(100, 30), seed)
     assert (len(training), len(held)) == (100, 30)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_files_that_only_hold_anchors_do_not_stand_in_the_way(seed: int) -> None:
-    tests = [link(1000 + number, "file0.py", "test_file0.py") for number in range(5)]
-    training, held = split_held_out([*files(100), *tests], seed)
+    tests = [source(1000 + number, "file0.py", "test_file0.py") for number in range(5)]
+    training, held = split_parts([*files(100), *tests], seed)
     assert len(training) >= MIN_TRAINING_PAIRS
     assert held
 
 
 def test_a_pair_across_the_border_is_in_neither_part() -> None:
-    across = [link(5000 + number, f"file{number}.py", f"file{number + 1}.py") for number in range(199)]
-    training, held = split_held_out([*files(*[3] * 200), *across])
+    across = [source(5000 + number, f"file{number}.py", f"file{number + 1}.py") for number in range(199)]
+    training, held = split_parts([*files(*[3] * 200), *across])
     secret = {each.pair.file for each in held}
     assert all(not {each.pair.file, each.anchor_file} & secret for each in training)
     assert all({each.pair.file, each.anchor_file} <= secret for each in held)
     assert len(training) + len(held) < 799
 
 
-@pytest.mark.parametrize("links", [[], files(1), files(10, 5), files(*[1] * 16), [link(1, "a.py")] * 100])
-def test_too_little_is_refused_with_the_figures(links: list[PairSource]) -> None:
+@pytest.mark.parametrize("sources", [[], files(1), files(10, 5), files(*[1] * 16), [source(1, "a.py")] * 100])
+def test_too_little_is_refused_with_the_figures(sources: list[PairSource]) -> None:
     with pytest.raises(NoPairs, match=r"\d+ pairs to train on and \d+ held out"):
-        split(without_duplicates(links), 0)
+        split(without_duplicates(sources), 0)
 
 
 def test_sixteen_and_one_are_enough() -> None:
-    training, held = split_held_out(files(*[1] * 18), seed=1)
+    training, held = split_parts(files(*[1] * 18), seed=1)
     assert len(training) >= MIN_TRAINING_PAIRS
     assert held
 
@@ -160,13 +162,13 @@ LINKS = st.builds(
 
 @given(st.lists(LINKS, max_size=60), st.integers(0, 3))
 @settings(max_examples=80, deadline=None)
-def test_nothing_leaks(links: list[PairSource], seed: int) -> None:
+def test_nothing_leaks(sources: list[PairSource], seed: int) -> None:
     try:
-        parts = split([*without_duplicates(links), *files(*[4] * 9)], seed)
+        parts = split([*without_duplicates(sources), *files(*[4] * 9)], seed)
     except NoPairs:
         return
-    training = with_negatives([each for each in parts.links if each.pair.split == "train"], 2, seed)
-    held = [each for each in parts.links if each.pair.split == "held_out"]
+    training = with_negatives([each for each in parts.sources if each.pair.split == "train"], 2, seed)
+    held = [each for each in parts.sources if each.pair.split == "held_out"]
     shown = [text for each in training for text in (*each.texts, *each.pair.negatives)]
     secret = [text for each in held for text in each.texts]
     groups = duplicate_groups([*shown, *secret])
@@ -178,15 +180,15 @@ def test_nothing_leaks(links: list[PairSource], seed: int) -> None:
 
 
 def test_a_copy_of_what_is_held_out_is_not_trained_on_whatever_its_documentation() -> None:
-    links = files(*[3] * 200)
-    secret = next(each for each in split_held_out(links)[1])
-    open_file = split_held_out(links)[0][0].pair.file
-    copy = link(7777, open_file, bodies=(secret.pair.positive,))
-    assert copy.pair not in [each.pair for each in split([*links, copy], 0).links]
+    sources = files(*[3] * 200)
+    secret = next(each for each in split_parts(sources)[1])
+    open_file = split_parts(sources)[0][0].pair.file
+    copy = source(7777, open_file, bodies=(secret.pair.positive,))
+    assert copy.pair not in [each.pair for each in split([*sources, copy], 0).sources]
 
 
 def test_pairs_of_clones_are_there_once_and_a_clone_is_no_positive() -> None:
-    one = link(1, "a.py")
+    one = source(1, "a.py")
     again = PairSource(Pair(one.pair.anchor + " ", one.pair.positive.replace(" ", "  "), "docstring", "python", "b.py"))
     itself = PairSource(Pair("def f(x): return x", "def f(x):\n    return x", "symbol", "python", "c.py"))
     assert without_duplicates([one, again, itself]) == [one]
@@ -242,8 +244,8 @@ def test_half_a_character_does_no_harm_to_the_rest_of_the_file(tmp_path: Path) -
     write(run := RunFolder(tmp_path), Dataset(pairs, "here", "digest", 7))
     assert read_pairs(run.data)[0] == Pair("a ? b", "?", "call", "python", "caf?.py", ("?",))
     assert read_pairs(run.data)[2:] == dataset().pairs
-    links = [link(number, f"caf\udce9{number}\ud800.py") for number in range(40)]
-    assert split(links, 0).by_file
+    sources = [source(number, f"caf\udce9{number}\ud800.py") for number in range(40)]
+    assert split(sources, 0).by_file
 
 
 @pytest.mark.parametrize("line", ["[]", "{", '{"anchor": "a"}', '{"anchor": 1, "positive": "b", "kind": "call"}'])

@@ -37,8 +37,8 @@ def doors() -> list[PairSource]:
     return [PairSource(Pair(anchor, code, "docstring", "python", "a.py"), f"D.{name}") for name, anchor, code in DOORS]
 
 
-def chosen(links: list[PairSource], encoder: FakeEncoder | None = None, count: int = 2) -> list[tuple[str, ...]]:
-    return [each.pair.negatives for each in with_negatives(links, count, 0, encoder)]
+def chosen(sources: list[PairSource], encoder: FakeEncoder | None = None, count: int = 2) -> list[tuple[str, ...]]:
+    return [each.pair.negatives for each in with_negatives(sources, count, 0, encoder)]
 
 
 def test_negatives_share_words_with_the_anchor_and_are_less_near_than_the_positive() -> None:
@@ -82,16 +82,16 @@ def test_where_nothing_is_near_it_is_a_random_one_of_the_same_language() -> None
     names = ["".join(letters) for letters in product("abcd", repeat=3)]
     python = [PairSource(Pair(f"say{name}", f"def do{name}(): pass", "call", "python"), name) for name in names]
     go = [PairSource(Pair(f"tell{name}", f"func go{name}() {{}}", "call", "go"), name + "go") for name in names]
-    links = python + go
-    given = with_negatives(links, 1, 0)
+    sources = python + go
+    given = with_negatives(sources, 1, 0)
     assert all(each.pair.negatives[0].startswith("func") == (each.pair.language == "go") for each in given)
-    assert chosen(links, count=1) == [each.pair.negatives for each in given]
-    assert [each.pair.negatives for each in with_negatives(links, 1, 1)] != chosen(links, count=1)
+    assert chosen(sources, count=1) == [each.pair.negatives for each in given]
+    assert [each.pair.negatives for each in with_negatives(sources, 1, 1)] != chosen(sources, count=1)
 
 
 def test_what_is_held_out_gets_none_and_gives_none() -> None:
-    links = [replace(numbered(n), anchor_file=f"{n % 50}.py") for n in range(400)]
-    parts = split(links, 0).links
+    sources = [replace(numbered(n), anchor_file=f"{n % 50}.py") for n in range(400)]
+    parts = split(sources, 0).sources
     secret = {each.pair.positive for each in parts if each.pair.split == "held_out"}
     given = with_negatives(parts, 2, 0)
     assert all(not each.pair.negatives for each in given if each.pair.split == "held_out")
@@ -125,15 +125,15 @@ def test_memory_that_is_short_is_said() -> None:
 @given(st.lists(st.tuples(TEXTS, TEXTS, NAMES, NAMES, st.booleans()), max_size=30), st.integers(0, 8), st.booleans())
 @settings(max_examples=60)
 def test_no_negative_could_be_right(drawn: list[tuple[str, str, str, str, bool]], count: int, by_meaning: bool) -> None:
-    links = [
+    sources = [
         PairSource(Pair(anchor, code, "call", "python", split="held_out" if held else "train"), name, "a.py", where)
         for anchor, code, name, where, held in drawn
     ]
-    given = with_negatives(links, count, 0, FakeEncoder() if by_meaning else None)
-    assert [replace(each, pair=replace(each.pair, negatives=())) for each in given] == links
+    given = with_negatives(sources, count, 0, FakeEncoder() if by_meaning else None)
+    assert [replace(each, pair=replace(each.pair, negatives=())) for each in given] == sources
     training = [each for each in given if each.pair.split == "train"]
     assert all(not each.pair.negatives for each in given if each not in training)
-    groups = grouped(links)
+    groups = grouped(sources)
     names = {each.pair.positive: each.name for each in reversed(training)}
     for each in training:
         found = [groups[text] for text in each.pair.negatives]
@@ -144,16 +144,16 @@ def test_no_negative_could_be_right(drawn: list[tuple[str, str, str, str, bool]]
         assert named.isdisjoint({each.name, each.anchor_name})
 
 
-def grouped(links: list[PairSource]) -> dict[str, int]:
-    texts = list(dict.fromkeys(text for each in links for text in each.texts))
+def grouped(sources: list[PairSource]) -> dict[str, int]:
+    texts = list(dict.fromkeys(text for each in sources for text in each.texts))
     return dict(zip(texts, duplicate_groups(texts), strict=True))
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_each_gets_as_many_as_were_asked_for(count: int) -> None:
-    links = [numbered(number) for number in range(60)]
+    sources = [numbered(number) for number in range(60)]
     for encoder in (None, FakeEncoder()):
-        assert [len(set(negatives)) for negatives in chosen(links, encoder, count)] == [count] * 60
+        assert [len(set(negatives)) for negatives in chosen(sources, encoder, count)] == [count] * 60
 
 
 def test_of_few_it_gets_what_there_is() -> None:
@@ -167,11 +167,11 @@ def numbered(number: int) -> PairSource:
 
 
 def test_who_has_negatives_keeps_them_and_gives_none() -> None:
-    links = [numbered(number) for number in range(20)]
-    links[3] = replace(links[3], pair=replace(links[3].pair, negatives=("given with it",)))
-    found = chosen(links, count=8)
+    sources = [numbered(number) for number in range(20)]
+    sources[3] = replace(sources[3], pair=replace(sources[3].pair, negatives=("given with it",)))
+    found = chosen(sources, count=8)
     assert found[3] == ("given with it",)
-    assert all(links[3].pair.positive not in negatives for negatives in found)
+    assert all(sources[3].pair.positive not in negatives for negatives in found)
 
 
 def test_a_copy_that_is_documented_otherwise_is_still_a_clone() -> None:
@@ -212,15 +212,15 @@ REST = (("unlike one", "sell apples dearly"), ("unlike two", "a tree grows"), ("
 
 
 def test_what_is_near_in_meaning_comes_first_though_it_shares_no_word() -> None:
-    links = described(("mend a car", "mend a car query:"), ("unlike four", "repair wagon today"), *REST)
-    assert chosen(links, Synonyms(), 1)[0] == ("repair wagon today",)
-    assert chosen(links, None, 1)[0] == ("a tree grows",)
+    sources = described(("mend a car", "mend a car query:"), ("unlike four", "repair wagon today"), *REST)
+    assert chosen(sources, Synonyms(), 1)[0] == ("repair wagon today",)
+    assert chosen(sources, None, 1)[0] == ("a tree grows",)
 
 
 def test_what_is_as_near_in_meaning_as_the_positive_is_not_looked_for() -> None:
     rival = ("unlike five", "fix a vehicle query:")
-    links = described(("mend a car", "cure a wagon query:"), rival, ("unlike four", "repair wagon today"), *REST)
-    assert chosen(links, Synonyms(), 1)[0] == ("repair wagon today",)
+    sources = described(("mend a car", "cure a wagon query:"), rival, ("unlike four", "repair wagon today"), *REST)
+    assert chosen(sources, Synonyms(), 1)[0] == ("repair wagon today",)
 
 
 def test_vectors_of_anchors_and_documents_are_made_as_those_that_are_searched_with() -> None:

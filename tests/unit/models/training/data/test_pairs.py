@@ -25,7 +25,7 @@ def calling(name: str, *called: str, **fields: Any) -> Symbol:
 
 
 def pairs_of(*symbols: Symbol) -> list[Pair]:
-    return [link.pair for link in pair_sources(symbols)]
+    return [source.pair for source in pair_sources(symbols)]
 
 
 @pytest.mark.parametrize(

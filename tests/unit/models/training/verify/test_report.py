@@ -17,14 +17,7 @@ from models.training.options import TrainingOptions, VerifyLimits
 from models.training.progress import Candidate, Evaluated, Trained
 from models.training.verify.charts import Bar, bar_chart, histogram, line_chart
 from models.training.verify.drift import drift, reindex_cost
-from models.training.verify.report import (
-    Comparison,
-    Example,
-    Report,
-    read_manifest,
-    read_report,
-    trainer_events,
-)
+from models.training.verify.report import Comparison, Example, Report, read_manifest, read_report, trainer_events
 from models.training.verify.report_page import page, write_report
 
 HOSTILE = '<script>alert("&")</script>\'$body${title}'
