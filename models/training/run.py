@@ -3,7 +3,6 @@
 The steps `collect`, `train` and `verify` each read the folder and add files to it; an interrupted run resumes there.
 """
 
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Literal
@@ -43,51 +42,27 @@ class RunSpec(BaseModel):
     memory_bytes: int | None = Field(None, ge=1)
 
 
-@dataclass(frozen=True, slots=True)
 class RunFolder:
     """The paths of a run's files."""
 
-    path: Path
-
-    @property
-    def spec(self) -> Path:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spec = path / "run.json"
         """The RunSpec, as JSON."""
-        return self.path / "run.json"
-
-    @property
-    def data(self) -> Path:
+        self.data = path / "data.jsonl"
         """The pairs, as JSON lines: see dataset.py."""
-        return self.path / "data.jsonl"
-
-    @property
-    def judge(self) -> Path:
+        self.judge = path / "judge.jsonl"
         """The pairs of `RunSpec.judge`, as JSON lines."""
-        return self.path / "judge.jsonl"
-
-    @property
-    def manifest(self) -> Path:
+        self.manifest = path / "manifest.json"
         """The Manifest of the pairs, as JSON."""
-        return self.path / "manifest.json"
-
-    @property
-    def checkpoints(self) -> Path:
+        self.checkpoints = path / "epochs"
         """The trainer's state after each epoch, to resume from."""
-        return self.path / "epochs"
-
-    @property
-    def history(self) -> Path:
+        self.history = path / "history.jsonl"
         """The trainer's events, as JSON lines, for the report."""
-        return self.path / "history.jsonl"
-
-    @property
-    def candidate(self) -> Path:
+        self.candidate = path / "candidate"
         """The new weights, complete, in the standard layout."""
-        return self.path / "candidate"
-
-    @property
-    def report(self) -> Path:
-        """The folder, inside the candidate, of report.json, report.html and map_from_parent.safetensors."""
-        return self.candidate / "report"
+        self.report = self.candidate / "report"
+        """The folder of report.json, report.html and map_from_parent.safetensors."""
 
     def read(self) -> RunSpec:
         """Raises OSError, ValidationError."""

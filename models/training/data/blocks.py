@@ -34,19 +34,8 @@ def _block(file: SourceFile, begin: int, lines: list[str], is_test: bool) -> Sym
     if comment and body:
         docstring = comment_text([comment["block"]] if comment["block"] else comment["lines"].splitlines())
     name = f"{file.path}:{begin + 1}"
-    return Symbol(
-        name,
-        name,
-        "block",
-        file.language,
-        file.path,
-        begin + 1,
-        code,
-        body if docstring else code,
-        docstring,
-        (),
-        is_test,
-    )
+    body = body if docstring else code
+    return Symbol(name, name, "block", file.language, file.path, begin + 1, code, body, docstring, (), is_test)
 
 
 def _grouped(lines: list[str]) -> Iterator[tuple[int, int]]:

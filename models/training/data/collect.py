@@ -4,24 +4,24 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
+from ...encoders.base import Encoder
 from ...errors import OutOfDeviceMemory
+from ...sandbox.memory_limit import limited_memory
 from ...weights.durable import clear_leftovers, write_durably
 from ..errors import BadJudge, NoPairs, TrainingError
 from ..options import TrainingOptions
 from ..progress import Collected, Emit, Note
 from ..run import RunFolder, RunSpec
 from .dataset import Dataset, archive_dataset, read_given, to_json_lines, write_dataset
+from .negatives import with_negatives
 from .pairs import PairSource, pair_sources
 from .records import Manifest, Pair, Symbol
 from .secrets import REDACTED, redact_secrets
 from .sources import Codebase, read_codebase
 from .split import MAX_HELD_OUT, Parts, split, without_duplicates
 from .symbols import symbols_of
-
-if TYPE_CHECKING:
-    from ...encoders.base import Encoder
 
 AddNegatives: TypeAlias = Callable[[list[PairSource]], list[PairSource]]
 
@@ -49,13 +49,14 @@ def collect(run: RunFolder, emit: Emit) -> None:
 
 
 def build_dataset(
-    codebase: Path, options: TrainingOptions, *, roots: tuple[Path, ...] = (), encoder: "Encoder | None" = None
+    codebase: Path, options: TrainingOptions, *, roots: tuple[Path, ...] = (), encoder: Encoder | None = None
 ) -> Dataset:
     """The pairs of a codebase below one of the roots, or anywhere. encoder: for negatives with similar vectors.
 
     Raises PathRefused, NoPairs, OutOfDeviceMemory.
     """
-    return _build(codebase, options, roots, lambda sources: _with_negatives(sources, options, encoder))
+    count, seed = options.hard_negatives, options.seed
+    return _build(codebase, options, roots, lambda sources: with_negatives(sources, count, seed, encoder))
 
 
 def _build(codebase: Path, options: TrainingOptions, roots: Sequence[Path], add_negatives: AddNegatives) -> Dataset:
@@ -100,42 +101,28 @@ def _dataset(spec: RunSpec) -> Dataset:
 
     def add_negatives(sources: list[PairSource]) -> list[PairSource]:
         try:
-            return _with_negatives_by_vectors(sources, spec)
+            return _negatives_by_model(sources, spec) if spec.options.hard_negatives else sources
         except OutOfDeviceMemory:
             notes.append("memory was short: hard negatives were found by words alone")
-            return _with_negatives(sources, spec.options)
+            return with_negatives(sources, spec.options.hard_negatives, spec.options.seed)
 
     dataset = _build(spec.codebase, spec.options, spec.roots, add_negatives)
     return replace(dataset, notes=(*dataset.notes, *notes))
 
 
-def _with_negatives_by_vectors(sources: list[PairSource], spec: RunSpec) -> list[PairSource]:
+def _negatives_by_model(sources: list[PairSource], spec: RunSpec) -> list[PairSource]:
     """Add negatives by the vectors of the model to be trained. Raises OutOfDeviceMemory.
 
     Only this step has a memory limit: a parser without memory ends the process.
     """
-    if not spec.options.hard_negatives:
-        return sources
     from ...loading.device import configure_threads, memory_errors, pick_device
     from ...loading.loader import LoadOptions, load
-    from ...sandbox.memory_limit import limited_memory
-    from .negatives import with_negatives
 
     configure_threads(spec.threads)
     device = pick_device(spec.device).type
     encoder = load(spec.entry, LoadOptions(spec.device, folder=spec.base, threads=spec.threads))
     with memory_errors(device), limited_memory(spec.memory_bytes if device == "cpu" else None):
         return with_negatives(sources, spec.options.hard_negatives, spec.options.seed, encoder)
-
-
-def _with_negatives(
-    sources: list[PairSource], options: TrainingOptions, encoder: "Encoder | None" = None
-) -> list[PairSource]:
-    if not options.hard_negatives:
-        return sources
-    from .negatives import with_negatives
-
-    return with_negatives(sources, options.hard_negatives, options.seed, encoder)
 
 
 def _split(code: Codebase, symbols: Sequence[Symbol], seed: int) -> Parts:

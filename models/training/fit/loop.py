@@ -144,10 +144,7 @@ class TrainingMonitor(TrainerCallback):
     """
 
     def __init__(self, trainer: Trainer, history: History, patience: int, before: int) -> None:
-        self._trainer = trainer
-        self._meter = trainer.meter
-        self._data = trainer.data
-        self._epochs = trainer.epochs
+        self._trainer, self._meter, self._data, self._epochs = trainer, trainer.meter, trainer.data, trainer.epochs
         self._history = history
         self._patience = patience
         self._before = before

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import numpy as np
@@ -200,15 +200,8 @@ def examples(held: HeldOut, before: Ranking, after: Ranking) -> list[Example]:
 
 
 def _comparison(before: Values, after: Values, seed: int) -> Comparison:
-    found = paired_bootstrap(after, before, seed)
-    return Comparison(
-        before=float(before.mean()),
-        after=float(after.mean()),
-        difference=found.difference,
-        low=found.low,
-        high=found.high,
-        p_worse=found.p_worse,
-    )
+    difference = asdict(paired_bootstrap(after, before, seed))
+    return Comparison(before=float(before.mean()), after=float(after.mean()), **difference)
 
 
 def _first_line(text: str) -> str:

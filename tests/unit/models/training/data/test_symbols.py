@@ -9,7 +9,7 @@ from code_samples import NAMES, SOURCES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.training.data import symbols, definitions, trees
+from models.training.data import definitions, symbols, trees
 from models.training.data.languages import GRAMMARS, language_of
 from models.training.data.records import SourceFile, Symbol
 from models.training.data.symbols import symbols_of
