@@ -45,7 +45,7 @@ class RequestLog:
 
 @dataclass(slots=True)
 class Timeline:
-    """When the job entered each state, and its version was promoted, served by every worker and confirmed, in seconds."""
+    """When the job entered each state and its version was promoted, served everywhere and confirmed, in seconds."""
 
     states: dict[str, float] = field(default_factory=dict)
     promoted: float = 0.0
