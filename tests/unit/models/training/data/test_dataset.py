@@ -63,7 +63,7 @@ def test_a_tenth_of_the_files_is_held_out() -> None:
     assert {each.pair.file for each in training}.isdisjoint(each.pair.file for each in held)
 
 
-def test_a_few_more_files_are_held_out_where_that_is_too_little() -> None:
+def test_more_files_are_held_out_if_that_is_too_little() -> None:
     for seed in range(20):
         assert len(split_parts(files(*[20] * 50), seed)[1]) >= 50
 
@@ -76,7 +76,7 @@ def test_a_new_file_moves_no_other() -> None:
 
 @given(st.lists(st.integers(1, 9), min_size=8, max_size=40), st.integers(1, 9), st.integers(0, 9))
 @settings(max_examples=50)
-def test_a_new_file_lets_others_change_sides_one_way_only(sizes: list[int], size: int, seed: int) -> None:
+def test_a_new_file_moves_others_in_one_direction_only(sizes: list[int], size: int, seed: int) -> None:
     """Where few files are held out, one more or one less may be enough; never do two change places."""
     sources = files(*sizes)
     added = [source(9000 + number, "new.py") for number in range(size)]
@@ -91,12 +91,12 @@ def test_a_new_file_lets_others_change_sides_one_way_only(sizes: list[int], size
         assert before <= after or after <= before
 
 
-def test_another_seed_holds_others_out() -> None:
+def test_another_seed_holds_out_other_files() -> None:
     one, other = (split_parts(files(*[3] * 200), seed)[1] for seed in (0, 1))
     assert {each.pair.file for each in one} != {each.pair.file for each in other}
 
 
-def test_no_more_is_held_out_than_tells_anything() -> None:
+def test_the_number_of_held_out_pairs_is_bounded() -> None:
     assert len(split_parts(files(*[400] * 50))[1]) == MAX_HELD_OUT
 
 
@@ -113,14 +113,14 @@ def test_a_file_with_most_of_the_pairs_is_not_held_out(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_files_that_only_hold_anchors_do_not_stand_in_the_way(seed: int) -> None:
+def test_files_with_anchors_only_do_not_matter(seed: int) -> None:
     tests = [source(1000 + number, "file0.py", "test_file0.py") for number in range(5)]
     training, held = split_parts([*files(100), *tests], seed)
     assert len(training) >= MIN_TRAINING_PAIRS
     assert held
 
 
-def test_a_pair_across_the_border_is_in_neither_part() -> None:
+def test_a_pair_across_both_parts_is_dropped() -> None:
     across = [source(5000 + number, f"file{number}.py", f"file{number + 1}.py") for number in range(199)]
     training, held = split_parts([*files(*[3] * 200), *across])
     secret = {each.pair.file for each in held}
@@ -179,7 +179,7 @@ def test_nothing_leaks(sources: list[PairSource], seed: int) -> None:
     assert not any(each.pair.negatives for each in held)
 
 
-def test_a_copy_of_what_is_held_out_is_not_trained_on_whatever_its_documentation() -> None:
+def test_a_copy_of_held_out_code_with_another_docstring_is_dropped() -> None:
     sources = files(*[3] * 200)
     secret = next(each for each in split_parts(sources)[1])
     open_file = split_parts(sources)[0][0].pair.file
@@ -187,7 +187,7 @@ def test_a_copy_of_what_is_held_out_is_not_trained_on_whatever_its_documentation
     assert copy.pair not in [each.pair for each in split([*sources, copy], 0).sources]
 
 
-def test_pairs_of_clones_are_there_once_and_a_clone_is_no_positive() -> None:
+def test_near_duplicate_pairs_are_kept_once_and_no_positive_of_themselves() -> None:
     one = source(1, "a.py")
     again = PairSource(Pair(one.pair.anchor + " ", one.pair.positive.replace(" ", "  "), "docstring", "python", "b.py"))
     itself = PairSource(Pair("def f(x): return x", "def f(x):\n    return x", "symbol", "python", "c.py"))
@@ -202,7 +202,7 @@ def dataset(count: int = 3) -> Dataset:
     return Dataset(pairs, "here", "digest", 7, skipped={"binary": 2})
 
 
-def test_pairs_come_back_as_they_were_written(tmp_path: Path) -> None:
+def test_pairs_survive_writing_and_reading(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     manifest = write(run, dataset())
     assert read_pairs(run.data) == dataset().pairs
@@ -226,7 +226,7 @@ ODD = ["\u2028\u2029", "\x85\x0b\x0c\x1c", "\r\n\r", "\0", "\ufeff", "👩‍�
 
 @given(st.lists(PAIRS, max_size=5))
 @example([Pair(odd, odd, "call", odd, odd, (odd, odd)) for odd in ODD])
-def test_whatever_the_characters_pairs_come_back(pairs: list[Pair]) -> None:
+def test_any_characters_survive_writing_and_reading(pairs: list[Pair]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder))
         manifest = write(run, Dataset(pairs, "here", "digest", 7))
@@ -237,7 +237,7 @@ def test_whatever_the_characters_pairs_come_back(pairs: list[Pair]) -> None:
     assert manifest.pairs + manifest.held_out == sum(manifest.kinds.values()) == len(pairs)
 
 
-def test_half_a_character_does_no_harm_to_the_rest_of_the_file(tmp_path: Path) -> None:
+def test_a_lone_surrogate_does_not_affect_the_rest_of_the_file(tmp_path: Path) -> None:
     """None comes from a file that is UTF-8; whatever brings one, the file of pairs can be read."""
     odd = Pair("a \ud83d b", "\udcff", "call", "python", "caf\udce9.py", ("\udfff",))
     pairs = [replace(odd, split=part) for part in ("train", "held_out")] + dataset().pairs
@@ -249,13 +249,13 @@ def test_half_a_character_does_no_harm_to_the_rest_of_the_file(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("line", ["[]", "{", '{"anchor": "a"}', '{"anchor": 1, "positive": "b", "kind": "call"}'])
-def test_a_file_of_pairs_that_is_none_says_in_which_line(tmp_path: Path, line: str) -> None:
+def test_a_malformed_file_of_pairs_is_refused_with_the_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "data.jsonl").write_bytes(dataset(1).lines() + line.encode())
     with pytest.raises(MalformedPair, match="line 2"):
         read_pairs(tmp_path / "data.jsonl")
 
 
-def test_the_data_of_a_day_is_filed_once_and_never_replaced(tmp_path: Path) -> None:
+def test_the_data_of_a_day_is_archived_once_and_never_replaced(tmp_path: Path) -> None:
     day, folder = date(2026, 3, 1), tmp_path / "a" / "b"
     filed = [archive_dataset(folder, day, dataset(n).lines(), dataset(n).manifest()) for n in (3, 4, 3, 4, 5)]
     names = ["day-2026-03-01.jsonl", "day-2026-03-01.2.jsonl", "day-2026-03-01.3.jsonl"]
@@ -264,7 +264,7 @@ def test_the_data_of_a_day_is_filed_once_and_never_replaced(tmp_path: Path) -> N
     assert json.loads((folder / "day-2026-03-01.2.manifest.json").read_text())["pairs"] == 4
 
 
-def test_what_is_filed_already_is_not_written_again(tmp_path: Path) -> None:
+def test_archived_data_is_not_written_again(tmp_path: Path) -> None:
     made = dataset()
     filed = archive_dataset(tmp_path, date(2026, 3, 1), made.lines(), made.manifest())
     before = filed.stat()
@@ -298,7 +298,7 @@ def test_the_negatives_of_all_lines_with_a_pair_count(tmp_path: Path) -> None:
     assert found == [("b", "c", "a")]
 
 
-def test_what_is_held_out_is_not_trained_on_as_a_negative_either(tmp_path: Path) -> None:
+def test_held_out_texts_are_no_negatives_in_training(tmp_path: Path) -> None:
     plain = read_given(given_lines(tmp_path), 0)
     secret = next(pair.positive for pair in plain.pairs if pair.split == "held_out")
     anchor = next(pair for pair in plain.pairs if pair.split == "train")
@@ -357,14 +357,14 @@ def test_a_huge_line_is_named_and_not_read_to_its_end(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_more_than_a_job_may_bring_is_refused_unread(tmp_path: Path) -> None:
+def test_too_large_a_file_is_refused_unread(tmp_path: Path) -> None:
     with given_lines(tmp_path).open("ab") as file:
         file.truncate(MAX_GIVEN_BYTES + 1)
     with pytest.raises(NoPairs, match=f"longer than {MAX_GIVEN_BYTES} bytes"):
         read_given(tmp_path / "given.jsonl", 0)
 
 
-def test_empty_lines_a_byte_order_mark_and_other_line_ends_are_passed_over(tmp_path: Path) -> None:
+def test_empty_lines_byte_order_marks_and_line_ends_are_accepted(tmp_path: Path) -> None:
     path = given_lines(tmp_path)
     plain = read_given(path, 0)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n \t\r\n\n") + b"\n\n")
@@ -388,7 +388,7 @@ def test_no_given_anchor_is_in_both_parts(drawn: list[tuple[int, int]], seed: in
         assert sides[0].isdisjoint(sides[1])
 
 
-def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+def test_lines_that_are_not_utf8_are_named(tmp_path: Path) -> None:
     path = given_lines(tmp_path)
     path.write_bytes(path.read_bytes() + b'\n\n{"anchor": "\xff"}')
     with pytest.raises(MalformedPair, match="line 63"):

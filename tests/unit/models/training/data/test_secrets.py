@@ -20,7 +20,7 @@ SECRETS = {
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_a_token_goes_whether_or_not_it_stands_in_quotes(name: str) -> None:
+def test_tokens_are_redacted_with_and_without_quotes(name: str) -> None:
     secret = SECRETS[name]
     text = f"def f():\n    return call('{secret}')  # {secret}\n"
     cleaned = redact_secrets(text)
@@ -37,12 +37,12 @@ def test_a_token_goes_whether_or_not_it_stands_in_quotes(name: str) -> None:
         ('    salt = "{}"', "q8Zr3Lk0Vx7TnB2yWc5JdF9sHm1PgAe4RtUi6OoK"),
     ],
 )
-def test_a_secret_goes_by_its_name_its_place_and_its_looks(line: str, secret: str) -> None:
+def test_secrets_are_redacted_by_name_form_and_entropy(line: str, secret: str) -> None:
     assert redact_secrets(line.format(secret)) == line.format(REDACTED)
 
 
 @pytest.mark.parametrize("begin", ["RSA PRIVATE KEY", "PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "USER NKEY SEED"])
-def test_a_private_key_goes_to_its_end(begin: str) -> None:
+def test_private_keys_are_redacted_completely(begin: str) -> None:
     body = "\n".join("MIIEowIBAAKCAQEAwJ8QxVbLwYqv7r3tKp0m" + "d1f2" * 5 for _ in range(20))
     text = f'KEY = """\n-----BEGIN {begin}-----\n{body}\n-----END {begin}-----\n"""\n\ndef f():\n    return 1\n'
     cleaned = redact_secrets(text)
@@ -54,7 +54,7 @@ def test_a_private_key_goes_to_its_end(begin: str) -> None:
     assert open_ended.endswith("def f():\n    return 1\n")
 
 
-def test_ordinary_code_stays_as_it_is() -> None:
+def test_ordinary_code_is_unchanged() -> None:
     text = '''def connect(password: str, token: str | None = None) -> "Client":
     """Log in. password: from the environment, as os.environ["DB_PASSWORD"]."""
     secret = settings.secret

@@ -194,7 +194,7 @@ def with_nan(found: Weights) -> Weights:
     return found | {"embeddings.word_embeddings.weight": rare}
 
 
-def test_weights_that_are_no_numbers_are_rejected(tmp_path: Path) -> None:
+def test_non_finite_weights_are_rejected(tmp_path: Path) -> None:
     run = trained(begun(tmp_path, minilm(), pairs()), with_nan)
     said = verdict(run)
     assert "its weights have values that are no finite numbers, in 1 tensors" in said.reasons[0]
@@ -211,7 +211,7 @@ def test_another_dimension_is_rejected(tmp_path: Path, stated: int | None, reaso
     assert read_report(run.report) is not None
 
 
-def test_weights_that_are_cut_short_are_rejected(tmp_path: Path) -> None:
+def test_truncated_weights_are_rejected(tmp_path: Path) -> None:
     run = trained(begun(tmp_path, minilm(), pairs()))
     with (run.candidate / "model.safetensors").open("r+b") as file:
         file.truncate(1_000_000)
@@ -227,7 +227,7 @@ def test_without_a_candidate_nothing_is_written(tmp_path: Path) -> None:
     assert not run.candidate.exists()
 
 
-def test_as_a_process_it_says_events(tmp_path: Path) -> None:
+def test_the_process_emits_events(tmp_path: Path) -> None:
     run = trained(begun(tmp_path, minilm(), pairs()), with_nan)
     command = [sys.executable, "-m", "models.training", "verify", str(run.path)]
     done = subprocess.run(command, capture_output=True, env=clean_environment(), check=False, timeout=100)
@@ -257,7 +257,7 @@ def compared(candidate: FakeEncoder, given: Sequence[Pair], limits: VerifyLimits
     return found
 
 
-def test_scaled_vectors_are_the_same_once_they_are_finished() -> None:
+def test_scaled_vectors_are_the_same_after_normalisation() -> None:
     found = compared(Turned(lambda vectors: vectors * 1000), pairs())
     assert found.reasons == []
     assert found.metrics["cosine_p5"] == pytest.approx(1, abs=1e-6)
@@ -268,7 +268,7 @@ def test_vectors_of_length_zero_are_rejected() -> None:
     assert reason == "32 of 32 vectors have not unit norm, one has 0.000"
 
 
-def test_one_text_without_a_finite_vector_is_enough() -> None:
+def test_one_non_finite_vector_is_enough_for_rejection() -> None:
     spoilt = [*pairs(), Pair("this text is nan", "whatever", "given", split="held_out")]
     found = compared(FakeEncoder(), spoilt)
     assert found.reasons == ["1 of 31 texts got a vector with a value that is no finite number"]
@@ -282,7 +282,7 @@ def test_heavier_weights_are_rejected() -> None:
     assert "its weights take 2,000 bytes" in compared(heavy, pairs()).reasons[0]
 
 
-def test_a_turned_space_is_rejected_for_its_cosines_though_it_finds_the_same() -> None:
+def test_a_rotated_space_is_rejected_for_its_cosines() -> None:
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0].astype(np.float32)
     found = compared(Turned(lambda vectors: vectors @ turn), pairs())
     assert len(found.reasons) == 1
@@ -304,7 +304,7 @@ class Forgetful(FakeEncoder):
 
 
 @pytest.mark.parametrize(("encoder", "accepted"), [(FakeEncoder(), True), (Forgetful(), False)])
-def test_what_its_own_pairs_praise_must_please_the_operators_too(encoder: FakeEncoder, accepted: bool) -> None:
+def test_a_candidate_must_not_be_worse_on_the_operators_pairs(encoder: FakeEncoder, accepted: bool) -> None:
     ours = [Pair(f"ours {i} is", f"ours {i} indeed", "given", split="held_out") for i in range(30)]
     found = Findings()
     VersionComparison(FakeEncoder(), encoder, held_out(pairs()), DEFAULT, seed=0, judge=held_out(ours)).measure(found)
@@ -354,7 +354,7 @@ def test_slower_than_allowed_is_rejected() -> None:
     assert speed_ratio(FakeEncoder(), FakeEncoder(), ["one two", "three"]) > 0
 
 
-def test_queries_and_documents_get_the_prompts_that_they_were_trained_with() -> None:
+def test_queries_and_documents_get_their_prompts() -> None:
     choices = Choices({"query": "query: ", "passage": "passage: "}, tasks={"retrieval.query": 0, "other": 1})
     encoder = FakeEncoder(choices=choices)
     assert options_named(encoder, ANCHOR_PROMPTS) == TextOptions(prompt_name="query")
@@ -366,7 +366,7 @@ def test_queries_and_documents_get_the_prompts_that_they_were_trained_with() -> 
     assert {word_id("query:"), word_id("passage:")} <= searched.seen
 
 
-def test_long_texts_are_cut_and_batches_are_in_order() -> None:
+def test_long_texts_are_truncated_and_vectors_in_order() -> None:
     encoder = FakeEncoder()
     texts = ["word " * 200, *(f"text {i}" for i in range(300)), "word " * 64]
     vectors = encode_texts(encoder, texts)
@@ -381,7 +381,7 @@ def faked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     return trained(begun(tmp_path, minilm(), pairs()))
 
 
-def test_of_several_epochs_only_those_judge_that_did_not_choose(faked: RunFolder) -> None:
+def test_pairs_that_selected_the_epoch_are_not_used_for_verification(faked: RunFolder) -> None:
     spec = faked.read()
     several = spec.model_copy(update={"options": spec.options.model_copy(update={"epochs": 3})})
     faked.spec.write_text(several.model_dump_json(), "utf-8")
@@ -391,7 +391,7 @@ def test_of_several_epochs_only_those_judge_that_did_not_choose(faked: RunFolder
     assert found.queries == 20  # of 30 that are held out
 
 
-def test_a_report_says_by_what_it_was_judged(faked: RunFolder, tmp_path: Path) -> None:
+def test_a_report_names_its_evaluation_data(faked: RunFolder, tmp_path: Path) -> None:
     verdict(faked)
     told = verdict_of(faked.candidate)
     assert told is not None
@@ -421,9 +421,7 @@ def test_a_record_of_other_weights_is_a_reason(faked: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("last", [0, 1, 2, 3])
-def test_a_disk_that_fills_up_leaves_no_half_report(
-    faked: RunFolder, monkeypatch: pytest.MonkeyPatch, last: int
-) -> None:
+def test_a_full_disk_leaves_no_partial_report(faked: RunFolder, monkeypatch: pytest.MonkeyPatch, last: int) -> None:
     """`last` files are written, the next one is not; report.json is the last of the four."""
     written: list[Path] = []
     publish = durable.publish_file
@@ -444,7 +442,7 @@ def test_a_disk_that_fills_up_leaves_no_half_report(
     assert len(list(faked.report.iterdir())) == 4
 
 
-def test_memory_that_is_short_is_no_fault_of_the_candidate(faked: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_errors_are_no_reason_for_rejection(faked: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "load", lambda spec, options: FakeEncoder(memory_tokens=1))
     with pytest.raises(OutOfDeviceMemory):
         verify(faked, print)
