@@ -105,9 +105,9 @@ def test_the_best_epoch_becomes_the_candidate_and_is_kept(tmp_path: Path) -> Non
     for number, value in enumerate([0.5, 0.7, 0.6, 0.6, 0.6]):
         epochs.scores.append({"ndcg@10": value})
         if number:
-            epochs.keep(lambda folder: (folder / "trainer_state.json").write_text('{"global_step": 7}'))
+            epochs.save(lambda folder: (folder / "trainer_state.json").write_text('{"global_step": 7}'))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-1", "epoch-3", "epoch-4"]
     again = Epochs.load(tmp_path)
     assert (again.done, again.step, again.best_number, again.gained) == (4, 7, 1, True)
-    assert again.exhausted(3)
-    assert not again.exhausted(4)
+    assert again.stagnates(3)
+    assert not again.stagnates(4)
