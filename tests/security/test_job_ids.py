@@ -54,11 +54,11 @@ async def queueing(nats_url: str, tmp_path: Path, script: Script, events: Events
 @asynccontextmanager
 async def answering(worker: JobsWorker, watches: int = 10) -> AsyncIterator[tuple[Endpoint, Client]]:
     """An endpoint with the routes of jobs, which drains at the end, and a client of it."""
-    watch = Watch(worker.nc, worker.store, look_again_s=0.1)
+    watch = Watch(worker.nc, worker.store, poll_s=0.1)
     endpoint = Endpoint(
         nc=worker.nc,
         worker_id="w1",
-        routes=FinetuneHandlers(worker.submission, worker.store, watch).routes(),
+        handlers=FinetuneHandlers(worker.submission, worker.store, watch).handlers(),
         limits=Limits(requests=10, request_bytes=2**24, default_timeout_s=10, watches=watches),
         observer=Telemetry(),
         metadata=dict,

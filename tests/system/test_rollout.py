@@ -227,7 +227,7 @@ class TestGoLive:
         await trainer.rollout.go_live(MODEL, first, "job-1")
         version = trainer.make("better", day=1)
         weak.loader.fails[version[-12:]] = ModelUnavailable(MODEL, "no room on the device")
-        trainer.rollout._patience_s = 4.0
+        trainer.rollout._swap_timeout_s = 4.0
         (note,) = await trainer.rollout.go_live(MODEL, version, "job-2")
         assert note.startswith("1 of 3 workers still serve another version: ")
         assert [member.serves for member in fleet.members] == [version[-12:], first[-12:], version[-12:]]
@@ -239,7 +239,7 @@ class TestGoLive:
         version = trainer.make("better")
         for member in fleet.members:
             member.loader.fails[version[-12:]] = ModelUnavailable(MODEL, "no room on the device")
-        trainer.rollout._patience_s = 1.0
+        trainer.rollout._swap_timeout_s = 1.0
         with pytest.raises(RolledBack, match=f"0 of 6 answers came within 2 s; version {BASE12}-fp32 answered"):
             await trainer.rollout.go_live(MODEL, version, "job-1")
 
@@ -304,7 +304,7 @@ class TestFollowing:
     async def test_a_model_that_is_not_loaded_is_loaded_in_its_live_version(self, fleet: Fleet) -> None:
         async with await MLClient.connect(fleet.url) as client:
             await asyncio.gather(
-                *(member.started.residency.departures.unload(MODEL, force=True) for member in fleet.members)
+                *(member.started.manager.evictor.unload(MODEL, force=True) for member in fleet.members)
             )
             version = fleet.members[0].make("better")
             assert await fleet.members[0].rollout.go_live(MODEL, version, "job-1") == []
@@ -446,12 +446,12 @@ class TestRealWeights:
         async with one as started, other as beside, await MLClient.connect(nats_url) as client:
             before = await client.embed("def hello(): pass")
             checkpoints = tmp_path / "one" / "checkpoints"
-            rollout = Rollout(nc, started.residency, lambda: connected(settings), checkpoints)
+            rollout = Rollout(nc, started.manager, lambda: connected(settings), checkpoints)
             assert await rollout.go_live("minilm", version, "job") == []
             after = await client.embed("def hello(): pass")
             assert after.version.startswith(version[-12:])
             assert 0.5 < float(np.dot(before.embedding, after.embedding)) < 0.9999
             await client.models.reload("minilm", version=BASE)
             for each in (started, beside):
-                await until(each.residency, "minilm", before.version)
+                await until(each.manager, "minilm", before.version)
             assert np.array_equal((await client.embed("def hello(): pass")).embedding, before.embedding)

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from ...encoders.base import Encoder
 from ...errors import OutOfDeviceMemory
-from ...sandbox.memory_limit import limited_memory
+from ...sandbox.limits import memory_limit
 from ...weights.durable import clear_leftovers, write_durably
 from ..errors import BadJudge, NoPairs, TrainingError
 from ..options import TrainingOptions
@@ -121,7 +121,7 @@ def _negatives_by_model(sources: list[PairSource], spec: RunSpec) -> list[PairSo
     configure_threads(spec.threads)
     device = pick_device(spec.device).type
     encoder = load(spec.entry, LoadOptions(spec.device, folder=spec.base, threads=spec.threads))
-    with memory_errors(device), limited_memory(spec.memory_bytes if device == "cpu" else None):
+    with memory_errors(device), memory_limit(spec.memory_bytes if device == "cpu" else None):
         return with_negatives(sources, spec.options.hard_negatives, spec.options.seed, encoder)
 
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from tree_sitter import Language, Node, Parser, Query, QueryCursor, Tree
 
-from ...sandbox.memory_limit import resident_bytes
+from ...sandbox.limits import resident_bytes
 from .languages import GRAMMARS
 
 Match: TypeAlias = tuple[int, dict[str, list[Node]]]

@@ -11,7 +11,7 @@ import torch
 
 from ...catalogue import ModelSpec
 from ...errors import ModelUnavailable
-from ...sandbox.memory_limit import peak_resident_bytes
+from ...sandbox.limits import peak_resident_bytes
 from ...weights import model_files
 from ..errors import CannotTrain
 from ..options import TrainingOptions
@@ -63,7 +63,7 @@ def check_trainable(entry: ModelSpec, base: Path) -> None:
 def training_bytes(entry: ModelSpec, base: Path, options: TrainingOptions) -> tuple[str, int]:
     """The device a model would be trained on, and an estimate of the bytes it takes there.
 
-    Reads headers and configurations only. Raises CannotTrain, DeviceUnavailable.
+    Reads headers and configurations only. Raises CannotTrain, ModelError.
     """
     check_trainable(entry, base)
     method = choose_method(entry, base, options, "auto")

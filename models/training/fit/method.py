@@ -54,7 +54,7 @@ class Method:
 def choose_method(entry: ModelSpec, base: Path, options: TrainingOptions, device: DeviceName) -> Method:
     """Unless the options say, adapters for a large model, else all weights.
 
-    Raises ModelUnavailable, DeviceUnavailable.
+    Raises ModelError.
     """
     where = pick_device(device)
     large = sum(math.prod(shape) for _, shape in stored_tensors(entry, base)) > LARGE

@@ -19,7 +19,7 @@ from ...errors import OutOfDeviceMemory
 from ...loading.device import configure_threads, memory_errors
 from ...loading.memory import device_memory, give_back
 from ...loading.quiet import quiet
-from ...sandbox.memory_limit import limited_memory, resident_bytes
+from ...sandbox.limits import memory_limit, resident_bytes
 from ...weights.durable import clear_leftovers, discard, publish_folder, temporary_name, write_durably
 from ...weights.versions import RECORD, TrainingRecord, record_of
 from ..data.dataset import read_pairs
@@ -53,7 +53,7 @@ FREE_SHARE = 0.9
 def train(run: RunFolder, emit: Emit) -> None:
     """Train as `run.json` says, on `run.data`, and write `run.candidate`; if that exists, only emit its event.
 
-    Raises CannotTrain, NoPairs, Diverged, MalformedPair, ModelUnavailable, DeviceUnavailable, OSError.
+    Raises CannotTrain, NoPairs, Diverged, MalformedPair, ModelError, OSError.
     """
     clear_leftovers(run.path)
     record, stopped = record_of(run.candidate), None
@@ -93,7 +93,7 @@ class _Training:
             limit = self._spec.memory_bytes or int(device_memory("cpu")[0] * FREE_SHARE)
         while True:
             try:
-                with memory_errors(str(self._method.device)), limited_memory(limit):
+                with memory_errors(str(self._method.device)), memory_limit(limit):
                     return self._fit(micro_batch)
             except OutOfDeviceMemory as error:
                 if micro_batch == 1:

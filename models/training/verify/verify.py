@@ -35,7 +35,7 @@ def verify(run: RunFolder, emit: Emit) -> None:
     """Compare `run.candidate` with the live weights, write the report and emit the verdict; if there is one, only emit.
 
     Raises ModelUnavailable where there is no candidate or the live weights cannot be loaded, MalformedPair,
-    DeviceUnavailable, OutOfDeviceMemory, OSError.
+    ModelError, OutOfDeviceMemory, OSError.
     """
     report = read_report(run.report)
     if report is None:

@@ -13,17 +13,19 @@ from trained_versions import serve, trained
 from models.weights.versions import keep, versions
 from service.config import Settings
 from service.jobs import setup
-from service.jobs.fleet.checkpoints import Checkpoints
+from service.jobs.bucket import NotSetUp
+from service.jobs.fleet.checkpoints import Archived, Checkpoints
 from service.jobs.fleet.live import Live, LiveVersion, LiveVersions
-from service.jobs.pruning import Archived, Pruning
-from service.jobs.store import JobStore, NotSetUp
-from subjects.jobs import Job, State
+from service.jobs.pruning import Pruning
+from service.jobs.store import JobStore
+from subjects.jobs import Job
+from subjects.names import JobState
 
 NOW = datetime.now(UTC)
 LONG_AGO = NOW - timedelta(days=400)
 
 
-def job(job_id: str, state: State, model: str = "mine") -> Job:
+def job(job_id: str, state: JobState, model: str = "mine") -> Job:
     return Job(id=job_id, model=model, source="code", state=state, created_at=NOW, updated_at=NOW)
 
 
