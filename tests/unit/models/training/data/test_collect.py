@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from fake_encoder import FakeEncoder
 from killed import kill_everywhere
+from repositories import git
 from workers import clean_environment
 
 from models.catalogue import load_catalogue
@@ -104,13 +105,6 @@ def test_a_codebase_becomes_a_file_of_pairs(code: Path, tmp_path: Path) -> None:
         pair.file for pair in pairs if pair.split == "held_out"
     )
     assert (tmp_path / "training_data" / "day-2026-03-01.jsonl").read_bytes() == run.data.read_bytes()
-
-
-def git(folder: Path, *arguments: str) -> str:
-    who = {f"GIT_{role}_{field}": "a@b.c" for role in ("AUTHOR", "COMMITTER") for field in ("NAME", "EMAIL")}
-    environment = clean_environment(GIT_CONFIG_GLOBAL=os.devnull, GIT_CONFIG_NOSYSTEM="1", **who)
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.strip()
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, date, datetime
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from fake_encoder import FakeEncoder, word_id
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from training_runs import run_in
 from workers import clean_environment
 
 from models.catalogue import ModelSpec, load_catalogue
@@ -28,7 +30,7 @@ from models.training.data.records import Pair
 from models.training.encoding import ANCHOR_PROMPTS, DOCUMENT_PROMPTS, encode_texts, options_named
 from models.training.options import VerifyLimits
 from models.training.progress import Event, Note, Verified, read_event
-from models.training.run import RunFolder, RunSpec
+from models.training.run import RunFolder
 from models.training.verify import report
 from models.training.verify.acceptance import check_gain, check_speed
 from models.training.verify.canary import FILE, canary_texts, read_canary
@@ -74,26 +76,7 @@ def pairs(held: int = 30) -> list[Pair]:
 
 def begun(folder: Path, entry: ModelSpec, given: Sequence[Pair], limits: VerifyLimits = DEFAULT) -> RunFolder:
     """A run that has its data, but no candidate."""
-    run = RunFolder(folder / "run")
-    run.path.mkdir()
-    lines = [
-        {"anchor": p.anchor, "positive": p.positive, "negatives": [], "kind": p.kind, "language": "", "file": p.file}
-        | {"split": p.split}
-        for p in given
-    ]
-    run.data.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-    spec = RunSpec(
-        job="job-1",
-        entry=entry,
-        base=hub.locate(minilm()),
-        parent="base",
-        training_data=folder,
-        day=date(2026, 2, 3),
-        limits=limits,
-        device="cpu",
-    )
-    run.spec.write_text(spec.model_dump_json(), "utf-8")
-    return run
+    return run_in(folder / "run", entry, [asdict(pair) for pair in given], limits=limits)
 
 
 def trained(run: RunFolder, change: Callable[[Weights], Weights] = lambda found: found) -> RunFolder:
