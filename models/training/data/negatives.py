@@ -47,7 +47,7 @@ def with_negatives(
     if not count or not chosen:
         return given
     corpus = _Corpus.of([sources[index] for index in chosen])
-    searches: list[Search] = [_by_words] if encoder is None else [partial(_by_meaning, encoder), _by_words]
+    searches: list[Search] = [_by_words] if encoder is None else [partial(_by_vectors, encoder), _by_words]
     near = [_near(corpus, search) for search in searches]
     for at, index in enumerate(chosen):
         found = corpus.negatives(at, [candidates[at] for candidates in near], count, seed)
@@ -145,7 +145,7 @@ def _by_words(documents: Sequence[str], anchors: Sequence[str]) -> Iterator[Scor
         yield index.get_scores(known) if known else np.zeros(len(documents), np.float32)
 
 
-def _by_meaning(encoder: Encoder, documents: Sequence[str], anchors: Sequence[str]) -> Iterator[Scores]:
+def _by_vectors(encoder: Encoder, documents: Sequence[str], anchors: Sequence[str]) -> Iterator[Scores]:
     """Cosine of the model's vectors before the training."""
     rows, queries = (
         finish(pool_texts(encoder, [text[:EMBEDDED_CHARS] for text in texts], options_named(encoder, prompts)), True)
