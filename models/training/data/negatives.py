@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
+import bm25s
 import numpy as np
 import numpy.typing as npt
 
@@ -136,8 +137,6 @@ def _near(corpus: _Corpus, search: Search) -> list[list[int]]:
 
 def _by_words(documents: Sequence[str], anchors: Sequence[str]) -> Iterator[Scores]:
     """BM25 over the words of identifiers and prose."""
-    import bm25s  # takes half a second
-
     index = bm25s.BM25()
     index.index([words(text) or [""] for text in documents], show_progress=False)
     for anchor in anchors:
