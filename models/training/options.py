@@ -1,4 +1,4 @@
-"""How a model is trained, and what a candidate must keep to. Knows nothing of how either is done."""
+"""How a model is trained, and the limits that a candidate must keep."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class TrainingOptions(BaseModel):
-    """How to train; the same fields as on the wire, for a caller in this process."""
+    """How to train: the fields of `ml.finetune` on the wire, for a caller in this process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,7 +26,7 @@ class TrainingOptions(BaseModel):
 
 
 class VerifyLimits(BaseModel):
-    """What a candidate must keep to, or it is rejected. Drift is measured on texts of the held-out part."""
+    """The limits a candidate must keep to be accepted. Drift is measured on the held-out texts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -9,10 +9,10 @@ from code_samples import NAMES, SOURCES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.training.data import chunks, definitions, trees
-from models.training.data.chunks import symbols_of
+from models.training.data import definitions, symbols, trees
 from models.training.data.languages import GRAMMARS, language_of
 from models.training.data.records import SourceFile, Symbol
+from models.training.data.symbols import symbols_of
 
 
 def read(text: str, language: str = "python", path: str = "pile/stack") -> dict[str, Symbol]:
@@ -53,7 +53,7 @@ def test_symbols_of_each_language(language: str) -> None:
 
 
 @pytest.mark.parametrize("language", sorted(GRAMMARS))
-def test_a_body_is_read_as_the_same_code(language: str) -> None:
+def test_a_body_is_equivalent_code(language: str) -> None:
     for symbol in read(SOURCES[language], language).values():
         if symbol.kind == "function" and not symbol.is_test:
             (again,) = read(symbol.body, language).values()
@@ -100,7 +100,7 @@ def test_a_method_of_a_class_in_a_class_has_both_names() -> None:
     assert "def c" not in symbols["A"].code
 
 
-def test_functions_that_javascript_keeps_under_a_name() -> None:
+def test_named_function_expressions_of_javascript() -> None:
     symbols = read(
         """
         exports.first = function () { return a(); };
@@ -161,11 +161,11 @@ def test_a_call_site_is_the_statement_with_a_line_or_two_before_it_and_never_the
         ("GREATEST.java", False),
     ],
 )
-def test_tests_are_known_by_their_file(path: str, is_test: bool) -> None:
+def test_tests_are_detected_by_file(path: str, is_test: bool) -> None:
     assert symbols_of(SourceFile(path, "python", "def helper():\n    return 1\n"))[0].is_test is is_test
 
 
-def test_tests_are_known_wherever_they_stand() -> None:
+def test_tests_are_detected_in_any_file() -> None:
     symbols = read(
         "class Client:\n    def test_connection(self): pass\nclass ClientTest(TestCase):\n    def test_it(self): pass"
     )
@@ -176,13 +176,13 @@ def test_tests_are_known_wherever_they_stand() -> None:
 @pytest.mark.parametrize(
     ("before", "after"), [(")]} = = (\n", "((( ???"), ("x = (\n", ""), ("@\n", "\n}}}\n"), (") (\n", "{{\n"), ("", '"')]
 )
-def test_broken_syntax_loses_only_itself(language: str, before: str, after: str) -> None:
+def test_broken_syntax_loses_only_the_broken_part(language: str, before: str, after: str) -> None:
     text = before + "\n" + dedent(SOURCES[language]).strip() + "\n\n" + after
     _, stack, push, _ = NAMES[language]
     assert {stack, push} <= {symbol.qualified for symbol in symbols_of(SourceFile("a", language, text))}
 
 
-def test_what_no_grammar_can_read_becomes_blocks() -> None:
+def test_unparsable_files_become_blocks() -> None:
     blocks = symbols_of(SourceFile("a.py", "python", ")(\n" * 30))
     assert [block.kind for block in blocks] == ["block"]
     assert symbols_of(SourceFile("a.py", "python", "LIMIT = 3\n")) == []
@@ -209,7 +209,7 @@ def test_a_block_may_begin_with_a_comment_of_several_lines() -> None:
 
 
 def test_our_own_code_without_its_docstrings_is_still_python() -> None:
-    for module in (chunks, definitions):
+    for module in (symbols, definitions):
         text = inspect.getsource(module)
         found = symbols_of(SourceFile("a.py", "python", text))
         expected = {node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
@@ -239,20 +239,20 @@ def test_no_cut_of_a_source_raises(language: str, data: st.DataObject) -> None:
     symbols_of(SourceFile("a", language, text))
 
 
-def test_what_takes_too_long_to_parse_becomes_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_take_too_long_to_parse_become_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trees, "_TIME_LIMIT_S", -1)
     found = symbols_of(SourceFile("a.py", "python", "def f():\n    g()\n" * 500))
     assert {symbol.kind for symbol in found} == {"block"}
 
 
-def test_what_takes_too_much_memory_to_parse_becomes_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_take_too_much_memory_to_parse_become_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trees, "_MEMORY_LIMIT", -(1 << 40))
     found = symbols_of(SourceFile("a.py", "python", "def f():\n    g(\n" * 500))
     assert {symbol.kind for symbol in found} == {"block"}
 
 
 @pytest.mark.parametrize(("language", "text"), [("python", "/*\n" * 50_000), ("java", "a<" * 50_000)])
-def test_what_would_take_hours_or_all_memory_is_not_parsed(language: str, text: str) -> None:
+def test_repetitive_files_are_not_parsed(language: str, text: str) -> None:
     assert {symbol.kind for symbol in symbols_of(SourceFile("a", language, text))} == {"block"}
 
 
@@ -286,11 +286,11 @@ def test_deep_nesting_does_not_overflow(language: str, unit: str) -> None:
         (".py", "", ""),
     ],
 )
-def test_languages_are_known_by_name_or_by_the_first_line(path: str, text: str, language: str) -> None:
+def test_languages_are_detected_by_name_or_first_line(path: str, text: str, language: str) -> None:
     assert language_of(path, text) == language
 
 
-def test_a_call_behind_a_deeper_line_stands_straight() -> None:
+def test_a_call_site_is_dedented_by_its_shallowest_line() -> None:
     source = "def f(x):\n    if x:\n        x = 1\n        x += 2\n    return g(x)\n"
     (symbol,) = symbols_of(SourceFile("a.py", "python", source))
     assert symbol.call_sites["g"].splitlines()[-1] == "return g(x)"

@@ -1,35 +1,36 @@
-"""A source file split into symbols: functions, methods and classes with their docstrings, or blocks of lines.
-
-Owns what a symbol's name, code, body and docstring are; where it stands in the file is found by definitions.py.
-"""
+"""The symbols of a source file: functions, methods and classes with their docstrings, or blocks of lines."""
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, takewhile
-from typing import Literal
+from textwrap import dedent
+from typing import Literal, TypeAlias
 
 from tree_sitter import Node
 
 from .blocks import blocks_of
-from .calls import call_sites
 from .definitions import Call, Definition, find_definitions
 from .docstrings import comment_text, literal_text
 from .languages import GRAMMARS, Grammar
-from .layout import Edit, after_space, excerpt
 from .records import SourceFile, Symbol
 from .test_detection import is_test_file, is_test_symbol
 from .trees import match_patterns
 
-_LONGEST_NAME = 200
+Edit: TypeAlias = tuple[int, int, bytes]
+"""A replacement: the first byte, the one after the last, the new text."""
+_MAX_NAME_CHARS = 200
 _TYPE_ARGUMENTS = re.compile(r"(?<=\w)(?<!operator)<.*>", re.S)
+_MARGIN = re.compile(rb"[ \t]*")
+_LINES_BEFORE, _LINES_AROUND, _MAX_LINES, _MAX_WIDTH = 2, 5, 12, 300
+"""Of a call site: lines before the statement, around the call in a long one, in all; characters of a line."""
 
 
 def symbols_of(file: SourceFile) -> list[Symbol]:
     """The functions, methods, classes and tests of a file in their order; blocks where its language has no grammar.
 
-    A function inside a function is part of that one. A class has its methods without their bodies. Never raises,
-    whatever the text is: what cannot be parsed is passed over, and a file of which nothing can be is split into blocks.
+    A function inside a function belongs to that one. A class has its methods without their bodies. Never raises: what
+    cannot be parsed is skipped, and a file without a definition that can be parsed is split into blocks.
     """
     source = file.text.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace")
     file = SourceFile(file.path, file.language, source.decode())
@@ -40,12 +41,12 @@ def symbols_of(file: SourceFile) -> list[Symbol]:
     definitions, calls = find_definitions(matches, source, grammar)
     if not definitions and tree.root_node.has_error:
         return blocks_of(file)
-    reading = _Reading(file, source, grammar, calls)
-    return [reading.symbol(each) for each in definitions if each.kind in ("function", "class", "test")]
+    parsed_file = _ParsedFile(file, source, grammar, calls)
+    return [parsed_file.symbol(each) for each in definitions if each.kind in ("function", "class", "test")]
 
 
-class _Reading:
-    """A file that was parsed, of which symbols are made."""
+class _ParsedFile:
+    """Makes symbols of a file's definitions."""
 
     def __init__(self, file: SourceFile, source: bytes, grammar: Grammar, calls: Sequence[Call]) -> None:
         self._file = file
@@ -58,7 +59,7 @@ class _Reading:
         self._in_test_file = is_test_file(file.path)
 
     def symbol(self, definition: Definition) -> Symbol:
-        """The symbol that a definition is."""
+        """The symbol of a definition."""
         docstring, begin, cuts = self._documentation(definition)
         stubs = [edit for part in definition.parts for edit in self._stubs(part)] if definition.kind == "class" else []
         sites = self._call_sites(definition)
@@ -71,8 +72,8 @@ class _Reading:
             self._file.language,
             self._file.path,
             line=bisect_right(self._line_ends, begin) + 1,
-            code=excerpt(self._source, begin, definition.end, stubs),
-            body=excerpt(self._source, definition.start, definition.end, stubs + cuts),
+            code=_excerpt(self._source, begin, definition.end, stubs),
+            body=_excerpt(self._source, definition.start, definition.end, stubs + cuts),
             docstring=docstring,
             calls=tuple(sites),
             is_test=self._is_test(definition, qualified),
@@ -80,7 +81,7 @@ class _Reading:
         )
 
     def _documentation(self, definition: Definition) -> tuple[str, int, list[Edit]]:
-        """The docstring, the byte where the code with it begins, and what to cut from that for the body."""
+        """The docstring, the first byte of the code that includes it, and the edits that remove it from the body."""
         cuts = [self._cut(comment) for comment in definition.comments]
         if (literal := definition.docstring) is not None and (docstring := literal_text(_text(literal))):
             return docstring, definition.start, [*cuts, self._cut_literal(literal, definition.bodies[0])]
@@ -90,35 +91,45 @@ class _Reading:
         return docstring, begin, cuts
 
     def _cut(self, node: Node) -> Edit:
-        """Leave out a node and the space behind it."""
-        return node.start_byte, after_space(self._source, node.end_byte), b""
+        """Remove a node, and the white space and `;` behind it."""
+        end = node.end_byte
+        while end < len(self._source) and self._source[end] in b" \t\r\n\f;":
+            end += 1
+        return node.start_byte, end, b""
 
     def _cut_literal(self, literal: Node, body: Node) -> Edit:
-        """Leave out a docstring; where nothing else is in a body that must not be empty, something stands for it."""
+        """Remove a docstring; a body that must not be empty gets a placeholder if nothing else is in it."""
         if self._grammar.empty and all(child.type == "comment" for child in body.named_children[1:]):
             return literal.start_byte, literal.end_byte, self._grammar.empty
         return self._cut(literal)
 
     def _stubs(self, part: Definition) -> list[Edit]:
-        """Leave out the bodies and the comments of what is inside a class."""
+        """Remove the comments of a definition inside a class, and replace its bodies by stubs."""
         edits = [self._cut(comment) for comment in part.comments]
         for body in part.bodies:
-            begins = self._source[body.start_byte : body.start_byte + 8]
-            stub = next((stub for sign, stub in self._grammar.stubs if begins.startswith(sign)), None)
+            first_bytes = self._source[body.start_byte : body.start_byte + 8]
+            stub = next((stub for sign, stub in self._grammar.stubs if first_bytes.startswith(sign)), None)
             if stub is not None:
                 edits.append((body.start_byte, body.end_byte, stub))
         return edits
 
     def _call_sites(self, definition: Definition) -> dict[str, str]:
+        """The names called, in order, each with the statement around its first call and a line or two before it."""
         if definition.kind == "class" or not definition.bodies:
             return {}
-        calls: list[Call] = []
-        for body in definition.bodies:
-            first, last = (bisect_left(self._call_starts, end) for end in (body.start_byte, body.end_byte))
-            calls += self._calls[first:last]
         literal = definition.docstring
         first = definition.node.start_point[0] if literal is None else literal.end_point[0] + 1
-        return call_sites(calls, range(first, definition.bodies[-1].end_point[0] + 1), self._lines)
+        rows = range(first, definition.bodies[-1].end_point[0] + 1)
+        sites: dict[str, str] = {}
+        for body in definition.bodies:
+            begin, end = (bisect_left(self._call_starts, at) for at in (body.start_byte, body.end_byte))
+            for call in self._calls[begin:end]:
+                if (name := _text(call.name)) not in sites:
+                    shown = _shown_rows(call, rows)
+                    lines = (line[:_MAX_WIDTH] for line in self._lines[shown.start : shown.stop])
+                    # dedent, since the first line may be of a deeper block than the call
+                    sites[name] = dedent("\n".join(lines)).strip("\n").rstrip()
+        return sites
 
     def _is_test(self, definition: Definition, qualified: str) -> bool:
         if self._in_test_file or definition.kind == "test":
@@ -129,25 +140,25 @@ class _Reading:
 
 
 def _last_comment(comments: Sequence[Node], signs: tuple[str, ...]) -> list[Node]:
-    """The last comment that begins with one of the signs; if it is one of a line, those before it belong to it."""
+    """The last comment that begins with one of the signs; a line comment with the line comments before it."""
     signed = [each for each in comments if _text(each).startswith(signs)]
     lines = list(takewhile(lambda each: not _text(each).startswith("/*"), reversed(signed)))
     return lines[::-1] or signed[-1:]
 
 
 def _names(definition: Definition) -> list[str]:
-    """The names of what a definition belongs to, and its own at the end. `a::b` are two."""
+    """The names of the enclosing definitions, then its own. `a::b` is two names."""
     around = [*(outer.name for outer in definition.scope), definition.receiver]
     names = [part for node in around if node is not None for part in _parts(_text(node))]
     if definition.kind == "test":
-        text = _text(definition.name)[:_LONGEST_NAME]
+        text = _text(definition.name)[:_MAX_NAME_CHARS]
         return [*names, text.strip("\"'`()").replace(", ", ".") or text]
     return names + _parts(_text(definition.name))
 
 
 def _parts(name: str) -> list[str]:
     """The parts of a name, without the arguments of a generic type."""
-    name = name[:_LONGEST_NAME]
+    name = name[:_MAX_NAME_CHARS]
     return [part.strip() for part in _TYPE_ARGUMENTS.sub("", name).split("::")]
 
 
@@ -157,6 +168,32 @@ def _kind(definition: Definition, names: Sequence[str]) -> Literal["function", "
     in_class = bool(definition.scope) and definition.scope[-1].kind in ("class", "members")
     is_member = definition.receiver is not None or len(names) > len(definition.scope) + 1
     return "method" if in_class or is_member else "function"
+
+
+def _shown_rows(call: Call, rows: range) -> range:
+    """The rows of a call site, from 0, within the rows of its function."""
+    row = call.name.start_point[0]
+    first = max(rows.start, call.statement.start_point[0] - _LINES_BEFORE)
+    last = min(rows.stop - 1, call.statement.end_point[0])
+    if last - first >= _MAX_LINES:
+        first, last = max(first, row - _LINES_AROUND), min(last, row + _LINES_AROUND)
+    return range(min(first, row), max(last, row) + 1)
+
+
+def _excerpt(source: bytes, start: int, end: int, edits: Iterable[Edit]) -> str:
+    """The bytes from start to end, with edits that do not overlap, and without the first line's margin."""
+    line = source.rfind(b"\n", 0, start) + 1
+    indent = _MARGIN.fullmatch(source, line, start)
+    pieces = [indent[0] if indent else b""]
+    for first, last, text in sorted(edits):
+        if start <= first and last <= end:
+            pieces += [source[start:first], text]
+            start = last
+    pieces.append(source[start:end])
+    lines = b"".join(pieces).decode("utf-8", "replace").split("\n")
+    first_line = next((line for line in lines if line.strip()), "")
+    margin = first_line[: len(first_line) - len(first_line.lstrip(" \t"))]
+    return "\n".join(line.removeprefix(margin) for line in lines).strip("\n").rstrip()
 
 
 def _text(node: Node) -> str:
