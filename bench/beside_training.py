@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from models.training.options import TrainingOptions
-from service.jobs import streams
+from service.jobs import setup
 from subjects import MLClient
 
 from . import finetune_data, report
@@ -62,7 +62,7 @@ async def main() -> None:
     alone, beside = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     settings = {"MLBUS_MODELS": "minilm,smollm2", "MLBUS_GENERATION__KV_GB": "0.5"}
     async with nats_connection() as nc, worker(nc, settings):
-        await streams.create(nc)
+        await setup.create(nc)
         client = MLClient(nc, timeout_s=600)
         for measure in MEASURES.values():
             await measure(client, 1)

@@ -2,10 +2,10 @@
 
     python -m bench.contention [--rounds 10] [--seconds 3]
 
-Three workers over NATS, of which one computes at a time: ours, and before and after it one whose threads always spin as
-long as libgomp lets them by default (GOMP_SPINCOUNT). Those two are alike, so what lies between them is the measurement's
-own uncertainty. In each round all are measured alone, and ours beside one process and beside two; the others, which hardly
-get on there, in the first round only.
+Three workers over NATS, of which one computes at a time: ours, and two whose threads always spin as long as libgomp
+lets them by default (GOMP_SPINCOUNT), started before and after ours. Those two are alike, so their difference is the
+error of the measurement. In each round all are measured alone, and ours beside one process and beside two; the others,
+which make hardly any progress there, in the first round only.
 """
 
 import argparse

@@ -21,17 +21,17 @@ from datetime import date
 from pathlib import Path
 
 from models.catalogue import load_catalogue
-from models.device import configure_threads
-from models.hub import locate
-from models.loader import LoadOptions, load
-from models.training.dataset import read_pairs, write_dataset
-from models.training.encoding import encode_texts
-from models.training.evaluate import rank_metrics
-from models.training.held_out import HeldOut, held_out
+from models.loading.device import configure_threads
+from models.loading.loader import LoadOptions, load
+from models.training.data.dataset import read_pairs, write_dataset
 from models.training.options import TrainingOptions
-from models.training.probe import probe_score
 from models.training.progress import Trained, read_event
 from models.training.run import RunFolder, RunSpec
+from models.training.verify.encoding import encode_texts
+from models.training.verify.english import probe_score
+from models.training.verify.held_out import HeldOut, held_out
+from models.training.verify.metrics import rank_metrics
+from models.weights.hub import locate
 
 from . import finetune_data, report
 from .processes import ROOT

@@ -9,14 +9,14 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from models.training.chunks import symbols_of
-from models.training.collect import build_dataset
-from models.training.dataset import Dataset
-from models.training.held_out import HeldOut, held_out
+from models.training.data.chunks import symbols_of
+from models.training.data.collect import build_dataset
+from models.training.data.dataset import Dataset
+from models.training.data.pairs import links_of
+from models.training.data.sources import read_codebase
+from models.training.data.split import without_clones
 from models.training.options import TrainingOptions
-from models.training.pairs import links_of
-from models.training.sources import read_codebase
-from models.training.split import without_clones
+from models.training.verify.held_out import HeldOut, held_out
 
 _LEFT_OUT = ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "*.so", "config-*")
 

@@ -20,9 +20,9 @@ import numpy as np
 from nats.aio.client import Client
 
 from models.training.options import TrainingOptions
-from service.jobs import streams
+from service.jobs import setup
 from subjects import MLClient, MLError
-from subjects.discovery import ask_workers
+from subjects.client.discovery import ask_workers
 from subjects.jobs import TERMINAL, Job
 
 from . import corpus, finetune_data, report
@@ -123,7 +123,7 @@ async def main() -> None:
         dataset = finetune_data.docstring_pairs(code, chosen.pairs, TrainingOptions(hard_negatives=0))
     pairs = [(pair.anchor, pair.positive) for pair in dataset.pairs][: chosen.pairs]
     async with nats_connection() as nc, AsyncExitStack() as stack:
-        await streams.create(nc)
+        await setup.create(nc)
         for _ in range(chosen.workers):
             await stack.enter_async_context(worker(nc, {"MLBUS_THREADS": "1"}))
         ml = MLClient(nc, timeout_s=60, retries=0)

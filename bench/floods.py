@@ -17,7 +17,7 @@ import nats
 import numpy as np
 from nats.aio.client import Client
 
-from service.jobs import streams
+from service.jobs import setup
 from subjects import names
 from subjects.jobs import Job
 
@@ -75,7 +75,7 @@ async def listing(nc: Client, callers: int) -> AsyncIterator[list[int]]:
 
 async def make_jobs(nc: Client, count: int) -> None:
     """Jobs that are over, in the bucket."""
-    await streams.create(nc)
+    await setup.create(nc)
     bucket = await nc.jetstream().key_value(names.JOBS_BUCKET)
     at = datetime.now(UTC)
     job = Job(id="x", model="minilm", source="code", state="done", created_at=at, updated_at=at, notes=["a note " * 20])

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from models.device import default_threads
+from models.loading.device import default_threads
 
 from . import generation_arrivals, report
 from .generation_contenders import Field, entered

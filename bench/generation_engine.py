@@ -13,12 +13,12 @@ from typing import Literal
 import torch
 
 from models.catalogue import Quantization, load_catalogue
-from models.device import configure_threads
 from models.generation.base import EngineLimits
 from models.generation.engine import Engine
 from models.generation.request import Finished, Request, Sampling
-from models.loader import LoadOptions, load_generator
-from service.model_loader import CHUNK_TOKENS
+from models.loading.device import configure_threads
+from models.loading.loader import LoadOptions, load_generator
+from service.residency.loader import CHUNK_TOKENS
 
 from .generation_child import Arrivals, Clock, Ids, serve
 

@@ -120,7 +120,7 @@ def _memory(pid: int) -> dict[str, int]:
 def _serve(setting: Setting) -> None:
     import torch
 
-    from models.device import configure_threads
+    from models.loading.device import configure_threads
 
     configure_threads(setting.threads)
     load = {"mlbus": _load_ours, "sentence-transformers": _load_theirs}[setting.by]
@@ -155,12 +155,12 @@ def _timed(encode: Encode, texts: list[str]) -> float:
 
 def _load_ours(setting: Setting) -> Callable[[], tuple[Encode, dict[str, Any]]]:
     """mlbus, which tests what it loads; reading the weights is one of its steps."""
-    from models.cache import LoadCache
     from models.catalogue import load_catalogue
     from models.encoders.base import TextOptions, Tokens
-    from models.loader import LoadOptions, load
+    from models.loading.load_cache import LoadCache
+    from models.loading.loader import LoadOptions, load
     from service.app import BUDGET_TOKENS
-    from service.packing import oldest_within
+    from service.embedding.packing import oldest_within
 
     spec = load_catalogue({"bench": {"kind": "embedding", "folder": setting.folder}}).get("bench")
     device: Literal["cpu", "cuda"] = "cuda" if setting.device == "cuda" else "cpu"
@@ -195,8 +195,8 @@ def _load_theirs(setting: Setting) -> Callable[[], tuple[Encode, dict[str, Any]]
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
 
-    from models.device import TORCH_DTYPES
-    from models.quantize import weight_bytes
+    from models.loading.device import TORCH_DTYPES
+    from models.quantization.quantize import weight_bytes
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -219,7 +219,7 @@ def _load_theirs(setting: Setting) -> Callable[[], tuple[Encode, dict[str, Any]]
 def _matmul(setting: Setting) -> float:
     import torch
 
-    from models.device import TORCH_DTYPES
+    from models.loading.device import TORCH_DTYPES
 
     size = {"cpu": 2048, "cuda": 8192}[setting.device]
     left, right = (torch.randn(size, size, device=setting.device).to(TORCH_DTYPES[setting.dtype]) for _ in range(2))

@@ -17,11 +17,11 @@ from contextlib import aclosing
 from pathlib import Path
 
 from models.catalogue import load_catalogue
-from models.device import configure_threads
 from models.generation.base import EngineLimits
 from models.generation.engine import Engine
 from models.generation.request import Finished, Request, Sampling
-from models.loader import LoadOptions, load_generator
+from models.loading.device import configure_threads
+from models.loading.loader import LoadOptions, load_generator
 from subjects.client import MLClient
 
 from . import report

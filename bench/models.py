@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from models.device import default_threads
+from models.loading.device import default_threads
 
 from . import report
 from .loaded import Load, Loaded, Setting, loaded

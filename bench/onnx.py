@@ -23,11 +23,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from models.catalogue import ModelSpec, load_catalogue
-from models.device import configure_threads, supports_bf16
 from models.encoders.base import Encoder, TextOptions, Tokens, finish
 from models.encoders.modules import read_sentence_transformer
-from models.hub import locate
-from models.loader import LoadOptions, load
+from models.loading.device import configure_threads, supports_bf16
+from models.loading.loader import LoadOptions, load
+from models.weights.hub import locate
 
 from . import corpus, report
 from .embed import min_cosine

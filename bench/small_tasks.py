@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from models.cache import LoadCache
 from models.catalogue import load_catalogue
-from models.device import configure_threads, default_threads
 from models.generation.base import Chat, EngineLimits, Message
 from models.generation.engine import Engine
 from models.generation.request import Piece, Request, Sampling
-from models.loader import LoadOptions, load_generator
+from models.loading.device import configure_threads, default_threads
+from models.loading.load_cache import LoadCache
+from models.loading.loader import LoadOptions, load_generator
 
 from .report import print_setting, print_table
 from .small_tasks_list import TASKS

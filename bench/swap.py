@@ -28,7 +28,7 @@ from nats.aio.client import Client
 from safetensors.numpy import load_file, save_file
 
 from models.catalogue import load_catalogue
-from models.hub import locate
+from models.weights.hub import locate
 from subjects import MLClient, MLError, names
 
 from . import corpus, report

@@ -15,7 +15,7 @@ FAILURE_REMEMBERED_S = 30.0
 
 
 @dataclass(slots=True, eq=False)
-class Resident(Generic[T]):
+class LoadedModel(Generic[T]):
     """A loaded model. serves: what answers for it. leases: how many use it now. used_at: clock, in seconds.
 
     retired: it takes no new lease, and goes when the last one ends.
@@ -47,24 +47,24 @@ class Registry(Generic[T]):
     budget: Callable[[str], int]
     clock: Callable[[], float] = time.monotonic
     failure_remembered_s: float = FAILURE_REMEMBERED_S
-    _current: dict[str, Resident[T]] = field(default_factory=dict)
-    _retired: set[Resident[T]] = field(default_factory=set)
+    _current: dict[str, LoadedModel[T]] = field(default_factory=dict)
+    _retired: set[LoadedModel[T]] = field(default_factory=set)
     _reserved: dict[str, tuple[str, int]] = field(default_factory=dict)
     _failures: dict[str, Failure] = field(default_factory=dict)
 
-    def current(self, model: str) -> Resident[T] | None:
+    def current(self, model: str) -> LoadedModel[T] | None:
         """The resident that takes new leases, if there is one."""
         return self._current.get(model)
 
-    def __iter__(self) -> Iterator[Resident[T]]:
+    def __iter__(self) -> Iterator[LoadedModel[T]]:
         """Those that take new leases, in the order in which they were loaded."""
         return iter(self._current.values())
 
-    def everything(self) -> list[Resident[T]]:
+    def everything(self) -> list[LoadedModel[T]]:
         """All that is in memory, those that are about to go included."""
         return [*self._current.values(), *self._retired]
 
-    def holds(self, resident: Resident[T]) -> bool:
+    def holds(self, resident: LoadedModel[T]) -> bool:
         """Whether it still takes memory."""
         return resident in self._retired or self._current.get(resident.model) is resident
 
@@ -74,13 +74,13 @@ class Registry(Generic[T]):
 
     # Leases
 
-    def lease(self, resident: Resident[T]) -> T:
+    def lease(self, resident: LoadedModel[T]) -> T:
         """Count one more user."""
         resident.leases += 1
         resident.used_at = self.clock()
         return resident.serves
 
-    def release(self, resident: Resident[T]) -> bool:
+    def release(self, resident: LoadedModel[T]) -> bool:
         """Count one user less -> whether nobody needs it any more, so that it must be freed and then forgotten."""
         resident.leases -= 1
         resident.used_at = self.clock()
@@ -93,7 +93,7 @@ class Registry(Generic[T]):
         reserved = sum(size for where, size in self._reserved.values() if where == device)
         return reserved + sum(resident.memory_bytes for resident in self.everything() if resident.device == device)
 
-    def reserve(self, model: str, device: str, memory_bytes: int) -> list[Resident[T]]:
+    def reserve(self, model: str, device: str, memory_bytes: int) -> list[LoadedModel[T]]:
         """Set memory aside for a load -> the residents that have to go for it, already retired.
 
         The least recently used goes first. Those in use, pinned ones and the model itself, which serves until its
@@ -111,14 +111,14 @@ class Registry(Generic[T]):
         """Give back what was set aside."""
         self._reserved.pop(model, None)
 
-    def _leaving(self, model: str, device: str, memory_bytes: int) -> list[Resident[T]]:
+    def _leaving(self, model: str, device: str, memory_bytes: int) -> list[LoadedModel[T]]:
         budget = self.budget(device)
         here = [resident for resident in self.everything() if resident.device == device]
         used = self.used_bytes(device)
         # What has been retired and is not used any more is about to go by itself.
         used -= sum(resident.memory_bytes for resident in here if resident.retired and not resident.leases)
         movable = [r for r in here if not r.pinned and not r.retired and r.model != model]
-        leaving: list[Resident[T]] = []
+        leaving: list[LoadedModel[T]] = []
         for resident in sorted((r for r in movable if not r.leases), key=lambda r: r.used_at):
             if used + memory_bytes <= budget:
                 break
@@ -138,7 +138,7 @@ class Registry(Generic[T]):
 
     # Coming and going
 
-    def publish(self, resident: Resident[T]) -> Resident[T] | None:
+    def publish(self, resident: LoadedModel[T]) -> LoadedModel[T] | None:
         """Let new leases see this resident from now on -> the one that it replaces, retired."""
         self._reserved.pop(resident.model, None)
         self._failures.pop(resident.model, None)
@@ -149,18 +149,18 @@ class Registry(Generic[T]):
         self._current[resident.model] = resident
         return old
 
-    def retire(self, resident: Resident[T]) -> None:
+    def retire(self, resident: LoadedModel[T]) -> None:
         """Give out no more leases of it. It counts as memory until it is forgotten."""
         resident.retired = True
         if self._current.get(resident.model) is resident:
             del self._current[resident.model]
         self._retired.add(resident)
 
-    def forget(self, resident: Resident[T]) -> None:
+    def forget(self, resident: LoadedModel[T]) -> None:
         """Its memory has been given back."""
         self._retired.discard(resident)
 
-    def idle_since(self, moment: float) -> list[Resident[T]]:
+    def idle_since(self, moment: float) -> list[LoadedModel[T]]:
         """Unpinned residents that nobody uses and nobody has used since `moment` (clock, seconds)."""
         return [r for r in self._current.values() if not r.pinned and not r.leases and r.used_at <= moment]
 

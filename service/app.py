@@ -14,10 +14,8 @@ from nats.nuid import NUID
 
 from models.catalogue import FORMS, Catalogue, load_catalogue
 from models.encoders.base import Encoder
-from models.memory import bound_arenas
+from models.loading.memory import bound_arenas
 
-from . import residents
-from .background import Background, going_on
 from .bus.causes import Denied
 from .bus.client import BusClient
 from .bus.connection import connected
@@ -25,26 +23,28 @@ from .bus.embedded import EmbeddedServer, EmbeddedSettings, embedded_server
 from .bus.errors import NotPermitted
 from .bus.settings import NatsSettings
 from .config import Settings
-from .device_thread import DeviceThread
-from .embedder import Embedder
-from .endpoint import Endpoint, Limits, serving
-from .finetuning import Finetuning, set_up
-from .first_models import first_models, load_first, retry_missing
-from .generator import Generator
+from .embedding.embedder import Embedder
+from .embedding.work import BatchLimits
+from .endpoint.endpoint import Endpoint, Limits, serving
+from .endpoint.reply_subject import JETSTREAM_INBOX, ReplySubjects
+from .generation.generator import Generator
 from .handlers.embed import EmbedHandlers
 from .handlers.generate import GenerateHandlers
 from .handlers.models import ModelHandlers
 from .handlers.schema import SchemaHandlers
 from .handlers.similarity import SimilarityHandlers
-from .http_port import Health, serve_http
-from .model_loader import ModelLoader, OnStep
-from .reply_subject import JETSTREAM_INBOX, ReplySubjects
-from .residency import Residency
-from .self_watch import SelfWatch
-from .served import Facts, Model, Served, facts_of, generates
-from .stop import Stop, StoppedEarly, end_on_signals, end_soon, unless_stopped
+from .jobs.wiring import Finetuning, set_up
+from .residency import gauges
+from .residency.first_models import first_models, load_first, retry_missing
+from .residency.loader import ModelLoader, OnStep
+from .residency.manager import ModelManager
+from .residency.served import Facts, Model, Served, facts_of, generates
+from .runtime.background import Background, going_on
+from .runtime.device_thread import DeviceThread
+from .runtime.http_port import Health, serve_http
+from .runtime.self_watch import SelfWatch
+from .runtime.stop import Stop, StoppedEarly, end_on_signals, end_soon, unless_stopped
 from .telemetry import Telemetry, configured_tracer
-from .work import BatchLimits
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +62,7 @@ class Started:
     server: EmbeddedServer | None
     models: Sequence[Facts]
     metrics_port: int | None
-    residency: Residency
+    residency: ModelManager
     metrics_host: str = "127.0.0.1"
 
 
@@ -205,7 +205,7 @@ def _residency(
     device: DeviceThread,
     telemetry: Telemetry,
     stop: Stop,
-) -> Residency:
+) -> ModelManager:
     """The models of this worker, none loaded yet; all of them share the device's thread."""
 
     def serving(model: Model) -> Served:
@@ -221,7 +221,7 @@ def _residency(
         log.error("model.died", exc_info=error)
         stop.fail(error)
 
-    return Residency(catalogue, loader, serving, catalogue.defaults(settings.chosen_models), died, settings.memory)
+    return ModelManager(catalogue, loader, serving, catalogue.defaults(settings.chosen_models), died, settings.memory)
 
 
 def _batch_limits(settings: Settings, device: str) -> BatchLimits:
@@ -237,7 +237,7 @@ def _batch_limits(settings: Settings, device: str) -> BatchLimits:
 
 def _endpoint(
     nc: BusClient,
-    residency: Residency,
+    residency: ModelManager,
     finetuning: Finetuning,
     settings: Settings,
     telemetry: Telemetry,
@@ -247,13 +247,13 @@ def _endpoint(
     registry = residency.registry
 
     def figures() -> dict[str, Any]:
-        texts, tokens = residents.queued(registry)
+        texts, tokens = gauges.queued(registry)
         return {
             **telemetry.figures(),
             "in_flight": len(endpoint.calls),
             "queued_texts": texts,
             "queued_tokens": tokens,
-            "generating": residents.generating(registry),
+            "generating": gauges.generating(registry),
         }
 
     limits = settings.limits
@@ -269,7 +269,7 @@ def _endpoint(
         routes=[*routes, replace(SchemaHandlers(routes, worker_id).route(), management=True)],
         limits=Limits(limits.requests, limits.request_bytes, limits.default_timeout_s, limits.watches),
         observer=telemetry,
-        metadata=lambda: residents.described(registry, residency.defaults, residency.missing),
+        metadata=lambda: gauges.described(registry, residency.defaults, residency.missing),
         data=figures,
         replies=ReplySubjects(settings.reply_prefixes, telemetry.unanswerable),
         watched_at=watched_at,
@@ -277,7 +277,7 @@ def _endpoint(
     telemetry.gauge("mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls))
     telemetry.gauge("mlbus_request_bytes_in_flight", "Bytes of their bodies", lambda: endpoint.bytes_in_flight)
     telemetry.gauge("mlbus_models_missing", "Models of the settings that cannot be had", lambda: len(residency.missing))
-    for name, (help_text, read) in residents.GAUGES.items():
+    for name, (help_text, read) in gauges.GAUGES.items():
         telemetry.gauge(f"mlbus_{name}", help_text, functools.partial(read, registry))
     return endpoint
 
@@ -292,7 +292,7 @@ async def _http_port(settings: Settings, telemetry: Telemetry, health: Health, s
     return port
 
 
-def _not_ready(nc: BusClient, endpoint: Endpoint, residency: Residency) -> Iterator[str]:
+def _not_ready(nc: BusClient, endpoint: Endpoint, residency: ModelManager) -> Iterator[str]:
     """Why the worker takes no requests now, a clause each."""
     if not nc.is_connected:
         yield "not connected to NATS"

@@ -22,8 +22,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from .endpoint.reply_subject import PREFIXES, checked_prefixes
 from .finetune_config import FinetuneSettings
-from .reply_subject import PREFIXES, checked_prefixes
 
 CONFIG_FILE = "mlbus.toml"
 _OF_THE_SERVER = re.compile(r"MLBUS_([A-Z][A-Z0-9_]*_PASSWORD|TLS_(CERT|KEY|CA))")

@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from subjects import names
 from subjects.errors import MLError
 
-from .call import Call
-from .generation_telemetry import GenerationTelemetry
+from .endpoint.call import Call
+from .generation.telemetry import GenerationTelemetry
 
 log = structlog.get_logger(__name__)
 

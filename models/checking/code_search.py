@@ -15,8 +15,8 @@ from pydantic import TypeAdapter
 from ..catalogue import ModelSpec
 from ..encoders.base import Encoder, TextOptions, Tokens, Vectors, finish
 from ..errors import ModelUnavailable, SelfTestFailed
-from ..training.evaluate import Bootstrap, Ranking, paired_bootstrap, rank_metrics
-from ..training.texts import ANCHOR_PROMPTS, DOCUMENT_PROMPTS
+from ..training.fit.texts import ANCHOR_PROMPTS, DOCUMENT_PROMPTS
+from ..training.verify.metrics import Bootstrap, Ranking, paired_bootstrap, rank_metrics
 
 SAME = 1e-3
 """Unit vectors that differ by less come of the same tokens and the same mask."""

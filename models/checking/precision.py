@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from ..catalogue import Dtype, Quantization
 from ..errors import ModelError
-from ..footprint import Precision
 from ..generation.base import EngineLimits, Plain
 from ..generation.causal_lm import CausalLM
 from ..generation.engine import Engine
+from ..generation.load_self_test import probe_logits
 from ..generation.request import Finished, Piece, Request, Sampling
-from ..generation.verify import probe_logits
+from ..loading.footprint import Precision
 
 TEXT = '''\
 """Reads measurements from a file of comma-separated values and tells their mean by day.

@@ -16,9 +16,9 @@ from tokenizers import Tokenizer, processors
 
 from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable, TemplateRefused
-from ..quiet import quiet
-from ..rendering import renderer
-from ..weights import module_folders, next_step
+from ..loading.quiet import quiet
+from ..sandbox.templates import renderer
+from ..weights.model_files import module_folders, next_step
 from .load_report import first_fault, reported_faults
 from .tokenise import ChatTokenizer, TextTokenizer
 

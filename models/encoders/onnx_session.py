@@ -15,9 +15,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ..catalogue import GraphDtype, ModelSpec
-from ..device import require_working
 from ..errors import DeviceFailed, ModelUnavailable, OutOfDeviceMemory
-from ..weights import next_step, weight_files
+from ..loading.device import require_working
+from ..weights.model_files import next_step, weight_files
 
 Array: TypeAlias = NDArray[Any]
 

@@ -16,9 +16,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from ..catalogue import ModelSpec, Quantization
-from ..device import TORCH_DTYPES, memory_errors
 from ..errors import ModelUnavailable, TextTooLong
-from ..quantize import weight_bytes
+from ..loading.device import TORCH_DTYPES, memory_errors
+from ..quantization.quantize import weight_bytes
 from .base import TextOptions, Tokens, Vectors, version_of
 from .choices import Choices
 from .layers import Layers

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from ..catalogue import ModelSpec, Quantization
 from ..errors import ModelUnavailable
-from ..quantize import quantize
+from ..quantization.quantize import quantize
 from .base import Tokens
 from .modules import asked_length, text_tokenizer, text_transformer
 from .packed import packed_features, unpacked, use_packed_attention

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable
-from ..quiet import quiet
-from .kv import KVShape
+from ..loading.quiet import quiet
+from .kv_cache import KVShape
 from .trial import fault
 
 SERVED_LAYERS = {"full_attention", "sliding_attention"}

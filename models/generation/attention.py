@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from .kv import KVCache
+from .kv_cache import KVCache
 
 ATTENTION = "mlbus_cached"
 UNSUPPORTED = ("s_aux", "position_bias", "head_mask")

@@ -1,8 +1,8 @@
-"""The beams of one request: which sequence follows which. The search itself is in beams.py."""
+"""The beams of one request: which sequence follows which. The search itself is in beam_search.py."""
 
 from torch import Tensor, log_softmax
 
-from .beams import BeamSearch, Hypothesis
+from .beam_search import BeamSearch, Hypothesis
 from .request import Request
 from .scheduler import Scheduler
 from .sequence import Sequence

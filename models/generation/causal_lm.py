@@ -12,20 +12,20 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..catalogue import ModelSpec, Quantization
-from ..device import TORCH_DTYPES
 from ..encoders.base import version_of
 from ..errors import CannotQuantize, ModelUnavailable
-from ..prepacked import prepack
-from ..quantize import left_alone, quantize, weight_bytes
-from ..quiet import quiet
-from . import verify
+from ..loading.device import TORCH_DTYPES
+from ..loading.quiet import quiet
+from ..quantization.prepacked import prepack
+from ..quantization.quantize import left_alone, quantize, weight_bytes
+from . import load_self_test
 from .architecture import context_of, kv_shape, served_config
 from .base import Defaults
 from .detokenise import Detokeniser
 from .generation_config import GenerationConfig, read_generation_config, token_ids
-from .kv import KVShape
+from .kv_cache import KVShape
 from .prompt import Prompts
-from .reading import own_memory, read_network
+from .read_model import own_memory, read_network
 from .tokenizer import GenerationTokenizer
 
 
@@ -119,9 +119,9 @@ class Checkpoint:
 
     def _probe(self, tokenizer: GenerationTokenizer, vocabulary: int, context: int) -> list[int]:
         """The probe's ids. Raises ModelUnavailable where the tokeniser does not give back its text."""
-        ids = tokenizer.encode(verify.PROBE)
+        ids = tokenizer.encode(load_self_test.PROBE)
         output = Detokeniser(tokenizer)
-        if "".join([*map(output.push, ids), output.flush()]) != verify.PROBE:
+        if "".join([*map(output.push, ids), output.flush()]) != load_self_test.PROBE:
             reason = f"the tokeniser in {self.folder} does not give back what it reads"
             raise ModelUnavailable(self.spec.id, f"{reason}; use a copy with its tokenizer.json")
         if max(ids) >= vocabulary:
@@ -129,7 +129,7 @@ class Checkpoint:
             raise ModelUnavailable(self.spec.id, f"{reason}; use a copy whose files belong together")
         if context < 2:
             raise ModelUnavailable(self.spec.id, "its context is too short for any text; raise `max_tokens`")
-        return ids[: min(verify.PROBE_TOKENS, context)]
+        return ids[: min(load_self_test.PROBE_TOKENS, context)]
 
     def _proved(
         self, network: PreTrainedModel, dtype: str, quantization: Quantization | None, probe: list[int], context: int
@@ -139,18 +139,18 @@ class Checkpoint:
         -> its scores (V,) of what follows the probe, and what its operator should know.
         """
         model = self.spec.id
-        probes = verify.probes_of_rows(probe, context) if quantization else ()
-        plain = [verify.probe_logits(model, network, ids) for ids in probes]
+        probes = load_self_test.probes_of_rows(probe, context) if quantization else ()
+        plain = [load_self_test.probe_logits(model, network, ids) for ids in probes]
         notes = self._quantized(network, quantization) if quantization else ()
         network.to(self.device)  # type: ignore[arg-type]
         prepack(network)
         own_memory(network)
         self.on_step(f"testing the model in {dtype} on {self.device}")
-        scores = verify.probe_logits(model, network, probe)
-        verify.require_causal(model, network, probe, scores)
+        scores = load_self_test.probe_logits(model, network, probe)
+        load_self_test.require_causal(model, network, probe, scores)
         if quantization:
-            after = [verify.probe_logits(model, network, ids) for ids in probes]
-            notes = (verify.require_near(model, quantization, plain, after), *notes)
+            after = [load_self_test.probe_logits(model, network, ids) for ids in probes]
+            notes = (load_self_test.require_near(model, quantization, plain, after), *notes)
         return scores[-1].clone(), notes
 
     def _quantized(self, network: PreTrainedModel, how: Quantization) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from ..rendering import renderer
+from ..sandbox.templates import renderer
 from .tokenizer_state import State, built
 
 MOST_SPECIAL = 20_000

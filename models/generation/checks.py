@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from . import sampling
 from .base import EngineFacts
-from .beams import check_beams
+from .beam_search import check_beams
 from .errors import InvalidRequest, PromptTooLong
-from .kv import BLOCK
+from .kv_cache import BLOCK
 from .request import Request, Sampling
 
 

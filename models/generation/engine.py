@@ -12,23 +12,23 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..device import require_working
+from ..loading.device import require_working
 from . import sampling
 from .base import EngineFacts, EngineLimits, EngineLoad, Prompt, PromptTokens
 from .beam_group import BeamGroup
 from .causal_lm import CausalLM
 from .checks import require_possible
 from .errors import DuplicateRequest, EngineFull, NonFiniteLogits
-from .kv import KVCache, KVShape, kv_dtype
+from .kv_cache import KVCache, KVShape, kv_dtype
 from .logprobs import Likeliest, logprobs
-from .pace import Pace
-from .proof import require_same_scores
+from .model_runner import ModelRunner
+from .output import TextOutput
+from .prefill_budget import PrefillBudget
 from .request import Event, Finished, FinishReason, Request, Scored, TokenLogprob
-from .runner import Runner
 from .sampling import NOT_FINITE, Chosen, SamplerState
-from .scheduler import Scheduler, Work
+from .scheduler import ScheduledChunk, Scheduler
+from .self_test import require_same_scores
 from .sequence import Sequence
-from .text import TextOutput
 
 SCORED_BYTES = 64 * 2**20
 """For what a step says of prompts' tokens, (T, V) float32: many would take gigabytes, few make a model slow."""
@@ -46,10 +46,10 @@ class Engine:
         device = torch.device(loaded.device)
         self._shape = _kept(loaded, device)
         self._cache = KVCache(self._shape, self._shape.tokens_in(limits.kv_bytes), device)
-        self._runner = Runner(loaded.network, self._cache, device)
+        self._runner = ModelRunner(loaded.network, self._cache, device)
         require_same_scores(loaded, self._runner, self._cache)
         self._scheduler = Scheduler(self._cache, limits, max(1, SCORED_BYTES // (4 * loaded.vocabulary)))
-        self._pace, self._clock = Pace(limits.chunk_tokens), clock
+        self._pace, self._clock = PrefillBudget(limits.chunk_tokens), clock
         self._sequences: dict[str, Sequence] = {}
         self._groups: dict[str, BeamGroup] = {}
         self._events: list[Event] = []
@@ -145,7 +145,7 @@ class Engine:
         events, self._events = self._events, []
         return events
 
-    def _compute(self, works: Rows[Work]) -> tuple[list[Sequence], Tensor]:
+    def _compute(self, works: Rows[ScheduledChunk]) -> tuple[list[Sequence], Tensor]:
         """Run works -> the sequences whose next token can be chosen, and their scores (R, V) float32, in order.
 
         Where that raises, each runs alone, and those that still raise fail.
@@ -165,7 +165,7 @@ class Engine:
             return [sequence for sequence, _ in found], torch.cat([rows for _, rows in found]) if found else nothing
         return self._settle(works, rows)
 
-    def _settle(self, works: Rows[Work], rows: Tensor) -> tuple[list[Sequence], Tensor]:
+    def _settle(self, works: Rows[ScheduledChunk], rows: Tensor) -> tuple[list[Sequence], Tensor]:
         """Note what was computed, by the runner's rows for it -> as `_compute`."""
         ends: dict[int, Sequence] = {}
         at = 0

@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from . import noise
+from . import counter_rng
 from .sampler_state import SamplerState
-from .thresholds import top_k_mask, top_p_mask
+from .topk_topp import top_k_mask, top_p_mask
 
 CANDIDATES = 64, 512
 """How many of the likeliest tokens are looked at, fewest first, before a whole vocabulary is, which is slow."""
@@ -128,5 +128,5 @@ def _ranked(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 def _fastest(weights: Tensor, starts: Tensor, ids: Tensor) -> Tensor:
     """Winner of the race: weights (R, N), starts (R, 1), ids (R, N) or (1, N) -> token ids (R,)."""
-    winner = weights.div_(noise.exponential(starts, ids)).argmax(1, keepdim=True)
+    winner = weights.div_(counter_rng.exponential(starts, ids)).argmax(1, keepdim=True)
     return ids.expand_as(weights).gather(1, winner)[:, 0]

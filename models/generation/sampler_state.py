@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from . import noise
+from . import counter_rng
 from .request import Sampling
 
 GREEDY_BELOW = 1e-5
@@ -78,7 +78,7 @@ class SamplerState:
     @property
     def noise_start(self) -> int:
         """Of the noise for the next token; see `noise.start`."""
-        return noise.start(self.sampling.seed, self.position)
+        return counter_rng.start(self.sampling.seed, self.position)
 
     @property
     def biases(self) -> tuple[Ids, Values]:

@@ -7,10 +7,10 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..turns import Turns
+from ..fair_order import FairOrder
 from .base import EngineLimits
-from .kv import BLOCK, KVCache, Run
-from .prefixes import Prefixes, common, first_block
+from .kv_cache import BLOCK, CacheSlice, KVCache
+from .prefix_cache import PrefixCache, common, first_block
 from .sequence import Sequence
 
 HEADROOM = 256
@@ -20,7 +20,7 @@ ALONE = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ScheduledChunk:
     """The next `length` tokens of a sequence, to be computed in a step."""
 
     sequence: Sequence
@@ -59,9 +59,9 @@ class Scheduler:
         self._cache = cache
         self._limits = limits
         self._scored_tokens = scored_tokens
-        self._prefixes = Prefixes()
+        self._prefixes = PrefixCache()
         self._prompts: deque[Sequence] = deque()
-        self._turns = Turns()
+        self._turns = FairOrder()
 
     @property
     def used_tokens(self) -> int:
@@ -99,20 +99,20 @@ class Scheduler:
         else:
             self._free(sequence)
 
-    def computed(self, work: Work) -> None:
+    def computed(self, work: ScheduledChunk) -> None:
         """A step has computed this."""
         work.sequence.computed += work.length
         if not work.sequence.is_beam:  # whose tokens change
             self._prefixes.note(work.sequence)
 
-    def plan(self, chunk_tokens: int) -> list[Work]:
+    def plan(self, chunk_tokens: int) -> list[ScheduledChunk]:
         """What the next step computes; empty where there is nothing to do.
 
         chunk_tokens: of a prompt, beside decodes. The more prompts wait the longer a step may take, up to the limit:
         else they would wait ever longer.
         """
         self._admit()
-        decodes = [Work(sequence, 1) for sequence in self._decoding() if self._has_room(sequence)]
+        decodes = [ScheduledChunk(sequence, 1) for sequence in self._decoding() if self._has_room(sequence)]
         decodes = [work for work in decodes if work.sequence.run is not None]  # a later one may have turned it out
         most = self._limits.chunk_tokens
         return [*decodes, *self._chunks(min(most, chunk_tokens * len(self._prompts)) if decodes else ALONE * most)]
@@ -150,7 +150,7 @@ class Scheduler:
     def _decoding(self) -> list[Sequence]:
         return sorted((s for s in self.running if s.missing == 1 and s not in self._prompts), key=_order)
 
-    def _chunks(self, budget: int) -> Iterator[Work]:
+    def _chunks(self, budget: int) -> Iterator[ScheduledChunk]:
         """Parts of prompts within a budget of tokens, in turn: whoever got one goes to the end."""
         leaders, scored = self._leaders(), self._scored_tokens
         for sequence in list(self._prompts):
@@ -171,7 +171,7 @@ class Scheduler:
             self._prompts.remove(sequence)
             if length < sequence.missing:
                 self._prompts.append(sequence)
-            yield Work(sequence, length)
+            yield ScheduledChunk(sequence, length)
 
     def _leaders(self) -> dict[int | None, Sequence]:
         """Of the prompts that begin alike, the one furthest on: the others wait and find it computed."""
@@ -214,7 +214,7 @@ class Scheduler:
                 self._free(beam)
         return False
 
-    def _room(self, tokens: int) -> Run | None:
+    def _room(self, tokens: int) -> CacheSlice | None:
         while (run := self._cache.allocate(tokens)) is None:
             if (oldest := self._prefixes.oldest()) is None:
                 return None

@@ -2,19 +2,19 @@
 
 from dataclasses import dataclass, field
 
-from .kv import Run
+from .kv_cache import CacheSlice
+from .output import TextOutput
 from .request import Request, TokenLogprob, Usage
 from .sampling import SamplerState
-from .text import TextOutput
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     """tokens: of the prompt and made so far. computed: how many of them have keys and values in `run`.
 
-    cached: tokens of the prompt that came out of the prefix cache. keys: the names of its full blocks (prefixes.py).
+    cached: tokens of the prompt that came out of the prefix cache. keys: the names of its full blocks (prefix_cache).
     scores: of the first tokens of the prompt, while there `is_scored`.
-    turn: when its own turn is among those that wait (turns.py).
+    turn: when its own turn is among those that wait (fair_order.py).
     sampler, output: None for a beam, whose tokens its search chooses. siblings: the other beams, for the first one.
     """
 
@@ -23,7 +23,7 @@ class Sequence:
     sampler: SamplerState | None
     output: TextOutput | None
     tokens: list[int] = field(default_factory=list)
-    run: Run | None = None
+    run: CacheSlice | None = None
     computed: int = 0
     cached: int = 0
     keys: list[int] = field(default_factory=list)

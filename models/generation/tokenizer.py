@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..errors import ModelUnavailable
 from .chat import ChatTemplate
-from .spelling import Spelling, spelling_of
+from .token_bytes import TokenBytes, spelling_of
 from .tokenizer_state import built, with_all_special, without_prefix_space
 
 
@@ -27,7 +27,7 @@ class GenerationTokenizer:
         self._whole = built(state)
         self._within = built(with_all_special(without_prefix_space(state)))
         self._within.encode_special_tokens = True
-        self.spelling: Spelling = spelling_of(self._whole)
+        self.spelling: TokenBytes = spelling_of(self._whole)
         self.vocabulary: int = self._whole.get_vocab_size()
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id

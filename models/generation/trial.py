@@ -11,9 +11,9 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from ..quiet import READING, quiet
+from ..loading.quiet import READING, quiet
 from .attention import Manner, use_cached_attention
-from .kv import KVShape
+from .kv_cache import KVShape
 
 TOKENS = 8
 MOST_LAYERS = 1000

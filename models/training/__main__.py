@@ -57,11 +57,11 @@ def _step(name: str) -> Step:
     """Each step imports what it needs: collecting needs no torch."""
     match name:
         case "collect":
-            from .collect import collect as step
+            from .data.collect import collect as step
         case "train":
-            from .trainer import train as step
+            from .fit.train import train as step
         case "verify":
-            from .examine import verify as step
+            from .verify.verify import verify as step
         case _:
             raise SystemExit(f"unknown step {name!r}")
     return step

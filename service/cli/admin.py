@@ -25,7 +25,7 @@ def init(as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.
 
     Connects as NATS_USER and NATS_PASSWORD, or another identity of the nats command, say.
     """
-    from ..jobs.streams import create
+    from ..jobs.setup import create
     from .ask import Connection, ask
     from .output import out, print_json
 

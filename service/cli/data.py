@@ -9,10 +9,10 @@ from rich.table import Table
 
 from models.catalogue import load_catalogue
 from models.encoders.base import Encoder
-from models.training.collect import build_dataset
-from models.training.dataset import Dataset, file_dataset
+from models.training.data.collect import build_dataset
+from models.training.data.dataset import Dataset, file_dataset
+from models.training.data.records import Manifest, Pair
 from models.training.options import TrainingOptions
-from models.training.records import Manifest, Pair
 
 from ..config import Settings
 from .output import err, out, print_json, shortened, spinner
@@ -49,9 +49,9 @@ def build_data(settings: Settings, wanted: Wanted, *, as_json: bool) -> None:
 
 
 def _encoder(settings: Settings, model: str) -> Encoder:
-    from models.device import configure_threads, default_threads
-    from models.loader import LoadOptions, load
-    from models.versions import version_folder
+    from models.loading.device import configure_threads, default_threads
+    from models.loading.loader import LoadOptions, load
+    from models.weights.versions import version_folder
 
     spec = load_catalogue(settings.catalogue).get(model)
     threads = settings.threads or default_threads()

@@ -17,10 +17,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from models import hub, weights
 from models.catalogue import Catalogue, load_catalogue
-from models.cores import usable_cores
 from models.errors import ModelError, UnknownModel
+from models.loading.cores import usable_cores
+from models.weights import hub, model_files
 
 from ..bus.embedded import find_program
 from ..bus.errors import ServerMissing
@@ -74,7 +74,7 @@ def _version(distribution: str) -> str | None:
 def device(settings: Settings) -> Iterator[Finding]:
     """torch, the device that it would run on, in which dtype and on how many threads."""
     try:
-        from models import device as devices
+        from models.loading import device as devices
     except (ImportError, OSError) as error:
         yield Finding("torch", "fail", f"cannot be imported: {error}", "install it again with pip, see the README")
         return
@@ -173,7 +173,7 @@ def _model(catalogue: Catalogue, model: str, settings: Settings) -> Finding:
         if hub.from_hub(spec) and not hub.is_present(spec):
             size = f"{spec.size_gb} GB are" if spec.size_gb else "it is"
             return Finding(name, "warn", "not on this machine", f"{size} fetched at the first start, from the Hub")
-        digest = weights.check_weights(spec, hub.locate(spec, download=False))
+        digest = model_files.check_weights(spec, hub.locate(spec, download=False))
     except ModelError as error:
         instead = catalogue.default("prompt", without=model)
         if settings.chosen_models or catalogue.defaults().get("prompt") != model or not instead:

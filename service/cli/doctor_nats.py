@@ -10,7 +10,7 @@ from nats.aio.client import Client
 
 from subjects import names
 from subjects.client import MLClient
-from subjects.discovery import ask_workers
+from subjects.client.discovery import ask_workers
 from subjects.errors import MLError, Unavailable
 
 from ..app import nats_settings
@@ -22,8 +22,8 @@ from ..bus.errors import BusError, Unreachable
 from ..bus.jetstream import NotStored
 from ..bus.settings import NatsSettings
 from ..config import Settings
-from ..jobs.patience import TROUBLE
-from ..reply_subject import JETSTREAM_INBOX, ReplySubjects
+from ..endpoint.reply_subject import JETSTREAM_INBOX, ReplySubjects
+from ..jobs.retry import TROUBLE
 from .ask import STALL_S, Connection, MayNotAsk, permitted
 from .doctor_machine import Finding
 from .doctor_upgrade import old_permissions, old_storage

@@ -9,8 +9,8 @@ from subjects import names
 from ..bus.causes import Denied
 from ..bus.connection import connected, settled
 from ..bus.settings import NatsSettings
-from ..jobs import streams
-from ..jobs.patience import TROUBLE
+from ..jobs import setup
+from ..jobs.retry import TROUBLE
 from ..jobs.store import NotSetUp
 from .doctor_machine import Finding
 
@@ -47,9 +47,9 @@ async def old_permissions(asking: NatsSettings) -> list[Finding]:
 async def old_storage(nc: Client, timeout_s: float) -> list[Finding]:
     """Streams and buckets that another version made; nothing where there are none. timeout_s: for each request."""
     try:
-        old = await streams.outdated(nc, timeout_s)
+        old = await setup.outdated(nc, timeout_s)
     except (NotSetUp, *TROUBLE):
         return []
-    if len(old) > len(streams.STORAGE):  # all of them: nobody has set up fine-tuning
+    if len(old) > len(setup.STORAGE):  # all of them: nobody has set up fine-tuning
         return []
     return [Finding("JetStream", "warn", what, "run `mlbus admin init` as the administrator") for what in old]

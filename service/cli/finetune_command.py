@@ -14,10 +14,10 @@ from nats.aio.client import Client
 
 from subjects import codec
 from subjects.client import MLClient
+from subjects.client.jobs import FinetuneCallOptions
 from subjects.embed import MAX_TEXT_CHARS
 from subjects.errors import Conflict, MLError
 from subjects.finetune import MAX_PAIRS, FinetuneReply, TrainingPair
-from subjects.jobs_client import FinetuneCallOptions
 
 from ..bus.errors import BusError
 from .ask import Connection, ask

@@ -11,9 +11,9 @@ from nats.aio.client import Client
 
 from subjects import codec, names
 from subjects.client import MLClient
+from subjects.client.generate import GenerateCallOptions
 from subjects.errors import Cancelled, DeadlinePassed, Internal, MLError
 from subjects.generate import GenerateDone, GenerateReply
-from subjects.generate_client import GenerateCallOptions
 
 from .ask import Connection, ask
 from .gap import split_at

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from models import spinning
+from models.loading import spinning
 
 from .admin import admin_app
 from .data_app import data_app

@@ -6,9 +6,9 @@ from typing import Any
 
 from rich.table import Table
 
-from models import hub
 from models.catalogue import ModelSpec, load_catalogue
-from subjects.discovery import ask_workers
+from models.weights import hub
+from subjects.client.discovery import ask_workers
 
 from ..bus.errors import BusError
 from ..config import Settings

@@ -11,15 +11,15 @@ from typing import Any
 from pydantic import BaseModel
 from rich.markup import escape
 
-from models import hub
 from models.catalogue import ModelSpec, load_catalogue
 from models.encoders.onnx_pooling import POOLINGS
 from models.errors import BadEntry, ModelError
-from models.weights import require_whole, weight_files
+from models.weights import hub
+from models.weights.model_files import require_whole, weight_files
 
 from ..config import CONFIG_FILE, BadSettings, Settings, as_toml, read_settings
-from ..model_loader import Choice, ModelLoader
-from ..served import Facts, facts_of
+from ..residency.loader import LoadOverrides, ModelLoader
+from ..residency.served import Facts, facts_of
 from .models_pull import pull_model
 from .output import err, out, print_json, spinner
 from .prompts import prompts_of
@@ -61,7 +61,7 @@ def _loaded(spec: ModelSpec, settings: Settings) -> Facts:
     with spinner() as progress:
         task = progress.add_task(f"{spec.id}: importing torch")
         loader = ModelLoader(settings, lambda step: progress.update(task, description=escape(step)))
-        options = loader.options(spec, Choice())
+        options = loader.options(spec, LoadOverrides())
         graph = loader.graph(spec, options)
     try:
         if hub.from_hub(spec) and not hub.is_present(spec, graph):

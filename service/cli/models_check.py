@@ -10,7 +10,7 @@ from rich.table import Table
 from models.catalogue import Dtype, ModelSpec, Quantization, load_catalogue
 
 from ..config import Settings
-from ..model_loader import Choice, ModelLoader
+from ..residency.loader import LoadOverrides, ModelLoader
 from .output import out, print_json, spinner
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ def check_model(settings: Settings, model: str, *, as_json: bool) -> None:
 
 
 def _check_embedding(spec: ModelSpec, loader: ModelLoader) -> tuple[dict[str, Any], Sequence[Any]]:
-    from models import loader as models
     from models.checking import code_search
+    from models.loading import loader as models
 
     def load(variant: ModelSpec) -> "Encoder":
-        options = loader.options(variant, Choice())
+        options = loader.options(variant, LoadOverrides())
         loader.require_room(variant, options)
         return models.load(variant, options, lambda step: loader.on_step(f"{_setting(variant)}: {step}"))
 
@@ -107,11 +107,11 @@ def _name(causal: bool | None, append_eos: bool) -> str:
 
 
 def _check_generation(spec: ModelSpec, loader: ModelLoader) -> tuple[dict[str, Any], Sequence[Any]]:
-    from models import loader as models
     from models.checking import precision
-    from models.device import pick_device, pick_dtype
+    from models.loading import loader as models
+    from models.loading.device import pick_device, pick_dtype
 
-    chosen = loader.options(spec, Choice())
+    chosen = loader.options(spec, LoadOverrides())
 
     def load(dtype: Dtype, quantization: Quantization | None) -> "CausalLM":
         options = replace(chosen, dtype=dtype, quantization=quantization)

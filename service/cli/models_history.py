@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from models.catalogue import load_catalogue
-from models.version_history import Version, history
+from models.weights.version_history import Version, history
 
 from ..config import Settings
 from .output import out, print_json

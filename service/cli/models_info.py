@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from models import hub
-from models.cache import LoadCache
 from models.catalogue import OF_EMBEDDINGS, Catalogue, GraphDtype, ModelSpec, load_catalogue
 from models.errors import BadEntry, ModelError
-from models.support import support
-from models.versions import live_version, versions
-from models.weights import MODULES, check_weights, weight_files
+from models.loading.load_cache import LoadCache
+from models.loading.support import support
+from models.weights import hub
+from models.weights.model_files import MODULES, check_weights, weight_files
+from models.weights.versions import live_version, versions
 
 from ..config import Settings
 from .models import licence_text

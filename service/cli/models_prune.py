@@ -1,4 +1,4 @@
-"""`mlbus models prune`: give back disk space that downloads take. What may go is for models/hub_cache.py to say."""
+"""`mlbus models prune`: give back disk space that downloads take. models/weights/hub_cache.py says what may go."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from models.catalogue import load_catalogue
-from models.hub_cache import Survey, survey
+from models.weights.hub_cache import Survey, survey
 
 from ..config import Settings
 from .output import err, out, print_json

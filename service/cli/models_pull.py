@@ -8,13 +8,13 @@ from typing import Any
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from models import gguf, hub
 from models.catalogue import GraphDtype, ModelSpec, load_catalogue
 from models.errors import BadEntry
-from models.hub_progress import OnBytes
-from models.hub_pull import OnStep
-from models.support import require_not_refused
-from models.weights import check_weights, has_gguf
+from models.loading.support import require_not_refused
+from models.weights import gguf, hub
+from models.weights.hub_progress import OnBytes
+from models.weights.hub_pull import OnStep
+from models.weights.model_files import check_weights, has_gguf
 
 from ..config import Settings
 from .models import licence_text

@@ -7,10 +7,10 @@ from nats.aio.client import Client
 from rich.table import Table
 
 from subjects.client import MLClient
-from subjects.discovery import ask_workers
+from subjects.client.discovery import ask_workers
+from subjects.client.models import ModelsClient
 from subjects.errors import MLError, NotFound, Unavailable
 from subjects.models import LoadedModel, ModelsChangeReply, Use
-from subjects.models_client import ModelsClient
 
 from .ask import STALL_S, Connection, ask
 from .output import err, out, print_json

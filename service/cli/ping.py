@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.table import Table
 
-from subjects.discovery import Answer, ask_workers
+from subjects.client.discovery import Answer, ask_workers
 from subjects.errors import Unavailable
 
 from .ask import STALL_S, Connection, ask

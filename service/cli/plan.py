@@ -11,8 +11,18 @@ from rich.table import Table
 
 from models.catalogue import ModelSpec, load_catalogue
 from models.errors import UnknownArchitecture
-from models.footprint import Precision, footprint
-from models.plan import KV_TOKENS, MEGABYTE, WORKING_BYTES, Candidate, Placement, Plan, Reserve, candidate, plan
+from models.loading.footprint import Precision, footprint
+from models.loading.plan import (
+    KV_TOKENS,
+    MEGABYTE,
+    WORKING_BYTES,
+    Candidate,
+    Placement,
+    Plan,
+    Reserve,
+    candidate,
+    plan,
+)
 
 from ..config import BadSettings, Settings
 from .output import err, out, print_json, shortened
@@ -31,7 +41,7 @@ _COLUMNS: dict[str, tuple[Precision, ...]] = {
 class PlanOptions:
     """What to plan for.
 
-    budget, working: sizes such as "16GB" or "15.5GiB"; see models.plan.Reserve for what is kept free for work.
+    budget, working: sizes such as "16GB" or "15.5GiB"; see models.loading.plan.Reserve for what is kept free for work.
     models: ids, the least recently used first; empty: the whole catalogue. reduce: embedding models that may go below
     their own precision.
     """

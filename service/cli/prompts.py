@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from models import hub
 from models.catalogue import ModelSpec
 from models.errors import ModelUnavailable
-from models.weights import next_step
+from models.weights import hub
+from models.weights.model_files import next_step
 
 FILE = "config_sentence_transformers.json"
 

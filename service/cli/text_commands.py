@@ -22,7 +22,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from subjects.client import EmbedCallOptions
-    from subjects.generate_client import GenerateCallOptions
+    from subjects.client.generate import GenerateCallOptions
 
 _FILE = "Into a file"
 _FORM = "What is completed"

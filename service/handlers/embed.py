@@ -23,24 +23,24 @@ from subjects.errors import InvalidField, TooLarge
 from subjects.stream import CHUNK, DONE
 from subjects.vectors import max_bytes
 
-from .. import residents
-from ..call import Call
-from ..embedder import WINDOW, Embedder, How
-from ..endpoint import Route
-from ..residency import Residency
-from ..streamer import Frames
-from ..work import Finish
+from ..embedding.embedder import WINDOW, Embedder, EmbedParams
+from ..embedding.work import Finish
+from ..endpoint.call import Call
+from ..endpoint.endpoint import Route
+from ..endpoint.frames import Frames
+from ..residency import gauges
+from ..residency.manager import ModelManager
 
 
-def how(request: EncodeOptions, call: Call, texts: int, normalize: bool = True) -> How:
+def how(request: EncodeOptions, call: Call, texts: int, normalize: bool = True) -> EmbedParams:
     """What a request of so many texts asks of the embedder."""
     options = TextOptions(request.prompt, request.prompt_name, request.task, request.truncate)
     priority = request.priority or ("interactive" if texts <= MAX_INTERACTIVE_TEXTS else "bulk")
-    return How(options, Finish(normalize, request.dimensions), call.deadline, priority, call.source)
+    return EmbedParams(options, Finish(normalize, request.dimensions), call.deadline, priority, call.source)
 
 
 class EmbedHandlers:
-    def __init__(self, residency: Residency) -> None:
+    def __init__(self, residency: ModelManager) -> None:
         self._residency = residency
 
     def routes(self) -> list[Route]:
@@ -54,7 +54,7 @@ class EmbedHandlers:
         if b"bulk" in call.body:
             return 0.0
         default = self._residency.defaults.get("embedding")
-        return residents.ready_in_s(self._residency.registry, call.body, default, call.source)
+        return gauges.ready_in_s(self._residency.registry, call.body, default, call.source)
 
     async def embed(self, request: EmbedRequest, call: Call) -> EmbedReply:
         async with self._residency.embedder(request.model) as embedder:
@@ -87,7 +87,7 @@ class EmbedHandlers:
                     yield frame
 
 
-async def _whole(request: EmbedBatchRequest, asked: How, embedder: Embedder) -> Frames:
+async def _whole(request: EmbedBatchRequest, asked: EmbedParams, embedder: Embedder) -> Frames:
     encoder = embedder.encoder
     part = await embedder.embed_all(request.texts, asked)
     yield (
@@ -104,7 +104,7 @@ async def _whole(request: EmbedBatchRequest, asked: How, embedder: Embedder) -> 
     )
 
 
-async def _chunks(request: EmbedBatchRequest, asked: How, embedder: Embedder, window: int) -> Frames:
+async def _chunks(request: EmbedBatchRequest, asked: EmbedParams, embedder: Embedder, window: int) -> Frames:
     encoder = embedder.encoder
     dimensions = request.dimensions or encoder.dimensions
     tokens = 0

@@ -18,13 +18,13 @@ from subjects.jobs import (
 )
 from subjects.stream import DONE, JOB
 
-from ..call import Call
-from ..endpoint import Route
-from ..jobs.patience import TROUBLE
+from ..endpoint.call import Call
+from ..endpoint.endpoint import Route
+from ..endpoint.frames import Frames
+from ..jobs.retry import TROUBLE
 from ..jobs.store import JobStore, no_such_job
 from ..jobs.submission import Submission
 from ..jobs.watch import Watch
-from ..streamer import Frames
 
 PROMOTING = (
     "field 'swap': what serves is the administrator's to say. Leave it out: the new version is kept as a candidate, "

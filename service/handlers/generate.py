@@ -11,14 +11,14 @@ from subjects.errors import Conflict, InvalidField, TooLarge
 from subjects.generate import GenerateBatchReply, GenerateBatchRequest, GenerateReply, GenerateRequest, TokenFrame
 from subjects.stream import DONE, TOKEN
 
-from ..call import Call
-from ..endpoint import Route
-from ..generation_reply import Completion, Replies, least_bytes, least_reply_bytes
-from ..generation_request import Asked, number_of, read
-from ..generation_telemetry import GenerationTelemetry
-from ..generator import Generator
-from ..residency import Residency
-from ..streamer import Frames
+from ..endpoint.call import Call
+from ..endpoint.endpoint import Route
+from ..endpoint.frames import Frames
+from ..generation.generator import Generator
+from ..generation.reply import Completion, Replies, least_bytes, least_reply_bytes
+from ..generation.request import GenerationCall, number_of, read
+from ..generation.telemetry import GenerationTelemetry
+from ..residency.manager import ModelManager
 
 LARGE_BYTES = 32_768
 LARGE_COUNT = 256
@@ -29,7 +29,7 @@ News: TypeAlias = AsyncGenerator[tuple[int, Piece | Finished], None]
 class GenerateHandlers:
     """Both subjects differ in how many prompts they take, and in the form of the reply."""
 
-    def __init__(self, residency: Residency, telemetry: GenerationTelemetry) -> None:
+    def __init__(self, residency: ModelManager, telemetry: GenerationTelemetry) -> None:
         self._residency = residency
         self._telemetry = telemetry
         self._ids: set[str] = set()
@@ -100,7 +100,7 @@ class GenerateHandlers:
             self._ids.remove(request_id)
 
 
-async def _news(asked: Asked, generator: Generator, call: Call) -> News:
+async def _news(asked: GenerationCall, generator: Generator, call: Call) -> News:
     """Events with the number of their completion, an echo before its text; an end for each of them."""
     flight = generator.flight(streamed=call.framed, deadline=call.deadline)
     silent, left = set(range(asked.count)), set(range(asked.count))

@@ -3,10 +3,10 @@
 import asyncio
 from pathlib import Path
 
-from models import hub
 from models.catalogue import ModelSpec, Use
-from models.version_history import Version, history
-from models.versions import live_version, versions
+from models.weights import hub
+from models.weights.version_history import Version, history
+from models.weights.versions import live_version, versions
 from subjects import names
 from subjects.models import (
     DeviceMemory,
@@ -26,17 +26,17 @@ from subjects.models import (
     VersionEntry,
 )
 
-from ..call import Call
-from ..departures import Loaded
-from ..endpoint import Route
-from ..jobs.rollout import Rollout
-from ..residency import Residency
+from ..endpoint.call import Call
+from ..endpoint.endpoint import Route
+from ..jobs.fleet.rollout import Rollout
+from ..residency.evictor import Loaded
+from ..residency.manager import ModelManager
 
 
 class ModelHandlers:
     """worker: this worker's id; checkpoints: the folder of fine-tuned versions; rollout: how they go live."""
 
-    def __init__(self, residency: Residency, worker: str, checkpoints: Path, rollout: Rollout) -> None:
+    def __init__(self, residency: ModelManager, worker: str, checkpoints: Path, rollout: Rollout) -> None:
         self._residency = residency
         self._rollout = rollout
         self._worker = worker

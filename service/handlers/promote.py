@@ -3,8 +3,8 @@
 from subjects import names
 from subjects.promote import ModelsPromoteReply, ModelsPromoteRequest
 
-from ..call import Call
-from ..endpoint import Route
+from ..endpoint.call import Call
+from ..endpoint.endpoint import Route
 from ..jobs.promotion import Promotion
 from .finetune import answering
 

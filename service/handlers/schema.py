@@ -9,9 +9,9 @@ from subjects import names
 from subjects.errors import Busy, NotFound
 from subjects.schema import SchemaReply, SchemaRequest, SubjectSchema
 
-from ..call import Call
-from ..endpoint import Route
-from ..rate import Rate
+from ..endpoint.call import Call
+from ..endpoint.endpoint import Route
+from ..endpoint.rate import Rate
 
 ANSWERS_S = 50
 """All schemas take a millisecond to encode."""

@@ -9,9 +9,9 @@ from subjects import names
 from subjects.embed import Usage
 from subjects.similarity import Ranked, SimilarityRanking, SimilarityReply, SimilarityRequest, SimilarityScore
 
-from ..call import Call
-from ..endpoint import Route
-from ..residency import Residency
+from ..endpoint.call import Call
+from ..endpoint.endpoint import Route
+from ..residency.manager import ModelManager
 from .embed import how
 
 
@@ -22,7 +22,7 @@ def cosines(left: Vectors, right: Sequence[Vectors]) -> Vectors:
 
 
 class SimilarityHandlers:
-    def __init__(self, residency: Residency) -> None:
+    def __init__(self, residency: ModelManager) -> None:
         self._residency = residency
 
     def routes(self) -> list[Route]:

@@ -18,8 +18,8 @@ from models.errors import ModelError
 from subjects.errors import MLError
 from subjects.finetune import FinetuneReply, FinetuneRequest
 
-from ..background import Background
-from .patience import TROUBLE
+from ..runtime.background import Background
+from .retry import TROUBLE
 from .schedule import Schedule
 from .submission import Origin
 

@@ -13,7 +13,7 @@ import orjson
 from nats.aio.client import Client
 from pydantic import BaseModel, Field, StringConstraints
 
-from models.training.dataset import MAX_GIVEN_BYTES
+from models.training.data.dataset import MAX_GIVEN_BYTES
 from subjects.errors import InvalidField, NotFound, TooLarge, Unavailable
 
 from .store import NotSetUp

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.catalogue import Catalogue
-from models.version_history import verdict_of
-from models.versions import BASE, version_folder
+from models.weights.version_history import verdict_of
+from models.weights.versions import BASE, version_folder
 from subjects import names
 from subjects.errors import Conflict, InvalidField
 from subjects.jobs import TERMINAL, Job
 
-from .rollout import RolledBack, Rollout
+from .fleet.rollout import RolledBack, Rollout
 from .store import JobStore
 
 

@@ -14,17 +14,17 @@ from typing import Protocol
 
 import structlog
 
-from models.durable import clear_leftovers, discard
 from models.errors import ModelError
-from models.training.retention import prune_training_data
-from models.version_history import verdict_of
-from models.versions import live_version, prune, versions
+from models.training.data.retention import prune_training_data
+from models.weights.durable import clear_leftovers, discard
+from models.weights.version_history import verdict_of
+from models.weights.versions import live_version, prune, versions
 from subjects.errors import MLError
 from subjects.jobs import TERMINAL, Job
 
 from ..config import Settings
-from .live import Live
-from .patience import TROUBLE
+from .fleet.live import Live
+from .retry import TROUBLE
 
 log = structlog.get_logger(__name__)
 

@@ -20,11 +20,11 @@ from pydantic import ValidationError
 from subjects import names
 from subjects.finetune import FinetuneRequest
 
-from ..background import going_on, stopped
-from .patience import TROUBLE, insist
-from .pipeline import Ending
+from ..runtime.background import going_on, stopped
+from .retry import TROUBLE, retry_while_down
+from .runner import Ending
+from .setup import CONSUMER
 from .store import JobStore, NotSetUp
-from .streams import CONSUMER
 from .submission import digest_of
 
 log = structlog.get_logger(__name__)
@@ -34,7 +34,7 @@ UNREADABLE_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class QueueTimes:
     """Times of the queue, in seconds.
 
     heartbeat_s: how often the server hears that a job is still worked on, well within the consumer's ack_wait.
@@ -54,11 +54,11 @@ Handle: TypeAlias = Callable[[FinetuneRequest], Awaitable[Ending]]
 class JobQueue:
     """The jobs of all workers, as this one takes them."""
 
-    def __init__(self, nc: Client, store: JobStore, pace: Pace | None = None) -> None:
+    def __init__(self, nc: Client, store: JobStore, pace: QueueTimes | None = None) -> None:
         self._nc = nc
         self._js = nc.jetstream()
         self._store = store
-        self._pace = pace or Pace()
+        self._pace = pace or QueueTimes()
 
     def running(self, handle: Handle) -> AbstractAsyncContextManager[None]:
         """Job after job is taken while the context is open; nothing that goes wrong ends that. Leaving it hands back
@@ -107,7 +107,7 @@ class JobQueue:
             told = msg.metadata
         except (NotJSMessageError, ValueError):
             return False
-        consumer: ConsumerInfo = await insist(lambda: self._js.consumer_info(names.JOBS_STREAM, CONSUMER))
+        consumer: ConsumerInfo = await retry_while_down(lambda: self._js.consumer_info(names.JOBS_STREAM, CONSUMER))
         settled, given_out = consumer.ack_floor, consumer.delivered
         if (told.stream, told.consumer) != (names.JOBS_STREAM, CONSUMER) or settled is None or given_out is None:
             return False
@@ -151,7 +151,7 @@ class JobQueue:
             log.error("job.incomplete", job=request.id, model=request.model)
             return Ending.DROPPED
         job_id = request.id
-        job = await insist(lambda: self._store.get(job_id))
+        job = await retry_while_down(lambda: self._store.get(job_id))
         if job is None:
             log.error("job.unknown", job=request.id)
             return Ending.DROPPED
@@ -171,7 +171,7 @@ async def _until_heard(settle: Callable[[], Awaitable[Any]]) -> None:
     """Settle a message for good; where the server does not hear it, the message comes again and is over at once."""
     with suppress(TimeoutError):
         async with asyncio.timeout(SETTLE_S):
-            await insist(settle)
+            await retry_while_down(settle)
 
 
 async def _nak(msg: Msg, delay_s: float | None = None) -> None:

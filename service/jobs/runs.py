@@ -16,13 +16,13 @@ import structlog
 from nats.aio.client import Client
 from pydantic import ValidationError
 
-from models import hub
 from models.catalogue import ModelSpec
-from models.durable import discard, publish_file, temporary_name, write_durably
 from models.training.errors import PathRefused
 from models.training.options import TrainingOptions
 from models.training.run import RunFolder, RunSpec
-from models.versions import BASE, version_folder
+from models.weights import hub
+from models.weights.durable import discard, publish_file, temporary_name, write_durably
+from models.weights.versions import BASE, version_folder
 from subjects import names
 from subjects.errors import InvalidField, NotFound, NotServed, TooLarge
 from subjects.finetune import FinetuneRequest, TrainingPair

@@ -15,16 +15,16 @@ from typing import Any, Protocol, TypeAlias
 
 from models.catalogue import Catalogue
 from models.errors import OverBudget
+from models.training.data.records import Manifest
 from models.training.progress import Candidate, Event, Measured, Note, Trained
-from models.training.records import Manifest
-from models.version_history import OWN_DATA, Verdict, verdict_of
-from models.versions import TrainingRecord, keep, record_of, version_name, versions
+from models.weights.version_history import OWN_DATA, Verdict, verdict_of
+from models.weights.versions import TrainingRecord, keep, record_of, version_name, versions
 from subjects.finetune import FinetuneRequest
 
-from ..limited_process import ProcessLimits
-from .hold import Hold
-from .patience import insist
-from .rollout import RolledBack
+from ..runtime.process_limits import ProcessLimits
+from .fleet.rollout import RolledBack
+from .lease import JobLease
+from .retry import retry_while_down
 from .runs import Prepared, Runs
 from .step_process import Step, Steps
 from .store import JobStore
@@ -71,7 +71,7 @@ class Stages:
     room: Room
     swap: Swap
 
-    async def work(self, hold: Hold, request: FinetuneRequest) -> Outcome:
+    async def work(self, hold: JobLease, request: FinetuneRequest) -> Outcome:
         """Do the job, or go on where an attempt before it was cut off.
 
         Raises HoldLost, StepFailed, StepCrashed, ModelError, OSError.
@@ -86,7 +86,7 @@ class Stages:
                 version = await self._make(hold, run)
             return await self._conclude(hold, request, version)
 
-    async def _prepare(self, hold: Hold, request: FinetuneRequest) -> Prepared:
+    async def _prepare(self, hold: JobLease, request: FinetuneRequest) -> Prepared:
         run = await self.runs.prepare(hold.job, request, self.catalogue.get(hold.job.model))
         await hold.update(parent=run.spec.parent, version=None, metrics={})
         if request.path is None:
@@ -100,7 +100,7 @@ class Stages:
         return run
 
     @asynccontextmanager
-    async def _granted(self, hold: Hold, run: Prepared, **fields: Any) -> AsyncIterator[Callable[[int], None]]:
+    async def _granted(self, hold: JobLease, run: Prepared, **fields: Any) -> AsyncIterator[Callable[[int], None]]:
         """Inside, the memory that a training takes is kept from models. fields: what the job shows from now on."""
         await hold.update(**fields, reason="waits for memory")
         set_aside = functools.partial(self.room.set_aside, f"finetune.{run.spec.entry.id}", run.device)
@@ -115,15 +115,15 @@ class Stages:
             await hold.update(reason=None)
             yield resize
 
-    async def _is_known(self, hold: Hold, run: Prepared, request: FinetuneRequest) -> bool:
+    async def _is_known(self, hold: JobLease, run: Prepared, request: FinetuneRequest) -> bool:
         """Whether a nightly job would train on what the model was trained on already."""
         if hold.job.origin != "nightly" or request.path is None:
             return False
         content = await asyncio.to_thread(run.folder.manifest.read_bytes)
-        trained_on = await insist(lambda: self.store.trained_on(hold.job.model, str(request.path)))
+        trained_on = await retry_while_down(lambda: self.store.trained_on(hold.job.model, str(request.path)))
         return trained_on == Manifest.model_validate_json(content).digest
 
-    async def _make(self, hold: Hold, run: Prepared) -> str:
+    async def _make(self, hold: JobLease, run: Prepared) -> str:
         """Train and examine a candidate, and keep it -> its version."""
         model = run.spec.entry.id
         async with self._granted(hold, run, state="training") as resize:
@@ -136,7 +136,7 @@ class Stages:
         await asyncio.to_thread(keep, run.folder.candidate, self.checkpoints, model, version)
         return version
 
-    async def _conclude(self, hold: Hold, request: FinetuneRequest, version: str) -> Outcome:
+    async def _conclude(self, hold: JobLease, request: FinetuneRequest, version: str) -> Outcome:
         """What becomes of a version that is kept."""
         model, folder = hold.job.model, self.checkpoints / hold.job.model / version
         record = await asyncio.to_thread(_record, folder)
@@ -171,11 +171,11 @@ class Stages:
         """
         if request.path is not None:
             digest = str(record.data.get("digest", ""))
-            await insist(lambda: self.store.note_trained(model, str(request.path), digest))
+            await retry_while_down(lambda: self.store.note_trained(model, str(request.path), digest))
 
     async def _step(
         self,
-        hold: Hold,
+        hold: JobLease,
         run: Prepared,
         step: Step,
         resize: Callable[[int], None] = lambda _: None,

@@ -20,8 +20,8 @@ from pydantic import ValidationError
 
 from models.training.progress import Event, Failed, read_event
 
-from ..child_environment import child_environment
-from ..limited_process import ProcessLimits
+from ..runtime.child_environment import child_environment
+from ..runtime.process_limits import ProcessLimits
 
 log = structlog.get_logger(__name__)
 

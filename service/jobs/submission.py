@@ -19,12 +19,12 @@ from nats.aio.client import Client
 from nats.js.api import Header
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
-from models import hub
 from models.catalogue import Catalogue, Form, ModelSpec
-from models.training.dataset import check_given
+from models.training.data.dataset import check_given
+from models.training.data.records import Pair
 from models.training.errors import PathRefused
-from models.training.records import Pair
-from models.versions import version_folder
+from models.weights import hub
+from models.weights.versions import version_folder
 from subjects import names
 from subjects.errors import Busy, InvalidField, MLError, TooLarge, Unavailable
 from subjects.finetune import FinetuneReply, FinetuneRequest, TrainingPair
@@ -32,9 +32,9 @@ from subjects.jobs import Job
 
 from ..config import Settings
 from .objects import Objects
-from .patience import TROUBLE
+from .retry import TROUBLE
+from .setup import MAX_JOBS, MAX_REQUESTED
 from .store import JobStore, NotSetUp
-from .streams import MAX_JOBS, MAX_REQUESTED
 
 log = structlog.get_logger(__name__)
 

@@ -16,8 +16,8 @@ from subjects import names
 from subjects.errors import MLError
 from subjects.jobs import TERMINAL, Job
 
-from ..background import going_on
-from .patience import TROUBLE
+from ..runtime.background import going_on
+from .retry import TROUBLE
 from .store import JobStore, NotSetUp
 
 log = structlog.get_logger(__name__)

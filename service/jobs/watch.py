@@ -13,7 +13,7 @@ from nats.aio.msg import Msg
 from subjects import names
 from subjects.jobs import TERMINAL, Job
 
-from .patience import insist
+from .retry import retry_while_down
 from .store import JobStore, no_such_job
 
 LOOK_AGAIN_S = 10.0
@@ -50,7 +50,7 @@ class Watch:
                     async with asyncio.timeout(self._look_again_s):
                         await news.wait()
                 news.clear()
-                seen, job = job, await insist(lambda: self._look(job_id))
+                seen, job = job, await retry_while_down(lambda: self._look(job_id))
                 if job != seen:
                     yield job
         finally:

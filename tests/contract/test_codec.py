@@ -13,13 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 from scripted_jobs import job
 
 from subjects import codec, names
-from subjects.embed import (
-    MAX_TEXT_CHARS,
-    MAX_TEXTS,
-    EmbedBatchRequest,
-    EmbedReply,
-    EmbedRequest,
-)
+from subjects.embed import MAX_TEXT_CHARS, MAX_TEXTS, EmbedBatchRequest, EmbedReply, EmbedRequest
 from subjects.errors import InvalidField, Malformed, MLError, NotAcceptable, TooLarge, UnsupportedType
 from subjects.finetune import FinetuneReply, FinetuneRequest
 from subjects.generate import GenerateBatchRequest, GenerateRequest

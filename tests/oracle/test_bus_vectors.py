@@ -16,8 +16,8 @@ from workers import running_worker
 
 from models.catalogue import load_catalogue
 from models.encoders.base import cosine_rows
-from models.hub import locate
-from models.loader import LoadOptions, load
+from models.loading.loader import LoadOptions, load
+from models.weights.hub import locate
 from subjects import MLClient
 
 SOURCES = [inspect.getsource(module) for module in (textwrap, json, random)]

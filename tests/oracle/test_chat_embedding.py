@@ -18,9 +18,9 @@ from models.catalogue import ModelSpec, load_catalogue
 from models.encoders.base import Encoder, TextOptions, Tokens, cosine_rows
 from models.encoders.modules import read_sentence_transformer
 from models.errors import ModelUnavailable, TemplateRefused, TextTooLong
-from models.loader import LoadOptions, load
-from models.training.export import export
-from models.training.texts import TrainingTexts
+from models.loading.loader import LoadOptions, load
+from models.training.fit.export import export
+from models.training.fit.texts import TrainingTexts
 
 TURN = "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
 STRUCTURED = "<|im_start|>{{ message.role }}\n{{ message.content[0].text }}<|im_end|>\n"

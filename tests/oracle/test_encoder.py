@@ -18,8 +18,8 @@ from models.catalogue import ModelSpec, load_catalogue
 from models.encoders.base import Encoder, TextOptions, Tokens, Vectors, cosine_rows, finish
 from models.encoders.modules import read_sentence_transformer
 from models.errors import TextTooLong, UnknownPrompt
-from models.hub import locate
-from models.loader import LoadOptions, load
+from models.loading.loader import LoadOptions, load
+from models.weights.hub import locate
 
 FP32, BF16 = 0.99999, 0.999
 PLAIN = TextOptions()

@@ -18,8 +18,8 @@ from transformers import BertConfig, BertModel
 from models.catalogue import load_catalogue
 from models.encoders.base import Encoder, TextOptions, Tokens, cosine_rows
 from models.encoders.modules import read_sentence_transformer
-from models.hub import locate
-from models.loader import LoadOptions, load
+from models.loading.loader import LoadOptions, load
+from models.weights.hub import locate
 
 FP32 = 0.99999
 TEXTS = ["def hello(): pass", "", "return the sum of the squares", "a b c d e f g h i j k l m n o p"]

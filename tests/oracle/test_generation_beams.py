@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from models.generation.beams import BeamSearch, Hypothesis, check_beams
+from models.generation.beam_search import BeamSearch, Hypothesis, check_beams
 from models.generation.errors import InvalidRequest
 
 VOCABULARY = 48

@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.random_generators import write_codellama, write_llama, write_starcoder
 from models.catalogue import Dtype, Quantization, load_catalogue
-from models.footprint import footprint
 from models.generation.causal_lm import CausalLM
-from models.generation.verify import PROBE, nats_apart, probe_logits
-from models.loader import LoadOptions, load_generator
-from models.quantize import weight_bytes
+from models.generation.load_self_test import PROBE, nats_apart, probe_logits
+from models.loading.footprint import footprint
+from models.loading.loader import LoadOptions, load_generator
+from models.quantization.quantize import weight_bytes
 
 Layout = Callable[[Path], Path]
 LAYOUTS: dict[str, Layout] = {

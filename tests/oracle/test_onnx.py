@@ -25,16 +25,9 @@ from models.catalogue import ModelSpec, load_catalogue
 from models.encoders.base import TextOptions, Tokens, Vectors, check_options, cosine_rows
 from models.encoders.modules import read_sentence_transformer
 from models.encoders.onnx_encoder import OnnxEncoder, OnnxOptions
-from models.errors import (
-    BadDimensions,
-    ModelUnavailable,
-    OutOfDeviceMemory,
-    TextTooLong,
-    UnknownPrompt,
-    UnknownTask,
-)
-from models.hub import locate
-from models.loader import LoadOptions, load
+from models.errors import BadDimensions, ModelUnavailable, OutOfDeviceMemory, TextTooLong, UnknownPrompt, UnknownTask
+from models.loading.loader import LoadOptions, load
+from models.weights.hub import locate
 
 DIGEST = "0123456789abcdef" * 4
 TASKS = {"query": 0, "passage": 1, "match": 2}

@@ -14,12 +14,12 @@ import torch
 from transformers import Qwen2Model, Qwen2Tokenizer
 
 from bench.random_models import QUERY_PROMPT, write_qodo
-from models.cache import LoadCache
 from models.catalogue import ModelSpec, load_catalogue
 from models.encoders.base import TextOptions, Tokens, Vectors, check_options, cosine_rows, finish
 from models.encoders.torch_encoder import TorchEncoder
 from models.errors import ModelUnavailable
-from models.loader import LoadOptions, load
+from models.loading.load_cache import LoadCache
+from models.loading.loader import LoadOptions, load
 
 FP32 = 0.99999
 END = "<|endoftext|>"
@@ -137,7 +137,7 @@ def test_bf16_is_within_its_gate_and_says_so(folder: Path) -> None:
 def test_the_reference_is_computed_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = LoadOptions(device="cpu", cache=LoadCache(tmp_path))
     load(entry(folder), options)
-    monkeypatch.setattr("models.verify.encode_probes", lambda _: pytest.fail("was computed again"))
+    monkeypatch.setattr("models.loading.self_test.encode_probes", lambda _: pytest.fail("was computed again"))
     load(entry(folder), options)
 
 

@@ -10,13 +10,13 @@ from gguf import GGUFReader, dequantize
 from gguf_model import SMOLLM2, SOURCE, cache_folder, converted_folder
 from safetensors.torch import load_file
 
-from models.cache import LoadCache
 from models.generation import engine
 from models.generation.base import Chat, Message, Plain, Prompt
 from models.generation.causal_lm import CausalLM
+from models.generation.load_self_test import PROBE
 from models.generation.request import Request, Sampling
-from models.generation.verify import PROBE
-from models.loader import LoadOptions, load_generator
+from models.loading.load_cache import LoadCache
+from models.loading.loader import LoadOptions, load_generator
 
 NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",

@@ -15,16 +15,16 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, StaticEmbedding
 from tokenizers import Tokenizer
 
-from models import weights
 from models.catalogue import ModelSpec, load_catalogue
 from models.encoders.base import Encoder, TextOptions, Tokens, Vectors, cosine_rows, finish
 from models.errors import ModelUnavailable, TextTooLong
-from models.footprint import footprint
-from models.hub import locate
-from models.loader import LoadOptions, expected_bytes, load
-from models.plan import candidate, plan
+from models.loading.footprint import footprint
+from models.loading.loader import LoadOptions, expected_bytes, load
+from models.loading.plan import candidate, plan
 from models.training.errors import CannotTrain
-from models.training.footprint import check_trainable
+from models.training.fit.footprint import check_trainable
+from models.weights import model_files
+from models.weights.hub import locate
 
 PLAIN = TextOptions()
 TEXTS = ["def hello(): pass", "x", "", "a b c d e f g h i j k l m n o p " * 40, "Zürich, 東京"]
@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_refused_with_the_next_step(folder: Path, tmp_path:
     file.rename(file.with_name("other.safetensors"))  # the library would now read a pickle
     file.with_name("pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(ModelUnavailable, match="pickle"):
-        weights.weight_files(of(tmp_path), tmp_path)
+        model_files.weight_files(of(tmp_path), tmp_path)
     with pytest.raises(CannotTrain, match="table of token vectors"):
         check_trainable(of(folder), folder)
 

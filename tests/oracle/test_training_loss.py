@@ -13,13 +13,13 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 
 from bench.random_models import QUERY_PROMPT, write_qodo
 from models.catalogue import ModelSpec, load_catalogue
-from models.hub import locate
-from models.training.batches import collate, examples
-from models.training.losses import make_loss, vector_lengths
-from models.training.method import Method, merge_adapters, trainable_model
+from models.training.data.records import Pair
+from models.training.fit.batches import collate, examples
+from models.training.fit.losses import make_loss, vector_lengths
+from models.training.fit.method import Method, merge_adapters, trainable_model
+from models.training.fit.texts import TrainingTexts
 from models.training.options import TrainingOptions
-from models.training.records import Pair
-from models.training.texts import TrainingTexts
+from models.weights.hub import locate
 
 CLOSE = 1e-5
 SCALE = 20

@@ -11,14 +11,14 @@ from nats.aio.client import Client
 from nats_server import NatsServer, as_role
 from workers import running_worker
 
-from service.jobs import streams
+from service.jobs import setup
 
 
 @pytest.fixture
 async def admin(secured_server: NatsServer) -> AsyncIterator[Client]:
     """The administrator, who has set everything up."""
     async with await nats.connect(as_role(secured_server, "admin")) as nc:
-        await streams.create(nc)
+        await setup.create(nc)
         yield nc
 
 

@@ -18,9 +18,9 @@ from nats_server import secured_server as secured
 from readme_blocks import blocks
 from workers import running_worker
 
-from service import endpoint
 from service.bus.connection import settled
-from service.jobs import streams
+from service.endpoint import endpoint
+from service.jobs import setup
 from subjects import MLClient, TokenFrame, names
 from subjects.errors import Cancelled, Unavailable
 
@@ -135,14 +135,14 @@ async def test_streams_move_into_a_named_account(admin: Client, secured_server: 
     weights = bytes(range(256)) * 1024
     await (await js.object_store(names.CHECKPOINTS_BUCKET)).put("minilm/v1", weights)
     await (await js.key_value(names.JOBS_BUCKET)).put("live.minilm", b"{}")
-    held = [(await js.stream_info(storage.stream)).state.messages for storage in streams.STORAGE]
+    held = [(await js.stream_info(storage.stream)).state.messages for storage in setup.STORAGE]
     secured_server.stop()
     jetstream = Path(teams.environ["MLBUS_DATA_DIR"].strip('"')) / "jetstream"
     (jetstream / "$G").rename(jetstream / "ML")
     async with await nats.connect(as_role(teams.start(), "admin")) as nc:
         js = nc.jetstream()
-        assert [(await js.stream_info(storage.stream)).state.messages for storage in streams.STORAGE] == held
-        assert await streams.outdated(nc) == []
+        assert [(await js.stream_info(storage.stream)).state.messages for storage in setup.STORAGE] == held
+        assert await setup.outdated(nc) == []
         assert (await (await js.object_store(names.CHECKPOINTS_BUCKET)).get("minilm/v1")).data == weights
-        (job,) = await (await js.pull_subscribe_bind(streams.CONSUMER, names.JOBS_STREAM)).fetch(1, timeout=10)
+        (job,) = await (await js.pull_subscribe_bind(setup.CONSUMER, names.JOBS_STREAM)).fetch(1, timeout=10)
         assert job.data == b"a job that waits"

@@ -10,7 +10,7 @@ import pytest
 from bench.random_generators import write_llama
 from models.catalogue import Kind, ModelSpec, load_catalogue
 from models.errors import ModelUnavailable
-from models.loader import LoadOptions, load, load_generator
+from models.loading.loader import LoadOptions, load, load_generator
 
 FP32 = LoadOptions("cpu", "fp32")
 

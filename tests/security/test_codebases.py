@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from repositories import git, write
 
+from models.training.data.sources import read_codebase
 from models.training.errors import PathRefused
-from models.training.sources import read_codebase
 
 
 @pytest.fixture

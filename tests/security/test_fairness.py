@@ -14,7 +14,7 @@ from nats.aio.subscription import Subscription
 from workers import running_worker
 
 from models.catalogue import ModelSpec
-from models.loader import LoadOptions, load_generator
+from models.loading.loader import LoadOptions, load_generator
 from subjects import MLClient, names
 
 PATIENT = {names.TIMEOUT_MS: "900000"}

@@ -13,10 +13,11 @@ from nats.aio.subscription import Subscription
 from nats_server import NatsServer, as_role
 from workers import running_worker
 
-from service import micro, residents
 from service.bus.connection import settled
+from service.endpoint import micro
+from service.endpoint.reply_subject import WORKERS_INBOX
 from service.jobs import store
-from service.reply_subject import WORKERS_INBOX
+from service.residency import gauges
 from subjects import MLClient, names
 
 QUESTIONS = 1000
@@ -55,13 +56,13 @@ async def test_of_a_flood_to_all_workers_little_is_answered(anyone: Client, verb
 
 
 async def test_answers_are_given_from_what_is_kept(anyone: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    described, made = residents.described, []
+    described, made = gauges.described, []
 
     def counted(*what: Any) -> dict[str, str]:
         made.append(what)
         return described(*what)
 
-    monkeypatch.setattr(residents, "described", counted)
+    monkeypatch.setattr(gauges, "described", counted)
     monkeypatch.setattr(micro, "FRESH_S", 3600)
     heard = await flooded(anyone, "$SRV.PING.ml.worker")
     await anyone.request(names.EMBED, b"served beside it", timeout=20)

@@ -16,9 +16,9 @@ from service.bus.client import BusClient
 from service.bus.connection import connected, settled
 from service.bus.settings import NatsSettings
 from service.cli.admin_user import block_of
-from service.reply_subject import JETSTREAM_INBOX, WORKERS_INBOX
+from service.endpoint.reply_subject import JETSTREAM_INBOX, WORKERS_INBOX
 from subjects import MLClient, names
-from subjects.inbox import inbox
+from subjects.client.inbox import inbox
 
 USERS = {"alice": "an-alice", "bob": "a-bob"}
 

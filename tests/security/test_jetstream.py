@@ -18,7 +18,7 @@ from service.cli import doctor_nats
 from service.cli.ask import Connection, MayNotAsk
 from service.cli.finetune_command import Order, start
 from service.config import Settings
-from service.jobs import streams
+from service.jobs import setup
 from subjects import names
 
 SUBJECTS = [
@@ -70,7 +70,7 @@ async def test_a_client_may_ask_jetstream_nothing(secured_server: NatsServer, ro
 
 async def sizes(admin: Client) -> list[int]:
     js = admin.jetstream()
-    return [(await js.stream_info(each.stream)).state.last_seq for each in streams.STORAGE]
+    return [(await js.stream_info(each.stream)).state.last_seq for each in setup.STORAGE]
 
 
 @pytest.mark.parametrize("role", ["client", "local"])

@@ -18,13 +18,13 @@ from serve_jobs import Events, JobsWorker, jobs_worker, listening, set_up
 from trained_versions import serve, trained
 from workers import running_worker
 
-from models.versions import keep
-from service.endpoint import Endpoint, Limits, serving
+from models.weights.versions import keep
+from service.endpoint.endpoint import Endpoint, Limits, serving
+from service.endpoint.reply_subject import ReplySubjects
 from service.handlers.finetune import FinetuneHandlers
-from service.jobs import streams
+from service.jobs import setup
 from service.jobs.store import JobStore
 from service.jobs.watch import Watch
-from service.reply_subject import ReplySubjects
 from service.telemetry import Telemetry
 from subjects import MLClient, names, stream
 from subjects.errors import Busy, NotFound, NotServed
@@ -34,7 +34,7 @@ from subjects.jobs import Job
 
 @pytest.fixture
 async def events(nats_url: str) -> AsyncIterator[Events]:
-    await set_up(nats_url, jobs=streams.MAX_JOBS)
+    await set_up(nats_url, jobs=setup.MAX_JOBS)
     async with listening(nats_url) as heard:
         yield heard
 
@@ -262,7 +262,7 @@ async def test_a_drain_ends_a_watch_at_once_and_the_client_goes_on_elsewhere(que
 
 
 async def test_so_many_jobs_wait_and_no_more(queueing: JobsWorker) -> None:
-    ids = [(await queueing.submission.submit(of(queueing))).job for _ in range(streams.MAX_REQUESTED)]
+    ids = [(await queueing.submission.submit(of(queueing))).job for _ in range(setup.MAX_REQUESTED)]
     with pytest.raises(Busy) as refused:
         await queueing.submission.submit(of(queueing))
     assert refused.value.retry_after_ms
@@ -275,14 +275,14 @@ async def test_the_nightly_run_has_a_place_that_callers_cannot_take_by_many_work
     nats_url: str, tmp_path: Path, script: Script, queueing: JobsWorker
 ) -> None:
     async with jobs_worker(nats_url, tmp_path / "data", script, "w2", takes_jobs=False) as other:
-        asked = [worker.submission.submit(of(worker)) for _ in range(streams.MAX_JOBS) for worker in (queueing, other)]
+        asked = [worker.submission.submit(of(worker)) for _ in range(setup.MAX_JOBS) for worker in (queueing, other)]
         ends = await asyncio.gather(*asked, return_exceptions=True)
     refused = [end for end in ends if isinstance(end, BaseException)]
     assert all(isinstance(end, Busy) for end in refused)
-    assert len(ends) - len(refused) == await waiting(queueing) == streams.MAX_REQUESTED
-    assert len(await queueing.store.list()) == streams.MAX_REQUESTED
+    assert len(ends) - len(refused) == await waiting(queueing) == setup.MAX_REQUESTED
+    assert len(await queueing.store.list()) == setup.MAX_REQUESTED
     nightly = await queueing.submission.submit(of(queueing, "nightly-2026-06-01-a"), "nightly")
-    assert (nightly.duplicate, await waiting(queueing)) == (False, streams.MAX_JOBS)
+    assert (nightly.duplicate, await waiting(queueing)) == (False, setup.MAX_JOBS)
     with pytest.raises(Busy):
         await queueing.submission.submit(of(queueing, "nightly-2026-06-01-b"), "nightly")
 
@@ -294,7 +294,7 @@ async def test_cancelled_jobs_leave_the_queue_at_once(queueing: JobsWorker) -> N
         for job_id in ids:
             assert (await MLClient(nc).jobs.cancel(job_id)).state == "cancelled"
     assert await waiting(queueing) == 1
-    queue = await queueing.nc.jetstream().pull_subscribe_bind(streams.CONSUMER, stream=names.JOBS_STREAM)
+    queue = await queueing.nc.jetstream().pull_subscribe_bind(setup.CONSUMER, stream=names.JOBS_STREAM)
     (left,) = await queue.fetch(1, timeout=5)
     assert left.subject == names.job_queue_subject(kept)
 
@@ -304,7 +304,7 @@ async def test_one_that_is_to_be_begun_again_leaves_the_queue_too(queueing: Jobs
     js = queueing.nc.jetstream()
     for job_id in ("crashed", "next"):
         await queueing.submit(job_id)
-    queue = await js.pull_subscribe_bind(streams.CONSUMER, stream=names.JOBS_STREAM)
+    queue = await js.pull_subscribe_bind(setup.CONSUMER, stream=names.JOBS_STREAM)
     (delivered,) = await queue.fetch(1, timeout=5)
     await delivered.nak(delay=600)
     await queueing.submission.cancel("crashed")

@@ -13,11 +13,11 @@ from nats.aio.client import Client
 from nats_server import plain_server
 from serve_jobs import Events, JobsWorker, jobs_worker, listening, set_up
 
-from service.jobs import streams
+from service.jobs import setup
 from subjects import names
 from subjects.jobs import Job
 
-PULLS = f"$JS.API.CONSUMER.MSG.NEXT.{names.JOBS_STREAM}.{streams.CONSUMER}"
+PULLS = f"$JS.API.CONSUMER.MSG.NEXT.{names.JOBS_STREAM}.{setup.CONSUMER}"
 
 
 @pytest.fixture

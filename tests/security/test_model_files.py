@@ -7,17 +7,18 @@ from pathlib import Path
 
 import onnx
 import pytest
+from generation_models import llama
 from onnx import TensorProto, helper
 from onnx_models import save
 
-from models import hub, probe
-from models.cache import LoadCache
 from models.catalogue import ModelSpec, load_catalogue
 from models.errors import ModelUnavailable
-from models.loader import LoadOptions
-from models.versions import RECORD
-from models.weights import check_weights, module_folders
-from tests.generation_models import llama
+from models.loading.load_cache import LoadCache
+from models.loading.loader import LoadOptions
+from models.sandbox import probe
+from models.weights import hub
+from models.weights.model_files import check_weights, module_folders
+from models.weights.versions import RECORD
 
 
 @pytest.fixture

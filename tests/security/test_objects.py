@@ -27,7 +27,7 @@ from models.training.progress import Event, Note
 from models.training.run import RunFolder, RunSpec
 from service.jobs.objects import MAX_CHUNKS
 from service.jobs.step_process import StepCrashed, StepFailed, Steps
-from service.limited_process import ProcessLimits
+from service.runtime.process_limits import ProcessLimits
 from subjects import names
 
 LINES = b'{"anchor":"a","positive":"b"}\n' * 40

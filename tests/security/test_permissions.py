@@ -24,13 +24,13 @@ from service.bus.causes import Denied
 from service.bus.connection import connected, settled
 from service.bus.credentials import inbox_prefix
 from service.bus.settings import NatsSettings
-from service.jobs import streams
-from service.jobs.live import Live, LiveVersions
+from service.endpoint.reply_subject import PREFIXES, WORKERS_INBOX, ReplySubjects
+from service.jobs import setup
+from service.jobs.fleet.live import Live, LiveVersions
 from service.jobs.objects import Objects
 from service.jobs.store import JobStore
 from service.jobs.sweep import Sweep
-from service.reply_subject import PREFIXES, WORKERS_INBOX, ReplySubjects
-from subjects.discovery import ask_workers
+from subjects.client.discovery import ask_workers
 from subjects.jobs import Job
 
 INFERENCE = ["ml.embed", "ml.embed.batch", "ml.similarity", "ml.generate", "ml.generate.batch", "ml.finetune"]
@@ -277,7 +277,7 @@ async def test_cancelling_reaches_every_worker(parties: dict[str, Party]) -> Non
 @pytest.fixture
 async def storage(parties: dict[str, Party]) -> None:
     """What the administrator makes before workers come."""
-    await streams.create(parties["admin"].nc)
+    await setup.create(parties["admin"].nc)
 
 
 @pytest.mark.usefixtures("storage")
@@ -444,7 +444,7 @@ class TestTheSystemAccount:
     async def test_it_has_no_jetstream_and_the_others_keep_theirs(
         self, system: Client, parties: dict[str, Party]
     ) -> None:
-        await streams.create(parties["admin"].nc)
+        await setup.create(parties["admin"].nc)
         with pytest.raises(ServiceUnavailableError, match="not enabled for account"):
             await system.jetstream().account_info()
         assert (await parties["worker"].nc.jetstream().account_info()).streams == 4

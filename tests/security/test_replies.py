@@ -16,8 +16,8 @@ from scripted_worker import DONE, SERVED, Worker, frames, reply, scripted_worker
 from workers import running_worker
 
 from subjects import GenerateDone, MLClient, TokenFrame, codec, names, stream
+from subjects.client.inbox import inbox
 from subjects.errors import Internal, MLError
-from subjects.inbox import inbox
 
 FAKE = {**DONE, "text": "forged"}
 OTHERS = "0" * 32

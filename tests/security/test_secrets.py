@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from models.training.collect import build_dataset
+from models.training.data.collect import build_dataset
 from models.training.options import TrainingOptions
 
 TOKEN = "ghp_" + "wWPw5k4aXcaT4fNP0UcnZwJUVFk6LO0pINUx"

@@ -12,7 +12,7 @@ from models.generation.base import Chat, Message
 from models.generation.errors import InvalidRequest
 from models.generation.prompt import Prompts
 from models.generation.tokenizer import GenerationTokenizer
-from models.rendering import RenderFailed, renderer
+from models.sandbox.templates import RenderFailed, renderer
 
 FOLDER = Path(str(resources.files("models.bundled.tiny_coder")))
 ORDINARY = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ '\n' }}{% endfor %}"

@@ -19,7 +19,7 @@ from service.bus.connection import connected, settled
 from service.bus.credentials import inbox_prefix
 from service.bus.embedded import EmbeddedSettings, embedded_server
 from service.bus.settings import NatsSettings
-from service.jobs import streams
+from service.jobs import setup
 from service.jobs.store import JobStore, NotSetUp
 from subjects import names
 
@@ -63,52 +63,52 @@ async def admin(folder: Path, *arguments: str, **variables: str) -> tuple[int, s
 
 
 async def test_everything_is_made_once(nc: Client) -> None:
-    assert len(await streams.outdated(nc)) == 5
-    assert await streams.create(nc) == MADE
-    assert await streams.outdated(nc) == []
-    assert await streams.create(nc) == []
+    assert len(await setup.outdated(nc)) == 5
+    assert await setup.create(nc) == MADE
+    assert await setup.outdated(nc) == []
+    assert await setup.create(nc) == []
 
 
 async def test_what_it_makes_is_bounded_and_in_order(nc: Client) -> None:
-    await streams.create(nc)
+    await setup.create(nc)
     js = nc.jetstream()
     queue = (await js.stream_info(names.JOBS_STREAM)).config
     assert (queue.retention, queue.subjects, queue.duplicate_window) == ("workqueue", ["ml.queue.>"], 86_400)
     assert queue.max_msgs == 33
-    consumer = (await js.consumer_info(names.JOBS_STREAM, streams.CONSUMER)).config
+    consumer = (await js.consumer_info(names.JOBS_STREAM, setup.CONSUMER)).config
     assert (consumer.max_ack_pending, consumer.max_deliver, consumer.ack_wait) == (1, -1, 60)
     data = (await js.stream_info("OBJ_ml_data")).config
     assert (data.max_age, data.max_bytes) == (86_400, 4 * 2**30)
     assert data.max_msgs_per_subject * data.max_msg_size < 1.2e9  # an object
-    promised = [(await js.stream_info(storage.stream)).config.max_bytes for storage in streams.STORAGE]
+    promised = [(await js.stream_info(storage.stream)).config.max_bytes for storage in setup.STORAGE]
     assert min(promised) > 0
     assert sum(promised) < 32 * 2**30
     assert await JobStore(nc).list() == []
 
 
 async def test_what_differs_is_changed_and_what_is_kept_stays(nc: Client) -> None:
-    await streams.create(nc)
+    await setup.create(nc)
     js = nc.jetstream()
     await js.publish(names.job_queue_subject("j1"), b"waits")
     config = (await js.stream_info(names.JOBS_STREAM)).config
     await js.update_stream(config.evolve(max_msgs=5, duplicate_window=60))
-    consumer = (await js.consumer_info(names.JOBS_STREAM, streams.CONSUMER)).config
+    consumer = (await js.consumer_info(names.JOBS_STREAM, setup.CONSUMER)).config
     await js.add_consumer(names.JOBS_STREAM, consumer.evolve(ack_wait=5))
     differing = [
         "stream ML_JOBS: duplicate_window 60.0 to 86400.0, max_msgs 5 to 33",
         "consumer workers: ack_wait 5.0 to 60.0",
     ]
-    assert await streams.outdated(nc) == differing
-    assert await streams.create(nc) == [f"changed {what}" for what in differing]
+    assert await setup.outdated(nc) == differing
+    assert await setup.create(nc) == [f"changed {what}" for what in differing]
     info = await js.stream_info(names.JOBS_STREAM)
     assert (info.config.max_msgs, info.config.duplicate_window, info.state.messages) == (33, 86_400, 1)
-    assert await streams.create(nc) == []
+    assert await setup.create(nc) == []
 
 
 async def test_one_that_was_made_otherwise_is_named(nc: Client) -> None:
     await nc.jetstream().add_stream(StreamConfig("MINE", subjects=["ml.queue.mine"], retention=RetentionPolicy.LIMITS))
-    with pytest.raises(streams.CannotSetUp, match=r"no stream ML_JOBS .*overlap.*remove"):
-        await streams.create(nc)
+    with pytest.raises(setup.CannotSetUp, match=r"no stream ML_JOBS .*overlap.*remove"):
+        await setup.create(nc)
 
 
 async def test_a_server_without_room_says_how_much_to_give(tmp_path: Path) -> None:
@@ -117,8 +117,8 @@ async def test_a_server_without_room_says_how_much_to_give(tmp_path: Path) -> No
     server = NatsServer(tmp_path, "-c", str(conf))
     try:
         async with await nats.connect(server.start().url) as client:
-            with pytest.raises(streams.CannotSetUp, match=r"bucket ml_checkpoints .*max_file_store"):
-                await streams.create(client)
+            with pytest.raises(setup.CannotSetUp, match=r"bucket ml_checkpoints .*max_file_store"):
+                await setup.create(client)
     finally:
         server.stop()
 
@@ -127,7 +127,7 @@ async def test_a_server_without_jetstream_says_what_to_do(tmp_path: Path) -> Non
     server = NatsServer(tmp_path)
     try:
         async with await nats.connect(server.start().url) as client:
-            for question in (streams.create, streams.outdated):
+            for question in (setup.create, setup.outdated):
                 with pytest.raises(NotSetUp, match="nats-server -js"):
                     await question(client)
         assert await init(server, tmp_path) == (1, "", f"mlbus: {NotSetUp()}\n")
@@ -148,17 +148,17 @@ async def test_the_command_as_admin_and_as_nobody_in_particular(secured_server: 
         url=secured_server.url, user="worker", password=PASSWORDS["worker"], inbox_prefix="_INBOX_worker"
     )
     async with connected(worker) as nc:
-        assert await streams.outdated(nc) == []
+        assert await setup.outdated(nc) == []
 
 
 async def test_what_is_made_outlives_the_server(tmp_path: Path) -> None:
     server = plain_server(tmp_path)
     try:
         async with await nats.connect(server.start().url) as client:
-            await streams.create(client)
+            await setup.create(client)
         server.restart()
         async with await nats.connect(server.url) as client:
-            assert await streams.create(client) == []
+            assert await setup.create(client) == []
     finally:
         server.stop()
 

@@ -21,7 +21,7 @@ from workers import clean_environment
 from models.errors import ModelUnavailable
 from service.bus.settings import NatsSettings
 from service.cli.serve import ready_text
-from subjects.bulk import slices
+from subjects.client.bulk import slices
 
 MLBUS = str(Path(sys.executable).with_name("mlbus"))
 NOWHERE = "nats://127.0.0.1:1"

@@ -10,11 +10,11 @@ from structlog.testing import capture_logs
 from workers import running_worker
 
 from models.errors import DeviceFailed, ModelUnavailable
-from service import first_models
 from service.app import worker
 from service.cli import doctor_nats
 from service.config import Settings
-from service.stop import Stop, StoppedEarly
+from service.residency import first_models
+from service.runtime.stop import Stop, StoppedEarly
 from subjects import MLClient
 from subjects.errors import NotServed
 

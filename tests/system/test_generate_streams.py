@@ -15,7 +15,7 @@ from fake_loader import FakeLoader
 from structlog.testing import capture_logs
 from workers import running_worker
 
-from service.outbox import LIMIT_CHARS
+from service.generation.event_queue import LIMIT_CHARS
 from subjects import MLClient, names
 from subjects.errors import InvalidField
 

@@ -17,7 +17,7 @@ from service.bus.client import BusClient
 from service.bus.jetstream import JetStream, NotStored
 from service.cli import doctor_nats
 from service.errors import to_wire
-from service.jobs.patience import insist
+from service.jobs.retry import retry_while_down
 from service.jobs.store import JobStore
 from subjects import names
 from subjects.errors import Busy, NotServed, Unavailable
@@ -361,7 +361,7 @@ async def test_a_server_that_takes_no_writes_is_told_from_one_that_is_away(
         found = await asyncio.to_thread(lambda: list(doctor_nats.nats(client.settings, 10)))
         assert next(finding.status for finding in found if finding.check == "JetStream") == "fail"
         nats_server.restart()
-        await insist(lambda: client.submit("small"))
+        await retry_while_down(lambda: client.submit("small"))
         found = await asyncio.to_thread(lambda: list(doctor_nats.nats(client.settings, 10)))
         assert next(finding.status for finding in found if finding.check == "JetStream") == "ok"
 
@@ -467,4 +467,4 @@ async def test_server_may_go_and_come_at_any_stage(
 
 
 async def _cancel(worker: JobsWorker) -> None:
-    await insist(lambda: worker.store.request_cancel("one"))
+    await retry_while_down(lambda: worker.store.request_cancel("one"))

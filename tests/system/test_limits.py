@@ -16,7 +16,7 @@ from nats_server import PASSWORDS
 from serve_fake import fake_process
 from workers import running_worker
 
-from service.call import MAX_KEPT_BYTES, MAX_UNSENT_BYTES, Call
+from service.endpoint.call import MAX_KEPT_BYTES, MAX_UNSENT_BYTES, Call
 from subjects import MLClient, names
 from subjects.embed import MAX_TEXTS, EmbedDone
 from subjects.errors import TooLarge

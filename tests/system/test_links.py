@@ -23,12 +23,12 @@ from workers import running_worker
 
 from service.app import worker
 from service.bus.client import BusClient
-from service.call import MAX_KEPT_BYTES
 from service.config import Settings
-from service.reply_subject import PREFIXES
-from service.stop import Stop
+from service.endpoint.call import MAX_KEPT_BYTES
+from service.endpoint.reply_subject import PREFIXES
+from service.runtime.stop import Stop
 from subjects import MLClient, names
-from subjects.discovery import ask_workers
+from subjects.client.discovery import ask_workers
 from subjects.errors import Cancelled
 
 WORDS = 40
@@ -220,7 +220,7 @@ async def test_a_reply_that_is_denied_ends_its_work_and_is_counted(secured_serve
 
 
 async def test_a_caller_that_may_not_be_asked_is_asked_once(secured_server, engine, monkeypatch):
-    monkeypatch.setattr("service.endpoint.PROBE_S", 0.01)
+    monkeypatch.setattr("service.endpoint.endpoint.PROBE_S", 0.01)
     engine.gate.clear()
     as_admin = f"nats://admin:{PASSWORDS['admin']}@{secured_server.address}"
     async with (

@@ -17,8 +17,8 @@ from hub_server import Hub, hub_server
 from safetensors.numpy import save_file
 from workers import clean_environment
 
-from models import hub
 from models.catalogue import load_catalogue
+from models.weights import hub
 
 MLBUS = str(Path(sys.executable).with_name("mlbus"))
 NOWHERE = "nats://127.0.0.1:1"

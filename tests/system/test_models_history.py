@@ -13,7 +13,7 @@ from fake_loader import FakeLoader
 from trained_versions import serve, trained
 from workers import clean_environment, running_worker
 
-from models.versions import RECORD, keep, version_name
+from models.weights.versions import RECORD, keep, version_name
 from subjects import MLClient
 
 MLBUS = str(Path(sys.executable).with_name("mlbus"))

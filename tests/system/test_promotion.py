@@ -13,9 +13,9 @@ from fake_steps import Script
 from serve_jobs import Events, JobsWorker, jobs_worker, listening, set_up
 from versioned_fleet import BASE_WEIGHTS, MODEL, Fleet
 
-from models.versions import BASE
-from service.jobs import streams
-from service.jobs.live import LiveVersions
+from models.weights.versions import BASE
+from service.jobs import setup
+from service.jobs.fleet.live import LiveVersions
 from service.jobs.store import JobStore
 from subjects import MLClient
 from subjects.errors import Conflict, InvalidField, NotFound
@@ -112,7 +112,7 @@ class TestOfAVersion:
     async def fleet(self, nats_url: str, tmp_path: Path) -> AsyncIterator[Fleet]:
         """Two workers that serve `base`; the first one trains."""
         async with await nats.connect(nats_url) as nc:
-            await streams.create(nc)
+            await setup.create(nc)
         fleet = Fleet(nats_url, tmp_path)
         async with AsyncExitStack() as stack:
             for name in ("one", "two"):

@@ -12,7 +12,7 @@ from workers import running_worker
 from service.bus.connection import connected
 from service.bus.errors import NotPermitted
 from service.bus.settings import NatsSettings
-from service.jobs import streams
+from service.jobs import setup
 from subjects import MLClient
 
 
@@ -52,7 +52,7 @@ async def test_a_cancel_and_a_lost_listener_work_within_the_role(secured_server)
 async def test_a_new_version_reaches_the_fleet_within_the_role(secured_server, tmp_path, journal):
     admin = NatsSettings(url=as_role(secured_server, "admin"), inbox_prefix="_INBOX_ml.admin")
     async with connected(admin) as nc:
-        await streams.create(nc)
+        await setup.create(nc)
     fleet = Fleet(as_role(secured_server, "worker"), tmp_path)
     async with fleet.joined("one") as one, fleet.joined("two") as two:
         version = one.make("better")

@@ -19,13 +19,14 @@ from trained_versions import is_whole
 from versioned_fleet import BASE_WEIGHTS, MODEL, Fleet, Member, until
 from workers import running_worker
 
-from models import hub
 from models.catalogue import load_catalogue
 from models.errors import ModelUnavailable
-from models.loader import LoadOptions, load
-from models.training.encoding import encode_texts
-from models.training.live_round import live_round_texts, write_live_round
-from models.versions import (
+from models.loading.loader import LoadOptions, load
+from models.training.verify.canary import live_round_texts, write_live_round
+from models.training.verify.encoding import encode_texts
+from models.weights import hub
+from models.weights.model_files import file_sha256
+from models.weights.versions import (
     BASE,
     RECORD,
     TrainingRecord,
@@ -35,14 +36,13 @@ from models.versions import (
     version_name,
     versions,
 )
-from models.weights import file_sha256
 from service.bus.connection import connected
 from service.bus.settings import NatsSettings
 from service.config import Settings
-from service.jobs import streams
-from service.jobs.live import Live, LiveVersions
-from service.jobs.rollout import RolledBack, Rollout
-from service.model_loader import ModelLoader
+from service.jobs import setup
+from service.jobs.fleet.live import Live, LiveVersions
+from service.jobs.fleet.rollout import RolledBack, Rollout
+from service.residency.loader import ModelLoader
 from subjects import MLClient, names
 from subjects.errors import MLError
 
@@ -66,7 +66,7 @@ async def nc(nats_url: str) -> AsyncIterator[Client]:
 @pytest.fixture
 async def fleet(nc: Client, nats_url: str, tmp_path: Path, journal: Journal) -> AsyncIterator[Fleet]:
     """Three workers that serve `base`."""
-    await streams.create(nc)
+    await setup.create(nc)
     fleet = Fleet(nats_url, tmp_path)
     async with AsyncExitStack() as stack:
         for name in ("one", "two", "three"):
@@ -234,7 +234,7 @@ class TestGoLive:
         assert [marks(member) for member in fleet.members] == [(version, first), (first, BASE), (version, first)]
 
     async def test_what_nobody_can_serve_is_rolled_back(self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("service.jobs.live_round.ROUND_S", 2.0)
+        monkeypatch.setattr("service.jobs.fleet.canary.ROUND_S", 2.0)
         trainer = fleet.members[0]
         version = trainer.make("better")
         for member in fleet.members:
@@ -435,7 +435,7 @@ class TestRealWeights:
         return name
 
     async def test_two_workers_swap_and_go_back(self, nats_url: str, nc: Client, tmp_path: Path, version: str) -> None:
-        await streams.create(nc)
+        await setup.create(nc)
         settings = NatsSettings(url=nats_url)
         one, other = (
             running_worker(

@@ -10,7 +10,7 @@ from workers import running_worker
 
 from service.cli import doctor_nats
 from service.config import Settings
-from service.jobs import streams
+from service.jobs import setup
 from subjects import names
 
 
@@ -38,11 +38,11 @@ async def test_older_streams_are_named_until_they_are_brought_up_to_date(secured
     url = as_role(secured_server, "admin")
     async with await nats.connect(url) as nc:
         assert {check for check, status, _ in (await findings(url)).values() if status == "warn"} == {"worker"}
-        await streams.create(nc)
+        await setup.create(nc)
         js = nc.jetstream()
         await js.update_stream((await js.stream_info(names.JOBS_STREAM)).config.evolve(max_msgs=5))
         old = f"stream {names.JOBS_STREAM}: max_msgs 5 to 33"
         check, status, advice = (await findings(url))[old]
         assert (check, status, "mlbus admin init" in advice) == ("JetStream", "warn", True)
-        await streams.create(nc)
+        await setup.create(nc)
         assert old not in await findings(url)

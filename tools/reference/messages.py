@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
-from service.endpoint import Route
+from service.endpoint.endpoint import Route
 from service.handlers.embed import EmbedHandlers
 from service.handlers.finetune import FinetuneHandlers
 from service.handlers.generate import GenerateHandlers

@@ -1,1 +1,1 @@
-"""A code model of a few million parameters: its repository and how it was made. Serving it needs none of this code."""
+"""A code model of a few million parameters: its repository. bench/tiny_coder made it."""

@@ -1,0 +1,119 @@
+"""Devices: which one to run on, in which dtype, on how many threads.
+
+The only module that asks the hardware. It knows nothing of models.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+
+from ..catalogue import Dtype
+from ..errors import DeviceFailed, DeviceUnavailable, OutOfDeviceMemory
+from . import spinning
+from .cores import usable_cores
+
+DeviceName: TypeAlias = Literal["auto", "cuda", "cpu"]
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """What `mlbus doctor` prints of the machine. Memory in bytes, None where torch does not tell."""
+
+    device: str
+    name: str
+    bf16: bool
+    threads: int
+    memory_bytes: int | None
+    torch: str
+
+
+def pick_device(wanted: DeviceName) -> torch.device:
+    """The device to run on; `auto` is CUDA where there is one, else the CPU. Raises DeviceUnavailable."""
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if wanted == "cuda":
+        raise DeviceUnavailable("cuda", _why_no_cuda())
+    return torch.device("cpu")
+
+
+def _why_no_cuda() -> str:
+    if torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) is built without CUDA; install a CUDA build, or choose cpu"
+    return "torch finds no usable NVIDIA GPU; check the driver, or choose cpu"
+
+
+def supports_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 runs in hardware; emulated, it is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def pick_dtype(wanted: Dtype, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+    """The dtype to try first; `auto` is bf16 where the hardware has it."""
+    if wanted != "auto":
+        return wanted
+    return "bf16" if supports_bf16(device) else "fp32"
+
+
+def default_threads() -> int:
+    """Compute threads to use: every core this process may use, less one for the event loop where over two."""
+    cores = usable_cores()
+    return cores - 1 if cores > 2 else cores
+
+
+def configure_threads(threads: int) -> None:
+    """Set up the calling thread, and the process, for serving: compute threads, full float32, no tokeniser threads.
+
+    Each thread that computes calls it once, before its first forward pass: the number holds for that thread, and for
+    those that never call it. Tokenisers run in the caller's own thread pool; left alone, each
+    of their calls would spread over every core and take them from the forward pass. Their only switch is the
+    environment, where a value that the user has set wins.
+    """
+    torch.set_num_threads(threads)
+    torch.get_num_threads()  # a thread that has not asked yet would take what another sets after it
+    torch.set_float32_matmul_precision("highest")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    spinning.adapt(threads)
+
+
+@contextmanager
+def memory_errors(device: str, model: str = "") -> Iterator[None]:
+    """Turn what torch raises when memory is short into OutOfDeviceMemory, when the device is lost into DeviceFailed."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfDeviceMemory(device, model) from error
+    except RuntimeError as error:  # the CPU allocator has no class of its own
+        require_working(device, error)
+        if "can't allocate memory" not in str(error):
+            raise
+        raise OutOfDeviceMemory(device, model) from error
+
+
+def require_working(device: str, error: Exception) -> None:
+    """Raise DeviceFailed where a failure was one after which a GPU fails at everything: CUDA then repeats its error."""
+    if not device.startswith("cuda"):
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as repeated:
+        raise DeviceFailed(device, str(repeated).partition("\n")[0]) from error
+
+
+def describe(device: torch.device) -> DeviceReport:
+    """What is known of a device."""
+    name, memory_bytes = "CPU " + torch.backends.cpu.get_cpu_capability(), None
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        name, memory_bytes = properties.name, properties.total_memory
+    return DeviceReport(
+        str(device), name, supports_bf16(device), torch.get_num_threads(), memory_bytes, torch.__version__
+    )

@@ -1,0 +1,160 @@
+"""How many bytes a model takes at each precision, from its configuration alone.
+
+Owns the way from a catalogue entry to its configuration, and builds the architecture without weights (torch's meta
+device). Reads no weights, asks no network and no device.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+
+from ..catalogue import ModelSpec, Quantization, shipped_config
+from ..errors import ModelUnavailable, UnknownArchitecture
+from ..generation.architecture import kv_shape
+from ..generation.read_model import skeleton
+from ..quantization.quantize import linear_layers, quantizable, stored_bytes, tied_outputs
+from ..weights import hub
+from ..weights.model_files import is_static, next_step, require_whole, weight_files
+from ..weights.regular_files import read_regular
+from .memory import stored_shapes
+
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8", "int4"]
+
+_PLAIN: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+_QUANTIZED: tuple[Quantization, ...] = ("int8", "int4")
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a model takes. sizes: precision -> bytes of its weights, for every precision in which it can be served.
+
+    In int8 and int4 what is not quantised is in bf16. kv_bytes_per_token: keys and values of one token while text is
+    generated, in bf16; 0 for an embedding model, which keeps none.
+    """
+
+    model: str
+    parameters: int
+    sizes: Mapping[Precision, int]
+    kv_bytes_per_token: int = 0
+
+
+def footprint(spec: ModelSpec) -> Footprint:
+    """What an entry's model takes. Raises UnknownArchitecture where its configuration is not to be had or not known."""
+    if spec.kind == "embedding" and (folder := _static_folder(spec)):
+        return _of_table(spec, folder)
+    raw = model_config(spec)
+    try:
+        return _measured(spec, raw)
+    except Exception as error:  # a foreign configuration can make the library raise anything
+        raise UnknownArchitecture(spec.id, _told(error)) from error
+
+
+def _static_folder(spec: ModelSpec) -> Path | None:
+    """Where a table of token vectors lies; None for other models, and for what is not on this machine."""
+    with suppress(ModelUnavailable):
+        folder = hub.locate(spec, download=False)
+        return folder if is_static(folder) else None
+    return None
+
+
+def _of_table(spec: ModelSpec, folder: Path) -> Footprint:
+    """Raises UnknownArchitecture."""
+    try:
+        files = weight_files(spec, folder)
+        require_whole(spec, folder, files)
+    except ModelUnavailable as error:
+        raise UnknownArchitecture(spec.id, error.reason) from error
+    parameters = sum(math.prod(shape) for name in files for _, shape in stored_shapes(folder / name))
+    return Footprint(spec.id, parameters, {precision: parameters * width for precision, width in _PLAIN.items()})
+
+
+def _measured(spec: ModelSpec, raw: Mapping[str, Any]) -> Footprint:
+    config = _config(raw)
+    model = skeleton(config) if spec.kind == "generation" else _encoder_skeleton(config)
+    parameters = sum(parameter.numel() for parameter in model.parameters()) + _adapter_parameters(model, raw)
+    if spec.served_by == "onnx":
+        sizes: dict[Precision, int] = {dtype: parameters * _PLAIN[dtype] for dtype in spec.onnx_files}
+    else:
+        sizes = _sizes(model, parameters)
+    return Footprint(
+        spec.id, parameters, sizes, kv_shape(config, torch.bfloat16).token_bytes if spec.kind == "generation" else 0
+    )
+
+
+def model_config(spec: ModelSpec) -> dict[str, Any]:
+    """The configuration in the model's folder where that is on this machine, else the one that ships with mlbus.
+
+    Raises UnknownArchitecture.
+    """
+    try:
+        return _of_folder(hub.locate(spec, download=False))
+    except ModelUnavailable as error:
+        return _shipped(spec, error.reason)
+    except FileNotFoundError as error:
+        return _shipped(spec, f"there is no {error.filename}; {next_step(spec)}")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = f"its configuration cannot be read ({_told(error)}); {next_step(spec)}"
+        raise UnknownArchitecture(spec.id, reason) from error
+
+
+def _shipped(spec: ModelSpec, reason: str) -> dict[str, Any]:
+    if config := shipped_config(spec):
+        return config
+    raise UnknownArchitecture(spec.id, reason)
+
+
+def _of_folder(folder: Path) -> dict[str, Any]:
+    """That of the first module, which is the transformer, or of the folder itself."""
+    modules = folder / "modules.json"
+    first = json.loads(read_regular(modules))[0]["path"] if modules.is_file() else ""
+    config = json.loads(read_regular(folder / first / "config.json"))
+    if not isinstance(config, dict):
+        raise TypeError("config.json is not a JSON object")
+    return config
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def _config(raw: Mapping[str, Any]) -> PretrainedConfig:
+    fields = {name: value for name, value in raw.items() if name not in ("auto_map", "model_type")}
+    kind = raw["model_type"]
+    if kind == "xlm-roberta" and raw.get("position_embedding_type") == "rotary":
+        kind = "jina_embeddings_v3"  # the repository's own code, by the name that transformers gave it
+    return AutoConfig.for_model(kind, **fields)
+
+
+def _encoder_skeleton(config: PretrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    return model
+
+
+def _sizes(model: torch.nn.Module, parameters: int) -> dict[Precision, int]:
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    sizes = {precision: parameters * width + buffers for precision, width in _PLAIN.items()}
+    layers = linear_layers(model)
+    tied = [layers[name] for name in tied_outputs(model)]
+    for how in _QUANTIZED:
+        stored = [(layer, stored_bytes(layer, how)) for layer in quantizable(model, how).values()]
+        stored += [(layer, stored_bytes(layer, "int8")) for layer in tied]
+        sizes[how] = sizes["bf16"] - sum(layer.weight.numel() * _PLAIN["bf16"] - size for layer, size in stored)
+    return sizes
+
+
+def _adapter_parameters(model: torch.nn.Module, raw: Mapping[str, Any]) -> int:
+    """The low-rank adapters that a configuration names: two thin matrices for each linear and embedding layer."""
+    rank, adapters = raw.get("lora_rank"), raw.get("lora_adaptations")
+    if not rank or not adapters:
+        return 0
+    held = (torch.nn.Linear, torch.nn.Embedding)
+    widths = sum(sum(module.weight.shape) for module in model.modules() if isinstance(module, held))
+    return len(adapters) * int(rank) * widths

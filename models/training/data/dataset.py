@@ -1,0 +1,214 @@
+"""The file of pairs that a model is trained on, with its manifest; and the file of pairs that a caller gives.
+
+Owns the format: JSON lines, the same bytes for the same pairs. Does not choose pairs.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from ...weights.durable import write_durably
+from ..errors import MalformedPair, NoPairs
+from ..run import RunFolder
+from .pairs import PairSource
+from .records import Manifest, Pair
+from .split import MIN_TRAINING_PAIRS, split, without_clones
+
+MAX_TEXT_CHARS = 1_000_000
+MAX_LINE_BYTES = 32_000_000
+MAX_GIVEN_BYTES = 1_000_000_000
+MAX_NEGATIVES = 16
+MOST_CHECKED_CHARS = 200_000
+"""Of pairs that are looked through before a job begins: what takes about a tenth of a second."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ANY = TypeAdapter(Pair)
+_FIELDS = {"anchor", "positive", "negative", "negatives"}
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Pairs and where they come from; see Manifest. notes: what whoever asked should know."""
+
+    pairs: list[Pair]
+    source: str
+    digest: str
+    seed: int
+    commit: str | None = None
+    files: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    secrets: int = 0
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> bytes:
+        """The pairs as JSON lines."""
+        return dumped(self.pairs)
+
+    def manifest(self) -> Manifest:
+        """What is known of them."""
+        training = sum(pair.split == "train" for pair in self.pairs)
+        return Manifest(
+            source=self.source,
+            commit=self.commit,
+            digest=self.digest,
+            sha256=hashlib.sha256(self.lines()).hexdigest(),
+            seed=self.seed,
+            files=self.files,
+            skipped=self.skipped,
+            secrets=self.secrets,
+            pairs=training,
+            held_out=len(self.pairs) - training,
+            kinds=_counted([pair.kind for pair in self.pairs]),
+            languages=_counted([pair.language for pair in self.pairs if pair.language]),
+        )
+
+
+def _counted(names: Sequence[str]) -> dict[str, int]:
+    return dict(sorted(Counter(names).items(), key=lambda item: (-item[1], item[0])))
+
+
+def write_dataset(run: RunFolder, dataset: Dataset) -> Manifest:
+    """Write a run's pairs, then its manifest: where that is, all is. Raises OSError."""
+    manifest = dataset.manifest()
+    write_durably(run.data, dataset.lines())
+    write_durably(run.manifest, _json(manifest))
+    return manifest
+
+
+def file_dataset(folder: Path, day: date, data: bytes, manifest: Manifest) -> Path:
+    """File pairs under their day, and return where: `day-YYYY-MM-DD.jsonl`, with a number before the suffix where a
+    file of that name has other pairs. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        name = f"day-{day.isoformat()}" + (f".{number}" if number > 1 else "")
+        path = folder / f"{name}.jsonl"
+        if not path.exists():
+            write_durably(path, data)
+        elif path.stat().st_size != len(data) or path.read_bytes() != data:
+            continue
+        write_durably(folder / f"{name}.manifest.json", _json(manifest))
+        return path
+    raise AssertionError("there is always one more number")
+
+
+def _json(manifest: Manifest) -> bytes:
+    return manifest.model_dump_json(indent=2).encode()
+
+
+def dumped(pairs: Iterable[Pair]) -> bytes:
+    """Pairs as JSON lines."""
+    rows = (json.dumps(asdict(pair), ensure_ascii=False, separators=(",", ":")) for pair in pairs)
+    return "".join(f"{row}\n" for row in rows).encode("utf-8", "replace")
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """The pairs of a file as `write_dataset` writes it. Raises MalformedPair, OSError."""
+    pairs = []
+    for number, fields in _objects(path):
+        try:
+            pairs.append(_ANY.validate_python(fields))
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise MalformedPair(number, f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+    return pairs
+
+
+def read_given(path: Path, seed: int) -> Dataset:
+    """A caller's own pairs: lines of {"anchor", "positive", "negatives"}, or one "negative"; split by anchor.
+
+    Lines with the same anchor and positive are one pair with the negatives of all. Raises MalformedPair with the line,
+    NoPairs, OSError.
+    """
+    if path.stat().st_size > MAX_GIVEN_BYTES:
+        raise NoPairs(f"what was given is longer than {MAX_GIVEN_BYTES} bytes, which is too much for one job; part it")
+    found: dict[tuple[str, str], Pair] = {}
+    for number, fields in _objects(path):
+        pair = _given(number, fields)
+        before = found.get((pair.anchor, pair.positive), pair)
+        negatives = tuple(dict.fromkeys(before.negatives + pair.negatives))[:MAX_NEGATIVES]
+        found[pair.anchor, pair.positive] = replace(pair, negatives=negatives)
+    if not found:
+        raise NoPairs("there is not one pair in what was given")
+    pairs = [_without_right_ones(pair, found.keys()) for pair in found.values()]
+    texts = (text for pair in pairs for text in (pair.anchor, pair.positive, *pair.negatives, ""))
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    parts = split(without_clones([PairSource(pair) for pair in pairs]), seed)
+    return Dataset([link.pair for link in parts.links], "pairs that were given", digest, seed)
+
+
+def check_given(pairs: Iterable[Pair], seed: int) -> None:
+    """Raise NoPairs, as `read_given` would, where that is seen at once; of longer texts it is not looked for."""
+    found = {(pair.anchor, pair.positive): pair for pair in pairs}
+    if len(found) <= MIN_TRAINING_PAIRS:
+        differ = "1 pair was given" if len(found) == 1 else f"{len(found)} pairs were given that differ"
+        raise NoPairs(f"{differ}; {MIN_TRAINING_PAIRS} to train on and 1 to judge by are the least")
+    if sum(len(anchor) + len(positive) for anchor, positive in found) <= MOST_CHECKED_CHARS:
+        split(without_clones([PairSource(pair) for pair in found.values()]), seed)
+
+
+def _without_right_ones(pair: Pair, right: Collection[tuple[str, str]]) -> Pair:
+    """Without negatives that another line gives as the anchor's positive."""
+    negatives = tuple(text for text in pair.negatives if (pair.anchor, text) not in right)
+    return replace(pair, negatives=negatives)
+
+
+def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open("rb") as file:
+        for number in count(1):
+            line = file.readline(MAX_LINE_BYTES + 1)
+            if not line:
+                return
+            if len(line) > MAX_LINE_BYTES:
+                raise MalformedPair(number, f"it is longer than {MAX_LINE_BYTES} bytes")
+            if line.strip():
+                yield number, _object(number, line)
+
+
+def _object(number: int, line: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
+        raise MalformedPair(number, f"it is no JSON ({str(error)[:200]})") from None
+    if not isinstance(fields, dict):
+        raise MalformedPair(number, 'it is no object such as {"anchor": "…", "positive": "…"}')
+    return fields
+
+
+def _given(number: int, fields: dict[str, Any]) -> Pair:
+    if unknown := sorted(map(str, fields.keys() - _FIELDS)):
+        raise MalformedPair(number, f"unknown field {unknown[0][:80]!r}; the fields are anchor, positive and negatives")
+    negatives = fields.get("negatives", [fields["negative"]] if "negative" in fields else [])
+    if not isinstance(negatives, list) or len(negatives) > MAX_NEGATIVES or {"negative", "negatives"} <= fields.keys():
+        raise MalformedPair(
+            number, f"`negatives` is a list of at most {MAX_NEGATIVES} texts, or `negative` is one text"
+        )
+    texts = {"anchor": fields.get("anchor"), "positive": fields.get("positive")}
+    texts |= {
+        "negative" if "negative" in fields else f"negatives[{place}]": text for place, text in enumerate(negatives)
+    }
+    for name, text in texts.items():
+        _require_text(number, name, text)
+    if fields["positive"] in negatives:
+        raise MalformedPair(number, "its positive is among its negatives")
+    return Pair(fields["anchor"], fields["positive"], "given", negatives=tuple(negatives))
+
+
+def _require_text(number: int, name: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise MalformedPair(number, f"`{name}` is {'missing' if text is None else 'no text'}")
+    if not text.strip():
+        raise MalformedPair(number, f"`{name}` is blank")
+    if len(text) > MAX_TEXT_CHARS:
+        raise MalformedPair(number, f"`{name}` is longer than {MAX_TEXT_CHARS} characters")
+    if "\0" in text:
+        raise MalformedPair(number, f"`{name}` holds a NUL character")
+    if not text.isascii() and _SURROGATE.search(text):
+        raise MalformedPair(number, f"`{name}` holds half of a character (a lone surrogate)")

@@ -1,0 +1,1 @@
+"""The training itself: batches, losses, the loop, epochs, the export of the result."""

@@ -1,0 +1,1 @@
+"""The verification of a trained model: metrics, comparison with the live version, acceptance, the report."""

@@ -1,0 +1,1 @@
+"""Weights on disk: the Hub's cache, files and digests, versions, archives."""

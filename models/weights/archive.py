@@ -1,0 +1,145 @@
+"""A folder of weights as one file, to be sent elsewhere, and back. Knows nothing of what the weights are.
+
+The file is a plain tar: the same folder gives the same bytes. Tensors go through in pieces, never whole.
+"""
+
+import hashlib
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import ModelError
+from .durable import publish_file, publish_folder, temporary_name
+from .model_files import PICKLES, file_sha256
+
+MAX_FILES = 1_000
+MAX_BYTES = 2**36
+_MAX_NAME, _MAX_PATH = 255, 1024
+"""In bytes: what file systems take of a name, and less than they take of a path."""
+_PIECE_BYTES = 2**20
+
+
+@dataclass(eq=False)
+class BadArchive(ModelError):
+    """A folder cannot be packed, or an archive is not to be unpacked; `reason` is a clause."""
+
+    archive: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.archive} is no archive of weights: {self.reason}"
+
+
+class _Hashed:
+    """A file that is written, and its SHA-256 meanwhile."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
+
+
+def pack(folder: Path, file: Path) -> str:
+    """Write a folder's files into one, in place of one that is there -> its SHA-256 in hexadecimal.
+
+    Raises BadArchive where a file in it is not to be sent, such as a pickle or a link; OSError.
+    """
+    temporary = temporary_name(file)
+    try:
+        with temporary.open("wb") as raw:
+            hashed = _Hashed(raw)
+            with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
+                for path, name in _files(folder):
+                    _add(archive, path, name)
+        publish_file(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return hashed.digest.hexdigest()
+
+
+def unpack(file: Path, folder: Path, sha256: str, *, max_files: int = MAX_FILES, max_bytes: int = MAX_BYTES) -> None:
+    """Unpack an archive as a new folder, which appears when it is whole.
+
+    Not a byte of it is looked at before its SHA-256 is the one given. Raises BadArchive, FileExistsError, OSError.
+    """
+    found = file_sha256(file)
+    if found != sha256:
+        raise BadArchive(file.name, f"its SHA-256 is {found}, not {sha256}")
+    temporary = temporary_name(folder)
+    try:
+        temporary.mkdir(parents=True)
+        with tarfile.open(file, "r:") as archive:
+            for member in _checked(archive, file.name, max_files, max_bytes):
+                _extract(archive, member, temporary)
+        publish_folder(temporary, folder)
+    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+        raise BadArchive(file.name, str(error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, str]]:
+    """All files below a folder and their names in it, sorted. Raises BadArchive."""
+    found = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*"))
+    for name, path in found:
+        if path.is_dir() and not path.is_symlink():
+            continue
+        fault = _name_fault(name) or (f"{name} is no plain file" if path.is_symlink() or not path.is_file() else None)
+        if fault:
+            raise BadArchive(str(folder), fault)
+        yield path, name
+
+
+def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
+    """Only the name and the bytes count: no time, no owner, no rights."""
+    with path.open("rb") as source:
+        member = tarfile.TarInfo(name)
+        member.size = path.stat().st_size
+        archive.addfile(member, source)
+
+
+def _checked(archive: tarfile.TarFile, label: str, max_files: int, max_bytes: int) -> Iterator[tarfile.TarInfo]:
+    """The members, each once it is known to be harmless. Raises BadArchive."""
+    files = total = 0
+    for member in archive:
+        files, total = files + 1, total + member.size
+        plain = member.isreg() and not member.issparse()
+        fault = _name_fault(member.name) or (None if plain else f"{member.name!r} is no plain file")
+        if files > max_files or total > max_bytes:
+            fault = f"it has more than {max_files} files or {max_bytes} bytes"
+        if fault:
+            raise BadArchive(label, fault)
+        yield member
+    if not files:
+        raise BadArchive(label, "it is empty")
+
+
+def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    target = folder / member.name
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sink = target.open("xb")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise BadArchive(str(archive.name), f"{member.name!r} is there twice") from error
+    with sink, archive.extractfile(member) as source:  # type: ignore[union-attr]
+        shutil.copyfileobj(source, sink, _PIECE_BYTES)
+
+
+def _name_fault(name: str) -> str | None:
+    """Why a file of this name is neither sent nor taken."""
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\\" in name:
+        return f"{name!r} points out of its folder"
+    if any(fnmatch(parts[-1].lower(), pattern) for pattern in PICKLES):
+        return f"{name!r} is a pickle, which can run code when read"
+    if len(os.fsencode(name)) > _MAX_PATH or any(len(os.fsencode(part)) > _MAX_NAME for part in parts):
+        return f"{name[:64]!r}… is too long a name"
+    return None

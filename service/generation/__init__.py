@@ -1,0 +1,1 @@
+"""Serving completions: requests are admitted, the engine is stepped, and its events become replies."""

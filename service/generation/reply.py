@@ -1,0 +1,193 @@
+"""From the engine's events to messages of the wire: whole replies, and the frames of a stream."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from models.generation import request as engine
+from models.generation.request import Finished, Piece
+from subjects.errors import Internal
+from subjects.generate import (
+    Choice,
+    CompletionEnd,
+    GenerateBatchReply,
+    GenerateDone,
+    GenerateFailure,
+    GenerateReply,
+    GenerateResult,
+    GenerateUsage,
+    TokenFrame,
+    TokenLogprob,
+    TopLogprob,
+)
+
+from ..errors import INTERNAL, to_wire
+from ..residency.served import Facts
+from .request import GenerationCall
+
+log = structlog.get_logger(__name__)
+
+CHAR_BYTES = 6
+"""What a character takes at most, escaped in JSON."""
+LOGPROB_BYTES = 512
+"""What a token's log-probability takes, generously."""
+LEAST_LOGPROB_BYTES = 24
+"""And at least."""
+
+
+@dataclass(slots=True)
+class Completion:
+    """One completion as it grows. end: its own once it has come, until then that of one which never began."""
+
+    number: int
+    seed: int
+    end: Finished
+    text: list[str] = field(default_factory=list)
+    logprobs: list[engine.TokenLogprob] = field(default_factory=list)
+
+    def add(self, piece: Piece) -> None:
+        """Its text goes on."""
+        self.text.append(piece.text)
+        self.logprobs += piece.logprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """The messages for one call's completions. completions: all of them, by number."""
+
+    asked: GenerationCall
+    facts: Facts
+    completions: Sequence[Completion]
+
+    def require_one(self) -> None:
+        """Raises what the one prompt failed at, if all its completions did: a failure among others is in the reply."""
+        error = self.completions[0].end.error
+        if error is not None and not self.asked.batch and all(one.end.error for one in self.completions):
+            raise error
+
+    def whole(self) -> GenerateReply | GenerateBatchReply:
+        """The one reply."""
+        if self.asked.batch:
+            results = [self._result(group) for group in self._groups()]
+            return GenerateBatchReply(**self._generated(), results=results)
+        return GenerateReply(
+            **self._generated(), **self._completed(self.completions[0]), choices=self._choices(self.completions)
+        )
+
+    def frames(self, piece: Piece, number: int, limit_bytes: int) -> Iterator[TokenFrame]:
+        """A piece as frames of which each fits a message, and none is empty."""
+        top = self.asked.options.logprobs
+        texts, logprobs = len(piece.text), len(piece.logprobs)
+        size = texts * CHAR_BYTES + logprobs * LOGPROB_BYTES * (1 + (top or 0))
+        parts = min(texts, 1 + size // max(1, limit_bytes // 2))
+        for part in range(parts):
+            shown = piece.logprobs[logprobs * part // parts : logprobs * (part + 1) // parts]
+            yield TokenFrame(
+                text=piece.text[texts * part // parts : texts * (part + 1) // parts],
+                logprobs=None if top is None else [_logprob(logprob) for logprob in shown],
+                **self._place(number),
+            )
+
+    def done(self) -> GenerateDone:
+        """The last frame."""
+        ends = [
+            CompletionEnd(
+                **self._ended(completion),
+                **self._place(completion.number),
+                usage=_usage([completion]),
+                error=self._failure(completion),
+            )
+            for completion in self.completions
+        ]
+        several = len(ends) > 1 or self.asked.batch
+        return GenerateDone(**self._generated(), **self._ended(self.completions[0]), choices=ends if several else None)
+
+    def _groups(self) -> list[Sequence[Completion]]:
+        """The completions of each prompt."""
+        n = self.asked.options.n
+        return [self.completions[first : first + n] for first in range(0, len(self.completions), n)]
+
+    def _place(self, number: int) -> dict[str, int]:
+        index, choice = divmod(number, self.asked.options.n)
+        place = {"index": index} if self.asked.batch else {}
+        return place | {"choice": choice} if self.asked.options.n > 1 else place
+
+    def _generated(self) -> dict[str, Any]:
+        usages = [_usage(group) for group in self._groups()]
+        return {
+            "model": self.facts.model,
+            "version": self.facts.version,
+            "usage": GenerateUsage(
+                prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+                cached_tokens=sum(usage.cached_tokens for usage in usages),
+                completion_tokens=sum(usage.completion_tokens for usage in usages),
+            ),
+        }
+
+    def _result(self, group: Sequence[Completion]) -> GenerateResult:
+        return GenerateResult(
+            **self._completed(group[0]),
+            usage=_usage(group),
+            choices=self._choices(group),
+            error=next(filter(None, map(self._failure, group)), None),
+        )
+
+    def _choices(self, group: Sequence[Completion]) -> list[Choice] | None:
+        if len(group) == 1:
+            return None
+        return [
+            Choice(**self._completed(completion), choice=choice, error=self._failure(completion))
+            for choice, completion in enumerate(group)
+        ]
+
+    def _completed(self, completion: Completion) -> dict[str, Any]:
+        shown = None if self.asked.options.logprobs is None else [_logprob(one) for one in completion.logprobs]
+        return {**self._ended(completion), "text": "".join(completion.text), "logprobs": shown}
+
+    def _ended(self, completion: Completion) -> dict[str, Any]:
+        reason = completion.end.stop_reason
+        if isinstance(reason, int) and reason not in (self.asked.options.stop_token_ids or ()):
+            reason = None  # the model's own end
+        return {
+            "finish_reason": completion.end.reason,
+            "stop_reason": reason,
+            "seed": completion.seed,
+        }
+
+    def _failure(self, completion: Completion) -> GenerateFailure | None:
+        if completion.end.error is None:
+            return None
+        error = to_wire(completion.end.error) or Internal(INTERNAL)
+        return GenerateFailure(code=error.code, message=error.message)
+
+
+def least_reply_bytes(asked: GenerationCall) -> int:
+    """What the one reply takes at least, before anything is known of the texts."""
+    tokens = asked.options.min_tokens if asked.options.logprobs is not None else 0
+    logprob_bytes = LEAST_LOGPROB_BYTES * tokens * (1 + (asked.options.logprobs or 0))
+    return sum(len(asked.echo(number)) + logprob_bytes for number in range(asked.count))
+
+
+def least_bytes(piece: Piece) -> int:
+    """What a piece takes in a reply at least."""
+    return len(piece.text) + LEAST_LOGPROB_BYTES * sum(1 + len(logprob.top) for logprob in piece.logprobs)
+
+
+def _usage(group: Sequence[Completion]) -> GenerateUsage:
+    """Of the completions of one prompt, whose tokens count once."""
+    return GenerateUsage(
+        prompt_tokens=max(completion.end.usage.prompt for completion in group),
+        cached_tokens=group[0].end.usage.cached,
+        completion_tokens=sum(completion.end.usage.completion for completion in group),
+    )
+
+
+def _logprob(logprob: engine.TokenLogprob) -> TokenLogprob:
+    top = [TopLogprob(**_scored(*alternative)) for alternative in logprob.top]
+    return TokenLogprob(**_scored(logprob.id, logprob.text, logprob.logprob), top=top)
+
+
+def _scored(token: int, text: bytes, logprob: float | None) -> dict[str, Any]:
+    return {"token": text.decode(errors="replace"), "id": token, "bytes": list(text), "logprob": logprob}

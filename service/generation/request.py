@@ -1,0 +1,144 @@
+"""From a request on the wire to requests of the engine: one for each completion.
+
+Completion number k = index * n + choice has the id `<call>.<k>` and the seed of the request plus k. The engine never
+sees the caller's own id: that may come again while the engine still lets go of the last one.
+"""
+
+import functools
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import structlog
+
+from models.catalogue import Form
+from models.errors import ModelError
+from models.generation.base import Chat, Defaults, EngineFacts, Fill, Message, Plain, Prompt, PromptTokens
+from models.generation.request import Finished, FinishReason, Request, Sampling, Usage
+from subjects.generate import MAX_SEED, GenerateBatchRequest, GenerateOptions, GenerateRequest
+
+from .completion_stream import Requests
+from .generator import Generator
+
+log = structlog.get_logger(__name__)
+
+SEED_BITS = 52
+"""Of a seed that is drawn: with a few thousand added, JavaScript still reads it exactly."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationCall:
+    """What a call asks for. id: of this call, on this worker; seed: of completion 0; batch: whether it may have several
+    prompts; caller: who takes turns with others."""
+
+    id: str
+    prompts: Sequence[Prompt]
+    options: GenerateOptions
+    seed: int
+    batch: bool = False
+    caller: str = ""
+
+    @property
+    def count(self) -> int:
+        """How many completions."""
+        return len(self.prompts) * self.options.n
+
+    @property
+    def form(self) -> Form:
+        """Of its prompts, all of which have the same."""
+        match self.prompts[0]:
+            case Plain():
+                return "prompt"
+            case Chat():
+                return "messages"
+            case Fill():
+                return "fim"
+
+    def seed_of(self, number: int) -> int:
+        """With which a completion is sampled."""
+        return (self.seed + number) & MAX_SEED
+
+    def echo(self, number: int) -> str:
+        """What a completion's text begins with."""
+        prompt = self.prompts[number // self.options.n]
+        return prompt.text if self.options.echo and isinstance(prompt, Plain) else ""
+
+    def never_begun(self, number: int, reason: FinishReason, error: Exception | None = None) -> Finished:
+        """The end of a completion that the engine has not seen."""
+        return Finished(f"{self.id}.{number}", reason, Usage(0, 0, 0), error=error)
+
+    async def requests(self, generator: Generator) -> Requests:
+        """Each completion's request, in order; where a prompt cannot be made one, its end."""
+        make = functools.partial(self._request, facts=generator.engine.facts)
+        first = 0
+        for prompt in self.prompts:
+            numbers = range(first, first + self.options.n)
+            first = numbers.stop
+            try:
+                made = await generator.request(prompt, make)
+            except Exception as error:
+                if not isinstance(error, ModelError):
+                    log.exception("prompt.failed", model=generator.facts.model, call=self.id)
+                for number in numbers:
+                    yield self.never_begun(number, "error", error)
+            else:
+                for number in numbers:
+                    sampling = replace(made.sampling, seed=self.seed_of(number))
+                    yield replace(made, id=f"{self.id}.{number}", sampling=sampling)
+
+    def _request(self, tokens: PromptTokens, facts: EngineFacts) -> Request:
+        options, max_tokens = self.options, self.options.max_tokens
+        if "max_tokens" not in options.model_fields_set:  # what is left then, if that is less than usual
+            max_tokens = max(1, min(max_tokens, facts.max_tokens - len(tokens.ids)))
+        return Request(
+            id=self.id,
+            prompt=tokens.ids,
+            max_tokens=max_tokens,
+            min_tokens=options.min_tokens,
+            stop_ids=tokens.stop_ids | frozenset(options.stop_token_ids or ()),
+            stop=tuple(options.stop or ()),
+            sampling=_sampling(options, facts.defaults),
+            num_beams=options.num_beams,
+            length_penalty=options.length_penalty,
+            prompt_logprobs=options.echo,
+            caller=self.caller,
+        )
+
+
+def read(request: GenerateRequest | GenerateBatchRequest, call: str, caller: str = "") -> GenerationCall:
+    """What a message asks for, for the call of this id; a seed is drawn where it names none."""
+    seed = secrets.randbits(SEED_BITS) if request.seed is None else request.seed
+    if isinstance(request, GenerateBatchRequest):
+        return GenerationCall(call, [Plain(text) for text in request.prompts], request, seed, True, caller)
+    return GenerationCall(call, [_prompt(request)], request, seed, False, caller)
+
+
+def number_of(request: str) -> int:
+    """The number of a completion, from the id of its request."""
+    return int(request.rpartition(".")[2])
+
+
+def _prompt(request: GenerateRequest) -> Prompt:
+    if request.messages is not None:
+        turns = tuple(Message(message.role, message.content) for message in request.messages)
+        return Chat(turns, request.continue_final)
+    if request.prompt is not None:
+        return Plain(request.prompt)
+    return Fill(request.prefix or "", request.suffix or "")
+
+
+def _sampling(options: GenerateOptions, defaults: Defaults) -> Sampling:
+    """Where the request does not say, as the model's configuration says, and else neutral."""
+    chosen: dict[str, Any] = {}
+    for name in (default.name for default in fields(Defaults)):
+        asked, usual = getattr(options, name), getattr(defaults, name)
+        if asked is not None or usual is not None:
+            chosen[name] = usual if asked is None else asked
+    return Sampling(
+        **chosen,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        logit_bias=options.logit_bias or {},
+        logprobs=options.logprobs,
+    )

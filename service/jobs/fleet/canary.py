@@ -1,0 +1,99 @@
+"""The live round after a swap: texts sent over the bus, as any client would, must come back as the candidate's vectors.
+
+Owns what is asked and what counts as the same. Knows nothing of versions' folders or of how workers swap.
+"""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from nats.aio.client import Client
+
+from models.encoders.base import Vectors, cosine_rows
+from subjects import names
+from subjects.client.caller import Caller
+from subjects.embed import EmbedBatchReply, EmbedBatchRequest
+from subjects.errors import DeadlinePassed, MLError
+
+from ...endpoint.reply_subject import WORKERS_INBOX
+
+ROUND_S = 120.0
+"""How long all of it may take, a server that is away for a moment included."""
+REPLY_S = 30.0
+RETRY_S = 0.5
+MIN_COSINE = 0.999
+
+
+@dataclass(eq=False)
+class Mismatch(Exception):
+    """The bus does not give what the candidate gave; `reason` is a clause."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryCheck:
+    """texts (N) and their vectors (N, D) float32. weights: what `version` in replies must begin with.
+
+    min_cosine: of each pair of rows.
+    """
+
+    model: str
+    weights: str
+    texts: list[str]
+    expected: Vectors
+    min_cosine: float = MIN_COSINE
+
+    async def ask(self, nc: Client, replies: int) -> None:
+        """Have so many answers match. One in another version does not count: that worker may still come to this one.
+
+        Raises Mismatch, also where not enough answers come.
+        """
+        matched = 0
+        last: str | None = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ROUND_S) as timer:
+                while matched < replies and not timer.expired():  # nats-py swallows a cancellation at times
+                    last = await self._once(nc)
+                    if last is None:
+                        matched += 1
+                    else:
+                        await asyncio.sleep(RETRY_S)
+        if matched < replies:
+            raise Mismatch(f"{matched} of {replies} answers came within {ROUND_S:.0f} s; {last}")
+
+    async def _once(self, nc: Client) -> str | None:
+        """Ask once -> None where the answer matches, else why it does not count."""
+        try:
+            reply = await self._reply(nc)
+        except DeadlinePassed as error:  # the server may have been away
+            return str(error)
+        except MLError as error:
+            if error.retryable:
+                return str(error)
+            raise Mismatch(str(error)) from error
+        if reply.version.startswith(self.weights):
+            self._compare(reply)
+            return None
+        return f"version {reply.version} answered, not {self.weights}"
+
+    async def _reply(self, nc: Client) -> EmbedBatchReply:
+        request = EmbedBatchRequest(model=self.model, texts=self.texts)
+        caller = Caller(nc, REPLY_S, retries=0, below=WORKERS_INBOX)
+        try:
+            return await caller.ask(names.EMBED_BATCH, request, EmbedBatchReply, None)
+        finally:
+            await caller.close()
+
+    def _compare(self, reply: EmbedBatchReply) -> None:
+        found = np.stack([cast(Vectors, vector) for vector in reply.embeddings])
+        if found.shape != self.expected.shape:
+            raise Mismatch(f"vectors of shape {found.shape} came back, not {self.expected.shape}")
+        worst = float(np.min(cosine_rows(found, self.expected)))
+        if not worst >= self.min_cosine:  # also where it is not a number
+            raise Mismatch(f"vectors came back with a cosine of {worst:.4f} to the candidate's own")

@@ -1,0 +1,158 @@
+"""A worker follows what is live in the fleet: fetches a version, has it be the live one here, and swaps.
+
+Owns which version this worker has come to. Who says what is live, and why, is the rollout's (rollout.py).
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+
+import structlog
+from nats.errors import Error as NatsError
+
+from models.errors import ModelError
+from models.weights.versions import BASE, live_version, make_live, previous_version
+from subjects.errors import MLError
+
+from ...bus.errors import BusError
+from ...residency.manager import ModelManager
+from ...runtime.background import stopped
+from ..retry import TROUBLE
+from ..store import NotSetUp
+from .checkpoints import Checkpoints
+from .live import Live, LiveVersions
+
+log = structlog.get_logger(__name__)
+
+RETRY_S, LONGEST_RETRY_S = 60.0, 3600.0
+FORESEEN = (ModelError, MLError, BusError, NatsError, OSError, TimeoutError)
+
+
+class VersionSync:
+    """first: the models whose versions the start waits for; None: all. Others come while the worker serves.
+
+    retry_s: how long after a failure a version is tried again, if it is still the live one; then twice that.
+    """
+
+    def __init__(
+        self,
+        live: LiveVersions,
+        checkpoints: Checkpoints,
+        residency: ModelManager,
+        first: Collection[str] | None = None,
+        retry_s: float = RETRY_S,
+    ) -> None:
+        self._first = first
+        self._live = live
+        self._checkpoints = checkpoints
+        self._residency = residency
+        self._retry_s = retry_s
+        self._wanted: dict[str, Live] = {}
+        self._behind: set[str] = set()
+        self._failures = 0
+        self._came = asyncio.Event()
+        self._serves: dict[str, str] = {}
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["VersionSync"]:
+        """On entry what is live in the fleet is live here too, if it is to be had; inside, so is what comes."""
+        await self._catch_up()
+        tasks = [
+            asyncio.create_task(self._listen(), name="live_versions.watch"),
+            asyncio.create_task(self._keep_up(), name="live_versions.follow"),
+        ]
+        try:
+            yield self
+        finally:
+            await stopped(*tasks)
+
+    def serves(self, model: str) -> str | None:
+        """The version that this worker has come to; None where it followed nobody."""
+        return self._serves.get(model)
+
+    def strayed(self, model: str) -> None:
+        """Note that the worker serves something else than what is live, as was asked of it alone."""
+        self._serves.pop(model, None)
+
+    async def come_to(self, model: str, live: Live) -> None:
+        """Have a version be the live one here; the old one goes on serving where that fails, and all is as it was.
+
+        Raises UnknownVersion, BadArchive, what loading raises, NotSetUp, OSError, and what an absent server raises.
+        """
+        async with self._locks[model]:
+            if self._serves.get(model) == live.version:
+                return
+            if live.version != BASE:
+                await self._checkpoints.fetch(model, live.version, live.archive_sha256)
+            where = self._checkpoints.folder, model
+            before = await asyncio.to_thread(lambda: (live_version(*where), previous_version(*where)))
+            previous = live.previous.version if live.previous else None
+            await asyncio.to_thread(make_live, *where, live.version, previous)
+            try:
+                swapped = await self._residency.refresh(model)
+            except Exception:
+                await asyncio.to_thread(make_live, *where, *before)
+                raise
+            self._serves[model] = live.version
+        log.info("version.came_live", model=model, version=live.version, swapped=swapped is not None)
+
+    async def _catch_up(self) -> None:
+        try:
+            found = await self._live.all()
+        except NotSetUp:
+            return  # the watch says so
+        except TROUBLE as error:
+            log.warning("live_versions.server_away", error=repr(error))
+            return
+        for model, live in found.items():
+            self._want(model, live)
+        await self._try_all(self._first)
+        if self._behind and not self._failures:
+            self._came.set()
+
+    async def _listen(self) -> None:
+        async for model, live in self._live.watch():
+            self._want(model, live)
+
+    def _want(self, model: str, live: Live) -> None:
+        """A watch tells some things twice."""
+        if model in self._residency.catalogue.specs and live != self._wanted.get(model):
+            self._wanted[model] = live
+            self._behind.add(model)
+            self._failures = 0
+            self._came.set()
+
+    async def _keep_up(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._wait_s()):
+                    await self._came.wait()
+            except TimeoutError:
+                log.info("version.tried_again", models=sorted(self._behind))
+            await self._try_all()
+
+    def _wait_s(self) -> float | None:
+        """An archive that is spoilt need not be fetched every minute."""
+        return min(LONGEST_RETRY_S, self._retry_s * 2.0 ** (self._failures - 1)) if self._behind else None
+
+    async def _try_all(self, only: Collection[str] | None = None) -> None:
+        """Come to every version that is wanted; what fails stays behind. A change that comes meanwhile is seen next."""
+        self._came.clear()
+        failed = False
+        for model in sorted(self._behind if only is None else self._behind.intersection(only)):
+            live = self._wanted[model]
+            try:
+                await self.come_to(model, live)
+            except FORESEEN as error:
+                failed = True
+                log.warning("version.not_followed", model=model, version=live.version, reason=str(error) or repr(error))
+            except Exception:
+                failed = True
+                log.exception("version.follow_broke", model=model, version=live.version)
+            else:
+                if self._wanted[model] == live:
+                    self._behind.discard(model)
+        if failed:
+            self._failures = min(self._failures + 1, 30)

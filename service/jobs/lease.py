@@ -1,0 +1,202 @@
+"""A worker's hold on a job: what it changes there, as long as the job is its own, and what it hears of it meanwhile.
+
+Owns the count of attempts and the fence: once another worker has begun with the job, or somebody ended it, nothing that
+this one does reaches it any more. Knows nothing of what is done for a job.
+"""
+
+import asyncio
+import functools
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from pydantic import ValidationError
+
+from subjects import names
+from subjects.errors import MLError, NotFound
+from subjects.jobs import TERMINAL, Job
+
+from ..runtime.background import stopped
+from .retry import TROUBLE, retry_while_down
+from .store import Changing, JobStore
+
+log = structlog.get_logger(__name__)
+
+PROGRESS_S = 1.0
+"""The least time between two writes of how far a training is."""
+MAX_NOTES = 50
+
+
+class LeaseLost(Exception):
+    """Another worker has the job, or it is over: nothing more is to be done for it here."""
+
+
+class PromotionRequested(Exception):
+    """Somebody wants the job's version to serve, which was not known when its end was decided: decide anew."""
+
+
+class JobLease:
+    """Made by `begin`. ended: set once the hold is lost, or somebody asked to cancel the job, then `cancelled` says so.
+
+    job: as it was when it was last looked at.
+    """
+
+    def __init__(self, store: JobStore, nc: Client, job: Job) -> None:
+        self.job = job
+        self.ended = asyncio.Event()
+        self.cancelled = False
+        self._store = store
+        self._nc = nc
+        self._notes = list(job.notes)
+        self._progress: dict[str, Any] = {}
+        self._noted = asyncio.Event()
+
+    @classmethod
+    async def begin(cls, store: JobStore, nc: Client, job_id: str, worker: str, attempts: int) -> Self:
+        """Take a job, once more if need be. Raises HoldLost where it is over, also by now, after too many attempts."""
+
+        mine: list[int] = []
+
+        def begun(job: Job) -> Job:
+            if mine and (job.worker, job.attempt, job.state) == (worker, mine[-1], "collecting"):
+                return job  # it was written, and only the answer was lost
+            if job.attempt >= attempts:
+                return job.model_copy(update={"state": "failed", "reason": _gave_up(job)})
+            mine.append(job.attempt + 1)
+            taken = {"worker": worker, "attempt": job.attempt + 1, "state": "collecting", "reason": None}
+            return job.model_copy(update=taken)
+
+        job = await retry_while_down(lambda: store.change(job_id, begun))
+        if job.state in TERMINAL:
+            log.info("job.over", job=job.id, state=job.state, reason=job.reason)
+            raise LeaseLost
+        return cls(store, nc, job)
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[Self]:
+        """Inside, `ended` is set as soon as it is known, and progress is written."""
+        events = await self._nc.subscribe(names.job_event_subject("*"), cb=self._on_event)  # see watch.py
+        writing = asyncio.create_task(self._write_progress(), name=f"progress.{self.job.id}")
+        try:
+            await self.check()  # what happened before we listened
+            yield self
+        finally:
+            await stopped(writing)
+            if not self._nc.is_closed:
+                await events.unsubscribe()
+
+    async def check(self) -> None:
+        """Look at the job itself: an event may have been lost with the connection."""
+        try:
+            job = await self._store.get(self.job.id)
+        except (*TROUBLE, MLError) as error:
+            log.warning("job.unreadable", job=self.job.id, error=repr(error))
+            return
+        if job is None:
+            self.ended.set()
+        else:
+            self._notice(job)
+
+    async def update(self, **fields: Any) -> None:
+        """Change the job, once the server takes it. promote: what the job must say of that, or it is not changed.
+
+        Raises HoldLost, PromotionAsked.
+        """
+        changed = {**self._take_progress(), **fields}
+
+        def changing(job: Job) -> Job:
+            if fields.get("promote", job.promote) != job.promote:
+                raise PromotionRequested
+            return job.model_copy(update=changed)
+
+        await retry_while_down(lambda: self._change(changing))
+
+    def progress(self, **fields: Any) -> None:
+        """Change the job within a second, unless something newer comes before."""
+        self._progress |= {name: value if _is_finite(value) else None for name, value in fields.items()}
+        self._noted.set()
+
+    def note(self, text: str) -> None:
+        """Add, likewise, what whoever asked should know."""
+        if text not in self._notes and len(self._notes) < MAX_NOTES:
+            self._notes.append(text)
+            self.progress(notes=list(self._notes))
+
+    async def hand_back(self, reason: str, *, counted: bool) -> None:
+        """Let another worker, or this one, begin with it again. counted: whether the attempt was one.
+
+        Raises HoldLost.
+        """
+        attempt = self.job.attempt if counted else self.job.attempt - 1
+        await self.update(state="queued", reason=reason, attempt=attempt, eta_s=None)
+
+    async def _change(self, changing: Changing) -> None:
+        def changed(job: Job) -> Job:
+            if not self._holds(job):
+                raise LeaseLost
+            return changing(job)
+
+        try:
+            job = await self._store.change(self.job.id, changed)
+        except NotFound:
+            raise LeaseLost from None
+        if job.state in TERMINAL and changing(job) != job:
+            self.ended.set()
+            raise LeaseLost
+        self._notice(job)
+
+    async def _write_progress(self) -> None:
+        while True:
+            await self._noted.wait()
+            fields = self._take_progress()
+            try:
+                await self._change(functools.partial(Job.model_copy, update=fields))
+            except TROUBLE as error:
+                log.debug("job.write_failed", job=self.job.id, error=repr(error))
+                self.progress(**{**fields, **self._progress})
+            except LeaseLost:
+                self.ended.set()
+                return
+            await asyncio.sleep(PROGRESS_S)
+
+    def _take_progress(self) -> dict[str, Any]:
+        fields, self._progress = self._progress, {}
+        self._noted.clear()
+        return fields
+
+    async def _on_event(self, msg: Msg) -> None:
+        """An event is a hint only: it may be late."""
+        if msg.subject != names.job_event_subject(self.job.id):
+            return
+        try:
+            job = Job.model_validate_json(msg.data)
+        except ValidationError:
+            log.debug("job.event_unreadable", job=self.job.id)
+            return
+        if job.cancel_requested or not self._holds(job):
+            await self.check()
+
+    def _notice(self, job: Job) -> None:
+        if not self._holds(job):
+            self.ended.set()
+            return
+        self.job = job
+        if job.cancel_requested:
+            self.cancelled = True
+            self.ended.set()
+
+    def _holds(self, job: Job) -> bool:
+        return job.worker == self.job.worker and job.attempt == self.job.attempt
+
+
+def _gave_up(job: Job) -> str:
+    last = f"; the last time: {job.reason}" if job.reason else ""
+    return f"it was begun {job.attempt} times and did not come to its end{last}"
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)

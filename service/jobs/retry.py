@@ -1,0 +1,43 @@
+"""Getting through to a server that may be away for a while. Knows no job."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+from nats.errors import (
+    ConnectionClosedError,
+    ConnectionReconnectingError,
+    NoRespondersError,
+    OutboundBufferLimitError,
+    StaleConnectionError,
+)
+from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
+
+log = structlog.get_logger(__name__)
+
+ResultT = TypeVar("ResultT")
+
+TROUBLE = (
+    TimeoutError,
+    OSError,
+    ConnectionClosedError,
+    ConnectionReconnectingError,
+    NoRespondersError,
+    NoStreamResponseError,
+    OutboundBufferLimitError,
+    ServiceUnavailableError,
+    StaleConnectionError,
+)
+"""What a server that is away looks like, or one that has just come back."""
+RETRY_S = 1.0
+
+
+async def retry_while_down(call: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    """The result of a call, made again for as long as the server is away."""
+    while True:
+        try:
+            return await call()
+        except TROUBLE as error:
+            log.warning("jobs.server_away", error=repr(error))
+            await asyncio.sleep(RETRY_S)

@@ -1,0 +1,130 @@
+"""The parts of fine-tuning, wired: what takes jobs, what does them, and what begins by itself at night.
+
+Beside app.py, which wires what serves. torch's part is imported when the first job needs it.
+"""
+
+import functools
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import structlog
+from nats.aio.client import Client
+
+from models.catalogue import ModelSpec
+from models.training.options import TrainingOptions
+from subjects.finetune import FinetuneRequest
+
+from ..bus.connection import connected
+from ..bus.embedded import EmbeddedServer
+from ..bus.settings import NatsSettings
+from ..config import Settings
+from ..endpoint.endpoint import Route
+from ..handlers.finetune import FinetuneHandlers
+from ..handlers.promote import PromoteHandlers
+from ..residency.first_models import first_models
+from ..residency.manager import ModelManager
+from . import setup
+from .fleet.rollout import Rollout
+from .nightly import nightly
+from .promotion import Promotion
+from .pruning import Pruning
+from .queue import JobQueue
+from .runner import Ending, JobRunner
+from .runs import Runs
+from .schedule import schedule_of
+from .stages import Stages
+from .step_process import Steps
+from .store import JobStore, NotSetUp
+from .submission import Submission
+from .sweep import Sweep
+from .watch import Watch
+
+log = structlog.get_logger(__name__)
+
+
+async def set_up(server: EmbeddedServer) -> None:
+    """Make what fine-tuning needs on a server of our own. Raises BusError."""
+    async with connected(server.settings("admin")) as admin:
+        try:
+            done = await setup.create(admin)
+        except NotSetUp as error:  # a configuration of the user's own, without JetStream
+            log.warning("jobs.not_set_up", reason=str(error))
+        else:
+            log.info("jobs.set_up", done=done)
+
+
+class Finetuning:
+    """worker: this worker's id. Raises BadSettings where the nightly run cannot be as it is set."""
+
+    def __init__(
+        self, nc: Client, nats: NatsSettings, residency: ModelManager, settings: Settings, worker: str
+    ) -> None:
+        self._nc = nc
+        self._settings = settings
+        self._residency = residency
+        self._worker = worker
+        self._store = JobStore(nc)
+        self._schedule = schedule_of(settings, residency.catalogue, residency.defaults.get("embedding", ""))
+        self._submission = Submission(
+            nc, self._store, residency.catalogue, residency.defaults, settings, _check_trainable
+        )
+        connect = functools.partial(connected, nats)
+        first = set(first_models(residency.catalogue, settings))
+        self.rollout = Rollout(nc, residency, connect, settings.checkpoints_dir, first=first)
+
+    def routes(self) -> list[Route]:
+        """What is asked of it."""
+        promotion = Promotion(self._store, self._residency.catalogue, self.rollout)
+        return [
+            *FinetuneHandlers(self._submission, self._store, Watch(self._nc, self._store)).routes(),
+            *PromoteHandlers(promotion, self._worker).routes(),
+        ]
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Jobs are done while the context is open, where this worker is to do any; leaving hands one back."""
+        if not self._settings.finetune.enabled:
+            yield
+            return
+        pruning = Pruning(self._settings, self._store, self.rollout.live, self.rollout.checkpoints)
+        pipeline = self._pipeline()
+
+        async def handle(request: FinetuneRequest) -> Ending:
+            ending = await pipeline.handle(request)
+            await pruning.run()
+            return ending
+
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(JobQueue(self._nc, self._store).running(handle))
+            await stack.enter_async_context(Sweep(self._nc, self._store).running())
+            await stack.enter_async_context(nightly(self._schedule, self._submission, pruning.run))
+            yield
+
+    def _pipeline(self) -> JobRunner:
+        settings, residency = self._settings, self._residency
+        threads = settings.finetune.threads or settings.threads or _default_threads()
+        runs = Runs(settings, self._nc, _training_bytes, threads)
+        steps = Steps(threads)
+        stages = Stages(
+            self._store, residency.catalogue, settings.checkpoints_dir, runs, steps, residency, self.rollout
+        )
+        return JobRunner(self._nc, self._store, stages, self._worker, settings.finetune.attempts)
+
+
+def _check_trainable(entry: ModelSpec, base: Path) -> None:
+    from models.training.fit.footprint import check_trainable
+
+    check_trainable(entry, base)
+
+
+def _training_bytes(entry: ModelSpec, base: Path, options: TrainingOptions) -> tuple[str, int]:
+    from models.training.fit.footprint import training_bytes
+
+    return training_bytes(entry, base, options)
+
+
+def _default_threads() -> int:
+    from models.loading.device import default_threads
+
+    return default_threads()

@@ -1,0 +1,91 @@
+"""The models that the settings name: loaded at the start, and again later where one cannot be had then."""
+
+import asyncio
+from contextlib import suppress
+
+import structlog
+
+from models.catalogue import Catalogue
+from models.errors import DeviceFailed, ModelError, ModelUnavailable, OverBudget
+from models.weights import hub
+
+from ..config import Settings
+from .manager import ModelManager
+
+log = structlog.get_logger(__name__)
+
+RETRY_S = 30.0
+"""How long after the start a missing model is tried again; each time twice as long, up to LONGEST_S."""
+LONGEST_S = 600.0
+
+
+def first_models(catalogue: Catalogue, settings: Settings) -> list[str]:
+    """The models to load at the start: those that somebody chose, else the defaults for vectors and for prompts; and
+    those that are pinned. Raises UnknownModel."""
+    pinned = [catalogue.get(model).id for model in settings.memory.pinned]
+    named = [catalogue.get(model).id for model in settings.chosen_models] or catalogue.usual()
+    return list(dict.fromkeys((*named, *pinned)))
+
+
+async def load_first(residency: ModelManager, settings: Settings) -> None:
+    """Load them, none at the cost of another. Those that cannot be had are `residency.missing` from then on.
+
+    Raises ModelError where none can be had; where the settings are strict, for the first.
+    """
+    named = first_models(residency.catalogue, settings)
+    for model in named:
+        try:
+            await _require_here(residency, settings, model)
+            await residency.load(model, pin=True)
+        except DeviceFailed:
+            raise
+        except ModelError as error:
+            if settings.strict:
+                raise
+            residency.missing[model] = error
+            log.warning("model.missing", model=model, reason=str(error))
+    if residency.missing.keys() >= set(named):
+        raise next(iter(residency.missing.values()))
+    if not settings.chosen_models:
+        await _serve_prompts_otherwise(residency)
+    for resident in list(residency.registry):
+        await residency.load(resident.model, pin=resident.model in settings.memory.pinned)
+
+
+async def _require_here(residency: ModelManager, settings: Settings, model: str) -> None:
+    """Nobody chose the default for prompts, and another can take its place: it is not worth a download.
+
+    Raises ModelUnavailable.
+    """
+    if model in (*settings.chosen_models, *settings.memory.pinned) or model != residency.defaults.get("prompt"):
+        return
+    if not await asyncio.to_thread(hub.is_present, residency.catalogue.get(model)):
+        raise ModelUnavailable(model, f"its weights are not on this machine; fetch them: mlbus models pull {model}")
+
+
+async def _serve_prompts_otherwise(residency: ModelManager) -> None:
+    """Where the default for prompts is missing, and nobody chose it, the next one serves them.
+
+    Not so for vectors: those of two models do not mix.
+    """
+    model = residency.defaults.get("prompt", "")
+    instead = residency.catalogue.default("prompt", without=model)
+    if model not in residency.missing or instead is None:
+        return
+    log.warning("model.replaced", model=model, prompts_are_served_by=instead.id)
+    residency.defaults["prompt"] = instead.id
+    with suppress(ModelError):  # a request then says why
+        await residency.load(instead.id, pin=True)
+
+
+async def retry_missing(residency: ModelManager, settings: Settings) -> None:
+    """Try to load what is missing, until nothing is; what did not fit beside the others comes when it is asked for."""
+    pause_s = RETRY_S
+    while residency.missing:
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_S)
+        for model in [model for model, error in residency.missing.items() if not isinstance(error, OverBudget)]:
+            try:
+                await residency.load(model, pin=model in settings.memory.pinned)
+            except ModelError as error:
+                residency.missing[model] = error

@@ -1,0 +1,200 @@
+"""How this worker loads models: as its settings say. torch takes seconds to import, and comes with the first model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from models.catalogue import Dtype, GraphDtype, ModelSpec, Quantization
+from models.errors import ModelError, OverBudget
+from models.generation.base import EngineLimits
+from models.loading import memory
+from models.loading.load_cache import LoadCache
+from models.weights import hub
+from models.weights.versions import version_folder
+
+from ..config import Settings
+from .served import Model, facts_of
+
+if TYPE_CHECKING:
+    from models.loading.loader import LoadOptions
+    from models.sandbox.probe import Unproved
+
+OnStep = Callable[[str], None]
+
+CHUNK_TOKENS = {"cpu": 128, "cuda": 1024}
+"""Tokens of prompts in a step: about as long as anybody should wait for the next token of a running text."""
+KV_SHARE = 8
+LEAST_KV_BYTES = 64 * 2**20
+"""Keys and values take at most an eighth of the memory for models, but where that is little so much all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOverrides:
+    """How an operator wants a model loaded. None: as its entry and the settings say, and in its live version."""
+
+    dtype: Dtype | None = None
+    quantization: Quantization | None = None
+    version: str | None = None
+    pinned: bool = False
+
+
+class ModelLoader:
+    """Everything about a load that blocks; `prepare` is for the device's thread, most of the rest for the loader's.
+
+    on_step hears of each step of a load, in the present tense.
+    """
+
+    def __init__(self, settings: Settings, on_step: OnStep = lambda step: None) -> None:
+        self._settings = settings
+        self.on_step = on_step
+        self._verdicts: dict[str, ModelError | None] = {}
+
+    def prepare(self) -> None:
+        """Set up the calling thread to compute with all threads that it may."""
+        from models.loading.device import configure_threads
+
+        configure_threads(self._threads)
+
+    def fetch(self, spec: ModelSpec) -> None:
+        """Download a model that is not on this machine, from any thread. Raises ModelError."""
+        graph = self.graph(spec, self.options(spec, LoadOverrides()))
+        if not hub.is_present(spec, graph):
+            self.on_step(f"downloading {spec.id}")
+            hub.locate(spec, True, graph)
+
+    def graph(self, spec: ModelSpec, options: "LoadOptions") -> GraphDtype | None:
+        """Which ONNX graph is loaded, None where torch runs the model. Raises DeviceUnavailable."""
+        from models.loading.loader import graph_dtype
+
+        return graph_dtype(spec, options)
+
+    def options(self, spec: ModelSpec, choice: LoadOverrides) -> "LoadOptions":
+        """How a model is loaded. Raises UnknownVersion."""
+        from models.loading.loader import LoadOptions
+
+        settings = self._settings
+        return LoadOptions(
+            device=settings.device,
+            dtype=choice.dtype or (None if settings.dtype == "auto" else settings.dtype),
+            quantization=choice.quantization,
+            folder=version_folder(settings.checkpoints_dir, spec.id, choice.version),
+            download=False,
+            threads=self._threads,
+            memory_limit_bytes=self._limit_bytes,
+            cache=LoadCache(settings.cache_dir),
+        )
+
+    def unproved(self, spec: ModelSpec, options: "LoadOptions") -> "Unproved | None":
+        """What has to be opened in a process of its own before this is loaded, if anything. Raises ModelError."""
+        from models.sandbox.probe import needed
+
+        unproved = needed(spec, options)
+        if unproved is None or unproved.key not in self._verdicts:
+            return unproved
+        if error := self._verdicts[unproved.key]:
+            raise error.with_traceback(None)
+        return None
+
+    def prove(self, unproved: "Unproved") -> None:
+        """Open it there. What was refused is not opened again as long as this worker runs. Raises ModelError."""
+        from models.sandbox.probe import prove
+
+        self.on_step(f"{unproved.spec.id}: opening the model in a process of its own, once")
+        try:
+            prove(unproved, self._settings.memory.load_timeout_s)
+        except ModelError as error:
+            self._verdicts[unproved.key] = error
+            raise
+        self._verdicts[unproved.key] = None
+        LoadCache(self._settings.cache_dir).keep_proved(unproved.key)
+
+    def expected(self, spec: ModelSpec, options: "LoadOptions") -> tuple[str, int]:
+        """Where a model will be loaded, and about how many bytes it will take there. Raises ModelError."""
+        from models.loading.loader import expected_bytes
+
+        device, weight_bytes = expected_bytes(spec, options, lambda step: self.on_step(f"{spec.id}: {step}"))
+        return device, weight_bytes + (
+            self._expected_kv_bytes(spec, options, device) if spec.kind == "generation" else 0
+        )
+
+    def require_room(self, spec: ModelSpec, options: "LoadOptions") -> None:
+        """Raises OverBudget where a model would not fit by itself, and what `expected` does."""
+        device, needed = self.expected(spec, options)
+        if needed > (budget := self.budget_bytes(device)):
+            raise OverBudget(spec.id, needed, budget, 0)
+
+    def load(self, spec: ModelSpec, options: "LoadOptions") -> Model:
+        """Load a model, computing with one thread alone. Raises ModelError."""
+        self.on_step("importing torch")
+        from models.loading import loader
+        from models.loading.device import configure_threads, memory_errors
+
+        configure_threads(1)
+        if spec.kind == "embedding":
+            return loader.load(spec, options, lambda step: self.on_step(f"{spec.id}: {step}"))
+        from models.generation.engine import Engine
+
+        loaded = loader.load_generator(spec, options, lambda step: self.on_step(f"{spec.id}: {step}"))
+        limits = self._engine_limits(loaded.device, loaded.kv_shape.token_bytes * loaded.max_tokens, spec.kv_gb)
+        with memory_errors(loaded.device, spec.id):
+            return Engine(loaded, limits)
+
+    def _expected_kv_bytes(self, spec: ModelSpec, options: "LoadOptions", device: str) -> int:
+        """What keys and values will take at most: those of fp32."""
+        from torch import float32
+
+        from models.generation.architecture import context_of, kv_shape, served_config
+        from models.loading.loader import located
+
+        config = served_config(*located(spec, options))
+        context_bytes = kv_shape(config, float32).token_bytes * context_of(spec, config)
+        return self._engine_limits(device, context_bytes, spec.kv_gb).kv_bytes
+
+    def _engine_limits(self, device: str, context_bytes: int, own_gb: float | None = None) -> EngineLimits:
+        """What an engine takes on. context_bytes: keys and values of one completion of the full length; own_gb: the
+        gigabytes for all of them that the model's entry names.
+
+        Where neither entry nor settings say: no more for keys and values than all that run at once could fill, and
+        one more, for those of prompts that come again.
+        """
+        generation = self._settings.generation
+        share = max(LEAST_KV_BYTES, self.budget_bytes(device) // KV_SHARE)
+        stated_gb = own_gb or generation.kv_gb
+        useful = (generation.max_running + 1) * context_bytes
+        return EngineLimits(
+            max_running=generation.max_running,
+            waiting=generation.waiting,
+            waiting_tokens=generation.waiting_tokens,
+            kv_bytes=round(stated_gb * 1e9) if stated_gb else min(share, useful),
+            chunk_tokens=generation.chunk_tokens or CHUNK_TOKENS[device.partition(":")[0]],
+        )
+
+    def abandon(self) -> None:
+        """A load hangs: let others read for all that."""
+        from models.loading.quiet import READING
+
+        READING.abandon()
+
+    def drop(self, model: Model) -> None:
+        """Let go of a model that never served."""
+        model.close()
+        self.give_back(facts_of(model).device)
+
+    def give_back(self, device: str) -> None:
+        """Return the memory of closed models to the system."""
+        memory.give_back(device)
+
+    def budget_bytes(self, device: str) -> int:
+        """What models may take on a device."""
+        return self._limit_bytes or memory.default_budget(device)
+
+    @property
+    def _limit_bytes(self) -> int | None:
+        gigabytes = self._settings.memory.budget_gb
+        return int(gigabytes * 1e9) if gigabytes else None
+
+    @property
+    def _threads(self) -> int:
+        from models.loading.device import default_threads
+
+        return self._settings.threads or default_threads()

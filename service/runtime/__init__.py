@@ -1,0 +1,1 @@
+"""What the process stands on: threads, tasks, child processes, health and the end."""

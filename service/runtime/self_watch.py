@@ -1,0 +1,65 @@
+"""A worker asks over the bus, now and then, whether it is there itself: one that hears nothing serves nobody any more.
+
+Knows nothing of what is wrong then; whoever supervises the process starts it anew.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import structlog
+from nats.errors import Error as NatsError
+
+from subjects import names
+
+from ..bus.client import BusClient
+from ..endpoint.reply_subject import WORKERS_INBOX
+
+log = structlog.get_logger(__name__)
+
+EVERY_S = 10.0
+MISSES = 3
+
+
+class SelfWatch:
+    """on_lost: hears, once, that there was no answer so many times in a row. inbox: where it is answered."""
+
+    def __init__(self, nc: BusClient, worker_id: str, on_lost: Callable[[str], None]) -> None:
+        self._nc = nc
+        self._subject = f"$SRV.PING.{names.SERVICE}.{worker_id}"
+        self.inbox = f"{WORKERS_INBOX}.{secrets.token_hex(16)}"
+        self._on_lost = on_lost
+        self._denied = False
+
+    def on_denied(self, subject: str) -> None:
+        """The server refused it to us; in lower case. Silence where we may not ask, or be answered, proves nothing."""
+        self._denied |= subject in (self._subject.lower(), self.inbox.lower())
+
+    async def run(self) -> None:
+        """Ask until nobody answers any more, or it may not ask."""
+        answers, misses = await self._nc.subscribe(self.inbox), 0
+        while misses < MISSES and not self._denied:
+            misses = misses + 1 if await self._miss(answers) else 0
+        if self._denied:
+            log.warning("worker.not_watched", denied=self._subject, advice="grant what nats-server.conf grants")
+        else:
+            self._on_lost(f"it asked for itself over the bus {MISSES} times in a row, and nobody answered")
+
+    async def _miss(self, answers: Any) -> bool:
+        """Whether nothing came, though the connection held and the event loop turned. A late answer is one too."""
+        loop = asyncio.get_running_loop()
+        began, connection = loop.time(), self._nc.stats["reconnects"]
+        asking = asyncio.create_task(self._ask())  # a client that is broken may not return
+        await asyncio.sleep(EVERY_S)
+        asking.cancel()
+        turned = loop.time() - began < 2 * EVERY_S
+        heard = False
+        while answers.pending_msgs:
+            heard |= bool((await answers.next_msg()).data)  # without any it is the server's: nobody listens there
+        return turned and not heard and self._nc.is_connected and self._nc.stats["reconnects"] == connection
+
+    async def _ask(self) -> None:
+        with suppress(NatsError):
+            await self._nc.publish(self._subject, reply=self.inbox)

@@ -1,0 +1,295 @@
+"""One client's requests over a connection: headers, deadlines, retries, frames, and word to the worker on giving up.
+
+Knows the wire; knows no message of any subject.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from opentelemetry import propagate
+from pydantic import BaseModel, ValidationError
+
+from .. import codec, names
+from ..errors import Cancelled, DeadlinePassed, Internal, InvalidField, MLError, TooLarge, Unavailable, from_reply
+from ..stream import Frame, read_frame
+from .attempts import Attempts, Silence
+from .inbox import CLOSED, Inbox, carries, inbox, nobody_listens
+
+ReplyT = TypeVar("ReplyT", bound=BaseModel)
+_WAY_BACK_S = 0.25
+
+
+class Caller:
+    """timeout_s: for a whole call, retries included, where it has none of its own.
+
+    retries: how often a retryable error is tried again. below: what the subjects of replies begin with, instead of the
+    connection's own prefix. Only what carries the request's own id is taken for its answer.
+    """
+
+    def __init__(self, nc: Client, timeout_s: float, retries: int, below: str = "") -> None:
+        self._nc = nc
+        self._below = below
+        self._timeout_s = timeout_s
+        self.retries = retries
+        self._inbox = Inbox(nc, below)
+        self._closed = False
+        self._listening: set[asyncio.Task[Any]] = set()
+
+    async def ask(self, subject: str, request: BaseModel, reply: type[ReplyT], timeout_s: float | None) -> ReplyT:
+        """Send a request and read the one reply. Raises MLError; giving up tells the worker."""
+        body = _body(request)
+        attempts = self.attempts(timeout_s)
+        while True:
+            try:
+                return parse((await self._attempt(subject, body, attempts.left_s())).data, reply)
+            except MLError as error:
+                await attempts.wait(error)
+
+    async def ask_all(
+        self, subject: str, request: BaseModel, reply: type[ReplyT], answers: int, timeout_s: float | None
+    ) -> list[ReplyT | MLError]:
+        """Send a request once, to all who listen, and read so many replies, as they come.
+
+        Raises DeadlinePassed where fewer come in time, and what `ask` raises where none can.
+        """
+        body, attempts = _body(request), self.attempts(timeout_s)
+        request_id = uuid4().hex
+        headers = await self._headers(request_id, attempts.left_s())
+        self._check_size(headers, body)
+        found: list[ReplyT | MLError] = []
+        try:
+            async with inbox(self._nc, self._below) as (to, messages):
+                await self._nc.publish(subject, body, reply=to, headers=headers)
+                while len(found) < answers:
+                    with self._until_closed():
+                        message = await _next_message(messages, request_id, subject, attempts.left_s(), first=not found)
+                    found.append(_error_in(message) or parse(message.data, reply))
+        except nats.errors.Error as error:
+            raise _no_connection(error) from None
+        return found
+
+    async def stream(self, subject: str, request: BaseModel, timeout_s: float | None) -> AsyncGenerator[Frame, None]:
+        """The frames of a streamed reply, retried until the first one is there; closing early tells the worker.
+
+        Once it has begun its end may come WIND_UP_S after timeout_s.
+        """
+        body = _body(request)
+        attempts = self.attempts(timeout_s)
+        started = False
+        while True:
+            try:
+                async with aclosing(self._stream_once(subject, body, attempts)) as frames:
+                    async for frame in frames:
+                        started = True
+                        yield frame
+                return
+            except MLError as error:
+                if started:
+                    raise
+                await attempts.wait(error)
+
+    async def listen(self, subject: str, request: BaseModel, silence: Silence) -> AsyncGenerator[Frame, None]:
+        """The frames of a stream that lasts, pings too, asked for once; closing early tells the worker.
+
+        Raises DeadlinePassed where nothing is heard for too long, and what the worker ends it with.
+        """
+        async with aclosing(self._stream_once(subject, _body(request), silence)) as frames:
+            async for frame in frames:
+                yield frame
+
+    async def cancel(self, request_id: str) -> None:
+        """End the request with this id, wherever it runs."""
+        await self._nc.publish(names.cancel_subject(request_id))
+
+    async def close(self) -> None:
+        """Want no answer any more: what is waited for, and what is asked afterwards, ends as cancelled."""
+        self._closed = True
+        listening, self._listening = self._listening, set()
+        for task in listening:
+            task.cancel()
+        await self._inbox.close()
+
+    @contextmanager
+    def _until_closed(self) -> Iterator[None]:
+        """Raises Cancelled as soon as this is closed, whatever is waited for inside."""
+        self._check_open()
+        task = asyncio.current_task()
+        assert task is not None
+        self._listening.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task in self._listening or task.uncancel():  # somebody else's doing, or theirs too
+                raise
+            raise Cancelled(CLOSED) from None
+        finally:
+            self._listening.discard(task)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Cancelled(CLOSED)
+
+    def attempts(self, timeout_s: float | None) -> Attempts:
+        """The deadline and the retries of a call."""
+        return Attempts(self._timeout_s if timeout_s is None else timeout_s, self.retries)
+
+    async def _attempt(self, subject: str, body: bytes, timeout_s: float) -> Msg:
+        request_id = uuid4().hex
+        headers = await self._headers(request_id, timeout_s)
+        self._check_size(headers, body)
+        try:
+            with _cancellable():
+                async with asyncio.timeout(timeout_s):
+                    message = await self._reply(subject, body, headers)
+        except TimeoutError:
+            await self._give_up(request_id)
+            raise DeadlinePassed(f"no answer on {subject} within {timeout_s:.3g} s") from None
+        except nats.errors.Error as error:
+            raise _no_connection(error) from None
+        except (asyncio.CancelledError, Cancelled):
+            await self._give_up(request_id)
+            raise
+        if nobody_listens(message):
+            raise _no_worker(subject)
+        if refusal := _error_in(message):
+            raise refusal
+        return message
+
+    async def _reply(self, subject: str, body: bytes, headers: dict[str, str]) -> Msg:
+        with self._inbox.expecting(headers[names.REQUEST_ID]) as (to, reply):
+            await self._nc.publish(subject, body, reply=to, headers=headers)
+            return await reply
+
+    async def _stream_once(
+        self, subject: str, body: bytes, attempts: Attempts | Silence
+    ) -> AsyncGenerator[Frame, None]:
+        request_id = uuid4().hex
+        headers = await self._headers(request_id, attempts.left_s()) | {names.STREAM: "true"}
+        self._check_size(headers, body)
+        ended = False
+        try:
+            async with inbox(self._nc, self._below) as (reply, messages):
+                await self._nc.publish(subject, body, reply=reply, headers=headers)
+                expected = 0
+                while not ended:
+                    left_s = attempts.left_s(names.WIND_UP_S if expected else 0.0)
+                    with self._until_closed():
+                        message = await _next_message(messages, request_id, subject, left_s, first=not expected)
+                    if refusal := _error_in(message):
+                        ended = True
+                        raise refusal
+                    frame = read_frame(message.headers or {}, message.data, expected)
+                    if frame is not None:
+                        expected, ended = frame.seq + 1, frame.last
+                        yield frame
+        except nats.errors.Error as error:
+            raise _no_connection(error) from None
+        finally:
+            if not ended:
+                await self._give_up(request_id)
+
+    async def _headers(self, request_id: str, timeout_s: float) -> dict[str, str]:
+        """The worker is given a little less time, so that what it says when that is up still comes."""
+        self._check_open()
+        try:
+            caller = await self._inbox.open()
+        except nats.errors.Error as error:
+            raise _no_connection(error) from None
+        work_s = min(timeout_s - min(_WAY_BACK_S, timeout_s / 20), names.MAX_TIMEOUT_S)
+        headers = {
+            names.CONTENT_TYPE: names.MSGPACK,
+            names.REQUEST_ID: request_id,
+            names.TIMEOUT_MS: str(max(1, int(work_s * 1000))),
+            names.CALLER: caller,
+        }
+        propagate.inject(headers)  # the current trace, where OpenTelemetry is configured
+        return headers
+
+    async def _give_up(self, request_id: str) -> None:
+        """Tell the worker that nobody waits any more, if there is still a way to tell it."""
+        with suppress(nats.errors.Error):
+            await self.cancel(request_id)
+
+    def _check_size(self, headers: dict[str, str], body: bytes) -> None:
+        """The server counts the headers too, and closes the connection on a message that is too large."""
+        size = names.header_bytes(headers) + len(body)
+        if size > self._nc.max_payload:
+            raise TooLarge(f"the request takes {size} bytes, a message holds {self._nc.max_payload}; send fewer texts")
+
+
+def split(options: Any) -> tuple[dict[str, Any], float | None]:
+    """A call's options -> the fields of its request, and its timeout_s. Raises InvalidField."""
+    fields = dict(options)
+    if "stream" in fields:
+        raise InvalidField("field 'stream': the call decides that; `stream` and `embed_stream` give a stream")
+    return fields, fields.pop("timeout_s", None)
+
+
+def parse(body: bytes, reply: type[ReplyT]) -> ReplyT:
+    """A body as the message it should be. Raises Internal."""
+    try:
+        return reply.model_validate(codec.loads(body, codec.request_type(None, body)))
+    except ValidationError as error:
+        raise Internal(f"the worker's reply is not a {reply.__name__}: {error.error_count()} faults") from None
+
+
+@contextmanager
+def _cancellable() -> Iterator[None]:
+    """Raises CancelledError where the task was cancelled in here, also if nobody said so.
+
+    asyncio.wait_for, by which nats-py waits, loses a cancellation that comes with an answer (before Python 3.12).
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    yield
+    if task.cancelling() > before:
+        raise asyncio.CancelledError
+
+
+async def _next_message(messages: Any, request_id: str, subject: str, timeout_s: float, *, first: bool) -> Msg:
+    """The next message that answers the request. first: whether it may be the server's word that nobody listens."""
+    until = time.monotonic() + timeout_s
+    while (left_s := until - time.monotonic()) > 0:
+        try:
+            with _cancellable():
+                message: Msg = await messages.next_msg(timeout=left_s)
+        except nats.errors.TimeoutError:
+            break
+        if carries(message, request_id):
+            return message
+        if first and nobody_listens(message):
+            raise _no_worker(subject)
+    raise DeadlinePassed(f"the stream on {subject} did not end in time")
+
+
+def _body(request: BaseModel) -> bytes:
+    return codec.dumps(request.model_dump(exclude_defaults=True), names.MSGPACK)
+
+
+def _no_worker(subject: str) -> Unavailable:
+    return Unavailable(f"no worker listens on {subject}; start one with `mlbus serve`")
+
+
+def _no_connection(error: nats.errors.Error) -> Unavailable:
+    return Unavailable(f"the connection to NATS does not carry the request: {error or type(error).__name__}")
+
+
+def _error_in(message: Msg) -> MLError | None:
+    headers = message.headers or {}
+    code = headers.get(names.ERROR_CODE)
+    if code is None:
+        return None
+    try:
+        body = codec.loads(message.data, codec.request_type(headers.get(names.CONTENT_TYPE), message.data))
+    except MLError:
+        body = {}
+    number = int(code) if code.isdigit() else Internal.code
+    return from_reply(number, headers.get(names.ERROR, ""), body if isinstance(body, dict) else {})

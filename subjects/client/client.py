@@ -1,0 +1,167 @@
+"""`MLClient`: the typed asyncio client. Works against any worker; knows no model and no torch."""
+
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, TypedDict
+
+import nats
+from nats.aio.client import Client
+from typing_extensions import Unpack
+
+from .. import codec, names
+from ..embed import EmbedBatchReply, EmbedBatchRequest, EmbedChunk, EmbedDone, EmbedReply, EmbedRequest, Priority
+from ..encodings import EncodingFormat
+from ..errors import Internal
+from ..schema import SchemaReply, SchemaRequest
+from ..similarity import SimilarityRanking, SimilarityRequest, SimilarityScore
+from ..stream import DONE
+from . import bulk, discovery
+from .caller import Caller, parse, split
+from .generate import GenerateCalls
+from .jobs import FinetuneCalls, JobsClient
+from .models import ModelsClient
+
+
+class CallOptions(TypedDict, total=False):
+    """What every call takes besides its texts; see EmbedRequest for the meanings."""
+
+    model: str | None
+    dimensions: int | None
+    task: str | None
+    prompt_name: str | None
+    prompt: str | None
+    truncate: str
+    priority: Priority | None
+    timeout_s: float | None
+
+
+class EmbedCallOptions(CallOptions, total=False):
+    normalize: bool | None
+    encoding_format: EncodingFormat
+
+
+class MLClient(GenerateCalls, FinetuneCalls):
+    """Embeddings, similarity, completions and fine-tuning over a NATS connection.
+
+    timeout_s: for a whole call, retries included. retries: how often a retryable error (busy, restarting,
+    out of memory, no worker) is tried again, with jitter and no sooner than the worker asks.
+    Every call raises a subclass of MLError when it fails; giving up (time-out, cancellation) tells the worker.
+    """
+
+    def __init__(self, nc: Client, *, timeout_s: float = 30.0, retries: int = 3) -> None:
+        self._nc = nc
+        self._caller = Caller(nc, timeout_s, retries)
+        self._owned = False
+        self.models = ModelsClient(self._caller.ask, self._caller.ask_all)
+        self.jobs = JobsClient(nc, self._caller)
+
+    @classmethod
+    async def connect(
+        cls, servers: str | list[str] = "nats://127.0.0.1:4222", *, timeout_s: float = 30.0, **options: Any
+    ) -> "MLClient":
+        """A client with a connection of its own. options: those of nats.connect (user, password, tls, ...)."""
+        client = cls(await nats.connect(servers, **options), timeout_s=timeout_s)
+        client._owned = True
+        return client
+
+    async def __aenter__(self) -> "MLClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Want no answer any more, and close the connection if `connect` made it."""
+        await self._caller.close()
+        if self._owned:
+            await self._nc.close()
+
+    async def embed(self, text: str, **options: Unpack[EmbedCallOptions]) -> EmbedReply:
+        """One text -> `.embedding` (D,) float32, or what `encoding_format` asks for (see `to_float32`)."""
+        fields, timeout_s = split(options)
+        return await self._caller.ask(
+            names.EMBED, codec.validate({"text": text, **fields}, EmbedRequest), EmbedReply, timeout_s
+        )
+
+    async def embed_batch(self, texts: Sequence[str], **options: Unpack[EmbedCallOptions]) -> EmbedBatchReply:
+        """Many texts -> `.embeddings`, in order; streamed underneath, so the payload limit does not bound the reply."""
+        embeddings: list[Any] = []
+        truncated: list[int] = []
+        async with aclosing(self.embed_stream(texts, **options)) as frames:
+            async for frame in frames:
+                if isinstance(frame, EmbedDone):
+                    return EmbedBatchReply(
+                        **frame.model_dump(include={"model", "version", "usage", "dimensions"}),
+                        encoding_format=options.get("encoding_format", "float32"),
+                        embeddings=embeddings,
+                        truncated=truncated,
+                    )
+                embeddings += frame.embeddings
+                truncated += frame.truncated
+        raise Internal("the stream ended without its last frame")
+
+    async def embed_stream(
+        self, texts: Sequence[str], **options: Unpack[EmbedCallOptions]
+    ) -> AsyncGenerator[EmbedChunk | EmbedDone, None]:
+        """Many texts -> chunks of vectors as they are ready, then one EmbedDone.
+
+        Closing the iterator early cancels the rest at the worker.
+        """
+        fields, timeout_s = split(options)
+        request = codec.validate({"texts": list(texts), **fields}, EmbedBatchRequest)
+        async with aclosing(self._caller.stream(names.EMBED_BATCH, request, timeout_s)) as frames:
+            async for frame in frames:
+                if frame.event == DONE:
+                    yield parse(frame.body, EmbedDone)
+                else:
+                    yield parse(frame.body, EmbedChunk)
+
+    async def embed_all(
+        self, texts: Iterable[str], **options: Unpack[EmbedCallOptions]
+    ) -> AsyncGenerator[EmbedChunk | EmbedDone, None]:
+        """Any number of texts -> chunks of vectors in their order, then one EmbedDone; memory does not grow with them.
+
+        As many requests as it takes, two at a time; one that breaks off goes on after its last chunk. The texts are
+        read in a thread, as they are needed. timeout_s: for each request. Raises VersionChanged besides what
+        `embed_stream` raises.
+        """
+        asked = bulk.embed_all(texts, lambda part: self.embed_stream(part, **options), self._nc.max_payload // 2)
+        async with aclosing(asked) as frames:
+            async for frame in frames:
+                yield frame
+
+    async def similarity(self, a: str, b: str, **options: Unpack[CallOptions]) -> SimilarityScore:
+        """The cosine of two texts."""
+        fields, timeout_s = split(options)
+        request = codec.validate({"a": a, "b": b, **fields}, SimilarityRequest)
+        return await self._caller.ask(names.SIMILARITY, request, SimilarityScore, timeout_s)
+
+    async def rank(
+        self,
+        query: str,
+        candidates: Sequence[str],
+        *,
+        top_k: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> SimilarityRanking:
+        """Candidates by their cosine to the query, best first."""
+        fields, timeout_s = split(options)
+        form = {"query": query, "candidates": list(candidates), "top_k": top_k}
+        request = codec.validate({**form, **fields}, SimilarityRequest)
+        return await self._caller.ask(names.SIMILARITY, request, SimilarityRanking, timeout_s)
+
+    async def cancel(self, request_id: str) -> None:
+        """End the request with this id wherever it runs; its caller gets a Cancelled error."""
+        await self._caller.cancel(request_id)
+
+    async def schema(self, subject: str | None = None, *, timeout_s: float | None = None) -> SchemaReply:
+        """JSON Schemas of the requests and replies on a subject, or on all of them. Raises NotFound."""
+        request = codec.validate({"subject": subject}, SchemaRequest)
+        return await self._caller.ask(names.SCHEMA, request, SchemaReply, timeout_s)
+
+    async def discover(self, verb: str = "PING", *, wait_s: float = 0.5) -> list[dict[str, Any]]:
+        """What every worker answers to the micro protocol's PING, INFO or STATS within wait_s."""
+        return [answer.body for answer in await discovery.ask_workers(self._nc, verb, wait_s)]

@@ -1,0 +1,104 @@
+"""Where answers come to: subjects that nobody can guess, and which message on them answers which request.
+
+What ties the two is the request id, which only the caller and the worker know. Knows no message of any subject.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from .. import names
+from ..errors import Cancelled
+
+CLOSED = "this client was closed"
+
+
+def own_subject(nc: Client, below: str = "") -> str:
+    """A subject that nobody can guess. below: what it begins with, instead of the connection's own inbox prefix.
+
+    nats-py's own inboxes count upwards: whoever has seen one of a connection knows the others.
+    """
+    return f"{below or nc.new_inbox().rpartition('.')[0]}.{secrets.token_hex(16)}"
+
+
+@asynccontextmanager
+async def inbox(nc: Client, below: str = "") -> AsyncIterator[tuple[str, Any]]:
+    """A subject of one's own and the subscription to it, for as long as the context lasts. below: see `own_subject`."""
+    subject = own_subject(nc, below)
+    messages = await nc.subscribe(subject)
+    try:
+        yield subject, messages
+    finally:
+        if not nc.is_closed:
+            await messages.unsubscribe()
+
+
+def nobody_listens(message: Msg) -> bool:
+    """Whether it is the server's word that nobody takes requests there."""
+    return (message.headers or {}).get("Status") == "503"
+
+
+def carries(message: Msg, request_id: str) -> bool:
+    """Whether it carries the request's id, as each answer of a worker does: anything else is somebody else's doing."""
+    return (message.headers or {}).get(names.REQUEST_ID) == request_id
+
+
+class Inbox:
+    """One client's inbox for single replies, on one subscription from `open` to `close`. below: see `own_subject`."""
+
+    def __init__(self, nc: Client, below: str = "") -> None:
+        self._nc = nc
+        self._below = below
+        self._subject = ""
+        self._subscription: Subscription | None = None
+        self._open = False
+        self._waiting: dict[str, tuple[str, asyncio.Future[Msg]]] = {}
+
+    async def open(self) -> str:
+        """Listen, unless it does already -> a subject on which workers find out that it does.
+
+        Raises what `subscribe` raises.
+        """
+        if not self._open:
+            self._open = True  # what is published from here on goes out behind the subscription
+            self._subject = own_subject(self._nc, self._below)
+            try:
+                self._subscription = await self._nc.subscribe(f"{self._subject}.*", cb=self._on_message)
+            except BaseException:
+                self._open = False
+                raise
+        return f"{self._subject}.caller"
+
+    async def close(self) -> None:
+        """Listen no more; what is waited for ends as cancelled."""
+        subscription, self._subscription, self._open = self._subscription, None, False
+        for _, reply in self._waiting.values():
+            if not reply.done():
+                reply.set_exception(Cancelled(CLOSED))
+        if subscription is not None and not self._nc.is_closed:
+            await subscription.unsubscribe()
+
+    @contextmanager
+    def expecting(self, request_id: str) -> Iterator[tuple[str, "asyncio.Future[Msg]"]]:
+        """The reply subject for a request, and its reply or the server's word that nobody listens."""
+        token = secrets.token_hex(8)  # not the id: whoever sees the subject need not know that
+        reply: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self._waiting[token] = request_id, reply
+        try:
+            yield f"{self._subject}.{token}", reply
+        finally:
+            del self._waiting[token]
+
+    async def _on_message(self, message: Msg) -> None:
+        waits = self._waiting.get(message.subject.rpartition(".")[2])
+        if waits is None:
+            return
+        request_id, reply = waits
+        if not reply.done() and (carries(message, request_id) or nobody_listens(message)):
+            reply.set_result(message)

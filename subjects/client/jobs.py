@@ -1,0 +1,213 @@
+"""`MLClient`'s fine-tuning: asks for it, sends its data, and follows the jobs that it becomes."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from os import PathLike, fspath
+from typing import Any, TypeAlias, TypedDict
+from uuid import uuid4
+
+import nats.errors
+from nats.aio.client import Client
+from nats.js.errors import NotFoundError, ServiceUnavailableError
+from typing_extensions import Unpack
+
+from .. import codec, names
+from ..errors import DeadlinePassed, FrameLost, MLError, NotServed, Unavailable
+from ..finetune import FinetuneOptions, FinetuneReply, FinetuneRequest, TrainingPair
+from ..jobs import (
+    TERMINAL,
+    Job,
+    JobsCancelRequest,
+    JobsGetRequest,
+    JobsListReply,
+    JobsListRequest,
+    JobsWatchRequest,
+    State,
+)
+from ..stream import PING
+from .attempts import Pauses, Silence
+from .caller import Caller, parse, split
+
+GivenPair: TypeAlias = TrainingPair | Mapping[str, Any] | list[Any] | tuple[Any, ...]
+"""(anchor, positive), or (anchor, positive, negatives) where those are one text or several; or the same by name."""
+
+INLINE_PAIRS = 400
+"""More than these go as an object: a worker reads a thousand lists and maps from a message, and a pair may take two."""
+UPLOAD_TIMEOUT_S = 300.0
+ASK_AGAIN_S, SELDOM_S = 0.2, 5.0
+"""How soon it asks for a job again whose worker has left, or where none is there: first, and after many times."""
+_SILENCE = (DeadlinePassed, FrameLost)
+"""What it takes for a worker or a connection that was lost."""
+
+
+class FinetuneCallOptions(TypedDict, total=False):
+    """What a call takes besides its codebase or pairs; see FinetuneRequest and FinetuneOptions for the meanings."""
+
+    object: str | None
+    model: str | None
+    id: str | None
+    swap: bool
+    timeout_s: float | None
+    method: str
+    loss: str
+    matryoshka: bool
+    epochs: int
+    batch_size: int
+    micro_batch: int | None
+    learning_rate: float
+    warmup: float
+    max_tokens: int | None
+    patience: int
+    hard_negatives: int
+    lora_rank: int
+    seed: int
+
+
+class FinetuneCalls:
+    """Fine-tuning, on a codebase of the worker's machine or on pairs of one's own."""
+
+    _nc: Client
+    _caller: Caller
+
+    async def finetune(
+        self,
+        *,
+        path: str | PathLike[str] | None = None,
+        pairs: Sequence[GivenPair] | None = None,
+        **options: Unpack[FinetuneCallOptions],
+    ) -> FinetuneReply:
+        """Have a model trained -> the job's id, at once; `jobs.watch` tells how it goes on.
+
+        One of path, pairs and object says on what. Pairs that are too many for a message go through the object bucket
+        ml_data: that takes the role admin, and may take five minutes besides timeout_s. id: the same id again is the
+        same job.
+        """
+        fields, timeout_s = split(options)
+        request = _request(path, pairs, fields)
+        if request.pairs is not None and (lines := self._too_large(request.pairs)):
+            name = await self._upload(lines)
+            request = request.model_copy(update={"pairs": None, "object": name})
+        return await self._caller.ask(names.FINETUNE, request, FinetuneReply, timeout_s)
+
+    def _too_large(self, pairs: Sequence[TrainingPair]) -> bytes | None:
+        """The pairs as JSON lines, where they do not fit a message with all that goes around them."""
+        lines = b"".join(pair.model_dump_json(exclude_defaults=True).encode() + b"\n" for pair in pairs)
+        fits = len(pairs) <= INLINE_PAIRS and len(lines) <= self._nc.max_payload // 2
+        return None if fits else lines
+
+    async def _upload(self, lines: bytes) -> str:
+        """Put data into the object bucket -> its name there."""
+        name = uuid4().hex
+        try:
+            async with asyncio.timeout(UPLOAD_TIMEOUT_S):
+                bucket = await self._nc.jetstream().object_store(names.DATA_BUCKET)
+                await bucket.put(name, lines)
+        except (NotFoundError, ServiceUnavailableError, nats.errors.NoRespondersError):
+            raise NotServed(
+                "the pairs are too many for a message, and this NATS server has no object bucket "
+                f"{names.DATA_BUCKET} to take them; run `mlbus admin init` once, as its administrator"
+            ) from None
+        except TimeoutError:
+            raise DeadlinePassed(
+                f"the object bucket {names.DATA_BUCKET} did not take the pairs in time; only the role admin may put "
+                f"them there, others send {INLINE_PAIRS} pairs at most, of half a message, or a path"
+            ) from None
+        except nats.errors.Error as error:
+            raise Unavailable(f"the object bucket {names.DATA_BUCKET} did not take the pairs: {error}") from None
+        return name
+
+
+def _request(
+    path: str | PathLike[str] | None, pairs: Sequence[GivenPair] | None, fields: dict[str, Any]
+) -> FinetuneRequest:
+    """The request, with an id of its own: so one that is tried again is still one job."""
+    own: dict[str, Any] = {name: fields.pop(name) for name in ("object", "model", "swap") if name in fields}
+    job_id = fields.pop("id", None)
+    own["id"] = uuid4().hex if job_id is None else job_id
+    own["path"] = None if path is None else fspath(path)
+    own["pairs"] = None if pairs is None else [_pair_fields(pair) for pair in pairs]
+    return codec.validate({**own, "options": codec.validate(fields, FinetuneOptions)}, FinetuneRequest)
+
+
+def _pair_fields(pair: GivenPair) -> Any:
+    """A pair by the names of its fields; what is none is left to the check that follows, which says where it is."""
+    if not isinstance(pair, list | tuple) or not 2 <= len(pair) <= 3:
+        return pair
+    anchor, positive, negatives = (*pair, [])[:3]
+    several = list(negatives) if isinstance(negatives, list | tuple) else [negatives]
+    return {"anchor": anchor, "positive": positive, "negatives": several}
+
+
+class JobsClient:
+    """What became of jobs."""
+
+    def __init__(self, nc: Client, caller: Caller) -> None:
+        self._nc = nc
+        self._caller = caller
+
+    async def get(self, job_id: str, *, timeout_s: float | None = None) -> Job:
+        """A job as it stands. Raises NotFound."""
+        request = codec.validate({"id": job_id}, JobsGetRequest)
+        return await self._caller.ask(names.JOBS_GET, request, Job, timeout_s)
+
+    async def cancel(self, job_id: str, *, timeout_s: float | None = None) -> Job:
+        """Have a job end -> as it then stands: one that a worker has is cancelled a little later. Raises NotFound."""
+        request = codec.validate({"id": job_id}, JobsCancelRequest)
+        return await self._caller.ask(names.JOBS_CANCEL, request, Job, timeout_s)
+
+    async def watch(
+        self, job_id: str, *, silence_s: float = 15.0, timeout_s: float | None = None
+    ) -> AsyncGenerator[Job, None]:
+        """A job as it stands, then each newer state of it once, until it is over.
+
+        silence_s: after how long without a word, a worker's pings included, it asks again; for workers and servers
+        that are away it waits. timeout_s: for the first state. Raises NotFound, and what `get` raises where there is no
+        first state; later every error that cannot be retried, Cancelled once the client is closed, and Unavailable once
+        the connection is closed for good.
+        """
+        request = codec.validate({"id": job_id}, JobsWatchRequest)
+        attempts, pauses = self._caller.attempts(timeout_s), Pauses(ASK_AGAIN_S, SELDOM_S)
+        job: Job | None = None
+        while job is None or job.state not in TERMINAL:
+            try:
+                silence = Silence(silence_s if job else attempts.left_s(), silence_s)
+                async with aclosing(self._states(request, silence)) as states:
+                    async for newer in states:
+                        if newer != job:
+                            yield newer
+                            job = newer
+                            pauses.restart()
+            except MLError as error:
+                if job is None:
+                    await attempts.wait(error)
+                elif (error.retryable or isinstance(error, _SILENCE)) and not self._nc.is_closed:
+                    await asyncio.sleep(pauses.after(error))
+                else:
+                    raise
+
+    async def _states(self, request: JobsWatchRequest, silence: Silence) -> AsyncGenerator[Job, None]:
+        """The states of a job that one worker tells, until it is over or that worker leaves."""
+        async with aclosing(self._caller.listen(names.JOBS_WATCH, request, silence)) as frames:
+            async for frame in frames:
+                if frame.event != PING:
+                    yield parse(frame.body, Job)
+
+    # Last, for its name is a type's everywhere above.
+
+    async def list(
+        self,
+        state: State | None = None,
+        *,
+        model: str | None = None,
+        limit: int | None = None,
+        before: str | None = None,
+        timeout_s: float | None = None,
+    ) -> JobsListReply:
+        """The newest jobs, newest first: those in a state or for a model, or all. Raises NotFound.
+
+        limit: 100 at most. before: only older ones than the job of this id, for the next page.
+        """
+        asked = {"state": state, "model": model, "before": before} | ({} if limit is None else {"limit": limit})
+        request = codec.validate(asked, JobsListRequest)
+        return await self._caller.ask(names.JOBS_LIST, request, JobsListReply, timeout_s)

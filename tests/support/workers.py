@@ -1,0 +1,39 @@
+"""Workers for the tests: the real process wiring, in this event loop, on fake or given models."""
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fake_encoder import FakeEncoder
+
+from service.app import Started, worker
+from service.config import Settings
+from service.residency.loader import ModelLoader
+from service.runtime.stop import Stop
+
+
+@asynccontextmanager
+async def running_worker(
+    url: str, *loaded: Any, loader: ModelLoader | None = None, **settings: Any
+) -> AsyncIterator[Started]:
+    """A worker on `url`; leaving drains it.
+
+    It serves what is loaded, encoders or engines, or what the loader loads if there is one, or else a FakeEncoder.
+    """
+    configured = Settings(nats_url=url, **{"metrics_port": -1, "models": ("minilm",), **settings})
+    serves = loaded or (() if loader else (FakeEncoder(),))
+    async with worker(configured, Stop(), serves, loader=loader) as started:
+        yield started
+
+
+def clean_environment(**values: str) -> dict[str, str]:
+    """This process's environment for a child, without anything that would configure mlbus or NATS."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLBUS_", "NATS_"))}
+    return {**kept, **values}
+
+
+def hear_ctrl_c() -> None:
+    """For a child, as at a prompt: a suite that runs in the background has it ignored, and its children with it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,0 +1,105 @@
+"""When a text would be ready: what is learned of steps and ends, and what follows from it for those that come later."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from models.generation.request import Finished, Request, Usage
+from service.generation.step_times import GenerationTimes, Ready
+
+
+def request(max_tokens: int = 50, prompt: int = 10) -> Request:
+    return Request("r", range(prompt), max_tokens)
+
+
+@dataclass
+class Text:
+    request: Request
+    made: int = 0
+
+
+def ready(times: GenerationTimes, running: int = 0, waiting: int = 0, made: int = 0, **asked: int) -> Ready:
+    """When a text would be ready behind others; made: of each that runs."""
+    before = [Text(request(), made) for _ in range(running)] + [Text(request()) for _ in range(waiting)]
+    return times.ready(request(**asked), before)
+
+
+def learned(places: int = 4) -> GenerationTimes:
+    """A step takes 20 ms, 1 ms for each of its texts and 1 ms for each token of a prompt; those came long ago."""
+    times = GenerationTimes(places)
+    times.stepped(4, 0, 0.024)
+    for _ in range(40):
+        times.stepped(4, 100, 0.124)
+    for _ in range(200):
+        for texts in (1, 4, 32):
+            times.stepped(texts, 0, 0.02 + 0.001 * texts)
+    return times
+
+
+def test_nothing_is_expected_of_an_engine_that_has_not_run():
+    assert ready(GenerationTimes(4), running=4, waiting=10) == Ready(0, 0, 0)
+
+
+def test_steps_of_one_size_tell_nothing_of_smaller_ones():
+    times = GenerationTimes(4)
+    for _ in range(10):
+        times.stepped(3, 0, 0.03)
+    found = ready(times, running=2, made=1)
+    assert (found.ends_s, found.alone_s) == pytest.approx((51 * 0.03, 1.5))
+
+
+def test_alone_a_text_takes_its_prompt_and_its_steps():
+    found = ready(learned())
+    assert found.alone_s == pytest.approx(0.01 + 50 * 0.021)
+    assert found.begins_s == pytest.approx(0.01)
+    assert found.ends_s == pytest.approx(found.alone_s)
+
+
+def test_beside_others_steps_take_longer():
+    few, many = (ready(learned(places=32), running=count, made=1) for count in (2, 20))
+    assert many.ends_s - few.ends_s == pytest.approx(51 * 18 * 0.001)  # one step runs already
+
+
+def test_prompts_that_are_not_read_yet_come_first():
+    read, unread = (ready(learned(places=32), running=8, made=made) for made in (1, 0))
+    assert unread.begins_s - read.begins_s == pytest.approx(8 * 10 * 0.001)
+
+
+def test_prompts_go_on_coming_as_they_came_of_late():
+    times = learned(places=32)
+    before = ready(times)
+    for _ in range(200):
+        times.stepped(1, 20, 0.041)
+    assert ready(times).ends_s - before.ends_s == pytest.approx(50 * 20 * 0.001, rel=0.01)
+    assert ready(times).alone_s == pytest.approx(before.alone_s, rel=0.01)
+
+
+def test_where_all_places_are_taken_a_text_waits_for_those_before_it():
+    step_s = 0.02 + 4 * 0.001
+    free, full, nearly, queued = (
+        ready(learned(), **before)
+        for before in (
+            {"running": 3, "made": 1},
+            {"running": 4, "made": 1},
+            {"running": 4, "made": 40},
+            {"running": 4, "made": 1, "waiting": 8},
+        )
+    )
+    assert full.begins_s - free.begins_s == pytest.approx((49 - 1) * step_s)
+    assert nearly.begins_s - free.begins_s == pytest.approx((10 - 1) * step_s)
+    assert queued.begins_s - full.begins_s == pytest.approx(2 * 50 * step_s)
+
+
+def test_texts_are_expected_to_be_as_long_as_the_latest_were():
+    times = learned()
+    for _ in range(200):
+        times.ended(request(max_tokens=100), Finished("r", "stop", Usage(10, 5, 25)))
+    times.ended(request(max_tokens=100), Finished("r", "cancelled", Usage(10, 0, 1)))
+    assert times.expected(request(max_tokens=400)) == pytest.approx(100, rel=0.01)
+    assert ready(times, prompt=100).begins_s == pytest.approx(0.05, rel=0.01)  # half were cached
+
+
+def test_a_first_text_that_ended_early_tells_what_to_expect_of_the_next():
+    times = learned()
+    times.ended(request(max_tokens=1000), Finished("r", "stop", Usage(10, 0, 50)))
+    assert times.expected(request(max_tokens=1000)) == pytest.approx(50)
