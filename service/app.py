@@ -274,12 +274,18 @@ def _endpoint(
         replies=ReplySubjects(settings.reply_prefixes, telemetry.unanswerable),
         watched_at=watched_at,
     )
-    telemetry.gauge("mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls))
-    telemetry.gauge("mlbus_request_bytes_in_flight", "Bytes of their bodies", lambda: endpoint.bytes_in_flight)
-    telemetry.gauge("mlbus_models_missing", "Models of the settings that cannot be had", lambda: len(residency.missing))
-    for name, (help_text, read) in gauges.GAUGES.items():
-        telemetry.gauge(f"mlbus_{name}", help_text, functools.partial(read, registry))
+    for name, help_text, read in worker_gauges(endpoint, residency):
+        telemetry.gauge(name, help_text, read)
     return endpoint
+
+
+def worker_gauges(endpoint: Endpoint, residency: ModelManager) -> Iterator[tuple[str, str, Callable[[], float]]]:
+    """The metrics that are read on demand: name, meaning, and how it is read."""
+    yield "mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls)
+    yield "mlbus_request_bytes_in_flight", "Bytes of their bodies", lambda: endpoint.bytes_in_flight
+    yield "mlbus_models_missing", "Models of the settings that cannot be loaded", lambda: len(residency.missing)
+    for name, (help_text, read) in gauges.GAUGES.items():
+        yield f"mlbus_{name}", help_text, lambda read=read: read(residency.registry)
 
 
 async def _http_port(settings: Settings, telemetry: Telemetry, health: Health, stack: AsyncExitStack) -> int | None:

@@ -56,14 +56,22 @@ class EncodeOptions(Message):
     """What every request that embeds may say about how."""
 
     model: Token | None = Field(None, description="model id; absent: the worker's default")
-    dimensions: int | None = Field(None, ge=1, le=65536, description="cut to this many, then renormalise")
-    task: Token | None = Field(None, description="one of the model's tasks, by name; absent: its default")
+    dimensions: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        description="cut each vector to its first values and scale it to length 1 again; some models allow only "
+        "certain lengths",
+    )
+    task: Token | None = Field(
+        None, description="one of the model's tasks, with the prompt that belongs to it; absent: its default task"
+    )
     prompt_name: Token | None = Field(None, description="one of the model's own prompts, by name")
     prompt: Annotated[str, StringConstraints(max_length=4096)] | None = Field(
         None, description="put before each text; instead of prompt_name"
     )
     truncate: Literal["end", "start", "error"] = Field(
-        "end", description="which side of a text past the model's length is cut; error: refuse it"
+        "end", description="which end of a text past the model's length is cut; error: refuse it with 413"
     )
     priority: Priority | None = Field(
         None, description=f"absent: interactive for up to {MAX_INTERACTIVE_TEXTS} texts, else bulk; past them only bulk"
@@ -92,11 +100,13 @@ class EmbedOptions(EncodeOptions):
 
 
 class EmbedRequest(EmbedOptions):
-    text: Text
+    text: Text = Field(description="a text that is not blank and has no NUL character")
 
 
 class EmbedBatchRequest(EmbedOptions):
-    texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)]
+    texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)] = Field(
+        description="texts as in ml.embed"
+    )
     stream: Stream | None = STREAM
 
     @model_validator(mode="after")

@@ -35,7 +35,11 @@ class FinetuneOptions(Message):
     epochs: int = Field(1, ge=1, le=100)
     batch_size: int = Field(32, ge=2, le=4096, description="pairs that are told apart from each other")
     micro_batch: int | None = Field(
-        None, ge=1, le=4096, description="pairs computed at once; absent: as many as the memory allows"
+        None,
+        ge=1,
+        le=4096,
+        description="pairs computed at once, halved by itself where memory is short; absent: as many as the memory "
+        "allows",
     )
     learning_rate: float = Field(1e-5, gt=0, le=0.1, allow_inf_nan=False)
     warmup: float = Field(0.1, ge=0, le=1, allow_inf_nan=False, description="share of steps until the full rate")
@@ -54,9 +58,13 @@ class FinetuneRequest(Message):
     path: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = Field(
         None, description="a codebase on the worker's machine, below one of its finetune.roots"
     )
-    pairs: Annotated[list[TrainingPair], Field(fail_fast=True)] | None = Field(None, min_length=1, max_length=MAX_PAIRS)
+    pairs: Annotated[list[TrainingPair], Field(fail_fast=True)] | None = Field(
+        None, min_length=1, max_length=MAX_PAIRS, description="pairs of texts that belong together"
+    )
     object: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
-        None, description="JSON lines of such pairs, by their name in the object bucket ml_data"
+        None,
+        description="JSON lines of such pairs, by their name in the object bucket ml_data, where the administrator "
+        "puts them",
     )
     swap: bool = Field(False, description="what serves is the administrator's to say: true is refused with 403")
     options: FinetuneOptions = FinetuneOptions()

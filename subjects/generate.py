@@ -36,41 +36,74 @@ class GenerateOptions(Message):
 
     model: Token | None = Field(None, description="model id; absent: the worker's default")
     max_tokens: int = Field(
-        256, ge=0, le=MAX_TOKENS, description="tokens of a completion at most; 0 with 'echo': the prompt alone"
+        256,
+        ge=0,
+        le=MAX_TOKENS,
+        description="tokens of a completion at most; 0 with 'echo': the prompt alone. Together with the prompt they "
+        "must fit into the model's context, else 413; absent: what the context leaves, if that is less",
     )
-    min_tokens: int = Field(0, ge=0, le=MAX_TOKENS, description="before these it does not end by itself")
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="0: greedy")
-    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False, description="only the likeliest of this mass")
-    top_k: int | None = Field(None, ge=0, le=MAX_TOKEN_ID, description="only so many of the likeliest; 0: all")
+    min_tokens: int = Field(
+        0, ge=0, le=MAX_TOKENS, description="the text does not end by itself before this many tokens"
+    )
+    temperature: float | None = Field(
+        None,
+        ge=0,
+        le=2,
+        allow_inf_nan=False,
+        description="below 1 makes likely tokens likelier; 0: greedy, always the likeliest; absent: as the model says",
+    )
+    top_p: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="only the likeliest tokens that together have this probability; absent: as the model says",
+    )
+    top_k: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOKEN_ID,
+        description="only this many of the likeliest tokens; 0: all; absent: as the model says",
+    )
     min_p: float | None = Field(
-        None, ge=0, le=1, allow_inf_nan=False, description="none below this share of the likeliest one's probability"
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="no token below this share of the likeliest token's probability; absent: as the model says",
     )
     repetition_penalty: float | None = Field(
-        None, ge=0.01, le=10, allow_inf_nan=False, description="1: none; for tokens of prompt and text"
+        None,
+        ge=0.01,
+        le=10,
+        allow_inf_nan=False,
+        description="above 1 makes tokens of prompt and text less likely; absent: as the model says",
     )
-    presence_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False, description="for tokens of the text")
-    frequency_penalty: float = Field(
-        0.0, ge=-2, le=2, allow_inf_nan=False, description="for tokens of the text, each time they stand there"
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, allow_inf_nan=False, description="subtracted from the logits of tokens that the text contains"
     )
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False, description="the same, for each occurrence")
     logit_bias: Biases | None = Field(
-        None, description="token id -> what is added to its logit; ids are strings of decimals in JSON"
+        None, description="token id -> what is added to its logit; in JSON the ids are strings of decimals"
     )
     logprobs: int | None = Field(
         None,
         ge=0,
         le=20,
-        description="tell each token's log-probability, with 'echo' the prompt's too, and so many of the likeliest in "
-        "its place",
+        description="return each token's log-probability, with 'echo' also the prompt's, and this many of the "
+        "likeliest alternatives",
     )
     n: int = Field(1, ge=1, le=16, description="completions of each prompt")
     num_beams: int = Field(1, ge=1, le=8, description="above 1: beam search, without sampling and not streamed")
     length_penalty: float = Field(
-        1.0, ge=-10, le=10, allow_inf_nan=False, description="of a beam's score; above 0 favours longer texts"
+        1.0, ge=-10, le=10, allow_inf_nan=False, description="for beams: above 0 favours longer texts"
     )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="absent: drawn; told in the reply either way")
-    stop: StopStrings | None = Field(None, description="strings that end the text and are no part of it; one or a list")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="absent: drawn; the reply contains it either way")
+    stop: StopStrings | None = Field(
+        None, description="strings that end the text and are not part of it; one or a list"
+    )
     stop_token_ids: StopTokenIds | None = Field(None, description="tokens that end the text, besides the model's own")
-    echo: bool = Field(False, description="begin the text with the prompt")
+    echo: bool = Field(False, description="begin the text with the prompt; not for a chat or a gap")
     stream: Stream | None = STREAM
 
     @model_validator(mode="after")
@@ -97,15 +130,15 @@ class GenerateOptions(Message):
 class GenerateRequest(GenerateOptions):
     """One of three forms: `prompt`; or `messages`; or `prefix` and `suffix`, between which the text is to stand."""
 
-    prompt: Text | None = Field(None, description="a text to go on with")
+    prompt: Text | None = Field(None, description="a text to continue")
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = Field(
         None, description="a chat to answer, for models with a chat template"
     )
     continue_final: bool = Field(
-        False, description="go on with the last turn, the assistant's, instead of answering it"
+        False, description="continue the last turn, which must be the assistant's, instead of answering it"
     )
-    prefix: Part | None = Field(None, description="what stands before the gap, for models that fill in the middle")
-    suffix: Part | None = Field(None, description="what stands behind it; one of the two may be empty")
+    prefix: Part | None = Field(None, description="the text before the gap, for models that fill in the middle")
+    suffix: Part | None = Field(None, description="the text behind the gap; one of the two may be empty")
 
     @model_validator(mode="after")
     def _one_form(self) -> "GenerateRequest":
@@ -122,7 +155,7 @@ class GenerateRequest(GenerateOptions):
 
 
 class GenerateBatchRequest(GenerateOptions):
-    prompts: Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+    prompts: Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)] = Field(description="texts to continue")
 
 
 class GenerateUsage(Reply):

@@ -12,10 +12,12 @@ MAX_CANDIDATES = 2048
 class SimilarityRequest(EncodeOptions):
     """Either `a` and `b`, or `query` and `candidates` with an optional `top_k`."""
 
-    a: Text | None = None
-    b: Text | None = None
-    query: Text | None = None
-    candidates: Annotated[list[Text], Field(min_length=1, max_length=MAX_CANDIDATES)] | None = None
+    a: Text | None = Field(None, description="a text to compare with `b`")
+    b: Text | None = Field(None, description="the other text")
+    query: Text | None = Field(None, description="a text to rank the candidates by")
+    candidates: Annotated[list[Text], Field(min_length=1, max_length=MAX_CANDIDATES)] | None = Field(
+        None, description="texts to rank"
+    )
     top_k: int | None = Field(None, ge=1, le=MAX_CANDIDATES, description="keep only the best; absent: all")
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from . import names
 from .encodings import DTYPES, EncodingFormat, WireArray, values
 
 _SCHEMA = {
-    "description": "WireArray as encoding_format says, float32 where it is absent. JSON: numbers; for base64 a string; "
+    "description": "A vector as encoding_format says, float32 where it is absent. JSON: numbers; for base64 a string; "
     "for binary the bytes as numbers. MessagePack: little-endian bytes; for base64 a string, for array numbers.",
     "anyOf": [
         {"type": "array", "items": {"type": "number"}},

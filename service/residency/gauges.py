@@ -100,16 +100,25 @@ def _serving(residents: Residents) -> list[Served]:
 
 
 GAUGES: Mapping[str, tuple[str, Callable[[Residents], float]]] = {
-    "queued_texts": ("Texts waiting or running", lambda residents: queued(residents)[0]),
-    "queued_tokens": ("Tokens waiting or running", lambda residents: queued(residents)[1]),
-    "models_loaded": ("Models that take requests", lambda residents: len(list(residents))),
-    "model_memory_bytes": ("Memory of all models", memory_bytes),
-    "generate_running": ("Completions that grow", lambda residents: generating(residents)["running"]),
-    "generate_waiting": ("Completions that wait", lambda residents: generating(residents)["waiting"]),
-    "generate_waiting_tokens": ("Tokens of their prompts", lambda residents: generating(residents)["waiting_tokens"]),
-    "generate_kv_used_bytes": ("Keys and values in use", lambda residents: generating(residents)["kv_used_bytes"]),
-    "generate_kv_bytes": ("Memory for keys and values", lambda residents: generating(residents)["kv_bytes"]),
-    "generate_preempted": ("Completions turned out for room", lambda residents: generating(residents)["preempted"]),
-    "generate_stuck_seconds": ("How long a step has taken that takes too long; 0 where none does", _stuck_s),
+    "queued_texts": ("Texts that wait or run", lambda residents: queued(residents)[0]),
+    "queued_tokens": ("Their tokens", lambda residents: queued(residents)[1]),
+    "models_loaded": ("Models in memory that accept requests", lambda residents: len(list(residents))),
+    "model_memory_bytes": ("Memory of all models, including those about to be unloaded", memory_bytes),
+    "generate_running": ("Completions being generated", lambda residents: generating(residents)["running"]),
+    "generate_waiting": ("Completions waiting", lambda residents: generating(residents)["waiting"]),
+    "generate_waiting_tokens": (
+        "Prompt tokens of waiting completions",
+        lambda residents: generating(residents)["waiting_tokens"],
+    ),
+    "generate_kv_used_bytes": ("KV cache in use", lambda residents: generating(residents)["kv_used_bytes"]),
+    "generate_kv_bytes": ("Size of the KV caches", lambda residents: generating(residents)["kv_bytes"]),
+    "generate_preempted": (
+        "Completions preempted from a full KV cache, to be recomputed",
+        lambda residents: generating(residents)["preempted"],
+    ),
+    "generate_stuck_seconds": (
+        "Time that a step has taken so far, once it exceeds generation.stuck_step_s; else 0",
+        _stuck_s,
+    ),
 }
 """For the metrics: name -> meaning, and how it is looked up."""

@@ -10,6 +10,7 @@ REPOSITORY = Path(__file__).parents[2]
 PARTS: Mapping[str, Callable[[], str]] = {
     "messages": messages.subjects,
     "settings": settings.settings,
+    "catalogue": settings.catalogue,
     "commands": commands.commands,
     "errors": tables.errors,
     "metrics": tables.metrics,

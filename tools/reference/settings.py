@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import typer
 from pydantic import BaseModel
 
+from models.catalogue import ModelSpec
 from service.cli.main import app
 from service.config import Settings
 
@@ -14,6 +15,11 @@ from .markdown import bounds, code, escaped, kind, table
 def settings() -> str:
     """A section for each group of settings."""
     return "\n".join(_groups(Settings, ""))
+
+
+def catalogue() -> str:
+    """The fields of a catalogue entry."""
+    return _table(ModelSpec, "", {"id"})
 
 
 def flags() -> dict[str, str]:
@@ -31,7 +37,7 @@ def _groups(group: type[BaseModel], name: str) -> Iterator[str]:
 
 
 def _table(group: type[BaseModel], name: str, inner: set[str]) -> str:
-    schema, given = group.model_json_schema(), {} if name else flags()
+    schema, given = group.model_json_schema(), flags() if group is Settings else {}
     rows = []
     for field, info in group.model_fields.items():
         if field in inner:

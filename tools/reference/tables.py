@@ -2,11 +2,16 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
+from service.app import worker_gauges
 from service.telemetry import Telemetry
 from subjects.errors import CODES
 
 from .markdown import escaped, table
+
+_UNREAD: Any = None
+"""In the place of what a gauge reads: only its meaning is asked for."""
 
 
 def errors() -> str:
@@ -22,17 +27,14 @@ def errors() -> str:
 
 def metrics() -> str:
     """A row for each metric of a worker."""
-    families = sorted(Telemetry().registry.collect(), key=lambda family: family.name)
+    counted = [
+        (f"{family.name}_total" if family.type == "counter" else family.name, family.type, family.documentation)
+        for family in Telemetry().registry.collect()
+    ]
+    read = [(name, "gauge", meaning) for name, meaning, _ in worker_gauges(_UNREAD, _UNREAD)]
     return table(
         ("metric", "type", "meaning"),
-        [
-            (
-                f"`{family.name}{'_total' if family.type == 'counter' else ''}`",
-                family.type,
-                escaped(family.documentation),
-            )
-            for family in families
-        ],
+        [(f"`{name}`", kind, escaped(meaning)) for name, kind, meaning in sorted(counted + read)],
     )
 
 
