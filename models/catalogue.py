@@ -144,7 +144,8 @@ class ModelSpec(BaseModel):
     forms: tuple[Literal["prompt", "messages", "fim"], ...] = ()
     """Which requests a generation model supports; empty: not known before it is loaded, and assumed to be all."""
     sampling: SamplingDefaults = SamplingDefaults()
-    """How tokens are chosen where a request does not say; wins over the folder's generation_config.json."""
+    """`temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty` where a request does not say; wins over the
+    folder's generation_config.json."""
     kv_gb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Gigabytes for the KV cache of a generation model; absent: as `generation.kv_gb` says."""
 

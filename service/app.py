@@ -282,7 +282,7 @@ def _endpoint(
 def worker_gauges(endpoint: Endpoint, residency: ModelManager) -> Iterator[tuple[str, str, Callable[[], float]]]:
     """The metrics that are read on demand: name, meaning, and how it is read."""
     yield "mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls)
-    yield "mlbus_request_bytes_in_flight", "Bytes of their bodies", lambda: endpoint.bytes_in_flight
+    yield "mlbus_request_bytes_in_flight", "Bytes of the bodies of these requests", lambda: endpoint.bytes_in_flight
     yield "mlbus_models_missing", "Models of the settings that cannot be loaded", lambda: len(residency.missing)
     for name, (help_text, read) in gauges.GAUGES.items():
         yield f"mlbus_{name}", help_text, lambda read=read: read(residency.registry)

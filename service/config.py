@@ -40,7 +40,9 @@ class LimitSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     requests: int = Field(
-        4096, ge=1, description="requests in flight; the same number again for ml.models.*, ml.finetune and ml.jobs.*"
+        4096,
+        ge=1,
+        description="requests in flight; the same number again for `ml.models.*`, `ml.finetune` and `ml.jobs.*`",
     )
     request_bytes: int = Field(64 * 2**20, ge=1024, description="bytes of the bodies of these requests, likewise")
     default_timeout_s: float = Field(
@@ -219,7 +221,7 @@ class Settings(BaseSettings):
     finetune: FinetuneSettings = FinetuneSettings()
     catalogue: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="models of your own, or changed fields of shipped ones: [catalogue.<id>]",
+        description="models of your own, or changed fields of shipped ones: `[catalogue.<id>]`",
     )
 
     @property

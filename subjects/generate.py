@@ -128,7 +128,7 @@ class GenerateOptions(Message):
 
 
 class GenerateRequest(GenerateOptions):
-    """One of three forms: `prompt`; or `messages`; or `prefix` and `suffix`, between which the text is to stand."""
+    """One of three forms: `prompt`; or `messages`; or `prefix` and `suffix`, to fill the gap between them."""
 
     prompt: Text | None = Field(None, description="a text to continue")
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = Field(
@@ -159,7 +159,7 @@ class GenerateBatchRequest(GenerateOptions):
 
 
 class GenerateUsage(Reply):
-    """Tokens. cached_tokens: those of the prompt that were not computed again."""
+    """Numbers of tokens. `cached_tokens` are those of the prompt that were not recomputed."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -209,14 +209,14 @@ class GenerateFailure(Reply):
 
 
 class Choice(Completed):
-    """One of n completions of a prompt. With `error` its finish reason is `error` too."""
+    """One of `n` completions of a prompt. With `error` its finish reason is `error`."""
 
     choice: int
     error: GenerateFailure | None = None
 
 
 class GenerateResult(Completed):
-    """One prompt of a batch. With `error` its finish reason is `error` too. choices: absent unless n > 1."""
+    """One prompt of a batch. With `error` its finish reason is `error`. `choices` is present with `n` above 1."""
 
     usage: GenerateUsage
     choices: list[Choice] | None = None
@@ -232,7 +232,7 @@ class Generated(Reply):
 
 
 class GenerateReply(Completed, Generated):
-    """choices: all n of them, absent unless n > 1; the other fields are those of the first."""
+    """With `n` above 1, `choices` has all completions, and the other fields are those of the first."""
 
     choices: list[Choice] | None = None
 
@@ -248,7 +248,7 @@ class GenerateBatchReply(Generated):
 
 
 class TokenFrame(Reply):
-    """More text of one completion: whole characters, never empty. index: in a batch only; choice: with n > 1 only."""
+    """More text of one completion, in whole characters. `index` is present in a batch, `choice` with `n` above 1."""
 
     seq: int = 0
     text: str
@@ -264,13 +264,13 @@ class TokenFrame(Reply):
 
 
 class PingFrame(Reply):
-    """Nothing yet, and still at work."""
+    """The worker is still working and has nothing to send yet."""
 
     seq: int = 0
 
 
 class CompletionEnd(Ended):
-    """The end of one completion out of several. index, choice, error: as in TokenFrame and GenerateResult."""
+    """The end of one completion out of several."""
 
     index: int | None = None
     choice: int | None = None
@@ -279,7 +279,7 @@ class CompletionEnd(Ended):
 
 
 class GenerateDone(Ended, Generated):
-    """The last frame. choices: all ends, absent where there is one completion; the other fields are the first one's."""
+    """The last frame. With several completions, `choices` has all ends; the other fields are the first one's."""
 
     seq: int = 0
     choices: list[CompletionEnd] | None = None

@@ -101,7 +101,7 @@ def _serving(residents: Residents) -> list[Served]:
 
 GAUGES: Mapping[str, tuple[str, Callable[[Residents], float]]] = {
     "queued_texts": ("Texts that wait or run", lambda residents: queued(residents)[0]),
-    "queued_tokens": ("Their tokens", lambda residents: queued(residents)[1]),
+    "queued_tokens": ("Tokens of the texts that wait or run", lambda residents: queued(residents)[1]),
     "models_loaded": ("Models in memory that accept requests", lambda residents: len(list(residents))),
     "model_memory_bytes": ("Memory of all models, including those about to be unloaded", memory_bytes),
     "generate_running": ("Completions being generated", lambda residents: generating(residents)["running"]),
@@ -110,7 +110,7 @@ GAUGES: Mapping[str, tuple[str, Callable[[Residents], float]]] = {
         "Prompt tokens of waiting completions",
         lambda residents: generating(residents)["waiting_tokens"],
     ),
-    "generate_kv_used_bytes": ("KV cache in use", lambda residents: generating(residents)["kv_used_bytes"]),
+    "generate_kv_used_bytes": ("KV cache that is in use", lambda residents: generating(residents)["kv_used_bytes"]),
     "generate_kv_bytes": ("Size of the KV caches", lambda residents: generating(residents)["kv_bytes"]),
     "generate_preempted": (
         "Completions preempted from a full KV cache, to be recomputed",

@@ -1,13 +1,14 @@
 """The command line: a section for each command, from what typer makes of it."""
 
+import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import typer
 
 from service.cli.main import app
 
-from .markdown import escaped, table
+from .markdown import escaped, literal, table
 
 
 def commands() -> str:
@@ -24,7 +25,7 @@ def _sections(command: Any, path: str) -> Iterator[str]:
 
 
 def _described(command: Any) -> str:
-    return f"{command.help.strip()}\n\n" if command.help else ""
+    return literal(re.sub(r"\[/?bold\]", "", f"{command.help.strip()}\n\n")) if command.help else ""
 
 
 def _usage(command: Any, path: str) -> str:
@@ -56,11 +57,12 @@ def _named(parameter: Any) -> str:
 
 
 def _value(parameter: Any) -> str:
-    if choices := getattr(parameter.type, "choices", None):
-        return ", ".join(f"`{choice}`" for choice in choices)
-    if parameter.param_type_name == "argument" or getattr(parameter, "is_flag", False):
+    kind = parameter.type_descriptor.annotation
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(kind))
+    if parameter.param_type_name == "argument" or parameter.is_flag:
         return ""
-    value = f"`{parameter.metavar or parameter.type.name.upper()}`"
+    value = f"`{parameter.metavar or kind.__name__.upper()}`"
     return f"{value}, repeatable" if parameter.multiple else value
 
 

@@ -1,6 +1,7 @@
 """Markdown tables, and what a JSON Schema says in words."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,13 +12,20 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; columns in which every cell is empty are left out."""
     rows = list(rows)
     kept = [place for place, _ in enumerate(heading) if any(row[place] for row in rows)]
-    lines = [[row[place] for place in kept] for row in (heading, ["---"] * len(heading), *rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    first, *others = ["| " + " | ".join(row[place] for place in kept) + " |\n" for row in (heading, *rows)]
+    return "".join([first, "|---" * len(kept) + "|\n", *others])
 
 
 def escaped(text: str) -> str:
-    """Text as it stands in a cell, which a line break or a bar would end."""
-    return " ".join(text.split()).replace("|", "\\|")
+    """Text as it stands in a cell: on one line, and without what Markdown would read as something else."""
+    return literal(" ".join(text.split())).replace("|", "\\|")
+
+
+def literal(text: str) -> str:
+    """Text of which only the code spans are Markdown."""
+    parts = re.split(r"(`[^`]*`)", text)
+    parts[::2] = [part.replace("*", r"\*").replace("<", "&lt;") for part in parts[::2]]
+    return "".join(parts)
 
 
 def code(value: object) -> str:

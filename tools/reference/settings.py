@@ -44,11 +44,12 @@ def _table(group: type[BaseModel], name: str, inner: set[str]) -> str:
             continue
         described = schema["properties"][field]
         value = info.get_default(call_default_factory=True)
+        default = "required" if info.is_required() else code(value)
         rows.append(
             (
                 f"`{name}.{field}`" if name else f"`{field}`",
-                escaped(kind(described)),
-                "" if value is None else code(value),
+                "table" if isinstance(value, BaseModel) else escaped(kind(described)),
+                "" if value is None or isinstance(value, BaseModel) else default,
                 escaped(bounds(described)),
                 f"`{given[field]}`" if field in given else "",
                 escaped(info.description or ""),
