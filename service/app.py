@@ -6,7 +6,7 @@ import gc
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import structlog
@@ -257,16 +257,18 @@ def _endpoint(
         }
 
     limits = settings.limits
-    work = (EmbedHandlers(residency), SimilarityHandlers(residency), GenerateHandlers(residency, telemetry.generation))
-    management = (ModelHandlers(residency, worker_id, settings.checkpoints_dir, finetuning.rollout), finetuning)
-    routes = [
-        *(route for family in work for route in family.routes()),
-        *(replace(route, management=True) for family in management for route in family.routes()),
-    ]
+    handlers = {
+        **EmbedHandlers(residency).handlers(),
+        **SimilarityHandlers(residency).handlers(),
+        **GenerateHandlers(residency, telemetry.generation).handlers(),
+        **ModelHandlers(residency, worker_id, settings.checkpoints_dir, finetuning.rollout).handlers(),
+        **finetuning.handlers(),
+        **SchemaHandlers().handlers(),
+    }
     endpoint = Endpoint(
         nc=nc,
         worker_id=worker_id,
-        routes=[*routes, replace(SchemaHandlers(routes, worker_id).route(), management=True)],
+        handlers=handlers,
         limits=Limits(limits.requests, limits.request_bytes, limits.default_timeout_s, limits.watches),
         observer=telemetry,
         metadata=lambda: gauges.described(registry, residency.defaults, residency.missing),

@@ -1,21 +1,28 @@
-"""The wire contract of mlbus: what can be asked over NATS and what comes back. Light: no torch, no worker code."""
+"""The wire contract of mlbus: what can be asked over NATS and what comes back.
 
-from .client import MLClient
-from .embed import EmbedBatchReply, EmbedBatchRequest, EmbedReply, EmbedRequest
-from .encodings import to_float32
-from .errors import MLError
-from .finetune import FinetuneOptions, FinetuneReply, FinetuneRequest, TrainingPair
-from .generate import (
-    ChatMessage,
-    GenerateBatchReply,
-    GenerateBatchRequest,
-    GenerateDone,
-    GenerateReply,
-    GenerateRequest,
-    TokenFrame,
-)
-from .jobs import Job, JobsListReply
-from .similarity import Ranked, SimilarityRanking, SimilarityRequest, SimilarityScore
+Importing the package is cheap: a name is imported from its module when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .client.client import MLClient
+    from .embed import EmbedBatchReply, EmbedBatchRequest, EmbedReply, EmbedRequest
+    from .encodings import to_float32
+    from .errors import MLError
+    from .finetune import FinetuneOptions, FinetuneReply, FinetuneRequest, TrainingPair
+    from .generate import (
+        ChatMessage,
+        GenerateBatchReply,
+        GenerateBatchRequest,
+        GenerateDone,
+        GenerateReply,
+        GenerateRequest,
+        TokenFrame,
+    )
+    from .jobs import Job, JobsListReply
+    from .similarity import Ranked, SimilarityRanking, SimilarityRequest, SimilarityScore
 
 __all__ = [
     "ChatMessage",
@@ -43,3 +50,32 @@ __all__ = [
     "TrainingPair",
     "to_float32",
 ]
+
+if not TYPE_CHECKING:
+    _MODULES = {
+        name: module
+        for module, names_in_it in {
+            "client.client": ("MLClient",),
+            "embed": ("EmbedBatchReply", "EmbedBatchRequest", "EmbedReply", "EmbedRequest"),
+            "encodings": ("to_float32",),
+            "errors": ("MLError",),
+            "finetune": ("FinetuneOptions", "FinetuneReply", "FinetuneRequest", "TrainingPair"),
+            "generate": (
+                "ChatMessage",
+                "GenerateBatchReply",
+                "GenerateBatchRequest",
+                "GenerateDone",
+                "GenerateReply",
+                "GenerateRequest",
+                "TokenFrame",
+            ),
+            "jobs": ("Job", "JobsListReply"),
+            "similarity": ("Ranked", "SimilarityRanking", "SimilarityRequest", "SimilarityScore"),
+        }.items()
+        for name in names_in_it
+    }
+
+    def __getattr__(name: str) -> Any:
+        if module := _MODULES.get(name):
+            return getattr(importlib.import_module(f".{module}", __name__), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,15 +12,14 @@ from pydantic import (
     model_validator,
 )
 
-from .encodings import INT8_RANGE, EncodingFormat
+from .encodings import INT8_RANGE
+from .names import EncodingFormat, Priority, Truncate
 from .vectors import Vector
 
 MAX_TEXT_CHARS = 1_000_000
 MAX_TEXTS = 65536
 MAX_INTERACTIVE_TEXTS = 32
 """With more texts than these a request that does not say is bulk."""
-
-Priority: TypeAlias = Literal["interactive", "bulk"]
 
 
 def _true_false_or_auto(stream: Any) -> Any:
@@ -70,7 +69,7 @@ class EncodeOptions(Message):
     prompt: Annotated[str, StringConstraints(max_length=4096)] | None = Field(
         None, description="put before each text; instead of prompt_name"
     )
-    truncate: Literal["end", "start", "error"] = Field(
+    truncate: Truncate = Field(
         "end", description="which end of a text past the model's length is cut; error: refuse it with 413"
     )
     priority: Priority | None = Field(

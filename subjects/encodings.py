@@ -3,12 +3,13 @@
 Arithmetic on arrays whose last axis is a vector; knows no message, no content type and no model.
 """
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-EncodingFormat: TypeAlias = Literal["float32", "float16", "base64", "array", "int8", "binary"]
+from .names import EncodingFormat
+
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 WireArray: TypeAlias = npt.NDArray[Any]
 

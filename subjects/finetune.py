@@ -1,10 +1,11 @@
 """`ml.finetune`: training data or a codebase in, a job's id out. The job itself is jobs.py's."""
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, TypeAlias
 
 from pydantic import Field, StringConstraints, model_validator
 
 from .embed import Message, Reply, Text, Token
+from .names import TrainingLoss, TrainingMethod
 
 JobId: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,96}$")]
 MAX_PAIRS = 100_000
@@ -27,8 +28,8 @@ class TrainingPair(Message):
 class FinetuneOptions(Message):
     """How to train. What is absent suits the model."""
 
-    method: Literal["auto", "lora", "full"] = Field("auto", description="auto: full up to 200 M parameters, else lora")
-    loss: Literal["infonce", "triplet"] = Field(
+    method: TrainingMethod = Field("auto", description="auto: full up to 200 M parameters, else lora")
+    loss: TrainingLoss = Field(
         "infonce", description="infonce: against the other pairs of a batch; triplet: against each pair's negatives"
     )
     matryoshka: bool = Field(False, description="train the first values of a vector to stand for the whole")

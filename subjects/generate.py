@@ -4,26 +4,24 @@
 k = index * n + choice is sampled with seed + k (mod 2^64) and tells that seed, so that each can be had again alone.
 """
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from .embed import STREAM, Message, Reply, Stream, Token
 from .generate_fields import MAX_TOKEN_ID, Biases, Content, Part, StopStrings, StopTokenIds, Text
+from .names import ChatRole, FinishReason
 
 MAX_TOKENS = 1_048_576
 MAX_SEED = 2**64 - 1
 MAX_PROMPTS = 256
 MAX_MESSAGES = 256
 
-FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "timeout", "error"]
-Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
-
 _WITHOUT_SAMPLING = {"n": 1, "temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0}
 
 
 class ChatMessage(Message):
-    role: Role
+    role: ChatRole
     content: Content = Field(description="may be empty; a list of text parts is joined by line breaks")
 
 

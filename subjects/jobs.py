@@ -1,26 +1,15 @@
 """`ml.jobs.*`: what became of a job, and how it goes on. Knowing a job's id is the right to see and to cancel it."""
 
 from datetime import datetime
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from .embed import Message, Reply, Token
 from .finetune import JobId
+from .names import JobState
 
-State: TypeAlias = Literal[
-    "queued",
-    "collecting",
-    "training",
-    "verifying",
-    "swapping",
-    "done",
-    "failed",
-    "cancelled",
-    "rejected",
-    "skipped",
-]
-TERMINAL: frozenset[State] = frozenset({"done", "failed", "cancelled", "rejected", "skipped"})
+TERMINAL: frozenset[JobState] = frozenset({"done", "failed", "cancelled", "rejected", "skipped"})
 """The states that a job never leaves."""
 MOST_LISTED = 100
 """Jobs in one answer of ml.jobs.list: to encode them takes a worker a millisecond or two."""
@@ -60,7 +49,7 @@ class JobsCancelRequest(_OneJob):
 
 
 class JobsListRequest(Message):
-    state: State | None = Field(None, description="only jobs in this state")
+    state: JobState | None = Field(None, description="only jobs in this state")
     model: Token | None = Field(None, description="only jobs for this model")
     limit: int = Field(50, ge=1, le=MOST_LISTED, description="the newest ones")
     before: JobId | None = Field(None, description="only older ones than this job, the last of the page before")
@@ -75,7 +64,7 @@ class Job(Reply):
     model: str
     source: str = Field(description="what it trains on, in words")
     digest: str | None = Field(None, description="SHA-256 of the request as it waits in the queue")
-    state: State
+    state: JobState
     reason: str | None = Field(None, description="why it ended so, or what it waits for")
     created_at: datetime
     updated_at: datetime

@@ -1,17 +1,13 @@
 """`ml.models.*`: which models there are, which to use, and what a worker keeps in memory."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
 from .embed import Message, Reply, Token
+from .names import Dtype, Form, Kind, Quantization, Use
 
-Kind = Literal["embedding", "generation"]
-Form = Literal["embedding", "prompt", "messages", "fim"]
-Use = Literal["code", "general", "production", "dev"]
-Dtype = Literal["auto", "fp32", "bf16", "fp16"]
-Quantization = Literal["int8", "int4"]
 Version = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 

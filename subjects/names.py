@@ -1,6 +1,7 @@
-"""Every name on the wire: subjects, headers, content types. Knows no message and no code."""
+"""Every name on the wire: subjects, headers, content types, and the words that fields take."""
 
 from collections.abc import Mapping
+from typing import Literal, TypeAlias
 
 SERVICE = "ml"
 """Name of the service in the NATS micro protocol, and of the queue group that all workers share."""
@@ -59,6 +60,32 @@ JSON = "application/json"
 MSGPACK = "application/msgpack"
 TEXT = "text/plain"
 
+EncodingFormat: TypeAlias = Literal["float32", "float16", "base64", "array", "int8", "binary"]
+Truncate: TypeAlias = Literal["end", "start", "error"]
+Priority: TypeAlias = Literal["interactive", "bulk"]
+ChatRole: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "timeout", "error"]
+TrainingMethod: TypeAlias = Literal["auto", "lora", "full"]
+TrainingLoss: TypeAlias = Literal["infonce", "triplet"]
+JobState: TypeAlias = Literal[
+    "queued",
+    "collecting",
+    "training",
+    "verifying",
+    "swapping",
+    "done",
+    "failed",
+    "cancelled",
+    "rejected",
+    "skipped",
+]
+Kind: TypeAlias = Literal["embedding", "generation"]
+Form: TypeAlias = Literal["embedding", "prompt", "messages", "fim"]
+Use: TypeAlias = Literal["code", "general", "production", "dev"]
+Dtype: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
+Quantization: TypeAlias = Literal["int8", "int4"]
+Role: TypeAlias = Literal["client", "admin"]
+"""A role of nats-server.conf that asks: what a client may ask, an administrator may too."""
 
 MAX_TIMEOUT_S = 900
 """The longest a request may take."""

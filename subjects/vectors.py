@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import BeforeValidator, PlainSerializer, ValidationInfo, WithJsonSchema
 
 from . import names
-from .encodings import DTYPES, EncodingFormat, WireArray, values
+from .encodings import DTYPES, WireArray, values
+from .names import EncodingFormat
 
 _SCHEMA = {
     "description": "A vector as encoding_format says, float32 where it is absent. JSON: numbers; for base64 a string; "

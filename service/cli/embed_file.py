@@ -10,8 +10,8 @@ from nats.aio.client import Client
 
 from subjects.client import EmbedCallOptions, MLClient
 from subjects.embed import EmbedDone
-from subjects.encodings import EncodingFormat
 from subjects.errors import Internal
+from subjects.names import EncodingFormat
 
 from .ask import Connection, ask
 from .output import counter, err, out, print_json

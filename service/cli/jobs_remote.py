@@ -4,14 +4,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from subjects.client import MLClient
-from subjects.jobs import MOST_LISTED, TERMINAL, Job, State
+from subjects.jobs import MOST_LISTED, TERMINAL, Job
+from subjects.names import JobState
 
 from .ask import Connection, ask
 from .job_progress import facts, outcome
 from .output import out, print_json, shortened
 
 
-def print_jobs(state: State | None, model: str | None, limit: int, connection: Connection, *, as_json: bool) -> None:
+def print_jobs(state: JobState | None, model: str | None, limit: int, connection: Connection, *, as_json: bool) -> None:
     """Print the newest jobs, newest first. Raises BusError, MLError."""
     jobs = ask(connection, lambda nc: _newest(MLClient(nc, timeout_s=connection.timeout_s), state, model, limit))
     if as_json:
@@ -25,7 +26,7 @@ def print_jobs(state: State | None, model: str | None, limit: int, connection: C
     out.print(table)
 
 
-async def _newest(ml: MLClient, state: State | None, model: str | None, limit: int) -> list[Job]:
+async def _newest(ml: MLClient, state: JobState | None, model: str | None, limit: int) -> list[Job]:
     """So many jobs, in as many pages as it takes."""
     found: list[Job] = []
     while (left := limit - len(found)) > 0:

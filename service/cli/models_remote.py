@@ -10,7 +10,8 @@ from subjects.client import MLClient
 from subjects.client.discovery import ask_workers
 from subjects.client.models import ModelsClient
 from subjects.errors import MLError, NotFound, Unavailable
-from subjects.models import LoadedModel, ModelsChangeReply, Use
+from subjects.models import LoadedModel, ModelsChangeReply
+from subjects.names import Use
 
 from .ask import STALL_S, Connection, ask
 from .output import err, out, print_json

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import typer
 
-from subjects.encodings import DTYPES, EncodingFormat, WireArray
+from subjects.encodings import DTYPES, WireArray
+from subjects.names import EncodingFormat
 
 ROW_GROUP_TEXTS = 4096
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from subjects import codec, names, stream
 from subjects.errors import Cancelled, DeadlinePassed, InvalidField, MLError, TooLarge
-from subjects.generate import FinishReason
+from subjects.names import FinishReason
 
 from ..bus.client import BusClient
 from .headers import read_headers

@@ -7,15 +7,14 @@ import asyncio
 import functools
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import structlog
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from pydantic import BaseModel
 
 from subjects import codec, names
 from subjects.errors import (
@@ -36,8 +35,9 @@ from ..busy import MARGIN, milliseconds
 from ..errors import INTERNAL, to_wire
 from . import micro
 from .call import Call, ReplyLost
-from .frames import Frames, send_stream
+from .frames import send_stream
 from .reply_subject import IMPORTED, MOST_BYTES, WORKERS_INBOX, ReplySubjects
+from .route import Handler, ServedRoute, served_routes
 
 log = structlog.get_logger(__name__)
 
@@ -45,40 +45,6 @@ RETURN_S = 5.0
 """How long callers may take to come back after our connection was lost, for the server may have been away for all."""
 PROBE_S = 1.0
 """How often callers that named a subject for it are asked whether they still wait."""
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A subject, the messages on it and what answers them: `handle` with one reply, `stream` with frames or one reply.
-
-    text_field: the field that a plain text body stands for. stream: has the call choose the form first.
-    queue: the queue group, of whose workers one answers; empty: every worker does, or where `alone` this one. text:
-    whether replies have a text form. management: whether it has places of its own, which models' work cannot fill.
-    lasting: whether it is a stream that lasts (see Call.last), in places of its own.
-    ready_in_s: when a request would be answered, in seconds from now, going by its body that nobody has read.
-    """
-
-    name: str
-    subject: str
-    request: type[BaseModel]
-    reply: Any
-    handle: Callable[[Any, Call], Awaitable[BaseModel]] | None = None
-    text_field: str | None = None
-    stream: Callable[[Any, Call], Frames] | None = None
-    queue: str = names.QUEUE_GROUP
-    text: bool = False
-    alone: bool = True
-    management: bool = False
-    lasting: bool = False
-    ready_in_s: Callable[[Call], float] | None = None
-
-    def to_every_worker(self) -> "Route":
-        """The same, answered by all workers."""
-        return replace(self, queue="", alone=False)
-
-    def to_worker(self, worker_id: str) -> "Route":
-        """The same, answered by this one worker, on a subject that ends in its id."""
-        return replace(self, name=f"{self.name}-here", subject=f"{self.subject}.{worker_id}", queue="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +96,7 @@ class Endpoint:
 
     nc: BusClient
     worker_id: str
-    routes: list[Route]
+    handlers: Mapping[str, Handler]
     limits: Limits
     observer: Observer
     metadata: Callable[[], dict[str, str]]
@@ -153,41 +119,43 @@ class Endpoint:
 
     async def start(self) -> None:
         """Subscribe to everything and return once the server knows of it."""
-        described = [micro.Described(route.name, route.subject, route.queue) for route in self.routes]
+        routes = list(served_routes(self.handlers, self.worker_id))
+        described = [micro.Described(served.name, served.route.subject, served.queue) for served in routes]
         self._gone = f"{WORKERS_INBOX}.{secrets.token_hex(16)}"  # callers see it: nothing else may come there
         self._control = [
             await self.nc.subscribe(f"{names.CANCEL}.*", cb=self._on_cancel),
             await self.nc.subscribe(f"{self._gone}.*", cb=self._on_gone),
         ]
-        for route, shown in zip(self.routes, described, strict=True):
-            accept = functools.partial(self._on_request, route, shown.counts)
-            self._subscriptions.append(await self.nc.subscribe(route.subject, route.queue, cb=accept))
+        for served, shown in zip(routes, described, strict=True):
+            accept = functools.partial(self._on_request, served, shown.counts)
+            self._subscriptions.append(await self.nc.subscribe(served.route.subject, served.queue, cb=accept))
         told = self.metadata, self.data, self.replies, self.watched_at
         discovery = micro.Discovery(self.nc, self.worker_id, described, *told)
         self._control += await discovery.subscribe()
         await settled(self.nc)
         self.accepting = True
 
-    async def _on_request(self, route: Route, counts: micro.Counts, msg: Msg) -> None:
+    async def _on_request(self, served: ServedRoute, counts: micro.Counts, msg: Msg) -> None:
         counts.requests += 1
         if not self.replies.admit(msg):
             counts.record(0, Malformed("no reply subject that may be answered"))
             return
         self._serial += 1
-        call = Call(self.nc, route.name, msg, self._serial, self.limits.default_timeout_s, route.text)
+        route = served.route
+        call = Call(self.nc, served.name, msg, self._serial, self.limits.default_timeout_s, route.has_text_reply)
         if route.lasting:
             call.last()
-        held = self._held[route.management, route.lasting]
+        held = self._held[route.inference, route.lasting]
         most = self.limits.watches if route.lasting else self.limits.requests
-        refusal = call.asked.fault or self._unaskable(call) or self._refusal(call, held, most) or _late(route, call)
+        refusal = call.asked.fault or self._unaskable(call) or self._refusal(call, held, most) or _late(served, call)
         msg.data = b""  # nats-py keeps each subscription's last message
         if refusal:  # at once: under a flood that is most of the work
-            await self._serve(route, counts, call, refusal)
+            await self._serve(served, counts, call, refusal)
             return
         call.gone = f"{self._gone}.{secrets.token_hex(16)}"
         self.calls[call.serial] = call
         held.add(call)
-        call.task = asyncio.create_task(self._work(route, counts, call, held), name=f"{route.name}.{call.serial}")
+        call.task = asyncio.create_task(self._work(served, counts, call, held), name=f"{served.name}.{call.serial}")
 
     def _unaskable(self, call: Call) -> MLError | None:
         """Note where the caller can be asked whether it still waits, or say why not there."""
@@ -218,33 +186,35 @@ class Endpoint:
         why = f"this worker holds {full} already; try again later"
         return Busy(why, retry_after_ms=milliseconds(self._service_s))
 
-    async def _work(self, route: Route, counts: micro.Counts, call: Call, held: Held) -> None:
+    async def _work(self, served: ServedRoute, counts: micro.Counts, call: Call, held: Held) -> None:
         call.running = True
         try:
-            await self._serve(route, counts, call)
+            await self._serve(served, counts, call)
         finally:
             del self.calls[call.serial]
             held.add(call, -1)
 
-    async def _serve(self, route: Route, counts: micro.Counts, call: Call, refusal: MLError | None = None) -> None:
+    async def _serve(
+        self, served: ServedRoute, counts: micro.Counts, call: Call, refusal: MLError | None = None
+    ) -> None:
         try:
-            if error := refusal or call.ended_by or await self._outcome(route, call):
+            if error := refusal or call.ended_by or await self._outcome(served, call):
                 await call.fail(error)
-            if route.alone:  # others may still answer
+            if not served.route.every_worker:  # others may still answer
                 await call.close()
         except ReplyLost as error:
             call.answered = Internal(str(error))
-            log.warning("reply.lost", route=route.name, request_id=call.asked.request_id, error=str(error))
+            log.warning("reply.lost", route=served.name, request_id=call.asked.request_id, error=str(error))
         finally:
             self._record(call, counts)
 
-    async def _outcome(self, route: Route, call: Call) -> MLError | None:
+    async def _outcome(self, served: ServedRoute, call: Call) -> MLError | None:
         """Answer the call, or return the error to answer with."""
         try:
             async with asyncio.timeout_at(None if call.lasting else call.deadline) as timer:
                 call.timer = timer
                 with self.observer.traced(call):
-                    await self._answer(route, call)
+                    await self._answer(served, call)
         except asyncio.CancelledError:
             return call.ended_by or Unavailable("this worker is shutting down")
         except ReplyLost:
@@ -255,17 +225,18 @@ class Endpoint:
             return self._explained(error, call)
         return None
 
-    async def _answer(self, route: Route, call: Call) -> None:
+    async def _answer(self, served: ServedRoute, call: Call) -> None:
+        route = served.route
         fields = codec.read(call.take_body(), call.asked.request_type, route.request, route.text_field)
         if "stream" in route.request.model_fields:
             call.take_stream(fields)
         request = codec.validate(fields, route.request)
-        if route.stream is not None:
-            await send_stream(call, route.stream(request, call), call.gone)
-        elif call.framed or route.handle is None:
+        if route.frames:
+            await send_stream(call, served.answer(request, call), call.gone)
+        elif call.framed:
             raise Malformed(f"{route.subject} does not stream; leave {names.STREAM} out")
         else:
-            await call.answer(await route.handle(request, call))
+            await call.answer(await served.answer(request, call))
 
     def _explained(self, error: Exception, call: Call) -> MLError:
         known = to_wire(error)
@@ -353,11 +324,11 @@ class Endpoint:
             call.end(Unavailable("this worker is shutting down; ask again", retry_after_ms=100))
 
 
-def _late(route: Route, call: Call) -> MLError | None:
+def _late(served: ServedRoute, call: Call) -> MLError | None:
     """Refuse without reading what could not be ready in time, whatever is asked."""
-    if route.ready_in_s is None:
+    if served.ready_in_s is None:
         return None
-    needed_s, left_s = MARGIN * route.ready_in_s(call), call.deadline - call.received
+    needed_s, left_s = MARGIN * served.ready_in_s(call), call.deadline - call.received
     if needed_s <= left_s:
         return None
     why = f"this worker would take {needed_s:.1f} s now, which is past the deadline; try again later"

@@ -26,8 +26,8 @@ from subjects.vectors import max_bytes
 from ..embedding.embedder import WINDOW, Embedder, EmbedParams
 from ..embedding.work import Finish
 from ..endpoint.call import Call
-from ..endpoint.endpoint import Route
 from ..endpoint.frames import Frames
+from ..endpoint.route import Handler
 from ..residency import gauges
 from ..residency.manager import ModelManager
 
@@ -43,11 +43,11 @@ class EmbedHandlers:
     def __init__(self, residency: ModelManager) -> None:
         self._residency = residency
 
-    def routes(self) -> list[Route]:
-        return [
-            Route("embed", names.EMBED, EmbedRequest, EmbedReply, self.embed, "text", ready_in_s=self._ready_in_s),
-            Route("embed-batch", names.EMBED_BATCH, EmbedBatchRequest, EmbedBatchReply, stream=self.batch),
-        ]
+    def handlers(self) -> dict[str, Handler]:
+        return {
+            names.EMBED: Handler(self.embed, ready_in_s=self._ready_in_s),
+            names.EMBED_BATCH: Handler(self.batch),
+        }
 
     def _ready_in_s(self, call: Call) -> float:
         """When a request would be answered, going by its bytes. One of bulk stands in another line."""

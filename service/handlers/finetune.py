@@ -19,8 +19,8 @@ from subjects.jobs import (
 from subjects.stream import DONE, JOB
 
 from ..endpoint.call import Call
-from ..endpoint.endpoint import Route
 from ..endpoint.frames import Frames
+from ..endpoint.route import Handler
 from ..jobs.retry import TROUBLE
 from ..jobs.store import JobStore, no_such_job
 from ..jobs.submission import Submission
@@ -40,16 +40,14 @@ class FinetuneHandlers:
         self._store = store
         self._watch = watch
 
-    def routes(self) -> list[Route]:
-        return [
-            Route("finetune", names.FINETUNE, FinetuneRequest, FinetuneReply, self.finetune, "path"),
-            Route("jobs-get", names.JOBS_GET, JobsGetRequest, Job, self.get, "id"),
-            Route(
-                "jobs-watch", names.JOBS_WATCH, JobsWatchRequest, JobFrame, None, "id", stream=self.watch, lasting=True
-            ),
-            Route("jobs-list", names.JOBS_LIST, JobsListRequest, JobsListReply, self.list, "state"),
-            Route("jobs-cancel", names.JOBS_CANCEL, JobsCancelRequest, Job, self.cancel, "id"),
-        ]
+    def handlers(self) -> dict[str, Handler]:
+        return {
+            names.FINETUNE: Handler(self.finetune),
+            names.JOBS_GET: Handler(self.get),
+            names.JOBS_WATCH: Handler(self.watch),
+            names.JOBS_LIST: Handler(self.list),
+            names.JOBS_CANCEL: Handler(self.cancel),
+        }
 
     async def finetune(self, request: FinetuneRequest, _call: Call) -> FinetuneReply:
         if request.swap:

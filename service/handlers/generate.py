@@ -8,12 +8,12 @@ from typing import TypeAlias
 from models.generation.request import Finished, Piece, Scored
 from subjects import names
 from subjects.errors import Conflict, InvalidField, TooLarge
-from subjects.generate import GenerateBatchReply, GenerateBatchRequest, GenerateReply, GenerateRequest, TokenFrame
+from subjects.generate import GenerateBatchRequest, GenerateRequest, TokenFrame
 from subjects.stream import DONE, TOKEN
 
 from ..endpoint.call import Call
-from ..endpoint.endpoint import Route
 from ..endpoint.frames import Frames
+from ..endpoint.route import Handler
 from ..generation.generator import Generator
 from ..generation.reply import Completion, Replies, least_bytes, least_reply_bytes
 from ..generation.request import GenerationCall, number_of, read
@@ -34,14 +34,8 @@ class GenerateHandlers:
         self._telemetry = telemetry
         self._ids: set[str] = set()
 
-    def routes(self) -> list[Route]:
-        one = Route(
-            "generate", names.GENERATE, GenerateRequest, GenerateReply, None, "prompt", stream=self.generate, text=True
-        )
-        many = Route(
-            "generate-batch", names.GENERATE_BATCH, GenerateBatchRequest, GenerateBatchReply, stream=self.generate
-        )
-        return [one, many]
+    def handlers(self) -> dict[str, Handler]:
+        return {names.GENERATE: Handler(self.generate), names.GENERATE_BATCH: Handler(self.generate)}
 
     async def generate(self, request: GenerateRequest | GenerateBatchRequest, call: Call) -> Frames:
         """The one reply; or pieces of text as they come, and then what holds for all of them."""

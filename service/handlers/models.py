@@ -27,7 +27,7 @@ from subjects.models import (
 )
 
 from ..endpoint.call import Call
-from ..endpoint.endpoint import Route
+from ..endpoint.route import Handler
 from ..jobs.fleet.rollout import Rollout
 from ..residency.evictor import Loaded
 from ..residency.manager import ModelManager
@@ -42,29 +42,15 @@ class ModelHandlers:
         self._worker = worker
         self._checkpoints = checkpoints
 
-    def routes(self) -> list[Route]:
-        """Questions go to any worker, changes to every one; both also to this one, by its id."""
-        ask = [
-            Route("models-list", names.MODELS_LIST, ModelsListRequest, ModelsListReply, self.list, "kind"),
-            Route("models-info", names.MODELS_INFO, ModelsInfoRequest, ModelsInfoReply, self.info, "model"),
-        ]
-        change = [
-            Route("models-load", names.MODELS_LOAD, ModelsLoadRequest, ModelsChangeReply, self.load, "model"),
-            Route("models-unload", names.MODELS_UNLOAD, ModelsUnloadRequest, ModelsChangeReply, self.unload, "model"),
-        ]
-        messages = (ModelsReloadRequest, ModelsChangeReply)
-        reload = Route("models-reload", names.MODELS_RELOAD, *messages, self.reload, "model")
-        reload_here = Route("models-reload", names.MODELS_RELOAD, *messages, self.reload_here, "model")
-        recommended = Route(
-            "models-recommended",
-            names.MODELS_RECOMMENDED,
-            ModelsRecommendedRequest,
-            ModelsRecommendedReply,
-            self.recommended,
-            "use",
-        )
-        every = [route.to_every_worker() for route in (*change, reload)]
-        return [*ask, recommended, *every, *(route.to_worker(self._worker) for route in (*ask, *change, reload_here))]
+    def handlers(self) -> dict[str, Handler]:
+        return {
+            names.MODELS_LIST: Handler(self.list),
+            names.MODELS_INFO: Handler(self.info),
+            names.MODELS_RECOMMENDED: Handler(self.recommended),
+            names.MODELS_LOAD: Handler(self.load),
+            names.MODELS_UNLOAD: Handler(self.unload),
+            names.MODELS_RELOAD: Handler(self.reload, answer_here=self.reload_here),
+        }
 
     async def list(self, request: ModelsListRequest, _call: Call) -> ModelsListReply:
         specs = [spec for spec in self._residency.catalogue if request.kind in (None, spec.kind)]

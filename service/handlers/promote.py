@@ -4,7 +4,7 @@ from subjects import names
 from subjects.promote import ModelsPromoteReply, ModelsPromoteRequest
 
 from ..endpoint.call import Call
-from ..endpoint.endpoint import Route
+from ..endpoint.route import Handler
 from ..jobs.promotion import Promotion
 from .finetune import answering
 
@@ -16,9 +16,8 @@ class PromoteHandlers:
         self._promotion = promotion
         self._worker = worker
 
-    def routes(self) -> list[Route]:
-        messages = ModelsPromoteRequest, ModelsPromoteReply
-        return [Route("models-promote", names.MODELS_PROMOTE, *messages, self.promote, "job")]
+    def handlers(self) -> dict[str, Handler]:
+        return {names.MODELS_PROMOTE: Handler(self.promote)}
 
     async def promote(self, request: ModelsPromoteRequest, _call: Call) -> ModelsPromoteReply:
         model, version, live = request.model, request.version, True

@@ -10,7 +10,7 @@ from subjects.embed import Usage
 from subjects.similarity import Ranked, SimilarityRanking, SimilarityReply, SimilarityRequest, SimilarityScore
 
 from ..endpoint.call import Call
-from ..endpoint.endpoint import Route
+from ..endpoint.route import Handler
 from ..residency.manager import ModelManager
 from .embed import how
 
@@ -25,8 +25,8 @@ class SimilarityHandlers:
     def __init__(self, residency: ModelManager) -> None:
         self._residency = residency
 
-    def routes(self) -> list[Route]:
-        return [Route("similarity", names.SIMILARITY, SimilarityRequest, SimilarityReply, self.similarity)]
+    def handlers(self) -> dict[str, Handler]:
+        return {names.SIMILARITY: Handler(self.similarity)}
 
     async def similarity(self, request: SimilarityRequest, call: Call) -> SimilarityReply:
         texts = [text for text in (request.a, request.b, request.query) if text is not None]

@@ -28,7 +28,8 @@ from pydantic import ValidationError
 
 from subjects import codec, names
 from subjects.errors import NotFound, NotServed
-from subjects.jobs import TERMINAL, Job, State
+from subjects.jobs import TERMINAL, Job
+from subjects.names import JobState
 
 from .entries import entries
 from .shared import Shared
@@ -147,7 +148,7 @@ class JobStore:
         return await self.change(job_id, promote=True)
 
     async def list(
-        self, state: State | None = None, model: str | None = None, limit: int = 50, before: str | None = None
+        self, state: JobState | None = None, model: str | None = None, limit: int = 50, before: str | None = None
     ) -> list[Job]:
         """The newest jobs, newest first; before: only older ones than the job of this id. Raises NotFound, NotSetUp."""
         jobs = sorted(await self._all(), key=lambda job: (job.created_at, job.id), reverse=True)

@@ -19,7 +19,7 @@ from ..bus.connection import connected
 from ..bus.embedded import EmbeddedServer
 from ..bus.settings import NatsSettings
 from ..config import Settings
-from ..endpoint.endpoint import Route
+from ..endpoint.route import Handler
 from ..handlers.finetune import FinetuneHandlers
 from ..handlers.promote import PromoteHandlers
 from ..residency.first_models import first_models
@@ -73,13 +73,13 @@ class Finetuning:
         first = set(first_models(residency.catalogue, settings))
         self.rollout = Rollout(nc, residency, connect, settings.checkpoints_dir, first=first)
 
-    def routes(self) -> list[Route]:
-        """What is asked of it."""
+    def handlers(self) -> dict[str, Handler]:
+        """What answers requests for it, by subject."""
         promotion = Promotion(self._store, self._residency.catalogue, self.rollout)
-        return [
-            *FinetuneHandlers(self._submission, self._store, Watch(self._nc, self._store)).routes(),
-            *PromoteHandlers(promotion, self._worker).routes(),
-        ]
+        return {
+            **FinetuneHandlers(self._submission, self._store, Watch(self._nc, self._store)).handlers(),
+            **PromoteHandlers(promotion, self._worker).handlers(),
+        }
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:

@@ -5,9 +5,9 @@ Knows the wire; knows no message of any subject.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from uuid import uuid4
 
 import nats.errors
@@ -18,11 +18,15 @@ from pydantic import BaseModel, ValidationError
 
 from .. import codec, names
 from ..errors import Cancelled, DeadlinePassed, Internal, InvalidField, MLError, TooLarge, Unavailable, from_reply
+from ..routes import Route
 from ..stream import Frame, read_frame
 from .attempts import Attempts, Silence
 from .inbox import CLOSED, Inbox, carries, inbox, nobody_listens
 
 ReplyT = TypeVar("ReplyT", bound=BaseModel)
+FrameT = TypeVar("FrameT", bound=BaseModel)
+Request: TypeAlias = BaseModel | Mapping[str, Any]
+"""A message, or its fields, which are then checked."""
 _WAY_BACK_S = 0.25
 
 
@@ -42,65 +46,69 @@ class Caller:
         self._closed = False
         self._listening: set[asyncio.Task[Any]] = set()
 
-    async def ask(self, subject: str, request: BaseModel, reply: type[ReplyT], timeout_s: float | None) -> ReplyT:
+    async def ask(self, route: Route[ReplyT], request: Request, timeout_s: float | None) -> ReplyT:
         """Send a request and read the one reply. Raises MLError; giving up tells the worker."""
-        body = _body(request)
+        body = _body(route, request)
         attempts = self.attempts(timeout_s)
         while True:
             try:
-                return parse((await self._attempt(subject, body, attempts.left_s())).data, reply)
+                return parse((await self._attempt(route.subject, body, attempts.left_s())).data, route.reply)
             except MLError as error:
                 await attempts.wait(error)
 
     async def ask_all(
-        self, subject: str, request: BaseModel, reply: type[ReplyT], answers: int, timeout_s: float | None
+        self, route: Route[ReplyT], request: Request, answers: int, timeout_s: float | None
     ) -> list[ReplyT | MLError]:
         """Send a request once, to all who listen, and read so many replies, as they come.
 
         Raises DeadlinePassed where fewer come in time, and what `ask` raises where none can.
         """
-        body, attempts = _body(request), self.attempts(timeout_s)
+        body, attempts = _body(route, request), self.attempts(timeout_s)
         request_id = uuid4().hex
         headers = await self._headers(request_id, attempts.left_s())
         self._check_size(headers, body)
         found: list[ReplyT | MLError] = []
         try:
             async with inbox(self._nc, self._below) as (to, messages):
-                await self._nc.publish(subject, body, reply=to, headers=headers)
+                await self._nc.publish(route.subject, body, reply=to, headers=headers)
                 while len(found) < answers:
+                    left_s = attempts.left_s()
                     with self._until_closed():
-                        message = await _next_message(messages, request_id, subject, attempts.left_s(), first=not found)
-                    found.append(_error_in(message) or parse(message.data, reply))
+                        message = await _next_message(messages, request_id, route.subject, left_s, first=not found)
+                    found.append(_error_in(message) or parse(message.data, route.reply))
         except nats.errors.Error as error:
             raise _no_connection(error) from None
         return found
 
-    async def stream(self, subject: str, request: BaseModel, timeout_s: float | None) -> AsyncGenerator[Frame, None]:
-        """The frames of a streamed reply, retried until the first one is there; closing early tells the worker.
+    async def stream(
+        self, route: Route[Any, FrameT], request: Request, timeout_s: float | None
+    ) -> AsyncGenerator[FrameT, None]:
+        """The messages of a streamed reply, without pings. Retried until the first frame is there.
 
-        Once it has begun its end may come WIND_UP_S after timeout_s.
+        Closing early tells the worker. Once it has begun its end may come WIND_UP_S after timeout_s.
         """
-        body = _body(request)
+        body = _body(route, request)
         attempts = self.attempts(timeout_s)
         started = False
         while True:
             try:
-                async with aclosing(self._stream_once(subject, body, attempts)) as frames:
+                async with aclosing(self._stream_once(route.subject, body, attempts)) as frames:
                     async for frame in frames:
                         started = True
-                        yield frame
+                        if message := route.frames.get(frame.event):
+                            yield parse(frame.body, message)
                 return
             except MLError as error:
                 if started:
                     raise
                 await attempts.wait(error)
 
-    async def listen(self, subject: str, request: BaseModel, silence: Silence) -> AsyncGenerator[Frame, None]:
+    async def listen(self, route: Route, request: Request, silence: Silence) -> AsyncGenerator[Frame, None]:
         """The frames of a stream that lasts, pings too, asked for once; closing early tells the worker.
 
         Raises DeadlinePassed where nothing is heard for too long, and what the worker ends it with.
         """
-        async with aclosing(self._stream_once(subject, _body(request), silence)) as frames:
+        async with aclosing(self._stream_once(route.subject, _body(route, request), silence)) as frames:
             async for frame in frames:
                 yield frame
 
@@ -270,8 +278,9 @@ async def _next_message(messages: Any, request_id: str, subject: str, timeout_s:
     raise DeadlinePassed(f"the stream on {subject} did not end in time")
 
 
-def _body(request: BaseModel) -> bytes:
-    return codec.dumps(request.model_dump(exclude_defaults=True), names.MSGPACK)
+def _body(route: Route, request: Request) -> bytes:
+    message = request if isinstance(request, BaseModel) else codec.validate(request, route.request)
+    return codec.dumps(message.model_dump(exclude_defaults=True), names.MSGPACK)
 
 
 def _no_worker(subject: str) -> Unavailable:

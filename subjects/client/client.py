@@ -1,7 +1,8 @@
-"""`MLClient`: the typed asyncio client. Works against any worker; knows no model and no torch."""
+"""`MLClient`: the typed asyncio client."""
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypedDict
 
@@ -9,18 +10,20 @@ import nats
 from nats.aio.client import Client
 from typing_extensions import Unpack
 
-from .. import codec, names
-from ..embed import EmbedBatchReply, EmbedBatchRequest, EmbedChunk, EmbedDone, EmbedReply, EmbedRequest, Priority
-from ..encodings import EncodingFormat
+from .. import routes
+from ..embed import EmbedBatchReply, EmbedChunk, EmbedDone, EmbedReply
 from ..errors import Internal
-from ..schema import SchemaReply, SchemaRequest
-from ..similarity import SimilarityRanking, SimilarityRequest, SimilarityScore
-from ..stream import DONE
+from ..names import EncodingFormat, Priority, Truncate
+from ..schema import SchemaReply
+from ..similarity import SimilarityRanking, SimilarityScore
 from . import bulk, discovery
-from .caller import Caller, parse, split
+from .caller import Caller, split
 from .generate import GenerateCalls
 from .jobs import FinetuneCalls, JobsClient
 from .models import ModelsClient
+
+_SCORE: routes.Route[SimilarityScore] = replace(routes.SIMILARITY, reply=SimilarityScore)
+_RANKING: routes.Route[SimilarityRanking] = replace(routes.SIMILARITY, reply=SimilarityRanking)
 
 
 class CallOptions(TypedDict, total=False):
@@ -31,7 +34,7 @@ class CallOptions(TypedDict, total=False):
     task: str | None
     prompt_name: str | None
     prompt: str | None
-    truncate: str
+    truncate: Truncate
     priority: Priority | None
     timeout_s: float | None
 
@@ -53,7 +56,7 @@ class MLClient(GenerateCalls, FinetuneCalls):
         self._nc = nc
         self._caller = Caller(nc, timeout_s, retries)
         self._owned = False
-        self.models = ModelsClient(self._caller.ask, self._caller.ask_all)
+        self.models = ModelsClient(self._caller)
         self.jobs = JobsClient(nc, self._caller)
 
     @classmethod
@@ -81,10 +84,7 @@ class MLClient(GenerateCalls, FinetuneCalls):
 
     async def embed(self, text: str, **options: Unpack[EmbedCallOptions]) -> EmbedReply:
         """One text -> `.embedding` (D,) float32, or what `encoding_format` asks for (see `to_float32`)."""
-        fields, timeout_s = split(options)
-        return await self._caller.ask(
-            names.EMBED, codec.validate({"text": text, **fields}, EmbedRequest), EmbedReply, timeout_s
-        )
+        return await self._caller.ask(routes.EMBED, *split({"text": text, **options}))
 
     async def embed_batch(self, texts: Sequence[str], **options: Unpack[EmbedCallOptions]) -> EmbedBatchReply:
         """Many texts -> `.embeddings`, in order; streamed underneath, so the payload limit does not bound the reply."""
@@ -103,23 +103,16 @@ class MLClient(GenerateCalls, FinetuneCalls):
                 truncated += frame.truncated
         raise Internal("the stream ended without its last frame")
 
-    async def embed_stream(
+    def embed_stream(
         self, texts: Sequence[str], **options: Unpack[EmbedCallOptions]
     ) -> AsyncGenerator[EmbedChunk | EmbedDone, None]:
         """Many texts -> chunks of vectors as they are ready, then one EmbedDone.
 
         Closing the iterator early cancels the rest at the worker.
         """
-        fields, timeout_s = split(options)
-        request = codec.validate({"texts": list(texts), **fields}, EmbedBatchRequest)
-        async with aclosing(self._caller.stream(names.EMBED_BATCH, request, timeout_s)) as frames:
-            async for frame in frames:
-                if frame.event == DONE:
-                    yield parse(frame.body, EmbedDone)
-                else:
-                    yield parse(frame.body, EmbedChunk)
+        return self._caller.stream(routes.EMBED_BATCH, *split({"texts": list(texts), **options}))
 
-    async def embed_all(
+    def embed_all(
         self, texts: Iterable[str], **options: Unpack[EmbedCallOptions]
     ) -> AsyncGenerator[EmbedChunk | EmbedDone, None]:
         """Any number of texts -> chunks of vectors in their order, then one EmbedDone; memory does not grow with them.
@@ -128,16 +121,11 @@ class MLClient(GenerateCalls, FinetuneCalls):
         read in a thread, as they are needed. timeout_s: for each request. Raises VersionChanged besides what
         `embed_stream` raises.
         """
-        asked = bulk.embed_all(texts, lambda part: self.embed_stream(part, **options), self._nc.max_payload // 2)
-        async with aclosing(asked) as frames:
-            async for frame in frames:
-                yield frame
+        return bulk.embed_all(texts, lambda part: self.embed_stream(part, **options), self._nc.max_payload // 2)
 
     async def similarity(self, a: str, b: str, **options: Unpack[CallOptions]) -> SimilarityScore:
         """The cosine of two texts."""
-        fields, timeout_s = split(options)
-        request = codec.validate({"a": a, "b": b, **fields}, SimilarityRequest)
-        return await self._caller.ask(names.SIMILARITY, request, SimilarityScore, timeout_s)
+        return await self._caller.ask(_SCORE, *split({"a": a, "b": b, **options}))
 
     async def rank(
         self,
@@ -148,10 +136,8 @@ class MLClient(GenerateCalls, FinetuneCalls):
         **options: Unpack[CallOptions],
     ) -> SimilarityRanking:
         """Candidates by their cosine to the query, best first."""
-        fields, timeout_s = split(options)
         form = {"query": query, "candidates": list(candidates), "top_k": top_k}
-        request = codec.validate({**form, **fields}, SimilarityRequest)
-        return await self._caller.ask(names.SIMILARITY, request, SimilarityRanking, timeout_s)
+        return await self._caller.ask(_RANKING, *split({**form, **options}))
 
     async def cancel(self, request_id: str) -> None:
         """End the request with this id wherever it runs; its caller gets a Cancelled error."""
@@ -159,8 +145,7 @@ class MLClient(GenerateCalls, FinetuneCalls):
 
     async def schema(self, subject: str | None = None, *, timeout_s: float | None = None) -> SchemaReply:
         """JSON Schemas of the requests and replies on a subject, or on all of them. Raises NotFound."""
-        request = codec.validate({"subject": subject}, SchemaRequest)
-        return await self._caller.ask(names.SCHEMA, request, SchemaReply, timeout_s)
+        return await self._caller.ask(routes.SCHEMA, {"subject": subject}, timeout_s)
 
     async def discover(self, verb: str = "PING", *, wait_s: float = 0.5) -> list[dict[str, Any]]:
         """What every worker answers to the micro protocol's PING, INFO or STATS within wait_s."""

@@ -1,23 +1,13 @@
-"""`MLClient`'s completions: the typed calls of `ml.generate` and `ml.generate.batch`. Knows no connection."""
+"""`MLClient`'s completions: the typed calls of `ml.generate` and `ml.generate.batch`."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
 from typing import Any, TypeAlias, TypedDict
 
 from typing_extensions import Unpack
 
-from .. import codec, names
-from ..generate import (
-    ChatMessage,
-    GenerateBatchReply,
-    GenerateBatchRequest,
-    GenerateDone,
-    GenerateReply,
-    GenerateRequest,
-    TokenFrame,
-)
-from ..stream import DONE, TOKEN
-from .caller import Caller, parse, split
+from .. import routes
+from ..generate import ChatMessage, GenerateBatchReply, GenerateDone, GenerateReply, TokenFrame
+from .caller import Caller, split
 
 Messages: TypeAlias = Sequence[ChatMessage | Mapping[str, Any]]
 
@@ -66,11 +56,10 @@ class GenerateCalls:
         **options: Unpack[GenerateCallOptions],
     ) -> GenerateReply:
         """One prompt -> `.text` and how it ended, all at once."""
-        fields, timeout_s = split(options)
-        request = _request(prompt, messages, prefix, suffix, fields)
-        return await self._caller.ask(names.GENERATE, request, GenerateReply, timeout_s)
+        form = _form(prompt, messages, prefix, suffix)
+        return await self._caller.ask(routes.GENERATE, *split({**form, **options}))
 
-    async def stream(
+    def stream(
         self,
         prompt: str | None = None,
         *,
@@ -84,27 +73,16 @@ class GenerateCalls:
         Closing the iterator early ends the work. Raises Internal where a frame was lost. Nothing is tried again once
         the first piece is there.
         """
-        fields, timeout_s = split(options)
-        request = _request(prompt, messages, prefix, suffix, fields)
-        async with aclosing(self._caller.stream(names.GENERATE, request, timeout_s)) as frames:
-            async for frame in frames:
-                if frame.event == TOKEN:
-                    yield parse(frame.body, TokenFrame)
-                elif frame.event == DONE:
-                    yield parse(frame.body, GenerateDone)
+        form = _form(prompt, messages, prefix, suffix)
+        return self._caller.stream(routes.GENERATE, *split({**form, **options}))
 
     async def generate_batch(
         self, prompts: Sequence[str], **options: Unpack[GenerateCallOptions]
     ) -> GenerateBatchReply:
         """Many prompts -> `.results` in order. One that fails has an `error` there and costs the others nothing."""
-        fields, timeout_s = split(options)
-        request = codec.validate({"prompts": list(prompts), **fields}, GenerateBatchRequest)
-        return await self._caller.ask(names.GENERATE_BATCH, request, GenerateBatchReply, timeout_s)
+        return await self._caller.ask(routes.GENERATE_BATCH, *split({"prompts": list(prompts), **options}))
 
 
-def _request(
-    prompt: str | None, messages: Messages | None, prefix: str | None, suffix: str | None, fields: dict[str, Any]
-) -> GenerateRequest:
+def _form(prompt: str | None, messages: Messages | None, prefix: str | None, suffix: str | None) -> dict[str, Any]:
     turns = None if messages is None else list(messages)
-    form = {"prompt": prompt, "messages": turns, "prefix": prefix, "suffix": suffix}
-    return codec.validate({**form, **fields}, GenerateRequest)
+    return {"prompt": prompt, "messages": turns, "prefix": prefix, "suffix": suffix}

@@ -12,19 +12,11 @@ from nats.aio.client import Client
 from nats.js.errors import NotFoundError, ServiceUnavailableError
 from typing_extensions import Unpack
 
-from .. import codec, names
+from .. import codec, names, routes
 from ..errors import DeadlinePassed, FrameLost, MLError, NotServed, Unavailable
 from ..finetune import FinetuneOptions, FinetuneReply, FinetuneRequest, TrainingPair
-from ..jobs import (
-    TERMINAL,
-    Job,
-    JobsCancelRequest,
-    JobsGetRequest,
-    JobsListReply,
-    JobsListRequest,
-    JobsWatchRequest,
-    State,
-)
+from ..jobs import TERMINAL, Job, JobsListReply, JobsWatchRequest
+from ..names import JobState, TrainingLoss, TrainingMethod
 from ..stream import PING
 from .attempts import Pauses, Silence
 from .caller import Caller, parse, split
@@ -49,8 +41,8 @@ class FinetuneCallOptions(TypedDict, total=False):
     id: str | None
     swap: bool
     timeout_s: float | None
-    method: str
-    loss: str
+    method: TrainingMethod
+    loss: TrainingLoss
     matryoshka: bool
     epochs: int
     batch_size: int
@@ -88,7 +80,7 @@ class FinetuneCalls:
         if request.pairs is not None and (lines := self._too_large(request.pairs)):
             name = await self._upload(lines)
             request = request.model_copy(update={"pairs": None, "object": name})
-        return await self._caller.ask(names.FINETUNE, request, FinetuneReply, timeout_s)
+        return await self._caller.ask(routes.FINETUNE, request, timeout_s)
 
     def _too_large(self, pairs: Sequence[TrainingPair]) -> bytes | None:
         """The pairs as JSON lines, where they do not fit a message with all that goes around them."""
@@ -148,13 +140,11 @@ class JobsClient:
 
     async def get(self, job_id: str, *, timeout_s: float | None = None) -> Job:
         """A job as it stands. Raises NotFound."""
-        request = codec.validate({"id": job_id}, JobsGetRequest)
-        return await self._caller.ask(names.JOBS_GET, request, Job, timeout_s)
+        return await self._caller.ask(routes.JOBS_GET, {"id": job_id}, timeout_s)
 
     async def cancel(self, job_id: str, *, timeout_s: float | None = None) -> Job:
         """Have a job end -> as it then stands: one that a worker has is cancelled a little later. Raises NotFound."""
-        request = codec.validate({"id": job_id}, JobsCancelRequest)
-        return await self._caller.ask(names.JOBS_CANCEL, request, Job, timeout_s)
+        return await self._caller.ask(routes.JOBS_CANCEL, {"id": job_id}, timeout_s)
 
     async def watch(
         self, job_id: str, *, silence_s: float = 15.0, timeout_s: float | None = None
@@ -188,7 +178,7 @@ class JobsClient:
 
     async def _states(self, request: JobsWatchRequest, silence: Silence) -> AsyncGenerator[Job, None]:
         """The states of a job that one worker tells, until it is over or that worker leaves."""
-        async with aclosing(self._caller.listen(names.JOBS_WATCH, request, silence)) as frames:
+        async with aclosing(self._caller.listen(routes.JOBS_WATCH, request, silence)) as frames:
             async for frame in frames:
                 if frame.event != PING:
                     yield parse(frame.body, Job)
@@ -197,7 +187,7 @@ class JobsClient:
 
     async def list(
         self,
-        state: State | None = None,
+        state: JobState | None = None,
         *,
         model: str | None = None,
         limit: int | None = None,
@@ -208,6 +198,7 @@ class JobsClient:
 
         limit: 100 at most. before: only older ones than the job of this id, for the next page.
         """
-        asked = {"state": state, "model": model, "before": before} | ({} if limit is None else {"limit": limit})
-        request = codec.validate(asked, JobsListRequest)
-        return await self._caller.ask(names.JOBS_LIST, request, JobsListReply, timeout_s)
+        asked: dict[str, Any] = {"state": state, "model": model, "before": before} | (
+            {} if limit is None else {"limit": limit}
+        )
+        return await self._caller.ask(routes.JOBS_LIST, asked, timeout_s)

@@ -1,47 +1,17 @@
-"""`MLClient.models`: the typed client of `ml.models.*`. Knows no connection; it is given a way to ask."""
+"""`MLClient.models`: the typed client of `ml.models.*`."""
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from pydantic import BaseModel
-
-from .. import codec, names
+from .. import routes
 from ..errors import MLError
-from ..models import (
-    Dtype,
-    Kind,
-    ModelsChangeReply,
-    ModelsInfoReply,
-    ModelsInfoRequest,
-    ModelsListReply,
-    ModelsListRequest,
-    ModelsLoadRequest,
-    ModelsRecommendedReply,
-    ModelsRecommendedRequest,
-    ModelsReloadRequest,
-    ModelsUnloadRequest,
-    Quantization,
-    Use,
-)
-from ..promote import ModelsPromoteReply, ModelsPromoteRequest
+from ..models import ModelsChangeReply, ModelsInfoReply, ModelsListReply, ModelsRecommendedReply
+from ..names import Dtype, Kind, Quantization, Use
+from ..promote import ModelsPromoteReply
+from ..routes import Route
+from .caller import Caller
 
-ReplyT = TypeVar("ReplyT", bound=BaseModel)
-
-
-class Ask(Protocol):
-    """Sends a request on a subject and reads the reply; raises a subclass of MLError when it fails."""
-
-    async def __call__(
-        self, subject: str, request: BaseModel, reply: type[ReplyT], timeout_s: float | None
-    ) -> ReplyT: ...
-
-
-class AskAll(Protocol):
-    """Sends a request once to all who listen, and reads so many replies."""
-
-    async def __call__(
-        self, subject: str, request: BaseModel, reply: type[ReplyT], answers: int, timeout_s: float | None
-    ) -> list[ReplyT | MLError]: ...
+ReplyT = TypeVar("ReplyT")
 
 
 class ModelsClient:
@@ -51,26 +21,22 @@ class ModelsClient:
     the first answer comes back. Changes need the admin role of nats-server.conf.
     """
 
-    def __init__(self, ask: Ask, ask_all: AskAll) -> None:
-        self._ask = ask
-        self._ask_all = ask_all
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
 
     async def list(
         self, kind: Kind | None = None, *, worker: str | None = None, timeout_s: float | None = None
     ) -> ModelsListReply:
         """The catalogue, what is loaded and the memory that it takes."""
-        request = codec.validate({"kind": kind}, ModelsListRequest)
-        return await self._ask(_on(names.MODELS_LIST, worker), request, ModelsListReply, timeout_s)
+        return await self._caller.ask(_on(routes.MODELS_LIST, worker), {"kind": kind}, timeout_s)
 
     async def info(self, model: str, *, worker: str | None = None, timeout_s: float | None = None) -> ModelsInfoReply:
         """One model and its versions."""
-        request = codec.validate({"model": model}, ModelsInfoRequest)
-        return await self._ask(_on(names.MODELS_INFO, worker), request, ModelsInfoReply, timeout_s)
+        return await self._caller.ask(_on(routes.MODELS_INFO, worker), {"model": model}, timeout_s)
 
     async def recommended(self, use: Use | None = None, *, timeout_s: float | None = None) -> ModelsRecommendedReply:
         """The model for a use, and what to take where it is not present."""
-        request = codec.validate({"use": use}, ModelsRecommendedRequest)
-        return await self._ask(names.MODELS_RECOMMENDED, request, ModelsRecommendedReply, timeout_s)
+        return await self._caller.ask(routes.MODELS_RECOMMENDED, {"use": use}, timeout_s)
 
     async def load(
         self,
@@ -84,15 +50,13 @@ class ModelsClient:
     ) -> ModelsChangeReply:
         """Load a model, downloaded first if need be; see ModelsLoadRequest for the meanings."""
         asked = {"model": model, "dtype": dtype, "quantization": quantization, "pin": pin}
-        request = codec.validate(asked, ModelsLoadRequest)
-        return await self._ask(_on(names.MODELS_LOAD, worker), request, ModelsChangeReply, timeout_s)
+        return await self._caller.ask(_on(routes.MODELS_LOAD, worker), asked, timeout_s)
 
     async def unload(
         self, model: str, *, force: bool = False, worker: str | None = None, timeout_s: float | None = None
     ) -> ModelsChangeReply:
         """Take a model out of memory. Raises Conflict while requests use it, unless forced."""
-        request = codec.validate({"model": model, "force": force}, ModelsUnloadRequest)
-        return await self._ask(_on(names.MODELS_UNLOAD, worker), request, ModelsChangeReply, timeout_s)
+        return await self._caller.ask(_on(routes.MODELS_UNLOAD, worker), {"model": model, "force": force}, timeout_s)
 
     async def reload(
         self, model: str, *, version: str | None = None, worker: str | None = None, timeout_s: float | None = None
@@ -101,15 +65,17 @@ class ModelsClient:
 
         With `worker` a version that is named stays that worker's alone.
         """
-        request = codec.validate({"model": model, "version": version}, ModelsReloadRequest)
-        return await self._ask(_on(names.MODELS_RELOAD, worker), request, ModelsChangeReply, timeout_s)
+        return await self._caller.ask(
+            _on(routes.MODELS_RELOAD, worker), {"model": model, "version": version}, timeout_s
+        )
 
     async def reload_all(
         self, model: str, workers: int, *, version: str | None = None, timeout_s: float | None = None
     ) -> Sequence[ModelsChangeReply | MLError]:
         """The same on every worker, and what so many of them answer."""
-        request = codec.validate({"model": model, "version": version}, ModelsReloadRequest)
-        return await self._ask_all(names.MODELS_RELOAD, request, ModelsChangeReply, workers, timeout_s)
+        return await self._caller.ask_all(
+            routes.MODELS_RELOAD, {"model": model, "version": version}, workers, timeout_s
+        )
 
     async def promote(
         self,
@@ -123,9 +89,10 @@ class ModelsClient:
 
         Giving up before the answer has come undoes it. Raises Conflict where it did not prove itself.
         """
-        request = codec.validate({"model": model, "version": version, "job": job}, ModelsPromoteRequest)
-        return await self._ask(names.MODELS_PROMOTE, request, ModelsPromoteReply, timeout_s)
+        return await self._caller.ask(
+            routes.MODELS_PROMOTE, {"model": model, "version": version, "job": job}, timeout_s
+        )
 
 
-def _on(subject: str, worker: str | None) -> str:
-    return f"{subject}.{worker}" if worker else subject
+def _on(route: Route[ReplyT], worker: str | None) -> Route[ReplyT]:
+    return route.to_worker(worker) if worker else route

@@ -16,8 +16,8 @@ from nats_server import plain_server
 from workers import running_worker
 
 from subjects import codec, names
-from subjects.encodings import EncodingFormat
 from subjects.errors import CODES
+from subjects.names import EncodingFormat
 
 SUBJECTS = [names.EMBED, names.EMBED_BATCH, names.SIMILARITY]
 texts = st.text(max_size=40) | st.sampled_from(["poison", "nan", "a b c", "w " * 100, "\0", "é" * 30])

@@ -58,7 +58,7 @@ async def answering(worker: JobsWorker, watches: int = 10) -> AsyncIterator[tupl
     endpoint = Endpoint(
         nc=worker.nc,
         worker_id="w1",
-        routes=FinetuneHandlers(worker.submission, worker.store, watch).routes(),
+        handlers=FinetuneHandlers(worker.submission, worker.store, watch).handlers(),
         limits=Limits(requests=10, request_bytes=2**24, default_timeout_s=10, watches=watches),
         observer=Telemetry(),
         metadata=dict,

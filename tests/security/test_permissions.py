@@ -32,15 +32,15 @@ from service.jobs.store import JobStore
 from service.jobs.sweep import Sweep
 from subjects.client.discovery import ask_workers
 from subjects.jobs import Job
+from subjects.routes import ROUTES
 
-INFERENCE = ["ml.embed", "ml.embed.batch", "ml.similarity", "ml.generate", "ml.generate.batch", "ml.finetune"]
-JOBS = ["ml.jobs.get", "ml.jobs.watch", "ml.jobs.cancel"]
-MODELS = ["ml.models.list", "ml.models.info", "ml.models.recommended"]
-RESIDENCY = ["ml.models.load", "ml.models.unload", "ml.models.reload", "ml.models.promote"]
-DISCOVERY = ["ml.schema", "$SRV.PING", "$SRV.INFO.ml", "$SRV.STATS.ml.some_id"]
-ASKING = [*INFERENCE, *JOBS, *MODELS, *DISCOVERY, "ml.cancel.some_request"]
+CLIENTS = {route.subject for route in ROUTES.values() if route.role == "client"}
+ADMINISTRATORS = ROUTES.keys() - CLIENTS
+ONE_WORKER = {f"{subject}.some_id" for subject in CLIENTS if ROUTES[subject].by_worker}
+DISCOVERY = ["$SRV.PING", "$SRV.INFO.ml", "$SRV.STATS.ml.some_id"]
+ASKING = [*CLIENTS, *ONE_WORKER, *DISCOVERY, "ml.cancel.some_request"]
 EVENTS = ["ml.jobs.some_job.event", "ml.jobs.*.event"]
-SERVING = ["ml.>", *INFERENCE, *RESIDENCY, "ml.cancel.*", "$SRV.>", "$SRV.PING"]
+SERVING = ["ml.>", *ROUTES, "ml.cancel.*", "$SRV.>", "$SRV.PING"]
 STREAMS = ["$JS.API.STREAM.CREATE.ML_JOBS", "$JS.API.STREAM.DELETE.ML_JOBS", "$JS.API.STREAM.UPDATE.KV_ml_jobs"]
 LIVE_ROUND = ["$SRV.PING.ml", "$SRV.PING.ml.some_id", "$SRV.INFO.ml", "ml.embed.batch", "ml.cancel.some_request"]
 UPLOADS = ["$O.ml_data.C.x", "$O.ml_data.M.x", "$JS.API.STREAM.INFO.OBJ_ml_data", "$JS.API.STREAM.MSG.GET.OBJ_ml_data"]
@@ -62,7 +62,7 @@ OTHERS = ["$SYS.REQ.SERVER.PING", "$JS.API.STREAM.LIST", "$KV.others.key", "ml",
 ANSWERS = ["_INBOX.x", "_INBOX_ml.client.x.y", "_INBOX_ml.admin.x", "_INBOX_ml.x", "_R_.x", "ml.watch.x"]
 
 MAY_PUBLISH = {
-    "admin": [*ASKING, *RESIDENCY, "ml.jobs.list", *STREAMS, *UPLOADS, "ml.jobs.some_job.event", "_INBOX.x"],
+    "admin": [*ASKING, *ADMINISTRATORS, *STREAMS, *UPLOADS, "ml.jobs.some_job.event", "_INBOX.x"],
     "worker": [
         "ml.jobs.some_job.event",
         "ml.queue.finetune.some_job",
@@ -80,7 +80,7 @@ MAY_NOT_PUBLISH = {
     "admin": [],
     "worker": [
         *(subject for subject in ASKING if subject not in LIVE_ROUND),
-        *RESIDENCY,
+        *ADMINISTRATORS,
         *STREAMS,
         *OTHERS,
         "_INBOX_worker.x",
@@ -90,28 +90,26 @@ MAY_NOT_PUBLISH = {
         "$O.ml_data.C.x",
     ],
     "client": [
-        *RESIDENCY,
+        *ADMINISTRATORS,
         *STATE,
         *UPLOADS,
         *STREAMS,
         *OTHERS,
         *ANSWERS,
         "ml.jobs.some_job.event",
-        "ml.jobs.list",
         "ml.queue.finetune.some_job",
         "$JS.API.STREAM.PURGE.ML_JOBS",
         "$JS.API.INFO",
         "ml.other",
     ],
     "local": [
-        *RESIDENCY,
+        *ADMINISTRATORS,
         *STATE,
         *UPLOADS,
         *STREAMS,
         *OTHERS,
         *ANSWERS,
         "ml.jobs.some_job.event",
-        "ml.jobs.list",
         "ml.queue.finetune.some_job",
         "$JS.API.STREAM.PURGE.ML_JOBS",
         "$JS.API.INFO",
@@ -250,11 +248,21 @@ async def test_a_worker_learns_that_the_reader_is_gone(parties: dict[str, Party]
     assert gone.headers["Status"] == "503"
 
 
+def granted(permissions: str) -> list[str]:
+    """The subjects in a list of nats-server.conf."""
+    found = re.search(rf"^{permissions}: \[(.*?)^\]", CONF.read_text(), re.DOTALL | re.MULTILINE)
+    assert found
+    return re.findall(r'"([^"]+)"', re.sub(r"#.*", "", found[1]))
+
+
+def test_clients_are_granted_what_the_table_says() -> None:
+    asked = CLIENTS | {f"{subject}.*" for subject in CLIENTS if ROUTES[subject].by_worker}
+    assert set(granted("CLIENT_PUBLISH")) == {*asked, "ml.cancel.*", "$SRV.>"}
+
+
 def test_a_worker_answers_below_just_those_prefixes_that_it_may_publish_to() -> None:
-    granted = re.search(r"^WORKER_PUBLISH: \[(.*?)^\]", CONF.read_text(), re.DOTALL | re.MULTILINE)
-    assert granted
-    subjects = re.findall(r'"((?:_|ml\.watch)[^"]*)\.>"', granted[1])
-    assert tuple(subjects) == PREFIXES
+    subjects = [subject for subject in granted("WORKER_PUBLISH") if re.match(r"_|ml\.watch", subject)]
+    assert tuple(subject.removesuffix(".>") for subject in subjects) == PREFIXES
 
 
 @pytest.mark.parametrize("asker", ["client", "local"])

@@ -43,7 +43,8 @@ from service.jobs.watch import Watch
 from service.telemetry import Telemetry, configured_tracer
 from subjects import names
 from subjects.finetune import FinetuneRequest
-from subjects.jobs import TERMINAL, Job, State
+from subjects.jobs import TERMINAL, Job
+from subjects.names import JobState
 
 GB = 10**9
 ACK_WAIT_S = 2.0
@@ -186,10 +187,10 @@ async def jobs_worker(
 @asynccontextmanager
 async def answering(worker: JobsWorker) -> AsyncIterator[Client]:
     """A client of an endpoint with the routes of jobs."""
-    routes = FinetuneHandlers(worker.submission, worker.store, Watch(worker.nc, worker.store)).routes()
+    handlers = FinetuneHandlers(worker.submission, worker.store, Watch(worker.nc, worker.store)).handlers()
     limits = Limits(requests=10, request_bytes=2**24, default_timeout_s=10)
     replies = ReplySubjects(worker.settings.reply_prefixes)
-    endpoint = Endpoint(worker.nc, "w1", routes, limits, Telemetry(configured_tracer()), dict, dict, replies)
+    endpoint = Endpoint(worker.nc, "w1", handlers, limits, Telemetry(configured_tracer()), dict, dict, replies)
     async with serving(endpoint, 1), await nats.connect(worker.settings.nats_url) as nc:
         yield nc
 
@@ -211,7 +212,7 @@ class Events:
             self.heard.append(Job.model_validate_json(msg.data))
             self._news.notify_all()
 
-    async def until(self, job_id: str, *states: State, note: str | None = None, timeout_s: float = 20) -> Job:
+    async def until(self, job_id: str, *states: JobState, note: str | None = None, timeout_s: float = 20) -> Job:
         """The first event of a job in one of these states, or with this note."""
 
         def found() -> Job | None:
@@ -227,7 +228,7 @@ class Events:
     async def until_over(self, job_id: str, timeout_s: float = 20) -> Job:
         return await self.until(job_id, *TERMINAL, timeout_s=timeout_s)
 
-    def states(self, job_id: str) -> list[State]:
+    def states(self, job_id: str) -> list[JobState]:
         """The states that a job went through, each once in a row."""
         states = [job.state for job in self.heard if job.id == job_id]
         return [state for at, state in enumerate(states) if at == 0 or state != states[at - 1]]

@@ -11,7 +11,7 @@ import pytest
 from fake_steps import Script, holding
 from serve_jobs import Events, jobs_process, jobs_worker, listening, set_up
 
-from subjects.jobs import State
+from subjects.names import JobState
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ async def events(nats_url: str) -> AsyncIterator[Events]:
     [("collect", "collecting"), ("train", "training"), ("verify", "verifying"), ("swap", "swapping")],
 )
 async def test_another_worker_goes_on_where_one_was_killed(
-    nats_url: str, tmp_path: Path, script: Script, events: Events, step: str, state: State
+    nats_url: str, tmp_path: Path, script: Script, events: Events, step: str, state: JobState
 ) -> None:
     script.write(**{step: ["hold"]})
     data = tmp_path / "data"

@@ -17,8 +17,8 @@ from models.encoders.base import finish
 from models.encoders.choices import Choices
 from subjects import MLClient, codec, names, to_float32
 from subjects.embed import MAX_TEXTS, EmbedChunk, EmbedDone
-from subjects.encodings import EncodingFormat
 from subjects.errors import DeadlinePassed, InvalidField, NotFound, NotServed, TooLarge, Unavailable, VersionChanged
+from subjects.names import EncodingFormat
 
 
 @pytest.fixture

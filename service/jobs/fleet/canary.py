@@ -12,9 +12,9 @@ import numpy as np
 from nats.aio.client import Client
 
 from models.encoders.base import Vectors, cosine_rows
-from subjects import names
+from subjects import routes
 from subjects.client.caller import Caller
-from subjects.embed import EmbedBatchReply, EmbedBatchRequest
+from subjects.embed import EmbedBatchReply
 from subjects.errors import DeadlinePassed, MLError
 
 from ...endpoint.reply_subject import WORKERS_INBOX
@@ -83,10 +83,9 @@ class CanaryCheck:
         return f"version {reply.version} answered, not {self.weights}"
 
     async def _reply(self, nc: Client) -> EmbedBatchReply:
-        request = EmbedBatchRequest(model=self.model, texts=self.texts)
         caller = Caller(nc, REPLY_S, retries=0, below=WORKERS_INBOX)
         try:
-            return await caller.ask(names.EMBED_BATCH, request, EmbedBatchReply, None)
+            return await caller.ask(routes.EMBED_BATCH, {"model": self.model, "texts": self.texts}, None)
         finally:
             await caller.close()
 

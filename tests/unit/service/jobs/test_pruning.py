@@ -17,13 +17,14 @@ from service.jobs.fleet.checkpoints import Checkpoints
 from service.jobs.fleet.live import Live, LiveVersion, LiveVersions
 from service.jobs.pruning import Archived, Pruning
 from service.jobs.store import JobStore, NotSetUp
-from subjects.jobs import Job, State
+from subjects.jobs import Job
+from subjects.names import JobState
 
 NOW = datetime.now(UTC)
 LONG_AGO = NOW - timedelta(days=400)
 
 
-def job(job_id: str, state: State, model: str = "mine") -> Job:
+def job(job_id: str, state: JobState, model: str = "mine") -> Job:
     return Job(id=job_id, model=model, source="code", state=state, created_at=NOW, updated_at=NOW)
 
 

@@ -14,12 +14,13 @@ from service.jobs import store as module
 from service.jobs.store import JobStore
 from subjects import names
 from subjects.errors import NotFound
-from subjects.jobs import Job, State
+from subjects.jobs import Job
+from subjects.names import JobState
 
 DAY = datetime(2020, 1, 1, tzinfo=UTC)
 
 
-def job(job_id: str, state: State = "queued", model: str = "a", minute: int = 0) -> Job:
+def job(job_id: str, state: JobState = "queued", model: str = "a", minute: int = 0) -> Job:
     at = DAY + timedelta(minutes=minute)
     return Job(id=job_id, model=model, source="code", state=state, created_at=at, updated_at=at)
 
@@ -76,7 +77,7 @@ async def test_each_change_is_published_and_no_change_is_not(nc: Client, store: 
 
 
 @pytest.mark.parametrize("state", ["done", "failed", "cancelled", "rejected", "skipped"])
-async def test_job_that_is_over_stays_as_it_is(store: JobStore, state: State) -> None:
+async def test_job_that_is_over_stays_as_it_is(store: JobStore, state: JobState) -> None:
     await store.create(job("one", state))
     assert await store.change("one", state="training") == job("one", state)
     assert await store.request_cancel("one") == job("one", state)

@@ -1,0 +1,141 @@
+"""The table of subjects: the messages on each of them, who may ask, and which workers answer.
+
+What serves, describes, documents or calls a subject is made from this table or tested against it. A new subject is
+one entry here, its name in names.py and a handler in the worker.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeAlias
+
+from pydantic import BaseModel
+from typing_extensions import TypeVar
+
+from . import names
+from .embed import EmbedBatchReply, EmbedBatchRequest, EmbedChunk, EmbedDone, EmbedReply, EmbedRequest
+from .finetune import FinetuneReply, FinetuneRequest
+from .generate import (
+    GenerateBatchReply,
+    GenerateBatchRequest,
+    GenerateDone,
+    GenerateReply,
+    GenerateRequest,
+    TokenFrame,
+)
+from .jobs import (
+    Job,
+    JobFrame,
+    JobsCancelRequest,
+    JobsGetRequest,
+    JobsListReply,
+    JobsListRequest,
+    JobsWatchRequest,
+)
+from .models import (
+    ModelsChangeReply,
+    ModelsInfoReply,
+    ModelsInfoRequest,
+    ModelsListReply,
+    ModelsListRequest,
+    ModelsLoadRequest,
+    ModelsRecommendedReply,
+    ModelsRecommendedRequest,
+    ModelsReloadRequest,
+    ModelsUnloadRequest,
+)
+from .promote import ModelsPromoteReply, ModelsPromoteRequest
+from .schema import SchemaReply, SchemaRequest
+from .similarity import SimilarityReply, SimilarityRequest
+from .stream import CHUNK, DONE, JOB, TOKEN
+
+ReplyT = TypeVar("ReplyT", default=Any)
+FrameT = TypeVar("FrameT", default=Any)
+
+
+@dataclass(frozen=True, slots=True)
+class Route(Generic[ReplyT, FrameT]):
+    """A subject and the messages on it.
+
+    reply: the one reply. frames: the messages of a streamed reply, by event; any stream can also bring `ping` and
+    `error`. Empty: the subject does not stream. lasting: it always streams, for as long as what it tells of goes on.
+    text_field: the field of the request that a body of plain text stands for.
+    role: the least role that may ask. inference: whether a model computes the answer; other requests are admitted
+    apart from these. every_worker: all workers answer, otherwise one of them does. by_worker: one worker can be asked
+    on the subject with its id at the end.
+    """
+
+    subject: str
+    request: type[BaseModel]
+    reply: type[ReplyT]
+    text_field: str | None = None
+    frames: Mapping[str, type[FrameT]] = field(default_factory=dict)
+    lasting: bool = False
+    role: names.Role = "client"
+    inference: bool = False
+    every_worker: bool = False
+    by_worker: bool = False
+
+    @property
+    def name(self) -> str:
+        """As endpoints are called in the micro protocol, in metrics and in logs."""
+        return self.subject.removeprefix(f"{names.SERVICE}.").replace(".", "-")
+
+    @property
+    def has_text_reply(self) -> bool:
+        """Whether its replies have a form in plain text."""
+        return hasattr(self.reply, "as_text")
+
+    def to_worker(self, worker_id: str) -> "Route[ReplyT, FrameT]":
+        """The same on the subject of one worker."""
+        return replace(self, subject=f"{self.subject}.{worker_id}", every_worker=False, by_worker=False)
+
+
+EmbedFrame: TypeAlias = EmbedChunk | EmbedDone
+GenerateFrame: TypeAlias = TokenFrame | GenerateDone
+_EMBED_FRAMES: Mapping[str, type[EmbedFrame]] = {CHUNK: EmbedChunk, DONE: EmbedDone}
+_GENERATE_FRAMES: Mapping[str, type[GenerateFrame]] = {TOKEN: TokenFrame, DONE: GenerateDone}
+_JOB_FRAMES = {JOB: JobFrame, DONE: JobFrame}
+_similarity: Any = SimilarityReply
+"""A union, which is no type to mypy."""
+
+EMBED = Route(names.EMBED, EmbedRequest, EmbedReply, "text", inference=True)
+EMBED_BATCH = Route(names.EMBED_BATCH, EmbedBatchRequest, EmbedBatchReply, frames=_EMBED_FRAMES, inference=True)
+SIMILARITY = Route(names.SIMILARITY, SimilarityRequest, _similarity, inference=True)
+GENERATE = Route(names.GENERATE, GenerateRequest, GenerateReply, "prompt", _GENERATE_FRAMES, inference=True)
+GENERATE_BATCH = Route(
+    names.GENERATE_BATCH, GenerateBatchRequest, GenerateBatchReply, frames=_GENERATE_FRAMES, inference=True
+)
+FINETUNE = Route(names.FINETUNE, FinetuneRequest, FinetuneReply, "path")
+JOBS_GET = Route(names.JOBS_GET, JobsGetRequest, Job, "id")
+JOBS_WATCH = Route(names.JOBS_WATCH, JobsWatchRequest, JobFrame, "id", _JOB_FRAMES, lasting=True)
+JOBS_CANCEL = Route(names.JOBS_CANCEL, JobsCancelRequest, Job, "id")
+JOBS_LIST = Route(names.JOBS_LIST, JobsListRequest, JobsListReply, "state", role="admin")
+MODELS_LIST = Route(names.MODELS_LIST, ModelsListRequest, ModelsListReply, "kind", by_worker=True)
+MODELS_INFO = Route(names.MODELS_INFO, ModelsInfoRequest, ModelsInfoReply, "model", by_worker=True)
+MODELS_RECOMMENDED = Route(names.MODELS_RECOMMENDED, ModelsRecommendedRequest, ModelsRecommendedReply, "use")
+MODELS_LOAD = Route(
+    names.MODELS_LOAD, ModelsLoadRequest, ModelsChangeReply, "model", role="admin", every_worker=True, by_worker=True
+)
+MODELS_UNLOAD = Route(
+    names.MODELS_UNLOAD,
+    ModelsUnloadRequest,
+    ModelsChangeReply,
+    "model",
+    role="admin",
+    every_worker=True,
+    by_worker=True,
+)
+MODELS_RELOAD = Route(
+    names.MODELS_RELOAD,
+    ModelsReloadRequest,
+    ModelsChangeReply,
+    "model",
+    role="admin",
+    every_worker=True,
+    by_worker=True,
+)
+MODELS_PROMOTE = Route(names.MODELS_PROMOTE, ModelsPromoteRequest, ModelsPromoteReply, "job", role="admin")
+SCHEMA = Route(names.SCHEMA, SchemaRequest, SchemaReply, "subject")
+
+ROUTES: Mapping[str, Route] = {route.subject: route for route in [*globals().values()] if isinstance(route, Route)}
+"""Every route above, by its subject."""
