@@ -24,7 +24,7 @@ from .bus.errors import NotPermitted
 from .bus.settings import NatsSettings
 from .config import Settings
 from .embedding.embedder import Embedder
-from .embedding.work import BatchLimits
+from .embedding.pending_text import BatchLimits
 from .endpoint.endpoint import Endpoint, Limits, serving
 from .endpoint.reply_subject import JETSTREAM_INBOX, ReplySubjects
 from .generation.generator import Generator
@@ -38,12 +38,12 @@ from .residency import gauges
 from .residency.first_models import first_models, load_first, retry_missing
 from .residency.loader import ModelLoader, OnStep
 from .residency.manager import ModelManager
-from .residency.served import Facts, Model, Served, facts_of, generates
 from .runtime.background import Background, going_on
 from .runtime.device_thread import DeviceThread
 from .runtime.http_port import Health, serve_http
 from .runtime.self_watch import SelfWatch
 from .runtime.stop import Stop, StoppedEarly, end_on_signals, end_soon, unless_stopped
+from .served_model import Facts, Model, ServedModel, facts_of, generates
 from .telemetry import Telemetry, configured_tracer
 
 log = structlog.get_logger(__name__)
@@ -62,7 +62,7 @@ class Started:
     server: EmbeddedServer | None
     models: Sequence[Facts]
     metrics_port: int | None
-    residency: ModelManager
+    manager: ModelManager
     metrics_host: str = "127.0.0.1"
 
 
@@ -120,32 +120,32 @@ async def worker(
         nc = await stack.enter_async_context(connected(nats, on_closed=stop.fail, on_denied=denials.note))
         device = stack.enter_context(closing(DeviceThread()))
         loader = loader or ModelLoader(settings, on_step)
-        residency = _residency(catalogue, settings, loader, device, telemetry, stop)
-        await stack.enter_async_context(residency.running())
+        manager = _model_manager(catalogue, settings, loader, device, telemetry, stop)
+        await stack.enter_async_context(manager.running())
         worker_id = NUID().next().decode()
-        finetuning = Finetuning(nc, nats, residency, settings, worker_id)
+        finetuning = Finetuning(nc, nats, manager, settings, worker_id)
         if server:
             await set_up(server)
         await unless_stopped(stop, stack.enter_async_context(finetuning.rollout.running()))
         if loaded:
-            residency.defaults |= {
+            manager.defaults |= {
                 form: facts.model
                 for facts in map(facts_of, reversed(loaded))
                 for form in FORMS
                 if (form == "embedding") == (facts.kind == "embedding")
             }
             for given in loaded:
-                residency.publish(given)
+                manager.publish(given)
         else:
             await unless_stopped(stop, device.run(loader.prepare))
-            await unless_stopped(stop, load_first(residency, settings))
+            await unless_stopped(stop, load_first(manager, settings))
             background = Background()
-            background.spawn(retry_missing(residency, settings), "retry_missing")
+            background.spawn(retry_missing(manager, settings), "retry_missing")
             stack.push_async_callback(background.close)
         gc.freeze()  # what is loaded stays: later collections need not walk through it
         watch = SelfWatch(nc, worker_id, functools.partial(stop.fail, within_s=LEAVING_S))
-        endpoint = _endpoint(nc, residency, finetuning, settings, telemetry, worker_id, watch.inbox)
-        health.not_ready = functools.partial(_not_ready, nc, endpoint, residency)
+        endpoint = _endpoint(nc, manager, finetuning, settings, telemetry, worker_id, watch.inbox)
+        health.not_ready = functools.partial(_not_ready, nc, endpoint, manager)
         denials.published, denials.any = endpoint.on_denied, watch.on_denied
         await stack.enter_async_context(serving(endpoint, max(0.0, settings.grace_s - LEAVING_S)))
         await stack.enter_async_context(going_on(lambda closing: watch.run(), "self_watch"))
@@ -153,10 +153,10 @@ async def worker(
         if denials.silent:
             ours_first = sorted(denials.silent, key=lambda subject: (not subject.startswith("ml."), subject))
             raise NotPermitted(nats.identity, tuple(ours_first[:3]))
-        present = [resident.serves.facts for resident in residency.registry]
+        present = [loaded.serves.facts for loaded in manager.registry]
         log.info("worker.ready", models={facts.model: facts.version for facts in present}, metrics_port=port)
         loader.on_step = lambda step: log.info("model.step_began", step=step)
-        yield Started(nats, server, present, port, residency, settings.metrics_host)
+        yield Started(nats, server, present, port, manager, settings.metrics_host)
 
 
 @dataclass(slots=True)
@@ -198,7 +198,7 @@ def nats_settings(settings: Settings) -> NatsSettings:
     return nats.model_copy(update={"inbox_prefix": JETSTREAM_INBOX}) if answered else nats
 
 
-def _residency(
+def _model_manager(
     catalogue: Catalogue,
     settings: Settings,
     loader: ModelLoader,
@@ -208,7 +208,7 @@ def _residency(
 ) -> ModelManager:
     """The models of this worker, none loaded yet; all of them share the device's thread."""
 
-    def serving(model: Model) -> Served:
+    def serving(model: Model) -> ServedModel:
         if generates(model):
             generation = settings.generation
             return Generator(model, device, telemetry.generation, generation.max_running, generation.stuck_step_s)
@@ -237,14 +237,14 @@ def _batch_limits(settings: Settings, device: str) -> BatchLimits:
 
 def _endpoint(
     nc: BusClient,
-    residency: ModelManager,
+    manager: ModelManager,
     finetuning: Finetuning,
     settings: Settings,
     telemetry: Telemetry,
     worker_id: str,
     watched_at: str,
 ) -> Endpoint:
-    registry = residency.registry
+    registry = manager.registry
 
     def figures() -> dict[str, Any]:
         texts, tokens = gauges.queued(registry)
@@ -258,10 +258,10 @@ def _endpoint(
 
     limits = settings.limits
     handlers = {
-        **EmbedHandlers(residency).handlers(),
-        **SimilarityHandlers(residency).handlers(),
-        **GenerateHandlers(residency, telemetry.generation).handlers(),
-        **ModelHandlers(residency, worker_id, settings.checkpoints_dir, finetuning.rollout).handlers(),
+        **EmbedHandlers(manager).handlers(),
+        **SimilarityHandlers(manager).handlers(),
+        **GenerateHandlers(manager, telemetry.generation).handlers(),
+        **ModelHandlers(manager, worker_id, settings.checkpoints_dir, finetuning.rollout).handlers(),
         **finetuning.handlers(),
         **SchemaHandlers().handlers(),
     }
@@ -271,23 +271,23 @@ def _endpoint(
         handlers=handlers,
         limits=Limits(limits.requests, limits.request_bytes, limits.default_timeout_s, limits.watches),
         observer=telemetry,
-        metadata=lambda: gauges.described(registry, residency.defaults, residency.missing),
+        metadata=lambda: gauges.described(registry, manager.defaults, manager.missing),
         data=figures,
         replies=ReplySubjects(settings.reply_prefixes, telemetry.unanswerable),
         watched_at=watched_at,
     )
-    for name, help_text, read in worker_gauges(endpoint, residency):
+    for name, help_text, read in worker_gauges(endpoint, manager):
         telemetry.gauge(name, help_text, read)
     return endpoint
 
 
-def worker_gauges(endpoint: Endpoint, residency: ModelManager) -> Iterator[tuple[str, str, Callable[[], float]]]:
+def worker_gauges(endpoint: Endpoint, manager: ModelManager) -> Iterator[tuple[str, str, Callable[[], float]]]:
     """The metrics that are read on demand: name, meaning, and how it is read."""
     yield "mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls)
     yield "mlbus_request_bytes_in_flight", "Bytes of the bodies of these requests", lambda: endpoint.bytes_in_flight
-    yield "mlbus_models_missing", "Models of the settings that cannot be loaded", lambda: len(residency.missing)
+    yield "mlbus_models_missing", "Models of the settings that cannot be loaded", lambda: len(manager.missing)
     for name, (help_text, read) in gauges.GAUGES.items():
-        yield f"mlbus_{name}", help_text, lambda read=read: read(residency.registry)
+        yield f"mlbus_{name}", help_text, functools.partial(read, manager.registry)
 
 
 async def _http_port(settings: Settings, telemetry: Telemetry, health: Health, stack: AsyncExitStack) -> int | None:
@@ -300,11 +300,11 @@ async def _http_port(settings: Settings, telemetry: Telemetry, health: Health, s
     return port
 
 
-def _not_ready(nc: BusClient, endpoint: Endpoint, residency: ModelManager) -> Iterator[str]:
+def _not_ready(nc: BusClient, endpoint: Endpoint, manager: ModelManager) -> Iterator[str]:
     """Why the worker takes no requests now, a clause each."""
     if not nc.is_connected:
         yield "not connected to NATS"
     if not endpoint.accepting:
         yield "not subscribed: it starts, or drains"
-    for model in residency.missing.keys() & residency.defaults.values():
-        yield str(residency.missing[model])
+    for model in manager.missing.keys() & manager.defaults.values():
+        yield str(manager.missing[model])

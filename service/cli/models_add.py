@@ -19,7 +19,7 @@ from models.weights.model_files import require_whole, weight_files
 
 from ..config import CONFIG_FILE, BadSettings, Settings, as_toml, read_settings
 from ..residency.loader import LoadOverrides, ModelLoader
-from ..residency.served import Facts, facts_of
+from ..served_model import Facts, facts_of
 from .models_pull import pull_model
 from .output import err, out, print_json, spinner
 from .prompts import prompts_of

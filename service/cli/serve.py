@@ -118,13 +118,13 @@ def _facts(started: Started) -> Iterator[str]:
         yield f"  credentials  {server.credentials} (of each role; a local client needs none)"
         if server.monitor_url:
             yield f"  monitoring   {server.monitor_url}"
-    defaults = started.residency.defaults
+    defaults = started.manager.defaults
     for facts in started.models:
         served = [form for form, model in defaults.items() if model == facts.model]
         default = f" (default for {', '.join(served)})" if served else ""
         yield f"  model        {facts.model}{default} on {facts.device} in {facts.dtype}, {facts.version}"
         yield from (f"  note         {facts.model} {note}" for note in facts.notes)
-    for error in started.residency.missing.values():
+    for error in started.manager.missing.values():
         yield f"  missing      {error}; it is tried again later"
     if started.metrics_port is not None:
         host = f"[{started.metrics_host}]" if ":" in started.metrics_host else started.metrics_host

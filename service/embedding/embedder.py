@@ -1,36 +1,24 @@
-"""One loaded embedding model, as handlers ask for it: texts in, finished vectors out, through its batcher."""
+"""One loaded embedding model at work: texts in, finished vectors out, through its batcher."""
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from models.encoders.base import Encoder, TextOptions, Vectors, check_options
+from models.encoders.base import Encoder, Vectors, check_options
 
-from ..residency.served import facts_of
 from ..runtime.device_thread import DeviceThread
-from ..runtime.loop import Loop
-from .batch_runner import BatchObserver
+from ..served_model import ServedModel
+from ..telemetry import Telemetry
 from .batcher import Batcher
-from .work import BatchLimits, Embedded, Finish, PendingText, Priority
+from .pending_text import BatchLimits, Embedded, EmbedParams, PendingText
 
 WINDOW = 256
-"""Texts of one request that are queued at a time, two windows ahead: a bulk request must not own the queue."""
+"""Texts of one request that are queued at a time, two windows ahead: a bulk request must not fill the queue."""
 TOKENIZER_THREADS = 3
-"""One for each lane of a batcher."""
-
-
-@dataclass(frozen=True, slots=True)
-class EmbedParams:
-    """How texts of a request are embedded. deadline: loop time in seconds. source: who takes turns with others."""
-
-    options: TextOptions
-    finish: Finish
-    deadline: float
-    priority: Priority = "interactive"
-    source: str = ""
+"""One for each tokenizer queue of a batcher."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,46 +31,33 @@ class Part:
     truncated: list[int]
 
 
-class Embedder:
-    """A running batcher and what belongs to it; `close` ends both and lets go of the weights."""
+class Embedder(ServedModel):
+    """A running batcher."""
 
-    def __init__(self, encoder: Encoder, device: DeviceThread, limits: BatchLimits, observer: BatchObserver) -> None:
+    def __init__(self, encoder: Encoder, device: DeviceThread, limits: BatchLimits, telemetry: Telemetry) -> None:
+        super().__init__(encoder, device)
         self.encoder = encoder
-        self.facts = facts_of(encoder)
-        self._device = device
         self._pool = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix=f"tokenizer.{encoder.model}")
-        self.batcher = Batcher(encoder, device, self._pool, limits, observer)
-        self._loop = Loop(f"batcher.{self.encoder.model}")
+        self.batcher = Batcher(encoder, device, self._pool, limits, telemetry)
 
-    def start(self, on_died: Callable[[BaseException], None]) -> None:
-        """Begin to work. on_died hears of an end that nobody asked for, since then nobody would answer its callers."""
-        self._loop.start(self.batcher.run(), on_died)
+    async def _serve(self) -> None:
+        await self.batcher.run()
 
-    async def stop(self) -> None:
-        """End the batcher; what waits is cancelled."""
-        await self._loop.stop()
+    def _stop_tokenizers(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def close(self) -> None:
-        """Stop, then let go of the weights, on the device's thread: a pass of no interest may still run there.
-
-        Urgently: behind a flood of requests closed models would pile up.
-        """
-        await self.stop()
-        await self._device.run(self.encoder.close, urgent=True)
-
-    async def embed(self, text: str, how: EmbedParams) -> Embedded:
+    async def embed(self, text: str, params: EmbedParams) -> Embedded:
         """One text. Raises Busy, DeadlinePassed and the errors of `models`."""
-        self._check([text], how)
-        (work,) = self._submit([text], how)
-        return await work.future
+        self._check([text], params)
+        (pending,) = self.batcher.submit([text], params)
+        return await pending.future
 
-    async def embed_all(self, texts: Sequence[str], how: EmbedParams) -> Part:
-        """Many texts as one Part; what is found wrong with one ends all."""
+    async def embed_all(self, texts: Sequence[str], params: EmbedParams) -> Part:
+        """Many texts as one Part; an error of one text ends all."""
         vectors: list[Vectors] = []
         truncated: list[int] = []
         tokens = 0
-        async with aclosing(self.embed_parts(texts, how)) as parts:
+        async with aclosing(self.embed_parts(texts, params)) as parts:
             async for part in parts:
                 vectors += part.vectors
                 truncated += part.truncated
@@ -90,16 +65,16 @@ class Embedder:
         return Part(0, vectors, tokens, truncated)
 
     async def embed_parts(
-        self, texts: Sequence[str], how: EmbedParams, window: int = WINDOW
+        self, texts: Sequence[str], params: EmbedParams, window: int = WINDOW
     ) -> AsyncGenerator[Part, None]:
         """Many texts, in order, as they are ready. Closing it early drops what has not run."""
-        self._check(texts, how)
+        self._check(texts, params)
         ahead: deque[list[PendingText]] = deque()
         try:
             for start, part in self._windows(texts, window):
                 if start:
-                    await self.batcher.room(part, how.priority)
-                ahead.append(self._submit(part, how, start))
+                    await self.batcher.wait_for_space(part, params.priority)
+                ahead.append(self.batcher.submit(part, params, start))
                 if len(ahead) == 2:
                     yield await _collect(ahead[0])
                     ahead.popleft()
@@ -107,17 +82,16 @@ class Embedder:
                 yield await _collect(ahead[0])
                 ahead.popleft()
         finally:
-            _abandon(work for works in ahead for work in works)
+            for pending in (text for window_texts in ahead for text in window_texts):
+                if not pending.future.cancel() and not pending.future.cancelled():
+                    pending.future.exception()  # one failure of a request is reported, the others are not
 
-    def _submit(self, texts: Sequence[str], how: EmbedParams, start: int = 0) -> list[PendingText]:
-        return self.batcher.submit(texts, how.options, how.finish, how.deadline, start, how.priority, how.source)
-
-    def _check(self, texts: Sequence[str], how: EmbedParams) -> None:
-        check_options(self.encoder, how.options, how.finish.dimensions)
-        self.batcher.require_time(texts, how.deadline, how.priority, how.source)
+    def _check(self, texts: Sequence[str], params: EmbedParams) -> None:
+        check_options(self.encoder, params.options, params.finish.dimensions)
+        self.batcher.require_time(texts, params)
 
     def _windows(self, texts: Sequence[str], window: int) -> Iterator[tuple[int, Sequence[str]]]:
-        """The texts in parts, each with the index of its first: so many texts, or as many tokens as may wait."""
+        """The texts in parts of at most `window` texts, and as many tokens as may wait; each with its first index."""
         start = tokens = 0
         for end, text in enumerate(texts):
             (cost,) = self.batcher.estimates([text])
@@ -128,17 +102,11 @@ class Embedder:
         yield start, texts[start:]
 
 
-def _abandon(works: Iterable[PendingText]) -> None:
-    for work in works:
-        if not work.future.cancel() and not work.future.cancelled():
-            work.future.exception()  # seen: one failure of a request is reported, the others are not
-
-
-async def _collect(works: list[PendingText]) -> Part:
-    done = await asyncio.gather(*(work.future for work in works))
+async def _collect(pending: list[PendingText]) -> Part:
+    done = await asyncio.gather(*(text.future for text in pending))
     return Part(
-        index=works[0].index,
+        index=pending[0].index,
         vectors=[embedded.vector for embedded in done],
         tokens=sum(embedded.tokens for embedded in done),
-        truncated=[work.index for work, embedded in zip(works, done, strict=True) if embedded.truncated],
+        truncated=[text.index for text, embedded in zip(pending, done, strict=True) if embedded.truncated],
     )

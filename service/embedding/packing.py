@@ -1,13 +1,13 @@
-"""Which waiting texts go into one batch. Pure arithmetic on lengths in tokens, given in order of arrival."""
+"""Which waiting texts form one batch, by their lengths in tokens, given in order."""
 
 from collections.abc import Sequence
 from itertools import accumulate
 
 
 def oldest_within(lengths: Sequence[int], budget: int) -> list[int]:
-    """A batch that pads nothing: the oldest texts that have at most `budget` tokens together.
+    """A batch without padding: the oldest texts with at most `budget` tokens together; one alone may have more.
 
-    One text alone may have more. -> indices.
+    -> indices.
     """
     fitting = sum(1 for total in accumulate(lengths) if total <= budget)
     return list(range(max(1, fitting)))
@@ -16,8 +16,8 @@ def oldest_within(lengths: Sequence[int], budget: int) -> list[int]:
 def like_oldest_within(lengths: Sequence[int], budget: int, overhead: int) -> list[int]:
     """A padded batch: the oldest text and those nearest to it in length. -> indices.
 
-    It costs longest x count tokens, at most `budget` (one text alone may cost more). It grows to whichever side adds
-    less padding, until a text would add more than `overhead` tokens of it: what starting a batch of its own costs.
+    It costs longest x count tokens, at most `budget` (one text alone may cost more). It grows to the side that adds
+    less padding, until a text would add more than `overhead` tokens of it: the cost of starting another batch.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     low = high = order.index(0)

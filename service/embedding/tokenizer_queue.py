@@ -1,4 +1,4 @@
-"""Texts on their way to tokens: a queue, and one job at a time in the tokenisers' pool. Knows no batch."""
+"""Texts on their way to tokens: a queue, and one job at a time in the tokenizers' pool."""
 
 import asyncio
 import itertools
@@ -13,7 +13,7 @@ from models.encoders.base import Encoder, TextOptions, Tokens
 from models.errors import TextTooLong
 from subjects.errors import DeadlinePassed
 
-from .work import PendingText
+from .pending_text import PendingText
 
 log = structlog.get_logger(__name__)
 
@@ -21,16 +21,16 @@ Deliver = Callable[[PendingText, "Tokens | Exception"], None]
 
 
 class TokenizerQueue:
-    """Works whose texts wait for the tokeniser, by their turns; each is delivered with its tokens or what went wrong.
+    """Texts that wait for the tokenizer, by their turns; each is delivered with its tokens or its error.
 
-    slice_chars: characters that one job takes on, unless its first text alone has more.
+    job_chars: characters that one job takes, unless its first text alone has more.
     """
 
-    def __init__(self, encoder: Encoder, pool: Executor, deliver: Deliver, slice_chars: int) -> None:
+    def __init__(self, encoder: Encoder, pool: Executor, deliver: Deliver, job_chars: int) -> None:
         self._encoder = encoder
         self._pool = pool
         self._deliver = deliver
-        self._slice_chars = slice_chars
+        self._job_chars = job_chars
         self._waiting: list[tuple[float, int, PendingText]] = []
         self._numbers = itertools.count()
         self._any = asyncio.Event()
@@ -38,48 +38,48 @@ class TokenizerQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, works: Iterable[PendingText]) -> None:
-        for work in works:
-            heappush(self._waiting, (work.turn, next(self._numbers), work))
+    def put(self, texts: Iterable[PendingText]) -> None:
+        for text in texts:
+            heappush(self._waiting, (text.turn, next(self._numbers), text))
         if self._waiting:
             self._any.set()
 
     async def run(self) -> None:
-        """Tokenise for ever."""
+        """Tokenize for ever."""
         while True:
             await self._any.wait()
-            for options, works in groupby(self._next_slice(), key=lambda work: work.options):
-                await self._tokenize(list(works), options)
+            for options, texts in groupby(self._next_job(), key=lambda text: text.params.options):
+                await self._tokenize(list(texts), options)
 
-    def _next_slice(self) -> list[PendingText]:
-        works: list[PendingText] = []
+    def _next_job(self) -> list[PendingText]:
+        texts: list[PendingText] = []
         chars = 0
-        while self._waiting and (not works or chars + len(self._waiting[0][2].text) <= self._slice_chars):
-            _, _, work = heappop(self._waiting)
-            if work.wanted():
-                works.append(work)
-                chars += len(work.text)
+        while self._waiting and (not texts or chars + len(self._waiting[0][2].text) <= self._job_chars):
+            _, _, text = heappop(self._waiting)
+            if text.wanted():
+                texts.append(text)
+                chars += len(text.text)
             else:
-                self._deliver(work, DeadlinePassed("the deadline passed while the text waited for the tokeniser"))
+                self._deliver(text, DeadlinePassed("the deadline passed while the text waited for the tokeniser"))
         if not self._waiting:
             self._any.clear()
-        return works
+        return texts
 
-    async def _tokenize(self, works: list[PendingText], options: TextOptions) -> None:
-        """One job; where it fails, each text on its own, so that only the culprit fails."""
-        texts = [work.text for work in works]
+    async def _tokenize(self, pending: list[PendingText], options: TextOptions) -> None:
+        """One job; if it fails, each text on its own, so that only the culprit fails."""
+        texts = [text.text for text in pending]
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._pool, self._job, texts, options)
         except Exception as error:
-            log.warning("tokenising.failed", model=self._encoder.model, texts=len(works), error=type(error).__name__)
-            if len(works) == 1:
-                self._deliver(works[0], error)
+            log.warning("tokenising.failed", model=self._encoder.model, texts=len(texts), error=type(error).__name__)
+            if len(pending) == 1:
+                self._deliver(pending[0], error)
                 return
-            for work in works:
-                await self._tokenize([work], options)
+            for text in pending:
+                await self._tokenize([text], options)
         else:
-            for work, result in zip(works, results, strict=True):
-                self._deliver(work, result)
+            for text, result in zip(pending, results, strict=True):
+                self._deliver(text, result)
 
     def _job(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
         try:

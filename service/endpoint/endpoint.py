@@ -29,9 +29,9 @@ from subjects.errors import (
     Unavailable,
 )
 
+from ..admission import past_deadline, retry_after_ms
 from ..bus.client import BusClient
 from ..bus.connection import settled
-from ..busy import MARGIN, milliseconds
 from ..errors import INTERNAL, to_wire
 from . import micro
 from .call import Call, ReplyLost
@@ -184,7 +184,7 @@ class Endpoint:
         else:
             return None
         why = f"this worker holds {full} already; try again later"
-        return Busy(why, retry_after_ms=milliseconds(self._service_s))
+        return Busy(why, retry_after_ms=retry_after_ms(self._service_s))
 
     async def _work(self, served: ServedRoute, counts: micro.Counts, call: Call, held: Held) -> None:
         call.running = True
@@ -328,11 +328,7 @@ def _late(served: ServedRoute, call: Call) -> MLError | None:
     """Refuse without reading what could not be ready in time, whatever is asked."""
     if served.ready_in_s is None:
         return None
-    needed_s, left_s = MARGIN * served.ready_in_s(call), call.deadline - call.received
-    if needed_s <= left_s:
-        return None
-    why = f"this worker would take {needed_s:.1f} s now, which is past the deadline; try again later"
-    return Busy(why, retry_after_ms=milliseconds(needed_s - left_s))
+    return past_deadline("this worker would take", served.ready_in_s(call), call.deadline - call.received)
 
 
 def _tasks(calls: Iterable[Call]) -> list[asyncio.Task[None]]:

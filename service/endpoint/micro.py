@@ -20,7 +20,7 @@ from nats.micro.service import EndpointInfo, EndpointStats, ServiceInfo, Service
 from subjects import names
 from subjects.errors import MLError
 
-from .rate import Rate
+from ..admission import RateLimit
 from .reply_subject import WORKERS_INBOX, ReplySubjects
 
 DESCRIPTION = (
@@ -86,7 +86,7 @@ class Discovery:
         self._metadata = metadata
         self._data = data
         self._watch = (f"$SRV.PING.{names.SERVICE}.{worker_id}", watched_at)
-        self._of_workers = Rate(QUESTIONS_S)
+        self._of_workers = RateLimit(QUESTIONS_S)
         self._started = datetime.now(UTC)
 
     async def subscribe(self) -> list[Any]:
@@ -94,12 +94,12 @@ class Discovery:
         subscriptions = []
         for verb, message in verbs.items():
             kept = _Kept(message)
-            to_all, to_one = (functools.partial(self._answer, kept, Rate(QUESTIONS_S)) for _ in range(2))
+            to_all, to_one = (functools.partial(self._answer, kept, RateLimit(QUESTIONS_S)) for _ in range(2))
             for target, cb in (("", to_all), (f".{names.SERVICE}", to_all), (f".{names.SERVICE}.{self.id}", to_one)):
                 subscriptions.append(await self._nc.subscribe(f"$SRV.{verb}{target}", cb=cb))
         return subscriptions
 
-    async def _answer(self, kept: "_Kept", rate: Rate, msg: Msg) -> None:
+    async def _answer(self, kept: "_Kept", rate: RateLimit, msg: Msg) -> None:
         if (msg.subject, msg.reply) != self._watch:
             # A reply subject is anybody's to write: what says that it comes from a worker is no more than apart.
             of_workers = msg.subject == f"$SRV.PING.{names.SERVICE}" and msg.reply.startswith(f"{WORKERS_INBOX}.")

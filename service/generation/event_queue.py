@@ -1,4 +1,4 @@
-"""What an engine has told of one call's completions and the call has not taken yet. Knows no engine and no wire."""
+"""The queue between an engine and one call: events of its completions that the call has not taken yet."""
 
 import asyncio
 from collections.abc import Iterable
@@ -7,15 +7,15 @@ from contextlib import suppress
 from models.generation.request import Event, Finished, Piece, Scored
 
 LIMIT_CHARS = 65_536
-"""How much text of one completion of a stream may wait to be taken: a reader that is further behind is not reading."""
+"""How much text of one completion of a stream may wait: a reader that is further behind is not reading."""
 LOGPROB_CHARS = 64
 """What a token's log-probability counts for, in characters."""
 
 
 class EventQueue:
-    """Events that wait, of any number of completions; `take` takes them all.
+    """Events of any number of completions; `take` takes all that wait.
 
-    bounded: whether so much may wait that there is no room; not where nobody reads as it comes. live: ids of the
+    bounded: whether a completion's text may fill the queue; not if nobody reads it before its end. live: ids of the
     completions that have been opened and have not ended. is_sealed: whether no more will be opened.
     """
 
@@ -34,7 +34,7 @@ class EventQueue:
         self.live.add(request)
 
     def forget(self, request: str) -> None:
-        """Expect none of it after all."""
+        """Expect none of this completion after all."""
         self.live.discard(request)
 
     def seal(self) -> None:
@@ -43,7 +43,7 @@ class EventQueue:
         self._check_over()
 
     def put(self, event: Event) -> bool:
-        """Let an event wait -> whether there is still room; without, the completion should be ended."""
+        """Add an event -> False if its completion has filled the queue and should be ended."""
         if self._error is None:
             self._waiting.setdefault(event.request, []).append(event)
             self._any.set()
@@ -59,18 +59,17 @@ class EventQueue:
         return waited <= LIMIT_CHARS or not self._bounded or self._error is not None
 
     def fail(self, error: Exception) -> None:
-        """Let whoever takes get this error, at once and instead of what waits; the first one counts."""
+        """Have `take` raise this error, at once and instead of what waits; the first error counts."""
         self._error = self._error or error
         self._waiting.clear()
         self._any.set()
         self._hurry.set()
 
     async def take(self, not_before: float = 0.0) -> list[Event]:
-        """What waits, the pieces of each completion as one; empty once all has ended and been taken.
+        """All that waits, the pieces of each completion merged; empty once all have ended and been taken.
 
-        Waits until there is something, and then until `not_before` (loop time) too, unless a completion ends or there
-        is much.
-        Raises what `fail` was given.
+        Waits until there is something, and then until `not_before` (loop time) too, unless a completion ends or much
+        text waits. Raises the error given to `fail`.
         """
         await self._any.wait()
         if not self._hurry.is_set() and asyncio.get_running_loop().time() < not_before:
@@ -97,7 +96,7 @@ def _size(piece: Piece) -> int:
 
 
 def _merged(events: list[Event]) -> Iterable[Event]:
-    """The same, with all pieces in one."""
+    """The same events, with all pieces in one."""
     yield from (event for event in events if isinstance(event, Scored))
     pieces = [event for event in events if isinstance(event, Piece)]
     if len(pieces) > 1:

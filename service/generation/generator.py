@@ -1,7 +1,7 @@
-"""One loaded generation model, as handlers ask for it: prompts in, pieces of text out, through its engine.
+"""One loaded generation model at work: prompts in, pieces of text out.
 
 A token's way: the engine loop (engine_loop.py) has the device's thread run a step (engine_step.py) of the engine
-(models/generation/engine.py). The token goes into the event queue of its call (event_queue.py). The completion stream
+(models/generation/engine.py). The token goes to the event queue of its call (event_queue.py). The completion stream
 (completion_stream.py) takes what is there, at most every 20 ms. The handler (handlers/generate.py) makes frames of it
 (reply.py), and endpoint/frames.py sends them.
 """
@@ -13,68 +13,57 @@ from models.generation.base import Chat, Fill, GenerationEngine, Plain, Prompt, 
 from models.generation.errors import EngineFull, PromptTooLong
 from models.generation.request import Request
 
-from ..residency.served import facts_of
 from ..runtime.device_thread import DeviceThread
-from ..runtime.loop import Loop
+from ..served_model import ServedModel
 from .completion_stream import CompletionStream
-from .engine_loop import EngineLoop, StepObserver
+from .engine_loop import EngineLoop
 from .shortest_job_first import ShortestJobFirst
+from .telemetry import GenerationTelemetry
 
 TOKENIZER_THREADS = 2
 CHAR_S = 10e-6
-"""How much longer a prompt may wait for the tokeniser for each of its characters: ten times what that takes."""
+"""How much longer a prompt may wait for the tokenizer for each of its characters: ten times what that takes."""
 TOKEN_CHARS = 128
-"""No tokeniser's tokens are so long on an average: what is longer than a context of them is not even tokenised."""
+"""More characters than any tokenizer has in a token on average: a prompt longer than a context of them is too long."""
 
 
-class Generator:
-    """A running engine and what belongs to it; `close` ends both and lets go of the weights.
+class Generator(ServedModel):
+    """A running engine.
 
-    window: how many completions of one call are in the engine at a time. stuck_step_s: how long a step may take before
-    it is told of.
+    window: how many completions of one call are in the engine at a time. stuck_step_s: when a step counts as stuck.
     """
 
     def __init__(
         self,
         engine: GenerationEngine,
         device: DeviceThread,
-        observer: StepObserver,
+        telemetry: GenerationTelemetry,
         window: int = 32,
         stuck_step_s: float = 30.0,
     ) -> None:
+        super().__init__(engine, device)
         self.engine = engine
-        self.facts = facts_of(engine)
-        self._device = device
         self._window = window
-        self._tokenisers = ShortestJobFirst(TOKENIZER_THREADS, CHAR_S, f"tokenizer.{self.facts.model}")
-        self._stepper = EngineLoop(engine, device, observer, stuck_step_s)
-        self._loop = Loop(f"stepper.{self.facts.model}")
+        self._tokenizers = ShortestJobFirst(TOKENIZER_THREADS, CHAR_S, f"tokenizer.{self.facts.model}")
+        self._loop = EngineLoop(engine, device, telemetry, stuck_step_s)
 
     @property
     def stuck_s(self) -> float:
-        """For how long the engine's present step has been taking too long; 0 where it does not."""
-        return self._stepper.watchdog.stuck_s
+        """How long the engine's present step has been running, if that is too long; else 0."""
+        return self._loop.watchdog.stuck_s
 
-    def start(self, on_died: Callable[[BaseException], None]) -> None:
-        """Begin to work. on_died hears of an end that nobody asked for, since then nobody would answer its callers."""
-        self._loop.start(self._stepper.run(), on_died)
+    async def _serve(self) -> None:
+        await self._loop.run()
 
-    async def stop(self) -> None:
-        """End the stepping; what is in the engine gets Unavailable."""
-        await self._loop.stop()
-        self._tokenisers.close()
-
-    async def close(self) -> None:
-        """Stop, then let go of the weights and the cache, on the device's thread: a step may still run there."""
-        await self.stop()
-        await self._device.run(self.engine.close, urgent=True)
+    def _stop_tokenizers(self) -> None:
+        self._tokenizers.close()
 
     async def request(self, prompt: Prompt, make: Callable[[PromptTokens], Request]) -> Request:
-        """Tokenise a prompt, make a request of it and have it checked. Raises InvalidRequest, PromptTooLong."""
+        """Tokenize a prompt, make a request of it and have it checked. Raises InvalidRequest, PromptTooLong."""
         size, context = _chars(prompt), self.engine.facts.max_tokens
         if size > context * TOKEN_CHARS:
             raise PromptTooLong(size // TOKEN_CHARS, 1, context, "the model's context, at the very least")
-        return await self._tokenisers.run(size, self._request, prompt, make)
+        return await self._tokenizers.run(size, self._request, prompt, make)
 
     def _request(self, prompt: Prompt, make: Callable[[PromptTokens], Request]) -> Request:
         try:
@@ -87,13 +76,13 @@ class Generator:
         self.engine.check(request)
         return request
 
-    def flight(self, streamed: bool = True, deadline: float = math.inf) -> CompletionStream:
-        """For the completions of one call; see Flight. Raises Busy where the engine is full already."""
+    def stream(self, streamed: bool = True, deadline: float = math.inf) -> CompletionStream:
+        """The stream for the completions of one call; see CompletionStream. Raises Busy if the engine is full."""
         try:
-            self._stepper.require_place()
+            self._loop.require_slot()
         except EngineFull as full:
-            raise self._stepper.refusal(full) from None
-        return CompletionStream(self._stepper, self._window, streamed, deadline)
+            raise self._loop.refusal(full) from None
+        return CompletionStream(self._loop, self._window, streamed, deadline)
 
 
 def _chars(prompt: Prompt) -> int:

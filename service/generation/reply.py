@@ -1,13 +1,11 @@
 """From the engine's events to messages of the wire: whole replies, and the frames of a stream."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import structlog
-
 from models.generation import request as engine
-from models.generation.request import Finished, Piece
+from models.generation.request import Event, Finished, FinishReason, Piece, Scored
 from subjects.errors import Internal
 from subjects.generate import (
     Choice,
@@ -24,10 +22,8 @@ from subjects.generate import (
 )
 
 from ..errors import INTERNAL, to_wire
-from ..residency.served import Facts
-from .request import GenerationCall
-
-log = structlog.get_logger(__name__)
+from ..served_model import Facts
+from .request import GenerationCall, number_of
 
 CHAR_BYTES = 6
 """What a character takes at most, escaped in JSON."""
@@ -39,37 +35,70 @@ LEAST_LOGPROB_BYTES = 24
 
 @dataclass(slots=True)
 class Completion:
-    """One completion as it grows. end: its own once it has come, until then that of one which never began."""
+    """One completion as it grows.
+
+    end: its own once it has ended, before that the end of one that never began. begun: whether it has had an event.
+    """
 
     number: int
     seed: int
     end: Finished
+    begun: bool = False
+    ended: bool = False
     text: list[str] = field(default_factory=list)
     logprobs: list[engine.TokenLogprob] = field(default_factory=list)
 
     def add(self, piece: Piece) -> None:
-        """Its text goes on."""
+        """Append a piece."""
         self.text.append(piece.text)
         self.logprobs += piece.logprobs
 
 
-@dataclass(frozen=True, slots=True)
 class Replies:
-    """The messages for one call's completions. completions: all of them, by number."""
+    """The completions of one call, by number, and the messages about them."""
 
-    asked: GenerationCall
-    facts: Facts
-    completions: Sequence[Completion]
+    def __init__(self, call: GenerationCall, facts: Facts) -> None:
+        self.call = call
+        self.facts = facts
+        self.completions = [
+            Completion(number, call.seed_of(number), call.never_begun(number, "cancelled"))
+            for number in range(call.count)
+        ]
 
-    def require_one(self) -> None:
-        """Raises what the one prompt failed at, if all its completions did: a failure among others is in the reply."""
+    def pieces(self, events: Iterable[Event]) -> Iterator[tuple[Completion, Piece]]:
+        """The text that events add, each piece with its completion; the echo of a prompt comes first.
+
+        Raises the error of the call's one prompt once all its completions have failed; a failure among others is in the
+        reply.
+        """
+        for event in events:
+            completion = self.completions[number_of(event.request)]
+            failed = isinstance(event, Finished) and event.error is not None
+            if not completion.begun and not failed:
+                completion.begun = True
+                if echo := self.call.echo(completion.number):
+                    scores = event.logprobs if isinstance(event, Scored) else ()
+                    yield completion, Piece(event.request, echo, 0, scores)
+            if isinstance(event, Piece):
+                yield completion, event
+            elif isinstance(event, Finished):
+                completion.end, completion.ended = event, True
+                self._require_one()
+
+    def _require_one(self) -> None:
         error = self.completions[0].end.error
-        if error is not None and not self.asked.batch and all(one.end.error for one in self.completions):
+        if error is not None and not self.call.batch and all(one.end.error for one in self.completions):
             raise error
+
+    def end_rest(self, reason: FinishReason) -> None:
+        """End the completions that never began, for this reason."""
+        for completion in self.completions:
+            if not completion.ended:
+                completion.end = self.call.never_begun(completion.number, reason)
 
     def whole(self) -> GenerateReply | GenerateBatchReply:
         """The one reply."""
-        if self.asked.batch:
+        if self.call.batch:
             results = [self._result(group) for group in self._groups()]
             return GenerateBatchReply(**self._generated(), results=results)
         return GenerateReply(
@@ -77,8 +106,8 @@ class Replies:
         )
 
     def frames(self, piece: Piece, number: int, limit_bytes: int) -> Iterator[TokenFrame]:
-        """A piece as frames of which each fits a message, and none is empty."""
-        top = self.asked.options.logprobs
+        """A piece as frames; each fits a message, and none is empty."""
+        top = self.call.options.logprobs
         texts, logprobs = len(piece.text), len(piece.logprobs)
         size = texts * CHAR_BYTES + logprobs * LOGPROB_BYTES * (1 + (top or 0))
         parts = min(texts, 1 + size // max(1, limit_bytes // 2))
@@ -101,18 +130,18 @@ class Replies:
             )
             for completion in self.completions
         ]
-        several = len(ends) > 1 or self.asked.batch
+        several = len(ends) > 1 or self.call.batch
         return GenerateDone(**self._generated(), **self._ended(self.completions[0]), choices=ends if several else None)
 
     def _groups(self) -> list[Sequence[Completion]]:
         """The completions of each prompt."""
-        n = self.asked.options.n
+        n = self.call.options.n
         return [self.completions[first : first + n] for first in range(0, len(self.completions), n)]
 
     def _place(self, number: int) -> dict[str, int]:
-        index, choice = divmod(number, self.asked.options.n)
-        place = {"index": index} if self.asked.batch else {}
-        return place | {"choice": choice} if self.asked.options.n > 1 else place
+        index, choice = divmod(number, self.call.options.n)
+        place = {"index": index} if self.call.batch else {}
+        return place | {"choice": choice} if self.call.options.n > 1 else place
 
     def _generated(self) -> dict[str, Any]:
         usages = [_usage(group) for group in self._groups()]
@@ -143,18 +172,14 @@ class Replies:
         ]
 
     def _completed(self, completion: Completion) -> dict[str, Any]:
-        shown = None if self.asked.options.logprobs is None else [_logprob(one) for one in completion.logprobs]
+        shown = None if self.call.options.logprobs is None else [_logprob(one) for one in completion.logprobs]
         return {**self._ended(completion), "text": "".join(completion.text), "logprobs": shown}
 
     def _ended(self, completion: Completion) -> dict[str, Any]:
         reason = completion.end.stop_reason
-        if isinstance(reason, int) and reason not in (self.asked.options.stop_token_ids or ()):
+        if isinstance(reason, int) and reason not in (self.call.options.stop_token_ids or ()):
             reason = None  # the model's own end
-        return {
-            "finish_reason": completion.end.reason,
-            "stop_reason": reason,
-            "seed": completion.seed,
-        }
+        return {"finish_reason": completion.end.reason, "stop_reason": reason, "seed": completion.seed}
 
     def _failure(self, completion: Completion) -> GenerateFailure | None:
         if completion.end.error is None:
@@ -163,11 +188,11 @@ class Replies:
         return GenerateFailure(code=error.code, message=error.message)
 
 
-def least_reply_bytes(asked: GenerationCall) -> int:
-    """What the one reply takes at least, before anything is known of the texts."""
-    tokens = asked.options.min_tokens if asked.options.logprobs is not None else 0
-    logprob_bytes = LEAST_LOGPROB_BYTES * tokens * (1 + (asked.options.logprobs or 0))
-    return sum(len(asked.echo(number)) + logprob_bytes for number in range(asked.count))
+def least_reply_bytes(call: GenerationCall) -> int:
+    """What the one reply takes at least, whatever the texts will be."""
+    tokens = call.options.min_tokens if call.options.logprobs is not None else 0
+    logprob_bytes = LEAST_LOGPROB_BYTES * tokens * (1 + (call.options.logprobs or 0))
+    return sum(len(call.echo(number)) + logprob_bytes for number in range(call.count))
 
 
 def least_bytes(piece: Piece) -> int:
@@ -176,7 +201,7 @@ def least_bytes(piece: Piece) -> int:
 
 
 def _usage(group: Sequence[Completion]) -> GenerateUsage:
-    """Of the completions of one prompt, whose tokens count once."""
+    """The usage of the completions of one prompt, whose tokens count once."""
     return GenerateUsage(
         prompt_tokens=max(completion.end.usage.prompt for completion in group),
         cached_tokens=group[0].end.usage.cached,

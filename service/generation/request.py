@@ -1,7 +1,7 @@
-"""From a request on the wire to requests of the engine: one for each completion.
+"""From a request on the wire to requests of the engine, one for each completion.
 
 Completion number k = index * n + choice has the id `<call>.<k>` and the seed of the request plus k. The engine never
-sees the caller's own id: that may come again while the engine still lets go of the last one.
+sees the caller's own id: that may come again while the engine still drops the last one.
 """
 
 import functools
@@ -29,8 +29,11 @@ SEED_BITS = 52
 
 @dataclass(frozen=True, slots=True)
 class GenerationCall:
-    """What a call asks for. id: of this call, on this worker; seed: of completion 0; batch: whether it may have several
-    prompts; caller: who takes turns with others."""
+    """What a request asks for.
+
+    id: of the call, on this worker. seed: of completion 0. batch: whether it is a batch of prompts. caller: who takes
+    turns with other callers.
+    """
 
     id: str
     prompts: Sequence[Prompt]
@@ -46,7 +49,7 @@ class GenerationCall:
 
     @property
     def form(self) -> Form:
-        """Of its prompts, all of which have the same."""
+        """The form of its prompts, which all have the same."""
         match self.prompts[0]:
             case Plain():
                 return "prompt"
@@ -56,11 +59,11 @@ class GenerationCall:
                 return "fim"
 
     def seed_of(self, number: int) -> int:
-        """With which a completion is sampled."""
+        """The seed that a completion is sampled with."""
         return (self.seed + number) & MAX_SEED
 
     def echo(self, number: int) -> str:
-        """What a completion's text begins with."""
+        """What a completion's text begins with: the prompt if the request has `echo`."""
         prompt = self.prompts[number // self.options.n]
         return prompt.text if self.options.echo and isinstance(prompt, Plain) else ""
 
@@ -69,12 +72,10 @@ class GenerationCall:
         return Finished(f"{self.id}.{number}", reason, Usage(0, 0, 0), error=error)
 
     async def requests(self, generator: Generator) -> Requests:
-        """Each completion's request, in order; where a prompt cannot be made one, its end."""
+        """Each completion's request, in order; if a prompt cannot be made one, its end."""
         make = functools.partial(self._request, facts=generator.engine.facts)
-        first = 0
-        for prompt in self.prompts:
-            numbers = range(first, first + self.options.n)
-            first = numbers.stop
+        for index, prompt in enumerate(self.prompts):
+            numbers = range(index * self.options.n, (index + 1) * self.options.n)
             try:
                 made = await generator.request(prompt, make)
             except Exception as error:
@@ -89,7 +90,7 @@ class GenerationCall:
 
     def _request(self, tokens: PromptTokens, facts: EngineFacts) -> Request:
         options, max_tokens = self.options, self.options.max_tokens
-        if "max_tokens" not in options.model_fields_set:  # what is left then, if that is less than usual
+        if "max_tokens" not in options.model_fields_set:  # the default, or what the context leaves if that is less
             max_tokens = max(1, min(max_tokens, facts.max_tokens - len(tokens.ids)))
         return Request(
             id=self.id,
@@ -107,7 +108,7 @@ class GenerationCall:
 
 
 def read(request: GenerateRequest | GenerateBatchRequest, call: str, caller: str = "") -> GenerationCall:
-    """What a message asks for, for the call of this id; a seed is drawn where it names none."""
+    """What a request asks for, for the call of this id; a seed is drawn if it names none."""
     seed = secrets.randbits(SEED_BITS) if request.seed is None else request.seed
     if isinstance(request, GenerateBatchRequest):
         return GenerationCall(call, [Plain(text) for text in request.prompts], request, seed, True, caller)
@@ -121,20 +122,21 @@ def number_of(request: str) -> int:
 
 def _prompt(request: GenerateRequest) -> Prompt:
     if request.messages is not None:
-        turns = tuple(Message(message.role, message.content) for message in request.messages)
-        return Chat(turns, request.continue_final)
+        messages = tuple(Message(message.role, message.content) for message in request.messages)
+        return Chat(messages, request.continue_final)
     if request.prompt is not None:
         return Plain(request.prompt)
     return Fill(request.prefix or "", request.suffix or "")
 
 
 def _sampling(options: GenerateOptions, defaults: Defaults) -> Sampling:
-    """Where the request does not say, as the model's configuration says, and else neutral."""
+    """What the request says, else what the model's configuration says, else neutral values."""
     chosen: dict[str, Any] = {}
-    for name in (default.name for default in fields(Defaults)):
-        asked, usual = getattr(options, name), getattr(defaults, name)
-        if asked is not None or usual is not None:
-            chosen[name] = usual if asked is None else asked
+    for field in fields(Defaults):
+        stated = getattr(options, field.name)
+        value = getattr(defaults, field.name) if stated is None else stated
+        if value is not None:
+            chosen[field.name] = value
     return Sampling(
         **chosen,
         presence_penalty=options.presence_penalty,

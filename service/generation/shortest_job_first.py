@@ -1,7 +1,4 @@
-"""A few threads and what waits for them: short jobs go before long ones, and nobody waits for ever.
-
-Knows nothing of what runs.
-"""
+"""A thread pool in which short jobs go before long ones, and no job waits for ever."""
 
 import asyncio
 import functools
@@ -20,7 +17,7 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Job:
-    """due: when it should begin, in seconds of the monotonic clock; number: its place among those due at once."""
+    """due: when it should begin, in seconds of the monotonic clock. number: order among jobs due at the same time."""
 
     due: float
     number: int
@@ -29,10 +26,9 @@ class _Job:
 
 
 class ShortestJobFirst:
-    """Runs functions in the order in which they are due: a job is, once it has waited as long as its size allows.
+    """Runs functions in the order in which they are due: a job may wait `unit_s` seconds for each unit of its size.
 
-    unit_s: how long that is for each unit of size. So a short job overtakes a long one that came shortly before it.
-    Not bounded: whoever waits here is counted elsewhere.
+    So a short job overtakes a long one that came shortly before it. The queue is not bounded; callers count their jobs.
     """
 
     def __init__(self, threads: int, unit_s: float, name: str) -> None:
@@ -43,7 +39,7 @@ class ShortestJobFirst:
         self._waiting: list[_Job] = []
 
     async def run(self, size: int, function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs) -> ResultT:
-        """The function's result, or the exception that it raises. A caller that is cancelled stops none that runs."""
+        """The function's result, or its exception. A caller that is cancelled does not stop a function that runs."""
         future: Future[ResultT] = Future()
         due = time.monotonic() + size * self._unit_s
         with self._lock:
@@ -61,13 +57,13 @@ class ShortestJobFirst:
             return
         try:
             result = job.call()
-        except BaseException as error:  # else its caller would wait for ever
+        except BaseException as error:  # its caller must not wait for ever
             job.future.set_exception(error)
         else:
             job.future.set_result(result)
 
     def close(self) -> None:
-        """Drop what has not begun. What runs finishes, but nobody waits here."""
+        """Drop what has not begun, without waiting for what runs."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             dropped, self._waiting = self._waiting, []

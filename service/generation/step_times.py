@@ -1,33 +1,66 @@
-"""When a text would be ready, going by how long an engine's steps take and how many tokens its texts have.
-
-Learns from steps and ends. Knows no queue and no engine.
-"""
+"""When a completion would be ready, from how long an engine's steps take and how many tokens completions have."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
-from typing import Protocol
 
 from models.generation.request import Finished, Request
 
-from .step_cost import StepCost
+from ..admission import LinearCost
 
-_WEIGHT = 0.05  # of the latest text in the average; the first ones count alike
+_DECAY = 0.98
+"""Weight of what is known of prompts, after another step with one."""
+_WEIGHT = 0.05
+"""Weight of the latest step, or completion, in an average; the first completions count alike."""
 
 
-class QueuedRequest(Protocol):
-    """A text that was asked for, and how many tokens it has so far."""
+class StepCost:
+    """The time of a step: a part for the completions in it, and a part for each prompt token computed beside them.
+
+    The two are learned apart: a completion's next token costs many times what a token of a prompt does.
+    prompt_token_s: seconds for a prompt token. prompt_tokens: their average in a step; most_prompt_tokens: the maximum.
+    """
+
+    def __init__(self) -> None:
+        self.prompt_tokens = 0.0
+        self.most_prompt_tokens = 0
+        self._completions = LinearCost()
+        self._most_completions = 0
+        self._tokens = self._seconds = 0.0
 
     @property
-    def request(self) -> Request: ...
+    def prompt_token_s(self) -> float:
+        return self._seconds / self._tokens if self._tokens else 0.0
 
-    @property
-    def made(self) -> int: ...
+    def observe(self, completions: int, prompt_tokens: int, seconds: float) -> None:
+        """Learn from a step that computed the next token of each completion, and these tokens of prompts."""
+        if prompt_tokens:
+            self._tokens = _DECAY * self._tokens + prompt_tokens
+            self._seconds = _DECAY * self._seconds + max(0.0, seconds - self._completions.expected_s(completions))
+        if completions:
+            self._completions.observe(completions, max(0.0, seconds - self.prompt_token_s * prompt_tokens))
+        self._most_completions = max(self._most_completions, completions)
+        self.most_prompt_tokens = max(self.most_prompt_tokens, prompt_tokens)
+        self.prompt_tokens += _WEIGHT * (prompt_tokens - self.prompt_tokens)
+
+    def completions_s(self, completions: int) -> float:
+        """Seconds for a step with this many completions and no prompts; 0 while nothing is known.
+
+        Beyond one more than were ever seen, the time is taken to grow in proportion: a step of twice the size may need
+        twice the time. One more is taken at the learned cost, or nobody would ever learn what several cost together.
+        """
+        known = min(completions, self._most_completions + 1)
+        return self._completions.expected_s(known) * completions / known if known else self._completions.expected_s(0)
+
+    def prompts_s(self, tokens: float, completions: int) -> float:
+        """Seconds for this many tokens of prompts, beside completions that get a token in each of the steps."""
+        steps = tokens // self.most_prompt_tokens if self.most_prompt_tokens else 0
+        return self.prompt_token_s * tokens + steps * self.completions_s(completions)
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """When a text would begin and end, in seconds from now; alone_s: when it would end if nothing else were there."""
+    """When a completion would begin and end, in seconds from now; alone_s: when it would end on an idle engine."""
 
     begins_s: float
     ends_s: float
@@ -35,20 +68,17 @@ class Ready:
 
 
 class GenerationTimes:
-    """places: how many texts are in a step at most."""
+    """Learns from steps and ends. slots: how many completions a step has at most; 0: any number."""
 
-    def __init__(self, places: int) -> None:
-        self._places = places
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
         self._step = StepCost()
         self._share = self._uncached = 1.0
         self._ended = 0
-
-    def stepped(self, texts: int, prompt_tokens: int, seconds: float) -> None:
-        """A step has computed the next tokens of so many texts, and so many tokens of prompts."""
-        self._step.took(texts, prompt_tokens, seconds)
+        self.stepped = self._step.observe
 
     def ended(self, request: Request, finished: Finished) -> None:
-        """A text has come to its end."""
+        """A completion has come to its end."""
         usage = finished.usage
         if finished.reason in ("stop", "length") and request.max_tokens:
             self._ended += 1
@@ -57,30 +87,31 @@ class GenerationTimes:
             self._uncached += weight * (1 - usage.cached / len(request.prompt) - self._uncached)
 
     def expected(self, request: Request) -> float:
-        """How many tokens a text will have: so large a part of those allowed as the latest had."""
+        """How many tokens a completion will have: the share of its `max_tokens` that recent ones had."""
         return max(1.0, request.min_tokens, self._share * request.max_tokens)
 
-    def ready(self, request: Request, before: Sequence[QueuedRequest], others: int = 0) -> Ready:
-        """When a text would be ready, were it asked for now.
+    def ready(self, request: Request, before: Sequence[tuple[Request, int]], others: int = 0) -> Ready:
+        """When a completion would be ready, if it were requested now.
 
-        before: those that run and wait and come before it, in their order; others: how many there are with those that
-        come after it, which share the steps.
+        before: those that run or wait and come before it, in their order, each with the tokens that it has so far.
+        others: how many there are in all; those that come after it share the steps too.
         """
-        places = self._places or max(len(before), others) + 1
-        running, waiting = before[:places], before[places:]
-        texts = min(max(len(before), others) + 1, places)
-        step_s = self._step.texts_s(texts) + self._step.prompt_token_s * self._step.prompt_tokens
-        unread = self._prompt(request) + sum(self._prompt(asked.request) for asked in running if not asked.made)
-        ends = [max(1.0, self.expected(asked.request) - asked.made) for asked in running]
+        slots = self._slots or max(len(before), others) + 1
+        running, waiting = before[:slots], before[slots:]
+        completions = min(max(len(before), others) + 1, slots)
+        step_s = self._step.completions_s(completions) + self._step.prompt_token_s * self._step.prompt_tokens
+        unread = self._prompt_tokens(request) + sum(self._prompt_tokens(other) for other, made in running if not made)
+        ends = [max(1.0, self.expected(other) - made) for other, made in running]
         heapify(ends)
-        for asked in waiting:
-            heapreplace(ends, ends[0] + self.expected(asked.request))
-        steps = ends[0] if waiting or len(running) == places else min(1, len(running))  # one runs already
-        begins_s = steps * step_s + self._step.prompts_s(unread, texts)  # the prompts of those that wait are in steps
+        for other, _ in waiting:
+            heapreplace(ends, ends[0] + self.expected(other))
+        steps = ends[0] if waiting or len(running) == slots else min(1, len(running))  # one runs already
+        # The prompts of those that wait are in the average step.
+        begins_s = steps * step_s + self._step.prompts_s(unread, completions)
         tokens = self.expected(request)
-        alone_s = self._step.prompts_s(self._prompt(request), 0) + tokens * self._step.texts_s(1)
+        alone_s = self._step.prompts_s(self._prompt_tokens(request), 0) + tokens * self._step.completions_s(1)
         return Ready(begins_s, begins_s + tokens * step_s, alone_s)
 
-    def _prompt(self, request: Request) -> float:
-        """How many tokens of a prompt will be computed: so large a part of it as of the latest."""
+    def _prompt_tokens(self, request: Request) -> float:
+        """How many tokens of a prompt will be computed: the share of it that was not cached for recent ones."""
         return self._uncached * len(request.prompt)

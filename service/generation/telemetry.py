@@ -1,4 +1,4 @@
-"""What is counted of text generation; the figures go to Prometheus and into $SRV.STATS."""
+"""Metrics of text generation, for Prometheus and $SRV.STATS."""
 
 from collections import Counter as Counts
 from collections.abc import Mapping
@@ -41,11 +41,11 @@ class GenerationTelemetry:
         self._steps.labels(model).observe(seconds)
 
     def first(self, model: str, seconds: float) -> None:
-        """The first piece of a request's text is there, so long after its receipt."""
+        """The first piece of a request's text has come, this long after its receipt."""
         self._first.labels(model).observe(seconds)
 
     def went_on(self, model: str, seconds: float) -> None:
-        """A text has got longer, so long after it did so last."""
+        """A later piece of a text has come, this long after the last."""
         self._between.labels(model).observe(seconds)
 
     def completed(self, model: str, finished: Finished) -> None:

@@ -23,8 +23,8 @@ from subjects.errors import InvalidField, TooLarge
 from subjects.stream import CHUNK, DONE
 from subjects.vectors import max_bytes
 
-from ..embedding.embedder import WINDOW, Embedder, EmbedParams
-from ..embedding.work import Finish
+from ..embedding.embedder import WINDOW, Embedder
+from ..embedding.pending_text import EmbedParams, Finish
 from ..endpoint.call import Call
 from ..endpoint.frames import Frames
 from ..endpoint.route import Handler
@@ -32,16 +32,16 @@ from ..residency import gauges
 from ..residency.manager import ModelManager
 
 
-def how(request: EncodeOptions, call: Call, texts: int, normalize: bool = True) -> EmbedParams:
-    """What a request of so many texts asks of the embedder."""
+def params_of(request: EncodeOptions, call: Call, texts: int, normalize: bool = True) -> EmbedParams:
+    """How the texts of a request are embedded."""
     options = TextOptions(request.prompt, request.prompt_name, request.task, request.truncate)
     priority = request.priority or ("interactive" if texts <= MAX_INTERACTIVE_TEXTS else "bulk")
     return EmbedParams(options, Finish(normalize, request.dimensions), call.deadline, priority, call.source)
 
 
 class EmbedHandlers:
-    def __init__(self, residency: ModelManager) -> None:
-        self._residency = residency
+    def __init__(self, manager: ModelManager) -> None:
+        self._manager = manager
 
     def handlers(self) -> dict[str, Handler]:
         return {
@@ -53,13 +53,13 @@ class EmbedHandlers:
         """When a request would be answered, going by its bytes. One of bulk stands in another line."""
         if b"bulk" in call.body:
             return 0.0
-        default = self._residency.defaults.get("embedding")
-        return gauges.ready_in_s(self._residency.registry, call.body, default, call.source)
+        default = self._manager.defaults.get("embedding")
+        return gauges.ready_in_s(self._manager.registry, call.body, default, call.source)
 
     async def embed(self, request: EmbedRequest, call: Call) -> EmbedReply:
-        async with self._residency.embedder(request.model) as embedder:
+        async with self._manager.embedder(request.model) as embedder:
             encoder = embedder.encoder
-            done = await embedder.embed(request.text, how(request, call, 1, _normalize(request, encoder)))
+            done = await embedder.embed(request.text, params_of(request, call, 1, _normalize(request, encoder)))
         return EmbedReply(
             model=encoder.model,
             version=encoder.version,
@@ -72,24 +72,24 @@ class EmbedHandlers:
 
     async def batch(self, request: EmbedBatchRequest, call: Call) -> Frames:
         """The one reply, or chunks as they are ready and then what holds for all of them."""
-        async with self._residency.embedder(request.model) as embedder:
-            asked = how(request, call, len(request.texts), _normalize(request, embedder.encoder))
-            check_options(embedder.encoder, asked.options, request.dimensions)
+        async with self._manager.embedder(request.model) as embedder:
+            params = params_of(request, call, len(request.texts), _normalize(request, embedder.encoder))
+            check_options(embedder.encoder, params.options, request.dimensions)
             vector_bytes = _vector_bytes(request, call, embedder.encoder)
             call.choose_form(_too_large(len(request.texts), vector_bytes, call.reply_limit))
             if call.framed:
                 window = max(1, min(WINDOW, call.reply_limit // vector_bytes))
-                frames = _chunks(request, asked, embedder, window)
+                frames = _chunks(request, params, embedder, window)
             else:
-                frames = _whole(request, asked, embedder)
+                frames = _whole(request, params, embedder)
             async with aclosing(frames):
                 async for frame in frames:
                     yield frame
 
 
-async def _whole(request: EmbedBatchRequest, asked: EmbedParams, embedder: Embedder) -> Frames:
+async def _whole(request: EmbedBatchRequest, params: EmbedParams, embedder: Embedder) -> Frames:
     encoder = embedder.encoder
-    part = await embedder.embed_all(request.texts, asked)
+    part = await embedder.embed_all(request.texts, params)
     yield (
         DONE,
         EmbedBatchReply(
@@ -104,11 +104,11 @@ async def _whole(request: EmbedBatchRequest, asked: EmbedParams, embedder: Embed
     )
 
 
-async def _chunks(request: EmbedBatchRequest, asked: EmbedParams, embedder: Embedder, window: int) -> Frames:
+async def _chunks(request: EmbedBatchRequest, params: EmbedParams, embedder: Embedder, window: int) -> Frames:
     encoder = embedder.encoder
     dimensions = request.dimensions or encoder.dimensions
     tokens = 0
-    async with aclosing(embedder.embed_parts(request.texts, asked, window)) as parts:
+    async with aclosing(embedder.embed_parts(request.texts, params, window)) as parts:
         async for part in parts:
             tokens += part.tokens
             yield (

@@ -1,4 +1,4 @@
-"""`ml.models.*`: decode, call the residency, encode."""
+"""`ml.models.*`: decode, call the manager, encode."""
 
 import asyncio
 from pathlib import Path
@@ -29,15 +29,15 @@ from subjects.models import (
 from ..endpoint.call import Call
 from ..endpoint.route import Handler
 from ..jobs.fleet.rollout import Rollout
-from ..residency.evictor import Loaded
 from ..residency.manager import ModelManager
+from ..residency.reservations import Loaded
 
 
 class ModelHandlers:
     """worker: this worker's id; checkpoints: the folder of fine-tuned versions; rollout: how they go live."""
 
-    def __init__(self, residency: ModelManager, worker: str, checkpoints: Path, rollout: Rollout) -> None:
-        self._residency = residency
+    def __init__(self, manager: ModelManager, worker: str, checkpoints: Path, rollout: Rollout) -> None:
+        self._manager = manager
         self._rollout = rollout
         self._worker = worker
         self._checkpoints = checkpoints
@@ -53,9 +53,9 @@ class ModelHandlers:
         }
 
     async def list(self, request: ModelsListRequest, _call: Call) -> ModelsListReply:
-        specs = [spec for spec in self._residency.catalogue if request.kind in (None, spec.kind)]
+        specs = [spec for spec in self._manager.catalogue if request.kind in (None, spec.kind)]
         entries = [await self._entry(spec) for spec in specs]
-        registry = self._residency.registry
+        registry = self._manager.registry
         memory = [
             DeviceMemory(device=device, budget_bytes=registry.budget(device), used_bytes=registry.used_bytes(device))
             for device in registry.devices()
@@ -63,7 +63,7 @@ class ModelHandlers:
         return ModelsListReply(worker=self._worker, models=entries, memory=memory)
 
     async def info(self, request: ModelsInfoRequest, _call: Call) -> ModelsInfoReply:
-        entry = await self._entry(self._residency.catalogue.get(request.model))
+        entry = await self._entry(self._manager.catalogue.get(request.model))
         where = self._checkpoints, request.model
         return ModelsInfoReply(
             worker=self._worker,
@@ -75,12 +75,12 @@ class ModelHandlers:
 
     async def recommended(self, request: ModelsRecommendedRequest, _call: Call) -> ModelsRecommendedReply:
         present = await asyncio.to_thread(self._present)
-        uses = [(spec.recommended_for, spec) for spec in self._residency.catalogue]
+        uses = [(spec.recommended_for, spec) for spec in self._manager.catalogue]
         found = [self._recommendation(use, spec, present) for use, spec in uses if use and request.use in (None, use)]
         return ModelsRecommendedReply(worker=self._worker, recommended=found)
 
     async def load(self, request: ModelsLoadRequest, _call: Call) -> ModelsChangeReply:
-        loaded = await self._residency.load(request.model, request.dtype, request.quantization, pin=request.pin)
+        loaded = await self._manager.load(request.model, request.dtype, request.quantization, pin=request.pin)
         return self._changed(loaded)
 
     async def reload(self, request: ModelsReloadRequest, call: Call) -> ModelsChangeReply:
@@ -92,23 +92,23 @@ class ModelHandlers:
     async def reload_here(self, request: ModelsReloadRequest, _call: Call) -> ModelsChangeReply:
         """A version that is named is served by this worker alone, until another goes live."""
         if request.version is None:
-            return self._changed(await self._residency.reload(request.model))
+            return self._changed(await self._manager.reload(request.model))
         return self._changed(await self._rollout.serve_here(request.model, request.version))
 
     async def unload(self, request: ModelsUnloadRequest, _call: Call) -> ModelsChangeReply:
-        model = self._residency.catalogue.get(request.model).id
-        resident = await self._residency.departures.unload(model, force=request.force)
-        return ModelsChangeReply(worker=self._worker, model=resident.model, unloaded=self._loaded(resident))
+        model = self._manager.catalogue.get(request.model).id
+        loaded = await self._manager.evictor.unload(model, force=request.force)
+        return ModelsChangeReply(worker=self._worker, model=loaded.model, unloaded=self._loaded(loaded))
 
-    def _changed(self, resident: Loaded) -> ModelsChangeReply:
-        return ModelsChangeReply(worker=self._worker, model=resident.model, loaded=self._loaded(resident))
+    def _changed(self, loaded: Loaded) -> ModelsChangeReply:
+        return ModelsChangeReply(worker=self._worker, model=loaded.model, loaded=self._loaded(loaded))
 
     async def _entry(self, spec: ModelSpec) -> ModelEntry:
-        resident = self._residency.registry.current(spec.id)
-        failed = self._residency.registry.failure(spec.id)
-        failure = failed.error if failed else self._residency.missing.get(spec.id)
-        facts = resident.serves.facts if resident else None
-        default_for = [form for form, model in self._residency.defaults.items() if model == spec.id]
+        loaded = self._manager.registry.current(spec.id)
+        failed = self._manager.registry.failure(spec.id)
+        failure = failed.error if failed else self._manager.missing.get(spec.id)
+        facts = loaded.serves.facts if loaded else None
+        default_for = [form for form, model in self._manager.defaults.items() if model == spec.id]
         return ModelEntry(
             id=spec.id,
             kind=spec.kind,
@@ -126,30 +126,30 @@ class ModelHandlers:
             revision=spec.revision,
             size_gb=spec.size_gb,
             present=await asyncio.to_thread(hub.is_present, spec),
-            loaded=self._loaded(resident) if resident else None,
+            loaded=self._loaded(loaded) if loaded else None,
             failure=str(failure) if failure else None,
         )
 
-    def _loaded(self, resident: Loaded) -> LoadedModel:
-        facts = resident.serves.facts
+    def _loaded(self, loaded: Loaded) -> LoadedModel:
+        facts = loaded.serves.facts
         return LoadedModel(
-            version=resident.version,
-            device=resident.device,
+            version=loaded.version,
+            device=loaded.device,
             dtype=facts.dtype,
             quantization=facts.quantization,
-            memory_bytes=resident.memory_bytes,
-            pinned=resident.pinned,
-            requests=resident.leases,
-            idle_s=round(self._residency.registry.clock() - resident.used_at, 3),
+            memory_bytes=loaded.memory_bytes,
+            pinned=loaded.pinned,
+            requests=loaded.leases,
+            idle_s=round(self._manager.registry.clock() - loaded.used_at, 3),
             notes=list(facts.notes),
         )
 
     def _present(self) -> set[str]:
-        return {spec.id for spec in self._residency.catalogue if hub.is_present(spec)}
+        return {spec.id for spec in self._manager.catalogue if hub.is_present(spec)}
 
     def _recommendation(self, use: Use, spec: ModelSpec, present: set[str]) -> Recommendation:
-        same_kind = [other.id for other in self._residency.catalogue if other.kind == spec.kind]
-        default = self._residency.defaults.get("embedding" if spec.kind == "embedding" else "prompt")
+        same_kind = [other.id for other in self._manager.catalogue if other.kind == spec.kind]
+        default = self._manager.defaults.get("embedding" if spec.kind == "embedding" else "prompt")
         candidates = [spec.id, default, *same_kind]
         model = next((name for name in candidates if name in present and name in same_kind), None)
         return Recommendation(use=use, recommended=spec.id, model=model, present=spec.id in present)

@@ -9,8 +9,8 @@ from subjects.errors import Busy, NotFound
 from subjects.routes import ROUTES
 from subjects.schema import SchemaReply, SchemaRequest, SubjectSchema
 
+from ..admission import RateLimit
 from ..endpoint.call import Call
-from ..endpoint.rate import Rate
 from ..endpoint.route import Handler
 
 ANSWERS_S = 50
@@ -19,7 +19,7 @@ ANSWERS_S = 50
 
 class SchemaHandlers:
     def __init__(self) -> None:
-        self._rate = Rate(ANSWERS_S)
+        self._rate = RateLimit(ANSWERS_S)
 
     def handlers(self) -> dict[str, Handler]:
         return {names.SCHEMA: Handler(self.schema)}

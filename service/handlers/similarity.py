@@ -12,7 +12,7 @@ from subjects.similarity import Ranked, SimilarityRanking, SimilarityReply, Simi
 from ..endpoint.call import Call
 from ..endpoint.route import Handler
 from ..residency.manager import ModelManager
-from .embed import how
+from .embed import params_of
 
 
 def cosines(left: Vectors, right: Sequence[Vectors]) -> Vectors:
@@ -22,8 +22,8 @@ def cosines(left: Vectors, right: Sequence[Vectors]) -> Vectors:
 
 
 class SimilarityHandlers:
-    def __init__(self, residency: ModelManager) -> None:
-        self._residency = residency
+    def __init__(self, manager: ModelManager) -> None:
+        self._manager = manager
 
     def handlers(self) -> dict[str, Handler]:
         return {names.SIMILARITY: Handler(self.similarity)}
@@ -31,9 +31,9 @@ class SimilarityHandlers:
     async def similarity(self, request: SimilarityRequest, call: Call) -> SimilarityReply:
         texts = [text for text in (request.a, request.b, request.query) if text is not None]
         texts += request.candidates or []
-        async with self._residency.embedder(request.model) as embedder:
+        async with self._manager.embedder(request.model) as embedder:
             encoder = embedder.encoder
-            part = await embedder.embed_all(texts, how(request, call, len(texts)))
+            part = await embedder.embed_all(texts, params_of(request, call, len(texts)))
         scores = cosines(part.vectors[0], part.vectors[1:])
         truncated = bool(part.truncated)
         usage = Usage(tokens=part.tokens)

@@ -38,9 +38,7 @@ Outcome: TypeAlias = dict[str, Any]
 class Room(Protocol):
     """Who grants memory beside the models that serve."""
 
-    def set_aside(
-        self, name: str, device: str, memory_bytes: int
-    ) -> AbstractAsyncContextManager[Callable[[int], None]]:
+    def reserve(self, name: str, device: str, memory_bytes: int) -> AbstractAsyncContextManager[Callable[[int], None]]:
         """Inside, so much is free for `name`, or what the function says; waits for it. Raises OverBudget where it never
         can be."""
 
@@ -103,15 +101,15 @@ class Stages:
     async def _granted(self, hold: JobLease, run: Prepared, **fields: Any) -> AsyncIterator[Callable[[int], None]]:
         """Inside, the memory that a training takes is kept from models. fields: what the job shows from now on."""
         await hold.update(**fields, reason="waits for memory")
-        set_aside = functools.partial(self.room.set_aside, f"finetune.{run.spec.entry.id}", run.device)
+        reserve = functools.partial(self.room.reserve, f"finetune.{run.spec.entry.id}", run.device)
         async with AsyncExitStack() as stack:
             try:
-                resize = await stack.enter_async_context(set_aside(run.memory_bytes))
+                resize = await stack.enter_async_context(reserve(run.memory_bytes))
             except OverBudget as error:
                 left = error.budget - error.in_use
                 if run.spec.memory_bytes or left <= 0:
                     raise
-                resize = await stack.enter_async_context(set_aside(left))  # the estimate may be too high
+                resize = await stack.enter_async_context(reserve(left))  # the estimate may be too high
             await hold.update(reason=None)
             yield resize
 

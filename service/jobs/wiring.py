@@ -107,7 +107,13 @@ class Finetuning:
         runs = Runs(settings, self._nc, _training_bytes, threads)
         steps = Steps(threads)
         stages = Stages(
-            self._store, residency.catalogue, settings.checkpoints_dir, runs, steps, residency, self.rollout
+            self._store,
+            residency.catalogue,
+            settings.checkpoints_dir,
+            runs,
+            steps,
+            residency.reservations,
+            self.rollout,
         )
         return JobRunner(self._nc, self._store, stages, self._worker, settings.finetune.attempts)
 

@@ -27,65 +27,65 @@ def first_models(catalogue: Catalogue, settings: Settings) -> list[str]:
     return list(dict.fromkeys((*named, *pinned)))
 
 
-async def load_first(residency: ModelManager, settings: Settings) -> None:
-    """Load them, none at the cost of another. Those that cannot be had are `residency.missing` from then on.
+async def load_first(manager: ModelManager, settings: Settings) -> None:
+    """Load them, none at the cost of another. Those that cannot be had are `manager.missing` from then on.
 
     Raises ModelError where none can be had; where the settings are strict, for the first.
     """
-    named = first_models(residency.catalogue, settings)
+    named = first_models(manager.catalogue, settings)
     for model in named:
         try:
-            await _require_here(residency, settings, model)
-            await residency.load(model, pin=True)
+            await _require_here(manager, settings, model)
+            await manager.load(model, pin=True)
         except DeviceFailed:
             raise
         except ModelError as error:
             if settings.strict:
                 raise
-            residency.missing[model] = error
+            manager.missing[model] = error
             log.warning("model.missing", model=model, reason=str(error))
-    if residency.missing.keys() >= set(named):
-        raise next(iter(residency.missing.values()))
+    if manager.missing.keys() >= set(named):
+        raise next(iter(manager.missing.values()))
     if not settings.chosen_models:
-        await _serve_prompts_otherwise(residency)
-    for resident in list(residency.registry):
-        await residency.load(resident.model, pin=resident.model in settings.memory.pinned)
+        await _serve_prompts_otherwise(manager)
+    for loaded in list(manager.registry):
+        await manager.load(loaded.model, pin=loaded.model in settings.memory.pinned)
 
 
-async def _require_here(residency: ModelManager, settings: Settings, model: str) -> None:
+async def _require_here(manager: ModelManager, settings: Settings, model: str) -> None:
     """Nobody chose the default for prompts, and another can take its place: it is not worth a download.
 
     Raises ModelUnavailable.
     """
-    if model in (*settings.chosen_models, *settings.memory.pinned) or model != residency.defaults.get("prompt"):
+    if model in (*settings.chosen_models, *settings.memory.pinned) or model != manager.defaults.get("prompt"):
         return
-    if not await asyncio.to_thread(hub.is_present, residency.catalogue.get(model)):
+    if not await asyncio.to_thread(hub.is_present, manager.catalogue.get(model)):
         raise ModelUnavailable(model, f"its weights are not on this machine; fetch them: mlbus models pull {model}")
 
 
-async def _serve_prompts_otherwise(residency: ModelManager) -> None:
+async def _serve_prompts_otherwise(manager: ModelManager) -> None:
     """Where the default for prompts is missing, and nobody chose it, the next one serves them.
 
     Not so for vectors: those of two models do not mix.
     """
-    model = residency.defaults.get("prompt", "")
-    instead = residency.catalogue.default("prompt", without=model)
-    if model not in residency.missing or instead is None:
+    model = manager.defaults.get("prompt", "")
+    instead = manager.catalogue.default("prompt", without=model)
+    if model not in manager.missing or instead is None:
         return
     log.warning("model.replaced", model=model, prompts_are_served_by=instead.id)
-    residency.defaults["prompt"] = instead.id
+    manager.defaults["prompt"] = instead.id
     with suppress(ModelError):  # a request then says why
-        await residency.load(instead.id, pin=True)
+        await manager.load(instead.id, pin=True)
 
 
-async def retry_missing(residency: ModelManager, settings: Settings) -> None:
+async def retry_missing(manager: ModelManager, settings: Settings) -> None:
     """Try to load what is missing, until nothing is; what did not fit beside the others comes when it is asked for."""
     pause_s = RETRY_S
-    while residency.missing:
+    while manager.missing:
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_S)
-        for model in [model for model, error in residency.missing.items() if not isinstance(error, OverBudget)]:
+        for model in [model for model, error in manager.missing.items() if not isinstance(error, OverBudget)]:
             try:
-                await residency.load(model, pin=model in settings.memory.pinned)
+                await manager.load(model, pin=model in settings.memory.pinned)
             except ModelError as error:
-                residency.missing[model] = error
+                manager.missing[model] = error

@@ -1,8 +1,17 @@
-"""How this worker loads models: as its settings say. torch takes seconds to import, and comes with the first model."""
+"""How this worker loads models, and the threads that do it.
 
+torch takes seconds to import, and is imported with the first model.
+"""
+
+import asyncio
+import functools
+import os
+import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, Unpack
 
 from models.catalogue import Dtype, GraphDtype, ModelSpec, Quantization
 from models.errors import ModelError, OverBudget
@@ -13,24 +22,27 @@ from models.weights import hub
 from models.weights.versions import version_folder
 
 from ..config import Settings
-from .served import Model, facts_of
+from ..served_model import Model, facts_of
 
 if TYPE_CHECKING:
     from models.loading.loader import LoadOptions
     from models.sandbox.probe import Unproved
 
+ArgTs = TypeVarTuple("ArgTs")
+ResultT = TypeVar("ResultT")
 OnStep = Callable[[str], None]
 
 CHUNK_TOKENS = {"cpu": 128, "cuda": 1024}
 """Tokens of prompts in a step: about as long as anybody should wait for the next token of a running text."""
 KV_SHARE = 8
 LEAST_KV_BYTES = 64 * 2**20
-"""Keys and values take at most an eighth of the memory for models, but where that is little so much all the same."""
+"""Keys and values take at most an eighth of the memory for models, or this much where that is more."""
+NICENESS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOverrides:
-    """How an operator wants a model loaded. None: as its entry and the settings say, and in its live version."""
+    """How an operator wants a model loaded. None: as its entry and the settings say; version None: the live one."""
 
     dtype: Dtype | None = None
     quantization: Quantization | None = None
@@ -39,9 +51,9 @@ class LoadOverrides:
 
 
 class ModelLoader:
-    """Everything about a load that blocks; `prepare` is for the device's thread, most of the rest for the loader's.
+    """The parts of a load that block: `prepare` runs on the device's thread, most others on a loader thread.
 
-    on_step hears of each step of a load, in the present tense.
+    on_step: called with each step of a load, such as "downloading minilm".
     """
 
     def __init__(self, settings: Settings, on_step: OnStep = lambda step: None) -> None:
@@ -50,7 +62,7 @@ class ModelLoader:
         self._verdicts: dict[str, ModelError | None] = {}
 
     def prepare(self) -> None:
-        """Set up the calling thread to compute with all threads that it may."""
+        """Set up the calling thread to compute with all its threads."""
         from models.loading.device import configure_threads
 
         configure_threads(self._threads)
@@ -68,16 +80,16 @@ class ModelLoader:
 
         return graph_dtype(spec, options)
 
-    def options(self, spec: ModelSpec, choice: LoadOverrides) -> "LoadOptions":
+    def options(self, spec: ModelSpec, overrides: LoadOverrides) -> "LoadOptions":
         """How a model is loaded. Raises UnknownVersion."""
         from models.loading.loader import LoadOptions
 
         settings = self._settings
         return LoadOptions(
             device=settings.device,
-            dtype=choice.dtype or (None if settings.dtype == "auto" else settings.dtype),
-            quantization=choice.quantization,
-            folder=version_folder(settings.checkpoints_dir, spec.id, choice.version),
+            dtype=overrides.dtype or (None if settings.dtype == "auto" else settings.dtype),
+            quantization=overrides.quantization,
+            folder=version_folder(settings.checkpoints_dir, spec.id, overrides.version),
             download=False,
             threads=self._threads,
             memory_limit_bytes=self._limit_bytes,
@@ -85,7 +97,7 @@ class ModelLoader:
         )
 
     def unproved(self, spec: ModelSpec, options: "LoadOptions") -> "Unproved | None":
-        """What has to be opened in a process of its own before this is loaded, if anything. Raises ModelError."""
+        """What has to be opened in a process of its own before this is loaded; None if nothing. Raises ModelError."""
         from models.sandbox.probe import needed
 
         unproved = needed(spec, options)
@@ -96,7 +108,7 @@ class ModelLoader:
         return None
 
     def prove(self, unproved: "Unproved") -> None:
-        """Open it there. What was refused is not opened again as long as this worker runs. Raises ModelError."""
+        """Open it there. A refusal is remembered as long as this worker runs. Raises ModelError."""
         from models.sandbox.probe import prove
 
         self.on_step(f"{unproved.spec.id}: opening the model in a process of its own, once")
@@ -112,13 +124,13 @@ class ModelLoader:
         """Where a model will be loaded, and about how many bytes it will take there. Raises ModelError."""
         from models.loading.loader import expected_bytes
 
-        device, weight_bytes = expected_bytes(spec, options, lambda step: self.on_step(f"{spec.id}: {step}"))
-        return device, weight_bytes + (
-            self._expected_kv_bytes(spec, options, device) if spec.kind == "generation" else 0
-        )
+        device, memory_bytes = expected_bytes(spec, options, lambda step: self.on_step(f"{spec.id}: {step}"))
+        if spec.kind == "generation":
+            memory_bytes += self._expected_kv_bytes(spec, options, device)
+        return device, memory_bytes
 
     def require_room(self, spec: ModelSpec, options: "LoadOptions") -> None:
-        """Raises OverBudget where a model would not fit by itself, and what `expected` does."""
+        """Raises OverBudget if a model would not fit alone, and what `expected` raises."""
         device, needed = self.expected(spec, options)
         if needed > (budget := self.budget_bytes(device)):
             raise OverBudget(spec.id, needed, budget, 0)
@@ -140,7 +152,7 @@ class ModelLoader:
             return Engine(loaded, limits)
 
     def _expected_kv_bytes(self, spec: ModelSpec, options: "LoadOptions", device: str) -> int:
-        """What keys and values will take at most: those of fp32."""
+        """What keys and values will take at most, as fp32."""
         from torch import float32
 
         from models.generation.architecture import context_of, kv_shape, served_config
@@ -151,11 +163,11 @@ class ModelLoader:
         return self._engine_limits(device, context_bytes, spec.kv_gb).kv_bytes
 
     def _engine_limits(self, device: str, context_bytes: int, own_gb: float | None = None) -> EngineLimits:
-        """What an engine takes on. context_bytes: keys and values of one completion of the full length; own_gb: the
-        gigabytes for all of them that the model's entry names.
+        """The limits of an engine.
 
-        Where neither entry nor settings say: no more for keys and values than all that run at once could fill, and
-        one more, for those of prompts that come again.
+        context_bytes: keys and values of one completion of full length. own_gb: gigabytes for all keys and values that
+        the model's entry names. If neither entry nor settings name any: what all completions that run at once could
+        fill, and one more for cached prompts, within the device's share.
         """
         generation = self._settings.generation
         share = max(LEAST_KV_BYTES, self.budget_bytes(device) // KV_SHARE)
@@ -170,13 +182,13 @@ class ModelLoader:
         )
 
     def abandon(self) -> None:
-        """A load hangs: let others read for all that."""
+        """A load hangs: let others read their weights."""
         from models.loading.quiet import READING
 
         READING.abandon()
 
     def drop(self, model: Model) -> None:
-        """Let go of a model that never served."""
+        """Close a model that never served."""
         model.close()
         self.give_back(facts_of(model).device)
 
@@ -198,3 +210,62 @@ class ModelLoader:
         from models.loading.device import default_threads
 
         return self._settings.threads or default_threads()
+
+
+class StillRunning(Exception):
+    """A load that was given up has not ended."""
+
+
+class LoaderThreads:
+    """Runs each function in a thread of its own, at low priority; one that hangs blocks no other, nor the exit.
+
+    Each computes with one thread: a second OpenMP team would compete with the device thread's.
+    """
+
+    def __init__(self) -> None:
+        self._bounded: set[str] = set()
+
+    async def run(self, function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs) -> ResultT:
+        """The function's result, or its exception. A caller that is cancelled does not stop it."""
+        return await asyncio.wrap_future(self._start(function, *arguments))
+
+    async def run_within(
+        self, seconds: float, name: str, function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs
+    ) -> ResultT:
+        """The same; after this many seconds the function is given up, and goes on alone.
+
+        Raises TimeoutError, and StillRunning while one of this name runs.
+        """
+        if name in self._bounded:
+            raise StillRunning
+        self._bounded.add(name)
+        future = self._start(function, *arguments)
+        future.add_done_callback(lambda _: self._bounded.discard(name))
+        async with asyncio.timeout(seconds):
+            return await asyncio.wrap_future(future)
+
+    def _start(self, function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs) -> Future[ResultT]:
+        future: Future[ResultT] = Future()
+        future.set_running_or_notify_cancel()  # what runs is not stopped
+        call = functools.partial(function, *arguments)
+        threading.Thread(target=_run, args=(call, future), name="loader", daemon=True).start()
+        return future
+
+
+def _run(call: Callable[[], ResultT], future: Future[ResultT]) -> None:
+    _lower_priority()
+    try:
+        future.set_result(call())
+    except Exception as error:
+        future.set_exception(error)
+    except BaseException as error:
+        # A panic in Rust, as on a broken file, is no Exception, and nobody would answer for it.
+        broken = RuntimeError(f"the libraries broke: {error!r}")
+        broken.__cause__ = error
+        future.set_exception(broken)
+
+
+def _lower_priority() -> None:
+    """On Linux a thread has its own priority; elsewhere it has the process's, which stays as it is."""
+    if sys.platform.startswith("linux"):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -1,20 +1,15 @@
-"""Models come while requests run: loaded on first use, leased, swapped.
-
-Owns the tasks that load. What may be in memory is the registry's to say (models/registry.py), how a model is loaded
-the loader's (service/residency/loader.py), how it goes the departures' (service/residency/evictor.py).
-"""
+"""The models of a worker while requests run: loaded on first use, leased, swapped."""
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
+from typing import Any, TypeVar
 
 import structlog
 
 from models.catalogue import Catalogue, Dtype, Form, Kind, ModelSpec, Quantization
-from models.errors import Crowded, DeviceFailed, ModelError, ModelUnavailable, OtherDimensions, OverBudget
+from models.errors import ModelError, ModelUnavailable
 from models.registry import LoadedModel, Registry
 from subjects import names
 from subjects.errors import InvalidField, NotFound
@@ -22,86 +17,69 @@ from subjects.errors import InvalidField, NotFound
 from ..config import MemorySettings
 from ..embedding.embedder import Embedder
 from ..generation.generator import Generator
-from ..runtime.background import Background
-from ..runtime.change import Change
-from .evictor import Evictor, Loaded
-from .loader import LoadOverrides, ModelLoader
-from .loader_thread import LoaderThreads, StillRunning
-from .reservations import MemoryReservations, Resize
-from .served import Model, Served, facts_of
-
-if TYPE_CHECKING:
-    from models.sandbox.probe import Unproved
+from ..runtime.background import Background, Change
+from ..served_model import Model, ServedModel
+from .load_queue import LoadQueue, LoadRequest
+from .loader import ModelLoader
+from .reservations import Evictor, Loaded, MemoryReservations
 
 log = structlog.get_logger(__name__)
 
-ArgTs = TypeVarTuple("ArgTs")
-ServedT = TypeVar("ServedT", bound=Served)
-ResultT = TypeVar("ResultT")
-OTHERWISE = {
+ServedT = TypeVar("ServedT", bound=ServedModel)
+OTHER_KIND = {
     "embedding": f"gives vectors; ask {names.EMBED}",
     "generation": f"generates text; ask {names.GENERATE}",
 }
 """Where to go with a model of each kind."""
-ROOM_PATIENCE_S = 10.0
-"""How long a model waits for those in use to be idle for a moment: nobody is turned out."""
-
-
-@dataclass(eq=False)
-class _NotProved(Exception):
-    """A model was not opened in a process of its own yet."""
-
-    unproved: "Unproved"
 
 
 class ModelManager:
-    """The models of one worker. defaults: for each form of a request the id that serves those which name none.
+    """The models of one worker.
 
-    serving makes of a loaded model what serves requests; on_died hears of one that stopped working by itself,
-    and of a device that did.
-    memory: which models stay, and whether a request may have one loaded. missing: why a model that the settings name is
-    not there, until it is.
+    defaults: for each form of a request the id of the model for those that name none. serving: makes a served model of
+    a loaded one. on_died: called when a model or a device has stopped working. memory: which models stay, and whether a
+    request may have one loaded. missing: why a model that the settings name is not there, until it is.
+    reservations: memory for work beside the models.
     """
 
     def __init__(
         self,
         catalogue: Catalogue,
         loader: ModelLoader,
-        serving: Callable[[Model], Served],
+        serving: Callable[[Model], ServedModel],
         defaults: dict[Form, str],
         on_died: Callable[[BaseException], None],
         memory: MemorySettings,
     ) -> None:
         self.catalogue = catalogue
-        self.registry: Registry[Served] = Registry(functools.cache(loader.budget_bytes))
+        self.registry: Registry[ServedModel] = Registry(functools.cache(loader.budget_bytes))
         self.defaults = dict(defaults)
         self.missing: dict[str, ModelError] = {}
         self._stated_defaults = defaults
-        self._loader = loader
         self._serving = serving
         self._on_died = on_died
         self._memory = memory
-        self._threads = LoaderThreads()
         self._background = Background()
-        self._loads: dict[str, asyncio.Task[Loaded]] = {}
-        self._chosen: dict[str, LoadOverrides] = {}
-        self._dimensions: dict[str, int] = {}
-        self._one_at_a_time = asyncio.Lock()
         self._changed = Change()
-        self.departures = Evictor(self.registry, self._background, self._changed, loader.give_back)
-        self._room = MemoryReservations(self.registry, self.departures, self._changed, self._one_at_a_time)
+        self._on_demand: dict[str, asyncio.Task[Loaded | None]] = {}
+        lock = asyncio.Lock()
+        self.evictor = Evictor(self.registry, self._background, self._changed, loader.give_back)
+        self.reservations = MemoryReservations(self.registry, self.evictor, self._changed, lock)
+        self._loads = LoadQueue(
+            self.registry, self.reservations, loader, memory, lock, self._changed, self.publish, on_died
+        )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["ModelManager"]:
-        """Models may come and go while the context is open; leaving ends what loads and frees, and what serves."""
+        """Load and unload models while the context is open; leaving it stops loads, and the models."""
         if self._memory.idle_unload_s:
-            self._background.spawn(self.departures.unload_idle(self._memory.idle_unload_s), "unload_idle")
+            self._background.spawn(self.evictor.unload_idle(self._memory.idle_unload_s), "unload_idle")
         try:
             yield self
         finally:
             await self._background.close()
-            for resident in self.registry.everything():
-                await resident.serves.stop()
+            for loaded in self.registry.everything():
+                await loaded.serves.stop()
 
     # Requests
 
@@ -114,7 +92,7 @@ class ModelManager:
         return self._lease(model or self._default("embedding"), "embedding", Embedder)
 
     def generator(self, model: str | None, form: Form) -> AbstractAsyncContextManager[Generator]:
-        """A generation model, likewise. form: of the prompts, which decides where no model is named."""
+        """A generation model, likewise. form: of the prompts; it decides if no model is named."""
         return self._lease(model or self._default(form), "generation", Generator)
 
     def _default(self, form: Form) -> str:
@@ -124,50 +102,40 @@ class ModelManager:
 
     @asynccontextmanager
     async def _lease(self, model: str, kind: Kind, expected: type[ServedT]) -> AsyncIterator[ServedT]:
-        resident = await self._resident(model, kind)
-        served = self.registry.lease(resident)
+        loaded = await self._loaded(model, kind)
+        served = self.registry.lease(loaded)
         assert isinstance(served, expected)
         try:
             yield served
         finally:
-            if self.registry.release(resident):
-                self.departures.free_unused(resident)
+            if self.registry.release(loaded):
+                self.evictor.free_unused(loaded)
             self._changed.set()
 
-    async def _resident(self, model: str, kind: Kind) -> Loaded:
+    async def _loaded(self, model: str, kind: Kind) -> Loaded:
         spec = self.catalogue.get(model)
         if spec.kind != kind:
-            raise InvalidField(f"field 'model': model {model!r} {OTHERWISE[spec.kind]}")
-        while (resident := self.registry.current(model)) is None:
+            raise InvalidField(f"field 'model': model {model!r} {OTHER_KIND[spec.kind]}")
+        while (loaded := self.registry.current(model)) is None:
             if not self._memory.load_on_demand:
                 if model in self.missing:
                     raise self.missing[model].with_traceback(None)
-                loaded = ", ".join(other.model for other in self.registry) or "none"
-                reason = f"it is not loaded on this worker, which loads none on demand; loaded: {loaded}"
+                others = ", ".join(other.model for other in self.registry) or "none"
+                reason = f"it is not loaded on this worker, which loads none on demand; loaded: {others}"
                 raise ModelUnavailable(model, reason)
             if failure := self.registry.failure(model):
                 raise failure.error.with_traceback(None)
-            if (load := self._loads.get(model)) is None:
-                load = self._loads[model] = self._background.spawn(self._load_on_demand(spec), f"load.{model}")
-            await asyncio.shield(load)  # one load for all who wait; one that leaves does not stop it
-        return resident
+            if (task := self._on_demand.get(model)) is None:
+                task = self._on_demand[model] = self._background.spawn(self._load_on_demand(spec), f"load.{model}")
+            await asyncio.shield(task)  # one load for all who wait; one that leaves does not stop it
+        return loaded
 
-    async def _load_on_demand(self, spec: ModelSpec) -> Loaded:
+    async def _load_on_demand(self, spec: ModelSpec) -> Loaded | None:
         """Nothing is downloaded for a request: any client could fill the disk."""
         try:
-            return await self._with_room(self._change(spec, {}, always=False))
+            return await self._loads.load(LoadRequest(spec))
         finally:
-            del self._loads[spec.id]
-
-    # Memory for others
-
-    def set_aside(self, name: str, device: str, memory_bytes: int) -> AbstractAsyncContextManager[Resize]:
-        """Memory that no model takes while the context is open, for work beside them; idle models that are not pinned
-        go for it. Inside it can be resized.
-
-        Waits for as long as models in use, or other such work, stand in the way. Raises NoRoom where it can never fit.
-        """
-        return self._room.set_aside(name, device, memory_bytes)
+            del self._on_demand[spec.id]
 
     # Loading
 
@@ -179,152 +147,48 @@ class ModelManager:
         *,
         pin: bool | None = None,
     ) -> Loaded:
-        """Load a model, downloaded first if need be; one that is loaded otherwise is loaded again.
+        """Load a model, downloaded first if need be; one that is loaded with other options is loaded again.
 
-        dtype, quantization: hold for this model from now on; where neither is given what was chosen before does, and
-        dtype "auto" alone goes back to the model's entry. pin: whether to keep it from being evicted.
+        dtype, quantization: hold for this model from now on; if neither is given, those given before hold, and dtype
+        "auto" alone goes back to the model's entry. pin: whether to keep it from being evicted. Raises what
+        `LoadQueue.load` raises.
         """
-        spec = self.catalogue.get(model)
-        changes: dict[str, Any] = {} if pin is None else {"pinned": pin}
+        overrides: dict[str, Any] = {} if pin is None else {"pinned": pin}
         if dtype or quantization:
-            changes |= {"dtype": None if dtype == "auto" else dtype, "quantization": quantization}
-        return await self._background.shielded(self._fetch_and_load(spec, changes), f"load.{model}")
-
-    async def _fetch_and_load(self, spec: ModelSpec, changes: Mapping[str, Any]) -> Loaded:
-        await self._threads.run(self._loader.fetch, spec)  # a download must not hold up other loads
-        return await self._with_room(self._change(spec, changes, always=False))
+            overrides |= {"dtype": None if dtype == "auto" else dtype, "quantization": quantization}
+        return await self._require("load", LoadRequest(self.catalogue.get(model), overrides, download=True))
 
     async def reload(self, model: str, version: str | None = None) -> Loaded:
-        """Load a model's weights anew, in its live version or a named one, beside those that serve, and swap.
+        """Load a model's weights anew beside those that serve, and swap. version: None for the live one.
 
-        Requests in flight finish on the old weights, later ones see the new. Raises OtherDimensions and what loading
-        raises; the old weights then go on serving.
+        Requests in flight finish on the old weights, later ones see the new. Raises what `LoadQueue.load` raises.
         """
-        change = self._change(self.catalogue.get(model), {"version": version}, always=True)
-        return await self._background.shielded(self._with_room(change), f"reload.{model}")
+        return await self._require("reload", LoadRequest(self.catalogue.get(model), {"version": version}, reload=True))
 
     async def refresh(self, model: str) -> Loaded | None:
-        """Where a model is in memory, or just coming, have it serve its live version; else it is loaded in that later.
+        """Have a model that is in memory, or being loaded, serve its live version; None if it is not in memory.
 
-        None where it is not in memory. Raises what `reload` raises.
+        Then it is loaded in that version later. Raises what `LoadQueue.load` raises.
         """
-        spec = self.catalogue.get(model)
-        change = self._change(spec, {"version": None}, always=True)
+        request = LoadRequest(self.catalogue.get(model), {"version": None}, reload=True, only_loaded=True)
+        return await self._background.shielded(self._loads.load(request), f"refresh.{model}")
 
-        async def refreshed() -> Loaded | None:
-            if self.registry.current(model) is not None:
-                return await change()
-            if before := self._chosen.get(model):
-                self._chosen[model] = replace(before, version=None)
-            return None
-
-        return await self._background.shielded(self._with_room(refreshed), f"refresh.{model}")
-
-    def _change(
-        self, spec: ModelSpec, changes: Mapping[str, Any], *, always: bool
-    ) -> Callable[[], Coroutine[Any, Any, Loaded]]:
-        """What brings a model into memory as it is chosen from now on, where it is not, or always."""
-
-        async def change() -> Loaded:
-            before = self._chosen.get(spec.id, LoadOverrides(pinned=spec.id in self._memory.pinned))
-            chosen = replace(before, **changes)
-            resident = self.registry.current(spec.id)
-            if resident is None or always or replace(chosen, pinned=before.pinned) != before:
-                resident = await self._load(spec, chosen)
-            self._chosen[spec.id] = chosen
-            resident.pinned = chosen.pinned
-            self._changed.set()
-            return resident
-
-        return change
-
-    async def _with_room(self, change: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
-        """Load, one at a time. Where models in use stand in the way: once they do not, or Crowded after a while."""
-        until = asyncio.get_running_loop().time() + ROOM_PATIENCE_S
-        while True:
-            try:
-                async with self._one_at_a_time:
-                    return await change()
-            except _NotProved as error:
-                await self._prove(error.unproved)
-            except Crowded as crowded:
-                try:
-                    async with asyncio.timeout_at(until):
-                        await self._changed.wait()
-                except TimeoutError:
-                    raise crowded from None
-
-    async def _prove(self, unproved: "Unproved") -> None:
-        """Outside of the order of loads, which one that goes on for ever would hold up."""
-        try:
-            await self._threads.run(self._loader.prove, unproved)
-        except ModelError as error:
-            self._failed(unproved.spec, error)
-            raise
-
-    async def _load(self, spec: ModelSpec, choice: LoadOverrides) -> Loaded:
-        log.info("model.load_began", model=spec.id)
-        try:
-            options = await self._step(spec.id, self._loader.options, spec, choice)
-            if unproved := await self._step(spec.id, self._loader.unproved, spec, options):
-                raise _NotProved(unproved)
-            await self._room.make(spec.id, *await self._step(spec.id, self._loader.expected, spec, options))
-            loaded = await self._step(spec.id, self._loader.load, spec, options)
-            await self._check(spec, loaded)
-            return self.publish(loaded)
-        except _NotProved:
-            raise
-        except (TimeoutError, StillRunning) as error:
-            self._loader.abandon()
-            reason = f"its load was given up after {self._memory.load_timeout_s:g} s (memory.load_timeout_s)"
-            self._failed(spec, hangs := ModelUnavailable(spec.id, f"{reason}, and goes on; start the worker again"))
-            raise hangs from error
-        except ModelError as error:
-            self._failed(spec, error)
-            raise
-        except Exception as error:
-            log.exception("model.load_broke", model=spec.id)
-            reason = f"loading it broke ({type(error).__name__}); the worker's log tells more"
-            self._failed(spec, broken := ModelUnavailable(spec.id, reason))
-            raise broken from error
-        finally:
-            self.registry.cancel(spec.id)
-
-    async def _step(self, model: str, function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs) -> ResultT:
-        """A step of a model's load. Raises TimeoutError, StillRunning."""
-        return await self._threads.run_within(self._memory.load_timeout_s, model, function, *arguments)
-
-    def _failed(self, spec: ModelSpec, error: ModelError) -> None:
-        log.warning("model.load_failed", model=spec.id, reason=str(error))
-        if isinstance(error, DeviceFailed):
-            self._on_died(error)
-        # Room may come at any time, and looking for it costs little.
-        if self.registry.current(spec.id) is None and not isinstance(error, OverBudget):
-            self.registry.fail(spec.id, error)
-
-    async def _check(self, spec: ModelSpec, model: Model) -> None:
-        """Drop what was loaded where it does not fit: the vectors before it, or, as measured, the memory."""
-        facts = facts_of(model)
-        try:
-            served = self._dimensions.setdefault(spec.id, facts.dimensions)
-            if served != facts.dimensions:
-                raise OtherDimensions(spec.id, facts.dimensions, served)
-            await self._room.make(spec.id, facts.device, facts.memory_bytes)
-        except BaseException:
-            await self._threads.run(self._loader.drop, model)
-            raise
+    async def _require(self, verb: str, request: LoadRequest) -> Loaded:
+        loaded = await self._background.shielded(self._loads.load(request), f"{verb}.{request.spec.id}")
+        assert loaded is not None  # only `only_loaded` gives None
+        return loaded
 
     def publish(self, model: Model) -> Loaded:
-        """Serve a loaded model from now on, in place of the one of its id that did so far."""
+        """Serve a loaded model from now on, in place of the one with its id."""
         served = self._serving(model)
         served.start(self._on_died)
         facts = served.facts
-        resident = LoadedModel(facts.model, facts.version, facts.device, facts.memory_bytes, served)
-        replaced = self.registry.publish(resident)
+        loaded = LoadedModel(facts.model, facts.version, facts.device, facts.memory_bytes, served)
+        replaced = self.registry.publish(loaded)
         if replaced is not None:
-            self.departures.free_unused(replaced)
+            self.evictor.free_unused(replaced)
         self._changed.set()
-        if self.missing.pop(facts.model, None):  # it serves what is its own again
+        if self.missing.pop(facts.model, None):  # it is the default again for what the settings say
             self.defaults |= {form: model for form, model in self._stated_defaults.items() if model == facts.model}
         log.info(
             "model.loaded",
@@ -336,4 +200,4 @@ class ModelManager:
         )
         for note in facts.notes:
             log.warning("model.noted", model=facts.model, note=note)
-        return resident
+        return loaded

@@ -1,35 +1,93 @@
-"""Room in a device's memory: for a model that is loaded, or for work beside the models.
+"""Memory of a device: reserved for a model that loads, or for work beside the models, and freed by evicting others.
 
-Owns how room comes about: who has to leave, and the wait until they are gone. Who may leave is the registry's to say
-(models/registry.py), how they go the departures' (service/residency/evictor.py).
+Which models have to go is decided by the registry (models/registry.py).
 """
 
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import structlog
 
-from models.errors import Crowded, OverBudget
-from models.registry import Registry
+from models.errors import Crowded, InUse, NotLoaded, OverBudget
+from models.registry import LoadedModel, Registry
 
-from ..runtime.change import Change
-from .evictor import Evictor
-from .served import Served
+from ..runtime.background import Background, Change
+from ..served_model import ServedModel
 
 log = structlog.get_logger(__name__)
 
-
+Loaded: TypeAlias = LoadedModel[ServedModel]
 Resize: TypeAlias = Callable[[int], None]
-"""Makes what is set aside more or less, in bytes; it stays as it was where models that may not go leave no more."""
+"""Changes a reservation to this many bytes; it stays as it was if models that may not be evicted leave less."""
+
+
+class Evictor:
+    """Takes models out of memory, each once nobody uses it any more.
+
+    give_back: returns a device's memory to the system. changed: set whenever a model has gone.
+    """
+
+    def __init__(
+        self, registry: Registry[ServedModel], background: Background, changed: Change, give_back: Callable[[str], None]
+    ) -> None:
+        self._registry = registry
+        self._background = background
+        self._changed = changed
+        self._give_back = give_back
+
+    async def unload(self, model: str, *, force: bool = False) -> Loaded:
+        """Take a model out of memory -> what it was, once it is gone.
+
+        force: also if requests use it; they finish first. Raises NotLoaded, InUse.
+        """
+        loaded = self._registry.current(model)
+        if loaded is None:
+            raise NotLoaded(model)
+        if loaded.leases and not force:
+            raise InUse(model, loaded.leases)
+        self.retire(loaded)
+        while self._registry.holds(loaded):
+            await self._changed.wait()
+        return loaded
+
+    def retire(self, loaded: Loaded) -> None:
+        """Give out no more leases of a model, and free it once nobody uses it."""
+        self._registry.retire(loaded)
+        self.free_unused(loaded)
+
+    def free_unused(self, loaded: Loaded) -> None:
+        """Free a retired model now if nobody uses it; else the last lease to end does."""
+        if not loaded.leases:
+            self._background.spawn(self._free(loaded), f"free.{loaded.model}")
+
+    async def _free(self, loaded: Loaded) -> None:
+        try:
+            await loaded.serves.close()
+            await asyncio.to_thread(self._give_back, loaded.device)
+        finally:
+            self._registry.forget(loaded)
+            self._changed.set()
+        log.info("model.unloaded", model=loaded.model, version=loaded.version, memory_bytes=loaded.memory_bytes)
+
+    async def unload_idle(self, idle_s: float) -> None:
+        """Unload, for ever, each model that nobody has used for this long."""
+        while True:
+            now = self._registry.clock()
+            for loaded in self._registry.idle_since(now - idle_s):
+                self.retire(loaded)
+            due = [loaded.used_at + idle_s for loaded in self._registry.idle_since(now)]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(due) - now if due else None):
+                    await self._changed.wait()
 
 
 @dataclass(eq=False)
 class ReservationRefused(OverBudget):
-    """What work beside the models needs is more than they can leave it; `model` is the name of the work."""
+    """Work beside the models needs more memory than they can leave it; `model` is the name of the work."""
 
     def __str__(self) -> str:
         left = max(0, self.budget - self.in_use)
@@ -40,72 +98,77 @@ class ReservationRefused(OverBudget):
 
 
 class MemoryReservations:
-    """one_at_a_time: held while a model loads: what it reserves must not pass for memory that never comes back.
+    """Reservations in the registry, and the evictions that make space for them.
 
-    changed: set whenever a model has gone or has become idle.
+    load_lock: held while a model loads; what a load reserves must not be taken for memory that never comes back.
+    changed: set whenever a model has gone or become idle.
     """
 
     def __init__(
-        self, registry: Registry[Served], departures: Evictor, changed: Change, one_at_a_time: asyncio.Lock
+        self, registry: Registry[ServedModel], evictor: Evictor, changed: Change, load_lock: asyncio.Lock
     ) -> None:
         self._registry = registry
-        self._departures = departures
+        self._evictor = evictor
         self._changed = changed
-        self._one_at_a_time = one_at_a_time
+        self._load_lock = load_lock
         self._numbers = itertools.count(1)
-        self._aside: dict[str, str] = {}
+        self._devices: dict[str, str] = {}  # of the work beside the models
 
-    async def make(self, key: str, device: str, memory_bytes: int) -> None:
-        """Reserve memory under a key, and wait until those that have to go for it are gone.
+    async def make_space(self, key: str, device: str, memory_bytes: int) -> None:
+        """Reserve memory under a key, and wait until the models that are evicted for it are gone.
 
         Raises Crowded, OverBudget; then nothing is reserved.
         """
-        self._reserve(key, device, memory_bytes)
+        self._evict_for(key, device, memory_bytes)
         while not self._registry.fits(device):
             await self._changed.wait()
 
-    def _reserve(self, key: str, device: str, memory_bytes: int) -> None:
-        for resident in self._registry.reserve(key, device, memory_bytes):
-            log.info("model.evicted", model=resident.model, by=key)
-            self._departures.free_unused(resident)
+    def _evict_for(self, key: str, device: str, memory_bytes: int) -> None:
+        for loaded in self._registry.reserve(key, device, memory_bytes):
+            log.info("model.evicted", model=loaded.model, by=key)
+            self._evictor.free_unused(loaded)
 
     @asynccontextmanager
-    async def set_aside(self, name: str, device: str, memory_bytes: int) -> AsyncIterator[Resize]:
-        """Keep memory from models while the context is open; see Residency.set_aside."""
+    async def reserve(self, name: str, device: str, memory_bytes: int) -> AsyncIterator[Resize]:
+        """Keep memory from models while the context is open, for work beside them -> resizes the reservation.
+
+        Idle models that are not pinned are evicted for it. Waits while models in use, or other such work, need the
+        memory. Raises ReservationRefused if it can never fit.
+        """
         key = f"{name} #{next(self._numbers)}"  # no model has such an id
         held_bytes = memory_bytes
 
         def resize(wanted_bytes: int) -> None:
             nonlocal held_bytes
             try:
-                self._reserve(key, device, wanted_bytes)
+                self._evict_for(key, device, wanted_bytes)
                 held_bytes = wanted_bytes
             except OverBudget as error:
                 log.warning("memory.short", name=name, device=device, reason=str(error))
-                self._reserve(key, device, held_bytes)
+                self._evict_for(key, device, held_bytes)
             log.info("memory.resized", name=name, device=device, memory_bytes=held_bytes)
             self._changed.set()
 
         try:
-            while not await self._granted(key, name, device, memory_bytes):
+            while not await self._try_reserve(key, name, device, memory_bytes):
                 await self._changed.wait()
             log.info("memory.set_aside", name=name, device=device, memory_bytes=memory_bytes)
             yield resize
         finally:
             self._registry.cancel(key)
-            self._aside.pop(key, None)
+            self._devices.pop(key, None)
             self._changed.set()
 
-    async def _granted(self, key: str, name: str, device: str, memory_bytes: int) -> bool:
-        """Whether there is room now, which then is ours; no: who stands in the way will go. Raises NoRoom."""
-        async with self._one_at_a_time:
+    async def _try_reserve(self, key: str, name: str, device: str, memory_bytes: int) -> bool:
+        """Reserve memory -> False if it will only be there later. Raises ReservationRefused."""
+        async with self._load_lock:
             try:
-                await self.make(key, device, memory_bytes)
+                await self.make_space(key, device, memory_bytes)
             except Crowded:
                 return False
             except OverBudget as error:
-                if memory_bytes <= error.budget and device in self._aside.values():
+                if memory_bytes <= error.budget and device in self._devices.values():
                     return False
                 raise ReservationRefused(name, error.needed, error.budget, error.in_use) from None
-            self._aside[key] = device
+            self._devices[key] = device
             return True

@@ -1,4 +1,4 @@
-"""Tasks that outlive whoever asked for them, and their owner. Knows nothing of what they do."""
+"""Tasks that outlive the caller that started them, and changes that tasks wait for."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -16,20 +16,20 @@ CANCEL_AGAIN_S = 15.0
 
 
 class Background:
-    """Owns tasks until they end; one that fails unforeseen is logged, whether or not somebody waits for it."""
+    """Owns tasks until they end; an unexpected failure is logged, whether or not anybody awaits the task."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, ResultT], name: str) -> asyncio.Task[ResultT]:
-        """Begin to work on it."""
+        """Start a task."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
 
     async def shielded(self, work: Coroutine[Any, Any, ResultT], name: str) -> ResultT:
-        """Its result; whoever waits for it may leave without stopping it."""
+        """Start a task and return its result; a caller that is cancelled does not stop it."""
         return await asyncio.shield(self.spawn(work, name))
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
@@ -44,7 +44,10 @@ class Background:
 
 @asynccontextmanager
 async def going_on(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]], name: str) -> AsyncIterator[None]:
-    """Inside, the work goes on in a task. Its event is set at the end, where nats-py swallows the cancellation."""
+    """Run `work(closing)` in a task while the context is open.
+
+    `closing` is set at the end, before the task is cancelled: nats-py may swallow a cancellation.
+    """
     closing = asyncio.Event()
     task = asyncio.create_task(work(closing), name=name)
     try:
@@ -55,8 +58,25 @@ async def going_on(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]], n
 
 
 async def stopped(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel them and wait for their end; once more after a while, since nats-py swallows it while it flushes."""
+    """Cancel tasks and wait for their end; again after a while, since nats-py swallows cancellations as it flushes."""
     while left := [task for task in tasks if not task.done()]:
         for task in left:
             task.cancel()
         await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
+
+
+class Change:
+    """Wakes all who wait when it is set, and nobody who comes later.
+
+    Check the condition, then wait, with no other await between the two: then no change is missed.
+    """
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def set(self) -> None:
+        event, self._event = self._event, asyncio.Event()
+        event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()

@@ -1,7 +1,7 @@
-"""One thread per device: every forward pass runs on it, in turn. Knows nothing of what it runs.
+"""One thread per device, which runs every forward pass.
 
-Urgent jobs go first, and in the middle of another wherever that one lets them. Whoever has them shares the device
-evenly: the source that has had the least of its time goes first.
+Urgent jobs go first, also inside a job that is not urgent, wherever that one yields. The sources of urgent jobs share
+the device evenly: the one that has had the least of its time goes first.
 """
 
 import asyncio
@@ -9,26 +9,24 @@ import functools
 import math
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
-from .fair_queue import FairQueue
-
 ArgTs = TypeVarTuple("ArgTs")
 ResultT = TypeVar("ResultT")
 
 AGE_S = 1.0
-"""How long a job gives way to urgent ones before it insists on its share: a burst passes, a flood does not."""
+"""How long other jobs give way to urgent ones before they take their share: a burst passes, a flood does not."""
 SHARE = 0.2
-"""Of the device's time, what a job insists on from then on."""
+"""The part of the device's time that they take from then on."""
 
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """source: with whose urgent jobs it takes turns; None for one that is not urgent."""
+    """source: whose urgent job it is; None if it is not urgent."""
 
     call: Callable[[], Any]
     source: str | None
@@ -46,46 +44,89 @@ class _Job:
 
 
 class _Share:
-    """What the jobs that are not urgent are owed together, in seconds of the device: it grows while they wait."""
+    """Device time, in seconds, that is owed to the jobs that are not urgent together; it grows while they wait."""
 
     def __init__(self) -> None:
         self._owed_s = 0.0
         self._waiting_since: float | None = None
         self._ended = -math.inf
 
-    def waits(self, now: float) -> None:
-        """A job waits, or gives way. Those that come after a pause begin anew."""
+    def wait(self, now: float) -> None:
+        """A job waits, or gives way. After a pause nothing is owed."""
         if self._waiting_since is None:
             if now - self._ended > AGE_S:
                 self._owed_s = 0.0
             self._waiting_since = now
 
-    def runs(self, now: float) -> None:
-        """One has the device from now on."""
+    def begin(self, now: float) -> None:
+        """A job has the device from now on."""
         self._owed_s = min(self._owed(now), 2 * AGE_S * SHARE)
         self._waiting_since = None
 
-    def ran(self, now: float, seconds: float) -> None:
-        """It has had it for so long until now. What nobody else wanted makes no debt."""
+    def end(self, now: float, seconds: float) -> None:
+        """The job has had the device for this long. Time that nobody else wanted makes no debt."""
         self._owed_s = max(0.0, self._owed_s - seconds * (1 - SHARE))
         self._ended = now
 
-    def insists(self, now: float) -> bool:
-        """Whether they have given way for long enough, for what they have had."""
+    def is_due(self, now: float) -> bool:
+        """Whether these jobs have given way for long enough, for what they have had."""
         return self._owed(now) > AGE_S * SHARE
 
     def _owed(self, now: float) -> float:
         return self._owed_s + (0.0 if self._waiting_since is None else (now - self._waiting_since) * SHARE)
 
 
+class _FairQueue:
+    """Urgent jobs: each source's in their order, the source that has had the least time first. Not thread-safe.
+
+    This is start-time fair queueing over measured seconds.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, deque[_Job]] = {}
+        self._used_s: defaultdict[str, float] = defaultdict(float)
+        self._reached_s = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def put(self, source: str, job: _Job) -> None:
+        """Add a job. A source that had none begins level with the others: time not used is not saved up."""
+        if source not in self._waiting:
+            self._waiting[source] = deque()
+            self._used_s[source] = max(self._used_s[source], self._reached_s)
+        self._waiting[source].append(job)
+
+    def take(self) -> _Job | None:
+        """The next job, None if none waits."""
+        if not self._waiting:
+            return None
+        source = min(self._waiting, key=self._used_s.__getitem__)
+        self._reached_s = self._used_s[source]
+        job = self._waiting[source].popleft()
+        if not self._waiting[source]:
+            del self._waiting[source]
+        return job
+
+    def charge(self, source: str, seconds: float) -> None:
+        """A job of this source has had the device for this long."""
+        self._used_s[source] += seconds
+
+    def clear(self) -> list[_Job]:
+        """Take all jobs."""
+        jobs = [job for waiting in self._waiting.values() for job in waiting]
+        self._waiting.clear()
+        return jobs
+
+
 class DeviceThread:
-    """Runs functions one after another: urgent ones first, each source's, and the others, in their order."""
+    """Runs functions one after another: urgent ones by source, then the others in their order."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._clock = clock
         self._lock = threading.Lock()
-        self._urgent = FairQueue[_Job]()
+        self._urgent = _FairQueue()
         self._others: deque[_Job] = deque()
         self._share = _Share()
         self._running: _Job | None = None
@@ -96,23 +137,23 @@ class DeviceThread:
     ) -> ResultT:
         """The function's result, or its exception. A caller that is cancelled does not stop a function that runs.
 
-        An urgent one may run inside another that calls `yield_point`; raises whatever it raises to its own caller.
-        source: with whose urgent ones it takes turns; each source gets as much time as any other.
+        An urgent one may run inside another that calls `yield_point`. source: whose urgent function it is; each source
+        gets as much time as any other.
         """
         job = _Job(functools.partial(function, *arguments), source if urgent else None)
         with self._lock:
-            self._executor.submit(self._turn)
+            self._executor.submit(self._run_next)
             if urgent:
                 self._urgent.put(source, job)
             else:
                 self._others.append(job)
                 if self._other is None:
-                    self._share.waits(self._clock())
+                    self._share.wait(self._clock())
         result: ResultT = await asyncio.wrap_future(job.future)
         return result
 
     def yield_point(self) -> None:
-        """Called on the device's thread, by what runs there: runs the urgent jobs that wait, then returns.
+        """Run the urgent jobs that wait; called on the device's thread, by the job that runs there.
 
         Returns at once in an urgent job, and in one that has given way for long enough.
         """
@@ -120,21 +161,21 @@ class DeviceThread:
         if job is None or job.source is not None or not self._urgent:
             return
         now = self._clock()
-        self._share.ran(now, now - job.resumed)
-        self._share.waits(now)
-        while not self._share.insists(self._clock()) and (urgent := self._take_urgent()):
+        self._share.end(now, now - job.resumed)
+        self._share.wait(now)
+        while not self._share.is_due(self._clock()) and (urgent := self._take_urgent()):
             self._run(urgent)
         job.resumed = self._clock()
-        self._share.runs(job.resumed)
+        self._share.begin(job.resumed)
 
-    def _turn(self) -> None:
-        """Run the next job, if there is one: what this turn was for may have run inside another job."""
+    def _run_next(self) -> None:
+        """Run the next job, if there is one: it may have run inside another job."""
         if job := self._take():
             self._run(job)
 
     def _take(self) -> _Job | None:
         with self._lock:
-            if self._others and (not self._urgent or self._share.insists(self._clock())):
+            if self._others and (not self._urgent or self._share.is_due(self._clock())):
                 return self._others.popleft()
             return self._urgent.take()
 
@@ -149,7 +190,7 @@ class DeviceThread:
         job.resumed = self._clock()
         if job.source is None:
             self._other = job
-            self._share.runs(job.resumed)
+            self._share.begin(job.resumed)
         job.run()
         self._running = outer
         now = self._clock()
@@ -158,12 +199,12 @@ class DeviceThread:
                 self._urgent.charge(job.source, now - job.resumed)
                 return
             self._other = None
-            self._share.ran(now, now - job.resumed)
+            self._share.end(now, now - job.resumed)
             if self._others:
-                self._share.waits(now)
+                self._share.wait(now)
 
     def close(self) -> None:
-        """Drop what has not begun. What runs finishes, but nobody waits for it."""
+        """Drop what has not begun. A job that runs finishes, but nobody waits for it."""
         with self._lock:
             self._executor.shutdown(wait=False, cancel_futures=True)
             dropped = [*self._urgent.clear(), *self._others]

@@ -91,12 +91,12 @@ class Member:
     @property
     def serves(self) -> str:
         """The weights that answer, by 12 digits."""
-        resident = self.started.residency.registry.current(MODEL)
+        resident = self.started.manager.registry.current(MODEL)
         assert resident is not None
         return resident.version.partition("-")[0]
 
     async def until_serves(self, weights: str) -> None:
-        await until(self.started.residency, MODEL, weights)
+        await until(self.started.manager, MODEL, weights)
 
     def make(self, text: str, day: int = 0, vectors_of: str | None = None, **report: Any) -> str:
         """Keep a version on this machine as a training leaves it -> its name.
@@ -139,7 +139,7 @@ class Fleet:
         ):
             rollout = Rollout(
                 nc,
-                started.residency,
+                started.manager,
                 lambda: connected(settings),
                 data_dir / "checkpoints",
                 patience_s=patience_s,

@@ -327,9 +327,9 @@ def test_a_person_is_told_where_things_are():
     server = SimpleNamespace(credentials=Path("var/nats-credentials.env"), monitor_url="http://127.0.0.1:8222")
     nats = NatsSettings(url="nats://127.0.0.1:4333")
     missing = {"smollm2": ModelUnavailable("smollm2", "its file is damaged")}
-    residency = SimpleNamespace(defaults={"embedding": "minilm", "prompt": "smollm2"}, missing=missing)
+    manager = SimpleNamespace(defaults={"embedding": "minilm", "prompt": "smollm2"}, missing=missing)
     started: Any = SimpleNamespace(
-        nats=nats, server=server, models=[encoder], metrics_port=9464, metrics_host="::1", residency=residency
+        nats=nats, server=server, models=[encoder], metrics_port=9464, metrics_host="::1", manager=manager
     )
     text = ready_text(started, NatsSettings().url)
     for told in (

@@ -89,7 +89,7 @@ async def test_where_nobody_chose_the_next_default_serves_prompts_as_long_as_it_
         with pytest.raises(NotServed, match="its file is damaged"):
             await ml.generate(messages=[{"role": "user", "content": "x"}])
         loader.failures.clear()
-        await started.residency.load("smollm2")
+        await started.manager.load("smollm2")
         assert (await ml.generate("x", max_tokens=1)).model == "smollm2"
 
 

@@ -249,7 +249,7 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(nats_url
         assert (await running)[0] == 499
         engine.gate.set()
         assert sorted(len(reply) for reply in await asyncio.gather(*others))[-1] > 1
-        load = started.residency.registry.current("tiny_coder").serves.engine.load
+        load = started.manager.registry.current("tiny_coder").serves.engine.load
     assert (load.running, load.waiting) == (0, 0)
 
 
@@ -378,7 +378,7 @@ async def test_the_catalogues_model_serves_who_names_none_and_is_loaded_on_first
         assert loader.loads["smollm2"] == 0
         reply = await ask(nc, {"prompt": "a", "max_tokens": 1})
         assert (reply["model"], reply["version"]) == ("smollm2", "v1-fp32")
-        resident = started.residency.registry.current("smollm2")
+        resident = started.manager.registry.current("smollm2")
         assert resident.memory_bytes == 10**9 + 500
         listed = await ask(nc, {"kind": "generation"}, names.MODELS_LIST)
         entry = next(model for model in listed["models"] if model["id"] == "smollm2")

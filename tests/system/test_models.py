@@ -133,7 +133,7 @@ async def test_a_model_in_use_is_evicted_once_its_requests_are_done(nats_url, nc
 async def test_a_model_for_which_others_would_have_to_stop_is_refused_after_a_while(
     nats_url, nc, ml, loader, monkeypatch
 ):
-    monkeypatch.setattr("service.residency.manager.ROOM_PATIENCE_S", 0.2)
+    monkeypatch.setattr("service.residency.load_queue.CROWDED_S", 0.2)
     loader.budget = GB
     async with serving(nats_url, loader):
         encoder = held(loader, "minilm")

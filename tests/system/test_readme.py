@@ -117,6 +117,18 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
+def test_paths_that_are_named_exist() -> None:
+    named = {
+        (page.name, path)
+        for page in {*PAGES, *OUTSIDE_THE_SITE} - {DOCS / "benchmarks.md"}  # of the past
+        for path in re.findall(
+            r"`((?:models|service|subjects|tests|bench|tools|samples)/[\w/.-]*)`", page.read_text("utf-8")
+        )
+    }
+    assert len(named) > 30
+    assert [one for one in sorted(named) if not (REPOSITORY / one[1]).exists()] == []
+
+
 def test_the_generated_parts_are_current() -> None:
     stale = [str(page) for page in PAGES if refreshed(page.read_text("utf-8")) != page.read_text("utf-8")]
     assert not stale, "run: make reference"

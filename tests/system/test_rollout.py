@@ -304,7 +304,7 @@ class TestFollowing:
     async def test_a_model_that_is_not_loaded_is_loaded_in_its_live_version(self, fleet: Fleet) -> None:
         async with await MLClient.connect(fleet.url) as client:
             await asyncio.gather(
-                *(member.started.residency.departures.unload(MODEL, force=True) for member in fleet.members)
+                *(member.started.manager.evictor.unload(MODEL, force=True) for member in fleet.members)
             )
             version = fleet.members[0].make("better")
             assert await fleet.members[0].rollout.go_live(MODEL, version, "job-1") == []
@@ -446,12 +446,12 @@ class TestRealWeights:
         async with one as started, other as beside, await MLClient.connect(nats_url) as client:
             before = await client.embed("def hello(): pass")
             checkpoints = tmp_path / "one" / "checkpoints"
-            rollout = Rollout(nc, started.residency, lambda: connected(settings), checkpoints)
+            rollout = Rollout(nc, started.manager, lambda: connected(settings), checkpoints)
             assert await rollout.go_live("minilm", version, "job") == []
             after = await client.embed("def hello(): pass")
             assert after.version.startswith(version[-12:])
             assert 0.5 < float(np.dot(before.embedding, after.embedding)) < 0.9999
             await client.models.reload("minilm", version=BASE)
             for each in (started, beside):
-                await until(each.residency, "minilm", before.version)
+                await until(each.manager, "minilm", before.version)
             assert np.array_equal((await client.embed("def hello(): pass")).embedding, before.embedding)

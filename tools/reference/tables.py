@@ -2,7 +2,7 @@
 
 import inspect
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 from service.app import worker_gauges
 from service.telemetry import Telemetry
@@ -10,7 +10,7 @@ from subjects.errors import CODES
 
 from .markdown import escaped, table
 
-_UNREAD: Any = None
+_UNREAD = Mock()
 """In the place of what a gauge reads: only its meaning is asked for."""
 
 

@@ -23,8 +23,8 @@ from subjects.errors import Unavailable
 
 from ...bus.errors import BusError
 from ...endpoint.reply_subject import WORKERS_INBOX
-from ...residency.evictor import Loaded
 from ...residency.manager import ModelManager
+from ...residency.reservations import Loaded
 from ...runtime.background import Background
 from ..retry import retry_while_down
 from ..store import NotSetUp

@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,20 +14,17 @@ from fake_encoder import MAX_TOKENS, FakeEncoder, vector_of, word_id
 from models.encoders.base import TextOptions, finish
 from models.encoders.choices import Choices
 from models.errors import OutOfDeviceMemory, TextTooLong
-from service.cost import Cost
+from service.admission import LinearCost
 from service.embedding import batch_runner
+from service.embedding.batch_runner import NonFinite
 from service.embedding.batcher import Batcher
-from service.embedding.work import BatchLimits, Embedded, Finish, NonFinite, Priority
+from service.embedding.pending_text import BatchLimits, Embedded, EmbedParams, Finish, Priority
 from service.runtime.device_thread import DeviceThread
+from service.telemetry import Telemetry
 from subjects.errors import Busy, DeadlinePassed, InvalidField, Unavailable
 
 PLAIN = TextOptions()
 UNIT = Finish()
-
-
-class Silent:
-    def batch_ran(self, *figures: object) -> None:
-        pass
 
 
 @pytest.fixture(params=[False, True], ids=["padded", "packed"])
@@ -50,7 +48,7 @@ class Watched(DeviceThread):
 async def batching(encoder: FakeEncoder, device: DeviceThread | None = None, **limits: int) -> AsyncIterator[Batcher]:
     device = device or DeviceThread()
     with ThreadPoolExecutor(3) as pool:
-        batcher = Batcher(encoder, device, pool, BatchLimits(**limits), Silent())
+        batcher = Batcher(encoder, device, pool, BatchLimits(**limits), Telemetry())
         task = asyncio.create_task(batcher.run())
         try:
             yield batcher
@@ -65,12 +63,12 @@ def submit(
     batcher: Batcher,
     *texts: str,
     options: TextOptions = PLAIN,
-    how: Finish = UNIT,
+    finish: Finish = UNIT,
     within_s: float = 30,
     priority: Priority = "interactive",
 ):
     deadline = asyncio.get_running_loop().time() + within_s
-    return [work.future for work in batcher.submit(texts, options, how, deadline, priority=priority)]
+    return [text.future for text in batcher.submit(texts, EmbedParams(options, finish, deadline, priority))]
 
 
 async def tokenised(batcher: Batcher) -> None:
@@ -200,7 +198,7 @@ async def test_room_comes_when_the_queue_empties():
     encoder.gate.clear()
     async with batching(encoder, queue_texts=10) as batcher:
         submit(batcher, *(f"text {n}" for n in range(10)))
-        room = asyncio.create_task(batcher.room(["a"] * 5))
+        room = asyncio.create_task(batcher.wait_for_space(["a"] * 5))
         await entered(encoder)
         assert not room.done()
         encoder.gate.set()
@@ -211,8 +209,8 @@ async def test_options_are_each_texts_own():
     async with batching(FakeEncoder()) as batcher:
         plain, raw, cut, prompted = (
             *submit(batcher, "same text"),
-            *submit(batcher, "same text", how=Finish(normalize=False)),
-            *submit(batcher, "same text", how=Finish(dimensions=3)),
+            *submit(batcher, "same text", finish=Finish(normalize=False)),
+            *submit(batcher, "same text", finish=Finish(dimensions=3)),
             *submit(batcher, "same text", options=TextOptions(prompt_name="query")),
         )
         done = await asyncio.gather(plain, raw, cut, prompted)
@@ -327,9 +325,9 @@ async def test_a_long_text_does_not_hold_up_a_short_one():
 
 async def test_a_bulk_request_larger_than_the_queue_gets_its_room():
     async with batching(FakeEncoder(), queue_tokens=100, queue_texts=50) as batcher:
-        await asyncio.wait_for(batcher.room(["word " * 60] * 200), 10)
+        await asyncio.wait_for(batcher.wait_for_space(["word " * 60] * 200), 10)
         held = submit(batcher, "a", "b")
-        await asyncio.wait_for(batcher.room(["word " * 60] * 200), 10)
+        await asyncio.wait_for(batcher.wait_for_space(["word " * 60] * 200), 10)
         await asyncio.gather(*held)
 
 
@@ -387,7 +385,7 @@ async def test_bulk_keeps_its_batches_full_whatever_comes_between():
 
 
 async def test_bulk_batches_shrink_where_a_pass_cannot_stop_in_time(monkeypatch):
-    monkeypatch.setattr(batch_runner, "HOLD_S", 0.0)
+    monkeypatch.setattr(batch_runner, "YIELD_S", 0.0)
     encoder = FakeEncoder(packed=True)
     async with batching(encoder, budget_tokens=1000) as batcher:
         await asyncio.gather(*submit(batcher, *(f"t{n}" for n in range(1000)), priority="bulk"))
@@ -481,7 +479,7 @@ async def test_each_priority_has_room_of_its_own(full, other):
         admitted = submit(batcher, *(f"text {n}" for n in range(10)), priority=full)
         with pytest.raises(Busy):
             submit(batcher, "one more", priority=full)
-        await asyncio.wait_for(batcher.room(["one more"], other), 10)
+        await asyncio.wait_for(batcher.wait_for_space(["one more"], other), 10)
         admitted += submit(batcher, "one more", priority=other)
         encoder.gate.set()
         await asyncio.gather(*admitted)
@@ -533,7 +531,7 @@ async def slow_by(encoder: FakeEncoder, batcher: Batcher, text: str, seconds: fl
 
 
 def require_time(batcher: Batcher, text: str, within_s: float) -> None:
-    batcher.require_time([text], asyncio.get_running_loop().time() + within_s)
+    batcher.require_time([text], EmbedParams(PLAIN, UNIT, asyncio.get_running_loop().time() + within_s))
 
 
 async def test_what_would_be_late_is_refused_at_once_and_says_when_to_come_back(encoder):
@@ -553,11 +551,12 @@ async def test_the_backlog_of_one_source_has_nothing_of_anothers_refused(encoder
     async with batching(encoder, budget_tokens=1) as batcher:
         await slow_by(encoder, batcher, "slow", 0.05)
         deadline = asyncio.get_running_loop().time() + 20
+        many = EmbedParams(PLAIN, UNIT, deadline, source="many")
         texts = ["word " * MAX_TOKENS] * 20  # a minute's work
-        waits = [work.future for work in batcher.submit(texts, PLAIN, UNIT, deadline + 100, source="many")]
+        waits = [text.future for text in batcher.submit(texts, replace(many, deadline=deadline + 100))]
         with pytest.raises(Busy, match="past the deadline"):
-            batcher.require_time(["one more"], deadline, source="many")
-        batcher.require_time(["one more"], deadline, source="one")
+            batcher.require_time(["one more"], many)
+        batcher.require_time(["one more"], replace(many, source="one"))
         encoder.gate.set()
         await asyncio.gather(*waits)
 
@@ -583,7 +582,7 @@ async def test_what_has_become_hopeless_is_dropped_before_its_deadline(encoder):
     encoder.gate.clear()
     async with batching(encoder) as batcher:
         batcher._runner.token_s = 1.0  # the running one, and
-        batcher._lines["interactive"]._batch_cost.took(1, 1.0)  # any other
+        batcher._queues["interactive"]._batch_cost.observe(1, 1.0)  # any other
         running = submit(batcher, "a")
         await entered(encoder)
         with pytest.raises(DeadlinePassed, match="cannot be ready"):
@@ -635,8 +634,8 @@ async def test_nothing_is_learned_of_texts_that_nobody_ran():
         with pytest.raises(DeadlinePassed):
             await asyncio.gather(*late)
         await asyncio.gather(*first, *submit(batcher, "another"))
-        line = batcher._lines["interactive"]
-    assert line._batch_cost._weight == pytest.approx(1.98, abs=0.001)  # of two batches
+        queue = batcher._queues["interactive"]
+    assert queue._batch_cost._weight == pytest.approx(1.98, abs=0.001)  # of two batches
 
 
 async def test_a_long_text_beside_short_ones_with_a_long_prompt_has_no_more_tokens_than_fit():
@@ -645,8 +644,8 @@ async def test_a_long_text_beside_short_ones_with_a_long_prompt_has_no_more_toke
         prompted = TextOptions(prompt_name="long")
         await asyncio.gather(*submit(batcher, *["a"] * 200, options=prompted))  # 51 tokens of 3 characters
         encoder.gate.clear()
-        batcher._lines["interactive"]._batch_cost = cost = Cost()
-        cost.took(1, 0.02)
+        batcher._queues["interactive"]._batch_cost = cost = LinearCost()
+        cost.observe(1, 0.02)
         waits = submit(batcher, "another")
         require_time(batcher, "word " * MAX_TOKENS, within_s=10)  # 64 tokens of 20 ms
         encoder.gate.set()

@@ -1,8 +1,7 @@
-"""A loaded engine at work, without a bus: its turns on the device, its calls' outboxes, its end, its watchdog."""
+"""A loaded engine at work, without a bus: its steps, the event queues of its calls, its end, its watchdog."""
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, closing, suppress
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from fake_engine import FakeEngine
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from models.generation.base import EngineLimits, Plain
@@ -20,28 +20,10 @@ from service.generation.completion_stream import CompletionStream
 from service.generation.engine_loop import StepFailed
 from service.generation.event_queue import LIMIT_CHARS, EventQueue
 from service.generation.generator import Generator
+from service.generation.telemetry import GenerationTelemetry
 from service.residency.loader import LEAST_KV_BYTES, ModelLoader
 from service.runtime.device_thread import DeviceThread
 from subjects.errors import Busy, Cancelled, DeadlinePassed, Unavailable
-
-
-class Observer:
-    """Counts what it hears."""
-
-    def __init__(self) -> None:
-        self.heard: Counter[str] = Counter()
-
-    def stepped(self, model: str, seconds: float) -> None:
-        self.heard["steps"] += 1
-
-    def went_on(self, model: str, seconds: float) -> None:
-        self.heard["went on"] += 1
-
-    def completed(self, model: str, finished: Finished) -> None:
-        self.heard[finished.reason] += 1
-
-    def refused(self, model: str) -> None:
-        self.heard["refused"] += 1
 
 
 @asynccontextmanager
@@ -49,7 +31,7 @@ async def running(engine: FakeEngine, **options: Any) -> AsyncIterator[Generator
     """A generator at work on a device of its own."""
     died: list[BaseException] = []
     with closing(DeviceThread()) as device:
-        generator = Generator(engine, device, Observer(), **options)
+        generator = Generator(engine, device, GenerationTelemetry(CollectorRegistry()), **options)
         generator.start(died.append)
         try:
             yield generator
@@ -57,6 +39,11 @@ async def running(engine: FakeEngine, **options: Any) -> AsyncIterator[Generator
             engine.gate.set()
             await generator.close()
     assert not died
+
+
+def counted(generator: Generator) -> Mapping[str, int]:
+    """What telemetry has counted of the model."""
+    return generator._loop._telemetry.figures()[generator.facts.model]
 
 
 async def requests(generator: Generator, *prompts: str, max_tokens: int = 3):
@@ -67,10 +54,10 @@ async def requests(generator: Generator, *prompts: str, max_tokens: int = 3):
         )
 
 
-async def told(flight: CompletionStream, asked) -> dict[str, list[Event]]:
-    """All events of a flight, by request."""
+async def told(stream: CompletionStream, requested) -> dict[str, list[Event]]:
+    """All events of a stream, by request."""
     by_request: dict[str, list[Event]] = {}
-    async with aclosing(flight.events(asked)) as news:
+    async with aclosing(stream.events(requested)) as news:
         async for events in news:
             for event in events:
                 by_request.setdefault(event.request, []).append(event)
@@ -87,33 +74,33 @@ async def entered(engine: FakeEngine) -> None:
     assert await asyncio.to_thread(engine.entered.wait, 10)
 
 
-# The outbox
+# The event queue
 
 
 @given(st.lists(st.sampled_from(["a", "b", "take"]), max_size=40))
 def test_what_is_taken_joined_is_what_was_put(moves: list[str]):
     async def scenario() -> None:
-        outbox = EventQueue()
+        queue = EventQueue()
         put: dict[str, str] = {"a": "", "b": ""}
         taken: dict[str, str] = {"a": "", "b": ""}
         for name in put:
-            outbox.open(name)
+            queue.open(name)
         waiting = 0
         for number, move in enumerate(moves):
             if move == "take" and waiting:
-                events = await outbox.take()
+                events = await queue.take()
                 assert len({event.request for event in events}) == len(events)
                 for event in events:
                     taken[event.request] += event.text
                 waiting = 0
             elif move != "take":
-                outbox.put(Piece(move, f"{number},", 1, (TokenLogprob(number, b"", -1.0),)))
+                queue.put(Piece(move, f"{number},", 1, (TokenLogprob(number, b"", -1.0),)))
                 put[move] += f"{number},"
                 waiting += 1
-        outbox.seal()
+        queue.seal()
         for name in put:
-            outbox.put(Finished(name, "stop", Usage(1, 0, 1)))
-        while events := await outbox.take():
+            queue.put(Finished(name, "stop", Usage(1, 0, 1)))
+        while events := await queue.take():
             for event in events:
                 if isinstance(event, Piece):
                     taken[event.request] += event.text
@@ -123,66 +110,66 @@ def test_what_is_taken_joined_is_what_was_put(moves: list[str]):
 
 
 async def test_merged_pieces_count_their_tokens_and_keep_their_logprobs():
-    outbox = EventQueue()
-    outbox.open("a")
+    queue = EventQueue()
+    queue.open("a")
     for number in range(3):
-        outbox.put(Piece("a", f"{number}", number, (TokenLogprob(number, b"", -1.0),)))
-    (piece,) = await outbox.take()
+        queue.put(Piece("a", f"{number}", number, (TokenLogprob(number, b"", -1.0),)))
+    (piece,) = await queue.take()
     assert isinstance(piece, Piece)
     assert (piece.text, piece.tokens, [logprob.id for logprob in piece.logprobs]) == ("012", 3, [0, 1, 2])
 
 
 async def test_later_pieces_wait_for_company_and_an_end_does_not():
-    outbox, loop = EventQueue(), asyncio.get_running_loop()
-    outbox.open("a")
-    outbox.put(Piece("a", "x"))
+    queue, loop = EventQueue(), asyncio.get_running_loop()
+    queue.open("a")
+    queue.put(Piece("a", "x"))
     far = loop.time() + 1000
-    taking = asyncio.create_task(outbox.take(far))
+    taking = asyncio.create_task(queue.take(far))
     await asyncio.sleep(0)
     assert not taking.done()
-    outbox.put(Finished("a", "stop", Usage(1, 0, 1)))
+    queue.put(Finished("a", "stop", Usage(1, 0, 1)))
     assert [type(event) for event in await taking] == [Piece, Finished]
 
 
-async def test_an_outbox_that_nobody_empties_says_so_and_then_holds_nothing():
-    outbox = EventQueue()
-    outbox.open("a")
-    assert outbox.put(Piece("a", "x" * 2 * LIMIT_CHARS)), "nobody has had a chance to take it"
-    assert not outbox.put(Piece("a", "x"))
-    outbox.fail(Cancelled("slow"))
-    outbox.fail(Unavailable("later"))
-    assert outbox.put(Piece("a", "x"))
+async def test_a_queue_that_nobody_empties_says_so_and_then_holds_nothing():
+    queue = EventQueue()
+    queue.open("a")
+    assert queue.put(Piece("a", "x" * 2 * LIMIT_CHARS)), "nobody has had a chance to take it"
+    assert not queue.put(Piece("a", "x"))
+    queue.fail(Cancelled("slow"))
+    queue.fail(Unavailable("later"))
+    assert queue.put(Piece("a", "x"))
     with pytest.raises(Cancelled):
-        await outbox.take()
+        await queue.take()
 
 
-async def test_an_outbox_that_is_not_bounded_takes_everything():
-    outbox = EventQueue(bounded=False)
-    outbox.open("a")
+async def test_a_queue_that_is_not_bounded_takes_everything():
+    queue = EventQueue(bounded=False)
+    queue.open("a")
     for _ in range(3):
-        assert outbox.put(Piece("a", "x" * 2 * LIMIT_CHARS))
-    (piece,) = await outbox.take()
+        assert queue.put(Piece("a", "x" * 2 * LIMIT_CHARS))
+    (piece,) = await queue.take()
     assert len(piece.text) == 6 * LIMIT_CHARS
 
 
-# Turns
+# Steps
 
 
 async def test_completions_share_steps_and_each_ends_once():
     engine = FakeEngine()
     async with running(engine) as generator:
-        flights = [told(generator.flight(), requests(generator, f"a {n}", f"b {n}", max_tokens=20)) for n in range(10)]
-        for by_request in await asyncio.gather(*flights):
+        streams = [told(generator.stream(), requests(generator, f"a {n}", f"b {n}", max_tokens=20)) for n in range(10)]
+        for by_request in await asyncio.gather(*streams):
             assert {text(events) for events in by_request.values()} == {"".join(f" {n}" for n in range(20))}
     assert max(engine.steps) > 1
     assert engine.closed
 
 
 async def test_a_reply_that_is_whole_is_not_collected_piece_by_piece(monkeypatch):
-    monkeypatch.setattr("service.generation.completion_stream.WHOLE_PACE_S", 1000.0)
+    monkeypatch.setattr("service.generation.completion_stream.WHOLE_INTERVAL_S", 1000.0)
     async with running(FakeEngine()) as generator:
-        flight = generator.flight(streamed=False)
-        told_at_once = [events async for events in flight.events(requests(generator, "a", max_tokens=500))]
+        stream = generator.stream(streamed=False)
+        told_at_once = [events async for events in stream.events(requests(generator, "a", max_tokens=500))]
     assert len(told_at_once) <= 2
     assert text([event for events in told_at_once for event in events]) == "".join(f" {n}" for n in range(500))
 
@@ -191,15 +178,15 @@ async def test_a_call_that_leaves_takes_its_completions_out():
     engine = FakeEngine()
     engine.hold_after(1)
     async with running(engine) as generator:
-        news = generator.flight().events(requests(generator, "a", "b", max_tokens=1000))
+        news = generator.stream().events(requests(generator, "a", "b", max_tokens=1000))
         await anext(news)
         await news.aclose()
         engine.release()
-        assert text((await told(generator.flight(), requests(generator, "c")))["c"]) == " 0 1 2"
+        assert text((await told(generator.stream(), requests(generator, "c")))["c"]) == " 0 1 2"
     assert "a" in engine.aborts
     assert sum(engine.steps) < 1000
     left = [request for request in engine.requests if request in ("a", "b")]
-    assert generator._stepper._observer.heard["cancelled"] == len(left), "what it made counts all the same"
+    assert counted(generator)["cancelled"] == len(left), "what it made counts all the same"
 
 
 async def test_a_call_that_is_cancelled_again_while_it_leaves_has_left():
@@ -216,7 +203,7 @@ async def test_a_call_that_is_cancelled_again_while_it_leaves_has_left():
             await asyncio.Event().wait()
 
     async def call(generator: Generator) -> None:
-        async with aclosing(generator.flight().events(asked(generator))) as news:
+        async with aclosing(generator.stream().events(asked(generator))) as news:
             async for _ in news:
                 begun.set()
 
@@ -227,31 +214,31 @@ async def test_a_call_that_is_cancelled_again_while_it_leaves_has_left():
         await leaving.wait()
         calling.cancel()
         await asyncio.gather(calling, return_exceptions=True)
-        assert not generator._stepper._asked
+        assert not generator._loop._requests
 
 
 async def test_random_comings_and_goings_leave_nothing_behind():
     engine = FakeEngine(limits=EngineLimits(max_running=3, waiting=4))
 
     async def one(generator: Generator, number: int) -> None:
-        flight = generator.flight()
+        stream = generator.stream()
         asked = requests(generator, *(f"p {number} {part}" for part in range(3)), max_tokens=2 + number)
         with suppress(Busy):
             if number % 3 == 0:
-                await told(flight, asked)
+                await told(stream, asked)
             elif number % 3 == 1:
-                async with aclosing(flight.events(asked)) as news:
+                async with aclosing(stream.events(asked)) as news:
                     async for _ in news:
                         break
             else:
-                async with aclosing(flight.events(asked)) as news:
+                async with aclosing(stream.events(asked)) as news:
                     async for _ in news:
-                        flight.end("cancelled")
+                        stream.end("cancelled")
 
     async with running(engine) as generator:
         await asyncio.gather(*(one(generator, number) for number in range(30)))
-        assert text((await told(generator.flight(), requests(generator, "last")))["last"]) == " 0 1 2"
-        assert not generator._stepper._asked
+        assert text((await told(generator.stream(), requests(generator, "last")))["last"]) == " 0 1 2"
+        assert not generator._loop._requests
     assert engine.is_idle
 
 
@@ -259,37 +246,37 @@ async def test_an_id_twice_is_refused():
     engine = FakeEngine()
     engine.gate.clear()
     async with running(engine) as generator:
-        first = asyncio.create_task(told(generator.flight(), requests(generator, "a")))
+        first = asyncio.create_task(told(generator.stream(), requests(generator, "a")))
         await entered(engine)
-        ((end,),) = (await told(generator.flight(), requests(generator, "a"))).values()
+        ((end,),) = (await told(generator.stream(), requests(generator, "a"))).values()
         assert isinstance(end, Finished)
         assert isinstance(end.error, DuplicateRequest)
         engine.gate.set()
         assert text((await first)["a"]) == " 0 1 2"
 
 
-async def test_a_flight_that_is_cancelled_before_it_began_is_over():
+async def test_a_stream_that_is_cancelled_before_it_began_is_over():
     async with running(FakeEngine()) as generator:
-        flight = generator.flight()
-        flight.end("cancelled")
-        assert await told(flight, requests(generator, "a")) == {}
+        stream = generator.stream()
+        stream.end("cancelled")
+        assert await told(stream, requests(generator, "a")) == {}
 
 
 async def test_only_the_first_completion_of_a_call_is_refused_for_want_of_room():
     engine = FakeEngine(limits=EngineLimits(max_running=1, waiting=1))
     engine.gate.clear()
     async with running(engine) as generator:
-        first = asyncio.create_task(told(generator.flight(), requests(generator, "a")))
+        first = asyncio.create_task(told(generator.stream(), requests(generator, "a")))
         await entered(engine)
-        second = asyncio.create_task(told(generator.flight(), requests(generator, "b", "c", "d")))
-        third = asyncio.create_task(told(generator.flight(), requests(generator, "e")))
+        second = asyncio.create_task(told(generator.stream(), requests(generator, "b", "c", "d")))
+        third = asyncio.create_task(told(generator.stream(), requests(generator, "e")))
         engine.gate.set()
         with pytest.raises(Busy) as refused:
             await third
         assert refused.value.retry_after_ms
         assert list(await second) == ["b", "c", "d"]
         assert list(await first) == ["a"]
-        assert generator._stepper._observer.heard["refused"] == 1
+        assert counted(generator)["refused"] == 1
 
 
 class Panic(BaseException):
@@ -322,18 +309,18 @@ async def test_an_engine_that_fails_at_every_step_ends_its_requests_and_is_left_
 async def fails_and_recovers(engine: Broken) -> None:
     async with running(engine) as generator:
         for name in ("a", "b"):
-            ((end,),) = (await told(generator.flight(), requests(generator, name))).values()
+            ((end,),) = (await told(generator.stream(), requests(generator, name))).values()
             assert isinstance(end.error, StepFailed)
         assert engine.tries <= 8
         engine.error = None
-        assert text((await told(generator.flight(), requests(generator, "c")))["c"]) == " 0 1 2"
+        assert text((await told(generator.stream(), requests(generator, "c")))["c"]) == " 0 1 2"
 
 
 async def test_what_runs_when_it_stops_is_told_so_and_what_comes_later_too():
     engine = FakeEngine()
     engine.hold_after(1)
     async with running(engine) as generator:
-        news = generator.flight().events(requests(generator, "a", max_tokens=1000))
+        news = generator.stream().events(requests(generator, "a", max_tokens=1000))
         await anext(news)
         await generator.stop()
         with pytest.raises(Unavailable):
@@ -346,7 +333,7 @@ async def test_what_runs_when_it_stops_is_told_so_and_what_comes_later_too():
             yield late
 
         with pytest.raises(Unavailable):
-            await told(generator.flight(), one())
+            await told(generator.stream(), one())
 
 
 async def test_a_panic_of_the_tokeniser_is_an_error_of_its_prompt():
@@ -356,7 +343,7 @@ async def test_a_panic_of_the_tokeniser_is_an_error_of_its_prompt():
 
     async with running(Panicking()) as generator:
         with pytest.raises(RuntimeError, match="tokeniser broke"):
-            await told(generator.flight(), requests(generator, "a"))
+            await told(generator.stream(), requests(generator, "a"))
 
 
 # The watchdog
@@ -367,15 +354,15 @@ async def test_a_step_that_takes_too_long_is_told_of_while_it_does_and_when_it_h
     engine.gate.clear()
     with capture_logs() as logs:
         async with running(engine, stuck_step_s=0.05) as generator:
-            look = generator._stepper.watchdog._look
+            check = generator._loop.watchdog._check
 
             def noted() -> None:
-                look()
+                check()
                 if any(entry["event"] == "step.stuck" for entry in logs):
                     stuck.set()
 
-            generator._stepper.watchdog._look = noted
-            running_one = asyncio.create_task(told(generator.flight(), requests(generator, "a")))
+            generator._loop.watchdog._check = noted
+            running_one = asyncio.create_task(told(generator.stream(), requests(generator, "a")))
             await asyncio.wait_for(stuck.wait(), 10)
             assert generator.stuck_s >= 0.05
             engine.gate.set()
@@ -418,17 +405,17 @@ async def test_a_text_that_would_be_late_is_refused_at_once_and_says_when_to_com
     engine.slow(0.02)
     async with running(engine) as generator:
         loop = asyncio.get_running_loop()
-        await told(generator.flight(), requests(generator, "a", max_tokens=10))
+        await told(generator.stream(), requests(generator, "a", max_tokens=10))
         others = [
-            asyncio.create_task(told(generator.flight(), requests(generator, f"b {n}", max_tokens=500)))
+            asyncio.create_task(told(generator.stream(), requests(generator, f"b {n}", max_tokens=500)))
             for n in range(4)
         ]
         await added(engine, 5)
-        with pytest.raises(Busy, match="past its deadline") as refused:
-            await told(generator.flight(deadline=loop.time() + 2), requests(generator, "c", max_tokens=10))
+        with pytest.raises(Busy, match="past the deadline") as refused:
+            await told(generator.stream(deadline=loop.time() + 2), requests(generator, "c", max_tokens=10))
         assert refused.value.retry_after_ms >= 10_000  # two times 500 steps of 20 ms
         patient = asyncio.create_task(
-            told(generator.flight(deadline=loop.time() + 600), requests(generator, "d", max_tokens=10))
+            told(generator.stream(deadline=loop.time() + 600), requests(generator, "d", max_tokens=10))
         )
         engine.release()
         await asyncio.gather(patient, *others)
@@ -439,9 +426,9 @@ async def test_a_text_too_long_for_its_deadline_even_alone_need_only_begin_in_ti
     engine.slow(0.02)
     async with running(engine) as generator:
         loop = asyncio.get_running_loop()
-        await told(generator.flight(), requests(generator, "a", max_tokens=10))
-        other = asyncio.create_task(told(generator.flight(), requests(generator, "b", max_tokens=400)))
-        long = generator.flight(deadline=loop.time() + 5)
+        await told(generator.stream(), requests(generator, "a", max_tokens=10))
+        other = asyncio.create_task(told(generator.stream(), requests(generator, "b", max_tokens=400)))
+        long = generator.stream(deadline=loop.time() + 5)
         long = asyncio.create_task(told(long, requests(generator, "c", max_tokens=4000)))
         await added(engine, 3)
         engine.release()
@@ -453,11 +440,11 @@ async def test_a_text_in_one_reply_that_would_be_late_even_alone_is_refused_besi
     engine.slow(0.02)
     async with running(engine) as generator:
         deadline = asyncio.get_running_loop().time() + 5
-        await told(generator.flight(), requests(generator, "a", max_tokens=10))
-        other = asyncio.create_task(told(generator.flight(), requests(generator, "b", max_tokens=400)))
+        await told(generator.stream(), requests(generator, "a", max_tokens=10))
+        other = asyncio.create_task(told(generator.stream(), requests(generator, "b", max_tokens=400)))
         await added(engine, 2)
-        with pytest.raises(Busy, match="past its deadline"):
-            await told(generator.flight(False, deadline), requests(generator, "c", max_tokens=4000))
+        with pytest.raises(Busy, match="past the deadline"):
+            await told(generator.stream(False, deadline), requests(generator, "c", max_tokens=4000))
         engine.release()
         await other
 
@@ -467,10 +454,10 @@ async def test_a_text_that_has_become_hopeless_while_it_waited_is_never_begun():
     engine.slow(0.005)
     async with running(engine) as generator:
         loop = asyncio.get_running_loop()
-        await told(generator.flight(), requests(generator, "a", max_tokens=10))
+        await told(generator.stream(), requests(generator, "a", max_tokens=10))
         engine.gate.clear()
-        running_one = asyncio.create_task(told(generator.flight(), requests(generator, "b", max_tokens=20)))
-        late = generator.flight(deadline=loop.time() + 0.5)
+        running_one = asyncio.create_task(told(generator.stream(), requests(generator, "b", max_tokens=20)))
+        late = generator.stream(deadline=loop.time() + 0.5)
         late = asyncio.create_task(told(late, requests(generator, "c", max_tokens=20)))
         await asyncio.sleep(0.45)  # it would take 0.1 s
         engine.gate.set()
@@ -483,13 +470,13 @@ async def test_a_text_that_has_become_hopeless_while_it_waited_is_never_begun():
 async def test_at_the_deadline_of_several_texts_those_that_never_began_fail_nothing():
     engine = FakeEngine(limits=EngineLimits(max_running=1, waiting=50))
     async with running(engine) as generator:
-        await told(generator.flight(), requests(generator, "a", max_tokens=2))
+        await told(generator.stream(), requests(generator, "a", max_tokens=2))
         engine.hold_after(5)
         loop = asyncio.get_running_loop()
-        flight = generator.flight(deadline=loop.time() + 0.2)
-        both = asyncio.create_task(told(flight, requests(generator, "b", "c", max_tokens=20)))
+        stream = generator.stream(deadline=loop.time() + 0.2)
+        both = asyncio.create_task(told(stream, requests(generator, "b", "c", max_tokens=20)))
         await added(engine, 3)
         await asyncio.sleep(0.3)  # a step goes past the deadline
-        flight.end("timeout")
+        stream.end("timeout")
         engine.release()
         assert [events[-1].reason for events in (await both).values()] == ["timeout", "timeout"]

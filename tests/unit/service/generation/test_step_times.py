@@ -1,26 +1,18 @@
 """When a text would be ready: what is learned of steps and ends, and what follows from it for those that come later."""
 
-from dataclasses import dataclass
-
 import pytest
 
 from models.generation.request import Finished, Request, Usage
-from service.generation.step_times import GenerationTimes, Ready
+from service.generation.step_times import GenerationTimes, Ready, StepCost
 
 
 def request(max_tokens: int = 50, prompt: int = 10) -> Request:
     return Request("r", range(prompt), max_tokens)
 
 
-@dataclass
-class Text:
-    request: Request
-    made: int = 0
-
-
 def ready(times: GenerationTimes, running: int = 0, waiting: int = 0, made: int = 0, **asked: int) -> Ready:
-    """When a text would be ready behind others; made: of each that runs."""
-    before = [Text(request(), made) for _ in range(running)] + [Text(request()) for _ in range(waiting)]
+    """When a completion would be ready behind others; made: tokens of each that runs."""
+    before = [(request(), made)] * running + [(request(), 0)] * waiting
     return times.ready(request(**asked), before)
 
 
@@ -103,3 +95,51 @@ def test_a_first_text_that_ended_early_tells_what_to_expect_of_the_next():
     times = learned()
     times.ended(request(max_tokens=1000), Finished("r", "stop", Usage(10, 0, 50)))
     assert times.expected(request(max_tokens=1000)) == pytest.approx(50)
+
+
+# The cost of a step
+
+
+def learned_cost() -> StepCost:
+    """20 ms a step, 10 ms for each text in it and 1 ms for each token of a prompt; eight completions at most."""
+    cost = StepCost()
+    for _ in range(40):
+        for completions, prompt_tokens in ((1, 0), (8, 0), (4, 0), (4, 50)):
+            cost.observe(completions, prompt_tokens, 0.02 + 0.01 * completions + 0.001 * prompt_tokens)
+    return cost
+
+
+def test_nothing_is_expected_of_what_never_ran():
+    cost = StepCost()
+    assert (cost.completions_s(5), cost.prompts_s(100, 5), cost.prompt_token_s) == (0, 0, 0)
+
+
+def test_a_text_and_a_token_of_a_prompt_cost_what_each_costs():
+    cost = learned_cost()
+    assert cost.completions_s(6) == pytest.approx(0.08, rel=0.01)
+    assert cost.prompt_token_s == pytest.approx(0.001, rel=0.01)
+    assert cost.prompt_tokens == pytest.approx(12.5, rel=0.2)
+
+
+def test_more_completions_than_ever_may_take_as_much_longer_as_they_are_more():
+    cost = learned_cost()
+    assert cost.completions_s(9) == pytest.approx(0.11, rel=0.01)
+    assert cost.completions_s(27) == pytest.approx(3 * cost.completions_s(9))
+
+
+def test_where_one_text_ran_alone_a_second_is_tried():
+    cost = StepCost()
+    cost.observe(1, 0, 0.1)
+    assert (cost.completions_s(1), cost.completions_s(2), cost.completions_s(4)) == pytest.approx((0.1, 0.1, 0.2))
+
+
+def test_a_prompt_takes_as_many_steps_as_the_longest_part_leaves_it():
+    cost = learned_cost()
+    assert cost.prompts_s(40, 8) == pytest.approx(0.04, rel=0.01)
+    assert cost.prompts_s(120, 8) == pytest.approx(0.12 + 2 * 0.1, rel=0.01)
+
+
+def test_a_step_of_prompts_alone_tells_what_their_tokens_take():
+    cost = StepCost()
+    cost.observe(0, 100, 0.1)
+    assert (cost.completions_s(1), cost.prompt_token_s) == pytest.approx((0, 0.001))

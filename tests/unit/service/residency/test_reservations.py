@@ -12,7 +12,7 @@ from models.catalogue import load_catalogue
 from models.errors import OverBudget
 from service.config import MemorySettings
 from service.embedding.embedder import Embedder
-from service.embedding.work import BatchLimits
+from service.embedding.pending_text import BatchLimits
 from service.residency.manager import ModelManager
 from service.residency.reservations import ReservationRefused
 from service.runtime.device_thread import DeviceThread
@@ -44,29 +44,29 @@ def models_of(loader: FakeLoader, **memory: object) -> Iterator[ModelManager]:
 
 
 @pytest.fixture
-async def residency(loader: FakeLoader) -> AsyncIterator[ModelManager]:
+async def manager(loader: FakeLoader) -> AsyncIterator[ModelManager]:
     with models_of(loader) as made:
         async with made.running():
             yield made
 
 
-def loaded(residency: ModelManager) -> set[str]:
-    return {resident.model for resident in residency.registry}
+def loaded(manager: ModelManager) -> set[str]:
+    return {model.model for model in manager.registry}
 
 
-def used(residency: ModelManager) -> int:
-    return residency.registry.used_bytes("cpu")
+def used(manager: ModelManager) -> int:
+    return manager.registry.used_bytes("cpu")
 
 
 class Work:
     """Work that sets memory aside: `has` is set while it has it, `done` lets it end."""
 
-    def __init__(self, residency: ModelManager, memory_bytes: int, name: str = "work") -> None:
+    def __init__(self, manager: ModelManager, memory_bytes: int, name: str = "work") -> None:
         self.has, self.done = asyncio.Event(), asyncio.Event()
-        self.task = asyncio.create_task(self._run(residency, memory_bytes, name))
+        self.task = asyncio.create_task(self._run(manager, memory_bytes, name))
 
-    async def _run(self, residency: ModelManager, memory_bytes: int, name: str) -> None:
-        async with residency.set_aside(name, "cpu", memory_bytes):
+    async def _run(self, manager: ModelManager, memory_bytes: int, name: str) -> None:
+        async with manager.reservations.reserve(name, "cpu", memory_bytes):
             self.has.set()
             await self.done.wait()
 
@@ -90,147 +90,147 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_idle_models_go_the_least_recently_used_first(loader: FakeLoader, residency: ModelManager) -> None:
+async def test_idle_models_go_the_least_recently_used_first(loader: FakeLoader, manager: ModelManager) -> None:
     for name in ("a", "b", "c"):
-        await residency.load(name)
-    async with residency.embedder("a"):
+        await manager.load(name)
+    async with manager.embedder("a"):
         pass
-    async with residency.set_aside("work", "cpu", GB):
-        assert loaded(residency) == {"a", "c"}
-        assert used(residency) == 3 * GB
-    assert used(residency) == 2 * GB
+    async with manager.reservations.reserve("work", "cpu", GB):
+        assert loaded(manager) == {"a", "c"}
+        assert used(manager) == 3 * GB
+    assert used(manager) == 2 * GB
     assert loader.given_back == ["cpu"]
 
 
-async def test_models_in_use_are_waited_for(residency: ModelManager) -> None:
-    await residency.load("a")
+async def test_models_in_use_are_waited_for(manager: ModelManager) -> None:
+    await manager.load("a")
     async with AsyncExitStack() as users:
-        await users.enter_async_context(residency.embedder("a"))
-        work = Work(residency, 3 * GB)
+        await users.enter_async_context(manager.embedder("a"))
+        work = Work(manager, 3 * GB)
         await settled()
         assert not work.has.is_set()
-        assert loaded(residency) == {"a"}
-        await users.enter_async_context(residency.embedder("a"))  # requests go on meanwhile
+        assert loaded(manager) == {"a"}
+        await users.enter_async_context(manager.embedder("a"))  # requests go on meanwhile
     await work.holds()
-    assert loaded(residency) == set()
+    assert loaded(manager) == set()
     await work.end()
-    assert used(residency) == 0
+    assert used(manager) == 0
 
 
-async def test_who_waits_can_leave(residency: ModelManager) -> None:
-    await residency.load("a")
-    async with residency.embedder("a"):
-        work = Work(residency, 3 * GB)
+async def test_who_waits_can_leave(manager: ModelManager) -> None:
+    await manager.load("a")
+    async with manager.embedder("a"):
+        work = Work(manager, 3 * GB)
         await settled()
         await work.cancel()
-    assert loaded(residency) == {"a"}
-    assert used(residency) == GB
+    assert loaded(manager) == {"a"}
+    assert used(manager) == GB
 
 
-async def test_cancelled_while_a_model_leaves_it_gives_all_back(loader: FakeLoader, residency: ModelManager) -> None:
-    await residency.load("a")
+async def test_cancelled_while_a_model_leaves_it_gives_all_back(loader: FakeLoader, manager: ModelManager) -> None:
+    await manager.load("a")
     released, leaving = asyncio.Event(), asyncio.Event()
-    resident = residency.registry.current("a")
-    assert resident is not None
-    close = resident.serves.close
+    loaded_model = manager.registry.current("a")
+    assert loaded_model is not None
+    close = loaded_model.serves.close
 
     async def slowly() -> None:
         leaving.set()
         await released.wait()
         await close()
 
-    resident.serves.close = slowly  # type: ignore[method-assign]
-    work = Work(residency, 3 * GB)
+    loaded_model.serves.close = slowly  # type: ignore[method-assign]
+    work = Work(manager, 3 * GB)
     await asyncio.wait_for(leaving.wait(), 20)
     await work.cancel()
     released.set()
-    async with residency.set_aside("next", "cpu", 3 * GB):
-        assert used(residency) == 3 * GB
-    assert used(residency) == 0
+    async with manager.reservations.reserve("next", "cpu", 3 * GB):
+        assert used(manager) == 3 * GB
+    assert used(manager) == 0
 
 
-async def test_what_can_never_fit_is_refused(residency: ModelManager) -> None:
+async def test_what_can_never_fit_is_refused(manager: ModelManager) -> None:
     with pytest.raises(ReservationRefused, match=r"work needs 3.50 GB of memory.*leave it 3.00 of 3.00 GB"):
-        async with residency.set_aside("work", "cpu", int(3.5 * GB)):
+        async with manager.reservations.reserve("work", "cpu", int(3.5 * GB)):
             pass
-    assert used(residency) == 0
+    assert used(manager) == 0
 
 
-async def test_pinned_models_stay(residency: ModelManager) -> None:
-    await residency.load("a", pin=True)
-    await residency.load("b")
+async def test_pinned_models_stay(manager: ModelManager) -> None:
+    await manager.load("a", pin=True)
+    await manager.load("b")
     with pytest.raises(OverBudget, match=r"leave it 2.00 of 3.00 GB; let it need less, unpin a model"):
-        async with residency.set_aside("work", "cpu", int(2.5 * GB)):
+        async with manager.reservations.reserve("work", "cpu", int(2.5 * GB)):
             pass
-    assert loaded(residency) == {"a", "b"}
-    async with residency.set_aside("work", "cpu", 2 * GB):
-        assert loaded(residency) == {"a"}
+    assert loaded(manager) == {"a", "b"}
+    async with manager.reservations.reserve("work", "cpu", 2 * GB):
+        assert loaded(manager) == {"a"}
 
 
 async def test_loads_respect_it_and_find_room_again_after_it(
-    residency: ModelManager, monkeypatch: pytest.MonkeyPatch
+    manager: ModelManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.residency.manager.ROOM_PATIENCE_S", 0)
-    await residency.load("a")
-    async with residency.set_aside("work", "cpu", 2 * GB):
-        async with residency.embedder("a"):
+    monkeypatch.setattr("service.residency.load_queue.CROWDED_S", 0)
+    await manager.load("a")
+    async with manager.reservations.reserve("work", "cpu", 2 * GB):
+        async with manager.embedder("a"):
             with pytest.raises(OverBudget):
-                await residency.load("b")
-        await residency.load("b")  # `a`, idle now, goes for it
-        assert loaded(residency) == {"b"}
-        assert used(residency) == 3 * GB
-    async with residency.embedder("a"):
-        assert loaded(residency) == {"a", "b"}
+                await manager.load("b")
+        await manager.load("b")  # `a`, idle now, goes for it
+        assert loaded(manager) == {"b"}
+        assert used(manager) == 3 * GB
+    async with manager.embedder("a"):
+        assert loaded(manager) == {"a", "b"}
 
 
-async def test_it_waits_for_a_load_that_is_under_way(loader: FakeLoader, residency: ModelManager) -> None:
+async def test_it_waits_for_a_load_that_is_under_way(loader: FakeLoader, manager: ModelManager) -> None:
     loader.gate.clear()
-    load = asyncio.create_task(residency.load("a"))
+    load = asyncio.create_task(manager.load("a"))
     await asyncio.to_thread(loader.entered.wait, 20)
-    work = Work(residency, 3 * GB)
+    work = Work(manager, 3 * GB)
     await settled()
     assert not work.has.is_set()
     loader.gate.set()
     await load
     await work.holds()
-    assert loaded(residency) == set()
+    assert loaded(manager) == set()
     await work.end()
 
 
-async def test_works_share_and_wait_for_each_other(residency: ModelManager) -> None:
-    first, second = Work(residency, 2 * GB, "same"), Work(residency, GB, "same")
+async def test_works_share_and_wait_for_each_other(manager: ModelManager) -> None:
+    first, second = Work(manager, 2 * GB, "same"), Work(manager, GB, "same")
     await first.holds()
     await second.holds()
-    assert used(residency) == 3 * GB
-    third = Work(residency, 3 * GB, "same")
+    assert used(manager) == 3 * GB
+    third = Work(manager, 3 * GB, "same")
     await settled()
     await first.end()
     await settled()
     assert not third.has.is_set()
     await second.end()
     await third.holds()
-    assert used(residency) == 3 * GB
+    assert used(manager) == 3 * GB
     await third.end()
-    assert used(residency) == 0
+    assert used(manager) == 0
 
 
-async def test_work_that_fails_gives_its_memory_back(residency: ModelManager) -> None:
+async def test_work_that_fails_gives_its_memory_back(manager: ModelManager) -> None:
     with pytest.raises(ZeroDivisionError):
-        async with residency.set_aside("work", "cpu", GB):
+        async with manager.reservations.reserve("work", "cpu", GB):
             raise ZeroDivisionError
-    assert used(residency) == 0
+    assert used(manager) == 0
 
 
-async def test_it_is_resized(residency: ModelManager) -> None:
-    await residency.load("a", pin=True)
-    await residency.load("b")
-    async with residency.set_aside("work", "cpu", GB // 2) as resize:
+async def test_it_is_resized(manager: ModelManager) -> None:
+    await manager.load("a", pin=True)
+    await manager.load("b")
+    async with manager.reservations.reserve("work", "cpu", GB // 2) as resize:
         resize(2 * GB)
-        async with residency.set_aside("other", "cpu", 0):  # waits until `b` is gone
-            assert (loaded(residency), used(residency)) == ({"a"}, 3 * GB)
+        async with manager.reservations.reserve("other", "cpu", 0):  # waits until `b` is gone
+            assert (loaded(manager), used(manager)) == ({"a"}, 3 * GB)
         resize(3 * GB)  # it stays as it is
-        assert used(residency) == 3 * GB
+        assert used(manager) == 3 * GB
         resize(GB)
-        await residency.load("b")
-        assert (loaded(residency), used(residency)) == ({"a", "b"}, 3 * GB)
-    assert used(residency) == 2 * GB
+        await manager.load("b")
+        assert (loaded(manager), used(manager)) == ({"a", "b"}, 3 * GB)
+    assert used(manager) == 2 * GB

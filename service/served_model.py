@@ -1,0 +1,120 @@
+"""A loaded model at work, whatever it does: what is known of it, and how it starts and ends."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, TypeGuard, cast
+
+from models.catalogue import Kind, Quantization
+from models.encoders.base import Encoder
+from models.generation.base import GenerationEngine
+
+from .runtime.device_thread import DeviceThread
+
+Model: TypeAlias = Encoder | GenerationEngine
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a loaded model.
+
+    memory_bytes: everything that it takes on the device. max_tokens: of one request. dimensions, prompts: of an
+    embedding model; 0 and none for one that generates.
+    """
+
+    kind: Kind
+    model: str
+    version: str
+    device: str
+    dtype: str
+    quantization: Quantization | None
+    memory_bytes: int
+    max_tokens: int
+    notes: tuple[str, ...]
+    dimensions: int = 0
+    prompts: Sequence[str] = ()
+
+
+class ServedModel(ABC):
+    """A model and the task that serves its requests; owns both, and the model's weights."""
+
+    def __init__(self, model: Model, device: DeviceThread) -> None:
+        self.facts = facts_of(model)
+        self._device = device
+        self._close_model = model.close
+        self._task: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def _serve(self) -> None:
+        """Serve until cancelled, then tell those who wait."""
+
+    @abstractmethod
+    def _stop_tokenizers(self) -> None:
+        """End the threads that tokenize, without waiting for them."""
+
+    def start(self, on_died: Callable[[BaseException], None]) -> None:
+        """Start to serve. on_died: called with the error if serving fails: from then on nobody answers callers."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()):
+                on_died(error)
+
+        self._task = asyncio.create_task(self._serve(), name=f"serve.{self.facts.model}")
+        self._task.add_done_callback(ended)
+
+    async def stop(self) -> None:
+        """Stop serving; requests that wait are told that the worker shuts down."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._stop_tokenizers()
+
+    async def close(self) -> None:
+        """Stop, then release the weights on the device's thread, where a pass or step may still run.
+
+        Urgently: under a flood of requests closed models would pile up behind them.
+        """
+        await self.stop()
+        await self._device.run(self._close_model, urgent=True)
+
+
+def generates(model: Model) -> TypeGuard[GenerationEngine]:
+    """Whether a model is an engine, and not an encoder."""
+    return hasattr(model, "step")
+
+
+def facts_of(model: Model) -> Facts:
+    """The facts of a loaded model."""
+    return _of_engine(model) if generates(model) else _of_encoder(cast(Encoder, model))
+
+
+def _of_encoder(encoder: Encoder) -> Facts:
+    return Facts(
+        kind="embedding",
+        model=encoder.model,
+        version=encoder.version,
+        device=encoder.device,
+        dtype=encoder.dtype,
+        quantization=encoder.quantization,
+        memory_bytes=encoder.weight_bytes,
+        max_tokens=encoder.max_tokens,
+        notes=encoder.notes,
+        dimensions=encoder.dimensions,
+        prompts=tuple(encoder.prompts),
+    )
+
+
+def _of_engine(engine: GenerationEngine) -> Facts:
+    facts = engine.facts
+    return Facts(
+        kind="generation",
+        model=facts.model,
+        version=facts.version,
+        device=facts.device,
+        dtype=facts.dtype,
+        quantization=facts.quantization,
+        memory_bytes=facts.weight_bytes + facts.kv_bytes,
+        max_tokens=facts.max_tokens,
+        notes=facts.notes,
+    )
