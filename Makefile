@@ -34,9 +34,10 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The site, in build/site; a broken link or anchor fails.
+# The site, in build/site; a broken link or anchor fails, and so does a page that loads something from elsewhere.
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	! grep -rE --include='*.html' '<(link|script|img|iframe)[^>]* (href|src)="?(https?:)?//' build/site
 
 # What of docs/ is made from the code.
 reference: setup
