@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import torch
 
 from ..catalogue import Dtype
-from ..errors import DeviceFailed, DeviceUnavailable, OutOfDeviceMemory
+from ..errors import DeviceFailed, ModelError, OutOfDeviceMemory
 from . import spinning
 from .cores import usable_cores
 
@@ -33,13 +33,13 @@ class DeviceReport:
 
 
 def pick_device(wanted: DeviceName) -> torch.device:
-    """The device to run on; `auto` is CUDA where there is one, else the CPU. Raises DeviceUnavailable."""
+    """The device to run on; `auto` is CUDA where there is one, else the CPU. Raises ModelError."""
     if wanted == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     if wanted == "cuda":
-        raise DeviceUnavailable("cuda", _why_no_cuda())
+        raise ModelError(f"device 'cuda' is unavailable: {_why_no_cuda()}")
     return torch.device("cpu")
 
 

@@ -40,11 +40,11 @@ class LoadCache:
         self._write("digests.json", json.dumps({**self._digests(), str(real): [*seen, digest]}).encode())
         return digest
 
-    def is_proved(self, key: str) -> bool:
+    def is_probed(self, key: str) -> bool:
         """Whether what has this key was opened in a process of its own, and nothing came of it."""
         return self.folder is not None and (self.folder / f"proved-{key}").is_file()
 
-    def keep_proved(self, key: str) -> None:
+    def keep_probed(self, key: str) -> None:
         """Remember that."""
         if self.folder is not None:
             self._write(f"proved-{key}", b"")

@@ -58,7 +58,7 @@ def load(
 ) -> Encoder:
     """Load an embedding model and test it against known vectors; blocks for seconds, so not for the event loop.
 
-    `on_step` hears of each step, in the present tense. Raises ModelUnavailable, DeviceUnavailable, CorruptWeights,
+    `on_step` hears of each step, in the present tense. Raises ModelUnavailable, ModelError, CorruptWeights,
     SelfTestFailed, OutOfDeviceMemory.
     """
     _require_kind(spec, "embedding", "it makes no vectors")
@@ -73,7 +73,7 @@ def load_generator(
 ) -> CausalLM:
     """Load a generation model and test it, as generation.verify says; blocks for seconds.
 
-    `on_step` hears of each step. Raises ModelUnavailable, DeviceUnavailable, CorruptWeights, NonFiniteLogits,
+    `on_step` hears of each step. Raises ModelUnavailable, ModelError, CorruptWeights, NonFiniteLogits,
     OutOfDeviceMemory.
     """
     _require_kind(spec, "generation", "it generates no text")
@@ -135,7 +135,7 @@ def expected_bytes(spec: ModelSpec, options: LoadOptions, on_step: OnStep = lamb
 
 
 def graph_dtype(spec: ModelSpec, options: LoadOptions) -> GraphDtype | None:
-    """Which of its ONNX graphs a model is loaded from; None where torch runs it. Raises DeviceUnavailable."""
+    """Which of its ONNX graphs a model is loaded from; None where torch runs it. Raises ModelError."""
     if spec.served_by != "onnx":
         return None
     return _onnx_dtype(spec, pick_device(options.device).type, options.dtype)

@@ -15,13 +15,13 @@ from typing import Any, Protocol, TypeAlias
 
 from models.catalogue import Catalogue
 from models.errors import OverBudget
+from models.sandbox.limits import ProcessLimits
 from models.training.data.records import Manifest
 from models.training.progress import Candidate, Event, Measured, Note, Trained
 from models.weights.version_history import OWN_DATA, Verdict, verdict_of
 from models.weights.versions import TrainingRecord, keep, record_of, version_name, versions
 from subjects.finetune import FinetuneRequest
 
-from ..runtime.process_limits import ProcessLimits
 from .fleet.rollout import RolledBack
 from .lease import JobLease
 from .retry import retry_while_down
