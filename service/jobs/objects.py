@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, StringConstraints
 from models.training.data.dataset import MAX_GIVEN_BYTES
 from subjects.errors import InvalidField, NotFound, TooLarge, Unavailable
 
-from .store import NotSetUp
+from .bucket import NotSetUp
 
 CHUNK_BYTES, MAX_CHUNKS = 2**17, 8192
 """Of an object: chunks of the size that all clients make, and as many of them as a gigabyte takes."""
