@@ -276,18 +276,9 @@ def _endpoint(
         replies=ReplySubjects(settings.reply_prefixes, telemetry.unanswerable),
         watched_at=watched_at,
     )
-    for name, help_text, read in worker_gauges(endpoint, manager):
+    for name, help_text, read in gauges.read_on_demand(endpoint, manager):
         telemetry.gauge(name, help_text, read)
     return endpoint
-
-
-def worker_gauges(endpoint: Endpoint, manager: ModelManager) -> Iterator[tuple[str, str, Callable[[], float]]]:
-    """The metrics that are read on demand: name, meaning, and how it is read."""
-    yield "mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls)
-    yield "mlbus_request_bytes_in_flight", "Bytes of the bodies of these requests", lambda: endpoint.bytes_in_flight
-    yield "mlbus_models_missing", "Models of the settings that cannot be loaded", lambda: len(manager.missing)
-    for name, (help_text, read) in gauges.GAUGES.items():
-        yield f"mlbus_{name}", help_text, functools.partial(read, manager.registry)
 
 
 async def _http_port(settings: Settings, telemetry: Telemetry, health: Health, stack: AsyncExitStack) -> int | None:

@@ -48,7 +48,7 @@ class GenerateOptions(Message):
         ge=0,
         le=2,
         allow_inf_nan=False,
-        description="below 1 makes likely tokens likelier; 0: greedy, always the likeliest; absent: as the model says",
+        description="below 1 makes likely tokens likelier; 0: always the likeliest; absent: as the model says",
     )
     top_p: float | None = Field(
         None,
@@ -58,10 +58,7 @@ class GenerateOptions(Message):
         description="only the likeliest tokens that together have this probability; absent: as the model says",
     )
     top_k: int | None = Field(
-        None,
-        ge=0,
-        le=MAX_TOKEN_ID,
-        description="only this many of the likeliest tokens; 0: all; absent: as the model says",
+        None, ge=0, le=MAX_TOKEN_ID, description="only this many likeliest tokens; 0: all; absent: as the model says"
     )
     min_p: float | None = Field(
         None,

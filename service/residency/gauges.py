@@ -4,7 +4,7 @@ import functools
 import json
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
 import msgpack
@@ -14,8 +14,10 @@ from models.registry import Registry
 
 from ..embedding.batcher import Batcher
 from ..embedding.embedder import Embedder
+from ..endpoint.endpoint import Endpoint
 from ..generation.generator import Generator
 from ..served_model import ServedModel
+from .manager import ModelManager
 
 Models: TypeAlias = Registry[ServedModel]
 
@@ -99,7 +101,7 @@ def _serving(models: Models) -> list[ServedModel]:
     return [loaded.serves for loaded in models.everything()]
 
 
-GAUGES: Mapping[str, tuple[str, Callable[[Models], float]]] = {
+_OF_MODELS: Mapping[str, tuple[str, Callable[[Models], float]]] = {
     "queued_texts": ("Texts that wait or run", lambda models: queued(models)[0]),
     "queued_tokens": ("Tokens of the texts that wait or run", lambda models: queued(models)[1]),
     "models_loaded": ("Models in memory that accept requests", lambda models: len(list(models))),
@@ -121,4 +123,13 @@ GAUGES: Mapping[str, tuple[str, Callable[[Models], float]]] = {
         _stuck_s,
     ),
 }
-"""For the metrics: name -> meaning, and how it is looked up."""
+"""Metric -> its meaning, and how it is read."""
+
+
+def read_on_demand(endpoint: Endpoint, manager: ModelManager) -> Iterator[tuple[str, str, Callable[[], float]]]:
+    """The metrics that are read when somebody asks for them: name, meaning, and how each is read."""
+    yield "mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls)
+    yield "mlbus_request_bytes_in_flight", "Bytes of the bodies of these requests", lambda: endpoint.bytes_in_flight
+    yield "mlbus_models_missing", "Models of the settings that cannot be loaded", lambda: len(manager.missing)
+    for name, (meaning, read) in _OF_MODELS.items():
+        yield f"mlbus_{name}", meaning, functools.partial(read, manager.registry)

@@ -4,7 +4,7 @@ import inspect
 from pathlib import Path
 from unittest.mock import Mock
 
-from service.app import worker_gauges
+from service.residency import gauges
 from service.telemetry import Telemetry
 from subjects.errors import CODES
 
@@ -31,7 +31,7 @@ def metrics() -> str:
         (f"{family.name}_total" if family.type == "counter" else family.name, family.type, family.documentation)
         for family in Telemetry().registry.collect()
     ]
-    read = [(name, "gauge", meaning) for name, meaning, _ in worker_gauges(_UNREAD, _UNREAD)]
+    read = [(name, "gauge", meaning) for name, meaning, _ in gauges.read_on_demand(_UNREAD, _UNREAD)]
     return table(
         ("metric", "type", "meaning"),
         [(f"`{name}`", kind, escaped(meaning)) for name, kind, meaning in sorted(counted + read)],
