@@ -92,4 +92,6 @@ def _between(low: str, high: str, unit: str) -> str:
         return f"{low} to {high}{unit}"
     if high:
         return f"up to {high}{unit}"
+    if low == "1" and unit:
+        return "not empty"
     return f"{low}{unit}" if low.startswith("above") else f"at least {low}{unit}" if low else ""
