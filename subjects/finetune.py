@@ -63,9 +63,7 @@ class FinetuneRequest(Message):
         None, min_length=1, max_length=MAX_PAIRS, description="pairs of texts that belong together"
     )
     object: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
-        None,
-        description="JSON lines of such pairs, by their name in the object bucket ml_data, where the administrator "
-        "puts them",
+        None, description="JSON lines of such pairs, by their name in the bucket ml_data; ml.finetune.upload answers it"
     )
     swap: bool = Field(False, description="what serves is the administrator's to say: true is refused with 403")
     options: FinetuneOptions = FinetuneOptions()

@@ -14,13 +14,15 @@ from nats.aio.client import Client
 from pydantic import BaseModel, Field, StringConstraints
 
 from models.training.data.dataset import MAX_GIVEN_BYTES
+from subjects import names
 from subjects.errors import InvalidField, NotFound, TooLarge, Unavailable
+from subjects.uploads import CHUNK_BYTES
 
 from ..bus.jetstream import api_subject
 from .bucket import NotSetUp
 
-CHUNK_BYTES, MAX_CHUNKS = 2**17, 8192
-"""Of an object: chunks of the size that all clients make, and as many of them as a gigabyte takes."""
+MAX_CHUNKS = 2**30 // CHUNK_BYTES
+"""Of an object: as many as a gigabyte takes, of the size that all clients make."""
 MAX_META_BYTES = 65_536
 REQUEST_S = 5.0
 PATIENCE_S, SLOWEST_BYTES_PER_S = 30.0, 5_000_000
@@ -54,12 +56,14 @@ class Objects:
 
         Raises NotFound, InvalidField, TooLarge, NotSetUp, Unavailable, and what an absent server raises.
         """
-        subject = f"$O.{self.bucket}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
-        found = await self._message(last_by_subj=subject)
+        found = await self.message(last_by_subj=self.meta_subject(name))
         meta = None if found is None else _read_meta(name, base64.b64decode(found.get("data", "")))
         if meta is None or meta.deleted:
             put = f"nats object put {self.bucket} FILE --name {name}"
-            raise NotFound(f"there is no object {name!r} in the bucket {self.bucket}; put it there as admin: {put}")
+            raise NotFound(
+                f"there is no object {name!r} in the bucket {self.bucket}; send it on {names.FINETUNE_UPLOAD}, "
+                f"or put it there as admin: {put}"
+            )
         if meta.options and meta.options.link is not None:
             raise _bad(name, "is a link, and links are not followed; put the data itself there")
         if not meta.size:
@@ -99,7 +103,7 @@ class Objects:
             return file.write(data)
 
         for number in range(1, meta.chunks + 1):
-            message = await self._message(seq=at + 1, next_by_subj=f"$O.{self.bucket}.C.{meta.nuid}")
+            message = await self.message(seq=at + 1, next_by_subj=self.chunk_subject(meta.nuid))
             if message is None:
                 raise _bad(name, f"is not whole: chunk {number} of {meta.chunks} is missing; put it there again")
             at = message["seq"]
@@ -110,9 +114,25 @@ class Objects:
             raise _bad(name, f"has not the {meta.size} bytes that its metadata tell of; put it there again")
         return base64.urlsafe_b64encode(digest.digest()).decode()
 
-    async def _message(self, **which: Any) -> dict[str, Any] | None:
-        """One message of the bucket's stream; None where there is none. What headers its sender gave it is not read."""
-        subject = api_subject(self.nc, f"STREAM.MSG.GET.OBJ_{self.bucket}")
+    @property
+    def stream(self) -> str:
+        """What the bucket is underneath."""
+        return f"OBJ_{self.bucket}"
+
+    def chunk_subject(self, nuid: str) -> str:
+        """Where the chunks of an object lie."""
+        return f"$O.{self.bucket}.C.{nuid}"
+
+    def meta_subject(self, name: str) -> str:
+        """Where an object's metadata lie."""
+        return f"$O.{self.bucket}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
+
+    async def message(self, **which: Any) -> dict[str, Any] | None:
+        """One message of the bucket's stream; None where there is none. What headers its sender gave it is not read.
+
+        Raises NotSetUp, Unavailable, and what an absent server raises.
+        """
+        subject = api_subject(self.nc, f"STREAM.MSG.GET.{self.stream}")
         reply = await self.nc.request(subject, orjson.dumps(which), timeout=REQUEST_S)
         answer = await asyncio.to_thread(orjson.loads, reply.data)
         error = answer.get("error", {})

@@ -24,10 +24,11 @@ from nats.js.api import (
 from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
 from subjects import names
+from subjects.uploads import CHUNK_BYTES
 
 from ..bus.errors import BusError
 from .bucket import NotSetUp
-from .objects import CHUNK_BYTES, MAX_CHUNKS
+from .objects import MAX_CHUNKS
 
 CONSUMER = "workers"
 """The durable consumer that all workers pull jobs from."""
@@ -111,6 +112,7 @@ STORAGE = (
         "mlbus: training data too large for a message",
         4 * GIB,
         max_age=DAY_S,
+        max_msgs=2**16,  # each may be the only one on its subject, which takes the server's memory
         max_msg_size=CHUNK_BYTES + 4096,  # with room for headers
         max_msgs_per_subject=MAX_CHUNKS,
         discard_new_per_subject=True,

@@ -33,7 +33,7 @@ from subjects.jobs import Job
 from ..config import Settings
 from .bucket import NotSetUp
 from .objects import Objects
-from .retry import TROUBLE
+from .retry import NO_ROOM, OVERTAKEN, TROUBLE
 from .setup import MAX_JOBS, MAX_REQUESTED
 from .store import JobStore
 
@@ -42,10 +42,6 @@ log = structlog.get_logger(__name__)
 Origin: TypeAlias = Literal["request", "nightly"]
 Check: TypeAlias = Callable[[ModelSpec, Path], None]
 """Raises CannotTrain for an entry whose weights, in this folder, cannot be trained."""
-_STORE_FULL = 10077
-_NO_RESOURCES = 10023
-_OVERTAKEN = (10071, 10164)
-"""JetStream's codes for a stream whose last message is another than was expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +155,8 @@ class Submission:
         limit = int(self.nc.max_payload) - 1024
         if len(body) > limit:
             raise TooLarge(
-                f"the request takes {len(body)} bytes in the queue and a message holds {limit}; have the "
-                f"administrator put the pairs as JSON lines into the object bucket {names.DATA_BUCKET} and send the "
-                "object's name as 'object'"
+                f"the request takes {len(body)} bytes in the queue and a message holds {limit}; send the "
+                f"pairs as JSON lines on {names.FINETUNE_UPLOAD}, and the name that it answers as 'object'"
             )
         return body.encode()
 
@@ -184,7 +179,7 @@ class Submission:
         except APIError as error:
             if made:
                 await self.store.remove(job.id)
-            if error.err_code not in (_STORE_FULL, _NO_RESOURCES):
+            if error.err_code not in NO_ROOM:
                 raise Unavailable(
                     f"the queue of jobs did not take it ({error.description}); ask again later"
                 ) from error
@@ -215,7 +210,7 @@ class Submission:
                 try:
                     await js.publish(subject, body, stream=names.JOBS_STREAM, headers=headers)
                 except APIError as error:
-                    if error.err_code not in _OVERTAKEN:
+                    if error.err_code not in OVERTAKEN:
                         raise
                 else:
                     return
