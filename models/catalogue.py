@@ -70,65 +70,86 @@ class SamplingDefaults(BaseModel):
 class ModelSpec(BaseModel):
     """One catalogue entry: what a model is, and where its weights come from. None: see the model's folder.
 
-    Weights come from the first of `folder`, `package` (a Python package that holds them) and `repository` (on the
-    Hugging Face Hub, at `revision`), of which only files that match `allow_patterns` are fetched. `sha256` pins files
-    by their path in the folder. `gguf` is a file of the folder or package that is converted before it is read.
+    Weights come from the first of `folder`, `package` and `repository`. None means: as the model's folder says.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    """How requests name the model."""
     kind: Kind
+    """What it does."""
     served_by: Literal["torch", "onnx"] = "torch"
+    """What runs it."""
     default: bool = False
+    """Whether it serves requests that name no model, unless the setting `models` names another."""
     recommended_for: Use | None = None
+    """The use for which `ml.models.recommended` names it."""
 
     folder: Path | None = None
+    """A folder with the weights."""
     package: str | None = None
+    """A Python package that contains them."""
     gguf: str | None = Field(default=None, pattern=r"^\w[\w.-]*\.gguf$")
+    """A file of the folder or package that is converted before it is read."""
     repository: str | None = None
+    """OWNER/NAME on the Hugging Face Hub."""
     revision: str | None = Field(default=None, pattern=r"^\w[\w.@+-]*(/\w[\w.@+-]*)*$")
+    """Commit, tag or branch of the repository."""
     allow_patterns: tuple[str, ...] = ()
+    """Which files of the repository are downloaded; empty: those that are needed."""
     sha256: dict[str, Sha256] = Field(default_factory=dict)
+    """The digests that files must have, by their path in the folder."""
 
     dimensions: int | None = Field(default=None, ge=1)
+    """Values of a vector."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """The most for a text to be embedded, or for prompt and completion together."""
+    """The longest text to embed; or prompt and completion together."""
     matryoshka: tuple[PositiveInt, ...] = ()
     """Lengths that vectors may be cut to; empty: any."""
     normalize: bool = True
-    """Whether vectors are scaled to unit length by default."""
+    """Whether vectors are scaled to length 1 where a request does not say."""
 
     dtype: Dtype = "auto"
+    """What it is computed in; `auto`: bf16 where the device supports it and the self-test passes, else fp32."""
     quantization: Quantization | None = None
+    """How its weights are stored; absent: as in the folder."""
     min_cosine: float = Field(default=0.999, ge=-1, le=1)
     """The lowest cosine to the fp32 vectors at which bf16, fp16 or quantised weights are served."""
     pooling: str | None = None
+    """How the vectors of tokens become one: mean, cls, lasttoken and so on."""
     causal: bool | None = None
     """Whether a token attends only to those before it; sets the transformer's `is_causal`."""
     append_eos: bool | None = None
     """Whether the tokeniser's end-of-sequence token closes each text."""
     padding_side: Literal["left", "right"] | None = None
+    """Where short texts of a batch are padded."""
 
     tasks: dict[str, NonNegativeInt] = Field(default_factory=dict)
-    """Task name -> the `task_id` that a model with adapters takes."""
+    """Task names, and the `task_id` that a model with adapters takes for each."""
     default_task: str | None = None
+    """The task of requests that name none."""
     prompts: dict[str, str] = Field(default_factory=dict)
     """Named prompts; they add to, and win over, those of the model's folder. One with a task's name goes with it."""
     default_prompt: str | None = None
+    """The prompt of requests that name none."""
     onnx_files: dict[GraphDtype, str] = Field(default={"fp32": "onnx/model.onnx"}, min_length=1)
     """The graph for each dtype, by its path in the folder."""
 
     forms: tuple[Literal["prompt", "messages", "fim"], ...] = ()
-    """Forms of requests to a model that generates text; empty: unknown before it is loaded, and assumed to be all."""
+    """Which requests a generation model supports; empty: not known before it is loaded, and assumed to be all."""
     sampling: SamplingDefaults = SamplingDefaults()
-    """Defaults for the sampling of tokens, which win over the folder's generation_config.json."""
+    """`temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty` where a request does not say; wins over the
+    folder's generation_config.json."""
     kv_gb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Gigabytes for the keys and values of a model that generates text; None: as the settings say."""
+    """Gigabytes for the KV cache of a generation model; absent: as `generation.kv_gb` says."""
 
     licence: str | None = None
+    """Its licence."""
     commercial: bool | None = None
+    """Whether the licence allows commercial use."""
     size_gb: float | None = Field(default=None, gt=0)
+    """Gigabytes to download."""
 
     @property
     def has_source(self) -> bool:
