@@ -75,7 +75,7 @@ def containers(value: Any) -> int:
 def test_lists_and_maps_are_counted_and_nothing_in_strings(value: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         count = containers({"texts": value})
-        patch.setattr(codec, "_LOOKED_AT_BYTES", 3)
+        patch.setattr(untrusted, "_CHUNK_BYTES", 3)
         patch.setattr(untrusted, "MAX_JSON_CONTAINERS", count)
         assert codec.read(json.dumps({"texts": value}).encode(), names.JSON, EmbedBatchRequest) is not None
         patch.setattr(untrusted, "MAX_JSON_CONTAINERS", count - 1)
