@@ -42,8 +42,8 @@ from models.weights import durable, hub, model_files
 from models.weights.version_history import OWN_DATA, verdict_of
 from models.weights.versions import RECORD, TrainingRecord
 
-DEFAULT = VerifyLimits(require_gain=False)
-"""But for the gain: most candidates here are the live version itself."""
+DEFAULT = VerifyLimits(require_gain=False, max_slowdown=10)
+"""Without a gain, since most candidates here are the live version itself; and whatever else the machine computes."""
 METRICS = {
     *(f"{name}_{when}" for name in ("ndcg@10", "mrr@10", "probe") for when in ("before", "after")),
     *("p_worse", "probe_base", "cosine_p5", "cosine_p50", "overlap@10"),
