@@ -12,7 +12,16 @@ from pydantic import BaseModel
 from typing_extensions import TypeVar
 
 from . import names
-from .embed import EmbedBatchReply, EmbedBatchRequest, EmbedChunk, EmbedDone, EmbedReply, EmbedRequest
+from .embed import (
+    EmbedBatchReply,
+    EmbedBatchRequest,
+    EmbedChunk,
+    EmbedDone,
+    EmbedReply,
+    EmbedRequest,
+    SimilarityReply,
+    SimilarityRequest,
+)
 from .finetune import FinetuneReply, FinetuneRequest
 from .generate import (
     GenerateBatchReply,
@@ -38,15 +47,16 @@ from .models import (
     ModelsListReply,
     ModelsListRequest,
     ModelsLoadRequest,
+    ModelsPromoteReply,
+    ModelsPromoteRequest,
     ModelsRecommendedReply,
     ModelsRecommendedRequest,
     ModelsReloadRequest,
     ModelsUnloadRequest,
 )
-from .promote import ModelsPromoteReply, ModelsPromoteRequest
 from .schema import SchemaReply, SchemaRequest
-from .similarity import SimilarityReply, SimilarityRequest
 from .stream import CHUNK, DONE, JOB, TOKEN
+from .uploads import UploadReply, UploadRequest
 
 ReplyT = TypeVar("ReplyT", default=Any)
 FrameT = TypeVar("FrameT", default=Any)
@@ -57,7 +67,7 @@ class Route(Generic[ReplyT, FrameT]):
     """A subject and the messages on it.
 
     reply: the one reply. frames: the messages of a streamed reply, by event; any stream can also bring `ping` and
-    `error`. Empty: the subject does not stream. lasting: it always streams, for as long as what it tells of goes on.
+    `error`. Empty: the subject does not stream. lasting: it always streams, without a deadline.
     text_field: the field of the request that a body of plain text stands for.
     role: the least role that may ask. inference: whether a model computes the answer; other requests are admitted
     apart from these. every_worker: all workers answer, otherwise one of them does. by_worker: one worker can be asked
@@ -106,6 +116,7 @@ GENERATE_BATCH = Route(
     names.GENERATE_BATCH, GenerateBatchRequest, GenerateBatchReply, frames=_GENERATE_FRAMES, inference=True
 )
 FINETUNE = Route(names.FINETUNE, FinetuneRequest, FinetuneReply, "path")
+FINETUNE_UPLOAD = Route(names.FINETUNE_UPLOAD, UploadRequest, UploadReply)
 JOBS_GET = Route(names.JOBS_GET, JobsGetRequest, Job, "id")
 JOBS_WATCH = Route(names.JOBS_WATCH, JobsWatchRequest, JobFrame, "id", _JOB_FRAMES, lasting=True)
 JOBS_CANCEL = Route(names.JOBS_CANCEL, JobsCancelRequest, Job, "id")

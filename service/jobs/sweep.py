@@ -16,6 +16,7 @@ from subjects import names
 from subjects.errors import MLError
 from subjects.jobs import TERMINAL, Job
 
+from ..bus.jetstream import api_subject
 from ..runtime.background import going_on
 from .bucket import NotSetUp
 from .retry import TROUBLE
@@ -67,7 +68,7 @@ class Sweep:
 
     async def _oldest(self) -> datetime:
         """When the queue's first message was stored; the present time if it is empty. nats-py reads neither."""
-        answer = await self._nc.request(f"$JS.API.STREAM.INFO.{names.JOBS_STREAM}", timeout=_ASK_S)
+        answer = await self._nc.request(api_subject(self._nc, f"STREAM.INFO.{names.JOBS_STREAM}"), timeout=_ASK_S)
         info = json.loads(answer.data)
         if "error" in info:
             raise NotSetUp

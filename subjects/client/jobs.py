@@ -1,40 +1,40 @@
-"""`MLClient`'s fine-tuning: asks for it, sends its data, and follows the jobs that it becomes."""
+"""`MLClient`'s fine-tuning: submits jobs with their data, and follows them."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from hashlib import sha256
 from os import PathLike, fspath
 from typing import Any, TypeAlias, TypedDict
 from uuid import uuid4
 
-import nats.errors
 from nats.aio.client import Client
-from nats.js.errors import NotFoundError, ServiceUnavailableError
 from typing_extensions import Unpack
 
-from .. import codec, names, routes
-from ..errors import DeadlinePassed, FrameLost, MLError, NotServed, Unavailable
+from .. import codec, routes
+from ..errors import DeadlinePassed, FrameLost, MLError
 from ..finetune import FinetuneOptions, FinetuneReply, FinetuneRequest, TrainingPair
 from ..jobs import TERMINAL, Job, JobsListReply, JobsWatchRequest
 from ..names import JobState, TrainingLoss, TrainingMethod
 from ..stream import PING
+from ..uploads import UploadReply, UploadRequest, in_chunks
 from .attempts import Pauses, Silence
 from .caller import Caller, parse, split
 
 GivenPair: TypeAlias = TrainingPair | Mapping[str, Any] | list[Any] | tuple[Any, ...]
-"""(anchor, positive), or (anchor, positive, negatives) where those are one text or several; or the same by name."""
+"""(anchor, positive) or (anchor, positive, negatives), the negatives one text or several; or the same by name."""
 
 INLINE_PAIRS = 400
-"""More than these go as an object: a worker reads a thousand lists and maps from a message, and a pair may take two."""
-UPLOAD_TIMEOUT_S = 300.0
-ASK_AGAIN_S, SELDOM_S = 0.2, 5.0
-"""How soon it asks for a job again whose worker has left, or where none is there: first, and after many times."""
-_SILENCE = (DeadlinePassed, FrameLost)
-"""What it takes for a worker or a connection that was lost."""
+"""More pairs than these are uploaded: a worker reads a thousand lists and maps from a message, up to two a pair."""
+UPLOAD_TIMEOUT_S, CHUNK_TIMEOUT_S = 300.0, 10.0
+FIRST_RETRY_S, MAX_RETRY_S = 0.2, 5.0
+"""The first and the longest pause before a job is watched again whose worker has left."""
+_LOST = (DeadlinePassed, FrameLost)
+"""The errors that mean that the worker or the connection was lost."""
 
 
 class FinetuneCallOptions(TypedDict, total=False):
-    """What a call takes besides its codebase or pairs; see FinetuneRequest and FinetuneOptions for the meanings."""
+    """The options of a call besides its codebase or pairs; see FinetuneRequest and FinetuneOptions for the meanings."""
 
     object: str | None
     model: str | None
@@ -57,7 +57,7 @@ class FinetuneCallOptions(TypedDict, total=False):
 
 
 class FinetuneCalls:
-    """Fine-tuning, on a codebase of the worker's machine or on pairs of one's own."""
+    """Fine-tuning on a codebase of the worker's machine, or on pairs of the caller."""
 
     _nc: Client
     _caller: Caller
@@ -69,51 +69,63 @@ class FinetuneCalls:
         pairs: Sequence[GivenPair] | None = None,
         **options: Unpack[FinetuneCallOptions],
     ) -> FinetuneReply:
-        """Have a model trained -> the job's id, at once; `jobs.watch` tells how it goes on.
+        """Submit a training -> the id of its job at once; `jobs.watch` follows it.
 
-        One of path, pairs and object says on what. Pairs that are too many for a message go through the object bucket
-        ml_data: that takes the role admin, and may take five minutes besides timeout_s. id: the same id again is the
-        same job.
+        One of path, pairs and object names the data. Pairs that are too many for a message are uploaded before, in
+        chunks, which may take five minutes besides timeout_s. id: the same id again is the same job.
         """
         fields, timeout_s = split(options)
         request = _request(path, pairs, fields)
-        if request.pairs is not None and (lines := self._too_large(request.pairs)):
-            name = await self._upload(lines)
+        if request.pairs is not None and not self._fit(request.pairs):
+            name = await self._upload(_lines(request.pairs))
             request = request.model_copy(update={"pairs": None, "object": name})
         return await self._caller.ask(routes.FINETUNE, request, timeout_s)
 
-    def _too_large(self, pairs: Sequence[TrainingPair]) -> bytes | None:
-        """The pairs as JSON lines, where they do not fit a message with all that goes around them."""
-        lines = b"".join(pair.model_dump_json(exclude_defaults=True).encode() + b"\n" for pair in pairs)
-        fits = len(pairs) <= INLINE_PAIRS and len(lines) <= self._nc.max_payload // 2
-        return None if fits else lines
+    def _fit(self, pairs: Sequence[TrainingPair]) -> bool:
+        """Whether the pairs fit a message with all that goes around them."""
+        return len(pairs) <= INLINE_PAIRS and sum(map(len, _lines(pairs))) <= self._nc.max_payload // 2
 
-    async def _upload(self, lines: bytes) -> str:
-        """Put data into the object bucket -> its name there."""
-        name = uuid4().hex
+    async def _upload(self, lines: Iterable[bytes]) -> str | None:
+        """Send data in chunks, one after the other -> the name of the object that they become."""
+        upload, digest, reply = uuid4().hex, sha256(), None
         try:
             async with asyncio.timeout(UPLOAD_TIMEOUT_S):
-                bucket = await self._nc.jetstream().object_store(names.DATA_BUCKET)
-                await bucket.put(name, lines)
-        except (NotFoundError, ServiceUnavailableError, nats.errors.NoRespondersError):
-            raise NotServed(
-                "the pairs are too many for a message, and this NATS server has no object bucket "
-                f"{names.DATA_BUCKET} to take them; run `mlbus admin init` once, as its administrator"
-            ) from None
+                for data, is_last in in_chunks(lines):
+                    digest.update(data)
+                    reply = await self._send(
+                        UploadRequest(
+                            upload=upload,
+                            after=reply.sequence if reply else 0,
+                            data=data,
+                            sha256=digest.hexdigest() if is_last else None,
+                        )
+                    )
         except TimeoutError:
-            raise DeadlinePassed(
-                f"the object bucket {names.DATA_BUCKET} did not take the pairs in time; only the role admin may put "
-                f"them there, others send {INLINE_PAIRS} pairs at most, of half a message, or a path"
-            ) from None
-        except nats.errors.Error as error:
-            raise Unavailable(f"the object bucket {names.DATA_BUCKET} did not take the pairs: {error}") from None
-        return name
+            raise DeadlinePassed(f"the pairs could not be sent within {UPLOAD_TIMEOUT_S:.0f} s") from None
+        return reply.object if reply else None
+
+    async def _send(self, chunk: UploadRequest) -> UploadReply:
+        """Send a chunk, again where no answer comes: it is taken once."""
+        again = self._caller.retries
+        while True:
+            try:
+                return await self._caller.ask(routes.FINETUNE_UPLOAD, chunk, CHUNK_TIMEOUT_S)
+            except DeadlinePassed:
+                if not again:
+                    raise
+                again -= 1
+
+
+def _lines(pairs: Iterable[TrainingPair]) -> Iterator[bytes]:
+    """Each pair as a line of JSON."""
+    for pair in pairs:
+        yield pair.model_dump_json(exclude_defaults=True).encode() + b"\n"
 
 
 def _request(
     path: str | PathLike[str] | None, pairs: Sequence[GivenPair] | None, fields: dict[str, Any]
 ) -> FinetuneRequest:
-    """The request, with an id of its own: so one that is tried again is still one job."""
+    """The request. It always has an id, so that a retried request is still one job."""
     own: dict[str, Any] = {name: fields.pop(name) for name in ("object", "model", "swap") if name in fields}
     job_id = fields.pop("id", None)
     own["id"] = uuid4().hex if job_id is None else job_id
@@ -123,7 +135,7 @@ def _request(
 
 
 def _pair_fields(pair: GivenPair) -> Any:
-    """A pair by the names of its fields; what is none is left to the check that follows, which says where it is."""
+    """A pair as a map of its fields; anything else is returned as it is, for the validation to refuse it."""
     if not isinstance(pair, list | tuple) or not 2 <= len(pair) <= 3:
         return pair
     anchor, positive, negatives = (*pair, [])[:3]
@@ -132,32 +144,32 @@ def _pair_fields(pair: GivenPair) -> Any:
 
 
 class JobsClient:
-    """What became of jobs."""
+    """The states of jobs."""
 
     def __init__(self, nc: Client, caller: Caller) -> None:
         self._nc = nc
         self._caller = caller
 
     async def get(self, job_id: str, *, timeout_s: float | None = None) -> Job:
-        """A job as it stands. Raises NotFound."""
+        """The present state of a job. Raises NotFound."""
         return await self._caller.ask(routes.JOBS_GET, {"id": job_id}, timeout_s)
 
     async def cancel(self, job_id: str, *, timeout_s: float | None = None) -> Job:
-        """Have a job end -> as it then stands: one that a worker has is cancelled a little later. Raises NotFound."""
+        """Cancel a job -> its state; a job that a worker runs ends a little later. Raises NotFound."""
         return await self._caller.ask(routes.JOBS_CANCEL, {"id": job_id}, timeout_s)
 
     async def watch(
         self, job_id: str, *, silence_s: float = 15.0, timeout_s: float | None = None
     ) -> AsyncGenerator[Job, None]:
-        """A job as it stands, then each newer state of it once, until it is over.
+        """The present state of a job, then each new one, until the job is over.
 
-        silence_s: after how long without a word, a worker's pings included, it asks again; for workers and servers
-        that are away it waits. timeout_s: for the first state. Raises NotFound, and what `get` raises where there is no
-        first state; later every error that cannot be retried, Cancelled once the client is closed, and Unavailable once
-        the connection is closed for good.
+        silence_s: the time without a frame or ping after which the job is watched again, in seconds; it waits for
+        workers and servers that are away. timeout_s: for the first state. Raises the errors of `get` for the first
+        state; later every error that cannot be retried, Cancelled once the client is closed, and Unavailable once the
+        connection is closed for good.
         """
         request = codec.validate({"id": job_id}, JobsWatchRequest)
-        attempts, pauses = self._caller.attempts(timeout_s), Pauses(ASK_AGAIN_S, SELDOM_S)
+        attempts, pauses = self._caller.attempts(timeout_s), Pauses(FIRST_RETRY_S, MAX_RETRY_S)
         job: Job | None = None
         while job is None or job.state not in TERMINAL:
             try:
@@ -171,19 +183,19 @@ class JobsClient:
             except MLError as error:
                 if job is None:
                     await attempts.wait(error)
-                elif (error.retryable or isinstance(error, _SILENCE)) and not self._nc.is_closed:
+                elif (error.retryable or isinstance(error, _LOST)) and not self._nc.is_closed:
                     await asyncio.sleep(pauses.after(error))
                 else:
                     raise
 
     async def _states(self, request: JobsWatchRequest, silence: Silence) -> AsyncGenerator[Job, None]:
-        """The states of a job that one worker tells, until it is over or that worker leaves."""
+        """The states of a job from one worker, until the job is over or the worker leaves."""
         async with aclosing(self._caller.listen(routes.JOBS_WATCH, request, silence)) as frames:
             async for frame in frames:
                 if frame.event != PING:
                     yield parse(frame.body, Job)
 
-    # Last, for its name is a type's everywhere above.
+    # Last, because above it `list` is the type.
 
     async def list(
         self,
@@ -196,7 +208,7 @@ class JobsClient:
     ) -> JobsListReply:
         """The newest jobs, newest first: those in a state or for a model, or all. Raises NotFound.
 
-        limit: 100 at most. before: only older ones than the job of this id, for the next page.
+        limit: at most 100. before: only jobs older than the one with this id, for the next page.
         """
         asked: dict[str, Any] = {"state": state, "model": model, "before": before} | (
             {} if limit is None else {"limit": limit}

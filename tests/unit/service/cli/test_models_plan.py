@@ -11,7 +11,7 @@ from bench.random_generators import write_codellama, write_starcoder
 from models.catalogue import load_catalogue
 from models.loading.footprint import Footprint
 from models.loading.plan import STEPS, Candidate, Reserve, plan
-from service.cli.plan import PlanOptions, parse_size, print_plan, settings_lines
+from service.cli.models_plan import PlanOptions, parse_size, print_plan, settings_lines
 from service.config import BadSettings, Settings
 from service.residency.loader import LoadOverrides, ModelLoader
 
