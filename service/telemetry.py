@@ -44,7 +44,7 @@ def configure_logging(log_format: str, level: str) -> None:
 
 
 class Telemetry:
-    """Counts what ends and what runs; the figures go to Prometheus and into $SRV.STATS.
+    """Metrics of requests and batches, for Prometheus and $SRV.STATS; traces of requests.
 
     tracer: None leaves requests untraced, at no cost.
     """
@@ -74,7 +74,7 @@ class Telemetry:
         self.generation = GenerationTelemetry(registry)
 
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
-        """A figure that is looked up whenever somebody asks for the metrics."""
+        """A figure that is read whenever the metrics are."""
         Gauge(name, help_text, registry=self.registry).set_function(read)
 
     def ended(self, call: Call, seconds: float, error: MLError | None) -> None:
@@ -86,10 +86,10 @@ class Telemetry:
         if error is not None:
             self._errors[error.code] += 1
             self._failed.labels(call.route, error.code).inc()
-            log.debug("request.refused", route=call.route, request_id=call.asked.request_id, code=error.code)
+            log.debug("request.refused", route=call.route, request_id=call.headers.request_id, code=error.code)
 
     def unanswerable(self) -> None:
-        """A request was dropped: it named no subject that may be answered."""
+        """A request was dropped: its reply subject may not be answered."""
         self._unanswerable.inc()
 
     def denied(self) -> None:
@@ -97,7 +97,7 @@ class Telemetry:
         self._denied.inc()
 
     def batch_ran(self, model: str, texts: int, tokens: int, computed: int, seconds: float) -> None:
-        """A batch came back from the device; seconds on it."""
+        """A batch came back from the device, after this many seconds on it."""
         counts = self._batches.setdefault(model, Counts())
         counts.update(batches=1, texts=texts, tokens=tokens, computed_tokens=computed)
         self._texts.labels(model).observe(texts)
@@ -114,13 +114,13 @@ class Telemetry:
         }
 
     def traced(self, call: Call) -> AbstractContextManager[Any]:
-        """A server span that continues the caller's traceparent, where OpenTelemetry is configured."""
+        """A server span that continues the caller's traceparent, if OpenTelemetry is configured."""
         return nullcontext() if self._tracer is None else self._span(self._tracer, call)
 
     @contextmanager
     def _span(self, tracer: trace.Tracer, call: Call) -> Iterator[None]:
-        carrier = {names.TRACEPARENT: call.asked.traceparent} if call.asked.traceparent else {}
-        attributes = {"messaging.system": "nats", "mlbus.request_id": call.asked.request_id}
+        carrier = {names.TRACEPARENT: call.headers.traceparent} if call.headers.traceparent else {}
+        attributes = {"messaging.system": "nats", "mlbus.request_id": call.headers.request_id}
         with tracer.start_as_current_span(
             f"ml.{call.route}",
             propagate.extract(carrier),

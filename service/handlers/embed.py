@@ -146,7 +146,7 @@ def _normalize(request: EmbedOptions, encoder: Encoder) -> bool:
 
 
 def _vector_bytes(request: EmbedOptions, call: Call, encoder: Encoder) -> int:
-    return max_bytes(request.dimensions or encoder.dimensions, request.encoding_format, call.asked.reply_type)
+    return max_bytes(request.dimensions or encoder.dimensions, request.encoding_format, call.headers.reply_type)
 
 
 def _too_large(texts: int, vector_bytes: int, limit_bytes: int) -> TooLarge | None:
