@@ -29,7 +29,6 @@ from .handlers.embed import EmbedHandlers
 from .handlers.generate import GenerateHandlers
 from .handlers.models import ModelHandlers
 from .handlers.schema import SchemaHandlers
-from .handlers.similarity import SimilarityHandlers
 from .jobs.wiring import Finetuning, set_up
 from .residency import gauges
 from .residency.first_models import first_models, load_first, retry_missing
@@ -210,7 +209,6 @@ def _endpoint(
     registry, limits = manager.registry, settings.limits
     handlers = {
         **EmbedHandlers(manager).handlers(),
-        **SimilarityHandlers(manager).handlers(),
         **GenerateHandlers(manager, telemetry.generation).handlers(),
         **ModelHandlers(manager, worker_id, settings.checkpoints_dir, finetuning.rollout).handlers(),
         **finetuning.handlers(),

@@ -1,17 +1,16 @@
 """Settings: flags over MLBUS_* variables over one TOML file over the defaults below. Read once, validated, handed down.
 
-Where the NATS server is and who we are there comes from the environment of the nats command (bus/settings.py).
+The NATS server and the credentials for it come from the environment of the nats command (bus/settings.py).
 """
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -23,7 +22,7 @@ from pydantic_settings import (
 )
 
 from .endpoint.reply_subject import PREFIXES, checked_prefixes
-from .finetune_config import FinetuneSettings
+from .finetune_config import FinetuneSettings, Section
 
 CONFIG_FILE = "mlbus.toml"
 _OF_THE_SERVER = re.compile(r"MLBUS_([A-Z][A-Z0-9_]*_PASSWORD|TLS_(CERT|KEY|CA))")
@@ -31,13 +30,11 @@ _OF_THE_SERVER = re.compile(r"MLBUS_([A-Z][A-Z0-9_]*_PASSWORD|TLS_(CERT|KEY|CA))
 
 
 class BadSettings(Exception):
-    """A setting that cannot be used; the message names it and where it came from."""
+    """A setting that cannot be used; the message names it and its source."""
 
 
-class LimitSettings(BaseModel):
+class LimitSettings(Section):
     """What one worker holds at once; past it a request is refused with 429."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     requests: int = Field(4096, ge=1, description="requests in flight")
     request_bytes: int = Field(64 * 2**20, ge=1024, description="bytes of the bodies in flight")
@@ -49,10 +46,8 @@ class LimitSettings(BaseModel):
     queue_tokens: int = Field(1_000_000, ge=1, description="tokens of each priority that wait for one model")
 
 
-class BatchSettings(BaseModel):
+class BatchSettings(Section):
     """How texts are put together into batches."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     budget_tokens: int | None = Field(None, ge=1, description="tokens of a batch; absent: what suits the device")
     overhead_tokens: int | None = Field(
@@ -60,10 +55,8 @@ class BatchSettings(BaseModel):
     )
 
 
-class MemorySettings(BaseModel):
+class MemorySettings(Section):
     """Which models stay in memory."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     budget_gb: float | None = Field(
         None,
@@ -90,10 +83,8 @@ class MemorySettings(BaseModel):
         return self
 
 
-class GenerationSettings(BaseModel):
+class GenerationSettings(Section):
     """How text is generated."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kv_gb: float | None = Field(
         None,
@@ -163,12 +154,12 @@ class Settings(BaseSettings):
 
     @property
     def chosen_models(self) -> tuple[str, ...]:
-        """The models that somebody said to load; empty where nobody did: then the catalogue's defaults are meant."""
+        """The models that were named; empty if none were: then the catalogue's defaults are meant."""
         return self.models if "models" in self.model_fields_set else ()
 
     @property
     def cache_dir(self) -> Path:
-        """What is remembered of weights between runs."""
+        """What is cached about weights between runs."""
         return self.data_dir / "cache"
 
     @property
@@ -178,12 +169,12 @@ class Settings(BaseSettings):
 
     @property
     def training_data_dir(self) -> Path:
-        """What models were trained on, a file for each job."""
+        """Training data, a file for each job."""
         return self.data_dir / "training_data"
 
     @property
     def runs_dir(self) -> Path:
-        """The working files of jobs that are not over."""
+        """Working files of jobs that are not over."""
         return self.data_dir / "runs"
 
     @field_validator("models", "reply_prefixes", mode="before")
@@ -214,7 +205,7 @@ class Settings(BaseSettings):
 
 
 def read_settings(config: Path | None = None, **flags: Any) -> Settings:
-    """The settings in force. flags that are None were not given. Raises BadSettings."""
+    """Read the settings. flags: None for those not given. Raises BadSettings."""
     path = config or Path(os.environ.get("MLBUS_CONFIG", CONFIG_FILE))
     if not path.is_file() and (config or "MLBUS_CONFIG" in os.environ):
         raise BadSettings(f"there is no settings file {path}")
@@ -242,9 +233,9 @@ def read_settings(config: Path | None = None, **flags: Any) -> Settings:
 
 
 def _with_one_server(settings: Settings, given: Mapping[str, Any]) -> Settings:
-    """A server of our own, or one that is named and never both.
+    """Settings with either an embedded server or the address of one.
 
-    `--embedded-nats` wins over a server that a variable or the file names; as a setting it gives way to one.
+    The flag `--embedded-nats` wins over a server that a variable or the file names; as a setting it gives way to one.
     """
     typed = bool(given.get("embedded_nats"))
     if typed and "nats_url" in given:
@@ -268,7 +259,7 @@ def _fault(fault: ErrorDetails) -> str:
 
 
 def _names(settings: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every setting, those of the tables dotted."""
+    """The names of all settings, those in tables with dots."""
     names = []
     for name, field in settings.model_fields.items():
         names.append(prefix + name)
@@ -287,49 +278,3 @@ def _refuse_unknown_variables() -> None:
 def _suggestion(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def as_toml(settings: BaseModel, prefix: str = "") -> str:
-    """The settings as the file that would give them, each with its meaning."""
-    lines: list[str] = []
-    tables: list[str] = []
-    for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        if isinstance(value, BaseModel):
-            tables.append(f"\n# {type(value).__doc__}\n[{prefix}{name}]\n{as_toml(value, f'{prefix}{name}.')}")
-            continue
-        if isinstance(value, dict):
-            tables += [f"\n[{prefix}{name}.{_key(key)}]\n{_toml_table(item)}" for key, item in value.items()]
-            continue
-        if field.description:
-            lines.append(f"# {field.description}")
-        lines.append(f"# {name} =" if value is None else f"{name} = {_toml(value)}")
-    return "\n".join(lines) + "\n" + "".join(tables)
-
-
-def _toml_table(items: dict[str, Any]) -> str:
-    return "".join(f"{line}\n" for line in _toml_pairs(items))
-
-
-def _toml_pairs(items: dict[str, Any]) -> list[str]:
-    """TOML has no null: what is None is left out."""
-    return [f"{_key(key)} = {_toml(value)}" for key, value in items.items() if value is not None]
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(_toml_pairs(value)) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    # repr words infinity as TOML does; JSON escapes text as TOML does, but for DEL and what is beyond 16 bits.
-    return repr(value) if isinstance(value, int | float) else _quoted(str(value))
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quoted(name)
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

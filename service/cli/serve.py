@@ -17,8 +17,9 @@ from rich.text import Text
 from ..app import Started, serve
 from ..bus.errors import BadBusSettings
 from ..bus.settings import NatsSettings
-from ..config import Settings, as_toml
+from ..config import Settings
 from ..telemetry import configure_logging
+from ..toml import as_toml
 from .output import err, spinner
 
 log = structlog.get_logger(__name__)
