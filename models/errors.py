@@ -1,56 +1,69 @@
-"""Everything the models floor can refuse or fail at, as one small tree.
-
-Each error carries fields; its text is made from them. It knows no wire codes: the service maps classes to
-codes in one table.
-"""
+"""What the models package refuses or fails at. service/errors.py maps these classes to the errors of the wire."""
 
 from dataclasses import dataclass
+from typing import Any, ClassVar, dataclass_transform
 
 
+@dataclass_transform(eq_default=False)
 class ModelError(Exception):
-    """Anything the models floor raises on purpose."""
+    """Base of all errors that the package raises on purpose; raised itself, with a text, where nobody needs to tell it
+    from others.
+
+    A subclass is a dataclass of facts, from which its `message` is filled in; a tuple is written as a list.
+    """
+
+    message: ClassVar[str] = "{}"
+
+    def __init_subclass__(cls) -> None:
+        dataclass(eq=False)(cls)
+
+    def __str__(self) -> str:
+        return self.message.format(*self.args, **{name: _text(value) for name, value in vars(self).items()})
 
 
-def _size(number: int) -> str:
+def _text(value: Any) -> Any:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, tuple) else value
+
+
+def cause_text(error: BaseException) -> str:
+    """The type and the first line of an exception, as part of a `reason`."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
+
+
+def size_text(size_bytes: int) -> str:
+    """A size for people to read, such as "1.25 GB"."""
     units = ((10**9, "GB", 2), (10**6, "MB", 0), (10**3, "KB", 0))
-    unit, name, digits = next((unit for unit in units if number >= unit[0]), units[-1])
-    return f"{number / unit:.{digits}f} {name}"
+    unit, name, digits = next((unit for unit in units if size_bytes >= unit[0]), units[-1])
+    return f"{size_bytes / unit:.{digits}f} {name}"
 
 
-@dataclass(eq=False)
 class UnknownModel(ModelError):
     """No catalogue entry has this id."""
 
     model: str
     known: tuple[str, ...]
 
-    def __str__(self) -> str:
-        return f"unknown model {self.model!r}; known: {', '.join(self.known)}"
+    message = "unknown model {model!r}; known: {known}"
 
 
-@dataclass(eq=False)
 class BadEntry(ModelError):
     """A catalogue entry, usually the user's own, does not fit the schema."""
 
     model: str
     reason: str
 
-    def __str__(self) -> str:
-        return f"catalogue entry {self.model!r}: {self.reason}"
+    message = "catalogue entry {model!r}: {reason}"
 
 
-@dataclass(eq=False)
 class ModelUnavailable(ModelError):
     """The model is known but cannot be loaded here; `reason` is a clause with the next step."""
 
     model: str
     reason: str
 
-    def __str__(self) -> str:
-        return f"model {self.model!r} is unavailable: {self.reason}"
+    message = "model {model!r} is unavailable: {reason}"
 
 
-@dataclass(eq=False)
 class CorruptWeights(ModelError):
     """A file is not the one that the catalogue pins; digests are SHA-256 in hexadecimal."""
 
@@ -59,16 +72,11 @@ class CorruptWeights(ModelError):
     expected: str
     found: str
 
-    def __str__(self) -> str:
-        return (
-            f"{self.file} of model {self.model!r} has SHA-256 {self.found}, expected {self.expected}; "
-            "delete it and fetch it again"
-        )
+    message = "{file} of model {model!r} has SHA-256 {found}, expected {expected}; delete it and fetch it again"
 
 
-@dataclass(eq=False)
 class SelfTestFailed(ModelError):
-    """The loaded model does not give the vectors it should; cosines are the lowest over the test texts."""
+    """The loaded model gives wrong vectors; cosines are the lowest over the test texts."""
 
     model: str
     cosine: float
@@ -76,36 +84,21 @@ class SelfTestFailed(ModelError):
     reference: str
     advice: str = ""
 
-    def __str__(self) -> str:
-        return (
-            f"model {self.model!r} failed its self-test: a text's vector has the cosine {self.cosine:.6f} to "
-            f"{self.reference}, and at least {self.required} is required{self.advice}"
-        )
+    message = (
+        "model {model!r} failed its self-test: a text's vector has the cosine {cosine:.6f} to {reference}, and at "
+        "least {required} is required{advice}"
+    )
 
 
-@dataclass(eq=False)
-class DeviceUnavailable(ModelError):
-    """The device asked for is not there."""
-
-    device: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"device {self.device!r} is unavailable: {self.reason}"
-
-
-@dataclass(eq=False)
 class DeviceFailed(ModelError):
-    """The device fails at whatever it is asked, until the process ends; `reason` is its driver's."""
+    """The device fails at every call until the process ends; `reason` is its driver's."""
 
     device: str
     reason: str
 
-    def __str__(self) -> str:
-        return f"device {self.device!r} has failed for good: {self.reason}; start the worker again"
+    message = "device {device!r} has failed for good: {reason}; start the worker again"
 
 
-@dataclass(eq=False)
 class OutOfDeviceMemory(ModelError):
     """A forward pass did not fit, where a smaller batch may; or loading `model` did not."""
 
@@ -113,56 +106,46 @@ class OutOfDeviceMemory(ModelError):
     model: str = ""
 
     def __str__(self) -> str:
-        if self.model:
-            return f"out of memory on {self.device} while loading model {self.model!r}; unload another model first"
-        return f"out of memory on {self.device}"
+        loading = f" while loading model {self.model!r}; unload another model first" if self.model else ""
+        return f"out of memory on {self.device}{loading}"
 
 
-@dataclass(eq=False)
 class TextTooLong(ModelError):
-    """A text has more tokens, special tokens included, than the model takes, and was not to be cut."""
+    """A text has more tokens, special tokens included, than the model takes, and truncation was not allowed."""
 
     index: int
     tokens: int
     limit: int
 
-    def __str__(self) -> str:
-        return f"text {self.index} has {self.tokens} tokens, the model takes {self.limit}"
+    message = "text {index} has {tokens} tokens, the model takes {limit}"
 
 
-@dataclass(eq=False)
 class UnknownPrompt(ModelError):
     """The model has no prompt of this name."""
 
     name: str
     known: tuple[str, ...]
 
-    def __str__(self) -> str:
-        return f"unknown prompt {self.name!r}; known: {', '.join(self.known) or 'none'}"
+    message = "unknown prompt {name!r}; known: {known}"
 
 
-@dataclass(eq=False)
 class UnknownTask(ModelError):
     """The model has no task of this name."""
 
     name: str
     known: tuple[str, ...]
 
-    def __str__(self) -> str:
-        return f"unknown task {self.name!r}; known: {', '.join(self.known) or 'none'}"
+    message = "unknown task {name!r}; known: {known}"
 
 
-@dataclass(eq=False)
 class TemplateRefused(ModelError):
-    """The chat template through which a model embeds texts takes none as it was sent; `reason` is the template's."""
+    """The chat template through which a model embeds texts refused one; `reason` is the template's."""
 
     reason: str
 
-    def __str__(self) -> str:
-        return f"the model's chat template refuses the text or its prompt: {self.reason}"
+    message = "the model's chat template refuses the text or its prompt: {reason}"
 
 
-@dataclass(eq=False)
 class BadDimensions(ModelError):
     """Vectors cannot be cut to this length; `known`: the lengths that the model was trained for, empty: any."""
 
@@ -175,7 +158,6 @@ class BadDimensions(ModelError):
         return f"dimensions must be {wanted}, not {self.dimensions}"
 
 
-@dataclass(eq=False)
 class UnknownVersion(ModelError):
     """The model has no version of this name."""
 
@@ -183,11 +165,9 @@ class UnknownVersion(ModelError):
     version: str
     known: tuple[str, ...]
 
-    def __str__(self) -> str:
-        return f"model {self.model!r} has no version {self.version!r}; it has {', '.join(self.known)}"
+    message = "model {model!r} has no version {version!r}; it has {known}"
 
 
-@dataclass(eq=False)
 class OtherDimensions(ModelError):
     """New weights of a model give vectors of another length than those that serve; stored vectors would not fit."""
 
@@ -195,38 +175,32 @@ class OtherDimensions(ModelError):
     dimensions: int
     served: int
 
-    def __str__(self) -> str:
-        return (
-            f"the new weights of model {self.model!r} give {self.dimensions} dimensions, those that serve give "
-            f"{self.served}; they go on serving. Give the new weights an entry of their own in the catalogue"
-        )
+    message = (
+        "the new weights of model {model!r} give {dimensions} dimensions, those that serve give {served}; they go on "
+        "serving. Give the new weights an entry of their own in the catalogue"
+    )
 
 
-@dataclass(eq=False)
 class NotLoaded(ModelError):
-    """What is to be unloaded is not in memory."""
+    """The model that is to be unloaded is not in memory."""
 
     model: str
 
-    def __str__(self) -> str:
-        return f"model {self.model!r} is not loaded on this worker"
+    message = "model {model!r} is not loaded on this worker"
 
 
-@dataclass(eq=False)
 class InUse(ModelError):
     """A model may not be unloaded, because requests use it."""
 
     model: str
     leases: int
 
-    def __str__(self) -> str:
-        return (
-            f"model {self.model!r} is in use by {self.leases} requests; try again later, or send force: true, which "
-            "takes no new ones and unloads it when these are done"
-        )
+    message = (
+        "model {model!r} is in use by {leases} requests; try again later, or send force: true, which takes no new ones "
+        "and unloads it when these are done"
+    )
 
 
-@dataclass(eq=False)
 class OverBudget(ModelError):
     """A model does not fit into the memory that it may take; sizes in bytes."""
 
@@ -236,77 +210,42 @@ class OverBudget(ModelError):
     in_use: int
 
     def __str__(self) -> str:
-        takes = f"model {self.model!r} takes {_size(self.needed)}"
+        takes = f"model {self.model!r} takes {size_text(self.needed)}"
         if not self.in_use:
-            return f"{takes}, the budget is {_size(self.budget)}; raise memory.budget_gb, or load it as int8 or int4"
+            return (
+                f"{takes}, the budget is {size_text(self.budget)}; raise memory.budget_gb, or load it as int8 or int4"
+            )
         return (
-            f"{takes}, and {_size(self.in_use)} of {_size(self.budget)} are in use by models that may not be unloaded; "
-            "raise memory.budget_gb, unload or unpin another model, or load it as int8 or int4"
+            f"{takes}, and {size_text(self.in_use)} of {size_text(self.budget)} are in use by models that may not be "
+            "unloaded; raise memory.budget_gb, unload or unpin another model, or load it as int8 or int4"
         )
 
 
-@dataclass(eq=False)
-class NoSpace(ModelError):
-    """The disk has no room for what is to be fetched; sizes in bytes, a margin included."""
-
-    model: str
-    needed: int
-    free: int
-    folder: str
-
-    def __str__(self) -> str:
-        return (
-            f"model {self.model!r} needs {_size(self.needed)} more in {self.folder}, where {_size(self.free)} are "
-            "free; free some (`mlbus models prune` helps), or set HF_HOME to a folder on a larger disk"
-        )
-
-
-@dataclass(eq=False)
-class WrongDownload(ModelError):
-    """A file did not come as the Hub lists it; `found` and `expected` are sizes or digests. It has been deleted."""
-
-    model: str
-    file: str
-    expected: str
-    found: str
-
-    def __str__(self) -> str:
-        return (
-            f"{self.file} of model {self.model!r} came with {self.found}, the Hub lists {self.expected}; it has been "
-            f"deleted, and the rest is kept. Fetch it again: mlbus models pull {self.model}"
-        )
-
-
-@dataclass(eq=False)
 class Crowded(OverBudget):
-    """There would be room, were it not for models that requests use."""
+    """A model would fit if models that requests use, `busy`, were unloaded."""
 
     busy: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return (
-            f"model {self.model!r} takes {_size(self.needed)}, for which {', '.join(self.busy)} would have to "
+            f"model {self.model!r} takes {size_text(self.needed)}, for which {', '.join(self.busy)} would have to "
             "go, and requests use that; ask again later, raise memory.budget_gb, or load one of them as int8 or int4"
         )
 
 
-@dataclass(eq=False)
 class CannotQuantize(ModelError):
     """A model's weights cannot be stored as int8 or int4; `reason` is a clause."""
 
     quantization: str
     reason: str
 
-    def __str__(self) -> str:
-        return f"{self.quantization} is not possible here: {self.reason}; choose another precision"
+    message = "{quantization} is not possible here: {reason}; choose another precision"
 
 
-@dataclass(eq=False)
 class UnknownArchitecture(ModelError):
-    """It is not known what a model's weights look like; `reason` is a clause with the next step."""
+    """A model's size is not known, because its configuration is not; `reason` is a clause with the next step."""
 
     model: str
     reason: str
 
-    def __str__(self) -> str:
-        return f"the size of model {self.model!r} is not known: {self.reason}"
+    message = "the size of model {model!r} is not known: {reason}"

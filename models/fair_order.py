@@ -1,33 +1,29 @@
-"""In which order things go that wait for several sources: fair queueing, by numbers that are given once.
-
-Knows nothing of what waits. Not thread-safe.
-"""
+"""Start-time fair queueing: the order in which what waits for several sources is served. Not thread-safe."""
 
 
 class FairOrder:
-    """Each source's things in their order; of several sources the one that has had least goes first."""
+    """Gives numbers, of which the lowest goes first: in order for each source, and first the source that had least."""
 
     def __init__(self) -> None:
         self._next: dict[str, float] = {}
         self._reached = 0.0
-        self._look_at = 1024
+        self._prune_above = 1024
 
     def take(self, source: str, cost: float) -> float:
-        """A number for a source's next thing, which costs so much; lower ones go first.
+        """A number for the source's next item, which has this cost.
 
-        A source that had nothing begins level with the others: what it did not use is not saved up.
+        A source that had none waiting begins level with the others: what it did not use is not saved up.
         """
-        turn = max(self._reached, self._next.get(source, 0.0))
-        self._next[source] = turn + cost
-        if len(self._next) > self._look_at:
+        number = max(self._reached, self._next.get(source, 0.0))
+        self._next[source] = number + cost
+        if len(self._next) > self._prune_above:
             self._next = {name: after for name, after in self._next.items() if after > self._reached}
-            self._look_at = max(1024, 2 * len(self._next))
-        return turn
+            self._prune_above = max(1024, 2 * len(self._next))
+        return number
 
-    def go(self, turn: float, cost: float, sources: int) -> None:
-        """What has this number goes now, and costs so much; sources: how many have something that waits or goes.
+    def go(self, number: float, cost: float, sources: int) -> None:
+        """The item with this number goes now. sources: how many have an item that waits or runs.
 
-        Each of them has had its part of that time. So those that come later never go before all that waits, however
-        many they are.
+        Each of them is taken to have had its share of that cost, so that later items never go before all that wait.
         """
-        self._reached = max(self._reached, turn) + cost / sources
+        self._reached = max(self._reached, number) + cost / sources

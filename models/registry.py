@@ -1,6 +1,6 @@
-"""Which models are in memory: who uses them, what they take, which goes first, and what failed lately.
+"""Bookkeeping of the models in memory: their users, their sizes, the order of eviction, and recent failures.
 
-Pure bookkeeping for one owner in one thread: it loads nothing, frees nothing and waits for nothing. Knows no torch.
+For one owner in one thread. Nothing is loaded, freed or waited for here.
 """
 
 import time
@@ -16,9 +16,9 @@ FAILURE_REMEMBERED_S = 30.0
 
 @dataclass(slots=True, eq=False)
 class LoadedModel(Generic[T]):
-    """A loaded model. serves: what answers for it. leases: how many use it now. used_at: clock, in seconds.
+    """A loaded model. serves: the object that answers requests. leases: its users now. used_at: clock, in seconds.
 
-    retired: it takes no new lease, and goes when the last one ends.
+    retired: it takes no new lease, and is to be freed when the last one ends.
     """
 
     model: str
@@ -34,7 +34,7 @@ class LoadedModel(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a model could not be loaded, and until when (clock, seconds) nobody tries again."""
+    """Why a model could not be loaded, and until when (clock, seconds) that is not tried again."""
 
     error: Exception
     until: float
@@ -42,7 +42,7 @@ class Failure:
 
 @dataclass(slots=True)
 class Registry(Generic[T]):
-    """budget: for a device, the bytes that models may take on it."""
+    """Models in memory. budget: bytes that models may take on a device."""
 
     budget: Callable[[str], int]
     clock: Callable[[], float] = time.monotonic
@@ -53,116 +53,116 @@ class Registry(Generic[T]):
     _failures: dict[str, Failure] = field(default_factory=dict)
 
     def current(self, model: str) -> LoadedModel[T] | None:
-        """The resident that takes new leases, if there is one."""
+        """The loaded model that takes new leases, if there is one."""
         return self._current.get(model)
 
     def __iter__(self) -> Iterator[LoadedModel[T]]:
-        """Those that take new leases, in the order in which they were loaded."""
+        """The models that take new leases, in the order in which they were loaded."""
         return iter(self._current.values())
 
     def everything(self) -> list[LoadedModel[T]]:
-        """All that is in memory, those that are about to go included."""
+        """All models in memory, retired ones included."""
         return [*self._current.values(), *self._retired]
 
-    def holds(self, resident: LoadedModel[T]) -> bool:
+    def holds(self, loaded: LoadedModel[T]) -> bool:
         """Whether it still takes memory."""
-        return resident in self._retired or self._current.get(resident.model) is resident
+        return loaded in self._retired or self._current.get(loaded.model) is loaded
 
     def devices(self) -> list[str]:
-        """Where there is anything in memory."""
-        return list(dict.fromkeys(resident.device for resident in self.everything()))
+        """The devices that have models in memory."""
+        return list(dict.fromkeys(loaded.device for loaded in self.everything()))
 
     # Leases
 
-    def lease(self, resident: LoadedModel[T]) -> T:
+    def lease(self, loaded: LoadedModel[T]) -> T:
         """Count one more user."""
-        resident.leases += 1
-        resident.used_at = self.clock()
-        return resident.serves
+        loaded.leases += 1
+        loaded.used_at = self.clock()
+        return loaded.serves
 
-    def release(self, resident: LoadedModel[T]) -> bool:
-        """Count one user less -> whether nobody needs it any more, so that it must be freed and then forgotten."""
-        resident.leases -= 1
-        resident.used_at = self.clock()
-        return resident.retired and resident.leases == 0
+    def release(self, loaded: LoadedModel[T]) -> bool:
+        """Count one user less -> whether it is retired and was the last, so that it must be freed, then forgotten."""
+        loaded.leases -= 1
+        loaded.used_at = self.clock()
+        return loaded.retired and loaded.leases == 0
 
-    # Room
+    # Memory
 
     def used_bytes(self, device: str) -> int:
-        """What all models on a device take: current, retired and not yet forgotten, about to be loaded."""
+        """Bytes of all models on a device: current ones, retired ones until they are forgotten, and reservations."""
         reserved = sum(size for where, size in self._reserved.values() if where == device)
-        return reserved + sum(resident.memory_bytes for resident in self.everything() if resident.device == device)
+        return reserved + sum(loaded.memory_bytes for loaded in self.everything() if loaded.device == device)
 
     def reserve(self, model: str, device: str, memory_bytes: int) -> list[LoadedModel[T]]:
-        """Set memory aside for a load -> the residents that have to go for it, already retired.
+        """Reserve memory for a load -> the models that have to be freed for it, already retired.
 
-        The least recently used goes first. Those in use, pinned ones and the model itself, which serves until its
-        successor does, stay. Raises OverBudget, or Crowded where it is those in use that stand in the way; then
-        nothing has changed.
+        The least recently used goes first. Models in use, pinned ones and the model itself, which serves until its
+        successor does, stay. Raises OverBudget, or Crowded if it would fit without those in use; then nothing has
+        changed.
         """
         self.cancel(model)
         leaving = self._leaving(model, device, memory_bytes)
         self._reserved[model] = (device, memory_bytes)
-        for resident in leaving:
-            self.retire(resident)
+        for loaded in leaving:
+            self.retire(loaded)
         return leaving
 
     def cancel(self, model: str) -> None:
-        """Give back what was set aside."""
+        """Drop a reservation."""
         self._reserved.pop(model, None)
 
     def _leaving(self, model: str, device: str, memory_bytes: int) -> list[LoadedModel[T]]:
         budget = self.budget(device)
-        here = [resident for resident in self.everything() if resident.device == device]
+        here = [loaded for loaded in self.everything() if loaded.device == device]
         used = self.used_bytes(device)
-        # What has been retired and is not used any more is about to go by itself.
-        used -= sum(resident.memory_bytes for resident in here if resident.retired and not resident.leases)
-        movable = [r for r in here if not r.pinned and not r.retired and r.model != model]
+        # Retired models that are not used any more are being freed.
+        used -= sum(loaded.memory_bytes for loaded in here if loaded.retired and not loaded.leases)
+        movable = [each for each in here if not each.pinned and not each.retired and each.model != model]
         leaving: list[LoadedModel[T]] = []
-        for resident in sorted((r for r in movable if not r.leases), key=lambda r: r.used_at):
+        for loaded in sorted((each for each in movable if not each.leases), key=lambda each: each.used_at):
             if used + memory_bytes <= budget:
                 break
-            leaving.append(resident)
-            used -= resident.memory_bytes
+            leaving.append(loaded)
+            used -= loaded.memory_bytes
         if used + memory_bytes > budget:
-            in_use = [r for r in here if r.leases and (r in movable or r.retired)]
-            fixed = used - sum(resident.memory_bytes for resident in in_use)
+            in_use = [each for each in here if each.leases and (each in movable or each.retired)]
+            fixed = used - sum(loaded.memory_bytes for loaded in in_use)
             if fixed + memory_bytes <= budget:
-                raise Crowded(model, memory_bytes, budget, used, tuple(dict.fromkeys(r.model for r in in_use)))
+                raise Crowded(model, memory_bytes, budget, used, tuple(dict.fromkeys(each.model for each in in_use)))
             raise OverBudget(model, memory_bytes, budget, fixed)
         return leaving
 
     def fits(self, device: str) -> bool:
-        """Whether what is in memory now, or about to be, is within the device's budget."""
+        """Whether models and reservations are within the device's budget."""
         return self.used_bytes(device) <= self.budget(device)
 
-    # Coming and going
+    # Changes
 
-    def publish(self, resident: LoadedModel[T]) -> LoadedModel[T] | None:
-        """Let new leases see this resident from now on -> the one that it replaces, retired."""
-        self._reserved.pop(resident.model, None)
-        self._failures.pop(resident.model, None)
-        old = self._current.get(resident.model)
+    def publish(self, loaded: LoadedModel[T]) -> LoadedModel[T] | None:
+        """Give out leases of this model from now on -> the one that it replaces, retired."""
+        self._reserved.pop(loaded.model, None)
+        self._failures.pop(loaded.model, None)
+        old = self._current.get(loaded.model)
         if old is not None:
             self.retire(old)
-        resident.used_at = self.clock()
-        self._current[resident.model] = resident
+        loaded.used_at = self.clock()
+        self._current[loaded.model] = loaded
         return old
 
-    def retire(self, resident: LoadedModel[T]) -> None:
-        """Give out no more leases of it. It counts as memory until it is forgotten."""
-        resident.retired = True
-        if self._current.get(resident.model) is resident:
-            del self._current[resident.model]
-        self._retired.add(resident)
+    def retire(self, loaded: LoadedModel[T]) -> None:
+        """Give out no more leases of a model. It counts as memory until it is forgotten."""
+        loaded.retired = True
+        if self._current.get(loaded.model) is loaded:
+            del self._current[loaded.model]
+        self._retired.add(loaded)
 
-    def forget(self, resident: LoadedModel[T]) -> None:
-        """Its memory has been given back."""
-        self._retired.discard(resident)
+    def forget(self, loaded: LoadedModel[T]) -> None:
+        """Note that a model's memory has been freed."""
+        self._retired.discard(loaded)
 
     def idle_since(self, moment: float) -> list[LoadedModel[T]]:
-        """Unpinned residents that nobody uses and nobody has used since `moment` (clock, seconds)."""
-        return [r for r in self._current.values() if not r.pinned and not r.leases and r.used_at <= moment]
+        """Unpinned models that have not been in use since `moment` (clock, seconds)."""
+        return [each for each in self if not each.pinned and not each.leases and each.used_at <= moment]
 
     # Failures
 

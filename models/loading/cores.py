@@ -1,4 +1,4 @@
-"""The processor's cores: how many this process may use. Needs no torch."""
+"""The number of processor cores that this process may use."""
 
 import math
 import os
@@ -10,20 +10,20 @@ from pathlib import Path
 def usable_cores(
     groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup"), cores: int | None = None
 ) -> int:
-    """How many cores this process may use: by its affinity, and by the quota of its control group (version 1 or 2),
-    rounded up. groups, mount, cores: where the quota is looked up, and the affinity, for a test."""
+    """The cores that this process may use by its affinity and by the quota of its control group (version 1 or 2),
+    rounded up. groups, mount, cores: where quotas are looked up, and the affinity, for tests."""
     cores = cores or affine_cores()
     quota = min(_quotas(groups, mount), default=math.inf)
     return cores if quota >= cores else max(1, math.ceil(quota))
 
 
 def affine_cores() -> int:
-    """How many cores this process may use by its affinity alone."""
+    """The cores that this process may use by its affinity alone."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def _quotas(groups: Path, mount: Path) -> Iterator[float]:
-    """The quotas, in cores, of the process's group and of those around it."""
+    """The quotas, in cores, of the process's group and its parents."""
     with suppress(OSError, ValueError):
         for line in groups.read_text(errors="surrogateescape").splitlines():
             _, controllers, path = line.split(":", 2)
@@ -41,7 +41,7 @@ def _quotas(groups: Path, mount: Path) -> Iterator[float]:
 
 
 def _quota(folder: Path) -> Iterator[float]:
-    """That of one group, if it has one."""
+    """The quota of one group, if it has one."""
     with suppress(OSError, ValueError, ArithmeticError):
         quota, period = map(float, (folder / "cpu.max").read_text().split())  # "max 100000": none
         yield quota / period

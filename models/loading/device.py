@@ -1,7 +1,4 @@
-"""Devices: which one to run on, in which dtype, on how many threads.
-
-The only module that asks the hardware. It knows nothing of models.
-"""
+"""Devices: which one to run on, in which dtype, with how many threads, and what their failures mean."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 
 from ..catalogue import Dtype
-from ..errors import DeviceFailed, DeviceUnavailable, OutOfDeviceMemory
+from ..errors import DeviceFailed, ModelError, OutOfDeviceMemory
 from . import spinning
 from .cores import usable_cores
 
@@ -22,7 +19,7 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.flo
 
 @dataclass(frozen=True, slots=True)
 class DeviceReport:
-    """What `mlbus doctor` prints of the machine. Memory in bytes, None where torch does not tell."""
+    """A device, for `mlbus doctor`. memory_bytes: None for a CPU."""
 
     device: str
     name: str
@@ -33,20 +30,16 @@ class DeviceReport:
 
 
 def pick_device(wanted: DeviceName) -> torch.device:
-    """The device to run on; `auto` is CUDA where there is one, else the CPU. Raises DeviceUnavailable."""
-    if wanted == "cpu":
-        return torch.device("cpu")
-    if torch.cuda.is_available():
+    """The device to run on; `auto` is CUDA where there is one, else the CPU. Raises ModelError."""
+    if wanted != "cpu" and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    if wanted == "cuda":
-        raise DeviceUnavailable("cuda", _why_no_cuda())
-    return torch.device("cpu")
-
-
-def _why_no_cuda() -> str:
+    if wanted != "cuda":
+        return torch.device("cpu")
     if torch.version.cuda is None:
-        return f"this torch ({torch.__version__}) is built without CUDA; install a CUDA build, or choose cpu"
-    return "torch finds no usable NVIDIA GPU; check the driver, or choose cpu"
+        reason = f"this torch ({torch.__version__}) is built without CUDA; install a CUDA build, or choose cpu"
+    else:
+        reason = "torch finds no usable NVIDIA GPU; check the driver, or choose cpu"
+    raise ModelError(f"device 'cuda' is unavailable: {reason}")
 
 
 def supports_bf16(device: torch.device) -> bool:
@@ -64,7 +57,7 @@ def pick_dtype(wanted: Dtype, device: torch.device) -> Literal["fp32", "bf16", "
 
 
 def default_threads() -> int:
-    """Compute threads to use: every core this process may use, less one for the event loop where over two."""
+    """Number of compute threads: every core this process may use, less one for the event loop if there are over two."""
     cores = usable_cores()
     return cores - 1 if cores > 2 else cores
 
@@ -73,12 +66,11 @@ def configure_threads(threads: int) -> None:
     """Set up the calling thread, and the process, for serving: compute threads, full float32, no tokeniser threads.
 
     Each thread that computes calls it once, before its first forward pass: the number holds for that thread, and for
-    those that never call it. Tokenisers run in the caller's own thread pool; left alone, each
-    of their calls would spread over every core and take them from the forward pass. Their only switch is the
-    environment, where a value that the user has set wins.
+    those that never call it. Tokenisers run in the caller's own thread pool; by default each of their calls would take
+    every core from the forward pass. Their only switch is the environment, where a value that the user has set wins.
     """
     torch.set_num_threads(threads)
-    torch.get_num_threads()  # a thread that has not asked yet would take what another sets after it
+    torch.get_num_threads()  # until a thread has asked, it takes the number that another sets after it
     torch.set_float32_matmul_precision("highest")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     spinning.adapt(threads)
@@ -86,7 +78,7 @@ def configure_threads(threads: int) -> None:
 
 @contextmanager
 def memory_errors(device: str, model: str = "") -> Iterator[None]:
-    """Turn what torch raises when memory is short into OutOfDeviceMemory, when the device is lost into DeviceFailed."""
+    """Translate what torch raises: OutOfDeviceMemory when memory is short, DeviceFailed when the device is lost."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -99,7 +91,7 @@ def memory_errors(device: str, model: str = "") -> Iterator[None]:
 
 
 def require_working(device: str, error: Exception) -> None:
-    """Raise DeviceFailed where a failure was one after which a GPU fails at everything: CUDA then repeats its error."""
+    """Raise DeviceFailed if, after this error, the GPU fails at everything: CUDA then repeats its error."""
     if not device.startswith("cuda"):
         return
     try:
@@ -109,7 +101,7 @@ def require_working(device: str, error: Exception) -> None:
 
 
 def describe(device: torch.device) -> DeviceReport:
-    """What is known of a device."""
+    """Facts about a device."""
     name, memory_bytes = "CPU " + torch.backends.cpu.get_cpu_capability(), None
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

@@ -1,7 +1,6 @@
 """How many bytes a model takes at each precision, from its configuration alone.
 
-Owns the way from a catalogue entry to its configuration, and builds the architecture without weights (torch's meta
-device). Reads no weights, asks no network and no device.
+The architecture is built without weights, on torch's meta device. No network is asked.
 """
 
 import json
@@ -16,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from ..catalogue import ModelSpec, Quantization, shipped_config
-from ..errors import ModelUnavailable, UnknownArchitecture
+from ..errors import ModelUnavailable, UnknownArchitecture, cause_text
 from ..generation.architecture import kv_shape
 from ..generation.read_model import skeleton
 from ..quantization.quantize import linear_layers, quantizable, stored_bytes, tied_outputs
@@ -33,10 +32,10 @@ _QUANTIZED: tuple[Quantization, ...] = ("int8", "int4")
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a model takes. sizes: precision -> bytes of its weights, for every precision in which it can be served.
+    """The memory of a model. sizes: precision -> bytes of its weights, for every precision that it can be served at.
 
-    In int8 and int4 what is not quantised is in bf16. kv_bytes_per_token: keys and values of one token while text is
-    generated, in bf16; 0 for an embedding model, which keeps none.
+    In int8 and int4 the layers that are not quantised are in bf16. kv_bytes_per_token: keys and values of one token, in
+    bf16; 0 for an embedding model.
     """
 
     model: str
@@ -46,18 +45,18 @@ class Footprint:
 
 
 def footprint(spec: ModelSpec) -> Footprint:
-    """What an entry's model takes. Raises UnknownArchitecture where its configuration is not to be had or not known."""
+    """The memory of an entry's model. Raises UnknownArchitecture where its configuration is not here, or not known."""
     if spec.kind == "embedding" and (folder := _static_folder(spec)):
         return _of_table(spec, folder)
     raw = model_config(spec)
     try:
         return _measured(spec, raw)
     except Exception as error:  # a foreign configuration can make the library raise anything
-        raise UnknownArchitecture(spec.id, _told(error)) from error
+        raise UnknownArchitecture(spec.id, cause_text(error)) from error
 
 
 def _static_folder(spec: ModelSpec) -> Path | None:
-    """Where a table of token vectors lies; None for other models, and for what is not on this machine."""
+    """The folder of a model that is a table of token vectors, if it is one and on this machine."""
     with suppress(ModelUnavailable):
         folder = hub.locate(spec, download=False)
         return folder if is_static(folder) else None
@@ -65,7 +64,6 @@ def _static_folder(spec: ModelSpec) -> Path | None:
 
 
 def _of_table(spec: ModelSpec, folder: Path) -> Footprint:
-    """Raises UnknownArchitecture."""
     try:
         files = weight_files(spec, folder)
         require_whole(spec, folder, files)
@@ -96,32 +94,25 @@ def model_config(spec: ModelSpec) -> dict[str, Any]:
     try:
         return _of_folder(hub.locate(spec, download=False))
     except ModelUnavailable as error:
-        return _shipped(spec, error.reason)
+        reason = error.reason
     except FileNotFoundError as error:
-        return _shipped(spec, f"there is no {error.filename}; {next_step(spec)}")
+        reason = f"there is no {error.filename}; {next_step(spec)}"
     except (OSError, ValueError, LookupError, TypeError) as error:
-        reason = f"its configuration cannot be read ({_told(error)}); {next_step(spec)}"
+        reason = f"its configuration cannot be read ({cause_text(error)}); {next_step(spec)}"
         raise UnknownArchitecture(spec.id, reason) from error
-
-
-def _shipped(spec: ModelSpec, reason: str) -> dict[str, Any]:
     if config := shipped_config(spec):
         return config
     raise UnknownArchitecture(spec.id, reason)
 
 
 def _of_folder(folder: Path) -> dict[str, Any]:
-    """That of the first module, which is the transformer, or of the folder itself."""
+    """The configuration of the first module, which is the transformer, or of the folder itself."""
     modules = folder / "modules.json"
     first = json.loads(read_regular(modules))[0]["path"] if modules.is_file() else ""
     config = json.loads(read_regular(folder / first / "config.json"))
     if not isinstance(config, dict):
         raise TypeError("config.json is not a JSON object")
     return config
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _config(raw: Mapping[str, Any]) -> PretrainedConfig:
@@ -151,7 +142,7 @@ def _sizes(model: torch.nn.Module, parameters: int) -> dict[Precision, int]:
 
 
 def _adapter_parameters(model: torch.nn.Module, raw: Mapping[str, Any]) -> int:
-    """The low-rank adapters that a configuration names: two thin matrices for each linear and embedding layer."""
+    """Weights of the low-rank adapters in a configuration: two thin matrices for each linear and embedding layer."""
     rank, adapters = raw.get("lora_rank"), raw.get("lora_adaptations")
     if not rank or not adapters:
         return 0

@@ -1,8 +1,7 @@
-"""What is remembered of weights between runs: the digests of files, the vectors that they should give, and which models
-were opened in a process of their own.
+"""Cache between runs: digests of weight files, reference vectors, and which models have passed their probe.
 
-Hashing gigabytes, and reading a model a second time in float32 to learn its vectors, is done once for each file. A file
-is known by its path, size and time of change. Knows no model; losing the folder costs time only.
+So gigabytes are hashed, and a model is read in float32 for its reference vectors, only once. A file is recognised by
+its path, size and time of change. Losing the folder costs time only.
 """
 
 import hashlib
@@ -20,13 +19,13 @@ from ..weights.model_files import file_sha256
 
 
 class LoadCache:
-    """A folder of remembered facts; None remembers nothing."""
+    """A folder of cached facts; None caches nothing."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
 
     def sha256(self, path: Path) -> str:
-        """SHA-256 of a file in hexadecimal, read only if the file is not the one that was read before."""
+        """SHA-256 of a file in hexadecimal; the file is read only if it has changed since the last time."""
         if self.folder is None:
             return file_sha256(path)
         real = path.resolve()
@@ -40,17 +39,17 @@ class LoadCache:
         self._write("digests.json", json.dumps({**self._digests(), str(real): [*seen, digest]}).encode())
         return digest
 
-    def is_proved(self, key: str) -> bool:
-        """Whether what has this key was opened in a process of its own, and nothing came of it."""
+    def is_probed(self, key: str) -> bool:
+        """Whether the content of this key has passed its probe (sandbox.probe)."""
         return self.folder is not None and (self.folder / f"proved-{key}").is_file()
 
-    def keep_proved(self, key: str) -> None:
-        """Remember that."""
+    def keep_probed(self, key: str) -> None:
+        """Note that it has."""
         if self.folder is not None:
             self._write(f"proved-{key}", b"")
 
     def vectors(self, key: str) -> Vectors | None:
-        """Vectors (N, D) float32 kept under this key; None where there are none."""
+        """The cached vectors (N, D) float32 of a key, if there are any."""
         if self.folder is None:
             return None
         try:
@@ -60,7 +59,7 @@ class LoadCache:
         return found
 
     def keep_vectors(self, key: str, vectors: Vectors) -> None:
-        """Keep vectors (N, D) float32 under a key."""
+        """Cache vectors (N, D) float32 under a key."""
         if self.folder is not None:
             content = io.BytesIO()
             np.save(content, vectors)
@@ -75,7 +74,7 @@ class LoadCache:
         return {}
 
     def _write(self, name: str, content: bytes) -> None:
-        """All or nothing: another worker of this machine may read or write the same file."""
+        """Replace a file as a whole: another worker on this machine may read or write it."""
         assert self.folder is not None
         with suppress(OSError):  # a full or read-only disk costs time only
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,4 @@
-"""From a catalogue entry to a model that has proved itself: an encoder, or what an engine generates text with.
-
-Owns the order of steps: locate, check, read, quantise, test. What each step does is its own module's.
-"""
+"""Loads a model of the catalogue and tests it: locate, check, read, quantise, self-test."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,7 +14,7 @@ from ..encoders.onnx_encoder import OnnxEncoder, OnnxOptions
 from ..encoders.sentence_encoder import SentenceEncoder
 from ..encoders.static_encoder import StaticEncoder
 from ..encoders.torch_encoder import TorchEncoder
-from ..errors import CannotQuantize, ModelError, ModelUnavailable, SelfTestFailed
+from ..errors import CannotQuantize, ModelError, ModelUnavailable, SelfTestFailed, cause_text
 from ..generation.causal_lm import CausalLM, Checkpoint
 from ..generation.errors import NonFiniteLogits
 from ..weights import gguf, hub, model_files
@@ -28,17 +25,16 @@ from .memory import estimated_bytes, give_back
 from .quiet import READING
 
 OnStep = Callable[[str], None]
+"""Called with each step of a load, as a clause in the present tense."""
 T = TypeVar("T")
-LoadBy = Callable[[ModelSpec, Path, torch.device, "LoadOptions", OnStep], T]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     """Where and how a model is loaded. dtype, quantization: None is the entry's own; folder: other weights than those.
 
-    dtype `auto` tries bf16 where the hardware has it, and falls back to fp32, with a note, where the vectors come out
-    too different, or the scores of tokens not finite. threads, memory_limit_bytes: for ONNX Runtime; torch has its own
-    (device.configure_threads).
+    dtype `auto` tries bf16 where the hardware has it, and falls back to fp32, with a note, if the self-test fails.
+    threads, memory_limit_bytes: for ONNX Runtime; torch has its own (device.configure_threads).
     """
 
     device: DeviceName = "auto"
@@ -56,14 +52,13 @@ def load(
     options: LoadOptions = LoadOptions(),
     on_step: OnStep = lambda step: None,
 ) -> Encoder:
-    """Load an embedding model and test it against known vectors; blocks for seconds, so not for the event loop.
+    """Load an embedding model and test it against known vectors; blocks for seconds.
 
-    `on_step` hears of each step, in the present tense. Raises ModelUnavailable, DeviceUnavailable, CorruptWeights,
-    SelfTestFailed, OutOfDeviceMemory.
+    Raises ModelUnavailable, CorruptWeights, SelfTestFailed, OutOfDeviceMemory; ModelError if there is no such device.
     """
     _require_kind(spec, "embedding", "it makes no vectors")
-    load_by: LoadBy[Encoder] = _load_onnx if spec.served_by == "onnx" else _load_torch
-    return _loaded(spec, options, on_step, load_by)
+    read: Callable[[_Loading], Encoder] = _Loading.onnx_encoder if spec.served_by == "onnx" else _Loading.encoder
+    return _loaded(spec, options, on_step, read)
 
 
 def load_generator(
@@ -71,13 +66,13 @@ def load_generator(
     options: LoadOptions = LoadOptions(),
     on_step: OnStep = lambda step: None,
 ) -> CausalLM:
-    """Load a generation model and test it, as generation.verify says; blocks for seconds.
+    """Load a model that generates text and test it; blocks for seconds.
 
-    `on_step` hears of each step. Raises ModelUnavailable, DeviceUnavailable, CorruptWeights, NonFiniteLogits,
-    OutOfDeviceMemory.
+    Raises ModelUnavailable, CorruptWeights, NonFiniteLogits, OutOfDeviceMemory; ModelError where there is no such
+    device.
     """
     _require_kind(spec, "generation", "it generates no text")
-    return _loaded(spec, options, on_step, _load_causal_lm)
+    return _loaded(spec, options, on_step, _Loading.causal_lm)
 
 
 def _require_kind(spec: ModelSpec, kind: Kind, reason: str) -> None:
@@ -85,33 +80,27 @@ def _require_kind(spec: ModelSpec, kind: Kind, reason: str) -> None:
         raise ModelUnavailable(spec.id, f"{reason}; choose a model whose kind is {kind}")
 
 
-def _loaded(
-    spec: ModelSpec,
-    options: LoadOptions,
-    on_step: OnStep,
-    load_by: LoadBy[T],
-) -> T:
-    """Find the weights and load them, with errors of ours alone."""
+def _loaded(spec: ModelSpec, options: LoadOptions, on_step: OnStep, read: "Callable[[_Loading], T]") -> T:
+    """Find the weights and read them; whatever fails is raised as a ModelError."""
     device = pick_device(options.device)
     on_step("locating the weights")
     spec, folder = located(spec, options, on_step)
     try:
         with READING, memory_errors(str(device), spec.id):
-            model = load_by(spec, folder, device, options, on_step)
+            model = read(_Loading(spec, folder, device, options, on_step))
     except ModelError:
         raise
     except Exception as error:  # a foreign model can make the libraries raise anything
-        first_line = str(error).partition("\n")[0]
-        reason = f"{folder} cannot be used ({type(error).__name__}: {first_line}); {model_files.next_step(spec)}"
+        reason = f"{folder} cannot be used ({cause_text(error)}); {model_files.next_step(spec)}"
         raise ModelUnavailable(spec.id, reason) from error
     give_back(str(device))  # what reading left behind, half as much again as the weights
     return model
 
 
 def located(spec: ModelSpec, options: LoadOptions, on_step: OnStep = lambda step: None) -> tuple[ModelSpec, Path]:
-    """The folder that a model is read from, and its entry as it holds for that folder: the entry pins its own weights.
+    """The folder that a model is read from, and its entry without the pins if these are not for that folder.
 
-    A GGUF file is checked and converted first, where it is not yet. Raises ModelUnavailable, CorruptWeights.
+    A GGUF file is checked and converted first, unless that has been done. Raises ModelUnavailable, CorruptWeights.
     """
     folder = options.folder or hub.locate(spec, options.download, graph_dtype(spec, options))
     if options.folder is None:
@@ -123,7 +112,7 @@ def located(spec: ModelSpec, options: LoadOptions, on_step: OnStep = lambda step
 
 
 def expected_bytes(spec: ModelSpec, options: LoadOptions, on_step: OnStep = lambda step: None) -> tuple[str, int]:
-    """Where a model will be loaded, and about how many bytes it will take there. Raises what `load` does."""
+    """The device that a model will be loaded on, and an estimate of its bytes there. Raises what `load` does."""
     device = pick_device(options.device)
     spec, folder = located(spec, options, on_step)
     names = model_files.weight_files(spec, folder, graph_dtype(spec, options))
@@ -135,136 +124,122 @@ def expected_bytes(spec: ModelSpec, options: LoadOptions, on_step: OnStep = lamb
 
 
 def graph_dtype(spec: ModelSpec, options: LoadOptions) -> GraphDtype | None:
-    """Which of its ONNX graphs a model is loaded from; None where torch runs it. Raises DeviceUnavailable."""
+    """The ONNX graph that a model is loaded from, None for torch. Raises ModelError where there is no such device."""
     if spec.served_by != "onnx":
         return None
     return _onnx_dtype(spec, pick_device(options.device).type, options.dtype)
 
 
-def _load_torch(
-    spec: ModelSpec, folder: Path, device: torch.device, options: LoadOptions, on_step: OnStep
-) -> SentenceEncoder:
-    wanted = options.dtype or spec.dtype
-    quantization = options.quantization or spec.quantization
-    dtype = pick_dtype(wanted, device)
-    on_step("checking the weights")
-    loading = _Loading(spec, folder, model_files.check_weights(spec, folder, options.cache.sha256), device, on_step)
-    on_step("looking up the vectors that it should give")
-    expected, reference = self_test.reference_vectors(spec, loading.digest, folder, options.cache)
-    try:
-        return loading.proved(dtype, quantization, expected, reference)
-    except SelfTestFailed as error:
-        if wanted != "auto" or dtype == "fp32":
-            raise
-        on_step("falling back to fp32")
-        encoder = loading.proved("fp32", quantization, expected, reference)
-        encoder.notes = (*encoder.notes, f"runs in fp32, because in {dtype} {error}")
-        return encoder
-
-
 @dataclass(frozen=True, slots=True)
 class _Loading:
-    """A torch model on its way: checked weights, not yet read."""
+    """A model that has been located and is being read."""
 
     spec: ModelSpec
     folder: Path
-    digest: str
     device: torch.device
+    options: LoadOptions
     on_step: OnStep
 
-    def proved(
-        self, dtype: str, quantization: Quantization | None, expected: Vectors, reference: str
-    ) -> SentenceEncoder:
-        """The model without padding where that gives the right vectors, else with it.
+    def encoder(self) -> SentenceEncoder:
+        """An embedding model that torch runs."""
+        digest = self._checked()
+        self.on_step("looking up the vectors that it should give")
+        expected, reference = self_test.reference_vectors(self.spec, digest, self.folder, self.options.cache)
+        encoder, notes = self._in_best_dtype(lambda dtype: self._tested(digest, dtype, expected, reference))
+        encoder.notes = (*encoder.notes, *notes)
+        return encoder
 
-        Packed on the CPU only, where it was measured: attention text by text would be many small kernels on a GPU.
+    def causal_lm(self) -> CausalLM:
+        """A model that generates text."""
+        checkpoint = Checkpoint(self.spec, self.folder, self._checked(), self.device, self.on_step)
+        model, notes = self._in_best_dtype(lambda dtype: checkpoint.load(dtype, self._quantization))
+        return replace(model, notes=(*model.notes, *notes))
+
+    def onnx_encoder(self) -> OnnxEncoder:
+        """An ONNX graph: in the dtype asked for, else in fp16 on a GPU where the entry names that, else in fp32."""
+        spec, wanted, where = self.spec, self.options.dtype, self.device.type
+        if self.options.quantization is not None:
+            reason = f"an ONNX graph is not made {self.options.quantization}; load it without that"
+            raise ModelUnavailable(spec.id, reason)
+        encoder = self._opened(where, _onnx_dtype(spec, where, wanted))
+        if encoder.device == "cpu" and where != "cpu":
+            dtype = _onnx_dtype(spec, "cpu", wanted)
+            encoder = encoder if dtype == encoder.dtype else self._opened("cpu", dtype)
+            encoder.notes = (*encoder.notes, "runs on the CPU, because ONNX Runtime cannot use the GPU")
+        if wanted not in (None, "auto", encoder.dtype):
+            encoder.notes = (*encoder.notes, f"runs in {encoder.dtype}, because its entry names no {wanted} graph")
+        return encoder
+
+    @property
+    def _quantization(self) -> Quantization | None:
+        return self.options.quantization or self.spec.quantization
+
+    def _checked(self, graph: GraphDtype | None = None) -> str:
+        """Check the weights -> their digest."""
+        self.on_step("checking the weights")
+        return model_files.check_weights(self.spec, self.folder, self.options.cache.sha256, graph)
+
+    def _in_best_dtype(self, read: Callable[[str], T]) -> tuple[T, tuple[str, ...]]:
+        """The model in the dtype wanted; for `auto` in fp32, with a note, if it fails its test in a smaller one."""
+        wanted = self.options.dtype or self.spec.dtype
+        dtype = pick_dtype(wanted, self.device)
+        try:
+            return read(dtype), ()
+        except (SelfTestFailed, NonFiniteLogits) as error:
+            if wanted != "auto" or dtype == "fp32":
+                raise
+            note = f"runs in fp32, because in {dtype} {error}"
+        self.on_step("falling back to fp32")
+        return read("fp32"), (note,)
+
+    def _tested(self, digest: str, dtype: str, expected: Vectors, reference: str) -> SentenceEncoder:
+        """The encoder without padding if that gives the right vectors, else with it.
+
+        Packed on the CPU only, where it was measured: on a GPU attention text by text would be many small kernels.
         """
+        spec = self.spec
         self.on_step("reading the model")
-        source = read_sentence_transformer(self.spec, self.folder, TORCH_DTYPES[dtype])
+        source = read_sentence_transformer(spec, self.folder, TORCH_DTYPES[dtype])
         kind = StaticEncoder if static_embedding(source) else TorchEncoder
         try:
-            encoder = kind(self.spec, self.digest, source, self.device, quantization)
+            encoder = kind(spec, digest, source, self.device, self._quantization)
         except CannotQuantize as error:
-            raise ModelUnavailable(self.spec.id, f"{error}; load it without that") from error
+            raise ModelUnavailable(spec.id, f"{error}; load it without that") from error
         self.on_step(f"testing the model in {dtype} on {self.device}")
         if isinstance(encoder, TorchEncoder) and self.device.type == "cpu":
             try:
                 encoder.pack()
-                self_test.self_test(encoder, expected, reference, self.spec.min_cosine)
+                self_test.self_test(encoder, expected, reference, spec.min_cosine)
                 return encoder
             except Exception as error:  # an architecture that cannot, or computes something else, may raise anything
                 self.on_step("falling back to padded batches")
                 encoder.pad()
                 encoder.notes = (f"pads its batches, because packed it fails ({type(error).__name__})",)
-        self_test.self_test(encoder, expected, reference, self.spec.min_cosine)
+        self_test.self_test(encoder, expected, reference, spec.min_cosine)
+        return encoder
+
+    def _opened(self, device: str, dtype: GraphDtype) -> OnnxEncoder:
+        """The encoder of a graph: of batches, or of one text at a time if its batches fail the test."""
+        spec, options = self.spec, self.options
+        digest = self._checked(dtype)
+        self.on_step("reading the model")
+        where: Literal["cpu", "cuda"] = "cuda" if device == "cuda" else "cpu"
+        limits = OnnxOptions(where, dtype, options.threads, options.memory_limit_bytes)
+        encoder = OnnxEncoder(spec, digest, self.folder, limits)
+        self.on_step(f"testing the model in {dtype} on {encoder.device}")
+        try:
+            self_test.graph_test(encoder, spec, digest)
+        except SelfTestFailed as error:  # as with quantised graphs, which scale the numbers of all texts together
+            self.on_step("falling back to one text at a time")
+            encoder.run_alone()
+            self_test.graph_test(encoder, spec, digest)
+            encoder.notes = (*encoder.notes, f"runs one text at a time, because in a batch {error}")
         return encoder
 
 
-def _load_causal_lm(
-    spec: ModelSpec, folder: Path, device: torch.device, options: LoadOptions, on_step: OnStep
-) -> CausalLM:
-    wanted = options.dtype or spec.dtype
-    quantization = options.quantization or spec.quantization
-    dtype = pick_dtype(wanted, device)
-    on_step("checking the weights")
-    digest = model_files.check_weights(spec, folder, options.cache.sha256)
-    checkpoint = Checkpoint(spec, folder, digest, device, on_step)
-    try:
-        return checkpoint.load(dtype, quantization)
-    except NonFiniteLogits as error:
-        if wanted != "auto" or dtype == "fp32":
-            raise
-        on_step("falling back to fp32")
-        loaded = checkpoint.load("fp32", quantization)
-        return replace(loaded, notes=(*loaded.notes, f"runs in fp32, because in {dtype} {error}"))
-
-
-def _load_onnx(
-    spec: ModelSpec, folder: Path, device: torch.device, options: LoadOptions, on_step: OnStep
-) -> OnnxEncoder:
-    """An ONNX graph: in the dtype that is asked for, else in fp16 on a GPU where the entry names that, else in fp32."""
-    if options.quantization is not None:
-        raise ModelUnavailable(spec.id, f"an ONNX graph is not made {options.quantization}; load it without that")
-    encoder = _opened(spec, folder, device.type, _onnx_dtype(spec, device.type, options.dtype), options, on_step)
-    if encoder.device == "cpu" and device.type != "cpu":
-        dtype = _onnx_dtype(spec, "cpu", options.dtype)
-        encoder = encoder if dtype == encoder.dtype else _opened(spec, folder, "cpu", dtype, options, on_step)
-        encoder.notes = (*encoder.notes, "runs on the CPU, because ONNX Runtime cannot use the GPU")
-    if options.dtype not in (None, "auto", encoder.dtype):
-        encoder.notes = (*encoder.notes, f"runs in {encoder.dtype}, because its entry names no {options.dtype} graph")
-    return encoder
-
-
-def _opened(
-    spec: ModelSpec, folder: Path, device: str, dtype: GraphDtype, options: LoadOptions, on_step: OnStep
-) -> OnnxEncoder:
-    on_step("checking the weights")
-    digest = model_files.check_weights(spec, folder, options.cache.sha256, dtype)
-    on_step("reading the model")
-    where: Literal["cpu", "cuda"] = "cuda" if device == "cuda" else "cpu"
-    encoder = OnnxEncoder(spec, digest, folder, OnnxOptions(where, dtype, options.threads, options.memory_limit_bytes))
-    on_step(f"testing the model in {dtype} on {encoder.device}")
-    try:
-        _prove(encoder, spec, digest)
-    except SelfTestFailed as error:  # as quantised graphs do, which scale the numbers of all texts together
-        on_step("falling back to one text at a time")
-        encoder.run_alone()
-        _prove(encoder, spec, digest)
-        encoder.notes = (*encoder.notes, f"runs one text at a time, because in a batch {error}")
-    return encoder
-
-
-def _prove(encoder: OnnxEncoder, spec: ModelSpec, digest: str) -> None:
-    expected = self_test.golden_vectors(self_test.GOLDEN / f"{spec.id}.json", digest)
-    if expected is None:
-        self_test.consistency_test(encoder)
-    else:
-        self_test.self_test(encoder, expected, "its golden vectors", spec.min_cosine)
-
-
-def _onnx_dtype(spec: ModelSpec, device: str, asked: Dtype | None) -> GraphDtype:
-    for wanted in (asked, spec.dtype, "fp16" if device == "cuda" else "fp32"):
+def _onnx_dtype(spec: ModelSpec, device: str, wanted: Dtype | None) -> GraphDtype:
+    for each in (wanted, spec.dtype, "fp16" if device == "cuda" else "fp32"):
         for dtype in spec.onnx_files:
-            if dtype == wanted:
+            if dtype == each:
                 return dtype
     return next(iter(spec.onnx_files))

@@ -1,7 +1,4 @@
-"""Memory of a device: how much is free, how much a model will take, and how it is given back.
-
-Asks the operating system, and torch where there is a GPU. Knows no registry and no model in particular.
-"""
+"""Memory of a device: how much is free, how much a model will take, and how it is given back to the system."""
 
 import ctypes
 import functools
@@ -19,11 +16,11 @@ from ..catalogue import Dtype, Quantization
 
 MARGIN_BYTES = 1 << 30
 MARGIN_SHARE = 0.1
-"""What stays free for activations, arenas and whatever else runs: a gibibyte or a tenth, whichever is more."""
+"""Kept free for activations, arenas and other processes: a gibibyte or a tenth, whichever is more."""
 
 _M_ARENA_MAX = -8
 _BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.01, "int4": 0.64}
-"""Bytes that a weight takes, scales of quantised ones included; what is measured after the load counts."""
+"""Estimated bytes of a weight, with the scales of quantised ones; the budget counts what is measured after the load."""
 _POSITIONS = ("wpe", "position")
 _EMBEDDINGS = ("embed", "wte")
 _OUTPUTS = ("lm_head", "embed_out")
@@ -31,13 +28,13 @@ _OUTPUTS = ("lm_head", "embed_out")
 
 
 def default_budget(device: str) -> int:
-    """Bytes that models may take on a device ("cpu", "cuda:0"): what is free now, less a margin."""
+    """Bytes that models may take on a device ("cpu", "cuda:0"): its free memory, less a margin."""
     free, total = device_memory(device)
     return max(0, free - max(MARGIN_BYTES, int(MARGIN_SHARE * total)))
 
 
 def device_memory(device: str) -> tuple[int, int]:
-    """Free and total bytes of a device. Raises nothing: what cannot be known counts as 4 GiB."""
+    """Free and total bytes of a device; 4 GiB if the system does not say."""
     if device.startswith("cuda"):
         import torch
 
@@ -47,7 +44,7 @@ def device_memory(device: str) -> tuple[int, int]:
 
 
 def _host_memory(group: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
-    """Of this machine, or of the control group that this process is confined to; pages of files count as free."""
+    """Memory of this machine, or of the control group of this process; cached pages of files count as free."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         facts = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
@@ -76,10 +73,10 @@ def _number(file: Path) -> int | None:
 def estimated_bytes(
     files: Sequence[Path], dtype: Dtype, quantization: Quantization | None = None, generates: bool = False
 ) -> int:
-    """What the weights in these files will take once loaded, from their headers alone.
+    """Estimate the bytes of weights once loaded, from the headers of their files.
 
-    Safetensors: as many weights as they hold, in `dtype`, matrices that are no embeddings as quantised; and with them,
-    as int8, the embedding of a model that generates text and has no output layer of its own. Others (ONNX graphs):
+    Weights of safetensors count in `dtype`, with `quantization` in that: matrices, except embeddings. The embedding of
+    a model that generates text and has no output layer of its own is then int8. Other files (ONNX graphs) count by
     their size.
     """
     tensors = [tensor for file in files if file.suffix == ".safetensors" for tensor in stored_shapes(file)]
@@ -101,15 +98,15 @@ def _kind_of(name: str, shape: Sequence[int]) -> Literal["linear", "embedding", 
 
 
 def stored_shapes(file: Path) -> list[tuple[str, list[int]]]:
-    """The tensors of a safetensors file, from its header: name and shape."""
+    """Names and shapes of the tensors in a safetensors file, from its header."""
     with safe_open(file, framework="numpy") as tensors:
         return [(name, tensors.get_slice(name).get_shape()) for name in tensors.keys()]  # noqa: SIM118  no mapping
 
 
 def bound_arenas() -> None:
-    """Let all threads share two of glibc's arenas, before the first are made.
+    """Limit glibc to two arenas for all threads; to be called before the first are made.
 
-    By default each thread gets one, and each keeps up to 64 MB of what small weights and batches took.
+    By default each thread gets one, which keeps up to 64 MB of what small weights and batches took.
     """
     libc = _libc()
     if libc is not None:
@@ -117,7 +114,7 @@ def bound_arenas() -> None:
 
 
 def give_back(device: str = "cpu") -> None:
-    """Return the memory of closed models to the device and to the operating system, which allocators put off."""
+    """Have the allocators return the memory of closed models to the device and to the operating system now."""
     if device.startswith("cuda"):
         import torch
 

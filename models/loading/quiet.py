@@ -1,4 +1,4 @@
-"""Reading models without a word on stderr: errors are raised, and ours to report."""
+"""Keeps the libraries silent while models are read, and reads one model at a time."""
 
 import logging
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ from transformers.utils import logging as hf_logging
 
 
 class _Reading:
-    """Held by a thread while it reads a model; it may take it again.
+    """A re-entrant lock, held by a thread while it reads a model.
 
-    transformers changes torch's default dtype for the whole process meanwhile, and puts back what it found: two that
-    read at once could leave the other's behind.
+    transformers changes torch's default dtype for the whole process meanwhile, and then restores what it found: of two
+    reads at once one could leave the other's dtype behind.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class _Reading:
         self._own.held.pop().release()
 
     def abandon(self) -> None:
-        """Let the next ones read although somebody holds it, who hangs."""
+        """Let others read although a thread that hangs holds the lock."""
         import torch
 
         self._lock = RLock()

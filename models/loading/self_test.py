@@ -1,7 +1,6 @@
-"""Self-tests at load: does the model give the vectors that it should?
+"""Self-tests of embedding models at load, against golden vectors or those of sentence-transformers.
 
-Owns the golden vectors, the probe texts and the tolerances. `python -m models.loading.self_test MODEL` writes a model's
-golden file anew, with sentence-transformers' own encode.
+`python -m models.loading.self_test MODEL` writes a model's golden file anew, with sentence-transformers' own encode.
 """
 
 import base64
@@ -47,10 +46,10 @@ PROBES = (
 
 
 def reference_vectors(spec: ModelSpec, digest: str, folder: Path, cache: LoadCache) -> tuple[Vectors, str]:
-    """The vectors (12, dimensions) of the probe texts that a model must reproduce, and where they are from.
+    """The vectors (12, dimensions) of the probe texts that a model must reproduce, and their source.
 
-    Stored ones where there are any for these very weights, else those of sentence-transformers' own encode in float32,
-    for which the model is read once and not again while the cache remembers. Raises ModelUnavailable.
+    Golden ones if there are any for these very weights, else those of sentence-transformers' own encode in float32, for
+    which the model is read once and the vectors are cached. Raises ModelUnavailable.
     """
     stored = golden_vectors(GOLDEN / f"{spec.id}.json", digest)
     if stored is not None:
@@ -66,14 +65,14 @@ def reference_vectors(spec: ModelSpec, digest: str, folder: Path, cache: LoadCac
 
 
 def _setup_digest(folder: Path) -> str:
-    """Of all files that say how the weights are used: configurations, tokeniser, vocabulary."""
+    """SHA-256 of all files that say how the weights are used: configurations, tokeniser, vocabulary."""
     files = sorted(file for file in folder.rglob("*") if file.suffix in SETUP and file.is_file())
     named = "".join(f"{file.relative_to(folder)} {model_files.file_sha256(file)}\n" for file in files)
     return hashlib.sha256(named.encode()).hexdigest()
 
 
 def golden_vectors(file: Path, digest: str) -> Vectors | None:
-    """The stored vectors (12, dimensions) of the probe texts; None unless made from these weights and texts."""
+    """The golden vectors (12, dimensions) of the probe texts; None unless made from these weights and texts."""
     if not file.is_file():
         return None
     golden = json.loads(file.read_text("utf-8"))
@@ -91,10 +90,8 @@ def encode_probes(source: SentenceTransformer) -> Vectors:
 def self_test(encoder: Encoder, expected: Vectors, reference: str, min_cosine: float) -> float:
     """Encode the probe texts in one batch and compare with `expected` (12, dimensions).
 
-    Those too long for the encoder are left out: an entry may set a lower limit than the model's own. `min_cosine` holds
-    for what is not plain fp32.
-
-    Returns the lowest cosine. Raises SelfTestFailed where it is below the tolerance.
+    Texts too long for the encoder are left out: an entry may set a lower limit than the model's own. min_cosine: the
+    tolerance for anything but plain fp32. Returns the lowest cosine. Raises SelfTestFailed where it is too low.
     """
     fitting = _fitting(encoder)
     found = encoder.encode(list(fitting.values()))
@@ -107,7 +104,7 @@ def self_test(encoder: Encoder, expected: Vectors, reference: str, min_cosine: f
 
 
 def consistency_test(encoder: Encoder) -> float:
-    """For a model without a reference: each probe text alone and in a batch gives the same vector, to fp16's digits.
+    """For a model without reference vectors: each probe text must give the same vector alone and in a batch.
 
     Returns the lowest cosine. Raises SelfTestFailed.
     """
@@ -117,8 +114,17 @@ def consistency_test(encoder: Encoder) -> float:
     return _require(encoder, cosines, CONSISTENT_COSINE, "itself without neighbours", ITS_NEIGHBOURS)
 
 
+def graph_test(encoder: Encoder, spec: ModelSpec, digest: str) -> None:
+    """Test an ONNX graph against its golden vectors, or for consistency without any. Raises SelfTestFailed."""
+    expected = golden_vectors(GOLDEN / f"{spec.id}.json", digest)
+    if expected is None:
+        consistency_test(encoder)
+    else:
+        self_test(encoder, expected, "its golden vectors", spec.min_cosine)
+
+
 def _fitting(encoder: Encoder) -> dict[int, Tokens]:
-    """The probe texts that somebody could send: blank ones are refused, and so are those that are too long."""
+    """The tokens of the probe texts that requests may have: neither blank nor too long."""
     tokens = encoder.tokenize(PROBES, TextOptions(prompt="", truncate="error"))
     fitting = {i: item for i, item in enumerate(tokens) if isinstance(item, Tokens) and PROBES[i].strip()}
     if not fitting:

@@ -1,9 +1,9 @@
-"""How long OpenMP's threads spin where they wait for each other: long on cores of one's own, briefly beside others.
+"""How long OpenMP's threads spin while they wait for each other: long on free cores, briefly beside other processes.
 
-A thread that spins answers at once, and holds a core that the thread it waits for may need: beside one busy process
-text then hardly comes at all. libgomp spins briefly while it has more threads than cores, whatever its spin count, so a
-watch gives it some that do nothing for as long as others want the cores. No thread that computes is changed, and so no
-result is. Needs no torch; where it is no libgomp that runs torch's threads the watch does nothing.
+A spinning thread reacts at once, but occupies a core that the thread it waits for may need: beside one busy process,
+text is then generated very slowly. libgomp spins briefly while it has more threads than cores, whatever its spin count.
+So a watch gives it idle threads for as long as other processes want the cores. The threads that compute stay the same,
+and so do results. If torch's threads are not run by libgomp, the watch does nothing.
 """
 
 import ctypes
@@ -20,9 +20,9 @@ from .cores import affine_cores, usable_cores
 BRIEF_SPINS = 1000
 LOOK_S = 0.25
 TOO_MUCH = 0.5
-"""Cores that others may use of those that we compute with: the clients of a busy worker do so too."""
+"""Share of our cores that others may use, in cores: the clients of a busy worker do so too."""
 GONE_S = 1.0
-"""For how long others have to use less, to be gone."""
+"""How long others have to use less before they count as gone."""
 
 _HARD_PAUSE = 2
 _lock = threading.Lock()
@@ -30,10 +30,10 @@ _watch: threading.Thread | None = None
 
 
 def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Say how threads spin where nothing adapts it; before torch is loaded, after which it is too late.
+    """Set the environment variables for spinning; to be called before torch is loaded.
 
-    Those of LLVM's and Intel's OpenMP do so for a millisecond, and libgomp's briefly where a quota of time is spent by
-    it. What the user has set wins.
+    LLVM's and Intel's OpenMP then spin for a millisecond; libgomp briefly under a quota of processor time, which
+    spinning would use up. Variables that the user has set win.
     """
     if "OMP_WAIT_POLICY" not in environ:
         environ.setdefault("KMP_BLOCKTIME", "1")
@@ -42,10 +42,7 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def adapt(threads: int, environ: Mapping[str, str] = os.environ) -> None:
-    """Have the threads, so many, with which the calling thread computes spin as the cores allow, from now on.
-
-    Where the user, or `prepare`, has said how long, that holds.
-    """
+    """Start the watch, for so many threads that compute, unless the user or `prepare` has set how long they spin."""
     global _watch
     if "OMP_WAIT_POLICY" in environ or "GOMP_SPINCOUNT" in environ or not 1 < threads <= affine_cores():
         return
@@ -56,7 +53,7 @@ def adapt(threads: int, environ: Mapping[str, str] = os.environ) -> None:
 
 
 class Watch:
-    """Whether others want our cores, going by what they use. bearable: how many they may, all together."""
+    """Whether other processes want our cores, by their use of these. bearable: cores that they may use together."""
 
     def __init__(
         self, bearable: float, stat: Path = Path("/proc/stat"), clock: Callable[[], float] = time.monotonic
@@ -67,7 +64,7 @@ class Watch:
         self._seen = -math.inf
 
     def look(self) -> bool:
-        """Whether they do, or did a moment ago."""
+        """Whether they want them now, or did a moment ago."""
         now, used_s = self._clock(), others_s(self._stat)
         used = (used_s - self._used_s) / (now - self._looked)
         self._looked, self._used_s = now, used_s
@@ -77,7 +74,7 @@ class Watch:
 
 
 def _run(free: int) -> None:
-    """For as long as the process lives. free: cores that no thread of ours computes on."""
+    """Watch as long as the process lives. free: cores that no thread of ours computes on."""
     watch = Watch(free + TOO_MUCH)
     teams = [Team(path, free + 2) for path in libgomps()]  # one more than there are cores
     while teams:
@@ -88,10 +85,7 @@ def _run(free: int) -> None:
 
 
 class Team:
-    """Threads of one libgomp that do nothing, its caller among them. For the use of one thread.
-
-    size: how many, with the caller.
-    """
+    """Idle threads of one libgomp. Not thread-safe. size: how many, with the calling thread."""
 
     def __init__(self, path: Path, size: int) -> None:
         self._runtime = ctypes.CDLL(str(path))
@@ -100,7 +94,7 @@ class Team:
         self._kept = False
 
     def keep(self, wanted: bool) -> None:
-        """Have them, or not."""
+        """Make the threads, or end them."""
         if wanted and not self._kept:
             self._runtime.GOMP_parallel(self._nothing, None, self._size, 0)
         elif self._kept and not wanted:
@@ -109,7 +103,7 @@ class Team:
 
 
 def libgomps(maps: Path = Path("/proc/self/maps")) -> list[Path]:
-    """Those that this process has loaded: a package may bring its own."""
+    """The libgomps that this process has loaded: a package may bring its own."""
     with suppress(OSError):
         lines = maps.read_text(errors="surrogateescape").splitlines()
         return [Path(path) for path in {line.split(maxsplit=5)[-1] for line in lines if "/libgomp" in line}]
@@ -117,9 +111,9 @@ def libgomps(maps: Path = Path("/proc/self/maps")) -> list[Path]:
 
 
 def others_s(stat: Path = Path("/proc/stat")) -> float:
-    """Seconds of our cores that others have used, or the machine around this one. Not a number where no kernel says.
+    """Seconds of our cores that other processes, or the host of this virtual machine, have used; NaN if unknown.
 
-    What steps back (niceness above 0) is left out: the threads that compute come before it.
+    Processes of a niceness above 0 do not count: the threads that compute come before them.
     """
     try:
         lines = {f"cpu{core}" for core in os.sched_getaffinity(0)}

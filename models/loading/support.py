@@ -1,7 +1,7 @@
-"""Whether a model can be served, told by its configuration: before a byte of its weights is fetched.
+"""Whether a model can be served, by its configuration: before any of its weights are downloaded.
 
-Owns where the configuration comes from: the model's folder, mlbus itself, or the Hub, which is asked for small files
-alone. The judgement is the loader's own: generation.architecture, and weights for lists of modules.
+The configuration comes from the model's folder, from mlbus itself, or from the Hub, of which only small files are
+fetched. The checks are the loader's own.
 """
 
 import json
@@ -19,18 +19,18 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """served: whether a model can be; None: that is not known. reason: why not, as a clause."""
+    """served: whether a model can be served; None: not known. reason: why not, as a clause."""
 
     served: bool | None
     reason: str | None = None
 
 
 def support(spec: ModelSpec) -> Support:
-    """Whether an entry's model can be served, as its configuration tells, which the Hub is asked for if need be."""
+    """Whether an entry's model can be served; the Hub is asked for its configuration if need be."""
     if spec.served_by == "onnx":
         return Support(None, "its graph alone tells, at load")
     if spec.kind == "embedding" and shipped_config(spec):
-        return Support(True)  # of no other do we ship one
+        return Support(True)  # none ships for models that cannot be served
     with TemporaryDirectory() as folder:
         try:
             place = _configured(spec, Path(folder))
@@ -44,14 +44,14 @@ def support(spec: ModelSpec) -> Support:
 
 
 def require_not_refused(spec: ModelSpec) -> None:
-    """Raises ModelUnavailable where a model can certainly not be served."""
+    """Raise ModelUnavailable if it is known that a model cannot be served."""
     found = support(spec)
     if found.served is False:
         raise ModelUnavailable(spec.id, str(found.reason))
 
 
 def _configured(spec: ModelSpec, temporary: Path) -> Path:
-    """A folder with the model's configuration: its own, or `temporary`. Raises ModelUnavailable where there is none."""
+    """A folder with the model's configuration: its own, or `temporary`. Raises ModelUnavailable if there is none."""
     try:
         folder = hub.locate(spec, download=False)
         if not has_gguf(spec, folder):

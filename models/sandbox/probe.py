@@ -1,53 +1,96 @@
-"""What comes with a model is first opened in a process of its own, within limits of memory and time; once a content.
+"""Opens a model of unknown origin for the first time: in a process of its own, within limits of memory and time.
 
-`needed` tells whether that has to be done, `prove` does it. `python -m models.sandbox.probe FD` is the process: it
-counts the model on torch's meta device, reads its tokeniser, and loads it whole where it is small or an ONNX graph,
-which only a run tells of. Not so opened are models that a Python package brings, which could run code anyway, and the
-versions that we trained, where their digest is the recorded one.
+The process, `python -m models.sandbox.probe FD`, builds the model on torch's meta device and counts its weights, reads
+its tokeniser, and loads it whole where it is small or an ONNX graph, which only a run tells of. Once is enough for the
+same content. Models that a Python package brings are not probed, for the package could run code anyway; nor are
+versions that we trained, while their digest is the recorded one.
 """
 
 import hashlib
+import json
+import math
 import os
-import socket
-import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from ..catalogue import GraphDtype, ModelSpec
-from ..errors import ModelError, ModelUnavailable
-from ..loading.loader import LoadOptions, graph_dtype
+from ..errors import ModelError, ModelUnavailable, cause_text
+from ..generation.architecture import served_config
+from ..generation.read_model import skeleton
+from ..generation.tokenizer import GenerationTokenizer
+from ..loading.loader import LoadOptions, graph_dtype, load, load_generator
+from ..loading.memory import stored_shapes
+from ..loading.quiet import quiet
 from ..weights import hub
-from ..weights.model_files import check_weights, has_gguf, next_step, require_whole, weight_files
-from ..weights.regular_files import texts_of
+from ..weights.model_files import (
+    check_weights,
+    has_gguf,
+    is_static,
+    module_folders,
+    next_step,
+    require_whole,
+    weight_files,
+)
+from ..weights.regular_files import read_regular, texts_of
 from ..weights.versions import record_of
-from . import child_process, frames
+from .child_process import Channel, ChildProcess
+from .limits import memory_limit
 
 WHOLE_BYTES = 2 << 30
-"""Weights up to so many bytes are loaded whole."""
+"""Weights up to this size are loaded whole."""
 MEMORY_BYTES = 2 << 30
-"""What the process may take beside three times the weights that it loads whole."""
+"""Memory of the process beside three times the weights that it loads whole."""
+SLACK = 4
+MORE_TENSORS, MORE_NUMBERS = 1_000, 10_000_000
+"""A model may have four times what is stored, and this much more: tied weights are stored once, unused ones not at all,
+such as a decoder whose encoder alone makes vectors."""
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "sentence-transformers")
 _NICENESS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Unproved:
-    """What has to be opened in a process of its own. key: of its content, and of the libraries that read it."""
+class Probe:
+    """A model that is to be opened in a process of its own. key: digest of its content and of the libraries."""
 
     spec: ModelSpec
     folder: Path
     graph: GraphDtype | None
     key: str
 
+    def run(self, timeout_s: float) -> None:
+        """Do it, and wait for the end; to remember that it went well is for the caller.
 
-def needed(spec: ModelSpec, options: LoadOptions) -> Unproved | None:
-    """What has to be proved before this is loaded; None where nothing has. Hashes what it has not hashed before.
+        Raises ModelUnavailable where the model cannot be opened, or needs more memory or time than it may.
+        """
+        request = {"spec": self.spec.model_dump(mode="json"), "folder": str(self.folder), "graph": self.graph}
+        child = ChildProcess(__name__)
+        try:
+            child.channel.send(request, timeout_s)
+            reason = child.channel.receive(100_000, timeout_s)["reason"]
+        except TimeoutError:
+            reason = f"opening it took longer than {timeout_s:g} s in a process of its own; {next_step(self.spec)}"
+        except (OSError, ValueError, EOFError):
+            reason = f"opening it ended the process that was to try that; {next_step(self.spec)}"
+        finally:
+            child.end()
+        if reason:
+            raise ModelUnavailable(self.spec.id, reason)
 
-    Raises ModelUnavailable where the folder holds what no model needs, CorruptWeights.
+
+def needed(spec: ModelSpec, options: LoadOptions) -> Probe | None:
+    """The probe that a model needs before it is loaded, if any. Hashes files that have not been hashed before.
+
+    Raises CorruptWeights, ModelUnavailable where the folder holds what no model needs.
     """
     graph = graph_dtype(spec, options)
     folder = options.folder or hub.locate(spec, False, graph)
@@ -69,11 +112,11 @@ def needed(spec: ModelSpec, options: LoadOptions) -> Unproved | None:
     lines = [f"{text.relative_to(folder)} {options.cache.sha256(text)}" for text in texts]
     content = "\n".join([spec.kind, spec.served_by, str(graph), digest, *lines, *_libraries()])
     key = hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()
-    return None if options.cache.is_proved(key) else Unproved(spec, folder, graph, key)
+    return None if options.cache.is_probed(key) else Probe(spec, folder, graph, key)
 
 
 def _is_ours(folder: Path, digest: str) -> bool:
-    """Whether a version says that its training made these weights."""
+    """Whether a version records that its training made these weights."""
     with suppress(OSError, ValueError):
         record = record_of(folder)
         return record is not None and record.weights_sha256 == digest
@@ -85,80 +128,95 @@ def _libraries() -> tuple[str, ...]:
     return tuple(f"{name} {version(name)}" for name in _LIBRARIES)
 
 
-def prove(unproved: Unproved, within_s: float) -> None:
-    """Open a model in a process of its own, and wait for that; remembering that it went well is the caller's.
-
-    Raises ModelUnavailable where it fails, takes more memory than it may, or more than so many seconds.
-    """
-    spec, step = unproved.spec, next_step(unproved.spec)
-    ours, theirs = socket.socketpair()
-    with ours:
-        with theirs:
-            process = child_process.start("models.sandbox.probe", str(theirs.fileno()), fds=[theirs.fileno()])
-        try:
-            asked = {"spec": spec.model_dump(mode="json"), "folder": str(unproved.folder), "graph": unproved.graph}
-            frames.send(ours, asked, within_s)
-            answer = frames.receive(ours, 100_000, within_s)
-        except TimeoutError:
-            reason = f"opening it took longer than {within_s:g} s in a process of its own; {step}"
-            raise ModelUnavailable(spec.id, reason) from None
-        except (OSError, ValueError):
-            answer = None
-        finally:
-            child_process.end(process)
-    if answer is None:
-        raise ModelUnavailable(spec.id, f"opening it ended the process that was to try that; {step}")
-    if answer["reason"]:
-        raise ModelUnavailable(spec.id, str(answer["reason"]))
-
-
 # In the process
 
 
-def main(theirs: socket.socket) -> None:
-    """Open the model that is asked for, and answer."""
-    with theirs:
-        os.nice(_NICENESS)
-        asked = frames.receive(theirs, 1 << 20)
-        theirs.settimeout(None)
-        threading.Thread(target=_end_with, args=(theirs,), daemon=True).start()
-        spec, folder = ModelSpec.model_validate(asked["spec"]), Path(asked["folder"])
-        try:
-            reason = _fault(spec, folder, asked["graph"])
-        except ModelError as error:
-            reason = getattr(error, "reason", str(error))
-        except MemoryError:
-            reason = f"opening it takes more memory than it may; {next_step(spec)}"
-        except Exception as error:  # a foreign folder can make the libraries raise anything
-            first_line = str(error).partition("\n")[0][:300]
-            reason = f"it cannot be opened ({type(error).__name__}: {first_line}); {next_step(spec)}"
-        frames.send(theirs, {"reason": reason})
+def _serve(channel: Channel) -> None:
+    """Open the model of the one request, and answer with the reason why it cannot be used, or none."""
+    os.nice(_NICENESS)
+    request = channel.receive(1 << 20)
+    threading.Thread(target=_end_with, args=(channel,), daemon=True).start()
+    spec, reason = ModelSpec.model_validate(request["spec"]), None
+    try:
+        _open(spec, Path(request["folder"]), request["graph"])
+    except ModelError as error:
+        reason = getattr(error, "reason", str(error))
+    except MemoryError:
+        reason = f"opening it takes more memory than it may; {next_step(spec)}"
+    except Exception as error:  # a foreign folder can make the libraries raise anything
+        reason = f"it cannot be opened ({cause_text(error)}); {next_step(spec)}"
+    channel.send({"reason": reason})
 
 
-def _end_with(theirs: socket.socket) -> None:
-    """When the other side is gone nobody wants to know."""
+def _end_with(channel: Channel) -> None:
+    """End this process when the other side is gone."""
     with suppress(OSError):
-        theirs.recv(1)
+        channel.wait_closed()
     os._exit(1)
 
 
-def _fault(spec: ModelSpec, folder: Path, graph: GraphDtype | None) -> str | None:
-    from ..loading.loader import load, load_generator
-    from .counted import count
-    from .memory_limit import memory_ceiling
-
+def _open(spec: ModelSpec, folder: Path, graph: GraphDtype | None) -> None:
     files = weight_files(spec, folder, graph)
     require_whole(spec, folder, files)
     stored = sum((folder / name).stat().st_size for name in files)
     is_whole = stored <= WHOLE_BYTES or graph is not None
-    options = LoadOptions("cpu", dtype=graph, folder=folder)
-    with memory_ceiling(MEMORY_BYTES + 3 * stored * is_whole):
+    with memory_limit(MEMORY_BYTES + 3 * stored * is_whole):
         if graph is None:
-            count(spec, folder, files)
+            _count(spec, folder, files)
         if is_whole:
+            options = LoadOptions("cpu", dtype=graph, folder=folder)
             (load_generator if spec.kind == "generation" else load)(spec, options).close()
-    return None
+
+
+def _count(spec: ModelSpec, folder: Path, files: Sequence[str]) -> None:
+    """Read a model's configuration and tokeniser, and build it without memory for its weights.
+
+    Raises ModelUnavailable where it is larger than its weights, or cannot be read.
+    """
+    if spec.kind == "embedding" and is_static(folder):
+        return
+    shapes = [shape for name in files for _, shape in stored_shapes(folder / name)]
+    tensors = SLACK * len(shapes) + MORE_TENSORS
+    numbers = SLACK * sum(map(math.prod, shapes)) + MORE_NUMBERS
+    first = module_folders(spec, folder)[0]
+    if (layers := _most_layers(json.loads(read_regular(first / "config.json")))) > tensors:
+        reason = f"its config.json tells of {layers} layers, and there are {len(shapes)} weights"
+        raise ModelUnavailable(spec.id, reason)
+    with _at_most(tensors, numbers, spec), quiet():
+        if spec.kind == "generation":
+            skeleton(served_config(spec, folder))
+            GenerationTokenizer.read(folder, spec.id)
+        else:
+            AutoTokenizer.from_pretrained(first, local_files_only=True, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(first, local_files_only=True, trust_remote_code=False)
+            with torch.device("meta"):
+                AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+
+
+def _most_layers(stated: Any) -> int:
+    """The highest of all numbers of layers in a configuration, whatever they are called there."""
+    if isinstance(stated, list):
+        return max(map(_most_layers, stated), default=0)
+    if not isinstance(stated, dict):
+        return 0
+    numbers = (value for name, value in stated.items() if "layer" in str(name) and isinstance(value, int))
+    return max((*numbers, *map(_most_layers, stated.values())), default=0)
+
+
+@contextmanager
+def _at_most(tensors: int, numbers: int, spec: ModelSpec) -> Iterator[None]:
+    """Raise ModelUnavailable as soon as more parameters are made in this context."""
+
+    def note(module: Any, name: str, parameter: torch.Tensor) -> None:
+        nonlocal tensors, numbers
+        tensors, numbers = tensors - 1, numbers - parameter.numel()
+        if min(tensors, numbers) < 0:
+            reason = f"its config.json describes a larger model than its weights are; {next_step(spec)}"
+            raise ModelUnavailable(spec.id, reason)
+
+    with register_module_parameter_registration_hook(note):
+        yield
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    _serve(Channel.of_child())

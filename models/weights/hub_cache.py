@@ -1,7 +1,4 @@
-"""The Hugging Face Hub's cache: which files of a repository belong there, which are there, and which are superfluous.
-
-Asks no network. Touches only repositories that the catalogue names. What the files hold is for model_files.py.
-"""
+"""The Hugging Face Hub's cache: which files of a repository are needed, which are there, and which can be deleted."""
 
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -27,16 +24,16 @@ from .onnx_data import usual_files
 
 TEXTS = ["*.json", "*.txt", "*.model", "*.jinja"]
 NEVER_DATA = ["*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py", "*pytorch_model*.bin"]
-"""Pickles and code, which no data of an ONNX graph is called."""
+"""Pickles and code, by names that no data file of an ONNX graph has."""
 NEVER = ["*.bin", *NEVER_DATA]
-"""Pickles and code: nothing here reads or runs them, so nothing fetches them, whatever an entry allows."""
-ELSEWHERE = ["openvino/*", "checkpoint-*/*"]
-LOCK_PATIENCE_S = 0.1
+"""Pickles and code, which are never read or run, and so are never downloaded, whatever an entry allows."""
+OTHER_COPIES = ["openvino/*", "checkpoint-*/*"]
+LOCK_TIMEOUT_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Superfluous:
-    """What may go from one repository's part of the cache; `size_bytes`: what that gives back."""
+    """What can be deleted of one repository; size_bytes: disk space that this frees."""
 
     repository: str
     revisions: tuple[str, ...]
@@ -53,26 +50,26 @@ class Superfluous:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What may go from the cache, and which of the repositories could not be read, each with the reason."""
+    """What can be deleted from the cache, and why some repositories could not be read."""
 
     superfluous: tuple[Superfluous, ...]
     unreadable: tuple[str, ...]
 
     @property
     def size_bytes(self) -> int:
-        """What removing all of it gives back."""
+        """Disk space that deleting all of it frees."""
         return sum(one.size_bytes for one in self.superfluous)
 
 
 def patterns(spec: ModelSpec, dtype: GraphDtype | None) -> tuple[list[str], list[str]]:
-    """Patterns of the files of a repository that are fetched, and of those that are not for all that."""
+    """Patterns of a repository's files to download, and of exceptions from these."""
     if spec.allow_patterns:
         return list(spec.allow_patterns), NEVER
     if spec.kind == "generation":  # other files and folders hold the same weights again, for other programs
         return ["model.safetensors", "model-*-of-*.safetensors", *TEXTS], [*NEVER, "*/*"]
     if spec.served_by != "onnx":
-        return ["*.safetensors", *TEXTS], [*NEVER, *ELSEWHERE, "onnx/*"]
-    return [*TEXTS, *usual_files(spec.onnx_files[dtype or default_graph(spec)])], [*NEVER, *ELSEWHERE]
+        return ["*.safetensors", *TEXTS], [*NEVER, *OTHER_COPIES, "onnx/*"]
+    return [*TEXTS, *usual_files(spec.onnx_files[dtype or default_graph(spec)])], [*NEVER, *OTHER_COPIES]
 
 
 def storage(repository: str) -> Path:
@@ -81,7 +78,7 @@ def storage(repository: str) -> Path:
 
 
 def cached_snapshot(spec: ModelSpec, dtype: GraphDtype | None = None) -> Path | None:
-    """The folder of the entry's revision, if all its files that are known of are there; None otherwise."""
+    """The folder of the entry's revision; None if it is not there, or lacks a file that it is known to have."""
     assert spec.repository is not None
     allow, ignore = patterns(spec, dtype)
     with suppress(LocalEntryNotFoundError):
@@ -98,7 +95,7 @@ def cached_snapshot(spec: ModelSpec, dtype: GraphDtype | None = None) -> Path | 
 
 
 def discard(path: Path) -> None:
-    """Delete a file of the cache, and what it points to: a pointer alone would bring the same bytes back."""
+    """Delete a file of the cache and the blob that it links to, without which the link would only be made again."""
     target = path.parent / path.readlink() if path.is_symlink() else None
     path.unlink()
     if target is not None:
@@ -106,7 +103,7 @@ def discard(path: Path) -> None:
 
 
 def survey(repositories: Collection[str], keepers: Collection[ModelSpec]) -> Survey:
-    """What these repositories have in the cache and no keeper uses: revisions, and downloads that nobody finishes."""
+    """What these repositories have in the cache that no keeper uses: revisions, and abandoned downloads."""
     try:
         cache = scan_cache_dir(constants.HF_HUB_CACHE)
     except CacheNotFound:
@@ -135,13 +132,13 @@ def _names(spec: ModelSpec, revision: CachedRevisionInfo) -> bool:
 
 
 def _unfinished(repo: CachedRepoInfo) -> Iterator[Path]:
-    """Partial files whose lock is free: a running download holds it."""
+    """Partial files of downloads that do not run any more: a running one holds their lock."""
     locks = Path(constants.HF_HUB_CACHE) / ".locks" / repo.repo_path.name
     for path in sorted(repo.repo_path.glob("blobs/*.incomplete")):
         lock = locks / f"{path.name.partition('.')[0]}.lock"
         with suppress(TimeoutError):
             if lock.exists():
-                with WeakFileLock(lock, timeout=LOCK_PATIENCE_S):
+                with WeakFileLock(lock, timeout=LOCK_TIMEOUT_S):
                     yield path
             else:
                 yield path

@@ -1,7 +1,6 @@
-"""Which files a model's weights are, that they are all there and whole, and that they are the right ones.
+"""Which files in a folder are a model's weights, and checks that they are complete, undamaged and the pinned ones.
 
-Reads folders; knows no Hub and nothing of torch. Only safetensors and ONNX graphs are accepted: a pickle can run code
-when read.
+Only safetensors, ONNX graphs and GGUF files are accepted: a pickle can run code when read.
 """
 
 import hashlib
@@ -18,29 +17,27 @@ from .regular_files import open_regular, read_regular
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MAX_HEADER_BYTES = 16_000_000
-"""Enough for a hundred thousand tensors. The safetensors format allows 100 MB, which are read for a minute."""
+"""Enough for a hundred thousand tensors. The safetensors format allows 100 MB, which take a minute to read."""
 _MODULE = re.compile(
     r"sentence_transformers\.(models|base\.modules|sentence_transformer\.modules)(\.\w+)?"
     r"\.(Transformer|StaticEmbedding|Pooling|WeightedLayerPooling|Dense|Dropout|LayerNorm|Normalize)"
 )
-"""The modules that are loaded. By another name a list of modules reaches anything that the library ever imported."""
-
+"""The modules that are loaded. Other names in a modules.json reach anything that the library ever imported."""
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
-"""What reading a JSON file can raise that is damaged, or of another shape than it should be."""
+"""What can be raised while a damaged JSON file is read, or one of an unexpected structure."""
 MODULES = "modules.json"
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def default_graph(spec: ModelSpec) -> GraphDtype:
-    """The ONNX graph that stands for a model where nobody chooses: that of the entry's own dtype, else the first."""
+    """The ONNX graph of a model where none is chosen: that of the entry's dtype, else the first."""
     return next((dtype for dtype in spec.onnx_files if dtype == spec.dtype), next(iter(spec.onnx_files)))
 
 
 def weight_files(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None) -> list[str]:
-    """Paths in the folder, sorted, of the weights: safetensors of all modules, an ONNX graph and its data, or the GGUF
-    file.
+    """Sorted paths in the folder: the safetensors of all modules, an ONNX graph and its data, or the GGUF file.
 
-    `dtype` None: default_graph. Raises ModelUnavailable: it names what is missing, or what is not safe to read.
+    dtype None: default_graph. Raises ModelUnavailable, which names what is missing or not safe to read.
     """
     if spec.served_by == "onnx":
         return _graph_files(spec, folder, dtype or default_graph(spec))
@@ -57,23 +54,23 @@ def weight_files(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None)
 
 
 def has_gguf(spec: ModelSpec, folder: Path) -> bool:
-    """Whether the weights in this folder are the GGUF file that the entry names, which is converted before it is read;
-    a folder of the Hub may hold the same as safetensors."""
+    """Whether the weights in this folder are the entry's GGUF file, which is converted before it is read; a folder of
+    the Hub may hold the same model as safetensors."""
     return spec.gguf is not None and (folder / spec.gguf).is_file()
 
 
 def named_files(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None) -> list[str]:
-    """Paths in the folder, sorted, of weights that other files there name, whether they are there or not: the data of
-    an ONNX graph, the shards of a model that generates text. Raises ModelUnavailable."""
+    """Sorted paths in the folder of the weights that other files name, even if they are missing: the data of an ONNX
+    graph, the shards of a model that generates text. Raises ModelUnavailable."""
     if spec.kind == "generation" and not (folder / _WHOLE).is_file() and (folder / _INDEX).is_file():
         return _shards(spec, folder / _INDEX)
     return graph_data(spec, folder, dtype)
 
 
 def graph_data(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None) -> list[str]:
-    """Paths in the folder, sorted, of the files that an ONNX graph names as its data, there or not; none for torch.
+    """Sorted paths in the folder of the data files that an ONNX graph names, even if they are missing; none for torch.
 
-    `dtype` None: default_graph. Raises ModelUnavailable where the graph cannot be read or names a place elsewhere.
+    dtype None: default_graph. Raises ModelUnavailable where the graph cannot be read or names a place elsewhere.
     """
     if spec.served_by != "onnx":
         return []
@@ -96,10 +93,10 @@ def check_weights(
     sha256_of: Callable[[Path], str] | None = None,
     dtype: GraphDtype | None = None,
 ) -> str:
-    """Check that the weights are whole, safe to read, and where they are pinned the right ones.
+    """Check that the weights are complete and safe to read, and match their pinned digests.
 
-    Returns the SHA-256 that identifies them: of the one file, or of the list of names and digests where there are
-    several. `sha256_of` may remember digests between runs. Raises ModelUnavailable, CorruptWeights.
+    Returns the SHA-256 that identifies them: that of the file, or of the list of names and digests where there are
+    several. sha256_of: hashes a file, and may cache that. Raises ModelUnavailable, CorruptWeights.
     """
     digest_of = sha256_of or file_sha256
     names = weight_files(spec, folder, dtype)
@@ -122,7 +119,7 @@ def file_sha256(path: Path) -> str:
 
 
 def require_whole(spec: ModelSpec, folder: Path, names: Iterable[str]) -> None:
-    """Refuse safetensors that are cut short or damaged, by their headers and sizes; no tensor is read.
+    """Refuse safetensors that are truncated or damaged, by their headers and sizes; no tensor is read.
 
     Raises ModelUnavailable, which names the file.
     """
@@ -133,14 +130,14 @@ def require_whole(spec: ModelSpec, folder: Path, names: Iterable[str]) -> None:
 
 
 def next_step(spec: ModelSpec) -> str:
-    """What to do about weights that are missing or damaged, as the end of a sentence."""
+    """The advice for weights that are missing or damaged, as the end of a sentence."""
     if spec.folder is None and spec.repository is not None:
         return f"fetch it again: mlbus models pull {spec.id}"
     return "point its entry at a complete copy"
 
 
 def _fault(path: Path) -> str | None:
-    """What is wrong with a safetensors file: eight bytes of length, a JSON header, then the tensors without gaps."""
+    """The fault of a safetensors file, if any: it is eight bytes of length, a JSON header, the tensors without gaps."""
     try:
         size = path.stat().st_size
         with open_regular(path) as file:
@@ -160,14 +157,14 @@ def _fault(path: Path) -> str | None:
 
 
 def _require_merged(spec: ModelSpec, module: Path) -> None:
-    """Refuse an adapter: it is no model by itself, and the libraries would load it beside one, even as a pickle."""
+    """Refuse an adapter: the libraries would load it along with the model, even as a pickle."""
     if (module / "adapter_config.json").is_file():
         reason = f"{module} has an adapter (adapter_config.json), and adapters are not loaded"
         raise ModelUnavailable(spec.id, f"{reason}; merge it into its model, and save that as safetensors")
 
 
 def _require_safetensors(spec: ModelSpec, module: Path) -> None:
-    """Of a module without these the libraries would take the pickle, whatever other safetensors lie beside it."""
+    """Refuse a module without safetensors of the usual names: the libraries would read its pickle instead."""
     pickles = sorted(file.name for pattern in PICKLES for file in module.glob(pattern))
     if pickles and not any((module / name).is_file() for name in (_WHOLE, _INDEX)):
         raise ModelUnavailable(
@@ -177,7 +174,7 @@ def _require_safetensors(spec: ModelSpec, module: Path) -> None:
 
 
 def _read_files(spec: ModelSpec, module: Path) -> list[Path]:
-    """The safetensors of a module; of a model that generates text, those that transformers reads, and no others.
+    """The safetensors of a module; of a model that generates text only those that transformers reads.
 
     Raises ModelUnavailable where a shard is missing.
     """
@@ -192,7 +189,7 @@ def _read_files(spec: ModelSpec, module: Path) -> list[Path]:
 
 
 def _shard_files(spec: ModelSpec, index: Path) -> list[Path]:
-    """Every shard that an index names must be there, and beside it."""
+    """The shards that an index names, each of which must lie beside it."""
     module, shards = index.parent, _shards(spec, index)
     for shard in shards:
         if shard != PurePosixPath(shard).name or not (module / shard).is_file():
@@ -209,7 +206,7 @@ def _shards(spec: ModelSpec, index: Path) -> list[str]:
 
 
 def is_static(folder: Path) -> bool:
-    """Whether what lies there begins with a StaticEmbedding of sentence-transformers: a table of token vectors."""
+    """Whether the model's first module is sentence-transformers' StaticEmbedding, a table of token vectors."""
     try:
         return str(json.loads(read_regular(folder / MODULES))[0]["type"]).endswith(".StaticEmbedding")
     except _DAMAGE:
@@ -217,7 +214,10 @@ def is_static(folder: Path) -> bool:
 
 
 def module_folders(spec: ModelSpec, folder: Path) -> list[Path]:
-    """The folder of each module of an embedding model, in order; of others the one. Raises ModelUnavailable."""
+    """The folders of an embedding model's modules, in order; `folder` itself for a model that generates text.
+
+    Raises ModelUnavailable.
+    """
     if spec.kind == "generation":
         return [folder]
     try:
@@ -225,17 +225,12 @@ def module_folders(spec: ModelSpec, folder: Path) -> list[Path]:
         paths = [folder / module["path"] for module in modules]
         types = [str(module["type"]) for module in modules]
     except _DAMAGE as error:
-        raise ModelUnavailable(
-            spec.id,
-            f"{folder} has no readable modules.json; save the model with sentence-transformers",
-        ) from error
-    foreign = [name for name in types if not name.startswith("sentence_transformers.")]
-    if foreign:
+        reason = f"{folder} has no readable modules.json; save the model with sentence-transformers"
+        raise ModelUnavailable(spec.id, reason) from error
+    if foreign := [name for name in types if not name.startswith("sentence_transformers.")]:
         raise ModelUnavailable(spec.id, f"it needs code of its own, {foreign[0]}, which is never run; use another")
     if unserved := [name for name in types if not _MODULE.fullmatch(name)]:
-        raise ModelUnavailable(
-            spec.id, f"it has a module {unserved[0]}, which is none that is loaded here; use another"
-        )
+        raise ModelUnavailable(spec.id, f"it has a module {unserved[0]}, which is not loaded here; use another")
     if any(not path.resolve().is_relative_to(folder.resolve()) for path in paths):
         raise ModelUnavailable(spec.id, "its modules.json points outside its folder; use another copy")
     return paths
@@ -250,8 +245,8 @@ def _graph_files(spec: ModelSpec, folder: Path, dtype: GraphDtype) -> list[str]:
 
 
 def _pins(spec: ModelSpec, names: list[str], dtype: GraphDtype | None) -> list[tuple[str, str]]:
-    """The pinned files and their digests, without what need not be there: graphs in another dtype, a GGUF file beside
-    safetensors."""
+    """The pinned files and their digests, without those that may be missing: graphs in another dtype, a GGUF file where
+    there are safetensors."""
     chosen = dtype or default_graph(spec)
     others = [file for other, graph in spec.onnx_files.items() if other != chosen for file in usual_files(graph)]
     elsewhere = others if spec.served_by == "onnx" else [spec.gguf] if spec.gguf else []

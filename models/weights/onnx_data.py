@@ -1,6 +1,6 @@
-"""The files beside an ONNX graph that hold its tensors: what exporters call them, and what the graph itself says.
+"""The files beside an ONNX graph that hold its tensors: the names that exporters use, and those that the graph states.
 
-Reads protobuf's wire format just so far as to find those names. Knows no folder layout and nothing of the tensors.
+Parses only as much of protobuf's wire format as it takes to find those names.
 """
 
 from collections.abc import Iterator
@@ -19,24 +19,24 @@ _INSIDE = {
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
     "Tensor": {13: "Entry"},
 }
-"""The messages of ONNX in which a tensor can be: the number of a field -> the message that it holds."""
+"""The ONNX messages that can contain a tensor: number of a field -> message in it."""
 
 _KEY, _VALUE = 1, 2
 _VARINT, _LENGTH = 0, 2
 _FIXED = {1: 8, 5: 4}
-"""Kinds of fields; the fixed ones with their bytes."""
+"""Wire types; those of a fixed size with their bytes."""
 
 
 def usual_files(graph: str) -> list[str]:
-    """Patterns of a graph and the files that exporters put beside it, for what is past the 2 GB of one protobuf."""
+    """Patterns of a graph and of the data files that exporters write beside it: a protobuf holds at most 2 GB."""
     return [graph, f"{graph}_data*", f"{graph}.data*", str(PurePosixPath(graph).with_suffix(".data"))]
 
 
 def data_names(graph: Path) -> set[str]:
-    """The files that a graph names as holders of its tensors, as it writes them: relative to its own folder.
+    """The data files that a graph names, relative to its own folder.
 
-    Takes time with the number of nodes and not with the bytes of tensors, which are passed over. Raises OSError,
-    ValueError where it is no protobuf or is cut short.
+    Takes time in proportion to the number of nodes; the bytes of tensors are skipped. Raises OSError, ValueError where
+    the file is no protobuf or is truncated.
     """
     if not graph.stat().st_size:
         return set()
@@ -50,7 +50,7 @@ def _locations(content: mmap) -> Iterator[str]:
         message, start, end = pending.pop()
         fields = _fields(content, start, end)
         if message == "Entry":
-            entry = {number: (first, last) for number, first, last in fields}  # of a repeated field the last one counts
+            entry = {number: (first, last) for number, first, last in fields}  # of a repeated field the last counts
             if content[slice(*entry.get(_KEY, (0, 0)))] == b"location":
                 yield content[slice(*entry.get(_VALUE, (0, 0)))].decode()
         else:
@@ -59,7 +59,7 @@ def _locations(content: mmap) -> Iterator[str]:
 
 
 def _fields(content: mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The fields between two offsets that hold text or a message: number, start, end. Raises ValueError."""
+    """The fields between two offsets that hold text or a message, as number, start, end. Raises ValueError."""
     while start < end:
         tag, start = _varint(content, start, end)
         kind, after = tag & 7, start
@@ -78,7 +78,7 @@ def _fields(content: mmap, start: int, end: int) -> Iterator[tuple[int, int, int
 
 
 def _varint(content: mmap, start: int, end: int) -> tuple[int, int]:
-    """A number, seven bits a byte from the lowest, and the offset behind it."""
+    """A number, seven bits a byte from the lowest, and the offset after it."""
     number = shift = 0
     for at in range(start, min(start + 10, end)):
         number |= (content[at] & 0x7F) << shift

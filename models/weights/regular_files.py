@@ -1,6 +1,6 @@
-"""Files of a model's folder, opened only where they are files: a pipe would be waited for, and a device read for ever.
+"""Reads files of a model's folder only if they are regular files of a plausible size.
 
-Owns what such a folder may have in it, and how long what describes a model may be. Knows no model.
+Opening a pipe would block, and a device can be read without end.
 """
 
 import errno
@@ -11,20 +11,19 @@ from pathlib import Path
 from stat import S_ISREG
 
 LONGEST_TEXT = 16_000_000
-"""Bytes of a file that describes a model; the longest that are known, indexes of shards, have a few million."""
-
+"""Bytes of a text file that describes a model; the longest known ones, indexes of shards, have a few million."""
 LONGEST_TOKENIZER = 64_000_000
-"""The longest known have half of that."""
+"""Bytes of a tokeniser's file; the longest known ones have half of that."""
 MOST_FILES = 10_000
 _TEXTS = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".vocab"}
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.", "merges.", "spiece.", "sentencepiece.")
 
 
 def texts_of(folder: Path, linked: Path | None = None) -> list[Path]:
-    """The files that describe the model in a folder and those below it, sorted; those that a dot begins are left out.
+    """Sorted text files of a model's folder and the folders in it, without hidden ones. None is opened.
 
-    linked: the folder besides it that links may lead into. Raises ValueError, with a clause, where anything there is no
-    file, lies elsewhere or is longer than any that is known; OSError. Nothing is opened.
+    linked: another folder that links may lead into. Raises OSError, and ValueError, with a clause, where a file is not
+    a regular one, lies elsewhere or is too long.
     """
     places = [place.resolve() for place in (folder, linked) if place is not None]
     found = []
@@ -46,7 +45,7 @@ def texts_of(folder: Path, linked: Path | None = None) -> list[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """All that is no folder; a link to a folder is not followed."""
+    """All that is no folder, links to folders included, which are not followed."""
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         linked = [name for name in folders if (Path(place) / name).is_symlink()]
@@ -54,7 +53,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """A regular file, behind all links, to be read. Raises OSError."""
+    """Open a regular file for reading; links are followed. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -63,7 +62,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def read_regular(path: Path) -> bytes:
-    """What a file that describes a model holds. Raises OSError, ValueError for a longer one than any that is known."""
+    """The content of a text file that describes a model. Raises OSError, ValueError where it is too long."""
     with open_regular(path) as file:
         content = file.read(LONGEST_TEXT + 1)
     if len(content) > LONGEST_TEXT:

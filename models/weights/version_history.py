@@ -1,6 +1,6 @@
-"""What became of a model: all its versions, how each came to be, and what its verification said.
+"""The history of a model: its versions, with their training records and the verdicts of their verification.
 
-Reads what lies in the versions' folders. What cannot be read is told beside what can.
+A file that cannot be read is reported with its version, of which the rest is returned.
 """
 
 import math
@@ -16,7 +16,7 @@ from .versions import BASE, RECORD, TrainingRecord, live_version, made_at, previ
 
 REPORT = "report/report.json"
 OWN_DATA = "by its own data only"
-"""What judged a version that was trained on a caller's pairs, where the operator has none: the caller's as well."""
+"""`judged` of a version that was trained and verified on a caller's pairs, because the operator has none."""
 _T = TypeVar("_T")
 
 
@@ -24,8 +24,8 @@ _T = TypeVar("_T")
 class Version:
     """A version of a model. Of `base`, the entry's own weights, only the name and the marks are known.
 
-    made_at: its record's time, else its folder's. size_bytes: of all its files. accepted, judged, reasons, metrics: as
-    in a Verdict, nothing without one. problem: what of it cannot be read.
+    made_at: its record's time, else its folder's. size_bytes: of all its files. accepted, judged, reasons, metrics: of
+    its Verdict, if there is one. problem: which of its files cannot be read.
     """
 
     name: str
@@ -42,15 +42,15 @@ class Version:
 
     @property
     def pairs(self) -> int | None:
-        """How many pairs it was trained on."""
+        """Number of pairs that it was trained on."""
         pairs = self.record.data.get("pairs") if self.record else None
         return pairs if isinstance(pairs, int) else None
 
 
 class Verdict(BaseModel):
-    """What a version's report says of it. reasons: why it was not accepted; metrics: those that are finite numbers.
+    """The verdict in a version's report. judged: by which data, in words; reasons: why it was not accepted.
 
-    judged: by what, in words.
+    metrics: those that are finite numbers.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -63,7 +63,7 @@ class Verdict(BaseModel):
     @field_validator("metrics", mode="before")
     @classmethod
     def _finite(cls, metrics: Any) -> Any:
-        """JSON has no infinity, and what is no number cannot be compared."""
+        """Drop infinities, which JSON does not have, and values that are no numbers."""
         if not isinstance(metrics, dict):
             return metrics
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
@@ -71,7 +71,7 @@ class Verdict(BaseModel):
 
 
 def verdict_of(folder: Path) -> Verdict | None:
-    """Of a version or a candidate; None where it has no report. Raises OSError, ValidationError."""
+    """The verdict on a version or a candidate; None without a report. Raises OSError, ValidationError."""
     try:
         return Verdict.model_validate_json((folder / REPORT).read_bytes())
     except FileNotFoundError:
@@ -79,7 +79,7 @@ def verdict_of(folder: Path) -> Verdict | None:
 
 
 def history(checkpoints: Path, model: str) -> list[Version]:
-    """All versions of a model, newest first, `base` last. Raises OSError where their folder cannot be read."""
+    """All versions of a model, newest first and `base` last. Raises OSError where their folder cannot be read."""
     live, previous = live_version(checkpoints, model), previous_version(checkpoints, model)
     found: list[tuple[datetime, Version]] = []
     for name in versions(checkpoints, model):
@@ -92,32 +92,23 @@ def history(checkpoints: Path, model: str) -> list[Version]:
 
 
 def _read(folder: Path, *, live: bool, previous: bool) -> tuple[datetime, Version] | None:
-    """A version and when it was made; None where it was removed meanwhile."""
-    record, no_record = _try(RECORD, lambda: record_of(folder))
-    verdict, no_verdict = _try(REPORT, lambda: verdict_of(folder))
-    if record is None and no_record is None:
-        no_record = f"it has no {RECORD}"
+    """A version, after the time when it was made; None where it has been removed meanwhile."""
+    record, record_fault = _try(RECORD, lambda: record_of(folder))
+    verdict, verdict_fault = _try(REPORT, lambda: verdict_of(folder))
+    if record is None and record_fault is None:
+        record_fault = f"it has no {RECORD}"
     try:
         made, size_bytes = made_at(folder), sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
     except FileNotFoundError:
         return None
+    problem = "; ".join(filter(None, (record_fault, verdict_fault))) or None
     return made, Version(
-        folder.name,
-        live=live,
-        previous=previous,
-        made_at=made,
-        size_bytes=size_bytes,
-        record=record,
-        accepted=verdict.accepted if verdict else None,
-        judged=verdict.judged if verdict else None,
-        reasons=verdict.reasons if verdict else [],
-        metrics=verdict.metrics if verdict else {},
-        problem="; ".join(filter(None, (no_record, no_verdict))) or None,
+        folder.name, live, previous, made, size_bytes, record, problem=problem, **(dict(verdict) if verdict else {})
     )
 
 
 def _try(file: str, read: Callable[[], _T]) -> tuple[_T | None, str | None]:
-    """What a file says, or why it says nothing."""
+    """The content of a file, or why it cannot be read."""
     try:
         return read(), None
     except ValidationError as error:

@@ -1,8 +1,7 @@
-"""Versions of a model's weights: its entry's own, and the fine-tuned ones below the data directory.
+"""Versions of a model's weights: the entry's own, `base`, and fine-tuned ones in `checkpoints/<model>/<version>/`.
 
-Owns names and paths, `checkpoints/<model>/<version>/`, and which version is live. Two links beside the versions say it:
-`checkpoint-latest` points to the live one; without it that is the entry's own, `base`. `checkpoint-previous` points to
-the one that was live before, or to the name `base`, where no folder is. Knows nothing of what the weights are.
+Two links beside the versions mark them: `checkpoint-latest` points to the live one, and is missing if that is `base`;
+`checkpoint-previous` points to the version that was live before, or to the name `base`, where no folder is.
 """
 
 import errno
@@ -26,9 +25,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class TrainingRecord(BaseModel):
-    """`training_config.json` of a version: how it came to be. weights_sha256: as `weights.check_weights` gives it.
+    """`training_config.json` of a version: how it was trained. weights_sha256: as check_weights returns it.
 
-    data: the manifest of the pairs; metrics: of the training itself, the verdict is in `report/report.json`.
+    data: the manifest of the pairs. metrics: of the training itself; the verdict is in `report/report.json`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,12 +43,12 @@ class TrainingRecord(BaseModel):
 
 
 def version_name(created_at: datetime, weights_sha256: str) -> str:
-    """The name of a version: when it was made (UTC), and what `version` in replies begins with."""
+    """The name of a version: the time when it was made (UTC), and the start of `version` in replies."""
     return f"{created_at.astimezone(UTC):%Y%m%d-%H%M%S}-{weights_sha256[:12]}"
 
 
 def record_of(folder: Path) -> TrainingRecord | None:
-    """How the weights in a folder came to be; None where it does not say. Raises OSError, ValueError."""
+    """The training record of the weights in a folder, if there is one. Raises OSError, ValueError."""
     try:
         return TrainingRecord.model_validate_json((folder / RECORD).read_bytes())
     except FileNotFoundError:
@@ -57,10 +56,9 @@ def record_of(folder: Path) -> TrainingRecord | None:
 
 
 def version_folder(checkpoints: Path, model: str, version: str | None = None) -> Path | None:
-    """Where the weights of a version lie; None: at the source that the entry names.
+    """The folder of a version, None for `base`, whose weights are at the entry's source. Raises UnknownVersion.
 
-    Without a version it is the live one: `checkpoint-latest` where there is one, else the entry's own, `base`.
-    Raises UnknownVersion.
+    version: None for the live one.
     """
     if version is None:
         live = checkpoints / model / LATEST
@@ -81,23 +79,20 @@ def versions(checkpoints: Path, model: str) -> tuple[str, ...]:
 
 
 def live_version(checkpoints: Path, model: str) -> str:
-    """The name of the version that is served; `base` where there is no link, or the link leads nowhere."""
+    """The name of the live version; `base` where the link is missing or leads nowhere."""
     return _target(checkpoints / model / LATEST) or BASE
 
 
 def previous_version(checkpoints: Path, model: str) -> str | None:
-    """The name of the version to go back to, which may be `base`.
-
-    None where no other was live before, or where that one is gone.
-    """
+    """The name of the version that was live before, which may be `base`; None if there was none, or it is gone."""
     name = _target(checkpoints / model / PREVIOUS)
     return None if name == live_version(checkpoints, model) else name
 
 
 def make_live(checkpoints: Path, model: str, version: str, previous: str | None) -> None:
-    """Let a version be the live one, and another one, which need not be here, the previous one; None: no other was.
+    """Mark a version as live, and another, which need not be here, as the previous one; None: there was none.
 
-    The link to the previous one moves first: killed in between, the live version is still the old one.
+    The link to the previous one moves first: if the process is killed in between, the old version is still live.
     Raises UnknownVersion, OSError.
     """
     version_folder(checkpoints, model, version)
@@ -106,10 +101,10 @@ def make_live(checkpoints: Path, model: str, version: str, previous: str | None)
 
 
 def keep(candidate: Path, checkpoints: Path, model: str, version: str) -> Path:
-    """Move a complete folder of weights in as a version, from another file system too -> where it lies now.
+    """Move a complete folder of weights, even from another file system, to its place as a version -> that folder.
 
-    Where the version is there already with the same weights, only the candidate goes; so it can be done again.
-    Raises FileExistsError where it is there with other weights, UnknownVersion for a name that none can have, OSError.
+    Can be repeated: where the version is there with the same weights, the candidate is only removed. Raises
+    FileExistsError where it is there with other weights, UnknownVersion for a name that no version can have, OSError.
     """
     if not _may_be(version):
         raise UnknownVersion(model, version, versions(checkpoints, model))
@@ -131,10 +126,10 @@ def keep(candidate: Path, checkpoints: Path, model: str, version: str) -> Path:
 def prune(
     checkpoints: Path, model: str, among: Collection[str], keep: int, older_than: datetime | None = None
 ) -> list[str]:
-    """Remove those among some versions that are not the `keep` newest of them -> their names.
+    """Remove versions from a selection, except the `keep` newest of them -> the names of those removed.
 
-    Never the live one nor the previous one, nor a folder without a record, which no training made. older_than: with a
-    time zone; what was made after it stays. Raises OSError.
+    The live and the previous version stay, and folders without a training record. older_than: with a time zone; later
+    versions stay. Raises OSError.
     """
     folder = checkpoints / model
     clear_leftovers(folder)
@@ -151,7 +146,7 @@ def prune(
 
 
 def made_at(folder: Path) -> datetime:
-    """When a version was made, as it says itself; else when its folder was last changed. Raises OSError."""
+    """The time when a version was made by its record, else when its folder was last changed. Raises OSError."""
     try:
         record = record_of(folder)
     except (OSError, ValueError):
@@ -160,7 +155,7 @@ def made_at(folder: Path) -> datetime:
 
 
 def _may_be(name: str) -> bool:
-    """Whether a folder of this name can be a version."""
+    """Whether a version can have this name."""
     return name not in (BASE, LATEST, PREVIOUS) and _NAME.fullmatch(name) is not None
 
 
@@ -173,7 +168,7 @@ def _link(link: Path, target: str | None) -> None:
 
 
 def _target(link: Path) -> str | None:
-    """The name that a link leads to; None where nothing is there. A folder in a link's place stands for itself."""
+    """The name that a link points to; None where nothing is there. A folder in place of the link is its own target."""
     try:
         name = link.readlink().name
     except OSError:

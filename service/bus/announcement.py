@@ -1,7 +1,7 @@
-"""Where the embedded server of a data directory listens, for other commands on this machine, while it runs.
+"""The file `nats-server.url`: tells other commands on this machine where the data directory's embedded server listens.
 
-Owns the file `nats-server.url`, which is locked for as long as it is true: one that a killed process has left behind
-leads nobody, and no password, to whoever listens there now. It is the owner's alone: who may read a file may lock it.
+The file is locked while the server runs. A file left by a killed process is not locked, so it leads no command, and no
+password, to another program on that port. Only its owner can read it, because whoever can read a file can lock it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ FILE_NAME = "nats-server.url"
 
 @contextmanager
 def announced(data_dir: Path, url: str) -> Iterator[None]:
-    """Inside, `announced_url` tells it. One process at a time: the caller holds the data directory.
+    """Inside, `announced_url` returns the url. The caller holds the data directory's lock.
 
-    A new file each time, which has its lock before its name: what others still hold of an older one is nothing to it.
-    Raises BadBusSettings where it cannot be written or locked.
+    Each time a new file is locked before it gets its name, so locks on an older file do not matter. Raises
+    BadBusSettings if it cannot be written or locked.
     """
     path, draft = data_dir / FILE_NAME, data_dir / f".{FILE_NAME}.new"
     try:
@@ -43,11 +43,11 @@ def announced(data_dir: Path, url: str) -> Iterator[None]:
 
 
 def announced_url(data_dir: Path) -> str | None:
-    """The url of the server that runs out of this data directory now; None where none does."""
+    """The url of this data directory's running server; None if none runs."""
     try:
         with (data_dir / FILE_NAME).open() as file:
             if os.fstat(file.fileno()).st_mode & 0o777 & ~MODE:
-                return None  # an older mlbus left it, and others may hold its lock
+                return None  # left by an older mlbus; others may hold its lock
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -1,6 +1,6 @@
-"""What nats-py reports, told apart: which BusError it means, and which permission was refused.
+"""Classifies what nats-py reports: which BusError it is, and which permission was refused.
 
-Pure functions over exceptions and their words; nats-py hands the server's words over in lower case.
+nats-py passes the server's text on in lower case.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _REFUSAL = re.compile(r"authoriz|authentication|credentials|user jwt|nkey", re.I
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """The server refused a publish or a subscription. `subject` comes in lower case, whatever was sent."""
+    """The server refused a publish or a subscription. `subject` is in lower case."""
 
     operation: Literal["publish", "subscription"]
     subject: str
 
 
 def denied(error: Exception) -> Denied | None:
-    """The permission that the error is about, if it is about one."""
+    """The permission that was refused, if the error is about one."""
     found = _PERMISSION.search(str(error))
     if found is None:
         return None
@@ -36,7 +36,7 @@ def denied(error: Exception) -> Denied | None:
 
 
 def cause(settings: NatsSettings, error: Exception) -> BusError:
-    """Why there is no connection."""
+    """The reason why there is no connection."""
     if isinstance(error, SecureConnWantedError):
         return TlsFailed(settings.url, "the server offers no TLS")
     if isinstance(error, ssl.SSLError):
@@ -50,7 +50,7 @@ def cause(settings: NatsSettings, error: Exception) -> BusError:
 
 
 def reason(settings: NatsSettings, error: Exception) -> str:
-    """The error in a few words for people."""
+    """The error in a few words."""
     if isinstance(error, TimeoutError):
         return f"no answer within {settings.connect_timeout_s:g} s"
     if isinstance(error, ssl.SSLCertVerificationError):

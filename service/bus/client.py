@@ -1,7 +1,4 @@
-"""nats-py's client without some of its gaps, and with answers that outlive a connection.
-
-Knows the protocol as nats-py writes it. Knows no request and no answer's meaning.
-"""
+"""nats-py's client with some faults mended, and with replies that survive the loss of a connection."""
 
 from __future__ import annotations
 
@@ -22,45 +19,48 @@ from .jetstream import JetStream
 
 _PING = b"PING\r\n"
 CONFIRM_S = 0.25
-"""How long after an answer to ask the server whether it has all until then."""
+"""How long after a reply to ask the server, by PING, whether it has received it."""
 CONFIRM_BYTES = 2**20
-"""Of answers, after which it is asked at once: what waits for room among what is kept must not wait for a clock."""
+"""After so many bytes of replies the server is asked at once, because callers may wait for the buffer to shrink."""
 CLOSE_S = 1.0
-"""How long a lost connection may take to send what it holds: a peer that reads nothing would take many minutes."""
+"""How long a lost connection may take to send its buffer: a peer that does not read would take many minutes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kept:
-    """What was sent, as it goes over the wire, and until when it is worth sending, in loop time."""
+    """A command as sent, and the loop time until which it is worth sending again."""
 
     command: bytes
     until: float
 
 
 class _Secret(NUID):
-    """Where nats-py counts, so that whoever knows one inbox of a connection knows the next: nothing but chance."""
+    """Random inbox names. nats-py counts, so that one inbox of a connection gives away the next."""
 
     def next(self) -> bytearray:
         return bytearray(secrets.token_hex(TOTAL_LENGTH // 2).encode())
 
 
 class BusClient(Client):
-    """A client that keeps what `publish_kept` sent until the server is known to have it.
+    """A client that keeps what `publish_kept` sent until the server is known to have received it.
 
-    After a reconnect it sends that again, first and in order, while it is still worth it: a receiver may get a message
-    twice, and misses none. kept_bytes: how much that is. eased: set whenever it gets less. reconnected_at: loop time.
+    After a reconnect it sends that again, first and in order, until each message's time is up: a receiver may get a
+    message twice, and misses none. kept_bytes: the size of what is kept. eased: set whenever that shrinks.
+    reconnected_at: loop time of the last reconnect.
 
-    What nats-py leaves open: it sends CONNECT, with the password, in the clear to a server that demands no TLS,
-    whatever the url and the certificates say; this one encrypts or does not speak. It leaves the socket of a reconnect
-    that was refused to the garbage collector; this one closes it before the next. It writes a PING past what is queued;
-    here the PONG means that the server has all that was published before. It stops reading, without a word, at what it
-    cannot read: a subject that is not UTF-8, a header block that is none, the reply subject of a watch in the form of
-    later servers (ADR-15). This one reads that form, and tells `error_cb` of a message that it had to drop. Its inboxes
-    can be guessed from one another; those of this one cannot.
+    Differences from nats-py:
+    - With a tls:// url or certificates it never sends CONNECT, with the password, in the clear.
+    - It closes the socket of a refused reconnect before the next attempt.
+    - A PONG means that the server has received everything published before the PING.
+    - It goes on reading after a message that it cannot read (a subject that is not UTF-8, a broken header block), and
+      reports it to `error_cb`. It reads the later form of ack subjects (ADR-15).
+    - Its inbox names are random.
+    - JetStream is used in `jetstream_domain` if that is set.
     """
 
-    def __init__(self, *, wants_tls: bool = False) -> None:
+    def __init__(self, *, wants_tls: bool = False, jetstream_domain: str | None = None) -> None:
         super().__init__()
+        self._jetstream_domain = jetstream_domain
         self._nuid = _Secret()
         self._wants_tls = wants_tls
         self._kept: deque[_Kept] = deque()
@@ -77,7 +77,7 @@ class BusClient(Client):
     async def publish_kept(
         self, subject: str, payload: bytes, *, reply: str = "", headers: dict[str, str] | None = None, until: float
     ) -> None:
-        """Publish, and again after a reconnect where need be, until some loop time. Raises what `publish` raises."""
+        """Publish, and again after a reconnect, until a loop time. Raises what `publish` raises."""
         self._until = until
         try:
             await self.publish(subject, payload, reply, headers)
@@ -89,11 +89,11 @@ class BusClient(Client):
             self._confirming = asyncio.create_task(self._confirm(), name="bus.confirm")
 
     def jetstream(self, **options: Any) -> JetStream:
-        """As nats-py's, but that a write which is not taken raises NotStored."""
-        return JetStream(self, **options)
+        """nats-py's, except that a write that the server does not store raises NotStored."""
+        return JetStream(self, **{"domain": self._jetstream_domain, **options})
 
     async def leave(self) -> None:
-        """Move to another server: out of the queue groups first, and then at once."""
+        """Move to another server, after leaving the queue groups."""
         for number, subscription in list(self._subs.items()):
             if subscription.queue:
                 await self._send_unsubscribe(number)
@@ -108,7 +108,7 @@ class BusClient(Client):
 
     async def _send_command(self, cmd: bytes, priority: bool = False) -> None:
         until, self._until = self._until, None
-        if until is not None:  # nothing has yielded since publish_kept: this is its command
+        if until is not None:  # no await since publish_kept, so this is its command
             self._kept.append(_Kept(cmd, until))
             self._counted += 1
             self.kept_bytes += len(cmd)
@@ -144,7 +144,7 @@ class BusClient(Client):
         self._was_connected = True
 
     def _queue_again(self) -> None:
-        """Put what is kept before all else that waits to be sent, and forget the questions of the old connection."""
+        """Queue what is kept before everything else, and forget the PINGs of the old connection."""
         queued = {id(kept.command) for kept in self._kept}
         others = [command for command in self._pending if command is not _PING and id(command) not in queued]
         self._kept = deque(kept for kept in self._kept if kept.until > self.reconnected_at)
@@ -157,7 +157,7 @@ class BusClient(Client):
     async def _read_loop(self) -> None:
         await super()._read_loop()
         if self.is_connected and not asyncio.current_task().cancelling():  # type: ignore[union-attr]
-            await self._process_op_err(UnexpectedEOF())  # it broke, and said so in nats-py's own log
+            await self._process_op_err(UnexpectedEOF())  # it failed, and nats-py only logged it
 
     async def _attempt_reconnect(self) -> None:
         lost = self._transport._io_writer.transport  # type: ignore[union-attr]

@@ -1,7 +1,4 @@
-"""The connection to NATS: fails at once when it cannot come about, then holds for ever, and says what happens to it.
-
-Owns the client's life and its log lines. Knows nothing of what is asked or answered over it.
-"""
+"""The connection to NATS: the first connect fails fast; after it every loss is followed by reconnects without end."""
 
 from __future__ import annotations
 
@@ -36,18 +33,16 @@ async def connected(
     on_closed: Callable[[BusClosed], None] | None = None,
     on_denied: Callable[[Denied], None] | None = None,
 ) -> AsyncIterator[BusClient]:
-    """A client that is connected now and reconnects for as long as the context lasts.
+    """A connected client that reconnects for as long as the context is open.
 
     The first connect tries each server once and raises Unreachable, BadCredentials, TlsFailed or BadBusSettings within
-    a few seconds. Afterwards every loss is followed by new attempts, without end, also when credentials are refused
-    meanwhile.
+    a few seconds. After that it reconnects without end, even if credentials are refused meanwhile.
 
-    `on_closed` is called, in the event loop, if the connection ends for good without our asking (the server expelled
-    us): the process should then exit non-zero. `on_denied` is called for every permission refused, at the latest before
-    a following `settled()` returns.
+    `on_closed` is called in the event loop if the server closes the connection for good; the process should then exit
+    non-zero. `on_denied` is called for every refused permission, at the latest before a following `settled()` returns.
 
-    While disconnected up to `settings.pending_bytes` are kept and sent on reconnect; past that `publish` raises
-    OutboundBufferLimitError.
+    While disconnected up to `settings.pending_bytes` are buffered and sent after the reconnect; beyond that `publish`
+    raises OutboundBufferLimitError.
     """
     options = await asyncio.to_thread(client_options, settings)
     link = _Link(settings, on_closed, on_denied)
@@ -59,9 +54,9 @@ async def connected(
 
 
 async def settled(client: Client, timeout_s: float = 10) -> None:
-    """Wait until the server has processed, or refused, all that was published and subscribed so far.
+    """Wait until the server has processed, or refused, everything published and subscribed before.
 
-    One `flush` is no such barrier: nats-py writes its PING past what is queued, and only then the queue.
+    It takes two flushes: nats-py sends the PING of the first one ahead of its queue.
     """
     async with asyncio.timeout(timeout_s):
         await client.flush()
@@ -69,7 +64,7 @@ async def settled(client: Client, timeout_s: float = 10) -> None:
 
 
 class _Link:
-    """One client's way from the first connect to its end."""
+    """One client from its first connect to its end."""
 
     def __init__(
         self,
@@ -77,7 +72,7 @@ class _Link:
         on_closed: Callable[[BusClosed], None] | None,
         on_denied: Callable[[Denied], None] | None,
     ) -> None:
-        self.client = BusClient(wants_tls=settings.wants_tls)
+        self.client = BusClient(wants_tls=settings.wants_tls, jetstream_domain=settings.jetstream_domain)
         self._settings = settings
         self._on_closed = on_closed
         self._on_denied = on_denied
@@ -108,10 +103,10 @@ class _Link:
         log.info("bus.connected", url=self._url, context=self._settings.context, identity=self._settings.identity)
 
     async def close(self) -> None:
-        """Send what is pending and disconnect, without end only by `CLOSE_TIMEOUT_S`.
+        """Send what is pending and disconnect, within `CLOSE_TIMEOUT_S`.
 
-        In a task of its own: asyncio never reports the end of a connection whose TLS handshake failed, and reports that
-        of a lost one, if its reconnect is broken off, as a cancellation of whoever waits.
+        It runs in a task of its own: asyncio never reports the end of a connection whose TLS handshake failed, and it
+        cancels the caller if the reconnect of a lost connection is interrupted.
         """
         self._closing, self._connecting = True, False
         if self._move is not None:
@@ -126,16 +121,16 @@ class _Link:
             log.info("bus.closed", url=self._settings.url, asked=True)
 
     async def _raise_hang_up(self) -> None:
-        """nats-py returns from connect if the server hangs up without a word; the error callback follows."""
+        """nats-py returns from connect if the server hangs up silently; the error callback comes later."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.connect_timeout_s):
                 await self._hung_up.wait()
         raise self._failures[-1] if self._failures else Unreachable(self._settings.url, "no answer to CONNECT")
 
     def _refuse(self, error: Exception) -> None:
-        """Note a failed first connect, and end the attempt once every server had one.
+        """Record a failed first connect, and give up once every server has failed.
 
-        A failed handshake ends it at once: nats-py would wait for ever for the end of that connection.
+        A failed TLS handshake ends it at once: nats-py would wait for ever for the end of that connection.
         """
         failure = cause(self._settings, error)
         self._failures.append(failure)
@@ -144,10 +139,10 @@ class _Link:
             raise next((f for f in self._failures if not isinstance(f, Unreachable)), failure) from error
 
     def _next_server(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
-        """The server that failed least, soon at first and then about every `reconnect_wait_s`.
+        """The server that failed least, and the delay: short at first, then about `reconnect_wait_s`.
 
-        One that is about to close comes after each of the others, which may not be within our reach. The spread keeps a
-        fleet from coming back to a restarted server all at once.
+        A server in lame duck mode comes after all others. The random spread keeps a fleet from reconnecting to a
+        restarted server all at once.
         """
         untried = [server for server in servers if self._passed and server.uri.netloc not in self._passed]
         server = min(untried or servers, key=lambda s: (s.reconnects, random.random()))
@@ -176,9 +171,9 @@ class _Link:
             if self._on_denied is not None:
                 self._on_denied(refusal)
         else:
-            self._warn_of_loss(error)
+            self._log_loss(error)
 
-    def _warn_of_loss(self, error: Exception) -> None:
+    def _log_loss(self, error: Exception) -> None:
         refused = isinstance(cause(self._settings, error), BadCredentials)
         event = "bus.credentials_refused" if refused else "bus.failed"
         self._rare.warn(event, url=self._settings.url, reason=reason(self._settings, error))
@@ -192,7 +187,7 @@ class _Link:
         log.info("bus.reconnected", url=self._url)
 
     async def _on_lame_duck(self) -> None:
-        """The server is about to close: go to another one, where there is one, before it does."""
+        """The server is about to close: move to another one, if there is one, before it does."""
         log.warning("bus.lame_duck", url=self._url)
         at = self.client.connected_url
         if at is not None and not self._passed and any(s.uri.netloc != at.netloc for s in self.client.server_pool):

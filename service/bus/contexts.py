@@ -1,8 +1,4 @@
-"""Contexts of the nats command (ADR-21): JSON files that say where a server is and who we are there.
-
-Owns where they lie, which one is selected, and their reading and writing; what their fields mean is settings.py's.
-Opens no connection and reads no environment of its own: the mapping is an argument.
-"""
+"""Contexts of the nats command (ADR-21): JSON files with a server's url and an identity. Read, written, selected."""
 
 from __future__ import annotations
 
@@ -16,19 +12,19 @@ from .private_file import write_private
 
 
 def expanded(path: str, environ: Mapping[str, str]) -> Path:
-    """The path, with `~/` at its beginning as the home of that environment."""
+    """The path, with a leading `~/` replaced by the environment's HOME."""
     return Path(environ.get("HOME", "~") + path[1:] if path.startswith("~/") else path)
 
 
 def context_in_use(environ: Mapping[str, str]) -> tuple[str, Path] | None:
-    """Name and file of the context that NATS_CONTEXT names, else of the selected one, else none."""
+    """Name and file of the context in NATS_CONTEXT, else of the selected one, else None."""
     root = _root(environ)
     name = environ.get("NATS_CONTEXT") or _selected(root / "context.txt")
     return (name, _path(root, name)) if name else None
 
 
 def read_context(path: Path) -> dict[str, Any]:
-    """The fields of a context. Raises BadBusSettings, without a word of what the file holds."""
+    """The fields of a context. Raises BadBusSettings, whose message shows nothing of the content."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -43,7 +39,7 @@ def read_context(path: Path) -> dict[str, Any]:
 def write_context(environ: Mapping[str, str], name: str, content: Mapping[str, Any], *, force: bool = False) -> Path:
     """Write a context that only its owner can read -> its file.
 
-    One of the same name and description is replaced, any other only with `force`. Raises BadBusSettings.
+    A context of the same name is replaced if it has the same description, or with `force`. Raises BadBusSettings.
     """
     path = _path(_root(environ), name)
     try:
@@ -57,7 +53,7 @@ def write_context(environ: Mapping[str, str], name: str, content: Mapping[str, A
 
 
 def select_context(environ: Mapping[str, str], name: str) -> None:
-    """Make it the one that counts where none is named, and note the one before for `nats context previous`."""
+    """Select a context as the default, and record the one before for `nats context previous`."""
     root = _root(environ)
     previous = _selected(root / "context.txt")
     try:
@@ -86,7 +82,7 @@ def _is_of_kind(path: Path, content: Mapping[str, Any]) -> bool:
 
 
 def _selected(path: Path) -> str:
-    """The name of the context that `nats context select` wrote down; empty where it did not."""
+    """The name of the selected context, or an empty string."""
     try:
         return path.read_text("utf-8").strip()
     except (FileNotFoundError, NotADirectoryError):

@@ -1,8 +1,7 @@
-"""Who may come in: the roles of nats-server.conf and users besides, their inboxes, and the passwords of both.
+"""The roles of nats-server.conf and further users: their passwords and inbox prefixes.
 
-Passwords are made once and kept in a file that only its owner can read.
-
-The file is `NAME=value` lines, so that a shell can source it. Knows nothing of the server.
+Passwords are generated once and kept in a file of `NAME=value` lines that only its owner can read and a shell can
+source.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ _TAKEN = (*ROLES, "local")
 
 
 def passwords(path: Path) -> dict[Role, str]:
-    """Each role's password from the file; those it lacks are made and added.
+    """Each role's password from the file; missing ones are generated and added.
 
-    A file that others may read is closed to them, with a warning. One process at a time: the caller holds the data
-    directory. Raises BadBusSettings if the file cannot be read or written.
+    The mode of a file that others can read is repaired, with a warning. The caller holds the data directory's lock.
+    Raises BadBusSettings if the file cannot be read or written.
     """
     try:
         known = variables(path) if path.exists() else {}
@@ -48,10 +47,10 @@ def passwords(path: Path) -> dict[Role, str]:
 
 
 def password(user: str, path: Path | None, environ: Mapping[str, str]) -> str:
-    """The password as a client shows it: from the environment, written as nats-server reads it, else from the file.
+    """The password of a role or user for connecting: from the environment, else from the file.
 
-    user: a role, or a user besides. path: None where the file's is not for that server. Raises BadBusSettings where
-    there is none, or one that nobody can connect with.
+    A value in the environment may be quoted as nats-server reads it. path: None if the file belongs to another server.
+    Raises BadBusSettings if there is none, or only a hash.
     """
     name = variable(user)
     given = environ.get(name, "")
@@ -72,7 +71,7 @@ def password(user: str, path: Path | None, environ: Mapping[str, str]) -> str:
 
 
 def add_user(name: str, path: Path) -> None:
-    """Have a password of a user besides the roles in the file. Raises BadBusSettings for a name that will not do."""
+    """Add a user with a generated password to the file. Raises BadBusSettings for an invalid name."""
     if not _USER.fullmatch(name) or name in _TAKEN:
         rule = f"a name is small letters, digits and _, a letter first, and none of {', '.join(_TAKEN)}"
         raise BadBusSettings(name, rule)
@@ -86,7 +85,7 @@ def add_user(name: str, path: Path) -> None:
 
 
 def variables(path: Path) -> dict[str, str]:
-    """What nats-server.conf takes the passwords from: all that the file holds, of roles and of users."""
+    """All variables of the file, of roles and users, as nats-server.conf refers to them."""
     with path.open(encoding="utf-8") as lines:
         mode = os.fstat(lines.fileno()).st_mode & 0o777
         if mode & ~MODE:
@@ -97,20 +96,20 @@ def variables(path: Path) -> dict[str, str]:
 
 
 def variable(user: str) -> str:
-    """The name that a role's or a user's password has in the file and in the environment."""
+    """The name of a password's variable."""
     return f"MLBUS_{user.upper()}_PASSWORD"
 
 
 def inbox_prefix(user: str) -> str:
-    """Below it the answers to a user come, and nobody else may listen there.
+    """The prefix of a user's inboxes; nobody else may subscribe there.
 
-    A worker is answered by JetStream, where nobody may answer in its place: not below what workers publish to.
+    The worker's lies outside the prefixes that workers publish to: only JetStream replies there.
     """
     return "_INBOX_worker" if user == "worker" else f"_INBOX_ml.{user}"
 
 
 def _new_password() -> str:
-    # A letter first: nats-server and the shell would read a leading digit or dash as something else than a word.
+    # A letter first: nats-server and the shell misread a leading digit or dash.
     return "p" + secrets.token_urlsafe(32)
 
 

@@ -1,10 +1,9 @@
-"""Run a command that ends when the process that started it does, even by `kill -9`.
+"""Runs a command that ends when the process that started it ends, even by `kill -9`.
 
     python die_with_parent.py PARENT_PID PROGRAM ARGUMENT...
 
-A program of its own and not a `preexec_fn`, because code between fork and exec can deadlock in a process with threads.
-On Linux the kernel sends SIGTERM when the thread that started us is gone; elsewhere the command just runs, and may
-outlive a parent that was killed.
+It is a program and not a `preexec_fn`, because code between fork and exec can deadlock in a process with threads. On
+Linux the kernel sends SIGTERM once the starting thread is gone; elsewhere the command may outlive a killed parent.
 """
 
 import ctypes
@@ -16,7 +15,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(parent: int, command: list[str]) -> None:
-    """Ask for the signal, make sure that the parent still lives, and become the command."""
+    """Request the signal, check that the parent is alive, and execute the command."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:

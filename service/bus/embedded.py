@@ -1,8 +1,4 @@
-"""A NATS server that lives and dies with this process, for whoever has none: `mlbus serve --embedded-nats`.
-
-Owns the data directory's lock and passwords and the way from settings to a command line. The server's rules are
-nats-server.conf's, the process is server_process.py's.
-"""
+"""The embedded NATS server of `mlbus serve --embedded-nats`, which ends with this process."""
 
 from __future__ import annotations
 
@@ -33,7 +29,7 @@ CONF = Path(__file__).parents[2] / "nats-server.conf"
 
 
 class EmbeddedSettings(BaseModel):
-    """Where the server keeps its files and listens. Port 0 is any free one; times in seconds."""
+    """The server's files and ports. Port 0 means any free port; times are in seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,7 +44,7 @@ class EmbeddedSettings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedServer:
-    """A server that runs: where, and how each role gets in."""
+    """A running server: its addresses, and the password of each role."""
 
     url: str
     monitor_url: str | None
@@ -59,11 +55,11 @@ class EmbeddedServer:
 
     @property
     def pid(self) -> int:
-        """Of the present run."""
+        """The present process's id."""
         return self.supervisor.process.pid
 
     def settings(self, role: Role) -> NatsSettings:
-        """How to connect as that role."""
+        """Settings for connecting as a role."""
         inbox = credentials_file.inbox_prefix(role)
         return NatsSettings(
             url=self.url, user=role, password=self.passwords[role], inbox_prefix=inbox, name=f"mlbus-{role}"
@@ -74,17 +70,16 @@ class EmbeddedServer:
 async def embedded_server(
     settings: EmbeddedSettings, *, on_died: Callable[[BusError], None] | None = None
 ) -> AsyncIterator[EmbeddedServer]:
-    """A nats-server under our nats-server.conf for as long as the context lasts; it ends with us, however we end.
+    """A nats-server with our nats-server.conf while the context is open; it ends with this process in any case.
 
-    One that ends by itself is started again, on the same ports, and so is one that could not write, once there is room.
-    `on_died` is called, in the event loop, if that fails.
-    JetStream lives in `<data_dir>/jetstream`, the output in `<data_dir>/nats-server.log`, the passwords in
-    `<data_dir>/nats-credentials.env`. Raises ServerMissing, PortBusy, DataDirBusy, BadBusSettings, or ServerFailed with
-    what the server said.
+    It is restarted on the same ports if it ends by itself, or if it could not write, once there is space. `on_died` is
+    called in the event loop if that fails. In the data directory: `jetstream/`, `nats-server.log` and
+    `nats-credentials.env`. Raises ServerMissing, PortBusy, DataDirBusy, BadBusSettings, and ServerFailed with the
+    server's output.
     """
     command = _command(settings, settings.port, settings.monitor_port)
     data_dir = settings.data_dir.absolute()
-    with _held(data_dir) as lock:
+    with _locked(data_dir) as lock:
         credentials = data_dir / credentials_file.FILE_NAME
         passwords = credentials_file.passwords(credentials)
         environ = _environ(data_dir, credentials_file.variables(credentials))
@@ -114,10 +109,10 @@ async def embedded_server(
 
 
 @contextmanager
-def _held(data_dir: Path) -> Iterator[int]:
-    """The data directory for this server alone. nats-server itself lets two of them write into one JetStream store.
+def _locked(data_dir: Path) -> Iterator[int]:
+    """Lock the data directory: nats-server itself would let two servers write into one JetStream store.
 
-    The descriptor is passed on to the server, so that the lock lasts as long as either of us.
+    The descriptor is passed on to the server, so that the lock lasts as long as either process.
     """
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -153,7 +148,7 @@ def find_program(given: Path | None) -> str:
 
 
 def _environ(data_dir: Path, passwords: Mapping[str, str]) -> dict[str, str]:
-    """What nats-server.conf refers to. The server reads each value as configuration, so each is a quoted string."""
+    """The variables of nats-server.conf. The server parses each value as configuration, so each is quoted."""
     variables = {"MLBUS_DATA_DIR": str(data_dir), **passwords}
     return {**os.environ, **{name: json.dumps(value, ensure_ascii=False) for name, value in variables.items()}}
 

@@ -1,7 +1,4 @@
-"""What can go wrong between this process and its NATS server: one small tree, each message says what to do next.
-
-Knows nothing of connections or processes; fields carry the facts, `str()` words them.
-"""
+"""Errors between this process and its NATS server. Each message says what to do next."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from pathlib import Path
 
 
 class BusError(Exception):
-    """There is no usable NATS server, or no longer one."""
+    """There is no usable NATS server."""
 
 
 @dataclass(eq=False)
@@ -40,7 +37,7 @@ class Unreachable(BusError):
 
 @dataclass(eq=False)
 class BadCredentials(BusError):
-    """The server is there and refused us. `user` says as whom we came, never with what."""
+    """The server refused our credentials. `user` describes the identity, without its secret."""
 
     url: str
     user: str
@@ -55,7 +52,7 @@ class BadCredentials(BusError):
 
 @dataclass(eq=False)
 class TlsFailed(BusError):
-    """No encrypted connection that both sides trust came about."""
+    """No TLS connection could be made."""
 
     url: str
     reason: str
@@ -66,7 +63,7 @@ class TlsFailed(BusError):
 
 @dataclass(eq=False)
 class BusClosed(BusError):
-    """An established connection was closed for good, and not by us."""
+    """The server closed an established connection for good."""
 
     url: str
     reason: str
@@ -77,7 +74,7 @@ class BusClosed(BusError):
 
 @dataclass(eq=False)
 class UnreadableMessage(BusError):
-    """A message whose subjects or headers cannot be read was dropped; `cause` is what reading it raised."""
+    """A message with unreadable subjects or headers was dropped; `cause` is what reading it raised."""
 
     subject: str
     cause: Exception
@@ -88,7 +85,7 @@ class UnreadableMessage(BusError):
 
 @dataclass(eq=False)
 class NotPermitted(BusError):
-    """We are let in, but not as somebody who may serve."""
+    """The identity may connect, but not serve."""
 
     identity: str
     subjects: tuple[str, ...]
@@ -115,7 +112,7 @@ class ServerMissing(BusError):
 
 @dataclass(eq=False)
 class PortBusy(BusError):
-    """Another program listens where the embedded server should. `option` is the one that moves it."""
+    """Another program listens on the embedded server's port. `option` chooses another port."""
 
     address: str
     option: str
@@ -127,7 +124,7 @@ class PortBusy(BusError):
 
 @dataclass(eq=False)
 class DataDirBusy(BusError):
-    """Another embedded server has its JetStream files in this data directory."""
+    """Another embedded server uses this data directory."""
 
     data_dir: Path
 
@@ -140,7 +137,7 @@ class DataDirBusy(BusError):
 
 @dataclass(eq=False)
 class ServerFailed(BusError):
-    """nats-server did not start, or ended while it was needed. `output` is the last it wrote."""
+    """nats-server did not start, or ended too early. `output`: its last lines."""
 
     what: str
     output: str
@@ -152,7 +149,7 @@ class ServerFailed(BusError):
 
 @dataclass(eq=False)
 class WritesRefused(BusError):
-    """nats-server runs, and JetStream takes nothing since a write into this folder failed; `reason` says what did."""
+    """nats-server runs, but JetStream stores nothing since a write into this folder failed for `reason`."""
 
     folder: Path
     reason: str

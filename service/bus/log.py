@@ -1,4 +1,4 @@
-"""Log lines for what may happen thousands of times a second: each event at most once an interval, with a count."""
+"""A rate-limited log: each event at most once an interval, with a count of those left out."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ log = structlog.get_logger(__name__)
 
 
 class RareLog:
-    """Warnings of which the first is written at once and the rest are counted until the interval is over.
+    """Writes the first warning of an event at once, and counts further ones until the interval is over.
 
-    One slot an event, so memory stays bounded whatever the fields hold. Not thread-safe: one event loop owns it.
+    It keeps one entry per event, so its memory is bounded. Not thread-safe.
     """
 
     def __init__(self, interval_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:

@@ -1,7 +1,4 @@
-"""Settings turned into the options of a nats-py client: TLS context, keys, signatures.
-
-Reads the files that the settings name (call it off the event loop), connects to nothing.
-"""
+"""The options of a nats-py client made from settings: TLS context, keys, signatures. Reads files, so it may block."""
 
 from __future__ import annotations
 
@@ -17,14 +14,11 @@ from .errors import BadBusSettings
 from .settings import NatsSettings
 
 FLUSH_TIMEOUT_S = 10.0
-"""How long one publish waits for a server that does not read; without it, for ever."""
+"""How long a publish waits for a server that does not read; nats-py's default is for ever."""
 
 
 def client_options(settings: NatsSettings) -> dict[str, Any]:
-    """The keyword arguments of `Client.connect` that say where, who and how encrypted.
-
-    Raises BadBusSettings, naming the file, for one that is missing or holds something else.
-    """
+    """The keyword arguments of `Client.connect`. Raises BadBusSettings for a missing or unusable file."""
     return {
         "servers": settings.servers,
         "name": settings.name,
@@ -67,16 +61,16 @@ def _identity(settings: NatsSettings) -> dict[str, Any]:
 
 
 def _credentials(path: Path) -> dict[str, Any]:
-    """Callbacks that read the file at every connect, so that a renewed JWT serves the next one.
+    """Callbacks that read the file at every connect, so that a renewed JWT is used.
 
-    nats-py's own reader never returns from a file that has no JWT in it.
+    nats-py's own reader never returns for a file without a JWT.
     """
 
     def user_jwt() -> bytes:
         try:
             return _jwt(path)
         except BadBusSettings as e:
-            raise Error(str(e)) from None  # nats-py tries again after errors of its own kind, and gives up after others
+            raise Error(str(e)) from None  # nats-py retries only after errors of its own
 
     def signature(nonce: str) -> bytes:
         try:
@@ -98,7 +92,7 @@ def _jwt(path: Path) -> bytes:
 
 
 def _key_pair(path: Path) -> tuple[nkeys.KeyPair, str]:
-    """The first user seed in the file, whether it stands alone or in a credentials file."""
+    """The first user seed in a seed file or a credentials file."""
     seed = next((line for line in _lines(path) if line.startswith("SU")), "")
     try:
         return nkeys.from_seed(bytearray(seed.encode())), seed

@@ -1,7 +1,4 @@
-"""A nats-server as a child of this process: started, watched, its output kept, ended.
-
-Owns the process, the pipe and the log file. Knows neither roles nor configuration.
-"""
+"""A nats-server as a child process: started, watched, its output logged, stopped."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ class Addresses:
 
     @property
     def ports(self) -> tuple[int, int | None]:
-        """For clients and for monitoring; None where that is off."""
+        """For clients and for monitoring, None if that is off."""
         return _port(self.clients), None if self.monitor is None else _port(self.monitor)
 
 
@@ -47,10 +44,10 @@ def _port(address: str) -> int:
 
 
 class ServerProcess:
-    """One run of nats-server. Start it with `start`, then `ready`; always `stop` it.
+    """One run of nats-server. Call `start`, then `ready`, and always `stop`.
 
-    failed: why it must be started again, once it was ready: it ended by itself, or could not write, as on a full disk;
-    then JetStream takes nothing for as long as it runs, whatever room there is later.
+    failed: why it must be restarted after it was ready. It ended by itself, or a write failed, as on a full disk: then
+    JetStream stores nothing until a restart.
     """
 
     def __init__(self, process: asyncio.subprocess.Process, log_path: Path) -> None:
@@ -72,10 +69,10 @@ class ServerProcess:
         log_path: Path,
         keep_open: int,
     ) -> ServerProcess:
-        """Run the command so that it dies with us.
+        """Run the command; it ends when this process does.
 
-        keep_open: a descriptor that it holds as long as it lives. It gets a session of its own: Ctrl-C in our terminal
-        is ours to handle, and the server must outlive the drain. Raises ServerFailed.
+        keep_open: a descriptor that it inherits. It gets its own session, so that Ctrl-C does not reach it: the server
+        must outlive the worker's drain. Raises ServerFailed.
         """
         launcher = (sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()))
         try:
@@ -99,12 +96,12 @@ class ServerProcess:
         return self._process.pid
 
     async def ends_within(self, timeout_s: float) -> bool:
-        """Whether it is gone, and its output written, by then."""
+        """Whether it has ended, and its output is written, by then."""
         await asyncio.wait({self._watch}, timeout=timeout_s)
         return self._watch.done()
 
     async def ready(self, timeout_s: float) -> Addresses:
-        """Where it listens, once it serves. Raises PortBusy or ServerFailed if it does not come up."""
+        """Its addresses, once it serves. Raises PortBusy or ServerFailed if it does not start."""
         try:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.shield(self._ready)
@@ -112,7 +109,7 @@ class ServerProcess:
             raise self._failure(f"was not ready after {timeout_s:g} s") from None
 
     async def stop(self, timeout_s: float) -> None:
-        """End it in good order, by force after `timeout_s`, and wait until it is gone and its output is written."""
+        """Terminate it, kill it after `timeout_s`, and wait until its output is written."""
         self._stopping = True
         try:
             with suppress(ProcessLookupError):
@@ -132,7 +129,7 @@ class ServerProcess:
         failure = self._failure(f"ended with exit code {code}")
         if not self._ready.done():
             self._ready.set_exception(failure)
-            self._ready.exception()  # retrieved: nobody may wait any more
+            self._ready.exception()  # marks it as retrieved; there may be no waiter
         else:
             self._fail(failure)
 

@@ -1,8 +1,4 @@
-"""Where the NATS server is and who we are to it: settings, as the `nats` command reads them.
-
-Owns the meaning of the NATS_* variables and of a context's fields; contexts.py has the files. Opens no connection and
-reads no environment of its own: the mapping is an argument.
-"""
+"""Settings of a connection: the NATS_* variables and contexts, read as the `nats` command reads them."""
 
 from __future__ import annotations
 
@@ -31,7 +27,7 @@ _VARIABLES = {
     "NATS_CA": "ca",
     "NATS_CERT": "cert",
     "NATS_KEY": "key",
-    # These two the nats command has as options only.
+    # The nats command has these two as options only.
     "NATS_TLS_FIRST": "tls_first",
     "NATS_INBOX_PREFIX": "inbox_prefix",
 }
@@ -43,10 +39,10 @@ _PATHS = frozenset({"creds", "nkey", "ca", "cert", "key"})
 
 
 class NatsSettings(BaseModel):
-    """A server, or the servers of a cluster, and the identity to show there.
+    """A server or a cluster, and the identity to use there.
 
-    `url` holds comma-separated nats:// or tls:// addresses; a user and password written into it move to `user` and
-    `password` (a user alone to `token`), so that no later print of it shows a secret. Times in seconds.
+    url: comma-separated nats:// or tls:// addresses. A user and password in it are moved to `user` and `password` (a
+    user alone to `token`), so that printing the url shows no secret. Times are in seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -73,11 +69,11 @@ class NatsSettings(BaseModel):
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], **fixed: Any) -> Self:
-        """Read the NATS_* variables over the context they name or the selected one; `fixed` wins over both.
+        """Read the NATS_* variables over the context in use; `fixed` wins over both.
 
-        As with the nats command a NATS_USER without a password is a token. An identity in the environment replaces that
-        of the context as a whole, and so it does the context's inbox prefix; a role of nats-server.conf has its own
-        where none is said. Raises BadBusSettings.
+        As with the nats command, a NATS_USER without a password is a token. An identity in the environment replaces the
+        context's identity and inbox prefix as a whole. A role of nats-server.conf has its own inbox prefix by default.
+        Raises BadBusSettings.
         """
         named = {field: environ[var] for var, field in _VARIABLES.items() if environ.get(var)}
         context = _context(environ)
@@ -98,10 +94,7 @@ class NatsSettings(BaseModel):
 
     @classmethod
     def of_user(cls, environ: Mapping[str, str], user: str, password: str, url: str | None) -> Self:
-        """The server that the environment or `url` says, and there a role or user of ours, with its inbox prefix.
-
-        Raises BadBusSettings.
-        """
+        """The server of the environment or `url`, with a role or user of ours. Raises BadBusSettings."""
         server = {var: value for var, value in environ.items() if _VARIABLES.get(var) not in _IDENTITY}
         identity = {"NATS_USER": user, "NATS_PASSWORD": password, "NATS_INBOX_PREFIX": inbox_prefix(user)}
         return cls.from_env({**server, **identity}, **({"url": url} if url else {}))
@@ -129,9 +122,9 @@ class NatsSettings(BaseModel):
         return self
 
     def as_context(self) -> dict[str, Any]:
-        """The fields of a context of the nats command that says the same, secrets in the clear and paths absolute.
+        """The fields of an equal context of the nats command, with secrets in the clear and absolute paths.
 
-        Raises BadBusSettings for a password that the nats command would take for the place of one.
+        Raises BadBusSettings for a password that the nats command would take for a reference.
         """
         if self.password and _PLACE.match(self.password.get_secret_value()):
             raise BadBusSettings(
@@ -142,7 +135,7 @@ class NatsSettings(BaseModel):
 
     @property
     def servers(self) -> list[str]:
-        """Each server's address, without secrets."""
+        """The servers' addresses, without secrets."""
         return self.url.split(",")
 
     @property
@@ -152,12 +145,12 @@ class NatsSettings(BaseModel):
 
     @property
     def anonymous(self) -> bool:
-        """Whether we show no identity at all."""
+        """Whether there is no identity at all."""
         return not any(getattr(self, field) for field in _IDENTITY)
 
     @property
     def identity(self) -> str:
-        """Who we say we are, in words and without a secret."""
+        """The identity in words, without its secret."""
         if self.creds or self.nkey:
             return f"the identity in {self.creds or self.nkey}"
         if self.user:
@@ -196,7 +189,7 @@ def _address(parts: SplitResult) -> str:
 
 
 def _context(environ: Mapping[str, str]) -> dict[str, Any]:
-    """The fields that apply of the context in use, and its name; nothing where there is none."""
+    """The known fields of the context in use and its name; empty if there is none."""
     used = context_in_use(environ)
     if used is None:
         return {}

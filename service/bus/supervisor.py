@@ -1,7 +1,4 @@
-"""Starts the embedded server again when it ends by itself, as a supervisor of processes would, or cannot write.
-
-Owns the present run and when to give up. Knows neither configuration nor passwords.
-"""
+"""Restarts the embedded server after it ended or could not write, a few times in a row at most."""
 
 from __future__ import annotations
 
@@ -19,13 +16,13 @@ from .server_process import ServerProcess
 log = structlog.get_logger(__name__)
 
 PAUSES_S = (0.0, 0.2, 1.0, 5.0, 10.0)
-"""Before each attempt to start it again; when the last one fails, or its run is short too, that is the end."""
+"""The pause before each restart in a row. After the last one has failed too, the supervisor gives up."""
 STEADY_S = 60.0
-"""After a run of so long all attempts are there again."""
-ROOM_EVERY_S = 10.0
-"""How often it looks whether there is room again for a server that could not write."""
-ROOM_BYTES = 32 * 2**20
-"""What is room: a few of the blocks that JetStream writes."""
+"""A run of this length resets the count."""
+SPACE_CHECK_S = 10.0
+"""How often the free space is checked while the server cannot write."""
+SPACE_BYTES = 32 * 2**20
+"""The free space that a restart needs: a few of JetStream's blocks."""
 
 
 @dataclass(slots=True)
@@ -41,7 +38,7 @@ class Supervisor:
     _task: asyncio.Task[BusError] | None = field(default=None, init=False)
 
     def watch(self, command: list[str], on_died: Callable[[BusError], None] | None) -> None:
-        """Keep the server running from now on. on_died: called in the loop once that has failed."""
+        """Keep the server running. on_died: called in the event loop once that has failed."""
 
         def ended(task: asyncio.Task[BusError]) -> None:
             if not task.cancelled() and on_died is not None:
@@ -51,22 +48,22 @@ class Supervisor:
         self._task.add_done_callback(ended)
 
     async def stop(self) -> None:
-        """End the server, for good."""
+        """Stop the server for good."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
         await self.process.stop(self.stop_timeout_s)
 
     async def _supervise(self, command: list[str]) -> BusError:
-        """Start the server again each time that it has ended -> why it does not run any more."""
+        """Restart the server each time it has ended -> why it does not run any more."""
         now = asyncio.get_running_loop().time
         attempts = iter(self.pauses_s)
         while True:
             began = now()
             failure = await self.process.failed
             log.error("nats_server.failed", reason=str(failure))
-            while not await self.process.ends_within(ROOM_EVERY_S):
-                if await asyncio.to_thread(_has_room, self.data_dir):
+            while not await self.process.ends_within(SPACE_CHECK_S):
+                if await asyncio.to_thread(_has_space, self.data_dir):
                     break
             if now() - began > STEADY_S:
                 attempts = iter(self.pauses_s)
@@ -88,11 +85,11 @@ class Supervisor:
         log.info("nats_server.started_again", pid=self.process.pid)
 
 
-def _has_room(folder: Path) -> bool:
-    """Whether something can be written there: what counts is the disk, and a quota."""
+def _has_space(folder: Path) -> bool:
+    """Whether it can be written to, which also covers a quota."""
     try:
         with TemporaryFile(dir=folder) as file:
-            file.write(bytes(ROOM_BYTES))
+            file.write(bytes(SPACE_BYTES))
             file.flush()
     except OSError:
         return False

@@ -10,8 +10,8 @@ from ..bus.causes import Denied
 from ..bus.connection import connected, settled
 from ..bus.settings import NatsSettings
 from ..jobs import setup
+from ..jobs.bucket import NotSetUp
 from ..jobs.retry import TROUBLE
-from ..jobs.store import NotSetUp
 from .doctor_machine import Finding
 
 ASKED_SINCE: Mapping[str, bytes] = {names.SCHEMA: names.EMBED.encode(), names.JOBS_WATCH: b"none"}

@@ -12,8 +12,7 @@ from models.catalogue import GraphDtype, ModelSpec, load_catalogue
 from models.errors import BadEntry
 from models.loading.support import require_not_refused
 from models.weights import gguf, hub
-from models.weights.hub_progress import OnBytes
-from models.weights.hub_pull import OnStep
+from models.weights.hub_pull import OnBytes, OnStep
 from models.weights.model_files import check_weights, has_gguf
 
 from ..config import Settings

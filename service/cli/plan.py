@@ -92,14 +92,13 @@ def parse_size(text: str, what: str) -> int:
 def settings_lines(planned: Plan) -> str:
     """The part of a settings file that gives the models that fit their precision, their cache and the budget, which
     is for both; without a newline."""
-    fitting = [placement for placement in planned.placements if placement.fate == "fits"]
-    if not fitting:
+    if not planned.fitting:
         return ""
     room = planned.budget_bytes - planned.reserve.working_bytes
     tables = [f"[memory]\nbudget_gb = {room // MEGABYTE / 1000:.3f}"]
     tables += [
         "\n".join([f"[catalogue.{placement.model}]", *lines])
-        for placement in fitting
+        for placement in planned.fitting
         if (lines := [*_precision_lines(placement), *_kv_lines(placement)])
     ]
     return "\n\n".join(tables)

@@ -1,7 +1,6 @@
-"""A worker's hold on a job: what it changes there, as long as the job is its own, and what it hears of it meanwhile.
+"""A worker's lease of a job. Only its holder can change the job, and it hears of cancellations.
 
-Owns the count of attempts and the fence: once another worker has begun with the job, or somebody ended it, nothing that
-this one does reaches it any more. Knows nothing of what is done for a job.
+Each lease is one attempt. Once another worker takes the job, or the job has ended, changes by the former holder fail.
 """
 
 import asyncio
@@ -27,22 +26,22 @@ from .store import Changing, JobStore
 log = structlog.get_logger(__name__)
 
 PROGRESS_S = 1.0
-"""The least time between two writes of how far a training is."""
+"""The least time between two writes of a training's progress."""
 MAX_NOTES = 50
 
 
 class LeaseLost(Exception):
-    """Another worker has the job, or it is over: nothing more is to be done for it here."""
+    """Another worker has the job, or the job has ended: this worker stops working on it."""
 
 
 class PromotionRequested(Exception):
-    """Somebody wants the job's version to serve, which was not known when its end was decided: decide anew."""
+    """A promotion was requested after the job's end had been decided: decide again."""
 
 
 class JobLease:
-    """Made by `begin`. ended: set once the hold is lost, or somebody asked to cancel the job, then `cancelled` says so.
+    """Made by `begin`. job: its state when it was last read.
 
-    job: as it was when it was last looked at.
+    ended: set once the lease is lost or the job is to be cancelled; `cancelled` tells which.
     """
 
     def __init__(self, store: JobStore, nc: Client, job: Job) -> None:
@@ -57,15 +56,14 @@ class JobLease:
 
     @classmethod
     async def begin(cls, store: JobStore, nc: Client, job_id: str, worker: str, attempts: int) -> Self:
-        """Take a job, once more if need be. Raises HoldLost where it is over, also by now, after too many attempts."""
-
+        """Take a job. Raises LeaseLost if it has ended, which it does after too many attempts."""
         mine: list[int] = []
 
         def begun(job: Job) -> Job:
             if mine and (job.worker, job.attempt, job.state) == (worker, mine[-1], "collecting"):
-                return job  # it was written, and only the answer was lost
+                return job  # it was written; only the reply was lost
             if job.attempt >= attempts:
-                return job.model_copy(update={"state": "failed", "reason": _gave_up(job)})
+                return job.model_copy(update={"state": "failed", "reason": _too_many_attempts(job)})
             mine.append(job.attempt + 1)
             taken = {"worker": worker, "attempt": job.attempt + 1, "state": "collecting", "reason": None}
             return job.model_copy(update=taken)
@@ -78,11 +76,11 @@ class JobLease:
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Self]:
-        """Inside, `ended` is set as soon as it is known, and progress is written."""
+        """Inside, cancellations set `ended`, and progress is written."""
         events = await self._nc.subscribe(names.job_event_subject("*"), cb=self._on_event)  # see watch.py
         writing = asyncio.create_task(self._write_progress(), name=f"progress.{self.job.id}")
         try:
-            await self.check()  # what happened before we listened
+            await self.check()  # for what happened before the subscription
             yield self
         finally:
             await stopped(writing)
@@ -90,7 +88,7 @@ class JobLease:
                 await events.unsubscribe()
 
     async def check(self) -> None:
-        """Look at the job itself: an event may have been lost with the connection."""
+        """Read the job: an event may have been lost with the connection."""
         try:
             job = await self._store.get(self.job.id)
         except (*TROUBLE, MLError) as error:
@@ -99,14 +97,14 @@ class JobLease:
         if job is None:
             self.ended.set()
         else:
-            self._notice(job)
+            self._take_over(job)
 
     async def update(self, **fields: Any) -> None:
-        """Change the job, once the server takes it. promote: what the job must say of that, or it is not changed.
+        """Change fields of the job; retried while the server is down. promote: must be the job's own value.
 
-        Raises HoldLost, PromotionAsked.
+        Raises LeaseLost, and PromotionRequested if `promote` differs.
         """
-        changed = {**self._take_progress(), **fields}
+        changed = {**self._pop_progress(), **fields}
 
         def changing(job: Job) -> Job:
             if fields.get("promote", job.promote) != job.promote:
@@ -116,27 +114,24 @@ class JobLease:
         await retry_while_down(lambda: self._change(changing))
 
     def progress(self, **fields: Any) -> None:
-        """Change the job within a second, unless something newer comes before."""
+        """Change fields of the job within a second, if nothing newer replaces them before."""
         self._progress |= {name: value if _is_finite(value) else None for name, value in fields.items()}
         self._noted.set()
 
     def note(self, text: str) -> None:
-        """Add, likewise, what whoever asked should know."""
+        """Add a note for the caller, within a second."""
         if text not in self._notes and len(self._notes) < MAX_NOTES:
             self._notes.append(text)
             self.progress(notes=list(self._notes))
 
     async def hand_back(self, reason: str, *, counted: bool) -> None:
-        """Let another worker, or this one, begin with it again. counted: whether the attempt was one.
-
-        Raises HoldLost.
-        """
+        """Queue the job again, for any worker. counted: whether this attempt counts. Raises LeaseLost."""
         attempt = self.job.attempt if counted else self.job.attempt - 1
         await self.update(state="queued", reason=reason, attempt=attempt, eta_s=None)
 
     async def _change(self, changing: Changing) -> None:
         def changed(job: Job) -> Job:
-            if not self._holds(job):
+            if not self._is_mine(job):
                 raise LeaseLost
             return changing(job)
 
@@ -147,12 +142,12 @@ class JobLease:
         if job.state in TERMINAL and changing(job) != job:
             self.ended.set()
             raise LeaseLost
-        self._notice(job)
+        self._take_over(job)
 
     async def _write_progress(self) -> None:
         while True:
             await self._noted.wait()
-            fields = self._take_progress()
+            fields = self._pop_progress()
             try:
                 await self._change(functools.partial(Job.model_copy, update=fields))
             except TROUBLE as error:
@@ -163,13 +158,13 @@ class JobLease:
                 return
             await asyncio.sleep(PROGRESS_S)
 
-    def _take_progress(self) -> dict[str, Any]:
+    def _pop_progress(self) -> dict[str, Any]:
         fields, self._progress = self._progress, {}
         self._noted.clear()
         return fields
 
     async def _on_event(self, msg: Msg) -> None:
-        """An event is a hint only: it may be late."""
+        """An event is only a hint, because it may be late."""
         if msg.subject != names.job_event_subject(self.job.id):
             return
         try:
@@ -177,11 +172,11 @@ class JobLease:
         except ValidationError:
             log.debug("job.event_unreadable", job=self.job.id)
             return
-        if job.cancel_requested or not self._holds(job):
+        if job.cancel_requested or not self._is_mine(job):
             await self.check()
 
-    def _notice(self, job: Job) -> None:
-        if not self._holds(job):
+    def _take_over(self, job: Job) -> None:
+        if not self._is_mine(job):
             self.ended.set()
             return
         self.job = job
@@ -189,11 +184,11 @@ class JobLease:
             self.cancelled = True
             self.ended.set()
 
-    def _holds(self, job: Job) -> bool:
+    def _is_mine(self, job: Job) -> bool:
         return job.worker == self.job.worker and job.attempt == self.job.attempt
 
 
-def _gave_up(job: Job) -> str:
+def _too_many_attempts(job: Job) -> str:
     last = f"; the last time: {job.reason}" if job.reason else ""
     return f"it was begun {job.attempt} times and did not come to its end{last}"
 

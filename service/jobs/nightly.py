@@ -1,6 +1,6 @@
-"""The training that begins by itself: asks for it when its time has come (schedule.py), on every worker of a fleet.
+"""The nightly run: submits the scheduled jobs (schedule.py), on every worker of a fleet.
 
-All of them ask under the same ids, so that only the first one counts. Knows nothing of how a job is done.
+All workers use the same job ids, so that only the first submission counts.
 """
 
 import asyncio
@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED
@@ -16,46 +16,39 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from models.errors import ModelError
 from subjects.errors import MLError
-from subjects.finetune import FinetuneReply, FinetuneRequest
+from subjects.finetune import FinetuneRequest
 
 from ..runtime.background import Background
 from .retry import TROUBLE
 from .schedule import Schedule
-from .submission import Origin
+from .submission import Submission
 
 log = structlog.get_logger(__name__)
 
-AGAIN_S = 30.0
-
-
-class Submitting(Protocol):
-    """Who queues jobs (submission.py)."""
-
-    async def submit(self, request: FinetuneRequest, origin: Origin = "request") -> FinetuneReply:
-        """A request whose id is there already begins nothing new. Raises MLError, ModelError."""
+RETRY_S = 30.0
 
 
 @asynccontextmanager
 async def nightly(
     schedule: Schedule | None,
-    submission: Submitting,
+    submission: Submission,
     afterwards: Callable[[], Awaitable[None]],
-    again_s: float = AGAIN_S,
+    retry_s: float = RETRY_S,
 ) -> AsyncIterator[None]:
-    """Submit what the schedule says, each time, while the context is open, and call `afterwards` then.
+    """Submit the scheduled jobs each time while the context is open, then call `afterwards`.
 
-    What cannot be submitted for the moment is tried every `again_s` seconds, for as long as one may be late.
-    A worker that starts a little too late does so at once. Nothing that goes wrong ends the worker.
+    A job that cannot be submitted now is tried again every `retry_s` seconds until the schedule's grace ends. A worker
+    that starts within the grace submits at once. No failure ends the worker.
     """
     if schedule is None:
         yield
         return
-    night, background = _Night(schedule, submission, afterwards, again_s), Background()
+    night, background = _Night(schedule, submission, afterwards, retry_s), Background()
 
     async def fire() -> None:
         await background.shielded(night.run(datetime.now(UTC)), "nightly")
 
-    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # what it warns of is logged here, as all else
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # its warnings are logged below
     now = datetime.now(UTC)
     scheduler = AsyncIOScheduler(timezone=schedule.zone)
     scheduler.add_listener(_note_missed, EVENT_JOB_MISSED | EVENT_JOB_MAX_INSTANCES)
@@ -73,24 +66,24 @@ async def nightly(
         yield
     finally:
         scheduler.shutdown(wait=False)
-        await asyncio.sleep(0)  # it shuts down in the loop's next turn
+        await asyncio.sleep(0)  # it shuts down in the loop's next iteration
         await background.close()
 
 
 class _Night:
-    """What is done each time."""
+    """One run."""
 
     def __init__(
         self,
         schedule: Schedule,
-        submission: Submitting,
+        submission: Submission,
         afterwards: Callable[[], Awaitable[None]],
-        again_s: float,
+        retry_s: float,
     ) -> None:
         self._schedule = schedule
         self._submission = submission
         self._afterwards = afterwards
-        self._again_s = again_s
+        self._retry_s = retry_s
 
     async def run(self, now: datetime) -> None:
         at = self._schedule.last_run(now) or now
@@ -102,10 +95,10 @@ class _Night:
         while True:
             if await self._is_settled(request) or datetime.now(UTC) >= until:
                 return
-            await asyncio.sleep(self._again_s)
+            await asyncio.sleep(self._retry_s)
 
     async def _is_settled(self, request: FinetuneRequest) -> bool:
-        """Submit it -> whether that is done with: it was taken, or would be refused again."""
+        """Submit it -> whether there is no need to try again: it was accepted, or would be refused again."""
         try:
             reply = await self._submission.submit(request, "nightly")
         except (MLError, ModelError, *TROUBLE) as error:
@@ -119,6 +112,6 @@ class _Night:
 
 
 def _note_missed(event: Any) -> None:
-    """The worker, or its machine, was busy or asleep for too long."""
+    """The worker or its machine was busy or asleep for too long."""
     times = getattr(event, "scheduled_run_times", None) or [event.scheduled_run_time]
     log.warning("nightly.missed", at=[time.isoformat() for time in times])

@@ -16,7 +16,8 @@ from pydantic import BaseModel, Field, StringConstraints
 from models.training.data.dataset import MAX_GIVEN_BYTES
 from subjects.errors import InvalidField, NotFound, TooLarge, Unavailable
 
-from .store import NotSetUp
+from ..bus.jetstream import api_subject
+from .bucket import NotSetUp
 
 CHUNK_BYTES, MAX_CHUNKS = 2**17, 8192
 """Of an object: chunks of the size that all clients make, and as many of them as a gigabyte takes."""
@@ -111,7 +112,7 @@ class Objects:
 
     async def _message(self, **which: Any) -> dict[str, Any] | None:
         """One message of the bucket's stream; None where there is none. What headers its sender gave it is not read."""
-        subject = f"$JS.API.STREAM.MSG.GET.OBJ_{self.bucket}"
+        subject = api_subject(self.nc, f"STREAM.MSG.GET.OBJ_{self.bucket}")
         reply = await self.nc.request(subject, orjson.dumps(which), timeout=REQUEST_S)
         answer = await asyncio.to_thread(orjson.loads, reply.data)
         error = answer.get("error", {})

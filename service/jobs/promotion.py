@@ -1,7 +1,4 @@
-"""The administrator's word that a version is to serve: now, by its name, or once the job that makes it has passed.
-
-Owns what may be promoted. How a version goes live, is proved and undone is the rollout's (rollout.py).
-"""
+"""Promotion of versions by the administrator: now by name, or once the job that makes one has passed."""
 
 import asyncio
 from collections.abc import Sequence
@@ -20,16 +17,16 @@ from .store import JobStore
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """Whoever is cut off has undone what it began: then the version before is live again."""
+    """A promotion that is cut off is undone: the version before it is live again."""
 
     store: JobStore
     catalogue: Catalogue
     rollout: Rollout
 
     async def of_job(self, job_id: str) -> tuple[Job, Sequence[str]]:
-        """Promote what comes of a job, now or when it has passed -> the job, what else is to be said.
+        """Promote a job's version, now or once the job has passed -> the job, notes for the caller.
 
-        Raises NotFound, Conflict where nothing came of it, and as of_version.
+        Raises NotFound, Conflict if the job made no version, and as of_version.
         """
         job = await self.store.request_promotion(job_id)
         if job.state not in TERMINAL:
@@ -39,9 +36,9 @@ class Promotion:
         return job, await self.of_version(job.model, job.version)
 
     async def of_version(self, model: str, version: str) -> Sequence[str]:
-        """Have a version that proved itself be served by every worker -> what else is to be said.
+        """Have every worker serve an accepted version -> notes for the caller.
 
-        Raises UnknownModel, UnknownVersion, InvalidField, Conflict where it was rejected or is rolled back, and what
+        Raises UnknownModel, UnknownVersion, InvalidField, Conflict if it was rejected or is rolled back, and what
         Rollout.go_live raises.
         """
         self.catalogue.get(model)

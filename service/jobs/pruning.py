@@ -1,16 +1,14 @@
-"""What fine-tuning leaves behind goes in time: versions, their archives, training data, and runs that are over.
+"""Removes old versions, their archives, training data and finished runs, by count and age.
 
-Owns which of it may go, beyond count and age: never the live or the previous version of a model, nothing of a model
-that a job works on, no run of a job that goes on. How a thing is removed is known to where it is kept.
+Never removed: the live and the previous version of a model, anything of a model that a job works on, and the run of a
+job that has not ended.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
 
 import structlog
 
@@ -20,71 +18,37 @@ from models.weights.durable import clear_leftovers, discard
 from models.weights.version_history import verdict_of
 from models.weights.versions import live_version, prune, versions
 from subjects.errors import MLError
-from subjects.jobs import TERMINAL, Job
+from subjects.jobs import TERMINAL
 
 from ..config import Settings
-from .fleet.live import Live
+from .fleet.checkpoints import Checkpoints
+from .fleet.live import Live, LiveVersions
 from .retry import TROUBLE
+from .store import JobStore
 
 log = structlog.get_logger(__name__)
 
 _ALL = 10**9
 _FOR_EVER_DAYS = 365_000
-"""Longer than that is as good as never, and what a date can go back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Archived:
-    """A version in the object bucket, and when it was put there."""
-
-    model: str
-    version: str
-    at: datetime
-
-
-class Jobs(Protocol):
-    """Who knows the jobs: store.JobStore."""
-
-    async def get(self, job_id: str) -> Job | None:
-        """One as it stands."""
-
-    async def list(self, *, limit: int) -> list[Job]:
-        """The newest ones."""
-
-
-class LiveOnes(Protocol):
-    """Who knows what is live in the fleet: live.LiveVersions."""
-
-    async def all(self) -> Mapping[str, Live]:
-        """By model."""
-
-
-class Archives(Protocol):
-    """The versions in the object bucket, for workers on other machines."""
-
-    async def list(self) -> Sequence[Archived]:
-        """All of them."""
-
-    async def remove(self, model: str, version: str) -> None:
-        """Nothing there is no error."""
+"""As good as never, and within the range of dates."""
 
 
 class Pruning:
-    """Prunes as settings.finetune.keep_versions and keep_days say: what is beyond both goes.
+    """What exceeds both keep_versions and keep_days of settings.finetune goes.
 
-    Versions that never served go as `candidates` says, so that whoever has models trained fills no disk.
+    Versions that were never live are limited by `candidates`, so that callers cannot fill the disk.
     """
 
-    def __init__(self, settings: Settings, jobs: Jobs, live: LiveOnes, archives: Archives) -> None:
+    def __init__(self, settings: Settings, jobs: JobStore, live: LiveVersions, checkpoints: Checkpoints) -> None:
         self._settings = settings
         self._keep = settings.finetune.keep_versions
         self._jobs = jobs
         self._live = live
-        self._archives = archives
+        self._checkpoints = checkpoints
         self._one_at_a_time = asyncio.Lock()
 
     async def run(self) -> None:
-        """Remove what may go now. What goes wrong is logged, and tried again the next time."""
+        """Remove what may go now. Failures are logged, and tried again the next time."""
         async with self._one_at_a_time:
             before = datetime.now(UTC) - timedelta(days=min(self._settings.finetune.keep_days, _FOR_EVER_DAYS))
             await _attempt("training_data", lambda: self._training_data(before))
@@ -97,7 +61,7 @@ class Pruning:
         _log_removed("training_data", await asyncio.to_thread(prune_training_data, folder, self._keep, before))
 
     async def _runs(self) -> None:
-        """First the folders, then the jobs: a job is there before its folder is."""
+        """The folders are listed before the jobs, because a job exists before its folder."""
         folder = self._settings.runs_dir
         await asyncio.to_thread(clear_leftovers, folder)
         found = await asyncio.to_thread(_folders, folder)
@@ -116,12 +80,12 @@ class Pruning:
         for model in sorted(models - await self._worked_on()):
             here = await asyncio.to_thread(live_version, checkpoints, model)
             if model in live and live[model].version != here:
-                continue  # it is about to be the live one here too
+                continue  # this worker is about to swap to it
             removed = await asyncio.to_thread(self._pruned, model, _served(live.get(model)), before)
             _log_removed("versions", [f"{model}/{version}" for version in removed])
 
     def _pruned(self, model: str, served: Collection[str], before: datetime) -> list[str]:
-        """What served goes by count and age; of the rest, which anybody may have had trained, a few stay."""
+        """Versions that were live go by count and age; of candidates, which any caller can have made, a few stay."""
         where = self._settings.checkpoints_dir, model
         others = set(versions(*where)).difference(served)
         accepted = {name for name in others if _is_accepted(where[0] / model / name)}
@@ -133,22 +97,22 @@ class Pruning:
         ]
 
     async def _archived(self) -> None:
-        """Those beyond the counts, whoever still has the version."""
-        listed = sorted(await self._archives.list(), key=lambda one: (one.at, one.version), reverse=True)
+        """Archives beyond the counts go, even if a machine still has the version."""
+        listed = sorted(await self._checkpoints.list(), key=lambda one: (one.at, one.version), reverse=True)
         live, worked_on = await self._live.all(), await self._worked_on()
         for model in {one.model for one in listed} - worked_on:
             served, kept = _served(live.get(model)), _live_names(live.get(model))
             sent = [one.version for one in listed if one.model == model]
-            # By count alone: a machine that has the version can send it again, and the bucket is not endless.
+            # By count alone: a machine that has the version can send it again, and the bucket is bounded.
             beyond = [version for version in sent if version in served][self._keep :]
             beyond += [version for version in sent if version not in served][self._settings.finetune.candidates :]
             gone = [version for version in beyond if version not in kept]
             for version in gone:
-                await self._archives.remove(model, version)
+                await self._checkpoints.remove(model, version)
             _log_removed("archives", [f"{model}/{version}" for version in gone])
 
     async def _worked_on(self) -> set[str]:
-        """The models that jobs make versions of: each has a parent, and maybe a version that is not live yet."""
+        """The models of running jobs: their parent version and their new version must stay."""
         at_rest = {*TERMINAL, "queued"}
         return {job.model for job in await self._jobs.list(limit=_ALL) if job.state not in at_rest}
 
@@ -163,18 +127,18 @@ async def _attempt(what: str, work: Callable[[], Awaitable[None]]) -> None:
 
 
 def _folders(folder: Path) -> list[str]:
-    """The names of the folders in one; those that begin with a dot are about to appear, or to go."""
+    """The names of its sub-folders; a leading dot marks one that is being written or removed."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted(path.name for path in found if path.is_dir() and not path.name.startswith("."))
 
 
 def _live_names(live: Live | None) -> set[str]:
-    """What the fleet serves of a model, and goes back to."""
+    """The live version of a model and the one to go back to."""
     return {one.version for one in (live, live and live.previous) if one is not None}
 
 
 def _served(live: Live | None) -> set[str]:
-    """What the fleet serves of a model, or has served."""
+    """The versions of a model that are or were live."""
     return {*live.served, *_live_names(live)} if live else set()
 
 

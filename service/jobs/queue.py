@@ -1,7 +1,4 @@
-"""The work queue of jobs: one message after the other is taken, kept as ours while it is worked on, and settled.
-
-Owns the pull consumer's use. Knows of a job only whether it is over; what is done for it is the handler's.
-"""
+"""The work queue of jobs: messages are pulled one at a time, kept alive while the job runs, and acknowledged."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -21,10 +18,11 @@ from subjects import names
 from subjects.finetune import FinetuneRequest
 
 from ..runtime.background import going_on, stopped
+from .bucket import NotSetUp
 from .retry import TROUBLE, retry_while_down
 from .runner import Ending
 from .setup import CONSUMER
-from .store import JobStore, NotSetUp
+from .store import JobStore
 from .submission import digest_of
 
 log = structlog.get_logger(__name__)
@@ -35,11 +33,11 @@ UNREADABLE_TRIES = 5
 
 @dataclass(frozen=True, slots=True)
 class QueueTimes:
-    """Times of the queue, in seconds.
+    """Intervals of the queue, in seconds.
 
-    heartbeat_s: how often the server hears that a job is still worked on, well within the consumer's ack_wait.
-    fetch_s: how long one pull waits; one that a restart of the server swallowed is made again after it.
-    retry_s: how long a job waits that is to be begun again. setup_s: how often it looks for a queue that is not there.
+    heartbeat_s: between two signs of progress to the server, well below the consumer's ack_wait. fetch_s: the time-out
+    of a pull; one that was lost in a restart of the server is repeated after it. retry_s: the delay before a job is
+    delivered again. setup_s: between two looks for a queue that does not exist.
     """
 
     heartbeat_s: float = 20.0
@@ -52,70 +50,72 @@ Handle: TypeAlias = Callable[[FinetuneRequest], Awaitable[Ending]]
 
 
 class JobQueue:
-    """The jobs of all workers, as this one takes them."""
+    """A worker's end of the queue that all workers share."""
 
-    def __init__(self, nc: Client, store: JobStore, pace: QueueTimes | None = None) -> None:
+    def __init__(self, nc: Client, store: JobStore, times: QueueTimes | None = None) -> None:
         self._nc = nc
         self._js = nc.jetstream()
         self._store = store
-        self._pace = pace or QueueTimes()
+        self._times = times or QueueTimes()
 
     def running(self, handle: Handle) -> AbstractAsyncContextManager[None]:
-        """Job after job is taken while the context is open; nothing that goes wrong ends that. Leaving it hands back
-        the one that is worked on."""
+        """Handles one job after the other while the context is open, whatever fails. Leaving it hands back the
+        present one."""
         return going_on(lambda closing: self._run(closing, handle), "jobs")
 
     async def _run(self, closing: asyncio.Event, handle: Handle) -> None:
-        told = False
+        warned = False
         while not closing.is_set():
             try:
                 await self._js.consumer_info(names.JOBS_STREAM, CONSUMER)
                 await self._take_all(closing, handle)
             except (NotFoundError, ServiceUnavailableError, NotSetUp):
-                if not told:
+                if not warned:
                     log.warning("jobs.not_set_up", reason=str(NotSetUp()))
-                told = True
-                await asyncio.sleep(self._pace.setup_s)
+                warned = True
+                await asyncio.sleep(self._times.setup_s)
             except TROUBLE as error:
                 log.warning("jobs.server_away", error=repr(error))
-                await asyncio.sleep(self._pace.retry_s)
+                await asyncio.sleep(self._times.retry_s)
             except Exception:
                 log.exception("jobs.broke")
-                await asyncio.sleep(self._pace.retry_s)
+                await asyncio.sleep(self._times.retry_s)
 
     async def _take_all(self, closing: asyncio.Event, handle: Handle) -> None:
-        """Take jobs until the connection was lost once: a subscription may not live through that."""
+        """Take jobs until the connection was lost once: the subscription may not survive that."""
         connections = self._nc.stats["reconnects"]
         pull = await self._js.pull_subscribe_bind(CONSUMER, stream=names.JOBS_STREAM)
         try:
             while self._nc.stats["reconnects"] == connections and not closing.is_set():
                 try:
-                    [msg] = await pull.fetch(1, timeout=self._pace.fetch_s)
+                    [msg] = await pull.fetch(1, timeout=self._times.fetch_s)
                 except TimeoutError:
                     continue
                 if await self._is_from_the_stream(msg):
                     await self._settle(msg, handle)
-                else:  # no word of ours goes to its reply subject
+                else:  # and nothing is sent to its reply subject
                     log.error("jobs.message_forged", reply=msg.reply[:200], bytes=len(msg.data))
         finally:
             with suppress(*TROUBLE):
                 await pull.unsubscribe()
 
     async def _is_from_the_stream(self, msg: Msg) -> bool:
-        """Whether it is one that the consumer has given out and nobody has settled, and not sent to us by somebody."""
+        """Whether the consumer has delivered it and nobody has acknowledged it: anybody could send to our inbox."""
         try:
-            told = msg.metadata
+            metadata = msg.metadata
         except (NotJSMessageError, ValueError):
             return False
         consumer: ConsumerInfo = await retry_while_down(lambda: self._js.consumer_info(names.JOBS_STREAM, CONSUMER))
-        settled, given_out = consumer.ack_floor, consumer.delivered
-        if (told.stream, told.consumer) != (names.JOBS_STREAM, CONSUMER) or settled is None or given_out is None:
+        if (metadata.stream, metadata.consumer) != (names.JOBS_STREAM, CONSUMER):
             return False
-        return settled.stream_seq < told.sequence.stream <= given_out.stream_seq
+        acknowledged, delivered = consumer.ack_floor, consumer.delivered
+        if acknowledged is None or delivered is None:
+            return False
+        return acknowledged.stream_seq < metadata.sequence.stream <= delivered.stream_seq
 
     async def _settle(self, msg: Msg, handle: Handle) -> None:
         try:
-            ending = await self._kept(msg, handle)
+            ending = await self._kept_alive(msg, handle)
         except asyncio.CancelledError:
             await _nak(msg)
             raise
@@ -124,16 +124,16 @@ class JobQueue:
             ending = Ending.AGAIN
         match ending:
             case Ending.OVER:
-                await _until_heard(msg.ack_sync)
+                await _confirmed(msg.ack_sync)
             case Ending.DROPPED:
-                await _until_heard(msg.term)
+                await _confirmed(msg.term)
             case Ending.AGAIN:
-                await _nak(msg, self._pace.retry_s)
+                await _nak(msg, self._times.retry_s)
             case Ending.LOST:
                 pass  # the message is another worker's now
 
-    async def _kept(self, msg: Msg, handle: Handle) -> Ending:
-        """Handle a message, and have the server know all the while that we do."""
+    async def _kept_alive(self, msg: Msg, handle: Handle) -> Ending:
+        """Handle a message, and send the server signs of progress meanwhile."""
         beating = asyncio.create_task(self._beat(msg), name="jobs.heartbeat")
         try:
             return await self._handle(msg, handle)
@@ -145,7 +145,7 @@ class JobQueue:
             request = FinetuneRequest.model_validate_json(msg.data)
         except ValidationError as error:
             log.error("job.unreadable", faults=error.error_count(), bytes=len(msg.data))
-            # A worker of a newer version may read it, but nobody waits for that worker for ever.
+            # A worker of a newer version may be able to read it, so it is tried a few times.
             return Ending.AGAIN if msg.metadata.num_delivered < UNREADABLE_TRIES else Ending.DROPPED
         if request.id is None or request.model is None:
             log.error("job.incomplete", job=request.id, model=request.model)
@@ -162,19 +162,19 @@ class JobQueue:
 
     async def _beat(self, msg: Msg) -> None:
         while True:
-            await asyncio.sleep(self._pace.heartbeat_s)
+            await asyncio.sleep(self._times.heartbeat_s)
             with suppress(*TROUBLE):
                 await msg.in_progress()
 
 
-async def _until_heard(settle: Callable[[], Awaitable[Any]]) -> None:
-    """Settle a message for good; where the server does not hear it, the message comes again and is over at once."""
+async def _confirmed(settle: Callable[[], Awaitable[Any]]) -> None:
+    """Acknowledge a message; if the server does not confirm it, the job comes again and ends at once."""
     with suppress(TimeoutError):
         async with asyncio.timeout(SETTLE_S):
             await retry_while_down(settle)
 
 
 async def _nak(msg: Msg, delay_s: float | None = None) -> None:
-    """Have the message delivered again; where the server does not hear it, that happens after ack_wait."""
+    """Have the message delivered again, at the latest after ack_wait."""
     with suppress(*TROUBLE):
         await msg.nak(delay_s)

@@ -1,4 +1,4 @@
-"""Getting through to a server that may be away for a while. Knows no job."""
+"""Retrying while the NATS server is down."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -29,12 +29,12 @@ TROUBLE = (
     ServiceUnavailableError,
     StaleConnectionError,
 )
-"""What a server that is away looks like, or one that has just come back."""
+"""Errors of a server that is down, or that has just come back."""
 RETRY_S = 1.0
 
 
 async def retry_while_down(call: Callable[[], Awaitable[ResultT]]) -> ResultT:
-    """The result of a call, made again for as long as the server is away."""
+    """The result of a call, repeated every second while the server is down."""
     while True:
         try:
             return await call()

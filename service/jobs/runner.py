@@ -1,7 +1,4 @@
-"""What a worker does with one job: work on it until it is done or somebody's word ends it, and what each end means.
-
-Knows neither the stages of the work (stages.py) nor the queue (queue.py); whose the job is, the hold knows (lease.py).
-"""
+"""Runs one job: its stages until they end or the job is cancelled, and what each kind of end means for the queue."""
 
 import asyncio
 import errno
@@ -26,15 +23,15 @@ from .store import JobStore
 log = structlog.get_logger(__name__)
 
 _UNPROVEN = {"failed", "cancelled"}
-"""Ends after which no version of the job may be live: a worker that was killed in the swap has not proved it."""
+"""Ends after which no version of the job may be live: a worker killed during the swap has not checked it."""
 HAND_BACK_S = 5.0
-"""How long a worker that ends tries to say that the job is to go on elsewhere."""
+"""How long a stopping worker tries to queue its job again."""
 
 
 class Ending(Enum):
-    """What is to become of a job's message in the queue.
+    """What happens to a job's message in the queue.
 
-    OVER: it goes. AGAIN: it comes again. LOST: it is another worker's to say. DROPPED: nobody can do anything with it.
+    OVER: it is acknowledged. AGAIN: it is delivered again. LOST: another worker has it. DROPPED: nobody can use it.
     """
 
     OVER = "over"
@@ -44,7 +41,7 @@ class Ending(Enum):
 
 
 class JobRunner:
-    """Does jobs, one at a time. worker: this worker's id; attempts: how often a job is begun with."""
+    """Runs jobs, one at a time. worker: this worker's id; attempts: how often a job is tried."""
 
     def __init__(self, nc: Client, store: JobStore, stages: Stages, worker: str, attempts: int) -> None:
         self._nc = nc
@@ -54,91 +51,91 @@ class JobRunner:
         self._attempts = attempts
 
     async def handle(self, request: FinetuneRequest) -> Ending:
-        """Do a job, or go on with it, until it is over or is to be begun again.
+        """Run a job, or continue it, until it has ended or must be tried again.
 
-        request: with its id and its model. Cancelled, it hands the job back.
+        request: with its id and its model. A cancellation of this task hands the job back to the queue.
         """
         assert request.id is not None
         try:
-            hold = await JobLease.begin(self._store, self._nc, request.id, self._worker, self._attempts)
+            lease = await JobLease.begin(self._store, self._nc, request.id, self._worker, self._attempts)
         except LeaseLost:
-            await self._over(request)
+            await self._clean_up(request)
             return Ending.OVER
-        log.info("job.began", job=request.id, model=hold.job.model, attempt=hold.job.attempt)
+        log.info("job.began", job=request.id, model=lease.job.model, attempt=lease.job.attempt)
         try:
-            async with hold.listening():
-                return await self._watched(hold, request)
+            async with lease.listening():
+                return await self._run(lease, request)
         except LeaseLost:
             log.warning("job.lost", job=request.id)
             return Ending.LOST
 
-    async def _watched(self, hold: JobLease, request: FinetuneRequest) -> Ending:
-        """Work on it until that is done, or somebody else's word ends it."""
-        work = asyncio.create_task(self._stages.work(hold, request), name=f"job.{hold.job.id}")
-        ended = asyncio.create_task(hold.ended.wait())
+    async def _run(self, lease: JobLease, request: FinetuneRequest) -> Ending:
+        """Run the stages until they end or the lease does."""
+        work = asyncio.create_task(self._stages.work(lease, request), name=f"job.{lease.job.id}")
+        ended = asyncio.create_task(lease.ended.wait())
         try:
             await asyncio.wait({work, ended}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             await stopped(work, ended)
-            await self._hand_back(hold)
+            await self._hand_back(lease)
             raise
         finished = work.done()
         await stopped(work, ended)
         if finished:
-            return await self._settle(hold, request, work)
-        if not hold.cancelled:
+            return await self._settle(lease, request, work)
+        if not lease.cancelled:
             raise LeaseLost
-        return await self._end(hold, state="cancelled", reason="cancelled on request", eta_s=None)
+        return await self._end(lease, state="cancelled", reason="cancelled on request", eta_s=None)
 
-    async def _settle(self, hold: JobLease, request: FinetuneRequest, work: "asyncio.Task[dict[str, Any]]") -> Ending:
-        """What the work, which has ended by itself, means for the job."""
+    async def _settle(self, lease: JobLease, request: FinetuneRequest, work: "asyncio.Task[dict[str, Any]]") -> Ending:
+        """End the job as its stages ended."""
         try:
-            return await self._end(hold, **work.result())
+            return await self._end(lease, **work.result())
         except LeaseLost:
             raise
         except PromotionRequested:
-            return await self._watched(hold, request)
+            return await self._run(lease, request)
         except (StepFailed, ModelError) as error:
-            return await self._end(hold, state="failed", reason=str(error), eta_s=None)
+            return await self._end(lease, state="failed", reason=str(error), eta_s=None)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                where = error.filename or str(self._stages.runs.folder(hold.job.id).path)
-                return await self._end(hold, state="failed", reason=str(DiskFull(str(where))), eta_s=None)
-            return await self._crashed(hold, error)
+                where = error.filename or str(self._stages.runs.folder(lease.job.id).path)
+                return await self._end(lease, state="failed", reason=str(DiskFull(str(where))), eta_s=None)
+            return await self._crashed(lease, error)
         except Exception as error:
-            return await self._crashed(hold, error)
+            return await self._crashed(lease, error)
 
-    async def _over(self, request: FinetuneRequest) -> None:
-        """Clear up after a job that ended without us: cancelled while nobody had it, or out of attempts."""
+    async def _clean_up(self, request: FinetuneRequest) -> None:
+        """After a job that ended without a worker: cancelled in the queue, or out of attempts."""
         assert request.id is not None
         assert request.model is not None
         job = await retry_while_down(functools.partial(self._store.get, request.id))
         if job is not None and job.state in _UNPROVEN:
-            await self._stages.swap.abandon(request.model, request.id)
+            await self._stages.rollout.abandon(request.model, request.id)
         await self._stages.runs.remove(request.id)
 
-    async def _end(self, hold: JobLease, **fields: Any) -> Ending:
+    async def _end(self, lease: JobLease, **fields: Any) -> Ending:
         if fields["state"] in _UNPROVEN:
-            await self._stages.swap.abandon(hold.job.model, hold.job.id)
-        await hold.update(**fields)
-        await self._stages.runs.remove(hold.job.id)
-        log.info("job.ended", job=hold.job.id, state=hold.job.state, reason=hold.job.reason)
+            await self._stages.rollout.abandon(lease.job.model, lease.job.id)
+        await lease.update(**fields)
+        await self._stages.runs.remove(lease.job.id)
+        log.info("job.ended", job=lease.job.id, state=lease.job.state, reason=lease.job.reason)
         return Ending.OVER
 
-    async def _crashed(self, hold: JobLease, error: Exception) -> Ending:
-        """Another attempt, if one is left."""
+    async def _crashed(self, lease: JobLease, error: Exception) -> Ending:
+        """Try again if an attempt is left."""
         foreseen = isinstance(error, StepCrashed)
-        log.error("job.crashed", job=hold.job.id, attempt=hold.job.attempt, exc_info=None if foreseen else error)
+        log.error("job.crashed", job=lease.job.id, attempt=lease.job.attempt, exc_info=None if foreseen else error)
         reason = str(error) if foreseen else f"it broke ({type(error).__name__}); the worker's log tells more"
-        if hold.job.attempt >= self._attempts:
-            ending = f"attempt {hold.job.attempt} of {self._attempts} ended so: {reason}"
-            return await self._end(hold, state="failed", reason=ending, eta_s=None)
-        await hold.hand_back(f"attempt {hold.job.attempt} ended so, another follows: {reason}", counted=True)
+        if lease.job.attempt >= self._attempts:
+            ending = f"attempt {lease.job.attempt} of {self._attempts} ended so: {reason}"
+            return await self._end(lease, state="failed", reason=ending, eta_s=None)
+        await lease.hand_back(f"attempt {lease.job.attempt} ended so, another follows: {reason}", counted=True)
         return Ending.AGAIN
 
-    async def _hand_back(self, hold: JobLease) -> None:
+    async def _hand_back(self, lease: JobLease) -> None:
         try:
             async with asyncio.timeout(HAND_BACK_S):
-                await hold.hand_back("its worker was stopped; another one goes on", counted=False)
+                await lease.hand_back("its worker was stopped; another one goes on", counted=False)
         except (LeaseLost, *TROUBLE) as error:
-            log.warning("job.not_handed_back", job=hold.job.id, error=repr(error))
+            log.warning("job.not_handed_back", job=lease.job.id, error=repr(error))

@@ -22,13 +22,12 @@ from nats.js.api import (
     StreamConfig,
 )
 from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
-from nats.js.kv import KeyValue
 
 from subjects import names
 
 from ..bus.errors import BusError
+from .bucket import NotSetUp
 from .objects import CHUNK_BYTES, MAX_CHUNKS
-from .store import NotSetUp
 
 CONSUMER = "workers"
 """The durable consumer that all workers pull jobs from."""
@@ -160,14 +159,6 @@ async def outdated(nc: Client, timeout_s: float = 30.0) -> list[str]:
     except (ServiceUnavailableError, NoRespondersError):
         raise NotSetUp from None
     return old
-
-
-async def jobs_bucket(nc: Client) -> KeyValue:
-    """The bucket of states and live versions. Raises NotSetUp."""
-    try:
-        return await nc.jetstream().key_value(names.JOBS_BUCKET)
-    except (NotFoundError, ServiceUnavailableError, NoRespondersError):
-        raise NotSetUp from None
 
 
 _Done: TypeAlias = Awaitable[list[str]]

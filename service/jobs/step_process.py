@@ -18,10 +18,9 @@ from typing import Literal, TypeAlias
 import structlog
 from pydantic import ValidationError
 
+from models.sandbox.child_process import environment
+from models.sandbox.limits import ProcessLimits
 from models.training.progress import Event, Failed, read_event
-
-from ..runtime.child_environment import child_environment
-from ..runtime.process_limits import ProcessLimits
 
 log = structlog.get_logger(__name__)
 
@@ -115,7 +114,7 @@ class Steps:
             *self.command,
             step,
             str(folder),
-            env=child_environment(**quiet),
+            env=environment(**quiet),
             start_new_session=True,
             stdin=DEVNULL,
             stdout=PIPE,

@@ -31,10 +31,11 @@ from subjects.finetune import FinetuneReply, FinetuneRequest, TrainingPair
 from subjects.jobs import Job
 
 from ..config import Settings
+from .bucket import NotSetUp
 from .objects import Objects
 from .retry import TROUBLE
 from .setup import MAX_JOBS, MAX_REQUESTED
-from .store import JobStore, NotSetUp
+from .store import JobStore
 
 log = structlog.get_logger(__name__)
 

@@ -1,7 +1,7 @@
-"""Jobs that wait for a message that is not in the queue are found, and end with a word of it.
+"""Ends jobs whose message is not in the queue.
 
-A worker may be killed between a job's key and its message, a message may never be confirmed, or be dropped as
-unreadable, and somebody may purge the queue. Knows nothing of what a job does.
+A worker may be killed between a job's key and its message, a message may not be confirmed or be dropped as unreadable,
+and somebody may purge the queue.
 """
 
 import asyncio
@@ -16,22 +16,24 @@ from subjects import names
 from subjects.errors import MLError
 from subjects.jobs import TERMINAL, Job
 
+from ..bus.jetstream import api_subject
 from ..runtime.background import going_on
+from .bucket import NotSetUp
 from .retry import TROUBLE
-from .store import JobStore, NotSetUp
+from .store import JobStore
 
 log = structlog.get_logger(__name__)
 
 EVERY_S = 60.0
 _ALL = 10**9
 LOST_AFTER = timedelta(minutes=5)
-"""Longer than a message is on its way, or another one with the same id."""
+"""Longer than it takes to send a message, or another one with the same id."""
 _ASK_S = 5.0
 REASON = "its message is not in the queue: the worker that took the request was cut off; ask again with another id"
 
 
 class Sweep:
-    """Ends jobs that are not over, and whose message is not in the queue. All times are the server's."""
+    """All times are the server's."""
 
     def __init__(self, nc: Client, store: JobStore, lost_after: timedelta = LOST_AFTER) -> None:
         self._nc = nc
@@ -39,7 +41,7 @@ class Sweep:
         self._lost_after = lost_after
 
     def running(self, every_s: float = EVERY_S) -> AbstractAsyncContextManager[None]:
-        """Sweeps now and then while the context is open; nothing that goes wrong ends it."""
+        """Sweeps at an interval while the context is open, whatever fails."""
         return going_on(lambda closing: self._run(closing, every_s), "jobs.sweep")
 
     async def once(self) -> None:
@@ -59,14 +61,14 @@ class Sweep:
                 log.exception("jobs.sweep_broke")
 
     async def _is_lost(self, job: Job) -> bool:
-        """Whether all messages of the queue are younger than what the job's key says. They are taken in order."""
+        """Whether all messages in the queue are younger than the job's key. Messages are taken in order."""
         written = await self._store.written_at(job.id)
         oldest = await self._oldest()
         return written is not None and written + self._lost_after < oldest
 
     async def _oldest(self) -> datetime:
-        """When the first message of the queue came; of an empty one the time now. nats-py reads neither."""
-        answer = await self._nc.request(f"$JS.API.STREAM.INFO.{names.JOBS_STREAM}", timeout=_ASK_S)
+        """When the queue's first message was stored; the present time if it is empty. nats-py reads neither."""
+        answer = await self._nc.request(api_subject(self._nc, f"STREAM.INFO.{names.JOBS_STREAM}"), timeout=_ASK_S)
         info = json.loads(answer.data)
         if "error" in info:
             raise NotSetUp
@@ -75,7 +77,7 @@ class Sweep:
 
 
 def _ended(now: Job, seen: Job) -> Job:
-    """Unless it went on meanwhile."""
+    """The failed job, unless it has changed meanwhile."""
     if now != seen:
         return now
     log.warning("job.lost_its_message", job=now.id, state=now.state)

@@ -1,6 +1,6 @@
-"""A job as it goes on, for whoever knows its id: how it stands, then each newer state of it, until it is over.
+"""The states of a job as they change, for callers that know its id.
 
-What workers publish of a job only says that there is something to look at: its key is what counts.
+An event only triggers a read of the job's key, which alone counts.
 """
 
 import asyncio
@@ -16,48 +16,48 @@ from subjects.jobs import TERMINAL, Job
 from .retry import retry_while_down
 from .store import JobStore, no_such_job
 
-LOOK_AGAIN_S = 10.0
-"""How soon it looks by itself where it hears nothing: an event is lost with a connection."""
+POLL_S = 10.0
+"""A job is also read without an event: one can be lost with the connection."""
 
 
 class Watch:
-    """Any number of watches, each with a subscription of its own."""
+    """Watches jobs, each with a subscription of its own."""
 
-    def __init__(self, nc: Client, store: JobStore, look_again_s: float = LOOK_AGAIN_S) -> None:
+    def __init__(self, nc: Client, store: JobStore, poll_s: float = POLL_S) -> None:
         self._nc = nc
         self._store = store
-        self._look_again_s = look_again_s
+        self._poll_s = poll_s
 
     async def states(self, job_id: str) -> AsyncGenerator[Job, None]:
-        """The states of a job, the last of them its end; of several at once the newest.
+        """The present state of a job, then each new one, until it ends. States in quick succession are skipped.
 
-        A server that goes away meanwhile is waited for. Raises NotFound, also once the job is forgotten, NotSetUp,
-        and for the first state what an absent server raises.
+        Waits for a server that goes down meanwhile. Raises NotFound, also once the job is forgotten, NotSetUp, and
+        for the first state what an absent server raises.
         """
-        news = asyncio.Event()
+        changed = asyncio.Event()
 
         async def on_event(event: Msg) -> None:
             if event.subject == names.job_event_subject(job_id):
-                news.set()
+                changed.set()
 
-        # To the events of all jobs: a server that is monitored shows subscriptions, and an id is a secret.
+        # To the events of all jobs: monitoring shows subscriptions, and an id is a secret.
         events = await self._nc.subscribe(names.job_event_subject("*"), cb=on_event)
         try:
-            job = await self._look(job_id)
+            job = await self._read(job_id)
             yield job
             while job.state not in TERMINAL:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._look_again_s):
-                        await news.wait()
-                news.clear()
-                seen, job = job, await retry_while_down(lambda: self._look(job_id))
+                    async with asyncio.timeout(self._poll_s):
+                        await changed.wait()
+                changed.clear()
+                seen, job = job, await retry_while_down(lambda: self._read(job_id))
                 if job != seen:
                     yield job
         finally:
             if not self._nc.is_closed:
                 await events.unsubscribe()
 
-    async def _look(self, job_id: str) -> Job:
+    async def _read(self, job_id: str) -> Job:
         job = await self._store.get(job_id)
         if job is None:
             raise no_such_job(job_id)

@@ -1,7 +1,4 @@
-"""The parts of fine-tuning, wired: what takes jobs, what does them, and what begins by itself at night.
-
-Beside app.py, which wires what serves. torch's part is imported when the first job needs it.
-"""
+"""Wires the parts of fine-tuning, as app.py wires those that serve. torch is imported when the first job needs it."""
 
 import functools
 from collections.abc import AsyncIterator
@@ -25,6 +22,7 @@ from ..handlers.promote import PromoteHandlers
 from ..residency.first_models import first_models
 from ..residency.manager import ModelManager
 from . import setup
+from .bucket import NotSetUp
 from .fleet.rollout import Rollout
 from .nightly import nightly
 from .promotion import Promotion
@@ -35,7 +33,7 @@ from .runs import Runs
 from .schedule import schedule_of
 from .stages import Stages
 from .step_process import Steps
-from .store import JobStore, NotSetUp
+from .store import JobStore
 from .submission import Submission
 from .sweep import Sweep
 from .watch import Watch
@@ -44,38 +42,34 @@ log = structlog.get_logger(__name__)
 
 
 async def set_up(server: EmbeddedServer) -> None:
-    """Make what fine-tuning needs on a server of our own. Raises BusError."""
+    """Create the streams and buckets on an embedded server. Raises BusError."""
     async with connected(server.settings("admin")) as admin:
         try:
             done = await setup.create(admin)
-        except NotSetUp as error:  # a configuration of the user's own, without JetStream
+        except NotSetUp as error:  # a user's own configuration without JetStream
             log.warning("jobs.not_set_up", reason=str(error))
         else:
             log.info("jobs.set_up", done=done)
 
 
 class Finetuning:
-    """worker: this worker's id. Raises BadSettings where the nightly run cannot be as it is set."""
+    """worker: this worker's id. Raises BadSettings for an impossible nightly run."""
 
-    def __init__(
-        self, nc: Client, nats: NatsSettings, residency: ModelManager, settings: Settings, worker: str
-    ) -> None:
+    def __init__(self, nc: Client, nats: NatsSettings, manager: ModelManager, settings: Settings, worker: str) -> None:
         self._nc = nc
         self._settings = settings
-        self._residency = residency
+        self._manager = manager
         self._worker = worker
         self._store = JobStore(nc)
-        self._schedule = schedule_of(settings, residency.catalogue, residency.defaults.get("embedding", ""))
-        self._submission = Submission(
-            nc, self._store, residency.catalogue, residency.defaults, settings, _check_trainable
-        )
+        self._schedule = schedule_of(settings, manager.catalogue, manager.defaults.get("embedding", ""))
+        self._submission = Submission(nc, self._store, manager.catalogue, manager.defaults, settings, _check_trainable)
         connect = functools.partial(connected, nats)
-        first = set(first_models(residency.catalogue, settings))
-        self.rollout = Rollout(nc, residency, connect, settings.checkpoints_dir, first=first)
+        first = set(first_models(manager.catalogue, settings))
+        self.rollout = Rollout(nc, manager, connect, settings.checkpoints_dir, first=first)
 
     def handlers(self) -> dict[str, Handler]:
-        """What answers requests for it, by subject."""
-        promotion = Promotion(self._store, self._residency.catalogue, self.rollout)
+        """Its handlers, by subject."""
+        promotion = Promotion(self._store, self._manager.catalogue, self.rollout)
         return {
             **FinetuneHandlers(self._submission, self._store, Watch(self._nc, self._store)).handlers(),
             **PromoteHandlers(promotion, self._worker).handlers(),
@@ -83,15 +77,15 @@ class Finetuning:
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
-        """Jobs are done while the context is open, where this worker is to do any; leaving hands one back."""
+        """Runs jobs while the context is open, if the settings enable it; leaving hands the present one back."""
         if not self._settings.finetune.enabled:
             yield
             return
         pruning = Pruning(self._settings, self._store, self.rollout.live, self.rollout.checkpoints)
-        pipeline = self._pipeline()
+        runner = self._make_runner()
 
         async def handle(request: FinetuneRequest) -> Ending:
-            ending = await pipeline.handle(request)
+            ending = await runner.handle(request)
             await pruning.run()
             return ending
 
@@ -101,18 +95,18 @@ class Finetuning:
             await stack.enter_async_context(nightly(self._schedule, self._submission, pruning.run))
             yield
 
-    def _pipeline(self) -> JobRunner:
-        settings, residency = self._settings, self._residency
+    def _make_runner(self) -> JobRunner:
+        settings, manager = self._settings, self._manager
         threads = settings.finetune.threads or settings.threads or _default_threads()
         runs = Runs(settings, self._nc, _training_bytes, threads)
         steps = Steps(threads)
         stages = Stages(
             self._store,
-            residency.catalogue,
+            manager.catalogue,
             settings.checkpoints_dir,
             runs,
             steps,
-            residency.reservations,
+            manager.reservations,
             self.rollout,
         )
         return JobRunner(self._nc, self._store, stages, self._worker, settings.finetune.attempts)

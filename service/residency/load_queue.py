@@ -18,7 +18,7 @@ from .loader import LoaderThreads, LoadOverrides, ModelLoader, StillRunning
 from .reservations import Loaded, MemoryReservations
 
 if TYPE_CHECKING:
-    from models.sandbox.probe import Unproved
+    from models.sandbox.probe import Probe
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +48,7 @@ class LoadRequest:
 class _NotProved(Exception):
     """A model has not been opened in a process of its own yet."""
 
-    unproved: "Unproved"
+    unproved: "Probe"
 
 
 class LoadQueue:
@@ -117,7 +117,7 @@ class LoadQueue:
         self._changed.set()
         return loaded
 
-    async def _prove(self, unproved: "Unproved") -> None:
+    async def _prove(self, unproved: "Probe") -> None:
         """Open a model in a process of its own, without the lock: that may take for ever."""
         try:
             await self._threads.run(self._loader.prove, unproved)

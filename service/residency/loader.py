@@ -26,7 +26,7 @@ from ..served_model import Model, facts_of
 
 if TYPE_CHECKING:
     from models.loading.loader import LoadOptions
-    from models.sandbox.probe import Unproved
+    from models.sandbox.probe import Probe
 
 ArgTs = TypeVarTuple("ArgTs")
 ResultT = TypeVar("ResultT")
@@ -75,7 +75,7 @@ class ModelLoader:
             hub.locate(spec, True, graph)
 
     def graph(self, spec: ModelSpec, options: "LoadOptions") -> GraphDtype | None:
-        """Which ONNX graph is loaded, None where torch runs the model. Raises DeviceUnavailable."""
+        """Which ONNX graph is loaded, None where torch runs the model. Raises ModelError."""
         from models.loading.loader import graph_dtype
 
         return graph_dtype(spec, options)
@@ -96,7 +96,7 @@ class ModelLoader:
             cache=LoadCache(settings.cache_dir),
         )
 
-    def unproved(self, spec: ModelSpec, options: "LoadOptions") -> "Unproved | None":
+    def unproved(self, spec: ModelSpec, options: "LoadOptions") -> "Probe | None":
         """What has to be opened in a process of its own before this is loaded; None if nothing. Raises ModelError."""
         from models.sandbox.probe import needed
 
@@ -107,18 +107,16 @@ class ModelLoader:
             raise error.with_traceback(None)
         return None
 
-    def prove(self, unproved: "Unproved") -> None:
+    def prove(self, unproved: "Probe") -> None:
         """Open it there. A refusal is remembered as long as this worker runs. Raises ModelError."""
-        from models.sandbox.probe import prove
-
         self.on_step(f"{unproved.spec.id}: opening the model in a process of its own, once")
         try:
-            prove(unproved, self._settings.memory.load_timeout_s)
+            unproved.run(self._settings.memory.load_timeout_s)
         except ModelError as error:
             self._verdicts[unproved.key] = error
             raise
         self._verdicts[unproved.key] = None
-        LoadCache(self._settings.cache_dir).keep_proved(unproved.key)
+        LoadCache(self._settings.cache_dir).keep_probed(unproved.key)
 
     def expected(self, spec: ModelSpec, options: "LoadOptions") -> tuple[str, int]:
         """Where a model will be loaded, and about how many bytes it will take there. Raises ModelError."""

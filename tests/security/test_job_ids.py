@@ -55,7 +55,7 @@ async def queueing(nats_url: str, tmp_path: Path, script: Script, events: Events
 @asynccontextmanager
 async def answering(worker: JobsWorker, watches: int = 10) -> AsyncIterator[tuple[Endpoint, Client]]:
     """An endpoint with the routes of jobs, which drains at the end, and a client of it."""
-    watch = Watch(worker.nc, worker.store, look_again_s=0.1)
+    watch = Watch(worker.nc, worker.store, poll_s=0.1)
     endpoint = Endpoint(
         nc=worker.nc,
         worker_id="w1",

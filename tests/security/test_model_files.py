@@ -31,7 +31,7 @@ def of(folder: Path, **fields: object) -> ModelSpec:
     return load_catalogue({"m": {"kind": "generation", "folder": str(folder), **fields}}).get("m")
 
 
-def needed(spec: ModelSpec, tmp_path: Path, folder: Path | None = None) -> probe.Unproved | None:
+def needed(spec: ModelSpec, tmp_path: Path, folder: Path | None = None) -> probe.Probe | None:
     return probe.needed(spec, LoadOptions("cpu", folder=folder, cache=LoadCache(tmp_path / "cache")))
 
 
@@ -95,17 +95,17 @@ def test_a_pipe_is_not_waited_for_by_whoever_asks_what_is_there(tmp_path: Path, 
 )
 def test_a_list_of_modules_reaches_no_other_code_of_the_library(tmp_path: Path, module: str) -> None:
     (tmp_path / "modules.json").write_text(json.dumps([{"path": "", "type": f"sentence_transformers.{module}"}]))
-    with pytest.raises(ModelUnavailable, match="none that is loaded here"):
+    with pytest.raises(ModelUnavailable, match="which is not loaded here"):
         module_folders(of(tmp_path, kind="embedding"), tmp_path)
 
 
 def test_more_layers_than_weights_are_counted_and_not_made(folder: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3_000_000}))
-    unproved = needed(of(folder), tmp_path)
-    assert unproved is not None
+    required = needed(of(folder), tmp_path)
+    assert required is not None
     with pytest.raises(ModelUnavailable, match="tells of 3000000 layers"):
-        probe.prove(unproved, 60)
+        required.run(60)
 
 
 def test_a_graph_that_goes_on_for_ever_is_given_up(tmp_path: Path) -> None:
@@ -123,18 +123,18 @@ def test_a_graph_that_goes_on_for_ever_is_given_up(tmp_path: Path) -> None:
     graph = helper.make_graph([loop], "endless", [ids], [result], [number, truth, zero])
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.save_model(made, folder / "onnx/model.onnx")
-    unproved = needed(of(folder, kind="embedding", served_by="onnx"), tmp_path)
-    assert unproved is not None
+    required = needed(of(folder, kind="embedding", served_by="onnx"), tmp_path)
+    assert required is not None
     with pytest.raises(ModelUnavailable, match="took longer than 4 s"):
-        probe.prove(unproved, 4)
+        required.run(4)
 
 
 def test_what_was_proved_is_not_opened_there_again_until_it_changes(folder: Path, tmp_path: Path) -> None:
     spec = of(folder)
-    unproved = needed(spec, tmp_path)
-    assert unproved is not None
-    probe.prove(unproved, 100)
-    LoadCache(tmp_path / "cache").keep_proved(unproved.key)
+    required = needed(spec, tmp_path)
+    assert required is not None
+    required.run(100)
+    LoadCache(tmp_path / "cache").keep_probed(required.key)
     assert needed(spec, tmp_path) is None
     (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
     assert needed(spec, tmp_path) is not None

@@ -23,11 +23,11 @@ from nats_server import NatsServer, plain_server
 from serve_jobs import Events, JobsWorker, answering, asked, jobs_worker, listening, set_up
 
 from models.catalogue import load_catalogue
+from models.sandbox.limits import ProcessLimits
 from models.training.progress import Event, Note
 from models.training.run import RunFolder, RunSpec
 from service.jobs.objects import MAX_CHUNKS
 from service.jobs.step_process import StepCrashed, StepFailed, Steps
-from service.runtime.process_limits import ProcessLimits
 from subjects import names
 
 LINES = b'{"anchor":"a","positive":"b"}\n' * 40

@@ -56,8 +56,8 @@ def test_a_process_that_was_killed_is_followed_by_another() -> None:
     messages = [{"role": "user", "content": "é\ud800"}]
     expected = one.render(messages=messages)
     assert one._child is not None
-    os.kill(one._child._process.pid, 9)
-    one._child._process.wait()
+    os.kill(one._child.process.pid, 9)
+    one._child.process.wait()
     with pytest.raises(RenderFailed, match="its process ended"):
         one.render(messages=messages)
     assert one.render(messages=messages) == expected

@@ -142,7 +142,7 @@ class Fleet:
                 started.manager,
                 lambda: connected(settings),
                 data_dir / "checkpoints",
-                patience_s=patience_s,
+                swap_timeout_s=patience_s,
                 live=LiveVersions(nc),
             )
             member = Member(started, loader, data_dir, rollout)

@@ -20,7 +20,8 @@ from service.bus.credentials import inbox_prefix
 from service.bus.embedded import EmbeddedSettings, embedded_server
 from service.bus.settings import NatsSettings
 from service.jobs import setup
-from service.jobs.store import JobStore, NotSetUp
+from service.jobs.bucket import NotSetUp
+from service.jobs.store import JobStore
 from subjects import names
 
 MLBUS = str(Path(sys.executable).with_name("mlbus"))

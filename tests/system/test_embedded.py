@@ -288,7 +288,7 @@ class TestDiskFull:
         self, settings: EmbeddedSettings, monkeypatch: pytest.MonkeyPatch, journal: Journal
     ) -> None:
         """What a process may write into one file stands for the space on the disk, for the server as for us."""
-        monkeypatch.setattr(supervisor, "ROOM_EVERY_S", 0.01)
+        monkeypatch.setattr(supervisor, "SPACE_CHECK_S", 0.01)
         enough = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, enough[1]))
         try:

@@ -11,7 +11,8 @@ from fake_steps import Script, holding
 from nats.js import JetStreamContext
 from serve_jobs import Events, JobsWorker, jobs_worker, listening, set_up
 
-from service.jobs.store import JobStore, NotSetUp
+from service.jobs.bucket import NotSetUp
+from service.jobs.store import JobStore
 from service.jobs.sweep import REASON, Sweep
 from subjects import names
 from subjects.errors import Unavailable

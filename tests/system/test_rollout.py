@@ -227,7 +227,7 @@ class TestGoLive:
         await trainer.rollout.go_live(MODEL, first, "job-1")
         version = trainer.make("better", day=1)
         weak.loader.fails[version[-12:]] = ModelUnavailable(MODEL, "no room on the device")
-        trainer.rollout._patience_s = 4.0
+        trainer.rollout._swap_timeout_s = 4.0
         (note,) = await trainer.rollout.go_live(MODEL, version, "job-2")
         assert note.startswith("1 of 3 workers still serve another version: ")
         assert [member.serves for member in fleet.members] == [version[-12:], first[-12:], version[-12:]]
@@ -239,7 +239,7 @@ class TestGoLive:
         version = trainer.make("better")
         for member in fleet.members:
             member.loader.fails[version[-12:]] = ModelUnavailable(MODEL, "no room on the device")
-        trainer.rollout._patience_s = 1.0
+        trainer.rollout._swap_timeout_s = 1.0
         with pytest.raises(RolledBack, match=f"0 of 6 answers came within 2 s; version {BASE12}-fp32 answered"):
             await trainer.rollout.go_live(MODEL, version, "job-1")
 

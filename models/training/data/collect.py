@@ -126,13 +126,13 @@ def _near_by_the_model(links: list[PairSource], spec: RunSpec) -> list[PairSourc
         return links
     from ...loading.device import configure_threads, memory_errors, pick_device
     from ...loading.loader import LoadOptions, load
-    from ...sandbox.memory_limit import memory_ceiling
+    from ...sandbox.limits import memory_limit
     from .negatives import with_negatives
 
     configure_threads(spec.threads)
     device = pick_device(spec.device).type
     encoder = load(spec.entry, LoadOptions(spec.device, folder=spec.base, threads=spec.threads))
-    with memory_errors(device), memory_ceiling(spec.memory_bytes if device == "cpu" else None):
+    with memory_errors(device), memory_limit(spec.memory_bytes if device == "cpu" else None):
         return with_negatives(links, spec.options.hard_negatives, spec.options.seed, encoder)
 
 

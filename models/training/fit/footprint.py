@@ -50,7 +50,7 @@ def check_trainable(entry: ModelSpec, base: Path) -> None:
 def training_bytes(entry: ModelSpec, base: Path, options: TrainingOptions) -> tuple[str, int]:
     """The device on which a model would be trained, and about how many bytes that takes there.
 
-    Raises CannotTrain, DeviceUnavailable.
+    Raises CannotTrain, ModelError.
     """
     check_trainable(entry, base)
     method = choose_method(entry, base, options, "auto")

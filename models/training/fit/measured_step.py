@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ...sandbox.memory_limit import resident_bytes
+from ...sandbox.limits import resident_bytes
 from .batches import Example
 
 MARGIN = 1.25

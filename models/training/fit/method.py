@@ -41,7 +41,7 @@ class Method:
 
 
 def choose_method(entry: ModelSpec, base: Path, options: TrainingOptions, device: DeviceName) -> Method:
-    """Raises ModelUnavailable, DeviceUnavailable."""
+    """Raises ModelError."""
     where = pick_device(device)
     large = sum(math.prod(shape) for _, shape in stored_tensors(entry, base)) > LARGE
     lora = options.method == "lora" or (options.method == "auto" and large)

@@ -19,7 +19,7 @@ from ...errors import OutOfDeviceMemory
 from ...loading.device import configure_threads, memory_errors
 from ...loading.memory import device_memory, give_back
 from ...loading.quiet import quiet
-from ...sandbox.memory_limit import begin_again, memory_ceiling, resident_bytes
+from ...sandbox.limits import begin_again, memory_limit, resident_bytes
 from ...weights.durable import clear_leftovers, discard, publish_folder, temporary_name, write_durably
 from ...weights.versions import RECORD, TrainingRecord, record_of
 from ..data.dataset import read_pairs
@@ -47,7 +47,7 @@ OF_WHAT_IS_FREE = 0.9
 def train(run: RunFolder, say: Callable[[Event], None]) -> None:
     """Train as `run.json` says, on `run.data`, and leave `run.candidate`; where that is there, only say so.
 
-    Raises CannotTrain, NoPairs, Diverged, MalformedPair, ModelUnavailable, DeviceUnavailable, OSError.
+    Raises CannotTrain, NoPairs, Diverged, MalformedPair, ModelError, OSError.
     """
     clear_leftovers(run.path)
     record = record_of(run.candidate)
@@ -89,7 +89,7 @@ class _Training:
             ceiling = self._spec.memory_bytes or int(device_memory("cpu")[0] * OF_WHAT_IS_FREE)
         while True:
             try:
-                with memory_errors(str(self._method.device)), memory_ceiling(ceiling):
+                with memory_errors(str(self._method.device)), memory_limit(ceiling):
                     return self._fitted(rows)
             except OutOfDeviceMemory as error:
                 if rows == 1:

@@ -38,7 +38,7 @@ def verify(run: RunFolder, say: Callable[[Event], None]) -> None:
     """Examine `run.candidate` beside the live weights, write its report and say the verdict; or say it again.
 
     Raises ModelUnavailable where there is no candidate or the live weights cannot be loaded, MalformedPair,
-    DeviceUnavailable, OutOfDeviceMemory, OSError.
+    ModelError, OutOfDeviceMemory, OSError.
     """
     report = read_report(run.report)
     if report is None:

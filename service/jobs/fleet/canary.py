@@ -1,7 +1,4 @@
-"""The live round after a swap: texts sent over the bus, as any client would, must come back as the candidate's vectors.
-
-Owns what is asked and what counts as the same. Knows nothing of versions' folders or of how workers swap.
-"""
+"""The canary check after a swap: texts embedded over the bus, as a client would, must give the candidate's vectors."""
 
 import asyncio
 from contextlib import suppress
@@ -20,7 +17,7 @@ from subjects.errors import DeadlinePassed, MLError
 from ...endpoint.reply_subject import WORKERS_INBOX
 
 ROUND_S = 120.0
-"""How long all of it may take, a server that is away for a moment included."""
+"""The time for all replies; it includes a server that is away for a moment."""
 REPLY_S = 30.0
 RETRY_S = 0.5
 MIN_COSINE = 0.999
@@ -28,7 +25,7 @@ MIN_COSINE = 0.999
 
 @dataclass(eq=False)
 class Mismatch(Exception):
-    """The bus does not give what the candidate gave; `reason` is a clause."""
+    """The replies are not what the candidate gave; `reason` is a clause."""
 
     reason: str
 
@@ -38,9 +35,9 @@ class Mismatch(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CanaryCheck:
-    """texts (N) and their vectors (N, D) float32. weights: what `version` in replies must begin with.
+    """texts (N) and their vectors (N, D) float32. weights: the prefix that `version` in the replies must have.
 
-    min_cosine: of each pair of rows.
+    min_cosine: between each reply's row and the expected row.
     """
 
     model: str
@@ -49,17 +46,17 @@ class CanaryCheck:
     expected: Vectors
     min_cosine: float = MIN_COSINE
 
-    async def ask(self, nc: Client, replies: int) -> None:
-        """Have so many answers match. One in another version does not count: that worker may still come to this one.
+    async def run(self, nc: Client, replies: int) -> None:
+        """Ask until `replies` replies match. A reply in another version is ignored: that worker may still swap.
 
-        Raises Mismatch, also where not enough answers come.
+        Raises Mismatch for a reply that differs, and if not enough replies come in time.
         """
         matched = 0
         last: str | None = None
         with suppress(TimeoutError):
             async with asyncio.timeout(ROUND_S) as timer:
                 while matched < replies and not timer.expired():  # nats-py swallows a cancellation at times
-                    last = await self._once(nc)
+                    last = await self._ask_once(nc)
                     if last is None:
                         matched += 1
                     else:
@@ -67,10 +64,10 @@ class CanaryCheck:
         if matched < replies:
             raise Mismatch(f"{matched} of {replies} answers came within {ROUND_S:.0f} s; {last}")
 
-    async def _once(self, nc: Client) -> str | None:
-        """Ask once -> None where the answer matches, else why it does not count."""
+    async def _ask_once(self, nc: Client) -> str | None:
+        """None for a reply that matches, else why it does not count."""
         try:
-            reply = await self._reply(nc)
+            reply = await self._ask(nc)
         except DeadlinePassed as error:  # the server may have been away
             return str(error)
         except MLError as error:
@@ -82,7 +79,7 @@ class CanaryCheck:
             return None
         return f"version {reply.version} answered, not {self.weights}"
 
-    async def _reply(self, nc: Client) -> EmbedBatchReply:
+    async def _ask(self, nc: Client) -> EmbedBatchReply:
         caller = Caller(nc, REPLY_S, retries=0, below=WORKERS_INBOX)
         try:
             return await caller.ask(routes.EMBED_BATCH, {"model": self.model, "texts": self.texts}, None)
@@ -94,5 +91,5 @@ class CanaryCheck:
         if found.shape != self.expected.shape:
             raise Mismatch(f"vectors of shape {found.shape} came back, not {self.expected.shape}")
         worst = float(np.min(cosine_rows(found, self.expected)))
-        if not worst >= self.min_cosine:  # also where it is not a number
+        if not worst >= self.min_cosine:  # also for NaN
             raise Mismatch(f"vectors came back with a cosine of {worst:.4f} to the candidate's own")

@@ -1,7 +1,4 @@
-"""Fine-tuned versions in the object bucket ml_checkpoints: sent from one worker's disk, fetched to the others'.
-
-Owns the objects `<model>/<version>`, each an archive of a version's folder. Knows nothing of which version is live.
-"""
+"""Fine-tuned versions in the object bucket ml_checkpoints: objects `<model>/<version>`, archives of version folders."""
 
 import asyncio
 import base64
@@ -25,8 +22,7 @@ from models.weights.durable import temporary_name
 from models.weights.versions import version_folder, versions
 from subjects import names
 
-from ..pruning import Archived
-from ..store import NotSetUp
+from ..bucket import NotSetUp
 
 log = structlog.get_logger(__name__)
 
@@ -34,16 +30,16 @@ STREAM = f"OBJ_{names.CHECKPOINTS_BUCKET}"
 _CHUNKS = f"$O.{names.CHECKPOINTS_BUCKET}.C."
 _DIGEST = "SHA-256="
 _STORE_FULL = 10077
-PATIENCE_S = 60.0
+TRANSFER_S = 60.0
 SLOWEST_BYTES_PER_S = 2 * 2**20
-"""A transfer may take PATIENCE_S and as long as it takes at this rate; then the server is as good as away."""
+"""A transfer may take TRANSFER_S plus its size at this rate."""
 ABANDONED_AFTER = timedelta(hours=6)
-"""Longer than any transfer takes: pieces of an object without a name are then a dead worker's."""
+"""Longer than any transfer takes: chunks without metadata are then leftovers of a killed worker."""
 
 
 @dataclass(eq=False)
 class BucketFull(ModelError):
-    """There is no room for another version in the object bucket."""
+    """The object bucket cannot take another version."""
 
     model: str
     version: str
@@ -55,17 +51,26 @@ class BucketFull(ModelError):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """A version in the object bucket. at: when it was put there."""
+
+    model: str
+    version: str
+    at: datetime
+
+
 class Checkpoints:
-    """connect: opens a connection for a transfer, so that requests never wait behind one. folder: of all versions."""
+    """connect: opens a connection for a transfer, so that requests never wait for one. folder: of all versions."""
 
     def __init__(self, connect: Callable[[], AbstractAsyncContextManager[Client]], folder: Path) -> None:
         self._connect = connect
         self.folder = folder
 
     async def publish(self, model: str, version: str) -> str:
-        """Send a version of this machine, where it is not there already -> the SHA-256 of its archive, in hexadecimal.
+        """Send a version of this machine unless it is in the bucket -> the SHA-256 of its archive, in hexadecimal.
 
-        Its name appears once all of it is there. Raises UnknownVersion, BadArchive, BucketFull, NotSetUp, OSError.
+        Its name appears once the archive is complete. Raises UnknownVersion, BadArchive, BucketFull, NotSetUp, OSError.
         """
         folder = version_folder(self.folder, model, version)
         if folder is None:
@@ -83,10 +88,9 @@ class Checkpoints:
         return sha256
 
     async def fetch(self, model: str, version: str, sha256: str | None) -> Path:
-        """Get a version that is not on this machine -> its folder, which appears once it is whole and proven.
+        """Fetch a version unless it is on this machine -> its folder, which appears once it is complete and verified.
 
-        sha256: what its archive must have; None: there is none to be had. Raises UnknownVersion, BadArchive, NotSetUp,
-        OSError.
+        sha256: of its archive; None if it has none. Raises UnknownVersion, BadArchive, NotSetUp, OSError.
         """
         folder = self.folder / model / version
         if version in await asyncio.to_thread(versions, self.folder, model):
@@ -106,17 +110,17 @@ class Checkpoints:
         return folder
 
     async def sha256(self, model: str, version: str) -> str | None:
-        """Of the archive of a version, in hexadecimal; None where it was not sent. Raises NotSetUp."""
+        """Of a version's archive, in hexadecimal; None if it is not in the bucket. Raises NotSetUp."""
         async with self._bucket() as (_, bucket):
             return await _sha256(bucket, _name(model, version))
 
     async def list(self) -> Sequence[Archived]:
-        """All versions that were sent. Raises NotSetUp."""
+        """All versions in the bucket. Raises NotSetUp."""
         async with self._bucket() as (_, bucket):
             return [_archived(info) for info in await _objects(bucket) if "/" in info.name]
 
     async def remove(self, model: str, version: str) -> None:
-        """Let a version's archive go; nothing there is no error. Raises NotSetUp."""
+        """Remove a version's archive, if there is one. Raises NotSetUp."""
         async with self._bucket() as (_, bucket):
             with suppress(ObjectNotFoundError):
                 await bucket.delete(_name(model, version))
@@ -126,14 +130,14 @@ class Checkpoints:
             try:
                 info = await bucket.get_info(_name(model, version))
                 with await asyncio.to_thread(archive.open, "wb") as file:
-                    async with asyncio.timeout(_patience_s(info.size or 0)):
+                    async with asyncio.timeout(_transfer_s(info.size or 0)):
                         await bucket.get(_name(model, version), writeinto=file)
             except NotFoundError:
                 raise UnknownVersion(model, version, versions(self.folder, model)) from None
 
     @asynccontextmanager
     async def _bucket(self) -> AsyncIterator[tuple[Client, ObjectStore]]:
-        """With a connection of its own: closing it also ends what nats-py leaves behind of a get that is cut off."""
+        """On its own connection: closing it also ends what nats-py leaves running after a cancelled get."""
         async with self._connect() as nc:
             try:
                 bucket = await nc.jetstream().object_store(names.CHECKPOINTS_BUCKET)
@@ -145,7 +149,7 @@ class Checkpoints:
 async def _put(bucket: ObjectStore, archive: Path, model: str, version: str) -> None:
     size_bytes = (await asyncio.to_thread(archive.stat)).st_size
     try:
-        async with asyncio.timeout(_patience_s(size_bytes)):
+        async with asyncio.timeout(_transfer_s(size_bytes)):
             with await asyncio.to_thread(archive.open, "rb") as file:
                 await bucket.put(_name(model, version), file)
     except APIError as error:
@@ -155,12 +159,12 @@ async def _put(bucket: ObjectStore, archive: Path, model: str, version: str) -> 
 
 
 async def _clear_abandoned(nc: Client, bucket: ObjectStore) -> None:
-    """Remove the pieces of objects that never got their name, as a worker leaves them that is killed."""
+    """Remove chunks of objects that never got their metadata, which a killed worker leaves."""
     js = nc.jetstream()
     state: Any = (await js.stream_info(STREAM, subjects_filter=f"{_CHUNKS}>")).state
     named = {_CHUNKS + str(info.nuid) for info in await _objects(bucket)}
     for subject in set(state.subjects or {}) - named:
-        with suppress(NotFoundError):  # another worker clears the same
+        with suppress(NotFoundError):  # another worker was faster
             sent_at = (await js.get_last_msg(STREAM, subject)).time
             if sent_at is not None and datetime.now(UTC) - sent_at > ABANDONED_AFTER:
                 await js.purge_stream(STREAM, subject=subject)
@@ -169,7 +173,7 @@ async def _clear_abandoned(nc: Client, bucket: ObjectStore) -> None:
 
 async def _objects(bucket: ObjectStore) -> Sequence[ObjectInfo]:
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TRANSFER_S):
             return [info for info in await bucket.list(ignore_deletes=True) if not info.deleted]
     except NotFoundError:
         return []
@@ -188,8 +192,8 @@ def _archived(info: ObjectInfo) -> Archived:
     return Archived(model, version, datetime.fromisoformat(str(info.mtime)).astimezone(UTC))
 
 
-def _patience_s(size_bytes: int) -> float:
-    return PATIENCE_S + size_bytes / SLOWEST_BYTES_PER_S
+def _transfer_s(size_bytes: int) -> float:
+    return TRANSFER_S + size_bytes / SLOWEST_BYTES_PER_S
 
 
 def _name(model: str, version: str) -> str:

@@ -1,35 +1,31 @@
-"""Which version of each model is live in the whole fleet: the keys `live.<model>` of the bucket ml_jobs.
-
-Owns how they are read, changed by compare-and-set, and watched. Knows nothing of weights or of what a worker does.
-"""
+"""Which version of each model is live in the whole fleet: the keys `live.<model>` of the bucket ml_jobs."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
+from datetime import UTC, datetime
 
 import structlog
 from nats.aio.client import Client
-from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KV_DEL, KV_PURGE, KeyValue
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from ..entries import entries
+from models.weights.versions import BASE
+
+from ..bucket import NotSetUp, compare_and_set, jobs_bucket, read_entries, read_entry
 from ..retry import TROUBLE
-from ..setup import jobs_bucket
-from ..store import NotSetUp
 
 log = structlog.get_logger(__name__)
 
 _PREFIX = "live."
-_TRIES = 50
 MOST_SERVED = 100
-"""How many of the versions that were live are remembered."""
+"""How many earlier live versions are remembered."""
 
 
 class LiveVersion(BaseModel):
-    """A version, and what proves it: weights_sha256 as its record has it, archive_sha256 of its object's bytes.
+    """A version and its digests: weights_sha256 as in its training record, archive_sha256 of its object's bytes.
 
-    Both are None for `base`, which every worker has by itself.
+    Both are None for `base`, which every worker has.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -40,9 +36,10 @@ class LiveVersion(BaseModel):
 
 
 class Live(LiveVersion):
-    """The live version of a model. previous: what to go back to; earlier: what that one went back to when it was live.
+    """The live version of a model.
 
-    job: the one that made it live, if one did. served: the names of all that were live, this one first.
+    previous: the version to go back to. earlier: what `previous` in turn would go back to. job: the job that made this
+    version live, if one did. served: all versions that were ever live, this one first.
     """
 
     previous: LiveVersion | None = None
@@ -51,11 +48,41 @@ class Live(LiveVersion):
     at: AwareDatetime
     job: str | None = None
 
+    def replaced_by(self, version: LiveVersion, at: datetime, job: str | None) -> "Live":
+        """The state after another version has gone live. The same version only changes hands, to another job."""
+        if version.version == self.version:
+            return self if job is None else self.model_copy(update={"at": at, "job": job})
+        return successor(self.plain(), version, at, job, self.previous, self.served)
+
+    def undone(self) -> "Live":
+        """The state before this version went live."""
+        before = self.previous or LiveVersion(version=BASE)
+        served = tuple(version for version in self.served if version != self.version)
+        return Live(**before.model_dump(), previous=self.earlier, at=datetime.now(UTC), served=served)
+
+    def plain(self) -> LiveVersion:
+        """The version and its digests alone."""
+        return LiveVersion.model_validate(self.model_dump(include=set(LiveVersion.model_fields)))
+
+
+def successor(
+    previous: LiveVersion,
+    version: LiveVersion,
+    at: datetime,
+    job: str | None,
+    earlier: LiveVersion | None = None,
+    served: tuple[str, ...] = (),
+) -> Live:
+    """The state in which a version is live and `previous` was before it."""
+    names = tuple(dict.fromkeys((version.version, previous.version, *served)))
+    return Live(**version.model_dump(), previous=previous, earlier=earlier, at=at, job=job, served=names[:MOST_SERVED])
+
 
 class LiveVersions:
-    """tick_s: how soon a watch sees that the connection was lost; renew_s: how long it trusts itself otherwise.
+    """Reads, changes and watches the live versions.
 
-    setup_s: how often it looks whether the bucket has been made by now.
+    tick_s: how soon a watch notices a lost connection. renew_s: how long a watch is used before it is renewed anyway.
+    setup_s: how often a missing bucket is looked for.
     """
 
     def __init__(self, nc: Client, tick_s: float = 5.0, renew_s: float = 300.0, setup_s: float = 30.0) -> None:
@@ -65,60 +92,55 @@ class LiveVersions:
         self._setup_s = setup_s
 
     async def get(self, model: str) -> Live | None:
-        """The live version; None where none was ever set. Raises NotSetUp."""
-        entry = await _entry(await jobs_bucket(self._nc), model)
-        return _read(entry) if entry else None
+        """The live version; None if none was ever set. Raises NotSetUp."""
+        return _read(await read_entry(await jobs_bucket(self._nc), _PREFIX + model))
 
     async def change(self, model: str, changing: Callable[[Live | None], Live | None]) -> Live | None:
-        """Set what a function makes of the live version -> what then is live.
+        """Replace the live version by what `changing` makes of it -> the live version then.
 
-        The function is called again where somebody else was faster; nothing is written where it changes nothing.
-        Raises NotSetUp.
+        changing: is called again if somebody else changed it in between; nothing is written if it returns None or the
+        same. Raises NotSetUp, and what `changing` raises.
         """
-        bucket = await jobs_bucket(self._nc)
-        for _ in range(_TRIES):
-            entry = await _entry(bucket, model)
-            before = _read(entry) if entry else None
+        live: Live | None = None
+
+        def changed(entry: KeyValue.Entry | None) -> bytes | None:
+            nonlocal live
+            before = live = _read(entry)
             after = changing(before)
             if after is None or after == before:
-                return before
-            value = after.model_dump_json().encode()
-            try:
-                if entry is None:
-                    await bucket.create(_PREFIX + model, value)
-                else:
-                    await bucket.update(_PREFIX + model, value, last=entry.revision)
-            except KeyWrongLastSequenceError:
-                continue
-            return after
-        raise RuntimeError(f"the live version of {model!r} was changed by others {_TRIES} times in a row")
+                return None
+            live = after
+            return after.model_dump_json().encode()
+
+        await compare_and_set(await jobs_bucket(self._nc), _PREFIX + model, changed)
+        return live
 
     async def all(self) -> dict[str, Live]:
         """The live version of every model that has one. Raises NotSetUp."""
-        found = await entries(self._nc.jetstream(), await jobs_bucket(self._nc), _PREFIX)
+        found = await read_entries(self._nc.jetstream(), await jobs_bucket(self._nc), _PREFIX)
         return {_model(entry): live for entry in found if (live := _read(entry))}
 
     async def watch(self) -> AsyncGenerator[tuple[str, Live], None]:
-        """Every live version as it is now, and each as it changes, without end; some come more than once.
+        """Every live version, then each change, without end; some are reported twice.
 
-        A watch may die without a word when the server restarts: it is made anew after each reconnect, and now and then.
+        A watch can die silently when the server restarts, so it is renewed after each reconnect and from time to time.
         """
-        told = False
+        warned = False
         while True:
             try:
                 async with aclosing(self._watch_once()) as changes:
                     async for change in changes:
-                        told = False
+                        warned = False
                         yield change
             except NotSetUp as error:
-                if not told:
+                if not warned:
                     log.info("live_versions.not_set_up", reason=str(error))
-                told = True
+                warned = True
                 await asyncio.sleep(self._setup_s)
             except TROUBLE as error:
-                if not told:
+                if not warned:
                     log.warning("live_versions.server_away", error=repr(error))
-                told = True
+                warned = True
                 await asyncio.sleep(self._tick_s)
 
     async def _watch_once(self) -> AsyncGenerator[tuple[str, Live], None]:
@@ -131,27 +153,20 @@ class LiveVersions:
                     entry = await watcher.updates(timeout=self._tick_s)  # type: ignore[no-untyped-call]
                 except TimeoutError:
                     continue
-                if entry is not None and (live := _read(entry)):
+                if live := _read(entry):
                     yield _model(entry), live
         finally:
             with suppress(*TROUBLE):
                 await watcher.stop()  # type: ignore[no-untyped-call]
 
 
-async def _entry(bucket: KeyValue, model: str) -> KeyValue.Entry | None:
-    try:
-        return await bucket.get(_PREFIX + model)
-    except KeyNotFoundError:
-        return None
-
-
 def _model(entry: KeyValue.Entry) -> str:
     return str(entry.key).removeprefix(_PREFIX)
 
 
-def _read(entry: KeyValue.Entry) -> Live | None:
-    """None for one that was deleted, or that is not ours to understand."""
-    if entry.operation in (KV_DEL, KV_PURGE):
+def _read(entry: KeyValue.Entry | None) -> Live | None:
+    """None for no entry, a deleted one, and one that cannot be read."""
+    if entry is None or entry.operation in (KV_DEL, KV_PURGE):
         return None
     try:
         return Live.model_validate_json(entry.value or b"")

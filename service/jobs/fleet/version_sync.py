@@ -1,7 +1,4 @@
-"""A worker follows what is live in the fleet: fetches a version, has it be the live one here, and swaps.
-
-Owns which version this worker has come to. Who says what is live, and why, is the rollout's (rollout.py).
-"""
+"""A worker follows the fleet's live versions: it fetches a version, makes it the live one on disk, and swaps."""
 
 import asyncio
 from collections import defaultdict
@@ -18,8 +15,8 @@ from subjects.errors import MLError
 from ...bus.errors import BusError
 from ...residency.manager import ModelManager
 from ...runtime.background import stopped
+from ..bucket import NotSetUp
 from ..retry import TROUBLE
-from ..store import NotSetUp
 from .checkpoints import Checkpoints
 from .live import Live, LiveVersions
 
@@ -30,34 +27,34 @@ FORESEEN = (ModelError, MLError, BusError, NatsError, OSError, TimeoutError)
 
 
 class VersionSync:
-    """first: the models whose versions the start waits for; None: all. Others come while the worker serves.
+    """first: the models whose versions the start waits for, None for all; the rest follow while the worker serves.
 
-    retry_s: how long after a failure a version is tried again, if it is still the live one; then twice that.
+    retry_s: the pause after a failure; it doubles with each further failure, up to an hour.
     """
 
     def __init__(
         self,
         live: LiveVersions,
         checkpoints: Checkpoints,
-        residency: ModelManager,
+        manager: ModelManager,
         first: Collection[str] | None = None,
         retry_s: float = RETRY_S,
     ) -> None:
-        self._first = first
         self._live = live
         self._checkpoints = checkpoints
-        self._residency = residency
+        self._manager = manager
+        self._first = first
         self._retry_s = retry_s
         self._wanted: dict[str, Live] = {}
         self._behind: set[str] = set()
         self._failures = 0
-        self._came = asyncio.Event()
+        self._changed = asyncio.Event()
         self._serves: dict[str, str] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["VersionSync"]:
-        """On entry what is live in the fleet is live here too, if it is to be had; inside, so is what comes."""
+        """On entry the fleet's live versions are taken over if they can be had; inside, changes are followed."""
         await self._catch_up()
         tasks = [
             asyncio.create_task(self._listen(), name="live_versions.watch"),
@@ -69,15 +66,15 @@ class VersionSync:
             await stopped(*tasks)
 
     def serves(self, model: str) -> str | None:
-        """The version that this worker has come to; None where it followed nobody."""
+        """The version that this worker has swapped to; None if it did not follow the fleet."""
         return self._serves.get(model)
 
-    def strayed(self, model: str) -> None:
-        """Note that the worker serves something else than what is live, as was asked of it alone."""
+    def note_other_version(self, model: str) -> None:
+        """Note that this worker was asked to serve another version than the live one."""
         self._serves.pop(model, None)
 
-    async def come_to(self, model: str, live: Live) -> None:
-        """Have a version be the live one here; the old one goes on serving where that fails, and all is as it was.
+    async def swap_to(self, model: str, live: Live) -> None:
+        """Make a version live on this machine and serve it. After a failure everything is as before.
 
         Raises UnknownVersion, BadArchive, what loading raises, NotSetUp, OSError, and what an absent server raises.
         """
@@ -91,7 +88,7 @@ class VersionSync:
             previous = live.previous.version if live.previous else None
             await asyncio.to_thread(make_live, *where, live.version, previous)
             try:
-                swapped = await self._residency.refresh(model)
+                swapped = await self._manager.refresh(model)
             except Exception:
                 await asyncio.to_thread(make_live, *where, *before)
                 raise
@@ -102,7 +99,7 @@ class VersionSync:
         try:
             found = await self._live.all()
         except NotSetUp:
-            return  # the watch says so
+            return  # the watch logs it
         except TROUBLE as error:
             log.warning("live_versions.server_away", error=repr(error))
             return
@@ -110,41 +107,41 @@ class VersionSync:
             self._want(model, live)
         await self._try_all(self._first)
         if self._behind and not self._failures:
-            self._came.set()
+            self._changed.set()
 
     async def _listen(self) -> None:
         async for model, live in self._live.watch():
             self._want(model, live)
 
     def _want(self, model: str, live: Live) -> None:
-        """A watch tells some things twice."""
-        if model in self._residency.catalogue.specs and live != self._wanted.get(model):
+        """Ignores what a watch reports twice."""
+        if model in self._manager.catalogue.specs and live != self._wanted.get(model):
             self._wanted[model] = live
             self._behind.add(model)
             self._failures = 0
-            self._came.set()
+            self._changed.set()
 
     async def _keep_up(self) -> None:
         while True:
             try:
                 async with asyncio.timeout(self._wait_s()):
-                    await self._came.wait()
+                    await self._changed.wait()
             except TimeoutError:
                 log.info("version.tried_again", models=sorted(self._behind))
             await self._try_all()
 
     def _wait_s(self) -> float | None:
-        """An archive that is spoilt need not be fetched every minute."""
+        """Grows, since a spoilt archive need not be fetched every minute."""
         return min(LONGEST_RETRY_S, self._retry_s * 2.0 ** (self._failures - 1)) if self._behind else None
 
     async def _try_all(self, only: Collection[str] | None = None) -> None:
-        """Come to every version that is wanted; what fails stays behind. A change that comes meanwhile is seen next."""
-        self._came.clear()
+        """Swap to every wanted version; a model that fails stays behind. A change meanwhile is seen in the next run."""
+        self._changed.clear()
         failed = False
         for model in sorted(self._behind if only is None else self._behind.intersection(only)):
             live = self._wanted[model]
             try:
-                await self.come_to(model, live)
+                await self.swap_to(model, live)
             except FORESEEN as error:
                 failed = True
                 log.warning("version.not_followed", model=model, version=live.version, reason=str(error) or repr(error))

@@ -1,4 +1,4 @@
-"""The registry's bookkeeping: leases, room, eviction, failures. Drives it with any sequence of events."""
+"""The registry's bookkeeping: leases, memory, eviction, failures, and any sequence of events."""
 
 import pytest
 from hypothesis import given
@@ -22,18 +22,18 @@ def registry(budget: int = 10 * GB) -> Registry[str]:
     return Registry(lambda _: budget, Clock())
 
 
-def resident(model: str, gigabytes: float = 1, **fields: object) -> LoadedModel[str]:
+def loaded(model: str, gigabytes: float = 1, **fields: object) -> LoadedModel[str]:
     return LoadedModel(model, "v1", "cpu", int(gigabytes * GB), f"serves {model}", **fields)
 
 
-def published(store: Registry[str], *residents: LoadedModel[str]) -> None:
-    for one in residents:
+def published(store: Registry[str], *models: LoadedModel[str]) -> None:
+    for one in models:
         store.publish(one)
 
 
 def test_the_least_recently_used_idle_model_goes_first() -> None:
     store = registry()
-    old, used, pinned = resident("old", 3), resident("used", 3), resident("pinned", 3, pinned=True)
+    old, used, pinned = loaded("old", 3), loaded("used", 3), loaded("pinned", 3, pinned=True)
     published(store, pinned, old, used)
     store.lease(old)
     store.release(old)
@@ -48,7 +48,7 @@ def test_the_least_recently_used_idle_model_goes_first() -> None:
 
 def test_nothing_in_use_is_evicted() -> None:
     store = registry()
-    busy, idle = resident("busy", 4), resident("idle", 4)
+    busy, idle = loaded("busy", 4), loaded("idle", 4)
     published(store, busy, idle)
     store.lease(busy)
     with pytest.raises(Crowded, match="busy would have to go"):
@@ -62,7 +62,7 @@ def test_nothing_in_use_is_evicted() -> None:
 
 def test_an_old_version_that_is_still_used_counts_until_it_goes() -> None:
     store = registry()
-    old, new = resident("m", 4), resident("m", 4, pinned=True)
+    old, new = loaded("m", 4), loaded("m", 4, pinned=True)
     published(store, old)
     store.lease(old)
     store.publish(new)
@@ -74,7 +74,7 @@ def test_an_old_version_that_is_still_used_counts_until_it_goes() -> None:
 
 def test_what_cannot_fit_changes_nothing() -> None:
     store = registry()
-    pinned, idle = resident("pinned", 6, pinned=True), resident("idle", 2)
+    pinned, idle = loaded("pinned", 6, pinned=True), loaded("idle", 2)
     published(store, pinned, idle)
     with pytest.raises(OverBudget) as caught:
         store.reserve("new", "cpu", 5 * GB)
@@ -88,14 +88,14 @@ def test_what_cannot_fit_changes_nothing() -> None:
 def test_devices_have_budgets_of_their_own() -> None:
     store: Registry[str] = Registry({"cpu": 4 * GB, "cuda:0": 2 * GB}.__getitem__, Clock())
     on_gpu = LoadedModel("gpu", "v1", "cuda:0", 2 * GB, "serves")
-    published(store, on_gpu, resident("cpu", 3))
+    published(store, on_gpu, loaded("cpu", 3))
     assert store.reserve("small", "cpu", GB) == []
     assert store.reserve("other", "cuda:0", GB) == [on_gpu]
 
 
 def test_a_swap_keeps_the_old_one_until_its_last_user_is_done() -> None:
     store = registry()
-    old, new = resident("m", 2), resident("m", 2)
+    old, new = loaded("m", 2), loaded("m", 2)
     published(store, old)
     store.lease(old)
     assert store.reserve("m", "cpu", 2 * GB) == []
@@ -109,7 +109,7 @@ def test_a_swap_keeps_the_old_one_until_its_last_user_is_done() -> None:
 
 def test_an_idle_model_is_found() -> None:
     store = registry()
-    idle, busy, pinned = resident("idle"), resident("busy"), resident("pinned", pinned=True)
+    idle, busy, pinned = loaded("idle"), loaded("busy"), loaded("pinned", pinned=True)
     published(store, idle, busy, pinned)
     store.lease(busy)
     assert store.idle_since(100) == [idle]
@@ -151,7 +151,7 @@ def test_whatever_happens_nothing_in_use_goes_and_the_budget_holds(events: list[
             if not store.fits("cpu"):  # the loader would wait here for the users of those that leave
                 store.cancel(f"m{number}")
                 continue
-            replaced = store.publish(resident(f"m{number}", gigabytes))
+            replaced = store.publish(loaded(f"m{number}", gigabytes))
             if replaced is not None and not replaced.leases:
                 store.forget(replaced)
         elif event == "lease" and current is not None:

@@ -36,7 +36,7 @@ def test_it_is_converted_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_damaged_conversion_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "gguf" / f"{'a' * 16}-{gguf.FORM}").mkdir(parents=True)
+    (tmp_path / "gguf" / f"{'a' * 16}-{gguf.FORMAT}").mkdir(parents=True)
     made: list[Path] = []
     monkeypatch.setattr(gguf, "_make", lambda _spec, _source, folder: made.append(folder))
     steps: list[str] = []

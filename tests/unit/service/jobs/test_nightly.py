@@ -16,9 +16,9 @@ from models.catalogue import load_catalogue
 from models.training.errors import PathRefused
 from service.config import BadSettings, Settings
 from service.finetune_config import NightlySettings
+from service.jobs.bucket import NotSetUp
 from service.jobs.nightly import nightly
 from service.jobs.schedule import Schedule, next_run, schedule_of
-from service.jobs.store import NotSetUp
 from subjects.errors import Unavailable
 from subjects.finetune import FinetuneReply, FinetuneRequest
 
@@ -273,7 +273,7 @@ async def test_one_that_is_refused_costs_the_others_nothing(tmp_path: Path) -> N
 async def test_a_server_that_is_away_for_a_while_costs_no_night() -> None:
     submission = FakeSubmission(Unavailable("no"), TimeoutError())
     afterwards, done = counted(1)
-    async with nightly(due(), submission, afterwards, again_s=0), asyncio.timeout(20):
+    async with nightly(due(), submission, afterwards, retry_s=0), asyncio.timeout(20):
         await done.wait()
     assert len(submission.jobs) == 1
     assert len(submission.asked) == 3

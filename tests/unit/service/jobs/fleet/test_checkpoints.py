@@ -18,9 +18,9 @@ from models.errors import UnknownVersion
 from models.weights.archive import BadArchive
 from models.weights.versions import keep, versions
 from service.jobs import setup
+from service.jobs.bucket import NotSetUp
 from service.jobs.fleet import checkpoints as module
 from service.jobs.fleet.checkpoints import BucketFull, Checkpoints
-from service.jobs.store import NotSetUp
 from subjects import names
 
 
@@ -205,7 +205,7 @@ class TestCutOff:
         cut_off: Callable[[], asyncio.Event],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(module, "PATIENCE_S", 0.3)
+        monkeypatch.setattr(module, "TRANSFER_S", 0.3)
         cut_off()
         with pytest.raises(TimeoutError):
             await ours.publish("mine", make(ours, "weights " * 100_000))

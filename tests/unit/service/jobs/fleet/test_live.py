@@ -13,9 +13,9 @@ from nats_server import NatsServer
 from service.bus.connection import connected
 from service.bus.settings import NatsSettings
 from service.jobs import setup
+from service.jobs.bucket import NotSetUp
 from service.jobs.fleet.live import Live, LiveVersions
 from service.jobs.retry import retry_while_down
-from service.jobs.store import NotSetUp
 from subjects import names
 
 

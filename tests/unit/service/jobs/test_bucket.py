@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from service.jobs.shared import Shared
+from service.jobs.bucket import SharedRead
 
 
 async def test_who_asks_during_a_reading_gets_the_next_one() -> None:
@@ -18,7 +18,7 @@ async def test_who_asks_during_a_reading_gets_the_next_one() -> None:
         await goes_on.acquire()
         return readings
 
-    shared = Shared(read)
+    shared = SharedRead(read)
     first = asyncio.create_task(shared.result())
     await begun.get()
     later = [asyncio.create_task(shared.result()) for _ in range(50)]
@@ -42,7 +42,7 @@ async def test_a_reading_that_fails_or_is_cancelled_is_nobody_elses() -> None:
         await held.wait()
         return "read"
 
-    shared = Shared(read)
+    shared = SharedRead(read)
     failing, cancelled, last = (asyncio.create_task(shared.result()) for _ in range(3))
     with pytest.raises(ValueError, match="away"):
         await failing
