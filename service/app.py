@@ -35,7 +35,7 @@ from .residency.first_models import first_models, load_first, retry_missing
 from .residency.loader import ModelLoader, OnStep
 from .residency.manager import ModelManager
 from .residency.wiring import model_manager
-from .runtime.background import Background, going_on
+from .runtime.background import Background, background_task
 from .runtime.device_thread import DeviceThread
 from .runtime.http_port import Health, serve_http
 from .runtime.self_watch import SelfWatch
@@ -133,7 +133,7 @@ async def worker(
         health.not_ready = functools.partial(_not_ready, nc, endpoint, manager)
         denials.on_publish, denials.on_any = endpoint.on_denied, watch.on_denied
         await stack.enter_async_context(serving(endpoint, max(0.0, settings.grace_s - LEAVING_S)))
-        await stack.enter_async_context(going_on(lambda closing: watch.run(), "self_watch"))
+        await stack.enter_async_context(background_task(lambda closing: watch.run(), "self_watch"))
         await stack.enter_async_context(finetuning.working())
         denials.require_none(nats.identity)
         present = [model.serves.facts for model in manager.registry]
