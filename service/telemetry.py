@@ -1,5 +1,6 @@
 """Logs, metrics and traces of the process. Never the text of a request."""
 
+import functools
 import logging
 import sys
 from collections import Counter as Counts
@@ -11,21 +12,24 @@ import structlog
 from opentelemetry import propagate, trace
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from models.generation.request import Finished
 from subjects import names
 from subjects.errors import MLError
 
 from .endpoint.call import Call
-from .generation.telemetry import GenerationTelemetry
 
 log = structlog.get_logger(__name__)
 
 LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 POWERS = tuple(2.0**n for n in range(16))
 WASTE = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
+FIRST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+BETWEEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5)
+STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 30)
 
 
 def configure_logging(log_format: str, level: str) -> None:
-    """Console lines on a terminal, JSON lines otherwise (or as told), on standard error."""
+    """Log to standard error: lines for a console on a terminal, else JSON; log_format may say which."""
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     renderers: list[Any] = [structlog.dev.ConsoleRenderer()]
     if not console:
@@ -43,10 +47,81 @@ def configure_logging(log_format: str, level: str) -> None:
     )
 
 
+def _histogram(
+    registry: CollectorRegistry, name: str, help_text: str, buckets: tuple[float, ...], label: str
+) -> Histogram:
+    return Histogram(f"mlbus_{name}", help_text, [label], registry=registry, buckets=buckets)
+
+
+def _counter(registry: CollectorRegistry, name: str, help_text: str, *labels: str) -> Counter:
+    return Counter(f"mlbus_{name}", help_text, labels, registry=registry)
+
+
+class GenerationTelemetry:
+    """Counts by model. Times in seconds."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        histogram = functools.partial(_histogram, registry, label="model")
+        counter = functools.partial(_counter, registry)
+        self._first = histogram("generate_ttft_seconds", "From a request's receipt to its first piece of text", FIRST_S)
+        self._between = histogram("generate_inter_token_seconds", "Between two pieces of one text", BETWEEN_S)
+        self._steps = histogram("generate_step_seconds", "Of an engine's step on the device", STEP_S)
+        self._prompt = counter("generate_prompt_tokens", "Tokens of prompts of completions that have ended", "model")
+        self._cached = counter("generate_prefix_hit_tokens", "Of these, tokens that were in the prefix cache", "model")
+        self._made = counter("generate_completion_tokens", "Tokens of completions that have ended", "model")
+        self._ended = counter(
+            "generate_completions", "Completions that have ended, by finish reason", "model", "reason"
+        )
+        self._refused = counter(
+            "generate_refused", "Requests refused because the queue was full or too long for their deadline", "model"
+        )
+        self._counts: dict[str, Counts[str]] = {}
+
+    def stepped(self, model: str, seconds: float) -> None:
+        """An engine has made a step."""
+        self._steps.labels(model).observe(seconds)
+
+    def first(self, model: str, seconds: float) -> None:
+        """The first piece of a request's text has come, this long after its receipt."""
+        self._first.labels(model).observe(seconds)
+
+    def went_on(self, model: str, seconds: float) -> None:
+        """A later piece of a text has come, this long after the last."""
+        self._between.labels(model).observe(seconds)
+
+    def completed(self, model: str, finished: Finished) -> None:
+        """A completion has ended."""
+        usage = finished.usage
+        self._prompt.labels(model).inc(usage.prompt)
+        self._cached.labels(model).inc(usage.cached)
+        self._made.labels(model).inc(usage.completion)
+        self._ended.labels(model, finished.reason).inc()
+        counts = self._counts.setdefault(model, Counts())
+        counts.update(
+            {
+                "completions": 1,
+                "prompt_tokens": usage.prompt,
+                "prefix_hit_tokens": usage.cached,
+                "completion_tokens": usage.completion,
+                finished.reason: 1,
+            }
+        )
+
+    def refused(self, model: str) -> None:
+        """A request was refused: the queue was full, or too long for its deadline."""
+        self._refused.labels(model).inc()
+        self._counts.setdefault(model, Counts()).update(refused=1)
+
+    def figures(self) -> Mapping[str, Mapping[str, int]]:
+        """Totals since the start, by model."""
+        return {model: dict(counts) for model, counts in self._counts.items()}
+
+
 class Telemetry:
     """Metrics of requests and batches, for Prometheus and $SRV.STATS; traces of requests.
 
-    tracer: None leaves requests untraced, at no cost.
+    tracer: None leaves requests untraced, at no cost. unanswerable, denied: called for each request that is dropped for
+    its reply subject, and for each answer that the server refuses.
     """
 
     def __init__(self, tracer: trace.Tracer | None = None) -> None:
@@ -54,22 +129,15 @@ class Telemetry:
         self._tracer = tracer
         self._errors: Counts[int] = Counts()
         self._batches: dict[str, Counts[str]] = {}
-        self._latency = Histogram(
-            "mlbus_request_seconds", "From receipt to the last reply", ["route"], registry=registry, buckets=LATENCY_S
-        )
-        self._failed = Counter("mlbus_errors", "Error replies", ["route", "code"], registry=registry)
-        self._unanswerable = Counter(
-            "mlbus_unanswerable_requests", "Requests dropped for their reply subject", registry=registry
-        )
-        self._denied = Counter("mlbus_replies_denied", "Answers that the server refused", registry=registry)
-        self._texts = Histogram("mlbus_batch_texts", "Texts of a batch", ["model"], registry=registry, buckets=POWERS)
-        self._tokens = Histogram(
-            "mlbus_batch_tokens", "Tokens of a batch, without padding", ["model"], registry=registry, buckets=POWERS
-        )
-        self._waste = Histogram(
-            "mlbus_batch_padding_ratio", "Padding in a batch's tokens", ["model"], registry=registry, buckets=WASTE
-        )
-        self._device = Counter("mlbus_device_seconds", "Time in forward passes", ["model"], registry=registry)
+        histogram, counter = functools.partial(_histogram, registry), functools.partial(_counter, registry)
+        self._latency = histogram("request_seconds", "From receipt to the last reply", LATENCY_S, "route")
+        self._failed = counter("errors", "Error replies", "route", "code")
+        self.unanswerable = counter("unanswerable_requests", "Requests dropped for their reply subject").inc
+        self.denied = counter("replies_denied", "Answers that the server refused").inc
+        self._texts = histogram("batch_texts", "Texts of a batch", POWERS, "model")
+        self._tokens = histogram("batch_tokens", "Tokens of a batch, without padding", POWERS, "model")
+        self._waste = histogram("batch_padding_ratio", "Padding in a batch's tokens", WASTE, "model")
+        self._device = counter("device_seconds", "Time in forward passes", "model")
         self._by_route: dict[str, Any] = {}
         self.generation = GenerationTelemetry(registry)
 
@@ -87,14 +155,6 @@ class Telemetry:
             self._errors[error.code] += 1
             self._failed.labels(call.route, error.code).inc()
             log.debug("request.refused", route=call.route, request_id=call.headers.request_id, code=error.code)
-
-    def unanswerable(self) -> None:
-        """A request was dropped: its reply subject may not be answered."""
-        self._unanswerable.inc()
-
-    def denied(self) -> None:
-        """The server refused an answer."""
-        self._denied.inc()
 
     def batch_ran(self, model: str, texts: int, tokens: int, computed: int, seconds: float) -> None:
         """A batch came back from the device, after this many seconds on it."""

@@ -15,10 +15,10 @@ from models.generation.request import Request
 
 from ..runtime.device_thread import DeviceThread
 from ..served_model import ServedModel
+from ..telemetry import GenerationTelemetry
 from .completion_stream import CompletionStream
 from .engine_loop import EngineLoop
 from .shortest_job_first import ShortestJobFirst
-from .telemetry import GenerationTelemetry
 
 TOKENIZER_THREADS = 2
 CHAR_S = 10e-6

@@ -15,8 +15,8 @@ from ..endpoint.frames import Frames
 from ..endpoint.route import Handler
 from ..generation.reply import Replies, least_bytes, least_reply_bytes
 from ..generation.request import GenerationCall, read
-from ..generation.telemetry import GenerationTelemetry
 from ..residency.manager import ModelManager
+from ..telemetry import GenerationTelemetry
 
 LARGE_BYTES = 32_768
 LARGE_COUNT = 256

@@ -20,9 +20,9 @@ from service.generation.completion_stream import CompletionStream
 from service.generation.engine_loop import StepFailed
 from service.generation.event_queue import LIMIT_CHARS, EventQueue
 from service.generation.generator import Generator
-from service.generation.telemetry import GenerationTelemetry
 from service.residency.loader import LEAST_KV_BYTES, ModelLoader
 from service.runtime.device_thread import DeviceThread
+from service.telemetry import GenerationTelemetry
 from subjects.errors import Busy, Cancelled, DeadlinePassed, Unavailable
 
 
