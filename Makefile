@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup run test test-clients check bench clean
+.PHONY: setup run test test-all test-clients check bench clean
 
 setup: $(STAMP)
 
@@ -21,8 +21,14 @@ $(STAMP): pyproject.toml constraints.txt
 run: setup
 	MLBUS_EMBEDDED_NATS=true $(BIN)/mlbus serve
 
+# A file's tests stay in one process: they share its servers and models.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile
+
 test: setup
-	$(BIN)/pytest
+	$(PYTEST) -m 'not slow'
+
+test-all: setup
+	$(PYTEST)
 
 test-clients: setup
 	$(MAKE) -C samples -j2

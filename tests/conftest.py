@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, settings
 from nats_server import NatsServer, plain_server
 from nats_server import secured_server as secured
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before a test module loads torch: tests share their cores
+# Before a test module loads torch: several test processes share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # where a test asks for more threads
 # Machines are shared and slow at times: how long an example takes tells nothing.
 settings.register_profile("mlbus", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mlbus")

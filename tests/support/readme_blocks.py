@@ -27,7 +27,7 @@ BLOCK = re.compile(
 OTHER_COMMANDS = "other commands than nats req"
 """Why a block is exempt where tests/support/nats_stand_in.py is the nats command."""
 
-STAND_IN = f"{sys.executable} {REPOSITORY / 'tests' / 'nats_stand_in.py'}"
+STAND_IN = f"{sys.executable} {Path(__file__).with_name('nats_stand_in.py')}"
 ADDRESS = "nats://127.0.0.1:4222"
 ANY_LINES = "…"
 MISHAP = re.compile(r'\{"error":|^error \d{3}: |Unexpected NATS error|No responders are available', re.M)
