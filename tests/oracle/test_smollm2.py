@@ -18,6 +18,7 @@ from models.generation.request import Request, Sampling
 from models.loading.load_cache import LoadCache
 from models.loading.loader import LoadOptions, load_generator
 
+pytestmark = pytest.mark.slow
 NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",

@@ -99,6 +99,7 @@ def test_a_list_of_modules_reaches_no_other_code_of_the_library(tmp_path: Path, 
         module_folders(of(tmp_path, kind="embedding"), tmp_path)
 
 
+@pytest.mark.slow
 def test_more_layers_than_weights_are_counted_and_not_made(folder: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3_000_000}))
@@ -129,6 +130,7 @@ def test_a_graph_that_goes_on_for_ever_is_given_up(tmp_path: Path) -> None:
         required.run(4)
 
 
+@pytest.mark.slow
 def test_what_was_proved_is_not_opened_there_again_until_it_changes(folder: Path, tmp_path: Path) -> None:
     spec = of(folder)
     required = needed(spec, tmp_path)

@@ -35,12 +35,6 @@ async def nc(nats_url: str) -> AsyncIterator[Client]:
         yield connection
 
 
-@pytest.fixture
-async def attacker(nats_url: str) -> AsyncIterator[Client]:
-    async with await nats.connect(nats_url) as connection:
-        yield connection
-
-
 def forgeries(event: str, seq: int, body: bytes) -> list[dict[str, str] | None]:
     """Headers of what the attacker sends: as a worker's, without the id or with another's, and of a refusal."""
     framed = stream.frame_headers(event, seq)

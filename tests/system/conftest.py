@@ -6,6 +6,7 @@ import nats
 import pytest
 from fake_encoder import FakeEncoder
 from fake_engine import FakeEngine
+from job_fixtures import client, events, script, worker  # noqa: F401
 from nats.aio.client import Client
 from workers import running_worker
 

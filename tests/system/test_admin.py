@@ -3,7 +3,6 @@
 import asyncio
 import json
 import stat
-import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from nats.aio.client import Client
 from nats.js.api import RetentionPolicy, StreamConfig
 from nats_server import CONF, PASSWORDS, NatsServer, plain_server
+from shell import MLBUS
 from workers import clean_environment
 
 from service.bus.causes import Denied
@@ -24,7 +24,6 @@ from service.jobs.bucket import NotSetUp
 from service.jobs.store import JobStore
 from subjects import names
 
-MLBUS = str(Path(sys.executable).with_name("mlbus"))
 MADE = [
     "made stream ML_JOBS",
     "made key-value bucket ml_jobs",

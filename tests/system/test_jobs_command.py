@@ -5,21 +5,18 @@ import json
 import os
 import pty
 import signal
-import sys
 import termios
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from scripted_jobs import JobsWorker, job, scripted_jobs
-from workers import clean_environment, hear_ctrl_c
+from shell import Ended, Shell, end_of
 
 from subjects import names
 from subjects.errors import Conflict, InvalidField, NotFound, Unavailable
 
-MLBUS = str(Path(sys.executable).with_name("mlbus"))
 BEFORE_AND_AFTER = {"mrr@10_before": 0.594, "mrr@10_after": 0.6631, "cosine_p5": 0.9, "ndcg@10_before": 0.6}
 DONE = {"parent": "base", "version": "v2", "worker": "W1", "metrics": BEFORE_AND_AFTER}
 
@@ -28,42 +25,6 @@ DONE = {"parent": "base", "version": "v2", "worker": "W1", "metrics": BEFORE_AND
 async def worker(nats_url: str) -> AsyncIterator[JobsWorker]:
     async with scripted_jobs(nats_url) as worker:
         yield worker
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-@dataclass(frozen=True)
-class Shell:
-    """Runs `mlbus` in a folder; standard error goes into a pipe, or onto a terminal."""
-
-    folder: Path
-    url: str
-
-    async def start(self, *arguments: str, err: int = asyncio.subprocess.PIPE) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *(MLBUS, *arguments),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=err,
-            env=clean_environment(NATS_URL=self.url, XDG_CONFIG_HOME=str(self.folder), TERM="xterm", COLUMNS="200"),
-            cwd=self.folder,
-            preexec_fn=hear_ctrl_c,
-        )
-
-    async def run(self, *arguments: str, text: str = "") -> Ended:
-        return await self.end(await self.start(*arguments), text)
-
-    async def end(self, process: asyncio.subprocess.Process, text: str = "") -> Ended:
-        out, err = await process.communicate(text.encode())
-        assert process.returncode is not None
-        ended = Ended(process.returncode, out.decode(), (err or b"").decode())
-        assert "Traceback" not in ended.err
-        return ended
 
 
 @pytest.fixture
@@ -219,7 +180,7 @@ async def watched(worker: JobsWorker, shell: Shell, *arguments: str) -> Ended:
         job("training", 3, step=2, **training),
         job("done", 4, **DONE),
     )
-    return await shell.end(process)
+    return await end_of(process)
 
 
 async def test_a_watch_tells_each_state_and_the_outcome(worker: JobsWorker, shell: Shell) -> None:
@@ -254,7 +215,7 @@ async def test_a_person_sees_a_bar(worker: JobsWorker, shell: Shell) -> None:
     await worker.is_asked()
     training = job("training", 1, step=3, steps=12, loss=0.5, pairs_per_s=6.25, eta_s=61.4)
     await worker.publish(training, job("done", 2, **DONE))
-    assert (await shell.end(process)).code == 0
+    assert (await end_of(process)).code == 0
     assert "step 3 of 12, loss 0.5000, 6.2 pairs/s, 0:01:01 left" in await seen
 
 
@@ -295,7 +256,7 @@ async def test_ctrl_c_leaves_the_job_running_and_says_what_to_do(worker: JobsWor
     assert process.stderr is not None
     assert await process.stderr.readline() == b"a queued\n"
     process.send_signal(signal.SIGINT)
-    ended = await shell.end(process)
+    ended = await end_of(process)
     assert (ended.code, ended.out) == (130, "")
     assert ended.err == "job j1 goes on\nfollow it:  mlbus jobs watch j1\ncancel it:  mlbus jobs cancel j1\n"
     assert names.JOBS_CANCEL not in [subject for subject, _ in worker.asked]

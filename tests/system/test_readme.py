@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import typer
+from gguf_model import converted_folder
 from nats_server import REPOSITORY
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -36,7 +37,7 @@ README = PAGE.read_text("utf-8")
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    with checkout(tmp_path_factory.mktemp("mlbus"), STAND_IN) as made:
+    with checkout(tmp_path_factory.mktemp("mlbus"), STAND_IN, converted_folder().parent) as made:
         yield made
 
 
