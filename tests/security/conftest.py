@@ -37,7 +37,14 @@ async def anyone(secured_server: NatsServer, admin: Client, tmp_path: Path) -> A
 
 
 @pytest.fixture
-async def attacker(nats_url: str) -> AsyncIterator[Client]:
+async def nc(nats_url: str) -> AsyncIterator[Client]:
     """A client of a server without passwords."""
+    async with await nats.connect(nats_url) as nc:
+        yield nc
+
+
+@pytest.fixture
+async def attacker(nats_url: str) -> AsyncIterator[Client]:
+    """Another one, who wishes the first no good."""
     async with await nats.connect(nats_url) as nc:
         yield nc

@@ -30,7 +30,7 @@ class Shell:
     url: str
     prefix: tuple[str, ...] = ()
 
-    async def start(self, *arguments: str, out: int = PIPE, err: int = PIPE, **variables: str) -> Process:
+    async def start(self, *arguments: str, out: int = PIPE, err: int = PIPE) -> Process:
         """Start it; its standard input is a pipe, and so is its output unless told otherwise."""
         own = {"NATS_URL": self.url, "XDG_CONFIG_HOME": str(self.folder), "TERM": "xterm", "COLUMNS": "200"}
         return await asyncio.create_subprocess_exec(
@@ -38,14 +38,14 @@ class Shell:
             stdin=PIPE,
             stdout=out,
             stderr=err,
-            env=clean_environment(**own, **variables),
+            env=clean_environment(**own),
             cwd=self.folder,
             preexec_fn=hear_ctrl_c,
         )
 
-    async def run(self, *arguments: str, text: str = "", **variables: str) -> Ended:
+    async def run(self, *arguments: str, text: str = "") -> Ended:
         """Run it to its end; text: its standard input."""
-        return await end_of(await self.start(*arguments, **variables), text)
+        return await end_of(await self.start(*arguments), text)
 
     async def run_on_terminal(self, *arguments: str) -> Ended:
         """Run it to its end with a terminal as its standard output."""

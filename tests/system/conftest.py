@@ -1,4 +1,4 @@
-"""A worker with an engine whose steps the test holds back and lets go, for the tests of generation."""
+"""What the tests of jobs share, and a worker with an engine whose steps the test holds back and lets go."""
 
 from collections.abc import AsyncIterator
 
