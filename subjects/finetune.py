@@ -57,7 +57,7 @@ class FinetuneRequest(Message):
     )
     pairs: Annotated[list[TrainingPair], Field(fail_fast=True)] | None = Field(None, min_length=1, max_length=MAX_PAIRS)
     object: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
-        None, description="JSON lines of such pairs, by their name in the object bucket ml_data"
+        None, description="JSON lines of such pairs, by their name in the bucket ml_data; ml.finetune.upload answers it"
     )
     swap: bool = Field(False, description="what serves is the administrator's to say: true is refused with 403")
     options: FinetuneOptions = FinetuneOptions()

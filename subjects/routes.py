@@ -47,6 +47,7 @@ from .promote import ModelsPromoteReply, ModelsPromoteRequest
 from .schema import SchemaReply, SchemaRequest
 from .similarity import SimilarityReply, SimilarityRequest
 from .stream import CHUNK, DONE, JOB, TOKEN
+from .uploads import UploadReply, UploadRequest
 
 ReplyT = TypeVar("ReplyT", default=Any)
 FrameT = TypeVar("FrameT", default=Any)
@@ -106,6 +107,7 @@ GENERATE_BATCH = Route(
     names.GENERATE_BATCH, GenerateBatchRequest, GenerateBatchReply, frames=_GENERATE_FRAMES, inference=True
 )
 FINETUNE = Route(names.FINETUNE, FinetuneRequest, FinetuneReply, "path")
+FINETUNE_UPLOAD = Route(names.FINETUNE_UPLOAD, UploadRequest, UploadReply)
 JOBS_GET = Route(names.JOBS_GET, JobsGetRequest, Job, "id")
 JOBS_WATCH = Route(names.JOBS_WATCH, JobsWatchRequest, JobFrame, "id", _JOB_FRAMES, lasting=True)
 JOBS_CANCEL = Route(names.JOBS_CANCEL, JobsCancelRequest, Job, "id")

@@ -24,12 +24,10 @@ from ..config import BadSettings, read_settings
 STALL_S = 0.3
 _CHANGES = (names.MODELS_LOAD, names.MODELS_UNLOAD, names.MODELS_RELOAD, names.MODELS_PROMOTE)
 _EVERY_JOB = (names.JOBS_LIST,)
-_DATA = (f"$js.api.stream.info.obj_{names.DATA_BUCKET}", f"$o.{names.DATA_BUCKET}.")
 _STORAGE = ("$js.api.stream.", "$js.api.consumer.")
 _ADMINISTRATORS = (
     (_CHANGES, "change what workers serve"),
     (_EVERY_JOB, "list everybody's jobs"),
-    (_DATA, f"put pairs that are too many for a message into {names.DATA_BUCKET}"),
     (_STORAGE, "set up fine-tuning"),
 )
 T = TypeVar("T")

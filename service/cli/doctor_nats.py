@@ -26,7 +26,7 @@ from ..endpoint.reply_subject import JETSTREAM_INBOX, ReplySubjects
 from ..jobs.retry import TROUBLE
 from .ask import STALL_S, Connection, MayNotAsk, permitted
 from .doctor_machine import Finding
-from .doctor_upgrade import old_permissions, old_storage
+from .doctor_upgrade import old_grants, old_permissions, old_storage
 
 SERVED = (names.EMBED, names.EMBED_BATCH, names.SIMILARITY, f"{names.CANCEL}.*", f"$SRV.PING.{names.SERVICE}")
 ANSWER_TIMEOUT_S = 10.0
@@ -134,11 +134,15 @@ async def _as_a_worker(settings: Settings) -> tuple[list[Denied], list[Finding]]
     Subscribed for an instant, and nothing taken: without the queue group each subscription gets a copy.
     """
     refused: list[Denied] = []
-    async with connected(nats_settings(settings), on_denied=refused.append) as nc:
+    serving = nats_settings(settings)
+    async with connected(serving, on_denied=refused.append) as nc:
         for subject in (*SERVED, nc.new_inbox()):
             await nc.subscribe(subject)
         await settled(nc)
-        return list(refused), [] if refused else [*await _storage(nc), *await old_storage(nc, STORE_TIMEOUT_S)]
+        if refused:
+            return list(refused), []
+        stored = [*await _storage(nc), *await old_storage(nc, STORE_TIMEOUT_S)]
+        return [], [*await old_grants(nc, serving.identity, refused), *stored]
 
 
 async def _storage(nc: Client) -> list[Finding]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from nats.aio.client import Client
+from nats.js.api import Header
 
 from subjects import names
 
@@ -14,8 +15,20 @@ from ..jobs.bucket import NotSetUp
 from ..jobs.retry import TROUBLE
 from .doctor_machine import Finding
 
-ASKED_SINCE: Mapping[str, bytes] = {names.SCHEMA: names.EMBED.encode(), names.JOBS_WATCH: b"none"}
+ASKED_SINCE: Mapping[str, bytes] = {
+    names.SCHEMA: names.EMBED.encode(),
+    names.JOBS_WATCH: b"none",
+    names.FINETUNE_UPLOAD: b"{}",
+}
 """What clients may ask since the first nats-server.conf, with a body that does nothing."""
+_NEVER_NEXT = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(2**63 - 1)}
+SENT_SINCE: Mapping[str, tuple[bytes, dict[str, str] | None]] = {
+    f"$SRV.PING.{names.SERVICE}.doctor": (b"", None),
+    f"$JS.API.STREAM.PURGE.{names.JOBS_STREAM}": (b'{"filter":"ml.queue.doctor"}', None),
+    f"$O.{names.DATA_BUCKET}.C.doctor": (b"", _NEVER_NEXT),
+    f"$O.{names.DATA_BUCKET}.M.doctor": (b"", _NEVER_NEXT),
+}
+"""What workers may publish since the first nats-server.conf, with a body and headers that do nothing."""
 _OF_DATA = f"OBJ_{names.DATA_BUCKET}"
 JETSTREAM = ("$JS.API.INFO", f"$JS.API.STREAM.INFO.{_OF_DATA}", f"$JS.API.DIRECT.GET.{_OF_DATA}.doctor")
 """What tells of JetStream and changes nothing; clients of older files could ask some of it."""
@@ -42,6 +55,18 @@ async def old_permissions(asking: NatsSettings) -> list[Finding]:
         found = f"{asking.identity} may ask {granted[0]}, and so have the server publish on any subject"
         findings.append(Finding("nats-server.conf", "fail", found, f"take JetStream out of its permissions; {_ADVICE}"))
     return findings
+
+
+async def old_grants(nc: Client, identity: str, refused: list[Denied]) -> list[Finding]:
+    """What the server does not let a worker publish. refused: where the connection notes what the server refuses."""
+    for subject, (body, headers) in SENT_SINCE.items():
+        await nc.publish(subject, body, headers=headers)
+    await settled(nc)
+    denied = {each.subject for each in refused}
+    if missing := [subject for subject in SENT_SINCE if subject.lower() in denied]:
+        found = f"it is for an older mlbus: as a worker {identity} may not publish {', '.join(missing)}"
+        return [Finding("nats-server.conf", "warn", found, _ADVICE)]
+    return []
 
 
 async def old_storage(nc: Client, timeout_s: float) -> list[Finding]:

@@ -26,7 +26,7 @@ def finetune(
         typer.Option(
             metavar="FILE",
             help='Pairs of your own instead, a JSON line each: {"anchor": …, "positive": …, "negatives": […]}; '
-            "- reads standard input. More than 400 take the role admin.",
+            "- reads standard input.",
         ),
     ] = None,
     model: Annotated[

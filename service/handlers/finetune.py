@@ -1,4 +1,4 @@
-"""`ml.finetune` and `ml.jobs.*`: decode, call the submission or the store, encode."""
+"""`ml.finetune`, its uploads and `ml.jobs.*`: decode, call the submission, the bucket or the store, encode."""
 
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
@@ -17,6 +17,7 @@ from subjects.jobs import (
     JobsWatchRequest,
 )
 from subjects.stream import DONE, JOB
+from subjects.uploads import UploadReply, UploadRequest
 
 from ..endpoint.call import Call
 from ..endpoint.frames import Frames
@@ -24,6 +25,7 @@ from ..endpoint.route import Handler
 from ..jobs.retry import TROUBLE
 from ..jobs.store import JobStore, no_such_job
 from ..jobs.submission import Submission
+from ..jobs.uploads import Uploads
 from ..jobs.watch import Watch
 
 PROMOTING = (
@@ -35,14 +37,16 @@ PROMOTING = (
 class FinetuneHandlers:
     """Any worker answers; which one does the job is the queue's to say."""
 
-    def __init__(self, submission: Submission, store: JobStore, watch: Watch) -> None:
+    def __init__(self, submission: Submission, store: JobStore, watch: Watch, uploads: Uploads) -> None:
         self._submission = submission
         self._store = store
         self._watch = watch
+        self._uploads = uploads
 
     def handlers(self) -> dict[str, Handler]:
         return {
             names.FINETUNE: Handler(self.finetune),
+            names.FINETUNE_UPLOAD: Handler(self.upload),
             names.JOBS_GET: Handler(self.get),
             names.JOBS_WATCH: Handler(self.watch),
             names.JOBS_LIST: Handler(self.list),
@@ -54,6 +58,10 @@ class FinetuneHandlers:
             raise Forbidden(PROMOTING)
         with answering():
             return await self._submission.submit(request)
+
+    async def upload(self, request: UploadRequest, _call: Call) -> UploadReply:
+        with answering():
+            return await self._uploads.add(request)
 
     async def get(self, request: JobsGetRequest, _call: Call) -> Job:
         with answering():

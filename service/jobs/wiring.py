@@ -10,6 +10,7 @@ from nats.aio.client import Client
 
 from models.catalogue import ModelSpec
 from models.training.options import TrainingOptions
+from subjects import names
 from subjects.finetune import FinetuneRequest
 
 from ..bus.connection import connected
@@ -25,6 +26,7 @@ from . import setup
 from .bucket import NotSetUp
 from .fleet.rollout import Rollout
 from .nightly import nightly
+from .objects import Objects
 from .promotion import Promotion
 from .pruning import Pruning
 from .queue import JobQueue
@@ -36,6 +38,7 @@ from .step_process import Steps
 from .store import JobStore
 from .submission import Submission
 from .sweep import Sweep
+from .uploads import Uploads
 from .watch import Watch
 
 log = structlog.get_logger(__name__)
@@ -69,9 +72,10 @@ class Finetuning:
 
     def handlers(self) -> dict[str, Handler]:
         """Its handlers, by subject."""
+        uploads = Uploads(Objects(self._nc, names.DATA_BUCKET))
         promotion = Promotion(self._store, self._manager.catalogue, self.rollout)
         return {
-            **FinetuneHandlers(self._submission, self._store, Watch(self._nc, self._store)).handlers(),
+            **FinetuneHandlers(self._submission, self._store, Watch(self._nc, self._store), uploads).handlers(),
             **PromoteHandlers(promotion, self._worker).handlers(),
         }
 

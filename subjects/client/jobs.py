@@ -1,23 +1,23 @@
 """`MLClient`'s fine-tuning: asks for it, sends its data, and follows the jobs that it becomes."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from hashlib import sha256
 from os import PathLike, fspath
 from typing import Any, TypeAlias, TypedDict
 from uuid import uuid4
 
-import nats.errors
 from nats.aio.client import Client
-from nats.js.errors import NotFoundError, ServiceUnavailableError
 from typing_extensions import Unpack
 
-from .. import codec, names, routes
-from ..errors import DeadlinePassed, FrameLost, MLError, NotServed, Unavailable
+from .. import codec, routes
+from ..errors import DeadlinePassed, FrameLost, MLError
 from ..finetune import FinetuneOptions, FinetuneReply, FinetuneRequest, TrainingPair
 from ..jobs import TERMINAL, Job, JobsListReply, JobsWatchRequest
 from ..names import JobState, TrainingLoss, TrainingMethod
 from ..stream import PING
+from ..uploads import UploadReply, UploadRequest, in_chunks
 from .attempts import Pauses, Silence
 from .caller import Caller, parse, split
 
@@ -25,8 +25,8 @@ GivenPair: TypeAlias = TrainingPair | Mapping[str, Any] | list[Any] | tuple[Any,
 """(anchor, positive), or (anchor, positive, negatives) where those are one text or several; or the same by name."""
 
 INLINE_PAIRS = 400
-"""More than these go as an object: a worker reads a thousand lists and maps from a message, and a pair may take two."""
-UPLOAD_TIMEOUT_S = 300.0
+"""More than these are uploaded: a worker reads a thousand lists and maps from a message, and a pair may take two."""
+UPLOAD_TIMEOUT_S, CHUNK_TIMEOUT_S = 300.0, 10.0
 ASK_AGAIN_S, SELDOM_S = 0.2, 5.0
 """How soon it asks for a job again whose worker has left, or where none is there: first, and after many times."""
 _SILENCE = (DeadlinePassed, FrameLost)
@@ -71,43 +71,55 @@ class FinetuneCalls:
     ) -> FinetuneReply:
         """Have a model trained -> the job's id, at once; `jobs.watch` tells how it goes on.
 
-        One of path, pairs and object says on what. Pairs that are too many for a message go through the object bucket
-        ml_data: that takes the role admin, and may take five minutes besides timeout_s. id: the same id again is the
-        same job.
+        One of path, pairs and object says on what. Pairs that are too many for a message are sent before, in chunks;
+        that may take five minutes besides timeout_s. id: the same id again is the same job.
         """
         fields, timeout_s = split(options)
         request = _request(path, pairs, fields)
-        if request.pairs is not None and (lines := self._too_large(request.pairs)):
-            name = await self._upload(lines)
+        if request.pairs is not None and not self._fit(request.pairs):
+            name = await self._upload(_lines(request.pairs))
             request = request.model_copy(update={"pairs": None, "object": name})
         return await self._caller.ask(routes.FINETUNE, request, timeout_s)
 
-    def _too_large(self, pairs: Sequence[TrainingPair]) -> bytes | None:
-        """The pairs as JSON lines, where they do not fit a message with all that goes around them."""
-        lines = b"".join(pair.model_dump_json(exclude_defaults=True).encode() + b"\n" for pair in pairs)
-        fits = len(pairs) <= INLINE_PAIRS and len(lines) <= self._nc.max_payload // 2
-        return None if fits else lines
+    def _fit(self, pairs: Sequence[TrainingPair]) -> bool:
+        """Whether the pairs fit a message with all that goes around them."""
+        return len(pairs) <= INLINE_PAIRS and sum(map(len, _lines(pairs))) <= self._nc.max_payload // 2
 
-    async def _upload(self, lines: bytes) -> str:
-        """Put data into the object bucket -> its name there."""
-        name = uuid4().hex
+    async def _upload(self, lines: Iterable[bytes]) -> str | None:
+        """Send data in chunks, one after the other -> the name of the object that they become."""
+        upload, digest, reply = uuid4().hex, sha256(), None
         try:
             async with asyncio.timeout(UPLOAD_TIMEOUT_S):
-                bucket = await self._nc.jetstream().object_store(names.DATA_BUCKET)
-                await bucket.put(name, lines)
-        except (NotFoundError, ServiceUnavailableError, nats.errors.NoRespondersError):
-            raise NotServed(
-                "the pairs are too many for a message, and this NATS server has no object bucket "
-                f"{names.DATA_BUCKET} to take them; run `mlbus admin init` once, as its administrator"
-            ) from None
+                for data, is_last in in_chunks(lines):
+                    digest.update(data)
+                    reply = await self._send(
+                        UploadRequest(
+                            upload=upload,
+                            after=reply.sequence if reply else 0,
+                            data=data,
+                            sha256=digest.hexdigest() if is_last else None,
+                        )
+                    )
         except TimeoutError:
-            raise DeadlinePassed(
-                f"the object bucket {names.DATA_BUCKET} did not take the pairs in time; only the role admin may put "
-                f"them there, others send {INLINE_PAIRS} pairs at most, of half a message, or a path"
-            ) from None
-        except nats.errors.Error as error:
-            raise Unavailable(f"the object bucket {names.DATA_BUCKET} did not take the pairs: {error}") from None
-        return name
+            raise DeadlinePassed(f"the pairs could not be sent within {UPLOAD_TIMEOUT_S:.0f} s") from None
+        return reply.object if reply else None
+
+    async def _send(self, chunk: UploadRequest) -> UploadReply:
+        """Send a chunk, again where no answer comes: it is taken once."""
+        again = self._caller.retries
+        while True:
+            try:
+                return await self._caller.ask(routes.FINETUNE_UPLOAD, chunk, CHUNK_TIMEOUT_S)
+            except DeadlinePassed:
+                if not again:
+                    raise
+                again -= 1
+
+
+def _lines(pairs: Iterable[TrainingPair]) -> Iterator[bytes]:
+    """Each pair as a line of JSON."""
+    for pair in pairs:
+        yield pair.model_dump_json(exclude_defaults=True).encode() + b"\n"
 
 
 def _request(

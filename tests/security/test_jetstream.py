@@ -15,8 +15,6 @@ from service.bus.client import BusClient
 from service.bus.connection import connected, settled
 from service.bus.settings import NatsSettings
 from service.cli import doctor_nats
-from service.cli.ask import Connection, MayNotAsk
-from service.cli.finetune_command import Order, start
 from service.config import Settings
 from service.jobs import setup
 from subjects import names
@@ -88,18 +86,6 @@ async def test_a_client_has_the_server_publish_nothing(secured_server: NatsServe
     assert len(refused) == len(TARGETS) * len(WAYS) + 1
     assert await sizes(admin) == before
     assert [subscription.pending_msgs for subscription in heard] == [0] * len(TARGETS)
-
-
-@pytest.mark.usefixtures("admin")
-@pytest.mark.parametrize("role", ["client", "local"])
-async def test_a_client_with_many_pairs_hears_what_it_takes(
-    secured_server: NatsServer, tmp_path: Path, role: str
-) -> None:
-    (pairs := tmp_path / "pairs.jsonl").write_text('{"anchor": "a", "positive": "b"}\n' * 1000)
-    order = Order(None, str(pairs), None, None, False, {})
-    connection = Connection(url_of(role, secured_server), 5)
-    with pytest.raises(MayNotAsk, match=r"into ml_data, which needs the role admin: set NATS_USER=admin"):
-        await asyncio.to_thread(start, order, connection, watch=False, as_json=True)
 
 
 @pytest.mark.parametrize("role", ["client", "local", "admin"])

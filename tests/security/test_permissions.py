@@ -69,6 +69,7 @@ MAY_PUBLISH = {
         "$JS.API.STREAM.PURGE.ML_JOBS",
         "$JS.API.INFO",
         "$KV.ml_jobs.key",
+        *UPLOADS,
         *LIVE_ROUND,
         *ANSWERS,
         *LATER,
@@ -87,7 +88,7 @@ MAY_NOT_PUBLISH = {
         "ml.watch",
         "$JS.ACK._.account.OTHERS.c.1.1.1.1.0",
         "$JS.API.STREAM.PURGE.OBJ_ml_data",
-        "$O.ml_data.C.x",
+        "$O.ml_data.C.x.y",
     ],
     "client": [
         *ADMINISTRATORS,

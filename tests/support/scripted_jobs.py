@@ -1,6 +1,7 @@
 """A worker for `ml.finetune` and `ml.jobs.*` that answers as a test tells it to, and does no job."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from subjects import FinetuneReply, Job, JobsListReply, codec, names, stream
 from subjects.errors import MLError, Unavailable
 from subjects.jobs import TERMINAL
 from subjects.promote import ModelsPromoteReply
+from subjects.uploads import UploadReply
 
 NOW = datetime(2026, 3, 1, 2, 0, tzinfo=UTC)
 
@@ -38,7 +40,7 @@ class JobsWorker:
     """Answers `ml.finetune`, `ml.jobs.*` and promotions. job: as it stands, or the error that is answered instead.
 
     duplicate, refusal: what `ml.finetune` answers; promotion: the error that a promotion ends in.
-    asked: the requests' subjects and fields.
+    asked: the requests' subjects and fields; uploaded: what was sent in chunks, by its upload.
     """
 
     def __init__(self, nc: Client) -> None:
@@ -48,12 +50,14 @@ class JobsWorker:
         self.promotion: MLError | None = None
         self.job: Job | MLError = job("queued")
         self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.uploaded: dict[str, bytes] = {}
         self._questions = asyncio.Semaphore(0)
         self._watches: list[Watch] = []
 
     async def on_request(self, msg: Msg) -> None:
         fields = msgpack.unpackb(msg.data)
-        self.asked.append((msg.subject, fields))
+        if msg.subject != names.FINETUNE_UPLOAD:
+            self.asked.append((msg.subject, fields))
         if msg.subject == names.JOBS_WATCH and isinstance(self.job, Job):
             self._watches.append(Watch(msg))
             await self._tell(self._watches[-1], self.job)
@@ -63,6 +67,8 @@ class JobsWorker:
         headers = {names.REQUEST_ID: msg.headers[names.REQUEST_ID]}
         if msg.subject == names.FINETUNE:
             answer = self.refusal or FinetuneReply(job=fields["id"], duplicate=self.duplicate)
+        elif msg.subject == names.FINETUNE_UPLOAD:
+            answer = self._take(**fields)
         elif msg.subject == names.MODELS_PROMOTE:
             named = {"worker": "W1", "model": "a", "live": "job" not in fields}
             answer = self.promotion or ModelsPromoteReply(**{**named, **fields})
@@ -76,6 +82,13 @@ class JobsWorker:
             await self.nc.publish(msg.reply, codec.dumps(answer, names.MSGPACK), headers=headers)
         if msg.subject == names.JOBS_WATCH:
             self._questions.release()
+
+    def _take(self, upload: str, data: bytes, after: int = 0, sha256: str | None = None) -> UploadReply:
+        sent = self.uploaded.get(upload, b"")
+        assert len(sent) == after
+        self.uploaded[upload] = sent = sent + data
+        assert sha256 in (None, hashlib.sha256(sent).hexdigest())
+        return UploadReply(upload=upload, sequence=len(sent), object=upload if sha256 else None)
 
     async def publish(self, *jobs: Job) -> None:
         """Tell all watches how the job stands, and let it stand as the last one says."""
@@ -118,6 +131,7 @@ async def scripted_jobs(url: str) -> AsyncIterator[JobsWorker]:
         worker = JobsWorker(nc)
         for subject in (
             names.FINETUNE,
+            names.FINETUNE_UPLOAD,
             names.JOBS_GET,
             names.JOBS_WATCH,
             names.JOBS_LIST,

@@ -32,6 +32,7 @@ from service.endpoint.reply_subject import ReplySubjects
 from service.handlers.finetune import FinetuneHandlers
 from service.jobs import setup
 from service.jobs.fleet.rollout import RolledBack
+from service.jobs.objects import Objects
 from service.jobs.queue import JobQueue, QueueTimes
 from service.jobs.runner import JobRunner
 from service.jobs.runs import Runs
@@ -39,6 +40,7 @@ from service.jobs.stages import Stages
 from service.jobs.step_process import Steps
 from service.jobs.store import JobStore
 from service.jobs.submission import Submission
+from service.jobs.uploads import Uploads
 from service.jobs.watch import Watch
 from service.telemetry import Telemetry, configured_tracer
 from subjects import names
@@ -86,7 +88,7 @@ class FakeRoom:
     failure: Exception | None = None
 
     @asynccontextmanager
-    async def set_aside(self, name: str, device: str, memory_bytes: int) -> AsyncIterator[Callable[[int], None]]:
+    async def reserve(self, name: str, device: str, memory_bytes: int) -> AsyncIterator[Callable[[int], None]]:
         await self.gate.wait()
         fits = isinstance(self.failure, OverBudget) and memory_bytes <= self.failure.budget - self.failure.in_use
         if self.failure and not fits:
@@ -159,11 +161,11 @@ def check_trainable(entry: ModelSpec, base: Path) -> None:
 
 @asynccontextmanager
 async def jobs_worker(
-    url: str, data: Path, script: Script, worker: str = "w1", *, takes_jobs: bool = True
+    url: str, data: Path, script: Script, worker: str = "w1", *, takes_jobs: bool = True, inbox_prefix: str = "_INBOX"
 ) -> AsyncIterator[JobsWorker]:
     """A worker that takes jobs, or only lets them be submitted."""
     nc = BusClient()
-    await nc.connect(url, reconnect_time_wait=0.1, max_reconnect_attempts=-1)
+    await nc.connect(url, reconnect_time_wait=0.1, max_reconnect_attempts=-1, inbox_prefix=inbox_prefix)
     settings = settings_of(url, data)
     catalogue = load_catalogue(settings.catalogue)
     store, room, swap = JobStore(nc), FakeRoom(), FakeSwap(nc, script)
@@ -187,7 +189,8 @@ async def jobs_worker(
 @asynccontextmanager
 async def answering(worker: JobsWorker) -> AsyncIterator[Client]:
     """A client of an endpoint with the routes of jobs."""
-    handlers = FinetuneHandlers(worker.submission, worker.store, Watch(worker.nc, worker.store)).handlers()
+    uploads = Uploads(Objects(worker.nc, names.DATA_BUCKET))
+    handlers = FinetuneHandlers(worker.submission, worker.store, Watch(worker.nc, worker.store), uploads).handlers()
     limits = Limits(requests=10, request_bytes=2**24, default_timeout_s=10)
     replies = ReplySubjects(worker.settings.reply_prefixes)
     endpoint = Endpoint(worker.nc, "w1", handlers, limits, Telemetry(configured_tracer()), dict, dict, replies)

@@ -40,7 +40,14 @@ async def test_info_names_the_subjects_and_where_their_schemas_are(nats_url, nc)
     endpoints = {endpoint["name"]: endpoint for endpoint in info["endpoints"]}
     shared = [names.EMBED, names.EMBED_BATCH, names.SIMILARITY, names.GENERATE, names.GENERATE_BATCH]
     shared += [names.MODELS_LIST, names.MODELS_INFO, names.MODELS_RECOMMENDED, names.MODELS_PROMOTE]
-    shared += [names.FINETUNE, names.JOBS_GET, names.JOBS_WATCH, names.JOBS_LIST, names.JOBS_CANCEL]
+    shared += [
+        names.FINETUNE,
+        names.FINETUNE_UPLOAD,
+        names.JOBS_GET,
+        names.JOBS_WATCH,
+        names.JOBS_LIST,
+        names.JOBS_CANCEL,
+    ]
     changes = [names.MODELS_LOAD, names.MODELS_UNLOAD, names.MODELS_RELOAD]
     here = [f"{subject}.{info['id']}" for subject in (names.MODELS_LIST, names.MODELS_INFO, *changes)]
     shared.append(names.SCHEMA)

@@ -281,7 +281,11 @@ async def _refusal(worker: JobsWorker, **fields: object) -> Exception:
         ({"path": "x" * 4096}, 422, "not below"),
         ({"path": None, "object": "nothing"}, 404, "nats object put ml_data"),
         ({"path": None, "object": "empty"}, 422, "is empty"),
-        ({"path": None, "pairs": [{"anchor": f"a{n}", "positive": "b" * 70_000} for n in range(17)]}, 413, "ml_data"),
+        (
+            {"path": None, "pairs": [{"anchor": f"a{n}", "positive": "b" * 70_000} for n in range(17)]},
+            413,
+            "ml.finetune.upload",
+        ),
         ({"options": {"loss": "triplet", "hard_negatives": 0}}, 422, "'options.hard_negatives' above 0"),
         ({"path": None, "pairs": PAIRS, "options": {"loss": "triplet"}}, 422, "'options.loss': triplet is against"),
         ({"path": None, "pairs": [{"anchor": "a", "positive": "b"}]}, 422, "1 pair was given; 16 to train on and 1 to"),
@@ -399,8 +403,10 @@ async def test_without_jetstream_all_of_it_says_what_to_do(tmp_path: Path, scrip
     server = NatsServer(tmp_path / "nats").start()
     try:
         async with jobs_worker(server.url, tmp_path / "data", script) as worker, answering(worker) as nc:
-            for subject in (names.FINETUNE, names.JOBS_GET, names.JOBS_WATCH, names.JOBS_LIST, names.JOBS_CANCEL):
-                body = "" if subject == names.JOBS_LIST else "code"
+            chunk = json.dumps({"upload": "u" * 32, "data": "YQ==", "sha256": "0" * 64})
+            bodies = {names.JOBS_LIST: "", names.FINETUNE_UPLOAD: chunk}
+            subjects = (names.FINETUNE, names.JOBS_GET, names.JOBS_WATCH, names.JOBS_CANCEL)
+            for subject, body in {**dict.fromkeys(subjects, "code"), **bodies}.items():
                 error = (await asked(nc, subject, body))["error"]
                 assert (error["code"], error["retryable"]) == (503, False)
                 assert "mlbus admin init" in error["message"]

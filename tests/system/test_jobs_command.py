@@ -108,10 +108,9 @@ async def test_pairs_of_a_file_or_of_standard_input_are_sent(worker: JobsWorker,
 
 
 async def test_many_pairs_become_an_object(worker: JobsWorker, shell: Shell) -> None:
-    await worker.nc.jetstream().create_object_store(names.DATA_BUCKET)
     (shell.folder / "pairs.jsonl").write_text('{"anchor": "a", "positive": "b"}\n' * 1000)
     assert (await shell.run("finetune", "--data", "pairs.jsonl")).code == 0
-    assert set(worker.asked[0][1]) == {"id", "object"}
+    assert worker.uploaded[worker.asked[0][1]["object"]].count(b"\n") == 1000
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from versioned_fleet import BASE_WEIGHTS, MODEL, Fleet
 
 from models.weights.versions import BASE
 from service.jobs import setup
-from service.jobs.fleet.live import LiveVersions
+from service.jobs.fleet.live import LiveVersion, LiveVersions
 from service.jobs.store import JobStore
 from subjects import MLClient
 from subjects.errors import Conflict, InvalidField, NotFound
@@ -138,6 +138,20 @@ class TestOfAVersion:
             with pytest.raises(InvalidField, match="give 'model' and 'version', or 'job' alone"):
                 await ml.models.promote(**named)
         assert {member.serves for member in fleet.members} == {BASE_WEIGHTS[:12]}
+
+    async def test_two_at_once_go_live_one_after_the_other(self, fleet: Fleet, ml: MLClient, nats_url: str) -> None:
+        made = [member.make(f"better {day}", day=day) for day, member in enumerate(fleet.members)]
+        for member, version in zip(fleet.members, made, strict=True):
+            await member.rollout.offer(MODEL, version)
+        replies = await asyncio.gather(*(ml.models.promote(MODEL, version) for version in made))
+        assert [(reply.version, reply.live, reply.notes) for reply in replies] == [(name, True, []) for name in made]
+        async with await nats.connect(nats_url) as nc:
+            live = await LiveVersions(nc).get(MODEL)
+        assert live is not None
+        assert live.previous is not None
+        assert live.earlier == LiveVersion(version=BASE)
+        assert {live.version, live.previous.version} == set(made)
+        assert {member.serves for member in fleet.members} == {live.version[-12:]}
 
     async def test_who_gives_up_has_undone_it(self, fleet: Fleet, ml: MLClient, nats_url: str) -> None:
         trainer, slow = fleet.members

@@ -9,6 +9,7 @@ from nats_server import secured_server as secured
 from workers import running_worker
 
 from service.cli import doctor_nats
+from service.cli.doctor_upgrade import SENT_SINCE
 from service.config import Settings
 from service.jobs import setup
 from subjects import names
@@ -32,6 +33,29 @@ async def test_an_older_file_is_named_with_what_it_does_not_grant(tmp_path: Path
         server.stop()
     assert (check, status) == ("nats-server.conf", "warn")
     assert "docs/security.md" in advice
+
+
+async def test_an_older_file_is_named_with_what_a_worker_misses(tmp_path: Path) -> None:
+    granted = ('"$O.ml_data.C.*", "$O.ml_data.M.*"', '"$SRV.PING.ml.*"', ', "$JS.API.STREAM.PURGE.ML_JOBS"')
+    text = CONF.read_text()
+    for each in granted:
+        assert each in text
+        text = text.replace(each, "")
+    (conf := tmp_path / "nats-server.conf").write_text(text)
+    server = secured(tmp_path / "nats", conf=conf).start()
+    try:
+        async with await nats.connect(as_role(server, "admin")) as nc:
+            await setup.create(nc)
+            before = [(await nc.jetstream().stream_info(each.stream)).state.last_seq for each in setup.STORAGE]
+            for role, missing in (("worker", list(SENT_SINCE)), ("admin", [])):
+                told = [
+                    what for what, (_, status, _) in (await findings(as_role(server, role))).items() if status == "warn"
+                ]
+                assert [each for each in SENT_SINCE if any(each in what for what in told)] == missing
+            after = [(await nc.jetstream().stream_info(each.stream)).state.last_seq for each in setup.STORAGE]
+            assert [after[0], *after[2:]] == [before[0], *before[2:]], "all but the key that doctor writes"
+    finally:
+        server.stop()
 
 
 async def test_older_streams_are_named_until_they_are_brought_up_to_date(secured_server: NatsServer) -> None:

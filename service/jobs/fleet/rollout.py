@@ -31,6 +31,7 @@ from ..retry import retry_while_down
 from .canary import MIN_COSINE, CanaryCheck, Mismatch
 from .checkpoints import BucketFull, Checkpoints
 from .live import Live, LiveVersion, LiveVersions, successor
+from .rollout_lease import rolling_out
 from .version_sync import VersionSync
 
 log = structlog.get_logger(__name__)
@@ -102,13 +103,20 @@ class Rollout:
     async def go_live(self, model: str, version: str, job: str | None = None, parent: str | None = None) -> list[str]:
         """Have every worker serve a version of this machine, and check it over the bus -> notes for the caller.
 
-        parent: the version that must be live before, because this one was compared with it; None for any. A call after
-        one that was cut off continues it. If cancelled, the version before is live again. Raises RolledBack,
-        UnknownVersion, BadArchive, BucketFull, NotSetUp, and OSError if the version or its canary texts cannot be read.
+        While another version of the model is checked, it waits. parent: the version that must be live before, because
+        this one was compared with it; None for any. A call after one that was cut off continues it. If cancelled, the
+        version before is live again. Raises RolledBack, UnknownVersion, BadArchive, BucketFull, NotSetUp, and OSError
+        if the version or its canary texts cannot be read.
         """
         canary = await asyncio.to_thread(self._canary, model, version)
         digests = await asyncio.to_thread(self._digests, model, version, await self.checkpoints.publish(model, version))
-        at = datetime.now(UTC)
+        async with rolling_out(self._nc, model, job):
+            return await self._set_and_check(model, digests, canary, job, parent)
+
+    async def _set_and_check(
+        self, model: str, digests: LiveVersion, canary: CanaryCheck, job: str | None, parent: str | None
+    ) -> list[str]:
+        version, at = digests.version, datetime.now(UTC)
         try:
             await retry_while_down(lambda: self._set_live(model, digests, at, job, parent))
             log.info("version.went_live", model=model, version=version, job=job)

@@ -26,6 +26,7 @@ from subjects.errors import (
     NotServed,
     Unavailable,
 )
+from subjects.uploads import CHUNK_BYTES, in_chunks
 
 
 @pytest.fixture
@@ -99,24 +100,27 @@ async def test_what_is_wrong_is_refused_here(
     assert worker.asked == []
 
 
-async def test_many_pairs_go_through_the_object_bucket(worker: JobsWorker, ml: MLClient, nc: Client) -> None:
-    bucket = await nc.jetstream().create_object_store(names.DATA_BUCKET)
+async def test_many_pairs_are_sent_in_chunks_before(worker: JobsWorker, ml: MLClient) -> None:
     many = [(f"anchor {number}", "é" * 40, ["no"]) for number in range(1000)]
     large = [("anchor", "x" * 700_000)]
     for pairs in (many, large):
         await ml.finetune(pairs=pairs, id="mine")
         _, sent = worker.asked[-1]
         assert set(sent) == {"id", "object"}
-        lines = (await bucket.get(sent["object"])).data.decode().splitlines()
+        lines = worker.uploaded[sent["object"]].decode().splitlines()
         read = [json.loads(line) for line in lines]
         assert [(pair["anchor"], pair["positive"]) for pair in read] == [pair[:2] for pair in pairs]
     assert worker.asked[0][1]["object"] != worker.asked[1][1]["object"]
 
 
-async def test_many_pairs_without_a_bucket_are_refused_with_the_next_step(worker: JobsWorker, ml: MLClient) -> None:
-    with pytest.raises(NotServed, match="mlbus admin init"):
-        await ml.finetune(pairs=[("a", "b")] * 1000)
-    assert worker.asked == []
+@pytest.mark.parametrize("sizes", [[0], [1], [CHUNK_BYTES], [CHUNK_BYTES - 1, 2], [3 * CHUNK_BYTES], [1000] * 400])
+def test_chunks_are_full_but_for_the_last(sizes: list[int]) -> None:
+    pieces = [bytes([at % 256]) * size for at, size in enumerate(sizes)]
+    chunks = list(in_chunks(pieces))
+    assert b"".join(data for data, _ in chunks) == b"".join(pieces)
+    assert [is_last for _, is_last in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert {len(data) for data, _ in chunks[:-1]} <= {CHUNK_BYTES}
+    assert len(chunks) == max(1, -(-sum(sizes) // CHUNK_BYTES))
 
 
 async def test_jobs_are_got_listed_and_cancelled(worker: JobsWorker, ml: MLClient) -> None:
