@@ -1,4 +1,4 @@
-"""The errors of the wire and their one table of codes. The worker raises them, the client raises them again."""
+"""The errors of the wire and the table of their codes. A worker replies with them, the client raises them."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -7,9 +7,9 @@ from . import names
 
 
 class MLError(Exception):
-    """An error reply: `code` as in `Nats-Service-Error-Code`, a message that says what to change.
+    """An error reply: the code in `Nats-Service-Error-Code`, and a message that says what to change.
 
-    `retryable`: the same request may succeed later; `retry_after_ms`: when to try again, if known.
+    retryable: the same request may succeed later. retry_after_ms: when to try again, if known.
     """
 
     code: ClassVar[int] = 500
@@ -22,7 +22,7 @@ class MLError(Exception):
         self.request_id = request_id
 
     def body(self, request_id: str) -> dict[str, Any]:
-        """The reply's body, for any codec."""
+        """The body of the reply, for any content type."""
         return {
             "error": {
                 "code": self.code,
@@ -44,7 +44,7 @@ class Malformed(MLError):
 
 
 class Forbidden(MLError):
-    """It is another role's to say; the message tells whose, and how."""
+    """Another role may do it; the message says which, and how."""
 
     code = 403
 
@@ -62,7 +62,7 @@ class DeadlinePassed(MLError):
 
 
 class Conflict(MLError):
-    """The state of the worker forbids it, such as requests that use a model which is to be unloaded."""
+    """The state of the worker forbids it, for instance unloading a model that requests are using."""
 
     code = 409
 
@@ -98,17 +98,17 @@ class Unavailable(MLError):
 
 
 class NotServed(MLError):
-    """This worker will never serve that model as it is configured; waiting does not help."""
+    """The worker is not configured to serve the model; waiting does not help."""
 
     code = 503
 
 
 class VersionChanged(Conflict):
-    """The client's own: the weights were swapped while it collected vectors, and those of two versions do not mix."""
+    """Raised by the client: the weights were swapped while it collected vectors, and versions must not be mixed."""
 
 
 class FrameLost(Internal):
-    """The client's own: a frame of a stream did not come, as where a connection breaks."""
+    """Raised by the client: a frame of a stream is missing, for instance because the connection broke."""
 
 
 class OutOfMemory(MLError):
@@ -138,9 +138,9 @@ CODES: dict[int, type[MLError]] = {
 
 
 def from_reply(code: int, message: str, body: Mapping[str, Any]) -> MLError:
-    """The exception for an error reply; an unknown code becomes the class of its hundred.
+    """The exception for an error reply. An unknown 4xx code becomes Malformed, any other unknown code Internal.
 
-    body: the decoded body, or an empty mapping where it could not be read.
+    body: the decoded body, or an empty mapping if it could not be read.
     """
     detail = body.get("error")
     fields: Mapping[str, Any] = detail if isinstance(detail, Mapping) else {}

@@ -1,7 +1,8 @@
 """`ml.generate` and `ml.generate.batch`: a prompt in, its completion out, whole or as frames of a stream.
 
-`index` is a prompt's place in a batch, `choice` a completion's place among the n of its prompt. Completion number
-k = index * n + choice is sampled with seed + k (mod 2^64) and tells that seed, so that each can be had again alone.
+`index` is the place of a prompt in a batch, `choice` the place of a completion among the n of its prompt. Completion
+number k = index * n + choice is sampled with seed + k (mod 2^64). The reply returns that seed, so that each completion
+can be repeated alone.
 """
 
 from typing import Annotated, Any
@@ -26,48 +27,60 @@ class ChatMessage(Message):
 
 
 class GenerateOptions(Message):
-    """What every request that generates may say about how.
+    """The options of every request that generates text.
 
-    temperature, top_p, top_k, min_p, repetition_penalty: absent, as the model's entry or its generation_config says,
-    and where those say nothing, what leaves every token its probability.
+    temperature, top_p, top_k, min_p, repetition_penalty: if absent, as the model's entry or its generation_config
+    says, and otherwise the value that changes no probability.
     """
 
     model: Token | None = Field(None, description="model id; absent: the worker's default")
     max_tokens: int = Field(
         256, ge=0, le=MAX_TOKENS, description="tokens of a completion at most; 0 with 'echo': the prompt alone"
     )
-    min_tokens: int = Field(0, ge=0, le=MAX_TOKENS, description="before these it does not end by itself")
+    min_tokens: int = Field(0, ge=0, le=MAX_TOKENS, description="tokens before which it does not end by itself")
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="0: greedy")
-    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False, description="only the likeliest of this mass")
-    top_k: int | None = Field(None, ge=0, le=MAX_TOKEN_ID, description="only so many of the likeliest; 0: all")
+    top_p: float | None = Field(
+        None, gt=0, le=1, allow_inf_nan=False, description="only the likeliest tokens with this probability together"
+    )
+    top_k: int | None = Field(
+        None, ge=0, le=MAX_TOKEN_ID, description="only this number of the likeliest tokens; 0: all"
+    )
     min_p: float | None = Field(
-        None, ge=0, le=1, allow_inf_nan=False, description="none below this share of the likeliest one's probability"
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="no token below this share of the likeliest one's probability",
     )
     repetition_penalty: float | None = Field(
-        None, ge=0.01, le=10, allow_inf_nan=False, description="1: none; for tokens of prompt and text"
+        None, ge=0.01, le=10, allow_inf_nan=False, description="for tokens of the prompt and the text; 1: none"
     )
     presence_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False, description="for tokens of the text")
     frequency_penalty: float = Field(
-        0.0, ge=-2, le=2, allow_inf_nan=False, description="for tokens of the text, each time they stand there"
+        0.0, ge=-2, le=2, allow_inf_nan=False, description="for tokens of the text, times their number"
     )
     logit_bias: Biases | None = Field(
-        None, description="token id -> what is added to its logit; ids are strings of decimals in JSON"
+        None, description="token id -> value added to its logit; ids are decimal strings in JSON"
     )
     logprobs: int | None = Field(
         None,
         ge=0,
         le=20,
-        description="tell each token's log-probability, with 'echo' the prompt's too, and so many of the likeliest in "
-        "its place",
+        description="return each token's log-probability, with 'echo' those of the prompt too, and this number of the "
+        "likeliest tokens in its place",
     )
     n: int = Field(1, ge=1, le=16, description="completions of each prompt")
-    num_beams: int = Field(1, ge=1, le=8, description="above 1: beam search, without sampling and not streamed")
+    num_beams: int = Field(1, ge=1, le=8, description="above 1: beam search, which is neither sampled nor streamed")
     length_penalty: float = Field(
-        1.0, ge=-10, le=10, allow_inf_nan=False, description="of a beam's score; above 0 favours longer texts"
+        1.0, ge=-10, le=10, allow_inf_nan=False, description="of the score of a beam; above 0 favours longer texts"
     )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="absent: drawn; told in the reply either way")
-    stop: StopStrings | None = Field(None, description="strings that end the text and are no part of it; one or a list")
-    stop_token_ids: StopTokenIds | None = Field(None, description="tokens that end the text, besides the model's own")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="absent: drawn at random; the reply returns it")
+    stop: StopStrings | None = Field(
+        None, description="strings that end the text and are not part of it; one or a list"
+    )
+    stop_token_ids: StopTokenIds | None = Field(
+        None, description="tokens that end the text, besides those of the model"
+    )
     echo: bool = Field(False, description="begin the text with the prompt")
     stream: Stream | None = STREAM
 
@@ -84,7 +97,7 @@ class GenerateOptions(Message):
         return self
 
     def _check_beams(self) -> None:
-        """Beams are searched, not sampled: what would have no effect is refused."""
+        """Refuse sampling options with beams, where they would have no effect."""
         if not self.max_tokens:
             raise ValueError("field 'max_tokens' is 0, and beams need at least 1")
         sampled = [name for name, neutral in _WITHOUT_SAMPLING.items() if getattr(self, name) not in (None, neutral)]
@@ -93,17 +106,15 @@ class GenerateOptions(Message):
 
 
 class GenerateRequest(GenerateOptions):
-    """One of three forms: `prompt`; or `messages`; or `prefix` and `suffix`, between which the text is to stand."""
+    """One of three forms: `prompt`; `messages`; or `prefix` and `suffix`, between which the text is generated."""
 
-    prompt: Text | None = Field(None, description="a text to go on with")
+    prompt: Text | None = Field(None, description="a text to complete")
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = Field(
         None, description="a chat to answer, for models with a chat template"
     )
-    continue_final: bool = Field(
-        False, description="go on with the last turn, the assistant's, instead of answering it"
-    )
-    prefix: Part | None = Field(None, description="what stands before the gap, for models that fill in the middle")
-    suffix: Part | None = Field(None, description="what stands behind it; one of the two may be empty")
+    continue_final: bool = Field(False, description="continue the last turn, the assistant's, instead of answering it")
+    prefix: Part | None = Field(None, description="the text before the gap, for models that fill in the middle")
+    suffix: Part | None = Field(None, description="the text after the gap; one of the two may be empty")
 
     @model_validator(mode="after")
     def _one_form(self) -> "GenerateRequest":
@@ -124,7 +135,7 @@ class GenerateBatchRequest(GenerateOptions):
 
 
 class GenerateUsage(Reply):
-    """Tokens. cached_tokens: those of the prompt that were not computed again."""
+    """Numbers of tokens. cached_tokens: those of the prompt that came from the prefix cache."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -135,11 +146,9 @@ _LOGPROB = "natural logarithm of its probability, before penalties and filters"
 
 
 class ScoredToken(Reply):
-    token: str = Field(description="its text; where a character takes several tokens, its bytes may not be text")
+    token: str = Field(description="its text; a part of a character may not be text")
     id: int
-    bytes: list[int] = Field(
-        default_factory=list, description="what it adds to the text, where that is no character too"
-    )
+    bytes: list[int] = Field(default_factory=list, description="its bytes, also if they are only a part of a character")
 
 
 class TopLogprob(ScoredToken):
@@ -158,7 +167,7 @@ class Ended(Reply):
     stop_reason: str | int | None = Field(
         None, description="the stop string or token id that ended it; absent: the model's own end"
     )
-    seed: int = Field(description="with which it was sampled")
+    seed: int = Field(description="the seed of its sampling")
 
 
 class Completed(Ended):
@@ -189,7 +198,7 @@ class GenerateResult(Completed):
 
 
 class Generated(Reply):
-    """What every last message says of the model behind it. usage: of all completions."""
+    """The part of every last message that names the model. usage: of all completions."""
 
     model: str
     version: str = Field(description="the exact weights and precision that served the request")
@@ -197,7 +206,7 @@ class Generated(Reply):
 
 
 class GenerateReply(Completed, Generated):
-    """choices: all n of them, absent unless n > 1; the other fields are those of the first."""
+    """choices: all n completions, absent unless n > 1; the other fields are those of the first one."""
 
     choices: list[Choice] | None = None
 
@@ -229,7 +238,7 @@ class TokenFrame(Reply):
 
 
 class PingFrame(Reply):
-    """Nothing yet, and still at work."""
+    """There is no frame yet, and the work goes on."""
 
     seq: int = 0
 
@@ -250,7 +259,7 @@ class GenerateDone(Ended, Generated):
     choices: list[CompletionEnd] | None = None
 
     def as_text(self) -> str:
-        """A frame's body is never empty: a line break, which a terminal needs anyway."""
+        """A line break: the body of a frame is never empty."""
         return "\n"
 
     def beside_text(self) -> dict[str, Any]:
@@ -258,7 +267,7 @@ class GenerateDone(Ended, Generated):
 
 
 MAX_STOP_CHARS = 32
-"""Of the stop string that is told beside a plain text, in a header."""
+"""Characters of the stop string in the header Ml-Result."""
 _FACTS = ("model", "version", "finish_reason", "stop_reason", "seed", "usage")
 
 

@@ -1,11 +1,15 @@
 """Which models fit into a budget of memory, at which precision, and which would be evicted."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ..catalogue import ModelSpec
-from .footprint import Footprint, Precision
+
+if TYPE_CHECKING:  # it imports torch
+    from .footprint import Footprint, Precision
 
 Fate: TypeAlias = Literal["fits", "evicted", "too large"]
 STEPS: tuple[Precision, ...] = ("fp32", "bf16", "int8", "int4")

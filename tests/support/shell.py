@@ -1,22 +1,20 @@
-"""The `mlbus` command in processes of its own, far from the settings of whoever runs the tests."""
+"""The `mlbus` command as a person or a script runs it: a real process in a folder, without this user's settings."""
 
 import asyncio
 import os
 import pty
-import signal
 import sys
-from asyncio.subprocess import PIPE, Process
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
-from workers import clean_environment
+from workers import clean_environment, hear_ctrl_c
 
 MLBUS = str(Path(sys.executable).with_name("mlbus"))
 
 
-class Ended(NamedTuple):
+@dataclass(frozen=True)
+class Ended:
     code: int
     out: str
     err: str
@@ -24,58 +22,56 @@ class Ended(NamedTuple):
 
 @dataclass(frozen=True)
 class Shell:
-    """Runs `mlbus` in a folder, against a server. prefix: what every command line begins with."""
+    """Runs `mlbus` in a folder, with the server at url if there is one.
+
+    command: what is typed before the arguments of each call. variables: for its environment.
+    """
 
     folder: Path
-    url: str
-    prefix: tuple[str, ...] = ()
+    url: str | None = None
+    command: tuple[str, ...] = ()
+    variables: dict[str, str] = field(default_factory=dict)
 
-    async def start(self, *arguments: str, out: int = PIPE, err: int = PIPE) -> Process:
-        """Start it; its standard input is a pipe, and so is its output unless told otherwise."""
-        own = {"NATS_URL": self.url, "XDG_CONFIG_HOME": str(self.folder), "TERM": "xterm", "COLUMNS": "200"}
+    async def start(self, *arguments: str, **pipes: int) -> asyncio.subprocess.Process:
+        """pipes: stdin, stdout and stderr that are something else, such as a terminal."""
+        standard = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE)
+        server = {"NATS_URL": self.url} if self.url else {}
+        variables = {**server, "XDG_CONFIG_HOME": str(self.folder), "TERM": "xterm", "COLUMNS": "200"}
         return await asyncio.create_subprocess_exec(
-            *(MLBUS, *self.prefix, *arguments),
-            stdin=PIPE,
-            stdout=out,
-            stderr=err,
-            env=clean_environment(**own),
+            *(MLBUS, *self.command, *arguments),
             cwd=self.folder,
+            env=clean_environment(**{**variables, **self.variables}),
             preexec_fn=hear_ctrl_c,
+            **{**standard, **pipes},
         )
 
     async def run(self, *arguments: str, text: str = "") -> Ended:
-        """Run it to its end; text: its standard input."""
-        return await end_of(await self.start(*arguments), text)
+        return await self.end(await self.start(*arguments), text)
+
+    async def end(self, process: asyncio.subprocess.Process, text: str = "") -> Ended:
+        out, err = await process.communicate(text.encode())
+        assert process.returncode is not None
+        ended = Ended(process.returncode, (out or b"").decode(), (err or b"").decode())
+        assert "Traceback" not in ended.err
+        return ended
 
     async def run_on_terminal(self, *arguments: str) -> Ended:
-        """Run it to its end with a terminal as its standard output."""
+        """The same, with its standard output on a terminal."""
         ours, theirs = pty.openpty()
         try:
-            process = await self.start(*arguments, out=theirs)
+            process = await self.start(*arguments, stdout=theirs)
         finally:
             os.close(theirs)
-        shown = asyncio.create_task(asyncio.to_thread(_all_of, ours))
-        code, _, err = await end_of(process)
-        return Ended(code, (await shown).decode().replace("\r\n", "\n"), err)
+        shown = asyncio.create_task(asyncio.to_thread(read_terminal, ours))
+        ended = await self.end(process)
+        return Ended(ended.code, (await shown).replace("\r\n", "\n"), ended.err)
 
 
-async def end_of(process: Process, text: str = "") -> Ended:
-    """Wait for its end; text: its standard input."""
-    out, err = await process.communicate(text.encode())
-    assert process.returncode is not None
-    assert b"Traceback" not in (err or b"")
-    return Ended(process.returncode, (out or b"").decode(), (err or b"").decode())
-
-
-def hear_ctrl_c() -> None:
-    """For a child, as at a prompt: a suite that runs in the background has it ignored, and its children with it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def _all_of(terminal: int) -> bytes:
+def read_terminal(terminal: int) -> str:
+    """All that is written to a terminal until its last writer closes it."""
     shown = b""
-    with suppress(OSError):  # what Linux says of a terminal that nobody has open any more
+    with suppress(OSError):  # from Linux, once the writers are gone
         while part := os.read(terminal, 65536):
             shown += part
     os.close(terminal)
-    return shown
+    return shown.decode()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -54,3 +55,8 @@ def clean_environment(**values: str) -> dict[str, str]:
     """This process's environment for a child, without anything that would configure mlbus or NATS."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLBUS_", "NATS_"))}
     return {**kept, **values}
+
+
+def hear_ctrl_c() -> None:
+    """For a child, as at a prompt: a suite that runs in the background has it ignored, and its children with it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -5,18 +5,17 @@ import os
 import pty
 import signal
 import sys
-from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 from fake_encoder import DIMENSIONS, FakeEncoder, vector_of, word_id
-from shell import Shell, end_of
+from shell import Shell
 from workers import clean_environment, running_worker
 
 from models.encoders.base import finish
-from subjects.encodings import encode
+from subjects.vectors import encode
 
 LINES = [f"line {number}" for number in range(5000)]
 
@@ -41,14 +40,14 @@ def expected(texts: list[str]) -> np.ndarray:
     return finish(np.stack([vector_of([word_id(word) for word in text.split()]) for text in texts]), True)
 
 
-async def start(folder: Path, url: str, *arguments: str, err: int = PIPE) -> Process:
-    return await Shell(folder, url, ("embed",)).start(*arguments, err=err)
+async def start(folder: Path, url: str, *arguments: str, **pipes: int) -> asyncio.subprocess.Process:
+    return await Shell(folder, url, ("embed",)).start(*arguments, **pipes)
 
 
 async def mlbus(folder: Path, url: str, *arguments: str, text: str = "") -> tuple[int, str, str]:
     """Exit code, standard output and standard error, on one line each."""
-    code, *said = await end_of(await start(folder, url, *arguments), text)
-    return code, *(" ".join(part.split()) for part in said)
+    ended = await Shell(folder, url, ("embed",)).run(*arguments, text=text)
+    return ended.code, *(" ".join(part.split()) for part in (ended.out, ended.err))
 
 
 def left(folder: Path) -> list[str]:
@@ -189,7 +188,7 @@ async def test_ctrl_c_leaves_nothing_behind_and_stops_the_worker(nats_url, encod
 async def test_a_terminal_gets_a_bar(nats_url, encoder, lines):
     ours, theirs = pty.openpty()
     encoder.gate.clear()
-    process = await start(lines, nats_url, "--file", "lines.txt", "--out", "vectors.npy", err=theirs)
+    process = await start(lines, nats_url, "--file", "lines.txt", "--out", "vectors.npy", stderr=theirs)
     os.close(theirs)
     shown = await asyncio.to_thread(os.read, ours, 65536)
     while b"/5000" not in shown:

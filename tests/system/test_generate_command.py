@@ -73,7 +73,7 @@ async def test_ctrl_c_ends_the_work(worker, shell):
 async def test_a_reader_that_leaves_ends_the_work(worker, shell):
     worker.scripts = [frames(*tokens("first"), sentinel=False)]
     ours, theirs = os.pipe()
-    process = await shell.start("x", "--stream", out=theirs)
+    process = await shell.start("x", "--stream", stdout=theirs)
     os.close(theirs)
     assert await asyncio.to_thread(os.read, ours, 5) == b"first"
     os.close(ours)

@@ -7,12 +7,11 @@ import pty
 import signal
 import termios
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from scripted_jobs import JobsWorker, job, scripted_jobs
-from shell import Ended, Shell, end_of
+from shell import Ended, Shell, read_terminal
 
 from subjects import names
 from subjects.errors import Conflict, InvalidField, NotFound, Unavailable
@@ -179,7 +178,7 @@ async def watched(worker: JobsWorker, shell: Shell, *arguments: str) -> Ended:
         job("training", 3, step=2, **training),
         job("done", 4, **DONE),
     )
-    return await end_of(process)
+    return await shell.end(process)
 
 
 async def test_a_watch_tells_each_state_and_the_outcome(worker: JobsWorker, shell: Shell) -> None:
@@ -208,23 +207,14 @@ async def test_a_watch_in_json_is_a_line_for_each_state(worker: JobsWorker, shel
 async def test_a_person_sees_a_bar(worker: JobsWorker, shell: Shell) -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 150))
-    process = await shell.start("jobs", "watch", "j1", err=theirs)
+    process = await shell.start("jobs", "watch", "j1", stderr=theirs)
     os.close(theirs)
-    seen = asyncio.create_task(asyncio.to_thread(_all_of, ours))
+    seen = asyncio.create_task(asyncio.to_thread(read_terminal, ours))
     await worker.is_asked()
     training = job("training", 1, step=3, steps=12, loss=0.5, pairs_per_s=6.25, eta_s=61.4)
     await worker.publish(training, job("done", 2, **DONE))
-    assert (await end_of(process)).code == 0
+    assert (await shell.end(process)).code == 0
     assert "step 3 of 12, loss 0.5000, 6.2 pairs/s, 0:01:01 left" in await seen
-
-
-def _all_of(terminal: int) -> str:
-    seen = b""
-    with suppress(OSError):  # what Linux says of a terminal that nobody has open any more
-        while piece := os.read(terminal, 4096):
-            seen += piece
-    os.close(terminal)
-    return seen.decode()
 
 
 @pytest.mark.parametrize(
@@ -255,7 +245,7 @@ async def test_ctrl_c_leaves_the_job_running_and_says_what_to_do(worker: JobsWor
     assert process.stderr is not None
     assert await process.stderr.readline() == b"a queued\n"
     process.send_signal(signal.SIGINT)
-    ended = await end_of(process)
+    ended = await shell.end(process)
     assert (ended.code, ended.out) == (130, "")
     assert ended.err == "job j1 goes on\nfollow it:  mlbus jobs watch j1\ncancel it:  mlbus jobs cancel j1\n"
     assert names.JOBS_CANCEL not in [subject for subject, _ in worker.asked]

@@ -26,7 +26,8 @@ class Fleet:
 
     async def models(self, *arguments: str) -> tuple[int, str, str]:
         """Exit code, standard output and standard error of `mlbus models`."""
-        return await Shell(self.folder, self.url, ("models",)).run(*arguments)
+        ended = await Shell(self.folder, self.url, ("models",)).run(*arguments)
+        return ended.code, ended.out, ended.err
 
     async def done(self, *arguments: str) -> list[dict[str, Any]]:
         """What every worker answers, where none fails."""

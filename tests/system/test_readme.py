@@ -199,7 +199,7 @@ def test_errors_are_those_of_the_wire() -> None:
 
 
 def test_settings_have_their_names_defaults_and_flags() -> None:
-    flags = {flag for parameter in typer.main.get_command(app).commands["serve"].params for flag in parameter.opts}
+    flags = {flag for parameter in typer.main.get_command(app).commands["serve"].real.params for flag in parameter.opts}
     known = dict(settings_of(Settings)) | {"catalogue.<id>": "none"}
     assert {code_in(row[0])[0]: row[1].strip("`") for row in table("setting")} == known
     for setting, _, flag, _ in table("setting"):

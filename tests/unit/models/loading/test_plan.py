@@ -15,7 +15,7 @@ from models.errors import BadEntry, UnknownArchitecture
 from models.loading.footprint import Footprint, Precision, footprint, model_config
 from models.loading.plan import Candidate, Fate, Plan, Reserve, candidate, native, plan
 from service.cli.models_info import print_info
-from service.cli.plan import PlanOptions, parse_size, print_plan, settings_lines
+from service.cli.models_plan import PlanOptions, parse_size, print_plan, settings_lines
 from service.config import BadSettings, Settings
 from service.residency.loader import LoadOverrides, ModelLoader
 

@@ -1,17 +1,16 @@
-"""`mlbus models plan`: which models fit into a budget of memory, at which precision. Needs neither weights nor NATS."""
+"""`mlbus models plan`: which models fit into a memory budget, at which precision. Needs neither weights nor NATS."""
 
 import math
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from models.catalogue import ModelSpec, load_catalogue
 from models.errors import UnknownArchitecture
-from models.loading.footprint import Precision, footprint
 from models.loading.plan import (
     KV_TOKENS,
     MEGABYTE,
@@ -21,15 +20,19 @@ from models.loading.plan import (
     Plan,
     Reserve,
     candidate,
-    plan,
 )
+from models.loading.plan import plan as plan_of
 
-from ..config import BadSettings, Settings
+from ..config import BadSettings, Settings, read_settings
+from .options import Config, Json
 from .output import err, out, print_json, shortened
+
+if TYPE_CHECKING:
+    from models.loading.footprint import Precision
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT])(i?)B", re.IGNORECASE)
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
-_COLUMNS: dict[str, tuple[Precision, ...]] = {
+_COLUMNS: "dict[str, tuple[Precision, ...]]" = {
     "fp32": ("fp32",),
     "16 bit": ("bf16", "fp16"),
     "int8": ("int8",),
@@ -39,11 +42,11 @@ _COLUMNS: dict[str, tuple[Precision, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """What to plan for.
+    """The budget and the models of a plan.
 
-    budget, working: sizes such as "16GB" or "15.5GiB"; see models.loading.plan.Reserve for what is kept free for work.
-    models: ids, the least recently used first; empty: the whole catalogue. reduce: embedding models that may go below
-    their own precision.
+    budget, working: sizes such as "16GB" or "15.5GiB"; see models.loading.plan.Reserve for working memory. models: ids,
+    the least recently used first; empty: the whole catalogue. reduce: embedding models that may go below their own
+    precision.
     """
 
     budget: str
@@ -53,10 +56,34 @@ class PlanOptions:
     kv_tokens: int = KV_TOKENS
 
 
-def print_plan(settings: Settings, options: PlanOptions, *, as_json: bool) -> None:
-    """Print the plan and the settings that carry it out.
+def plan(
+    model: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="Least recently used first; none: the whole catalogue."),
+    ] = None,
+    budget: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the device: 16GB, 15.5GiB.")] = "16GB",
+    reduce: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Embedding model that may go below its own precision; repeat."),
+    ] = None,
+    working: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Kept free for work.", show_default="1.5GB")
+    ] = None,
+    kv_tokens: Annotated[
+        int, typer.Option(min=0, max=10**9, metavar="N", help="Tokens in flight of each generation model.")
+    ] = 4096,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show which models fit into a budget of memory, at which precision, and what would be evicted."""
+    options = PlanOptions(budget, model or [], reduce or [], working, kv_tokens)
+    print_plan(read_settings(config), options, as_json=as_json)
 
-    Raises BadSettings where a size cannot be used, BadParameter, BadEntry, UnknownModel.
+
+def print_plan(settings: Settings, options: PlanOptions, *, as_json: bool) -> None:
+    """Print the plan and the settings for it.
+
+    Raises BadSettings for an unusable size, BadParameter, BadEntry, UnknownModel.
     """
     budget_bytes = parse_size(options.budget, "budget")
     working_bytes = WORKING_BYTES if options.working is None else parse_size(options.working, "working memory")
@@ -65,7 +92,7 @@ def print_plan(settings: Settings, options: PlanOptions, *, as_json: bool) -> No
         raise BadSettings(f"budget: {options.budget} is no more than {kept}; give more, or a smaller --working")
     specs = _chosen(settings, options)
     known, unknown = _candidates(specs, options.reduce)
-    planned = plan(known, budget_bytes, Reserve(working_bytes, options.kv_tokens))
+    planned = plan_of(known, budget_bytes, Reserve(working_bytes, options.kv_tokens))
     if as_json:
         print_json(_document(planned, unknown))
         return
@@ -90,8 +117,10 @@ def parse_size(text: str, what: str) -> int:
 
 
 def settings_lines(planned: Plan) -> str:
-    """The part of a settings file that gives the models that fit their precision, their cache and the budget, which
-    is for both; without a newline."""
+    """The part of a settings file with the budget, and the precision and cache of each model that fits.
+
+    The budget is for weights and caches. There is no newline at the end.
+    """
     if not planned.fitting:
         return ""
     room = planned.budget_bytes - planned.reserve.working_bytes
@@ -123,7 +152,7 @@ def _kv_lines(placement: Placement) -> Iterable[str]:
 
 
 def _chosen(settings: Settings, options: PlanOptions) -> list[ModelSpec]:
-    """The models named, else all that say where their weights come from."""
+    """The named models, or else all with a source of weights."""
     catalogue = load_catalogue(settings.catalogue)
     named = [catalogue.get(model) for model in dict.fromkeys(options.models)]
     specs = named or [spec for spec in catalogue if spec.has_source]
@@ -140,7 +169,9 @@ def _chosen(settings: Settings, options: PlanOptions) -> list[ModelSpec]:
 def _candidates(
     specs: Iterable[ModelSpec], reduce: Collection[str]
 ) -> tuple[list[Candidate], list[UnknownArchitecture]]:
-    """The models whose size is known, and for the others why it is not."""
+    """The models whose size is known, and for the others the reason why it is not."""
+    from models.loading.footprint import footprint  # imports torch
+
     known: list[Candidate] = []
     unknown: list[UnknownArchitecture] = []
     for spec in specs:
