@@ -55,14 +55,22 @@ class EncodeOptions(Message):
     """The options of every request that embeds texts."""
 
     model: Token | None = Field(None, description="model id; absent: the worker's default")
-    dimensions: int | None = Field(None, ge=1, le=65536, description="cut to this many, then renormalise")
-    task: Token | None = Field(None, description="one of the model's tasks, by name; absent: its default")
+    dimensions: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        description="cut each vector to its first values and scale it to length 1 again; some models allow only "
+        "certain lengths",
+    )
+    task: Token | None = Field(
+        None, description="one of the model's tasks, with the prompt that belongs to it; absent: its default task"
+    )
     prompt_name: Token | None = Field(None, description="one of the model's own prompts, by name")
     prompt: Annotated[str, StringConstraints(max_length=4096)] | None = Field(
         None, description="put before each text; instead of prompt_name"
     )
     truncate: Truncate = Field(
-        "end", description="which side of a text past the model's length is cut; error: refuse it"
+        "end", description="which end of a text past the model's length is cut; error: refuse it with 413"
     )
     priority: Priority | None = Field(
         None, description=f"absent: interactive for up to {MAX_INTERACTIVE_TEXTS} texts, else bulk; past them only bulk"
@@ -91,11 +99,13 @@ class EmbedOptions(EncodeOptions):
 
 
 class EmbedRequest(EmbedOptions):
-    text: Text
+    text: Text = Field(description="a text that is not blank and has no NUL character")
 
 
 class EmbedBatchRequest(EmbedOptions):
-    texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)]
+    texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)] = Field(
+        description="texts as in ml.embed"
+    )
     stream: Stream | None = STREAM
 
     @model_validator(mode="after")
@@ -160,10 +170,12 @@ class EmbedDone(Served):
 class SimilarityRequest(EncodeOptions):
     """Either `a` and `b`, or `query` and `candidates` with an optional `top_k`."""
 
-    a: Text | None = None
-    b: Text | None = None
-    query: Text | None = None
-    candidates: Annotated[list[Text], Field(min_length=1, max_length=MAX_CANDIDATES)] | None = None
+    a: Text | None = Field(None, description="a text to compare with `b`")
+    b: Text | None = Field(None, description="the other text")
+    query: Text | None = Field(None, description="a text to rank the candidates by")
+    candidates: Annotated[list[Text], Field(min_length=1, max_length=MAX_CANDIDATES)] | None = Field(
+        None, description="texts to rank"
+    )
     top_k: int | None = Field(None, ge=1, le=MAX_CANDIDATES, description="keep only the best; absent: all")
 
     @model_validator(mode="after")

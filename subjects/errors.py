@@ -40,59 +40,84 @@ class MLError(Exception):
 
 
 class Malformed(MLError):
+    """The body or a header cannot be read, or the subject does not stream. Correct it; set `Content-Type`."""
+
     code = 400
 
 
 class Forbidden(MLError):
-    """Another role may do it; the message says which, and how."""
+    """Another role may do this, such as the administrator. The message says which, and how."""
 
     code = 403
 
 
 class NotFound(MLError):
+    """No such model, version or job, or the model is not loaded. Use an id from `mlbus models`."""
+
     code = 404
 
 
 class NotAcceptable(MLError):
+    """`Accept` names no type that is sent. Accept one that the message names."""
+
     code = 406
 
 
 class DeadlinePassed(MLError):
+    """The deadline passed. Give more time, or add workers."""
+
     code = 408
 
 
 class Conflict(MLError):
-    """The state of the worker forbids it, for instance unloading a model that requests are using."""
+    """The worker's state forbids it: a model in use, other dimensions, mixed versions, a request id in use."""
 
     code = 409
 
 
 class TooLarge(MLError):
+    """A text, batch, header block or reply is too large, or prompt and `max_tokens` exceed the context or the cache.
+
+    The message names the limit. Stream, split or cut.
+    """
+
     code = 413
 
 
 class UnsupportedType(MLError):
+    """`Content-Type` is not read here. Send JSON, MessagePack, or text where the subject takes it."""
+
     code = 415
 
 
 class InvalidField(MLError):
+    """A field is missing, unknown or out of bounds, or the model does not support it. The message names the field."""
+
     code = 422
 
 
 class Busy(MLError):
+    """This worker is full, or earlier work leaves no time until the deadline. Wait `retry_after_ms`, or add workers."""
+
     code = 429
     retryable = True
 
 
 class Cancelled(MLError):
+    """The request was cancelled, or its reader was too slow."""
+
     code = 499
 
 
 class Internal(MLError):
+    """A fault in the worker, without details. Look for the request id in the worker's log."""
+
     code = 500
 
 
 class Unavailable(MLError):
+    """The worker is stopping, or cannot load the model now. From `MLClient` also: there is no worker. Try again."""
+
     code = 503
     retryable = True
 
@@ -112,6 +137,8 @@ class FrameLost(Internal):
 
 
 class OutOfMemory(MLError):
+    """The device has no memory for the text, or the budget none for the model. Try later, or send less."""
+
     code = 507
     retryable = True
 

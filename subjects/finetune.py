@@ -38,7 +38,11 @@ class FinetuneOptions(Message):
         32, ge=2, le=4096, description="pairs of a batch, each of which is told apart from the others"
     )
     micro_batch: int | None = Field(
-        None, ge=1, le=4096, description="pairs computed at once; absent: as many as the memory allows"
+        None,
+        ge=1,
+        le=4096,
+        description="pairs computed at once, halved by itself where memory is short; absent: as many as the memory "
+        "allows",
     )
     learning_rate: float = Field(1e-5, gt=0, le=0.1, allow_inf_nan=False, description="after the warm-up")
     warmup: float = Field(0.1, ge=0, le=1, allow_inf_nan=False, description="share of steps until the full rate")
@@ -59,7 +63,9 @@ class FinetuneRequest(Message):
     path: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = Field(
         None, description="a codebase on the worker's machine, below one of its finetune.roots"
     )
-    pairs: Annotated[list[TrainingPair], Field(fail_fast=True)] | None = Field(None, min_length=1, max_length=MAX_PAIRS)
+    pairs: Annotated[list[TrainingPair], Field(fail_fast=True)] | None = Field(
+        None, min_length=1, max_length=MAX_PAIRS, description="pairs of texts that belong together"
+    )
     object: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
         None, description="JSON lines of such pairs, by their name in the bucket ml_data; ml.finetune.upload answers it"
     )

@@ -35,53 +35,71 @@ class GenerateOptions(Message):
 
     model: Token | None = Field(None, description="model id; absent: the worker's default")
     max_tokens: int = Field(
-        256, ge=0, le=MAX_TOKENS, description="tokens of a completion at most; 0 with 'echo': the prompt alone"
+        256,
+        ge=0,
+        le=MAX_TOKENS,
+        description="tokens of a completion at most; 0 with 'echo': the prompt alone. Together with the prompt they "
+        "must fit into the model's context, else 413; absent: what the context leaves, if that is less",
     )
-    min_tokens: int = Field(0, ge=0, le=MAX_TOKENS, description="tokens before which it does not end by itself")
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="0: greedy")
+    min_tokens: int = Field(
+        0, ge=0, le=MAX_TOKENS, description="the text does not end by itself before this many tokens"
+    )
+    temperature: float | None = Field(
+        None,
+        ge=0,
+        le=2,
+        allow_inf_nan=False,
+        description="below 1 makes likely tokens likelier; 0: always the likeliest; absent: as the model says",
+    )
     top_p: float | None = Field(
-        None, gt=0, le=1, allow_inf_nan=False, description="only the likeliest tokens with this probability together"
+        None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="only the likeliest tokens that together have this probability; absent: as the model says",
     )
     top_k: int | None = Field(
-        None, ge=0, le=MAX_TOKEN_ID, description="only this number of the likeliest tokens; 0: all"
+        None, ge=0, le=MAX_TOKEN_ID, description="only this many likeliest tokens; 0: all; absent: as the model says"
     )
     min_p: float | None = Field(
         None,
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="no token below this share of the likeliest one's probability",
+        description="no token below this share of the likeliest token's probability; absent: as the model says",
     )
     repetition_penalty: float | None = Field(
-        None, ge=0.01, le=10, allow_inf_nan=False, description="for tokens of the prompt and the text; 1: none"
+        None,
+        ge=0.01,
+        le=10,
+        allow_inf_nan=False,
+        description="above 1 makes tokens of prompt and text less likely; absent: as the model says",
     )
-    presence_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False, description="for tokens of the text")
-    frequency_penalty: float = Field(
-        0.0, ge=-2, le=2, allow_inf_nan=False, description="for tokens of the text, times their number"
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, allow_inf_nan=False, description="subtracted from the logits of tokens that the text contains"
     )
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False, description="the same, for each occurrence")
     logit_bias: Biases | None = Field(
-        None, description="token id -> value added to its logit; ids are decimal strings in JSON"
+        None, description="token id -> what is added to its logit; in JSON the ids are strings of decimals"
     )
     logprobs: int | None = Field(
         None,
         ge=0,
         le=20,
-        description="return each token's log-probability, with 'echo' those of the prompt too, and this number of the "
-        "likeliest tokens in its place",
+        description="return each token's log-probability, with 'echo' also the prompt's, and this many of the "
+        "likeliest alternatives",
     )
     n: int = Field(1, ge=1, le=16, description="completions of each prompt")
     num_beams: int = Field(1, ge=1, le=8, description="above 1: beam search, which is neither sampled nor streamed")
     length_penalty: float = Field(
-        1.0, ge=-10, le=10, allow_inf_nan=False, description="of the score of a beam; above 0 favours longer texts"
+        1.0, ge=-10, le=10, allow_inf_nan=False, description="for beams: above 0 favours longer texts"
     )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="absent: drawn at random; the reply returns it")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="absent: drawn; the reply contains it either way")
     stop: StopStrings | None = Field(
         None, description="strings that end the text and are not part of it; one or a list"
     )
-    stop_token_ids: StopTokenIds | None = Field(
-        None, description="tokens that end the text, besides those of the model"
-    )
-    echo: bool = Field(False, description="begin the text with the prompt")
+    stop_token_ids: StopTokenIds | None = Field(None, description="tokens that end the text, besides the model's own")
+    echo: bool = Field(False, description="begin the text with the prompt; not for a chat or a gap")
     stream: Stream | None = STREAM
 
     @model_validator(mode="after")
@@ -106,15 +124,17 @@ class GenerateOptions(Message):
 
 
 class GenerateRequest(GenerateOptions):
-    """One of three forms: `prompt`; `messages`; or `prefix` and `suffix`, between which the text is generated."""
+    """One of three forms: `prompt`; or `messages`; or `prefix` and `suffix`, to fill the gap between them."""
 
-    prompt: Text | None = Field(None, description="a text to complete")
+    prompt: Text | None = Field(None, description="a text to continue")
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = Field(
         None, description="a chat to answer, for models with a chat template"
     )
-    continue_final: bool = Field(False, description="continue the last turn, the assistant's, instead of answering it")
+    continue_final: bool = Field(
+        False, description="continue the last turn, which must be the assistant's, instead of answering it"
+    )
     prefix: Part | None = Field(None, description="the text before the gap, for models that fill in the middle")
-    suffix: Part | None = Field(None, description="the text after the gap; one of the two may be empty")
+    suffix: Part | None = Field(None, description="the text behind the gap; one of the two may be empty")
 
     @model_validator(mode="after")
     def _one_form(self) -> "GenerateRequest":
@@ -131,11 +151,11 @@ class GenerateRequest(GenerateOptions):
 
 
 class GenerateBatchRequest(GenerateOptions):
-    prompts: Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+    prompts: Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)] = Field(description="texts to continue")
 
 
 class GenerateUsage(Reply):
-    """Numbers of tokens. cached_tokens: those of the prompt that came from the prefix cache."""
+    """Numbers of tokens. `cached_tokens` are those of the prompt that were not recomputed."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -183,14 +203,14 @@ class GenerateFailure(Reply):
 
 
 class Choice(Completed):
-    """One of n completions of a prompt. With `error` its finish reason is `error` too."""
+    """One of `n` completions of a prompt. With `error` its finish reason is `error`."""
 
     choice: int
     error: GenerateFailure | None = None
 
 
 class GenerateResult(Completed):
-    """One prompt of a batch. With `error` its finish reason is `error` too. choices: absent unless n > 1."""
+    """One prompt of a batch. With `error` its finish reason is `error`. `choices` is present with `n` above 1."""
 
     usage: GenerateUsage
     choices: list[Choice] | None = None
@@ -206,7 +226,7 @@ class Generated(Reply):
 
 
 class GenerateReply(Completed, Generated):
-    """choices: all n completions, absent unless n > 1; the other fields are those of the first one."""
+    """With `n` above 1, `choices` has all completions, and the other fields are those of the first."""
 
     choices: list[Choice] | None = None
 
@@ -222,7 +242,7 @@ class GenerateBatchReply(Generated):
 
 
 class TokenFrame(Reply):
-    """More text of one completion: whole characters, never empty. index: in a batch only; choice: with n > 1 only."""
+    """More text of one completion, in whole characters. `index` is present in a batch, `choice` with `n` above 1."""
 
     seq: int = 0
     text: str
@@ -238,13 +258,13 @@ class TokenFrame(Reply):
 
 
 class PingFrame(Reply):
-    """There is no frame yet, and the work goes on."""
+    """The worker is still working and has nothing to send yet."""
 
     seq: int = 0
 
 
 class CompletionEnd(Ended):
-    """The end of one completion out of several. index, choice, error: as in TokenFrame and GenerateResult."""
+    """The end of one completion out of several."""
 
     index: int | None = None
     choice: int | None = None
@@ -253,7 +273,7 @@ class CompletionEnd(Ended):
 
 
 class GenerateDone(Ended, Generated):
-    """The last frame. choices: all ends, absent where there is one completion; the other fields are the first one's."""
+    """The last frame. With several completions, `choices` has all ends; the other fields are the first one's."""
 
     seq: int = 0
     choices: list[CompletionEnd] | None = None

@@ -69,6 +69,8 @@ StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 StopStrings = Annotated[
     list[StopString],
     Field(max_length=MAX_STOPS),
-    BeforeValidator(_as_list, json_schema_input_type=list[StopString] | StopString),
+    BeforeValidator(
+        _as_list, json_schema_input_type=Annotated[list[StopString], Field(max_length=MAX_STOPS)] | StopString
+    ),
 ]
 StopTokenIds = Annotated[list[TokenId], Field(max_length=MAX_STOPS)]

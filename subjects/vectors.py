@@ -83,7 +83,7 @@ def to_float32(vectors: WireArray, encoding_format: EncodingFormat, dimensions: 
 
 
 _SCHEMA = {
-    "description": "Values as encoding_format says, float32 if it is absent. JSON: numbers; for base64 a string; "
+    "description": "A vector as encoding_format says, float32 if it is absent. JSON: numbers; for base64 a string; "
     "for binary the bytes as numbers. MessagePack: little-endian bytes; for base64 a string, for array numbers.",
     "anyOf": [
         {"type": "array", "items": {"type": "number"}},

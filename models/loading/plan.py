@@ -126,8 +126,7 @@ def candidate(spec: ModelSpec, footprint: Footprint, reducible: bool) -> Candida
 def native(spec: ModelSpec) -> Precision:
     """The precision that a model is served at on a GPU by default; of ONNX graphs the one that the loader takes."""
     if spec.served_by == "onnx":
-        chosen = [graph for wanted in (spec.dtype, "fp16") for graph in spec.onnx_files if graph == wanted]
-        return [*chosen, *spec.onnx_files][0]
+        return spec.graph(spec.dtype, "fp16")
     return spec.quantization or ("bf16" if spec.dtype == "auto" else spec.dtype)
 
 

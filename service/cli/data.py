@@ -11,7 +11,7 @@ from rich.table import Table
 from models.catalogue import load_catalogue
 from models.encoders.base import Encoder
 from models.training.data.collect import build_dataset
-from models.training.data.dataset import Dataset, file_dataset
+from models.training.data.dataset import Dataset, archive_dataset
 from models.training.data.records import Manifest, Pair
 from models.training.options import TrainingOptions
 from subjects import codec
@@ -51,7 +51,7 @@ def build(
         encoder = _encoder(settings, model) if model else None
         dataset = build_dataset(path, TrainingOptions.model_validate(wanted.model_dump()), encoder=encoder)
     manifest = dataset.manifest()
-    filed = file_dataset(folder or settings.training_data_dir, date.today(), dataset.lines(), manifest)
+    filed = archive_dataset(folder or settings.training_data_dir, date.today(), dataset.lines(), manifest)
     if as_json:
         print_json({"file": str(filed), **manifest.model_dump(mode="json")})
         return

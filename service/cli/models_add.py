@@ -123,7 +123,7 @@ def _entry(model: str, source: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _require_known(spec: ModelSpec) -> None:
     """Raises BadEntry if the entry names an unknown pooling, or a default prompt that does not exist."""
-    from models.encoders.onnx_pooling import POOLINGS  # imports torch
+    from models.encoders.onnx_folder import POOLINGS  # imports torch
 
     if spec.pooling is not None and spec.pooling not in POOLINGS:
         raise BadEntry(spec.id, f"--pooling takes one of {', '.join(POOLINGS)}, not {spec.pooling!r}")

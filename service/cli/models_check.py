@@ -58,7 +58,7 @@ def _check_embedding(spec: ModelSpec, loader: ModelLoader) -> tuple[dict[str, An
         loader.require_room(variant, options)
         return models.load(variant, options, lambda step: loader.on_step(f"{_setting(variant)}: {step}"))
 
-    found = code_search.tried(spec, load)
+    found = code_search.evaluate(spec, load)
     best = code_search.best(found)
     rows = [_row(setting, best) for setting in found if setting.problem is None]
     problems = {_name(setting.causal, setting.append_eos): setting.problem for setting in found if setting.problem}
@@ -132,7 +132,7 @@ def _check_generation(spec: ModelSpec, loader: ModelLoader) -> tuple[dict[str, A
         loader.require_room(bare, options)
         return models.load_generator(bare, options, lambda step: loader.on_step(f"{spec.id}: {step}"))
 
-    found = precision.measured(load)
+    found = precision.measure(load)
     own = spec.quantization or pick_dtype(chosen.dtype or spec.dtype, pick_device(chosen.device))
     rows = [_precision_row(one, own) for one in found]
     return {"prompt": precision.PROMPT, "precisions": rows}, [_precision_table(rows)]
