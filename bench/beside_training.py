@@ -1,9 +1,9 @@
-"""What is left of a worker's speed while it trains: serving comes first.
+"""A worker's speed while it trains, as a share of its speed alone.
 
     python -m bench.beside_training [--rounds 5] [--seconds 3]
 
-One worker over NATS. In each round it is measured alone, then while it trains on pairs of the standard library; the
-job is cancelled afterwards.
+One worker over NATS. In each round it is measured alone, then while it trains on pairs of the standard library; then
+the job is cancelled.
 """
 
 import argparse
@@ -28,7 +28,7 @@ PAIRS = 2000
 
 
 def pairs() -> list[tuple[str, str]]:
-    """What to train on: more than is trained on meanwhile."""
+    """Training pairs, more than are needed during the measurement."""
     with tempfile.TemporaryDirectory() as place:
         code = finetune_data.standard_library(Path(place))
         dataset = finetune_data.docstring_pairs(code, PAIRS, TrainingOptions(hard_negatives=0))
@@ -37,7 +37,7 @@ def pairs() -> list[tuple[str, str]]:
 
 @asynccontextmanager
 async def training(client: MLClient, data: Sequence[tuple[str, str]]) -> AsyncIterator[None]:
-    """Inside, the worker trains: its first steps are behind it."""
+    """Train while the context is open, from the first steps on."""
     job = (await client.finetune(pairs=list(data), model="minilm", epochs=20)).job
     async for event in client.jobs.watch(job):
         if event.step:

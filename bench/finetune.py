@@ -1,11 +1,11 @@
-"""What a fine-tuning of all-MiniLM-L6-v2 on the standard library brings, how fast, and in how much memory.
+"""The gain, time and memory of fine-tuning all-MiniLM-L6-v2 on the standard library.
 
     python -m bench.finetune [--pairs 5000] [--epochs 1] [--learning-rate 5e-5] [--threads 2]
 
-Docstrings are to find the code they belong to. Ours is the step `train` in its own process; beside it the same pairs in
-a plain loop over sentence-transformers' loss, stopped after the same time. Both start from the same weights, and are
-judged on held-out files of the standard library, on two packages that neither was trained on, and on English sentences
-that have nothing to do with code.
+Docstrings must find their code. Our step `train`, in its own process, is compared with a plain loop over
+sentence-transformers' loss on the same pairs, stopped after the same time. Both start from the same weights. They are
+evaluated on held-out files of the standard library, on two packages that neither was trained on, and on English
+sentences that have nothing to do with code.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from models.catalogue import load_catalogue
 from models.loading.device import configure_threads
 from models.loading.loader import LoadOptions, load
 from models.training.data.dataset import read_pairs, write_dataset
+from models.training.data.held_out import HeldOut, held_out
+from models.training.encoding import encode_texts
 from models.training.options import TrainingOptions
 from models.training.progress import Trained, read_event
 from models.training.run import RunFolder, RunSpec
-from models.training.verify.encoding import encode_texts
 from models.training.verify.english import probe_score
-from models.training.verify.held_out import HeldOut, held_out
 from models.training.verify.metrics import rank_metrics
 from models.weights.hub import locate
 
@@ -44,10 +44,7 @@ MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """Weights in a folder, and how they were made: with how many pairs, in how many seconds, in how much memory.
-
-    pairs_per_s: while it trained, without its start and its evaluations.
-    """
+    """Weights in a folder, and the cost of their training. pairs_per_s: without start-up and evaluations."""
 
     name: str
     folder: Path
@@ -58,7 +55,7 @@ class Contender:
 
 
 def main() -> None:
-    """Train both, judge all three, print."""
+    """Train both, evaluate all three, print."""
     options = _options()
     packages = ("torch", "transformers", "sentence-transformers")
     report.print_setting("bench.finetune", packages, tokens=MAX_TOKENS, **vars(options))
@@ -69,7 +66,7 @@ def main() -> None:
         plain = _plain(run, options, ours.seconds)
         contenders = Contender("before", run.read().base), plain, ours
         tasks = {STDLIB: held_out(pairs)} | _elsewhere(Path(place))
-        scores = {contender.name: _judged(contender.folder, tasks, options.threads) for contender in contenders}
+        scores = {contender.name: _evaluate(contender.folder, tasks, options.threads) for contender in contenders}
     _print_training(contenders[1:])
     _print_scores(tasks, scores)
     _print_targets(ours, plain, scores)
@@ -86,7 +83,7 @@ def _options() -> argparse.Namespace:
 
 
 def _prepared(folder: Path, options: argparse.Namespace) -> RunFolder:
-    """A run whose pairs are there."""
+    """A run with its pairs."""
     training = TrainingOptions(
         epochs=options.epochs,
         learning_rate=options.learning_rate,
@@ -109,38 +106,36 @@ def _prepared(folder: Path, options: argparse.Namespace) -> RunFolder:
     run.spec.write_text(spec.model_dump_json())
     code = finetune_data.standard_library(folder)
     manifest = write_dataset(run, finetune_data.docstring_pairs(code, options.pairs, training))
-    print(
-        f"pairs      {manifest.pairs} to train on, {manifest.held_out} held out, of {manifest.files} files\n",
-        flush=True,
-    )
+    counts = f"{manifest.pairs} to train on, {manifest.held_out} held out, of {manifest.files} files"
+    print(f"pairs      {counts}\n", flush=True)
     return run
 
 
 def _ours(run: RunFolder) -> Contender:
     started = time.perf_counter()
-    paces = []
+    rates = []
     command = (sys.executable, "-m", "models.training", "train", str(run.path))
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
-        paces += [event.pairs_per_s for event in map(read_event, process.stdout) if isinstance(event, Trained)]
+        rates += [event.pairs_per_s for event in map(read_event, process.stdout) if isinstance(event, Trained)]
     if process.returncode:
         raise RuntimeError(f"the training ended with {process.returncode}")
     seconds = time.perf_counter() - started
     spec = run.read()
     pairs = spec.options.epochs * sum(pair.split == "train" for pair in read_pairs(run.data))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return Contender("mlbus", run.candidate, pairs, seconds, paces[-1], peak)
+    return Contender("mlbus", run.candidate, pairs, seconds, rates[-1], peak)
 
 
 def _plain(run: RunFolder, options: argparse.Namespace, budget_s: float) -> Contender:
     spec = run.read()
     out = run.path / "plain"
-    told = spec.options.model_dump(mode="json") | {"budget_s": budget_s, "threads": options.threads}
-    command = (sys.executable, "-m", "bench.peers.plain_finetune", spec.base, run.data, out, json.dumps(told))
+    settings = spec.options.model_dump(mode="json") | {"budget_s": budget_s, "threads": options.threads}
+    command = (sys.executable, "-m", "bench.peers.plain_finetune", spec.base, run.data, out, json.dumps(settings))
     done = subprocess.run([*map(str, command)], cwd=ROOT, check=True, capture_output=True)
-    said = json.loads(done.stdout.splitlines()[-1])
-    pace = said["pairs"] / said["seconds"]
-    return Contender("plain loop", out, said["pairs"], said["seconds"], pace, said["peak_bytes"])
+    found = json.loads(done.stdout.splitlines()[-1])
+    rate = found["pairs"] / found["seconds"]
+    return Contender("plain loop", out, found["pairs"], found["seconds"], rate, found["peak_bytes"])
 
 
 def _elsewhere(folder: Path) -> dict[str, HeldOut]:
@@ -149,8 +144,8 @@ def _elsewhere(folder: Path) -> dict[str, HeldOut]:
     }
 
 
-def _judged(folder: Path, tasks: Mapping[str, HeldOut], threads: int) -> dict[str, tuple[float, float]]:
-    """For each task MRR@10 and NDCG@10, of the weights as they are served; of the probe MRR@10 alone."""
+def _evaluate(folder: Path, tasks: Mapping[str, HeldOut], threads: int) -> dict[str, tuple[float, float]]:
+    """MRR@10 and NDCG@10 of each task, with the weights as they are served; of the probe MRR@10 twice."""
     configure_threads(threads)
     encoder = load(load_catalogue().get(MODEL), LoadOptions(folder=folder, threads=threads))
     probe = probe_score(lambda texts: encode_texts(encoder, texts))
@@ -164,13 +159,7 @@ def _judged(folder: Path, tasks: Mapping[str, HeldOut], threads: int) -> dict[st
 
 def _print_training(contenders: Sequence[Contender]) -> None:
     rows = [
-        (
-            one.name,
-            f"{one.pairs}",
-            f"{one.seconds:.0f}",
-            f"{one.pairs_per_s:.2f}",
-            f"{one.peak_bytes / MIB:.0f}",
-        )
+        (one.name, f"{one.pairs}", f"{one.seconds:.0f}", f"{one.pairs_per_s:.2f}", f"{one.peak_bytes / MIB:.0f}")
         for one in contenders
     ]
     report.print_table(("", "pairs", "seconds", "pairs/s", "peak MiB"), rows)

@@ -1,10 +1,10 @@
-"""What a fine-tuning costs those who ask meanwhile, and how soon a fleet serves what came of it.
+"""The latency of requests during a fine-tuning, and the time until a fleet serves the new version.
 
     python -m bench.finetune_serving [--pairs 400] [--callers 2] [--workers 3]
 
-Several workers serve all-MiniLM-L6-v2, each with one thread, and callers embed without a pause. One of the workers
-takes a job. Latency while it trains is set against that before. Then: how long from the word that its version is to be
-promoted until every worker serves it, and until that is answered; and how many requests failed over all of it.
+Several workers serve all-MiniLM-L6-v2, each with one thread, to callers that embed without a pause. One of the workers
+runs a job. Printed are the latency before and during the training, the time from the request to promote its version
+until every worker serves it and until the reply, and the number of failed requests.
 """
 
 import argparse
@@ -32,25 +32,25 @@ MODEL = "minilm"
 
 
 @dataclass(slots=True)
-class Seen:
-    """What the callers met: when each request was sent and answered, in seconds, and what failed."""
+class RequestLog:
+    """When each request was sent and answered, in seconds, and the failures."""
 
     requests: list[tuple[float, float]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
     def p99_ms(self, begin: float, end: float) -> float:
-        """Of the requests that were sent between."""
+        """The 99th percentile of the requests sent between two times."""
         return float(np.percentile([done - sent for sent, done in self.requests if begin <= sent < end], 99)) * 1000
 
 
 @dataclass(slots=True)
-class Course:
-    """When the job came to each state, its version was promoted, served by every worker and proven, in seconds."""
+class Timeline:
+    """When the job entered each state and its version was promoted, served everywhere and confirmed, in seconds."""
 
     states: dict[str, float] = field(default_factory=dict)
     promoted: float = 0.0
     everywhere: float = 0.0
-    proven: float = 0.0
+    confirmed: float = 0.0
 
 
 def parse() -> argparse.Namespace:
@@ -64,9 +64,9 @@ def parse() -> argparse.Namespace:
 
 
 @asynccontextmanager
-async def calling(ml: MLClient, callers: int) -> AsyncIterator[Seen]:
-    """Load while the context is open; leaving waits for the last answers."""
-    texts, seen, stop = corpus.functions(256), Seen(), asyncio.Event()
+async def calling(ml: MLClient, callers: int) -> AsyncIterator[RequestLog]:
+    """Send requests while the context is open; leaving waits for the last replies."""
+    texts, seen, stop = corpus.functions(256), RequestLog(), asyncio.Event()
 
     async def call(number: int) -> None:
         while not stop.is_set():
@@ -86,30 +86,30 @@ async def calling(ml: MLClient, callers: int) -> AsyncIterator[Seen]:
             stop.set()
 
 
-async def followed(ml: MLClient, nc: Client, pairs: list[tuple[str, str]], workers: int) -> tuple[Job, Course]:
-    """A job from its request to its end."""
-    course, job = Course(), None
+async def run_job(ml: MLClient, nc: Client, pairs: list[tuple[str, str]], workers: int) -> tuple[Job, Timeline]:
+    """Run a job and promote its version."""
+    timeline, job = Timeline(), None
     begun = await ml.finetune(pairs=pairs, model=MODEL, learning_rate=3e-5, max_tokens=128)
     async for job in ml.jobs.watch(begun.job):
-        course.states.setdefault(job.state, time.perf_counter())
+        timeline.states.setdefault(job.state, time.perf_counter())
     assert job is not None
     assert job.state in TERMINAL
     if job.state == "done":
-        course.promoted = time.perf_counter()
+        timeline.promoted = time.perf_counter()
         async with asyncio.TaskGroup() as group:
-            group.create_task(_everywhere(nc, str(job.version).rpartition("-")[2], workers, course))
+            group.create_task(_wait_for_all(nc, str(job.version).rpartition("-")[2], workers, timeline))
             await ml.models.promote(job=job.id, timeout_s=300)
-            course.proven = time.perf_counter()
-    return job, course
+            timeline.confirmed = time.perf_counter()
+    return job, timeline
 
 
-async def _everywhere(nc: Client, weights: str, workers: int, course: Course) -> None:
-    """Wait until all workers name these weights."""
+async def _wait_for_all(nc: Client, weights: str, workers: int, timeline: Timeline) -> None:
+    """Wait until all workers report these weights."""
     while True:
         answers = await ask_workers(nc, "PING", 2.0, stall_s=0.2)
         served = [(answer.body.get("metadata") or {}).get(f"model.{MODEL}", "") for answer in answers]
         if len(served) == workers and all(version.startswith(weights) for version in served):
-            course.everywhere = time.perf_counter()
+            timeline.everywhere = time.perf_counter()
             return
 
 
@@ -130,12 +130,12 @@ async def main() -> None:
         async with calling(ml, chosen.callers) as seen:
             began = time.perf_counter()
             await asyncio.sleep(chosen.quiet_s)  # the load runs meanwhile
-            job, course = await followed(ml, nc, pairs, chosen.workers)
-    _print(seen, began, job, course)
+            job, timeline = await run_job(ml, nc, pairs, chosen.workers)
+    _print(seen, began, job, timeline)
 
 
-def _print(seen: Seen, began: float, job: Job, course: Course) -> None:
-    states = course.states
+def _print(seen: RequestLog, began: float, job: Job, timeline: Timeline) -> None:
+    states = timeline.states
     over = states[job.state]
     spans = {
         "before the job": (began, states["queued"]),
@@ -151,8 +151,8 @@ def _print(seen: Seen, began: float, job: Job, course: Course) -> None:
     report.print_table(("", "seconds", "p99 ms", "to before"), rows)
     print(f"job        {job.state}: {job.reason}")
     if job.state == "done":
-        print(f"promoted to every worker on the new version: {course.everywhere - course.promoted:.1f} s")
-        print(f"promoted to proven (live round included): {course.proven - course.promoted:.1f} s")
+        print(f"promoted to every worker on the new version: {timeline.everywhere - timeline.promoted:.1f} s")
+        print(f"promoted to confirmed (canary check included): {timeline.confirmed - timeline.promoted:.1f} s")
     print(f"requests   {len(seen.requests)} answered")
     report.print_target("failed requests", len(seen.failures), 0, at_most=True)
 

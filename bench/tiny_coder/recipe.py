@@ -1,4 +1,4 @@
-"""What the run is: the model's shape, the optimisers and their schedule, all by tokens, so that a seed repeats it."""
+"""The recipe of a run: the model's shape, the optimisers, and their schedule by tokens, so that a seed repeats it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ SHAPE = {
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The run.
+    """The hyperparameters.
 
-    total_tokens: where the learning rate reaches zero; decay: the share of them over which it falls. stages: from which
-    token on a window has how many tokens and a step how many windows; a new stage begins with an epoch. Nothing before
-    the fall depends on the total, so a run may be given another one until then.
+    total_tokens: after these the learning rate is zero; decay: their share during which it falls. stages: (first token,
+    tokens of a window, windows of a step); a new stage begins with an epoch. Until the decay nothing depends on
+    total_tokens, so it may be changed.
     """
 
     total_tokens: int
@@ -38,26 +38,37 @@ class Recipe:
     stages: tuple[tuple[int, int, int], ...] = ((0, 512, 8), (2_000_000, 1024, 4), (4_500_000, 2048, 2))
 
     def rate(self, tokens: int) -> float:
-        """The factor of the learning rates after so many tokens: up, level, then straight down to zero."""
+        """The factor of the learning rates after `tokens`: linear warm-up, constant, linear decay to zero."""
         left = max(0, self.total_tokens - tokens)
         return min(1.0, tokens / self.warmup_tokens, left / (self.decay * self.total_tokens))
 
     def stage(self, tokens: int) -> tuple[int, int]:
-        """(tokens of a window, windows of a step) for an epoch that begins after so many tokens."""
+        """(tokens of a window, windows of a step) for an epoch that begins after `tokens`."""
         return next((width, rows) for begin, width, rows in reversed(self.stages) if tokens >= begin)
 
 
+@dataclass(slots=True)
+class Progress:
+    """The progress of a run.
+
+    steps, tokens: trained on. epoch, window: the current epoch, and its next window. width, rows: tokens of a
+    window, windows of a step. cpu_s: processor time spent.
+    """
+
+    steps: int = 0
+    tokens: int = 0
+    epoch: int = 0
+    window: int = 0
+    width: int = 0
+    rows: int = 0
+    cpu_s: float = 0.0
+
+
 def build(vocabulary: int, seed: int, shape: Mapping[str, Any] = SHAPE) -> LlamaForCausalLM:
-    """A Llama with tied embeddings whose layers begin as the identity. Id 0 begins and ends a text."""
+    """A Llama with tied embeddings, its layers initialised as the identity. Id 0 begins and ends a text."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            tie_word_embeddings=True,
-            bos_token_id=0,
-            eos_token_id=0,
-            **shape,
-        )
+        LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, **shape)
     )
     for layer in model.model.layers:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)

@@ -1,42 +1,42 @@
 """Train tiny_coder and write its repository: `python -m bench.tiny_coder.train --out FOLDER`.
 
-Owns the loop. A run that was stopped goes on from its last checkpoint if started again with the same `--run`; with
-fewer `--tokens` it comes to an early end, and with `--tokens 0` only the repository is written, as the run stands.
+An interrupted run resumes from its last checkpoint if started again with the same `--run`. With fewer `--tokens` it
+ends early, and with `--tokens 0` only the repository is written.
 """
 
 import argparse
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from . import checkpoint
-from .checkpoint import Progress
-from .measure import bits_per_byte
-from .recipe import SHAPE, Recipe, build, optimisers
-from .repository import Facts, write_card, write_model
-from .sources import Source, read_sources, split
-from .tokens import stream, train_tokenizer
+from .data import Source, read_sources, split, stream, train_tokenizer
+from .recipe import SHAPE, Progress, Recipe, build, optimisers
+from .repository import Facts, bits_per_byte, write_card, write_model
 
 log = logging.getLogger(__name__)
 
 TOKENS = 7_000_000
 LOG_STEPS, SAVE_STEPS, MEASURE_STEPS = 10, 100, 500
 LOSS_TOKENS = 256
-"""How many tokens' logits exist at a time: 4 MB, which a cache holds; those of a step would go to memory and back."""
+"""Tokens whose logits are in memory at a time: 4 MB, which fit into a CPU cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a run holds between its steps. checkpoint: the file it is kept in."""
+    """The state of a run. checkpoint: the file that keeps it."""
 
     model: LlamaForCausalLM
     tokenizer: PreTrainedTokenizerFast
@@ -47,16 +47,45 @@ class Run:
 
 
 def begin(sources: Sequence[Source], plan: Recipe, file: Path, shape: Mapping[str, Any] = SHAPE) -> Run:
-    """Start a run on these sources, or take up the one that the file keeps."""
+    """Start a run on these sources, or resume the one of the checkpoint file."""
     tokenizer = train_tokenizer(source.text for source in sources)
     model = build(len(tokenizer), plan.seed, shape)
-    both = optimisers(model, plan)
-    progress = checkpoint.load(file, model, both) if file.exists() else Progress()
-    return Run(model, tokenizer, both, plan, progress, file)
+    run = Run(model, tokenizer, optimisers(model, plan), plan, Progress(), file)
+    if file.exists():
+        load_checkpoint(run)
+    return run
+
+
+def save_checkpoint(run: Run) -> None:
+    """Write weights, optimiser states and progress, as one safetensors file that appears whole."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in run.model.named_parameters()}
+    tensors: dict[str, Tensor] = {f"weight/{name}": p.detach() for p, name in names.items()}
+    for optimiser in run.optimisers:
+        for parameter, state in optimiser.state.items():
+            tensors |= {f"{key}/{names[parameter]}": value for key, value in state.items()}
+    unfinished = run.checkpoint.with_suffix(".part")
+    save_file(tensors, unfinished, metadata={"progress": json.dumps(asdict(run.progress))})
+    unfinished.replace(run.checkpoint)
+
+
+def load_checkpoint(run: Run) -> None:
+    """Restore what save_checkpoint wrote."""
+    parameters = dict(run.model.named_parameters())
+    owner = {p: o for o in run.optimisers for group in o.param_groups for p in group["params"]}
+    with safe_open(run.checkpoint, "pt") as stored:
+        for entry in stored.keys():  # noqa: SIM118 - not a mapping
+            key, name = entry.split("/")
+            parameter, value = parameters[name], stored.get_tensor(entry)
+            if key == "weight":
+                parameter.data.copy_(value)
+            else:
+                owner[parameter].state[parameter][key] = value
+        for field, number in json.loads(stored.metadata()["progress"]).items():
+            setattr(run.progress, field, number)
 
 
 def train(run: Run, sources: Sequence[Source], held_out: Sequence[Source]) -> None:
-    """Train to the recipe's last token, with a checkpoint now and then and at the end."""
+    """Train to the recipe's last token, with checkpoints meanwhile and at the end."""
     at = run.progress
     begun_s = time.process_time() - at.cpu_s
     for batch in batches(run, sources):
@@ -67,13 +96,13 @@ def train(run: Run, sources: Sequence[Source], held_out: Sequence[Source]) -> No
         if at.steps % MEASURE_STEPS == 0:
             log.info("step %d held out %.4f bits per byte", at.steps, measure(run, held_out))
         if at.steps % SAVE_STEPS == 0 or at.tokens >= run.recipe.total_tokens:
-            checkpoint.save(run.checkpoint, run.model, run.optimisers, at)
+            save_checkpoint(run)
 
 
 def batches(run: Run, sources: Sequence[Source]) -> Iterator[torch.Tensor]:
-    """The windows of each epoch in a new order, (windows, tokens + 1) ids a step, from where the run stands.
+    """The shuffled windows of each epoch, (windows, tokens + 1) ids a step, from the run's progress on.
 
-    What an epoch has left at its end, less than a step, is dropped.
+    The rest of an epoch, less than a step, is dropped.
     """
     at, plan = run.progress, run.recipe
     while at.tokens < plan.total_tokens:
@@ -89,7 +118,7 @@ def batches(run: Run, sources: Sequence[Source]) -> Iterator[torch.Tensor]:
 
 
 def step(run: Run, batch: torch.Tensor) -> float:
-    """Learn from one batch of windows; the mean loss in nats a token."""
+    """Train on one batch of windows -> the mean loss in nats a token."""
     run.model.train()
     loss = backward(run.model, batch[:, :-1], batch[:, 1:])
     rate = run.recipe.rate(run.progress.tokens)
@@ -102,7 +131,7 @@ def step(run: Run, batch: torch.Tensor) -> float:
 
 
 def backward(model: LlamaForCausalLM, inputs: torch.Tensor, targets: torch.Tensor) -> float:
-    """Add the gradient of the mean loss, a few tokens' logits at a time. inputs, targets (B, T) ids -> nats."""
+    """Compute the gradient of the mean loss, some tokens' logits at a time. inputs, targets (B, T) ids -> nats."""
     total = 0.0
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
@@ -117,13 +146,13 @@ def backward(model: LlamaForCausalLM, inputs: torch.Tensor, targets: torch.Tenso
 
 
 def measure(run: Run, held_out: Sequence[Source]) -> float:
-    """Bits per byte over the held-out files, computed as in training, in windows of the run's present width."""
+    """Bits per byte over the held-out files, in bf16 and in windows of the run's current width."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return bits_per_byte(run.model, run.tokenizer, [source.text for source in held_out], run.progress.width)
 
 
 def publish(run: Run, folder: Path, sources: Sequence[Source], held_out: Sequence[Source]) -> float:
-    """Write the repository; its bits per byte over the held-out files, measured on what was written."""
+    """Write the repository -> its bits per byte over the held-out files, measured on the written model."""
     write_model(folder, run.model, run.tokenizer)
     written, tokenizer = LlamaForCausalLM.from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(folder)
     bits = bits_per_byte(written, tokenizer, [source.text for source in held_out])

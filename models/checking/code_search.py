@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from ..catalogue import ModelSpec
 from ..encoders.base import Encoder, TextOptions, Tokens, Vectors, finish
 from ..errors import ModelUnavailable, SelfTestFailed
-from ..training.fit.texts import ANCHOR_PROMPTS, DOCUMENT_PROMPTS
+from ..training.encoding import ANCHOR_PROMPTS, DOCUMENT_PROMPTS
 from ..training.verify.metrics import Bootstrap, Ranking, paired_bootstrap, rank_metrics
 
 SAME = 1e-3

@@ -239,8 +239,4 @@ class _Loading:
 
 
 def _onnx_dtype(spec: ModelSpec, device: str, wanted: Dtype | None) -> GraphDtype:
-    for each in (wanted, spec.dtype, "fp16" if device == "cuda" else "fp32"):
-        for dtype in spec.onnx_files:
-            if dtype == each:
-                return dtype
-    return next(iter(spec.onnx_files))
+    return spec.graph(wanted, spec.dtype, "fp16" if device == "cuda" else "fp32")

@@ -1,1 +1,1 @@
-"""Fine-tuning of embedding models: pairs from a codebase, training, verification. Knows no bus and no job queue."""
+"""Fine-tuning of embedding models: training pairs from a codebase, training, verification."""

@@ -1,6 +1,6 @@
-"""`python -m models.training collect|train|verify RUN`: one step of a run, in a process of its own.
+"""`python -m models.training collect|train|verify RUN`: one step of a run, in its own process.
 
-Speaks in events on standard output (progress.py). Exit codes: 0 done; 1 failed for a reason that it said; 2 broken.
+Writes events to standard output (progress.py). Exit codes: 0 done; 1 failed for a stated reason; 2 an unexpected error.
 """
 
 import errno
@@ -14,47 +14,44 @@ from safetensors import SafetensorError
 
 from ..errors import ModelError
 from .errors import DiskFull
-from .progress import Event, Failed, emit
+from .progress import Emit, Failed, emit
 from .run import RunFolder
 
-Step: TypeAlias = Callable[[RunFolder, Callable[[Event], None]], None]
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_SHORT = (
-    "out of memory; lower batch_size, micro_batch or max_tokens, or give it more memory",
-    "out of memory; give it less at once to read",
-)
+Step: TypeAlias = Callable[[RunFolder, Emit], None]
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: list[str]) -> int:
-    """Do the step -> exit code."""
+    """Run the step -> exit code."""
     step, folder = arguments
     try:
         _step(step)(RunFolder(Path(folder)), emit)
     except ModelError as error:
-        emit(Failed(reason=str(error)))
-        return 1
+        reason = str(error)
     except MemoryError:
-        emit(Failed(reason=_SHORT[step == "collect"]))
-        return 1
+        advice = "lower batch_size, micro_batch or max_tokens, or give it more memory"
+        reason = f"out of memory; {'give it less at once to read' if step == 'collect' else advice}"
     except (OSError, RuntimeError, SafetensorError) as error:
         if not _is_disk_full(error):
             raise
-        emit(Failed(reason=str(DiskFull(getattr(error, "filename", None) or folder))))
-        return 1
-    return 0
+        reason = str(DiskFull(getattr(error, "filename", None) or folder))
+    else:
+        return 0
+    emit(Failed(reason=reason))
+    return 1
 
 
 def _is_disk_full(error: Exception) -> bool:
-    """safetensors says it in words, and torch only that its file is not as long as what it wrote."""
+    """Whether an error means a full disk. safetensors reports it in its message, torch as a file of the wrong size."""
     if isinstance(error, OSError):
-        return error.errno in _FULL
+        return error.errno in _DISK_FULL
     if isinstance(error, SafetensorError):
-        return any(f"(os error {number})" in str(error) for number in _FULL)
+        return any(f"(os error {number})" in str(error) for number in _DISK_FULL)
     return "inline_container.cc" in str(error) and "unexpected pos" in str(error)
 
 
 def _step(name: str) -> Step:
-    """Each step imports what it needs: collecting needs no torch."""
+    """Import only what the step needs: collecting needs no torch."""
     match name:
         case "collect":
             from .data.collect import collect as step

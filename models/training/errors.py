@@ -1,83 +1,60 @@
-"""What fine-tuning can refuse or fail at; each says what to change."""
-
-from dataclasses import dataclass
+"""The reasons for which fine-tuning refuses or fails; each message says what to change."""
 
 from ..errors import ModelError
 
 
 class TrainingError(ModelError):
-    """Anything that ends a run on purpose."""
+    """Ends a run on purpose."""
 
 
-@dataclass(eq=False)
 class PathRefused(TrainingError):
-    """A codebase lies where it may not, or is none; `reason` is a clause."""
+    """A codebase is outside the allowed roots, or cannot be read; `reason` is a clause."""
 
     path: str
     reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path} cannot be trained on: {self.reason}"
+    message = "{path} cannot be trained on: {reason}"
 
 
-@dataclass(eq=False)
 class NoPairs(TrainingError):
     """There is too little to train on; `reason` is a clause with what was found."""
 
     reason: str
-
-    def __str__(self) -> str:
-        return f"there is too little to train on: {self.reason}"
+    message = "there is too little to train on: {reason}"
 
 
-@dataclass(eq=False)
 class MalformedPair(TrainingError):
-    """A line of training data is no pair; lines count from 1."""
+    """A line of training data is not a pair; lines count from 1."""
 
     line: int
     reason: str
-
-    def __str__(self) -> str:
-        return f"line {self.line} is no training pair: {self.reason}"
+    message = "line {line} is no training pair: {reason}"
 
 
-@dataclass(eq=False)
 class BadJudge(TrainingError):
-    """What the operator wants candidates to be judged by cannot be used; `reason` is a clause."""
+    """The evaluation data of the setting `finetune.judge` cannot be used; `reason` is a clause."""
 
     path: str
     reason: str
-
-    def __str__(self) -> str:
-        return f"finetune.judge, {self.path}, cannot be judged by: {self.reason}"
+    message = "finetune.judge, {path}, cannot be judged by: {reason}"
 
 
-@dataclass(eq=False)
 class CannotTrain(TrainingError):
     """The model cannot be trained here; `reason` is a clause with the next step."""
 
     model: str
     reason: str
-
-    def __str__(self) -> str:
-        return f"model {self.model!r} cannot be trained: {self.reason}"
+    message = "model {model!r} cannot be trained: {reason}"
 
 
-@dataclass(eq=False)
 class Diverged(TrainingError):
-    """The loss stopped being a number before anything better than the old weights was there."""
+    """The loss became infinite or NaN before any epoch was better than the old weights."""
 
     step: int
-
-    def __str__(self) -> str:
-        return f"the loss was no number any more at step {self.step}; try a lower learning_rate"
+    message = "the loss was no number any more at step {step}; try a lower learning_rate"
 
 
-@dataclass(eq=False)
 class DiskFull(TrainingError):
-    """There is no room for what a run has to write."""
+    """The disk is too full for a run's files."""
 
     folder: str
-
-    def __str__(self) -> str:
-        return f"no space is left in {self.folder}; free some, and ask again"
+    message = "no space is left in {folder}; free some, and ask again"

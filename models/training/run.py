@@ -1,9 +1,8 @@
-"""One run of a fine-tuning: what it is to do, and where its files lie. A run that was cut off goes on from these files.
+"""A fine-tuning run: its specification and the files of its folder.
 
-The steps `collect`, `train` and `verify` each read them and add theirs; what is there already is not done again.
+The steps `collect`, `train` and `verify` each read the folder and add files to it; an interrupted run resumes there.
 """
 
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Literal
@@ -17,11 +16,11 @@ from .options import TrainingOptions, VerifyLimits
 class RunSpec(BaseModel):
     """What a run is to do.
 
-    entry: the model that is trained. base: the folder of the weights it starts from; parent: the name of their version.
-    codebase: the folder that pairs are collected from, below one of `roots`; None: `given` is a file of JSON lines.
-    judge: what a candidate must not be worse on besides, a file of pairs or a folder of code below one of `roots`.
-    day: for the name of the training data. memory_bytes: what the process may take besides its libraries; None: what is
-    free.
+    entry: the model to train. base: the folder of the weights it starts from; parent: the name of their version.
+    codebase: the folder to collect pairs from, below one of `roots`; None: `given` is a file of pairs as JSON lines.
+    judge: further evaluation data on which a candidate must not be worse: a file of pairs, or a folder of code below
+    one of `roots`. day: names the archived training data. memory_bytes: what the process may allocate beside its
+    libraries; None: what is free.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,51 +42,27 @@ class RunSpec(BaseModel):
     memory_bytes: int | None = Field(None, ge=1)
 
 
-@dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Where a run keeps its files."""
+    """The paths of a run's files."""
 
-    path: Path
-
-    @property
-    def spec(self) -> Path:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spec = path / "run.json"
         """The RunSpec, as JSON."""
-        return self.path / "run.json"
-
-    @property
-    def data(self) -> Path:
+        self.data = path / "data.jsonl"
         """The pairs, as JSON lines: see dataset.py."""
-        return self.path / "data.jsonl"
-
-    @property
-    def judge(self) -> Path:
+        self.judge = path / "judge.jsonl"
         """The pairs of `RunSpec.judge`, as JSON lines."""
-        return self.path / "judge.jsonl"
-
-    @property
-    def manifest(self) -> Path:
-        """What is known of the pairs, as JSON."""
-        return self.path / "manifest.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """What the trainer keeps after each epoch, to go on from."""
-        return self.path / "epochs"
-
-    @property
-    def history(self) -> Path:
-        """The trainer's events, as JSON lines, for the report's curve of the loss."""
-        return self.path / "history.jsonl"
-
-    @property
-    def candidate(self) -> Path:
+        self.manifest = path / "manifest.json"
+        """The Manifest of the pairs, as JSON."""
+        self.checkpoints = path / "epochs"
+        """The trainer's state after each epoch, to resume from."""
+        self.history = path / "history.jsonl"
+        """The trainer's events, as JSON lines, for the report."""
+        self.candidate = path / "candidate"
         """The new weights, complete, in the standard layout."""
-        return self.path / "candidate"
-
-    @property
-    def report(self) -> Path:
-        """The folder, inside the candidate, of report.json, report.html and map_from_parent.safetensors."""
-        return self.candidate / "report"
+        self.report = self.candidate / "report"
+        """The folder of report.json, report.html and map_from_parent.safetensors."""
 
     def read(self) -> RunSpec:
         """Raises OSError, ValidationError."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from models.errors import ModelError
-from models.training.data.retention import prune_training_data
+from models.training.data.dataset import prune_archive
 from models.weights.durable import clear_leftovers, discard
 from models.weights.version_history import verdict_of
 from models.weights.versions import live_version, prune, versions
@@ -58,7 +58,7 @@ class Pruning:
 
     async def _training_data(self, before: datetime) -> None:
         folder = self._settings.training_data_dir
-        _log_removed("training_data", await asyncio.to_thread(prune_training_data, folder, self._keep, before))
+        _log_removed("training_data", await asyncio.to_thread(prune_archive, folder, self._keep, before))
 
     async def _runs(self) -> None:
         """The folders are listed before the jobs, because a job exists before its folder."""

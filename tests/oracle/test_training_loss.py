@@ -15,8 +15,7 @@ from bench.random_models import QUERY_PROMPT, write_qodo
 from models.catalogue import ModelSpec, load_catalogue
 from models.training.data.records import Pair
 from models.training.fit.batches import collate, examples
-from models.training.fit.losses import make_loss, vector_lengths
-from models.training.fit.method import Method, merge_adapters, trainable_model
+from models.training.fit.method import Method, make_loss, merge_adapters, trainable_model, vector_lengths
 from models.training.fit.texts import TrainingTexts
 from models.training.options import TrainingOptions
 from models.weights.hub import locate

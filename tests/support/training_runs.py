@@ -1,4 +1,4 @@
-"""Runs of a training for the tests: few pairs, and a model of Qodo's layout that is tiny or another."""
+"""Runs of a training for the tests, with few pairs."""
 
 import json
 from datetime import date
@@ -7,7 +7,7 @@ from typing import Any
 
 from models.catalogue import ModelSpec, load_catalogue
 from models.training.fit.train import train
-from models.training.options import TrainingOptions
+from models.training.options import TrainingOptions, VerifyLimits
 from models.training.progress import Event
 from models.training.run import RunFolder, RunSpec
 from models.weights.hub import locate
@@ -39,8 +39,14 @@ def of_folder(folder: Path, **fields: object) -> ModelSpec:
 
 
 def run_in(
-    path: Path, entry: ModelSpec, lines: list[dict[str, Any]] | None = None, memory: int | None = None, **options: Any
+    path: Path,
+    entry: ModelSpec,
+    lines: list[dict[str, Any]] | None = None,
+    memory: int | None = None,
+    limits: VerifyLimits | None = None,
+    **options: Any,
 ) -> RunFolder:
+    """A run with its pairs, `pairs()` unless others are given."""
     run = RunFolder(path)
     path.mkdir(parents=True)
     chosen = {"batch_size": 16, "max_tokens": 32, "learning_rate": 1e-3, **options}
@@ -52,6 +58,7 @@ def run_in(
         training_data=path,
         day=date(2026, 1, 2),
         options=TrainingOptions(**chosen),
+        limits=limits or VerifyLimits(),
         device="cpu",
         memory_bytes=memory,
     )

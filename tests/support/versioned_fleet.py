@@ -19,7 +19,7 @@ from workers import running_worker
 from models.catalogue import ModelSpec
 from models.encoders.base import TextOptions, Tokens, Vectors, finish
 from models.loading.loader import LoadOptions
-from models.training.verify.canary import live_round_texts, write_live_round
+from models.training.verify.canary import canary_texts, write_canary
 from models.weights.versions import keep, record_of, version_folder
 from service.app import Started
 from service.bus.connection import connected
@@ -106,8 +106,8 @@ class Member:
         candidate = self.data_dir / "candidate"
         name = trained(candidate, text, day=day, **report or {"accepted": True})
         promised = trained(self.data_dir / "other", vectors_of)[-12:] if vectors_of else name[-12:]
-        texts = live_round_texts()
-        write_live_round(candidate / "report", texts, expected_vectors(promised, texts))
+        texts = canary_texts()
+        write_canary(candidate / "report", texts, expected_vectors(promised, texts))
         keep(candidate, self.checkpoints, MODEL, name)
         return name
 

@@ -22,8 +22,8 @@ from workers import running_worker
 from models.catalogue import load_catalogue
 from models.errors import ModelUnavailable
 from models.loading.loader import LoadOptions, load
-from models.training.verify.canary import live_round_texts, write_live_round
-from models.training.verify.encoding import encode_texts
+from models.training.encoding import encode_texts
+from models.training.verify.canary import canary_texts, write_canary
 from models.weights import hub
 from models.weights.model_files import file_sha256
 from models.weights.versions import (
@@ -416,9 +416,9 @@ class TestRealWeights:
         """That as a version on the first worker's machine, with the vectors that must come back."""
         spec = load_catalogue().get("minilm")
         with closing(load(spec, LoadOptions(device="cpu", folder=folder))) as encoder:
-            texts = live_round_texts()
+            texts = canary_texts()
             (folder / "report").mkdir()
-            write_live_round(folder / "report", texts, encode_texts(encoder, texts))
+            write_canary(folder / "report", texts, encode_texts(encoder, texts))
         record = TrainingRecord(
             model="minilm",
             job="job",

@@ -1,1 +1,1 @@
-"""Training pairs from a codebase: its files, their symbols, pairs, negatives, the split."""
+"""Training pairs from a codebase: its files, their symbols, pairs, negatives, and the split."""

@@ -1,4 +1,4 @@
-"""A file as blocks of lines, for a language without a grammar here and for text that no grammar can read."""
+"""A file as blocks of lines, for languages without a grammar and files that cannot be parsed."""
 
 import re
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from .docstrings import comment_text
 from .records import SourceFile, Symbol
 from .test_detection import is_test_file
 
-_LEAST, _MOST = 10, 60
-"""Lines of a block: one ends with the paragraph that reaches the least, and sooner before one that is documented."""
+_MIN_LINES, _MAX_LINES, _MIN_LINES_BEFORE_COMMENT = 10, 60, 3
+"""Lines of a block. It ends after the paragraph that reaches the minimum, which is lower before a commented one."""
 _COMMENT = re.compile(
     r"\s*(?:(?P<block>/\*.*?\*/)[^\n]*(?:\n|\Z)|(?P<lines>(?:[ \t]*(?://|#(?![!\[]|include|if|define|pragma)|--)[^\n]*(?:\n|\Z))+))",
     re.S,
@@ -17,9 +17,9 @@ _COMMENT = re.compile(
 
 
 def blocks_of(file: SourceFile) -> list[Symbol]:
-    """The blocks of a file, each of whole paragraphs where these are short enough.
+    """The blocks of a file, each of whole paragraphs if these are short enough.
 
-    A comment that a block begins with is its docstring. It is named for its file and its first line.
+    A comment at the beginning of a block is its docstring. Its name is its file and its first line.
     """
     is_test = is_test_file(file.path)
     lines = file.text.split("\n")
@@ -34,27 +34,17 @@ def _block(file: SourceFile, begin: int, lines: list[str], is_test: bool) -> Sym
     if comment and body:
         docstring = comment_text([comment["block"]] if comment["block"] else comment["lines"].splitlines())
     name = f"{file.path}:{begin + 1}"
-    return Symbol(
-        name,
-        name,
-        "block",
-        file.language,
-        file.path,
-        begin + 1,
-        code,
-        body if docstring else code,
-        docstring,
-        (),
-        is_test,
-    )
+    body = body if docstring else code
+    return Symbol(name, name, "block", file.language, file.path, begin + 1, code, body, docstring, (), is_test)
 
 
 def _grouped(lines: list[str]) -> Iterator[tuple[int, int]]:
-    """The first line of each block, from 0, and the one after its last."""
+    """The first line of each block, from 0, and the line after its last."""
     begin = end = 0
     for start, stop in _paragraphs(lines):
-        least = 3 if _COMMENT.match("\n".join(lines[start:stop])) else _LEAST
-        if end > begin and (end - begin >= least or stop - begin > _MOST):
+        is_commented = _COMMENT.match("\n".join(lines[start:stop])) is not None
+        enough = _MIN_LINES_BEFORE_COMMENT if is_commented else _MIN_LINES
+        if end > begin and (end - begin >= enough or stop - begin > _MAX_LINES):
             yield begin, end
             begin = start
         elif end == begin:
@@ -65,11 +55,11 @@ def _grouped(lines: list[str]) -> Iterator[tuple[int, int]]:
 
 
 def _paragraphs(lines: list[str]) -> Iterator[tuple[int, int]]:
-    """Runs of lines that are not empty; a long one is cut."""
+    """Runs of non-empty lines; a long one is split."""
     start = 0
     for number in range(len(lines) + 1):
         ends = number == len(lines) or not lines[number].strip()
-        if number > start and (ends or number - start == _MOST):
+        if number > start and (ends or number - start == _MAX_LINES):
             yield start, number
             start = number
         if ends:

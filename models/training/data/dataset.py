@@ -1,42 +1,41 @@
-"""The file of pairs that a model is trained on, with its manifest; and the file of pairs that a caller gives.
-
-Owns the format: JSON lines, the same bytes for the same pairs. Does not choose pairs.
-"""
+"""Files of pairs as JSON lines: those of a run with their manifest, their archive by day, and those a caller gives."""
 
 import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from datetime import date
+from datetime import UTC, date, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ...weights.durable import write_durably
+from ...weights.durable import clear_leftovers, discard, write_durably
 from ..errors import MalformedPair, NoPairs
 from ..run import RunFolder
 from .pairs import PairSource
 from .records import Manifest, Pair
-from .split import MIN_TRAINING_PAIRS, split, without_clones
+from .split import MIN_TRAINING_PAIRS, split, without_duplicates
 
 MAX_TEXT_CHARS = 1_000_000
 MAX_LINE_BYTES = 32_000_000
 MAX_GIVEN_BYTES = 1_000_000_000
 MAX_NEGATIVES = 16
-MOST_CHECKED_CHARS = 200_000
-"""Of pairs that are looked through before a job begins: what takes about a tenth of a second."""
+MAX_CHECKED_CHARS = 200_000
+"""Of pairs that are checked for near duplicates before a job begins, in about a tenth of a second."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_ANY = TypeAdapter(Pair)
+_PAIR = TypeAdapter(Pair)
 _FIELDS = {"anchor", "positive", "negative", "negatives"}
+_ARCHIVED = re.compile(r"(day-(\d{4}-\d\d-\d\d)(?:\.([1-9]\d{0,8}))?)(\.manifest\.json|\.jsonl)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Pairs and where they come from; see Manifest. notes: what whoever asked should know."""
+    """Pairs and their origin; see Manifest. notes: for the job's owner."""
 
     pairs: list[Pair]
     source: str
@@ -50,10 +49,10 @@ class Dataset:
 
     def lines(self) -> bytes:
         """The pairs as JSON lines."""
-        return dumped(self.pairs)
+        return to_json_lines(self.pairs)
 
     def manifest(self) -> Manifest:
-        """What is known of them."""
+        """The description of the pairs."""
         training = sum(pair.split == "train" for pair in self.pairs)
         return Manifest(
             source=self.source,
@@ -76,16 +75,16 @@ def _counted(names: Sequence[str]) -> dict[str, int]:
 
 
 def write_dataset(run: RunFolder, dataset: Dataset) -> Manifest:
-    """Write a run's pairs, then its manifest: where that is, all is. Raises OSError."""
+    """Write a run's pairs, then the manifest, which marks them as complete. Raises OSError."""
     manifest = dataset.manifest()
     write_durably(run.data, dataset.lines())
     write_durably(run.manifest, _json(manifest))
     return manifest
 
 
-def file_dataset(folder: Path, day: date, data: bytes, manifest: Manifest) -> Path:
-    """File pairs under their day, and return where: `day-YYYY-MM-DD.jsonl`, with a number before the suffix where a
-    file of that name has other pairs. Raises OSError."""
+def archive_dataset(folder: Path, day: date, data: bytes, manifest: Manifest) -> Path:
+    """Write pairs and manifest to `day-YYYY-MM-DD.jsonl` -> its path; with a number before the suffix if a file of that
+    name has other pairs. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in count(1):
         name = f"day-{day.isoformat()}" + (f".{number}" if number > 1 else "")
@@ -99,22 +98,48 @@ def file_dataset(folder: Path, day: date, data: bytes, manifest: Manifest) -> Pa
     raise AssertionError("there is always one more number")
 
 
+def prune_archive(folder: Path, keep: int, older_than: datetime) -> list[str]:
+    """Remove archived pairs that are not among the `keep` newest and are of a day before `older_than` -> their names.
+
+    Days are those of UTC; older_than: with a time zone. Other files are left alone. Raises OSError.
+    """
+    clear_leftovers(folder)
+    archived = _archived(folder)
+    newest_first = sorted(archived, key=lambda name: archived[name], reverse=True)
+    removed = [name for name in newest_first[keep:] if archived[name][0] < older_than]
+    for name in removed:
+        discard(folder / f"{name}.jsonl")
+        discard(folder / f"{name}.manifest.json")
+    return [f"{name}.jsonl" for name in removed]
+
+
+def _archived(folder: Path) -> dict[str, tuple[datetime, int]]:
+    """The day and number of each archived file, by its name without suffix; also of a manifest without pairs."""
+    found: dict[str, tuple[datetime, int]] = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if match := _ARCHIVED.fullmatch(path.name):
+            name, day, number, _ = match.groups()
+            with suppress(ValueError):  # no such day
+                found[name] = datetime.fromisoformat(day).replace(tzinfo=UTC), int(number or 1)
+    return found
+
+
 def _json(manifest: Manifest) -> bytes:
     return manifest.model_dump_json(indent=2).encode()
 
 
-def dumped(pairs: Iterable[Pair]) -> bytes:
-    """Pairs as JSON lines."""
+def to_json_lines(pairs: Iterable[Pair]) -> bytes:
+    """Pairs as JSON lines; the same bytes for the same pairs."""
     rows = (json.dumps(asdict(pair), ensure_ascii=False, separators=(",", ":")) for pair in pairs)
     return "".join(f"{row}\n" for row in rows).encode("utf-8", "replace")
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """The pairs of a file as `write_dataset` writes it. Raises MalformedPair, OSError."""
+    """The pairs of a file that `write_dataset` wrote. Raises MalformedPair, OSError."""
     pairs = []
     for number, fields in _objects(path):
         try:
-            pairs.append(_ANY.validate_python(fields))
+            pairs.append(_PAIR.validate_python(fields))
         except ValidationError as error:
             fault = error.errors()[0]
             raise MalformedPair(number, f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
@@ -122,10 +147,9 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def read_given(path: Path, seed: int) -> Dataset:
-    """A caller's own pairs: lines of {"anchor", "positive", "negatives"}, or one "negative"; split by anchor.
+    """A caller's pairs: lines of {"anchor", "positive", "negatives"}, or one "negative"; split by anchor.
 
-    Lines with the same anchor and positive are one pair with the negatives of all. Raises MalformedPair with the line,
-    NoPairs, OSError.
+    Lines with the same anchor and positive are merged. Raises MalformedPair with the line, NoPairs, OSError.
     """
     if path.stat().st_size > MAX_GIVEN_BYTES:
         raise NoPairs(f"what was given is longer than {MAX_GIVEN_BYTES} bytes, which is too much for one job; part it")
@@ -137,26 +161,26 @@ def read_given(path: Path, seed: int) -> Dataset:
         found[pair.anchor, pair.positive] = replace(pair, negatives=negatives)
     if not found:
         raise NoPairs("there is not one pair in what was given")
-    pairs = [_without_right_ones(pair, found.keys()) for pair in found.values()]
+    pairs = [_without_positives(pair, found) for pair in found.values()]
     texts = (text for pair in pairs for text in (pair.anchor, pair.positive, *pair.negatives, ""))
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-    parts = split(without_clones([PairSource(pair) for pair in pairs]), seed)
-    return Dataset([link.pair for link in parts.links], "pairs that were given", digest, seed)
+    parts = split(without_duplicates([PairSource(pair) for pair in pairs]), seed)
+    return Dataset([source.pair for source in parts.sources], "pairs that were given", digest, seed)
 
 
 def check_given(pairs: Iterable[Pair], seed: int) -> None:
-    """Raise NoPairs, as `read_given` would, where that is seen at once; of longer texts it is not looked for."""
+    """Raise NoPairs as `read_given` would. Near duplicates are only considered up to MAX_CHECKED_CHARS."""
     found = {(pair.anchor, pair.positive): pair for pair in pairs}
     if len(found) <= MIN_TRAINING_PAIRS:
         differ = "1 pair was given" if len(found) == 1 else f"{len(found)} pairs were given that differ"
         raise NoPairs(f"{differ}; {MIN_TRAINING_PAIRS} to train on and 1 to judge by are the least")
-    if sum(len(anchor) + len(positive) for anchor, positive in found) <= MOST_CHECKED_CHARS:
-        split(without_clones([PairSource(pair) for pair in found.values()]), seed)
+    if sum(len(anchor) + len(positive) for anchor, positive in found) <= MAX_CHECKED_CHARS:
+        split(without_duplicates([PairSource(pair) for pair in found.values()]), seed)
 
 
-def _without_right_ones(pair: Pair, right: Collection[tuple[str, str]]) -> Pair:
-    """Without negatives that another line gives as the anchor's positive."""
-    negatives = tuple(text for text in pair.negatives if (pair.anchor, text) not in right)
+def _without_positives(pair: Pair, positives: Collection[tuple[str, str]]) -> Pair:
+    """Remove negatives that another line has as the anchor's positive."""
+    negatives = tuple(text for text in pair.negatives if (pair.anchor, text) not in positives)
     return replace(pair, negatives=negatives)
 
 

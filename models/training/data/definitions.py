@@ -1,9 +1,9 @@
-"""Where the functions, methods, classes and tests of a file begin and end, and what documents them.
+"""The definitions in a parsed file (functions, methods, classes, tests), their documentation, and the calls.
 
-Captures of queries/*.scm: @function, @class, @test (a symbol); @members, @module (only lends its name to those in it);
-in each of these @name, @body, @receiver. @outer wraps @inner and belongs to it; @attribute and @comment belong to what
+Captures of queries/*.scm: @function, @class, @test (a symbol); @members, @module (only qualifies the names in it); in
+each of these @name, @body, @receiver. @outer wraps @inner and belongs to it; @attribute and @comment belong to what
 follows them without a blank line. @docstring documents the body or block that is @documented. @call: a name that is
-called; @statement: what it is shown in. Knows nothing of what becomes of them.
+called; @statement: the statement around it.
 """
 
 from collections import deque
@@ -20,17 +20,17 @@ Kind: TypeAlias = Literal["function", "class", "test", "members", "module"]
 Span: TypeAlias = tuple[int, int]
 """First byte, and the one after the last."""
 
-_DEPTH = 32
-"""Of definitions inside each other; what is deeper is left to the one around it."""
+_MAX_DEPTH = 32
+"""Of nested definitions; deeper ones count as part of the enclosing one."""
 _KINDS: tuple[Kind, ...] = ("function", "class", "test", "members", "module")
 
 
 @dataclass(slots=True)
 class Definition:
-    """One definition. start, end: bytes, with what wraps it and the attributes before it.
+    """One definition. start, end: bytes, including what wraps it and the attributes before it.
 
-    name: as written; receiver: the class that it says it belongs to. bodies: of each of its clauses.
-    comments: those right before it. scope: what encloses it, the outermost first. parts: the definitions right inside.
+    name: as written; receiver: the class that its head names. bodies: one for each clause. comments: directly before
+    it. scope: the enclosing definitions, outermost first. parts: the definitions directly inside.
     """
 
     kind: Kind
@@ -48,17 +48,17 @@ class Definition:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """name: the last part of it; statement: the smallest one around it."""
+    """A call. name: the last part of the name called; statement: the smallest one around it."""
 
     name: Node
     statement: Node
 
 
 @dataclass(slots=True)
-class _Findings:
-    """What the patterns found, by spans of nodes. ranks: of the matches that definitions come from; the least counts.
+class _Matches:
+    """The matches of the patterns, by spans of nodes. ranks: of the definitions' matches; the lowest counts.
 
-    before: the comment (True) or attribute that ends in a row and stands at a line's beginning, by that row.
+    before: by its last row, the comment (True) or attribute that begins its line.
     """
 
     definitions: dict[Span, Definition] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class _Findings:
 
 
 def find_definitions(matches: Iterable[Match], source: bytes, grammar: Grammar) -> tuple[list[Definition], list[Call]]:
-    """The definitions of a file, none of them inside a function, and all its calls; both by where they begin.
+    """The definitions of a file, except those inside functions, and all its calls; both in order.
 
     matches: of the patterns of its language.
     """
@@ -82,8 +82,8 @@ def find_definitions(matches: Iterable[Match], source: bytes, grammar: Grammar) 
     return _join_clauses(nested) if grammar.clauses else nested, list(_calls(found.calls, found.statements))
 
 
-def _find(matches: Iterable[Match], source: bytes) -> _Findings:
-    found = _Findings()
+def _find(matches: Iterable[Match], source: bytes) -> _Matches:
+    found = _Matches()
     for pattern, captures in matches:
         if "statement" in captures:
             found.statements += captures["statement"]
@@ -99,14 +99,14 @@ def _find(matches: Iterable[Match], source: bytes) -> _Findings:
             if not source[source.rfind(b"\n", 0, node.start_byte) + 1 : node.start_byte].strip():
                 found.before[_last_row(node)] = (node, is_comment)
         else:
-            _keep_definition(found, pattern, captures)
+            _add_definition(found, pattern, captures)
     return found
 
 
-def _keep_definition(found: _Findings, pattern: int, captures: dict[str, list[Node]]) -> None:
-    """Of several patterns that fit a node the first counts, and of its matches the one with most of a body.
+def _add_definition(found: _Matches, pattern: int, captures: dict[str, list[Node]]) -> None:
+    """Keep the first pattern that matches a node, and of its matches the one with most bodies.
 
-    A definition whose name the parser had to make up is none.
+    A definition whose name the parser inserted is dropped.
     """
     if captures["name"][0].is_missing:
         return
@@ -120,13 +120,13 @@ def _keep_definition(found: _Findings, pattern: int, captures: dict[str, list[No
 
 
 def _last_row(node: Node) -> int:
-    """The row of a node's last character: some comments end behind their line's end."""
+    """The row of a node's last character: some comments include their line's end."""
     row, column = node.end_point
     return row - 1 if column == 0 and row > node.start_point[0] else row
 
 
-def _extend(definition: Definition, found: _Findings, source: bytes) -> None:
-    """Take what wraps it and the attributes before it; find its comments, and its docstring."""
+def _extend(definition: Definition, found: _Matches, source: bytes) -> None:
+    """Extend a definition to what wraps it and the attributes before it; find its comments and its docstring."""
     node = definition.node
     while (outer := found.wraps.get(_span(node))) is not None:
         node = outer
@@ -142,8 +142,8 @@ def _extend(definition: Definition, found: _Findings, source: bytes) -> None:
     definition.docstring = next((found.docstrings[span] for span in spans if span in found.docstrings), None)
 
 
-def _above(found: _Findings, source: bytes, row: int, first: int) -> tuple[Node, bool] | None:
-    """The comment (True) or attribute right before a byte: in its row, or at the end of the one above."""
+def _above(found: _Matches, source: bytes, row: int, first: int) -> tuple[Node, bool] | None:
+    """The comment (True) or attribute directly before a byte: in its row, or at the end of the row above."""
     for each in (found.before.get(row), found.before.get(row - 1)):
         if each is not None and each[0].start_byte < first and not source[each[0].end_byte : first].strip():
             return each
@@ -151,7 +151,7 @@ def _above(found: _Findings, source: bytes, row: int, first: int) -> tuple[Node,
 
 
 def _nest(definitions: Iterable[Definition]) -> Iterator[Definition]:
-    """Say of each what encloses it; leave out what is inside a function, or another view of what is around it."""
+    """Set each definition's scope; drop those inside a function, and those with the body of the enclosing one."""
     around: list[Definition] = []
     for definition in sorted(definitions, key=lambda each: _order(each.node)):
         while around and around[-1].node.end_byte <= definition.node.start_byte:
@@ -159,7 +159,7 @@ def _nest(definitions: Iterable[Definition]) -> Iterator[Definition]:
         outer = around[-1] if around else None
         if outer is not None:
             same = definition.bodies and outer.bodies and _span(definition.bodies[0]) == _span(outer.bodies[0])
-            if same or outer.kind in ("function", "test") or len(around) == _DEPTH:
+            if same or outer.kind in ("function", "test") or len(around) == _MAX_DEPTH:
                 continue
             outer.parts.append(definition)
         definition.scope = tuple(around)
@@ -168,7 +168,7 @@ def _nest(definitions: Iterable[Definition]) -> Iterator[Definition]:
 
 
 def _calls(names: Iterable[Node], statements: Iterable[Node]) -> Iterator[Call]:
-    """Find the statement of each call, in one pass over both."""
+    """Find the statement around each call, in one pass."""
     around: list[Node] = []
     rest = deque(sorted(statements, key=_order))
     for name in sorted({_span(node): node for node in names}.values(), key=_order):
@@ -180,17 +180,17 @@ def _calls(names: Iterable[Node], statements: Iterable[Node]) -> Iterator[Call]:
 
 
 def _join_clauses(definitions: list[Definition]) -> list[Definition]:
-    """Make one of the clauses of a function that follow each other."""
+    """Merge consecutive clauses of the same function."""
     joined: list[Definition] = []
     for definition in definitions:
-        if joined and _goes_on(joined[-1], definition):
+        if joined and _is_next_clause(joined[-1], definition):
             joined[-1].end, joined[-1].bodies = definition.end, joined[-1].bodies + definition.bodies
         else:
             joined.append(definition)
     return joined
 
 
-def _goes_on(last: Definition, definition: Definition) -> bool:
+def _is_next_clause(last: Definition, definition: Definition) -> bool:
     return (
         last.kind == definition.kind == "function"
         and not definition.comments
@@ -204,5 +204,5 @@ def _span(node: Node) -> Span:
 
 
 def _order(node: Node) -> Span:
-    """Sorts what begins sooner first, and what is around something before it."""
+    """A sort key by which a node comes before the nodes inside it."""
     return node.start_byte, -node.end_byte

@@ -1,7 +1,4 @@
-"""Docstrings and comments as the text they hold: without quotes, comment signs, markup, licences and pragmas.
-
-Knows no language; the signs of all of them are told apart by how they look.
-"""
+"""The text of docstrings and comments of any language: without quotes, comment signs, markup, licences and pragmas."""
 
 import re
 from collections.abc import Sequence
@@ -37,16 +34,16 @@ _HTML = re.compile(
 
 
 def literal_text(literal: str) -> str:
-    """What a string literal documents, such as Python's or Elixir's; empty where it is none."""
+    """The text of a string literal, such as Python's or Elixir's; empty if it is none."""
     match = _LITERAL.fullmatch(literal.strip())
     return _tidy(match["text"].replace("\\\n", "")) if match else ""
 
 
 def comment_text(comments: Sequence[str]) -> str:
-    """What comments that follow each other document; empty where they are a licence, pragmas or code left behind."""
+    """The text of consecutive comments; empty if they are a licence, pragmas or commented-out code."""
     text = cleandoc("\n".join(map(_without_signs, comments)))
-    said = "\n".join(line for line in text.split("\n") if not _PRAGMA.match(line))
-    return "" if _LICENCE.search(text) or _is_code(said) else _tidy(said)
+    prose = "\n".join(line for line in text.split("\n") if not _PRAGMA.match(line))
+    return "" if _LICENCE.search(text) or _is_code(prose) else _tidy(prose)
 
 
 def _without_signs(comment: str) -> str:
@@ -62,13 +59,13 @@ def _without_signs(comment: str) -> str:
 
 
 def _is_code(text: str) -> bool:
-    """Whether most lines end as statements do."""
+    """Whether more than half of the lines end like statements."""
     lines = [line for line in text.split("\n") if line.strip()]
     return sum(line.rstrip().endswith((";", "{", "}")) for line in lines) * 2 > len(lines)
 
 
 def _tidy(text: str) -> str:
-    """Without markup and lines of mere signs, and without empty lines around it; empty where no word is left."""
+    """Strip markup, lines without letters and surrounding empty lines; empty if no word is left."""
     text = _BRIEF.sub("", _INLINE_TAG.sub(r"\1", text))
     kept = [line.rstrip() for line in cleandoc(text).split("\n") if not _RULE.fullmatch(line.strip())]
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()

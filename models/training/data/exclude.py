@@ -1,36 +1,13 @@
-"""Which files of a codebase nobody there wrote: vendored, generated or minified ones, and what is no text."""
+"""Which files of a codebase its developers did not write: vendored, generated, minified or binary ones."""
 
 import re
 from pathlib import PurePosixPath
 
-_VENDORED = frozenset(
-    {"node_modules", "bower_components", "jspm_packages", "vendor", "vendored", "_vendor", "third_party", "third-party"}
-    | {
-        "thirdparty",
-        "3rdparty",
-        "external_libs",
-        "Pods",
-        "Carthage",
-        "Godeps",
-        "venv",
-        ".venv",
-        "virtualenv",
-        "site-packages",
-    }
-    | {
-        "dist-packages",
-        "__pypackages__",
-        "__pycache__",
-        ".tox",
-        ".nox",
-        ".eggs",
-        "dist",
-        "build",
-        "_build",
-        "target",
-        ".gradle",
-    }
-    | {".git", ".hg", ".svn", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".next", ".nuxt", ".terraform", ".cache"}
+_VENDORED = re.compile(
+    r"node_modules|bower_components|jspm_packages|vendor|vendored|_vendor|third_party|third-party|thirdparty"
+    r"|3rdparty|external_libs|Pods|Carthage|Godeps|venv|\.venv|virtualenv|site-packages|dist-packages"
+    r"|__pypackages__|__pycache__|\.tox|\.nox|\.eggs|dist|build|_build|target|\.gradle|\.git|\.hg|\.svn"
+    r"|\.mypy_cache|\.ruff_cache|\.pytest_cache|\.next|\.nuxt|\.terraform|\.cache|.*\.egg-info"
 )
 _GENERATED_NAME = re.compile(
     r".*_pb2(?:_grpc)?\.pyi?|.*\.pb(?:\.\w+)?\.(?:go|h|cc|cpp|swift|dart|ts|js)|.*_pb\.(?:js|ts|rb)|.*_pb\.d\.ts"
@@ -47,29 +24,29 @@ _GENERATED_HEADER = re.compile(
     re.I | re.M,
 )
 _HEADER_LINES = 20
-_LONGEST_LINE, _MEAN_LINE = 5_000, 300
-"""Characters; nobody writes lines like these."""
+_MAX_LINE, _MAX_MEAN_LINE = 5_000, 300
+"""Characters of a line; more means that the file is minified."""
 
 
 def is_vendored(path: str) -> bool:
-    """Whether a folder on the way to a file is one that holds others' code, or what was built."""
-    return any(part in _VENDORED or part.endswith(".egg-info") for part in path.split("/")[:-1])
+    """Whether a file is below a folder of third-party code or of build output."""
+    return any(_VENDORED.fullmatch(part) for part in path.split("/")[:-1])
 
 
 def is_generated_name(path: str) -> bool:
-    """Whether a file's name is one that tools give."""
+    """Whether a file's name is that of a generated file."""
     return _GENERATED_NAME.fullmatch(PurePosixPath(path).name) is not None
 
 
 def is_generated_text(text: str) -> bool:
-    """Whether a file says in its first lines that it is generated, or was minified."""
+    """Whether a file's first lines say that it is generated, or it is minified."""
     lines = text.split("\n")
-    is_minified = len(text) > _MEAN_LINE * (len(lines) + 1) or max(map(len, lines)) > _LONGEST_LINE
+    is_minified = len(text) > _MAX_MEAN_LINE * (len(lines) + 1) or max(map(len, lines)) > _MAX_LINE
     return is_minified or _GENERATED_HEADER.search("\n".join(lines[:_HEADER_LINES])) is not None
 
 
 def decode(content: bytes) -> str | None:
-    """The text of a file, without a byte order mark; None where it is binary."""
+    """The text of a file, without a byte order mark; None if it is binary."""
     if b"\0" in content:
         return None
     try:

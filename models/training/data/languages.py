@@ -1,7 +1,6 @@
-"""Programming languages: by which names of files they are known, and how each is taken apart where a grammar is there.
+"""Programming languages: their file names, and their tree-sitter grammars where there is one.
 
-Tables only. What is to be found in a tree is said in queries/*.scm, in tree-sitter's own language of patterns;
-definitions.py says which captures they may make. Knows nothing of files on a disk.
+The patterns for each grammar are in queries/*.scm; definitions.py says which captures they may have.
 """
 
 import re
@@ -82,12 +81,12 @@ _CPP_HEADER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """How a language is parsed and read.
+    """How a language is parsed.
 
-    package, function: where its tree-sitter grammar comes from. queries: the files of patterns, of which the first that
-    fits a node counts. doc_signs: how a comment begins that documents the definition after it. stubs: what stands for a
-    body that is left out, by how that body begins; one that begins otherwise stays. empty: what must stand in a body
-    that would have nothing left. clauses: whether a function may be written in several pieces, one after the other.
+    package, function: the source of its tree-sitter grammar. queries: files of patterns; the first that matches a node
+    counts. doc_signs: how a comment begins that documents the definition after it. stubs: (beginning of a body, what
+    replaces it in a class without bodies); other bodies stay. empty: a placeholder for a body that must not be empty.
+    clauses: whether a function may consist of several clauses, one after the other.
     """
 
     package: str
@@ -121,7 +120,7 @@ GRAMMARS = {
 
 
 def language_of(path: str, text: str) -> str:
-    """The language of a file, by its name, else by the interpreter that its first line asks for; empty: none known."""
+    """The language of a file, by its name or by the interpreter in its first line; empty if unknown."""
     name = PurePosixPath(path)
     if not name.suffix and (shebang := _SHEBANG.match(text)):
         return _INTERPRETERS.get(shebang[1], "")
@@ -132,6 +131,6 @@ def language_of(path: str, text: str) -> str:
 
 
 def may_be_code(path: str) -> bool:
-    """Whether a file's name leaves it open that it is code."""
+    """Whether a file may be code, by its name."""
     name = PurePosixPath(path)
     return not name.suffix or name.suffix[1:].lower() in _BY_EXTENSION

@@ -1,7 +1,4 @@
-"""Texts that are nearly the same, by MinHash over runs of tokens (Broder, 1997) and banding.
-
-Owns the measure and its tolerance. Linear in the number of texts.
-"""
+"""Near-duplicate texts, by MinHash over shingles of tokens (Broder, 1997) and banding, in linear time."""
 
 import re
 from collections.abc import Sequence
@@ -10,12 +7,12 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-RUN = 4
-"""Tokens of a run."""
-ALIKE = 0.8
-"""Share of runs in common (Jaccard, as estimated) at which two texts are clones."""
+SHINGLE = 4
+"""Tokens of a shingle."""
+THRESHOLD = 0.8
+"""The estimated Jaccard similarity of shingles from which two texts are near duplicates."""
 BANDS, ROWS = 20, 6
-"""Of the hash functions: all of one band must agree for two texts to be compared. Misses 1 of 400 pairs at ALIKE."""
+"""Of the hash functions. Texts that agree in a whole band are compared; misses 1 of 400 pairs at THRESHOLD."""
 _PRIME = (1 << 31) - 1
 _AT_ONCE = 4096
 _TOKEN = re.compile(r"[^\W\d]\w*|\d[\w.]*|[^\w\s]")
@@ -25,10 +22,10 @@ _FACTORS = _RANDOM.integers(1, _PRIME, BANDS * ROWS, dtype=np.uint64)
 _OFFSETS = _RANDOM.integers(0, _PRIME, BANDS * ROWS, dtype=np.uint64)
 
 
-def clone_groups(texts: Sequence[str]) -> list[int]:
-    """For each text the number of its group: the index of the first text that it is a clone of, directly or not.
+def duplicate_groups(texts: Sequence[str]) -> list[int]:
+    """The group of each text: the index of the first text that it is a near duplicate of, directly or not.
 
-    Layout does not count. One other token makes another text of a short one, and a clone of one past 33 tokens.
+    White space does not count. Texts that differ in one token are near duplicates from 33 tokens on.
     """
     first: dict[str, int] = {}
     parents = [first.setdefault(" ".join(_TOKEN.findall(text)), index) for index, text in enumerate(texts)]
@@ -37,18 +34,18 @@ def clone_groups(texts: Sequence[str]) -> list[int]:
         buckets: dict[bytes, int] = {}
         for index, signature in signatures.items():
             other = buckets.setdefault(signature[band : band + ROWS].tobytes(), index)
-            if other != index and np.mean(signatures[other] == signature) >= ALIKE:
+            if other != index and np.mean(signatures[other] == signature) >= THRESHOLD:
                 _join(parents, other, index)
     return [_root(parents, index) for index in range(len(texts))]
 
 
 def _signature(tokens: Sequence[str]) -> npt.NDArray[np.uint64]:
-    """The least value of each hash function over a text's runs, (BANDS * ROWS,)."""
-    # What stands before and behind lets the first and the last tokens count as much as the others.
-    edge = [""] * (RUN - 1)
+    """The minimum of each hash function over a text's shingles, (BANDS * ROWS,)."""
+    edge = [""] * (SHINGLE - 1)  # lets the first and the last tokens count as much as the others
     padded = [*edge, *tokens, *edge]
-    runs = {" ".join(padded[at : at + RUN]) for at in range(len(padded) - RUN + 1)}
-    hashes = np.fromiter((crc32(run.encode("utf-8", "replace")) % _PRIME for run in runs), np.uint64, len(runs))
+    shingles = {" ".join(padded[at : at + SHINGLE]) for at in range(len(padded) - SHINGLE + 1)}
+    codes = (crc32(shingle.encode("utf-8", "replace")) % _PRIME for shingle in shingles)
+    hashes = np.fromiter(codes, np.uint64, len(shingles))
     least = [
         np.min((hashes[at : at + _AT_ONCE, None] * _FACTORS + _OFFSETS) % np.uint64(_PRIME), axis=0)
         for at in range(0, len(hashes), _AT_ONCE)
@@ -64,6 +61,6 @@ def _root(parents: list[int], index: int) -> int:
 
 
 def _join(parents: list[int], one: int, other: int) -> None:
-    """The smaller index is the group's."""
+    """Merge two groups; the smaller index becomes the root."""
     low, high = sorted((_root(parents, one), _root(parents, other)))
     parents[high] = low

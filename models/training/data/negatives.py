@@ -1,7 +1,7 @@
-"""Hard negatives: for each pair texts that look right and are not.
+"""Hard negatives: for each pair, texts that are similar to its positive but wrong.
 
-Owns where they are looked for (words by BM25, meaning by the vectors of the model that is trained) and which are too
-near to be called wrong. Knows no file.
+Found by words (BM25) and by the vectors of the model to be trained. Those too near to the anchor may be right, and are
+not used.
 """
 
 import random
@@ -16,18 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ...encoders.base import Encoder, finish
-from ..verify.encoding import options_named, pool_texts
-from .near_duplicates import clone_groups
+from ..encoding import ANCHOR_PROMPTS, DOCUMENT_PROMPTS, options_named, pool_texts
+from .near_duplicates import duplicate_groups
 from .pairs import PairSource, words
 
 NEIGHBOURS = 16
-"""Candidates of each kind that are looked at."""
+"""Candidates of each search."""
 MARGIN = 0.95
-"""A candidate that is more like the anchor than so much of what the positive is may well be right too."""
-SEARCHED = 8192
-"""Pairs whose documents are searched at once, so that the time is linear in all of them."""
+"""Of the positive's score: a candidate with a higher one may be right too."""
+BLOCK = 8192
+"""Pairs whose documents are searched together, so that the time is linear in the number of pairs."""
 EMBEDDED_CHARS = 1024
-"""Of a text, for its vector: about what a training reads of it."""
+"""Of a text, for its vector: about what a training reads."""
 
 Scores: TypeAlias = npt.NDArray[np.float32]
 Search: TypeAlias = Callable[[Sequence[str], Sequence[str]], Iterator[Scores]]
@@ -35,84 +35,87 @@ Search: TypeAlias = Callable[[Sequence[str], Sequence[str]], Iterator[Scores]]
 
 
 def with_negatives(
-    links: Sequence[PairSource], count: int, seed: int, encoder: Encoder | None = None
+    sources: Sequence[PairSource], count: int, seed: int, encoder: Encoder | None = None
 ) -> list[PairSource]:
-    """The links, each of the training part with up to `count` negatives of that part; a random one where none is near.
+    """Give each training pair without negatives up to `count` from the training part, random ones if none is near.
 
-    encoder: the model that is trained; None: words alone decide. Links that have negatives keep them. Raises
-    OutOfDeviceMemory.
+    encoder: the model to be trained; None: search by words only. Raises OutOfDeviceMemory.
     """
-    chosen = [index for index, link in enumerate(links) if link.pair.split == "train" and not link.pair.negatives]
-    given = list(links)
+    chosen = [
+        index for index, source in enumerate(sources) if source.pair.split == "train" and not source.pair.negatives
+    ]
+    given = list(sources)
     if not count or not chosen:
         return given
-    corpus = _Corpus.of([links[index] for index in chosen])
-    searches: list[Search] = [_by_words] if encoder is None else [partial(_by_meaning, encoder), _by_words]
+    corpus = _Corpus.of([sources[index] for index in chosen])
+    searches: list[Search] = [_by_words] if encoder is None else [partial(_by_vectors, encoder), _by_words]
     near = [_near(corpus, search) for search in searches]
     for at, index in enumerate(chosen):
         found = corpus.negatives(at, [candidates[at] for candidates in near], count, seed)
-        given[index] = replace(links[index], pair=replace(links[index].pair, negatives=tuple(found)))
+        given[index] = replace(sources[index], pair=replace(sources[index].pair, negatives=tuple(found)))
     return given
 
 
 @dataclass(frozen=True, slots=True)
 class _Corpus:
-    """The documents that negatives are taken from: all positives, each once.
+    """The documents that negatives are chosen from: all positives, each once.
 
-    own: for each link its document. kin: of each document the groups of clones that it is in, by its text and by its
-    code without documentation. right: for each link the groups of all that belongs to its anchor, or to a clone of it.
-    names: of each document the words. by_language: the documents of each.
+    own: the document of each pair. groups: the near-duplicate groups of each document, by its text and by its code
+    without docstring. right: the groups of all texts that belong to each pair's anchor, or to a near duplicate of it.
+    names: the words of each document's name. by_language: the documents of each language.
     """
 
-    links: Sequence[PairSource]
+    sources: Sequence[PairSource]
     documents: list[str]
     own: list[int]
-    kin: list[frozenset[int]]
+    groups: list[frozenset[int]]
     right: list[set[int]]
     names: list[list[str]]
     by_language: dict[str, list[int]]
 
     @classmethod
-    def of(cls, links: Sequence[PairSource]) -> "_Corpus":
+    def of(cls, sources: Sequence[PairSource]) -> "_Corpus":
         first: dict[str, PairSource] = {}
-        for link in links:
-            first.setdefault(link.pair.positive, link)
+        for source in sources:
+            first.setdefault(source.pair.positive, source)
         numbers = {text: number for number, text in enumerate(first)}
-        own = [numbers[link.pair.positive] for link in links]
-        texts = dict.fromkeys(text for link in links for text in link.texts)
-        groups = dict(zip(texts, clone_groups(list(texts)), strict=True))
-        kin = [frozenset(groups[text] for text in (document, *link.bodies[:1])) for document, link in first.items()]
+        own = [numbers[source.pair.positive] for source in sources]
+        texts = dict.fromkeys(text for source in sources for text in source.texts)
+        group = dict(zip(texts, duplicate_groups(list(texts)), strict=True))
+        groups = [
+            frozenset(group[text] for text in (document, *source.bodies[:1])) for document, source in first.items()
+        ]
         by_anchor: dict[int, set[int]] = defaultdict(set)
-        for link in links:
-            by_anchor[groups[link.pair.anchor]].update(groups[text] for text in link.texts)
-        right = [by_anchor[groups[link.pair.anchor]] for link in links]
+        for source in sources:
+            by_anchor[group[source.pair.anchor]].update(group[text] for text in source.texts)
+        right = [by_anchor[group[source.pair.anchor]] for source in sources]
         by_language: dict[str, list[int]] = defaultdict(list)
-        for number, link in enumerate(first.values()):
-            by_language[link.pair.language].append(number)
-        names = [words(link.name) for link in first.values()]
-        return cls(links, list(first), own, kin, right, names, by_language)
+        for number, source in enumerate(first.values()):
+            by_language[source.pair.language].append(number)
+        names = [words(source.name) for source in first.values()]
+        return cls(sources, list(first), own, groups, right, names, by_language)
 
     def negatives(self, at: int, near: Sequence[Sequence[int]], count: int, seed: int) -> list[str]:
-        """Of a link: from each kind of neighbours in turn, else at random from its language."""
-        pair = self.links[at].pair
+        """The negatives of a pair: from the results of each search in turn, then random ones of its language."""
+        pair = self.sources[at].pair
         rng, alike = random.Random(f"{seed} {pair.anchor} {pair.positive}"), self.by_language[pair.language]
         spare = rng.sample(alike, min(NEIGHBOURS, len(alike)))
         found: list[int] = []
         taken: set[int] = set()
         for candidate in (*_in_turn(near), *spare):
-            if len(found) < count and self._is_wrong(at, candidate) and taken.isdisjoint(self.kin[candidate]):
+            if len(found) < count and self._is_wrong(at, candidate) and taken.isdisjoint(self.groups[candidate]):
                 found.append(candidate)
-                taken |= self.kin[candidate]
+                taken |= self.groups[candidate]
         return [self.documents[candidate] for candidate in found]
 
     def _is_wrong(self, at: int, candidate: int) -> bool:
-        """Whether a document belongs neither to the anchor nor to one like it, by text, by clone or by name.
+        """Whether a document does not belong to the anchor, by near duplicates and by name.
 
-        Nor is the symbol wrong in which the anchor stands.
+        The symbol that contains the anchor belongs to it.
         """
-        link, name = self.links[at], self.names[candidate]
-        is_same = bool(name) and name in (words(link.name), words(link.anchor_name))
-        return not is_same and self.right[at].isdisjoint(self.kin[candidate])
+        source, name = self.sources[at], self.names[candidate]
+        is_same = bool(name) and name in (words(source.name), words(source.anchor_name))
+        return not is_same and self.right[at].isdisjoint(self.groups[candidate])
 
 
 def _in_turn(near: Sequence[Sequence[int]]) -> list[int]:
@@ -120,13 +123,13 @@ def _in_turn(near: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _near(corpus: _Corpus, search: Search) -> list[list[int]]:
-    """For each link the documents that are near its anchor, nearest first."""
+    """The documents near each pair's anchor, nearest first."""
     found = []
-    for start in range(0, len(corpus.links), SEARCHED):
-        links, own = corpus.links[start : start + SEARCHED], corpus.own[start : start + SEARCHED]
+    for start in range(0, len(corpus.sources), BLOCK):
+        sources, own = corpus.sources[start : start + BLOCK], corpus.own[start : start + BLOCK]
         shown = sorted(set(own))
         place = {document: at for at, document in enumerate(shown)}
-        rows = search([corpus.documents[each] for each in shown], [link.pair.anchor for link in links])
+        rows = search([corpus.documents[each] for each in shown], [source.pair.anchor for source in sources])
         for scores, document in zip(rows, own, strict=True):
             found.append([shown[at] for at in _nearest(scores, float(scores[place[document]]))])
     return found
@@ -141,10 +144,8 @@ def _by_words(documents: Sequence[str], anchors: Sequence[str]) -> Iterator[Scor
         yield index.get_scores(known) if known else np.zeros(len(documents), np.float32)
 
 
-def _by_meaning(encoder: Encoder, documents: Sequence[str], anchors: Sequence[str]) -> Iterator[Scores]:
-    """Cosine of the vectors that the model gives before the training."""
-    from ..fit.texts import ANCHOR_PROMPTS, DOCUMENT_PROMPTS  # with torch, which words alone need not wait for
-
+def _by_vectors(encoder: Encoder, documents: Sequence[str], anchors: Sequence[str]) -> Iterator[Scores]:
+    """Cosine of the model's vectors before the training."""
     rows, queries = (
         finish(pool_texts(encoder, [text[:EMBEDDED_CHARS] for text in texts], options_named(encoder, prompts)), True)
         for texts, prompts in ((documents, DOCUMENT_PROMPTS), (anchors, ANCHOR_PROMPTS))
@@ -153,7 +154,7 @@ def _by_meaning(encoder: Encoder, documents: Sequence[str], anchors: Sequence[st
 
 
 def _nearest(scores: Scores, own: float) -> list[int]:
-    """The documents with the highest scores that keep the margin to the positive's; of equal ones the first."""
+    """The documents with the highest scores below the margin to the positive's; at equal scores the first."""
     allowed = np.where(scores < MARGIN * own, scores, 0)
     few = min(NEIGHBOURS, len(allowed))
     some = np.flatnonzero((allowed > 0) & (allowed >= np.partition(allowed, -few)[-few]))

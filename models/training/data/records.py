@@ -1,4 +1,4 @@
-"""What a model is trained on: pairs of texts that belong together, and some that do not."""
+"""The records of training data: source files, symbols, pairs and the manifest."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ Split: TypeAlias = Literal["train", "held_out"]
 class Pair:
     """anchor, positive: texts that belong together. negatives: texts that do not belong to the anchor.
 
-    file: where the positive stands, relative to the codebase; empty for pairs that a caller gave.
+    file: of the positive, relative to the codebase; empty for pairs that a caller gave.
     """
 
     anchor: str
@@ -28,7 +28,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A text file of a codebase. path: relative to it, with `/`; language: as languages.py names it, or empty."""
+    """A text file of a codebase. path: relative to it, with `/`; language: see languages.py."""
 
     path: str
     language: str
@@ -37,12 +37,12 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """A function, method or class of a codebase, or a block of a file whose language has no grammar here.
+    """A function, method or class of a codebase, or a block of a file that was not parsed.
 
-    name: as written; qualified: with its classes before it, joined by a dot. code: all of it, dedented; body: the same
-    without its docstring. docstring: its text, without quotes and comment signs; empty where there is none.
-    calls: the names that it calls, each once, in order. line: the first one in the file, from 1.
-    is_test: whether it is one of the codebase's own tests.
+    name: as written; qualified: with its classes before it, joined by dots. line: its first one, from 1. code:
+    dedented; body: the same without docstring. docstring: its text, without quotes and comment signs, or empty.
+    calls: the names called, each once, in order; call_sites: for each, the statement around its first call, with a line
+    or two before it. is_test: whether it is one of the codebase's tests.
     """
 
     name: str
@@ -57,15 +57,13 @@ class Symbol:
     calls: tuple[str, ...] = ()
     is_test: bool = False
     call_sites: Mapping[str, str] = field(default_factory=dict)
-    """For each name in `calls`, the statement around its first call, with a line or two before it."""
 
 
 class Manifest(BaseModel):
-    """What is known of a file of pairs.
+    """The description of a file of pairs.
 
-    digest: SHA-256 over the code, or the pairs, they were made of; sha256: of the file of pairs itself.
-    skipped: files that were left out, counted by the reason. secrets: functions and classes that were left out, since
-    what looks like a secret stands in them.
+    digest: SHA-256 over the code, or the given pairs, they were made from; sha256: of the file of pairs itself.
+    skipped: the number of files left out, by reason. secrets: functions and classes left out because of a secret.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,6 +1,6 @@
-"""Keys, tokens and private keys that stand in code: found, and taken out before anything is made of the text.
+"""Redact keys, tokens and private keys in code, before anything is made of the text.
 
-Owns what counts as a secret: detect-secrets' detectors, which ask no network here, and a few forms that they lack.
+Found by detect-secrets' detectors, without their network checks, and a few patterns that they lack.
 """
 
 import re
@@ -15,59 +15,58 @@ from detect_secrets.plugins.base import RegexBasedDetector
 from detect_secrets.plugins.high_entropy_strings import HighEntropyStringsPlugin
 from detect_secrets.plugins.keyword import DENYLIST, KeywordDetector
 
-TAKEN_OUT = "\ufdd0"
-"""Stands for a secret: a code point that no text has."""
+REDACTED = "\ufdd0"
+"""Replaces a secret: a code point that no text has."""
 _HARMLESS = ("IPPublicDetector",)
 _KEY = re.compile(
     r"-----BEGIN [A-Z0-9 ]*(?:PRIVATE KEY|NKEY SEED)[A-Z ]*-----"
     r"(?:[^(){}\[\]]{0,8000}?-----END [A-Z0-9 ]*-+|(?:[\s\"'+,\\n]{0,80}?[A-Za-z0-9+/=]{40,76})*)"
 )
-"""A key over several lines, to its end. detect-secrets sees its first line alone."""
-_MORE = re.compile(
+"""A key of several lines. detect-secrets finds only its first line."""
+_TOKENS = re.compile(
     r"\bgithub_pat_\w{22,}|\bhf_[A-Za-z]{30,}|\bAIza[\w-]{35}|\bxox[a-z]-[\w-]{20,}|\bsk-[\w-]{20,}|\bya29\.[\w-]{20,}"
     r"|\bS[UAOCN][A-Z2-7]{56}\b"
 )
-"""GitHub's newer tokens, Hugging Face's, Google's, Slack's, keys of language models, NATS seeds."""
-_LONG = re.compile(r"[A-Za-z0-9]{16}|\d[\w+/=-]{15}|[\w+/=-]{15}\d|://")
-"""What no line is without that holds a secret of a known form, or one that looks random. Looking for all forms in all
-lines would take as long as everything else that is done with them."""
+"""Tokens of GitHub (new form), Hugging Face, Google, Slack, language model APIs; NATS seeds."""
+_SUSPECT = re.compile(r"[A-Za-z0-9]{16}|\d[\w+/=-]{15}|[\w+/=-]{15}\d|://")
+"""In every line with a secret of a known form, or one that looks random: a cheap filter before the detectors."""
 _QUOTED = re.compile(r"['\"][\w+/=-]{16,}['\"]")
 _NAME = re.compile("|".join(DENYLIST))
-_PIECE = 200
+_PIECE_CHARS = 200
 
 
-def without_secrets(text: str) -> str:
-    """The text with TAKEN_OUT in the place of each secret, in as many lines."""
+def redact_secrets(text: str) -> str:
+    """Replace each secret by REDACTED; the number of lines stays."""
     if "-----BEGIN" in text:
-        text = _KEY.sub(lambda found: TAKEN_OUT + "\n" * found[0].count("\n"), text)
+        text = _KEY.sub(lambda found: REDACTED + "\n" * found[0].count("\n"), text)
     lines = text.split("\n")
-    by_form, by_looks, by_name = _detectors()
-    long = [number for number, line in enumerate(lines) if len(line) >= 16 and _LONG.search(line)]
+    by_form, by_entropy, by_name = _detectors()
+    long = [number for number, line in enumerate(lines) if len(line) >= 16 and _SUSPECT.search(line)]
     together = "\n".join(lines[number] for number in long)
     suspected = [one for one in by_form if any(form.search(together) for form in one.denylist)]
     for number in long:
-        line = _MORE.sub(TAKEN_OUT, lines[number])
-        lines[number] = _cleaned(line, suspected + by_looks if _QUOTED.search(line) else suspected)
+        line = _TOKENS.sub(REDACTED, lines[number])
+        lines[number] = _redacted(line, suspected + by_entropy if _QUOTED.search(line) else suspected)
     for number, lowered in enumerate(text.lower().split("\n")):
         if _NAME.search(lowered):
-            lines[number] = "".join(_cleaned(piece, by_name) for piece in _pieces(lines[number]))
+            lines[number] = "".join(_redacted(piece, by_name) for piece in _pieces(lines[number]))
     return "\n".join(lines)
 
 
-def _cleaned(line: str, detectors: list[Any]) -> str:
+def _redacted(line: str, detectors: list[Any]) -> str:
     found = set(chain.from_iterable(_found(line, detector) for detector in detectors))
     for secret in sorted(found, key=len, reverse=True):
-        line = line.replace(secret, TAKEN_OUT)
+        line = line.replace(secret, REDACTED)
     return line
 
 
 def _pieces(line: str) -> Iterator[str]:
-    """A line in parts: what finds names takes time with the square of a line's length, and more."""
-    return (line[start : start + _PIECE] for start in range(0, len(line), _PIECE))
+    """A line in parts: the keyword detector takes more than quadratic time."""
+    return (line[start : start + _PIECE_CHARS] for start in range(0, len(line), _PIECE_CHARS))
 
 
 def _found(line: str, detector: Any) -> Iterator[str]:
-    """The secrets that a detector sees in a line, without what only looks like one, as detect-secrets judges it."""
+    """The secrets that a detector finds in a line, without those that detect-secrets' heuristics reject."""
     for secret in detector.analyze_string(line):
         if isinstance(detector, RegexBasedDetector) or _is_likely(secret, line, detector):
             yield secret
@@ -89,7 +88,7 @@ def _is_likely(secret: str, line: str, detector: Any) -> bool:
 
 @cache
 def _detectors() -> tuple[list[Any], list[Any], list[Any]]:
-    """Those that know a form, those that go by its looks, and those that go by the name of what is assigned."""
+    """detect-secrets' detectors: by known form, by entropy, by the name of what is assigned."""
     kinds: list[Any] = list(get_mapping_from_secret_type_to_class().values())
     every = [kind() for kind in kinds if kind.__name__ not in _HARMLESS]
     return (

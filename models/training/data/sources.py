@@ -1,7 +1,6 @@
-"""The source files of a codebase: which of its files are read, and what is left out for which reason.
+"""Read the source files of a codebase, within bounds, and count what is left out by reason.
 
-Owns where a codebase may lie, and the bounds on what is read of it. No symbolic link is followed, and nothing but
-regular files is opened. Knows nothing of what is in a source file.
+No symbolic link is followed, and only regular files are opened.
 """
 
 import errno
@@ -16,21 +15,20 @@ from stat import S_ISREG
 
 from ..errors import PathRefused
 from .exclude import decode, is_generated_name, is_generated_text, is_vendored
-from .git import Tracked, is_unchanged, tracked_files
 from .languages import language_of, may_be_code
+from .listing import Tracked, is_unchanged, tracked_files, walk_files
 from .records import SourceFile
-from .walk import walk_files
 
-_MOST_FILES = 100_000
-_MOST_BYTES = 256 << 20
-_LARGEST = 1_000_000
+_MAX_FILES = 100_000
+_MAX_BYTES = 256 << 20
+_MAX_FILE_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Codebase:
-    """What was read of a folder. files: by path. skipped: files that were left out, counted by the reason.
+    """The source files of a folder, sorted by path. skipped: the number of files left out, by reason.
 
-    commit: git's HEAD, with `+changes` where the files, or what is staged, differ from it; None without git.
+    commit: git's HEAD, with `+changes` if the files or the index differ from it; None without git.
     digest: SHA-256 over the paths and contents of the files.
     """
 
@@ -41,10 +39,10 @@ class Codebase:
 
 
 def read_codebase(path: Path, roots: Sequence[Path] = ()) -> Codebase:
-    """Read the source files below a folder: those that git tracks there, else all that no .gitignore leaves out.
+    """Read the source files below a folder: those that git tracks, or else all that no .gitignore excludes.
 
-    roots: the folders below which it must lie, links resolved; none: anywhere. Of a codebase past the bounds a part is
-    read, the same each time. Raises PathRefused.
+    roots: the folders below which it must be, links resolved; none: anywhere. Of a codebase beyond the bounds, a part
+    is read, always the same. Raises PathRefused.
     """
     top = _resolve(path, roots)
     reader = _Reader(top)
@@ -60,7 +58,7 @@ def read_codebase(path: Path, roots: Sequence[Path] = ()) -> Codebase:
 
 
 def _resolve(path: Path, roots: Sequence[Path]) -> Path:
-    """The folder itself, behind all links. Outside the roots it is not looked at."""
+    """The folder's real path. A folder outside the roots is not accessed."""
     try:
         real = Path(os.path.realpath(path))
         allowed = [Path(os.path.realpath(root)) for root in roots]
@@ -81,7 +79,7 @@ def _resolve(path: Path, roots: Sequence[Path]) -> Path:
 
 
 class _Reader:
-    """Reads files below a folder until the bounds are reached, and counts what is left out."""
+    """Reads files below a folder within the bounds, and counts those left out."""
 
     def __init__(self, top: Path) -> None:
         self.files: list[SourceFile] = []
@@ -92,9 +90,9 @@ class _Reader:
         self._is_inside = cache(self._lies_inside)
 
     def read_all(self, paths: Iterable[str], object_ids: Mapping[str, str]) -> None:
-        """Read what is code. object_ids: of the files that git tracks.
+        """Read the files that are code, in a pseudo-random order, so that the bounds do not leave out whole folders.
 
-        In an order that mixes the folders, so that what a bound leaves out is not just the last of them.
+        object_ids: of the files that git tracks.
         """
         for path in sorted(paths, key=lambda path: sha256(os.fsencode(path)).digest()):
             reason = _reason_by_name(path) or self._read(path, object_ids.get(path))
@@ -102,8 +100,8 @@ class _Reader:
                 self.skipped[reason] += 1
 
     def _read(self, path: str, object_id: str | None) -> str | None:
-        """Add a file, or say why not."""
-        if len(self.files) == _MOST_FILES:
+        """Add a file -> the reason if it is left out."""
+        if len(self.files) == _MAX_FILES:
             return "too many files"
         if not self._is_inside(path.rpartition("/")[0]):
             return "symlink"
@@ -112,7 +110,7 @@ class _Reader:
             self.has_changes |= content == "missing"
             return content
         self.has_changes |= object_id is not None and not is_unchanged(content, object_id)
-        if self._bytes + len(content) > _MOST_BYTES:
+        if self._bytes + len(content) > _MAX_BYTES:
             return "too many bytes"
         if (text := decode(content)) is None:
             return "binary"
@@ -127,12 +125,12 @@ class _Reader:
         return None
 
     def _lies_inside(self, folder: str) -> bool:
-        """Whether no link leads there: git may track a path of which a folder was replaced by one."""
+        """Whether the path has no symbolic link: one may have replaced a folder that git tracks."""
         return os.path.realpath(self._top / folder) == str(self._top / folder)
 
 
 def _reason_by_name(path: str) -> str | None:
-    """Why a file is left out that need not be opened for it."""
+    """The reason to leave a file out without opening it."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -145,7 +143,7 @@ def _reason_by_name(path: str) -> str | None:
 
 
 def _content(path: Path) -> bytes | str:
-    """What is in a file, or why it is left out. A pipe or a device is not waited for."""
+    """A file's content, or the reason to leave it out. Does not block on a pipe or a device."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -157,10 +155,10 @@ def _content(path: Path) -> bytes | str:
         if not S_ISREG(status.st_mode):
             return "not a file"
         try:
-            content = file.read(_LARGEST + 1) if status.st_size <= _LARGEST else b""
+            content = file.read(_MAX_FILE_BYTES + 1) if status.st_size <= _MAX_FILE_BYTES else b""
         except OSError:
             return "unreadable"
-    return "too large" if max(len(content), status.st_size) > _LARGEST else content
+    return "too large" if max(len(content), status.st_size) > _MAX_FILE_BYTES else content
 
 
 def _commit(tracked: Tracked | None, has_changes: bool) -> str | None:

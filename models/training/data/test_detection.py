@@ -1,4 +1,4 @@
-"""Which code is a codebase's own tests, by where it stands and what it is called."""
+"""Which code of a codebase is tests, by its path and its name."""
 
 import re
 from pathlib import PurePosixPath
@@ -13,13 +13,13 @@ _MARK = re.compile(r"#\[(?:\w+::)*(?:test|rstest|test_case)\b|@(?:Parameterized|
 
 
 def is_test_file(path: str) -> bool:
-    """Whether a file, by its path below the codebase, holds tests or what only they need."""
+    """Whether a file, by its path below the codebase, is tests or test data."""
     *folders, name = PurePosixPath(path).parts or ("",)
     return not _FOLDERS.isdisjoint(folders) or _FILE.fullmatch(name) is not None
 
 
 def is_test_symbol(language: str, qualified: str, head: str) -> bool:
-    """Whether a function, method or class is a test wherever it stands. head: what stands before its body."""
+    """Whether a function, method or class outside of test files is a test. head: its source up to its body."""
     *scope, name = qualified.split(".")
     if language == "python":
         return name.startswith("test_") if not scope else _is_test_class(scope[-1]) and name.startswith("test")

@@ -1,9 +1,5 @@
-"""Sources parsed with tree-sitter, and the patterns of queries/*.scm found in their trees.
+"""Parse sources with tree-sitter and match the patterns of queries/*.scm, within limits of time, memory and depth."""
 
-Owns loading a grammar, and how much time, memory and depth a file may take.
-"""
-
-import resource
 import zlib
 from collections.abc import Iterable
 from functools import cache
@@ -14,39 +10,40 @@ from typing import TypeAlias
 
 from tree_sitter import Language, Node, Parser, Query, QueryCursor, Tree
 
+from ...sandbox.limits import resident_bytes
 from .languages import GRAMMARS
 
 Match: TypeAlias = tuple[int, dict[str, list[Node]]]
-"""The number of a pattern, and what each of its captures stands for."""
+"""The number of a pattern, and the nodes of each of its captures."""
 
 _QUERIES = Path(__file__).parent / "queries"
 _TIME_LIMIT_S = 5
-"""Of processor time, looked at between the parser's steps; a file of a megabyte takes about one second."""
+"""Processor time, checked between the parser's steps; a file of a megabyte takes about one second."""
 
 _MEMORY_LIMIT = 512 << 20
-"""Bytes; with some errors the parser's memory grows with the square of the text."""
+"""Bytes; with some syntax errors the parser's memory grows with the square of the text."""
 
-_SHORT, _REPEATED = 2_048, 50
-"""Bytes that are never too many; how much smaller than a text its compressed form is where it repeats itself."""
+_ALWAYS_PARSED_BYTES, _MAX_COMPRESSION = 2_048, 50
+"""The size up to which, and the compression ratio up to which, a text is parsed."""
 
 _PIECE = 1 << 16
-"""Bytes that the parser is handed at once."""
+"""Bytes that the parser reads at once."""
 
 _ATTEMPTS = 8
-"""How often a file with errors is read."""
+"""How often a file with errors is parsed."""
 
-_FEW_LINES = 3
-"""What an error may take up without being looked into."""
+_SMALL_ERROR_LINES = 3
+"""An error of up to these many lines is ignored."""
 
-_DEPTH = 1_000
-"""Nodes inside each other; what is deeper is not looked at, which would take the square of the time."""
+_MAX_DEPTH = 1_000
+"""Of nested nodes; deeper ones are not matched, since that would take quadratic time."""
 
 
 def match_patterns(source: bytes, language: str) -> tuple[Tree, list[Match]] | None:
-    """The tree of a source in a language of GRAMMARS, and what the patterns find in it; None where that takes too much.
+    """The tree of a source in a language of GRAMMARS, and the patterns' matches; None if that exceeds the limits.
 
-    Where an error swallows what follows it, the source is read once more without the line that this begins at, and so
-    on while that finds more definitions.
+    If an error includes what follows it, the source is parsed again without the line where it begins, as long as that
+    finds more definitions.
     """
     if _is_monotonous(source):
         return None
@@ -57,7 +54,7 @@ def match_patterns(source: bytes, language: str) -> tuple[Tree, list[Match]] | N
         if (tree := _parse(source, grammar, end_s)) is None:
             break
         cursor = QueryCursor(query)
-        cursor.set_max_start_depth(_DEPTH)
+        cursor.set_max_start_depth(_MAX_DEPTH)
         matches = cursor.matches(tree.root_node)
         if best is not None and _definitions(matches) <= _definitions(best[1]):
             break
@@ -69,33 +66,25 @@ def match_patterns(source: bytes, language: str) -> tuple[Tree, list[Match]] | N
 
 
 def _is_monotonous(source: bytes) -> bool:
-    """Whether it is one thing over and over, as nobody writes code.
+    """Whether a text repeats itself too often to be code.
 
-    At the end of such a text the grammars may try out all that it can mean, for hours or until the memory is full, and
-    in a single step, which nothing can stop.
+    At its end some grammars try all interpretations in a single step, which takes hours or all memory and cannot be
+    interrupted.
     """
-    return len(source) > _SHORT and len(zlib.compress(source, level=1)) * _REPEATED < len(source)
+    return len(source) > _ALWAYS_PARSED_BYTES and len(zlib.compress(source, level=1)) * _MAX_COMPRESSION < len(source)
 
 
 def _parse(source: bytes, grammar: Language, end_s: float) -> Tree | None:
-    """The tree of a source; None where it is not there by a time of the thread's clock, or takes too much memory."""
-    most_bytes = _resident_bytes() + _MEMORY_LIMIT
+    """The tree of a source; None if that takes too much memory, or longer than until a time of the thread's clock."""
+    max_bytes = resident_bytes() + _MEMORY_LIMIT
 
     def must_stop(_: int, has_error: bool) -> bool:
-        return thread_time() > end_s or (has_error and _resident_bytes() > most_bytes)
+        return thread_time() > end_s or (has_error and resident_bytes() > max_bytes)
 
     try:
         return Parser(grammar).parse(lambda offset, _: source[offset : offset + _PIECE], progress_callback=must_stop)
-    except ValueError:  # how the parser says that it was stopped
+    except ValueError:  # the parser was stopped
         return None
-
-
-def _resident_bytes() -> int:
-    """The memory that this process has; 0 where the system does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0
 
 
 def _definitions(matches: Iterable[Match]) -> int:
@@ -103,7 +92,7 @@ def _definitions(matches: Iterable[Match]) -> int:
 
 
 def _broken(tree: Tree) -> Node | None:
-    """The first node below the root, or the root itself, with an error in it that swallows more than a few lines."""
+    """The first node below the root, or the root itself, with an error of more than a few lines."""
     tops = [tree.root_node] if tree.root_node.is_error else tree.root_node.children
     return next((top for top in tops if _has_large_error(top)), None)
 
@@ -112,7 +101,7 @@ def _has_large_error(top: Node) -> bool:
     nodes = [top]
     while nodes:
         node = nodes.pop()
-        if node.has_error and node.end_point[0] - node.start_point[0] > _FEW_LINES:
+        if node.has_error and node.end_point[0] - node.start_point[0] > _SMALL_ERROR_LINES:
             if node.is_error:
                 return True
             nodes += node.children
@@ -120,7 +109,7 @@ def _has_large_error(top: Node) -> bool:
 
 
 def _without_line(source: bytes, position: int) -> bytes:
-    """The source with spaces in place of the line that a byte is in."""
+    """The source with the line of a byte replaced by spaces."""
     start, end = source.rfind(b"\n", 0, position) + 1, source.find(b"\n", position)
     end = len(source) if end < 0 else end
     return source[:start] + b" " * (end - start) + source[end:]

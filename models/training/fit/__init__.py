@@ -1,1 +1,1 @@
-"""The training itself: batches, losses, the loop, epochs, the export of the result."""
+"""Training: batches, losses, the training loop, checkpoints, the export of the result."""

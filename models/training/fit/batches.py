@@ -1,7 +1,4 @@
-"""Pairs put together into batches: no text twice where that would mislead, and texts of similar length.
-
-Owns the choice of batches and the tensors of one. Knows no model; tokens are made by texts.py.
-"""
+"""Batches of pairs: no text that is a false negative for another pair of its batch, and texts of similar length."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -14,16 +11,16 @@ from ..options import TrainingOptions
 from .texts import TrainingTexts
 
 POOL = 64
-"""Batches among whose pairs those of similar length are put together; the pools themselves are drawn at random."""
+"""Batches in a pool. Pairs are drawn into pools at random, and sorted by length within one."""
 OPEN = 16
-"""Batches that are being filled at once; a pair goes into the first one where its texts mislead nobody."""
+"""Batches filled at the same time; a pair goes into the first one without a false negative."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """A pair as the model reads it. columns: the tokens of its anchor, its positive and its negatives.
 
-    own: its anchor and positive; foreign: its negatives; as texts, to tell which pairs may stand in one batch.
+    own: the texts of its anchor and positive; foreign: those of its negatives; they decide which pairs share a batch.
     """
 
     columns: tuple[Tokens, ...]
@@ -32,12 +29,12 @@ class Example:
 
     @property
     def cost(self) -> tuple[int, int, int]:
-        """What batches are sorted by: columns, then tokens."""
+        """The sort key of batches: columns, then tokens."""
         return len(self.columns), max(map(len, self.columns[1:])), len(self.columns[0])
 
 
 def examples(pairs: Sequence[Pair], texts: TrainingTexts, options: TrainingOptions) -> list[Example]:
-    """Of each pair one; with the triplet loss of each pair and negative one, and none of pairs without."""
+    """One example a pair; with the triplet loss, one for each negative of each pair."""
     limit = options.hard_negatives
     chosen: list[tuple[Pair, tuple[str, ...]]]
     if options.loss == "triplet":
@@ -45,23 +42,23 @@ def examples(pairs: Sequence[Pair], texts: TrainingTexts, options: TrainingOptio
     else:
         chosen = [(pair, pair.negatives[:limit]) for pair in pairs]
     anchors = texts.anchors([pair.anchor for pair, _ in chosen])
-    rest = [texts.documents([pair.positive, *negatives]) for pair, negatives in chosen]
+    documents = [texts.documents([pair.positive, *negatives]) for pair, negatives in chosen]
     return [
-        Example((anchor, *documents), frozenset((pair.anchor, pair.positive)), frozenset(negatives))
-        for anchor, documents, (pair, negatives) in zip(anchors, rest, chosen, strict=True)
+        Example((anchor, *others), frozenset((pair.anchor, pair.positive)), frozenset(negatives))
+        for anchor, others, (pair, negatives) in zip(anchors, documents, chosen, strict=True)
     ]
 
 
 @dataclass(slots=True)
 class _Batch:
-    """One that is being filled."""
+    """A batch that is being filled."""
 
     members: list[int] = field(default_factory=list)
     own: set[str] = field(default_factory=set)
     foreign: set[str] = field(default_factory=set)
 
-    def takes(self, example: Example) -> bool:
-        """Whether no text that belongs to one pair would count as wrong for another; negatives may be shared."""
+    def accepts(self, example: Example) -> bool:
+        """Whether the example's texts would be no false negatives here, nor get any. Negatives may be shared."""
         return (
             example.own.isdisjoint(self.own)
             and example.own.isdisjoint(self.foreign)
@@ -75,10 +72,10 @@ class _Batch:
 
 
 class Batches:
-    """The batches of every epoch, as indices of examples: a batch sampler. The same seed gives the same ones.
+    """A batch sampler: the batches of every epoch, as indices of examples, determined by the seed.
 
-    Each epoch has as many as the one with the fewest, for the schedule of the learning rate; the smallest are left out.
-    A batch of one pair is none where there would be nothing to tell it from.
+    All epochs have as many batches as the shortest one, for the learning-rate schedule; the smallest are dropped.
+    So is a batch of one pair without a negative.
     """
 
     def __init__(self, items: Sequence[Example], batch_size: int, epochs: int, seed: int) -> None:
@@ -89,11 +86,11 @@ class Batches:
 
     @property
     def of_all_epochs(self) -> list[list[int]]:
-        """One epoch after the other."""
+        """The batches of all epochs, in order."""
         return [members for epoch in self._epochs for members in epoch]
 
     def set_epoch(self, epoch: int) -> None:
-        """Give the batches of this epoch from now on; they count from 0."""
+        """Iterate over the batches of this epoch from now on; epochs count from 0."""
         self._epoch = min(epoch, len(self._epochs) - 1)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -104,7 +101,7 @@ class Batches:
 
 
 def collate(texts: TrainingTexts) -> Callable[[Sequence[Example]], dict[str, Any]]:
-    """What makes tensors of a batch, named as sentence-transformers' trainer takes its columns apart.
+    """A function that makes the tensors of a batch, named as sentence-transformers' trainer expects its columns.
 
     A batch has as many columns of negatives as its pair with the fewest.
     """
@@ -126,31 +123,31 @@ def _epoch(items: Sequence[Example], batch_size: int, rng: random.Random) -> lis
     order = list(range(len(items)))
     rng.shuffle(order)
     pool = POOL * batch_size
-    done: list[list[int]] = []
+    full: list[list[int]] = []
     unfilled: list[_Batch] = []
     for start in range(0, len(order), pool):
         for index in sorted(order[start : start + pool], key=lambda each: items[each].cost):
-            _place(index, items[index], batch_size, unfilled, done)
-    done += [batch.members for batch in unfilled]
-    batches = [members for members in done if len(members) > 1 or len(items[members[0]].columns) > 2]
+            _place(index, items[index], batch_size, unfilled, full)
+    full += [batch.members for batch in unfilled]
+    batches = [members for members in full if len(members) > 1 or len(items[members[0]].columns) > 2]
     rng.shuffle(batches)
     return batches
 
 
-def _place(index: int, example: Example, batch_size: int, unfilled: list[_Batch], done: list[list[int]]) -> None:
-    batch = next((each for each in unfilled if each.takes(example)), None)
+def _place(index: int, example: Example, batch_size: int, unfilled: list[_Batch], full: list[list[int]]) -> None:
+    batch = next((each for each in unfilled if each.accepts(example)), None)
     if batch is None:
         if len(unfilled) == OPEN:
-            done.append(unfilled.pop(0).members)
+            full.append(unfilled.pop(0).members)
         batch = _Batch()
         unfilled.append(batch)
     batch.add(index, example)
     if len(batch.members) == batch_size:
         unfilled.remove(batch)
-        done.append(batch.members)
+        full.append(batch.members)
 
 
 def _largest(batches: list[list[int]], count: int) -> list[list[int]]:
-    """So many of the batches, in their order."""
+    """The `count` largest batches, in their order."""
     kept = sorted(sorted(range(len(batches)), key=lambda each: -len(batches[each]))[:count])
     return [batches[index] for index in kept]

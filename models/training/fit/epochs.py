@@ -1,7 +1,4 @@
-"""What is kept after each epoch: the weights that are trained, and all that it takes to go on as if nothing had been.
-
-Owns the folders `epoch-N`, which appear whole, and the scores that say which one is best. Knows no model.
-"""
+"""Checkpoints after each epoch, in folders `epoch-N` that appear whole, and the scores that say which is best."""
 
 import json
 import re
@@ -21,14 +18,14 @@ _NAME = re.compile(r"epoch-([1-9]\d*)")
 
 @dataclass(slots=True)
 class Epochs:
-    """The epochs that are done. scores: before the training, then after each; empty ones where nothing is held out."""
+    """The epochs done. scores: before the training, then after each; empty ones where nothing is held out."""
 
     folder: Path
     scores: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod
-    def found(cls, folder: Path) -> "Epochs":
-        """Those of a run that was cut off, or none. Raises OSError."""
+    def load(cls, folder: Path) -> "Epochs":
+        """The epochs of an interrupted run, or none. Raises OSError."""
         folder.mkdir(parents=True, exist_ok=True)
         clear_leftovers(folder)
         epochs = cls(folder)
@@ -38,45 +35,45 @@ class Epochs:
 
     @property
     def done(self) -> int:
-        """How many epochs are kept or have been."""
+        """The number of epochs done."""
         return max(self._numbers(), default=0)
 
     @property
     def newest(self) -> Path | None:
-        """Where to go on from."""
+        """The checkpoint to resume from."""
         return self._path(self.done) if self.done else None
 
     @property
     def step(self) -> int:
-        """How many steps of the optimiser are in the newest epoch and those before it. Raises OSError, ValueError."""
+        """The optimiser steps up to the newest epoch. Raises OSError, ValueError."""
         return int(json.loads((self.newest / STATE).read_bytes())["global_step"]) if self.newest else 0
 
     @property
     def best(self) -> Path | None:
-        """The epoch that found most, of equal ones the first; where nothing was measured the last."""
+        """The first epoch with the highest score; the last one where nothing is held out."""
         return self._path(self.best_number) if self.done else None
 
     @property
     def best_number(self) -> int:
-        """Its number, from 1; 0 where no epoch is done."""
+        """The number of the best epoch, from 1; 0 where no epoch is done."""
         if not self.scores or not self.scores[0]:
             return self.done
         return max(range(1, self.done + 1), key=lambda epoch: (self._value(epoch), -epoch), default=0)
 
     @property
     def gained(self) -> bool:
-        """Whether the best epoch is better than no training, or nobody can tell."""
+        """Whether the best epoch is better than no training, or nothing is held out to tell."""
         return self.done > 0 and (not self.scores[0] or self._value(self.best_number) > self._value(0))
 
-    def exhausted(self, patience: int) -> bool:
-        """Whether so many evaluations in a row brought no gain."""
+    def stagnates(self, patience: int) -> bool:
+        """Whether the last `patience` evaluations brought no gain."""
         if not self.scores or not self.scores[0]:
             return False
         values = [score[MEASURE] for score in self.scores]
         return len(values) - 1 - values.index(max(values)) >= patience
 
-    def keep(self, write: Callable[[Path], None]) -> None:
-        """Let the state after the last score be written into a folder, and remove older ones but the best.
+    def save(self, write: Callable[[Path], None]) -> None:
+        """Write the checkpoint of the last score with `write`, and remove older ones except the best.
 
         Raises OSError.
         """
@@ -102,5 +99,5 @@ class Epochs:
         return self.folder / f"epoch-{number}"
 
     def _numbers(self) -> list[int]:
-        found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
-        return sorted(int(match[1]) for match in found if match)
+        matches = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for match in matches if match)

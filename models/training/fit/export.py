@@ -1,7 +1,6 @@
-"""A trained model as a folder that sentence-transformers of every age, other readers of that layout and we load alike.
+"""Write a trained model as a folder that every version of sentence-transformers can load.
 
-Owns the files: those of the folder that it was trained from, byte for byte where they can stay, with new weights under
-the old names. Knows nothing of training.
+It has the files of the folder it was trained from, unchanged where possible, and new weights under the old names.
 """
 
 import json
@@ -24,17 +23,17 @@ from ...weights import model_files
 from ...weights.versions import RECORD
 
 LEGACY = "sentence_transformers.models."
-"""Where the types of modules are named; every version of sentence-transformers resolves it."""
+"""The prefix of module types that every version of sentence-transformers resolves."""
 COPIED = {".json", ".jinja", ".model", ".py", ".txt"}
 INDEX = "model.safetensors.index.json"
 DENSE_FIELDS = ("in_features", "out_features", "bias", "activation_function")
 
 
 def export(entry: ModelSpec, model: SentenceTransformer, base: Path, folder: Path) -> str:
-    """Write a model that was read from `base` into an empty folder -> what check_weights gives for it.
+    """Write a model that was read from `base` into an empty folder -> its digest, as check_weights computes it.
 
-    Weights in float32, under the names and in the files that they had. What sentence-transformers 6 writes in a new
-    form is written in the one that all versions read. Nothing is synced. Raises ModelUnavailable, OSError.
+    Weights are float32, in the files and under the names they had. Configurations have the form that all versions of
+    sentence-transformers read, not the new one of version 6. Nothing is synced. Raises ModelUnavailable, OSError.
     """
     modules = json.loads((base / "modules.json").read_bytes())
     for module, part in zip(modules, model.children(), strict=True):
@@ -48,7 +47,7 @@ def export(entry: ModelSpec, model: SentenceTransformer, base: Path, folder: Pat
 
 
 def _copy_companions(source: Path, target: Path) -> None:
-    """The small files of a folder that is there; not those of a training before."""
+    """Copy the small files of a folder if it exists, except those of an earlier training."""
     for file in sorted(source.iterdir()) if source.is_dir() else ():
         wanted = file.suffix in COPIED or file.name.startswith(("LICENSE", "NOTICE"))
         if wanted and file.is_file() and file.name not in (RECORD, INDEX) and not (target / file.name).exists():
@@ -57,7 +56,7 @@ def _copy_companions(source: Path, target: Path) -> None:
 
 
 def _write_weights(source: Path, target: Path, part: torch.nn.Module) -> None:
-    """The weights of a module under the names that they have in `source`."""
+    """Write a module's weights under the names they have in `source`."""
     inner: Any = part.auto_model if isinstance(part, Transformer) else part
     state = inner.state_dict()
     missing = {name for name, _ in inner.named_parameters()}
@@ -81,19 +80,19 @@ def _write_weights(source: Path, target: Path, part: torch.nn.Module) -> None:
 
 
 def _own_name(name: str, stored: torch.Tensor, state: Mapping[str, torch.Tensor]) -> str | None:
-    """What the model calls a tensor, which may be stored with prefixes; None for one that it has no use for."""
+    """The model's name of a tensor, which may be stored with prefixes; None for one that the model does not use."""
     while name not in state and "." in name:
         name = name.partition(".")[2]
     return name if name in state and state[name].shape == stored.shape else None
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """In float32 if it is a floating-point one, and with memory of its own."""
+    """A copy, in float32 if it is a floating-point tensor."""
     return (tensor.float() if tensor.is_floating_point() else tensor).contiguous().clone()
 
 
 def _write_under_own_names(target: Path, inner: Any, files: list[Path]) -> None:
-    """For architectures whose stored names the library changes when it reads them: let it change them back."""
+    """For architectures whose stored names the library changes on loading: let it change them back."""
     for file in files:
         (target / file.name).unlink()
     with tempfile.TemporaryDirectory(dir=target) as scratch:
@@ -103,10 +102,10 @@ def _write_under_own_names(target: Path, inner: Any, files: list[Path]) -> None:
 
 
 def _write_legacy_config(target: Path, part: torch.nn.Module) -> None:
-    """The configuration of a module as versions before 6 read it; what has that form already stays as it is."""
+    """Write a module's configuration as versions before 6 read it, unless it has that form already."""
     if isinstance(part, Transformer):
-        _keep_float32(target / "config.json")
-        if not (part.processing_kwargs or MESSAGES in part.modality_config):  # which that form has no words for
+        _state_float32(target / "config.json")
+        if not (part.processing_kwargs or MESSAGES in part.modality_config):  # not expressible there
             _rewrite(target / "sentence_bert_config.json", "transformer_task", _sentence_config(part))
     elif isinstance(part, Pooling):
         _rewrite(target / "config.json", "pooling_mode", _pooling_config(part))
@@ -127,13 +126,13 @@ def _pooling_config(part: Any) -> dict[str, Any]:
 
 
 def _rewrite(file: Path, new_form: str, legacy: dict[str, Any]) -> None:
-    """Replace a configuration that has a field of the new form, or is not there."""
+    """Replace a configuration that is missing or has a field of the new form."""
     if not file.is_file() or new_form in json.loads(file.read_bytes()):
         _write_json(file, legacy)
 
 
-def _keep_float32(file: Path) -> None:
-    """Let the configuration of a transformer say in which dtype its weights now are, where it says one."""
+def _state_float32(file: Path) -> None:
+    """Set the dtype in a transformer's configuration to that of its new weights, where it states one."""
     config = json.loads(file.read_bytes())
     stated = {name: "float32" for name in ("dtype", "torch_dtype") if config.get(name)}
     if {**config, **stated} != config:
@@ -141,7 +140,7 @@ def _keep_float32(file: Path) -> None:
 
 
 def _write_modules(folder: Path, modules: list[dict[str, Any]]) -> None:
-    """The list of modules, each type by the name that it had first."""
+    """Write the list of modules, each type under its legacy name."""
     legacy = [{**module, "type": LEGACY + str(module["type"]).rpartition(".")[2]} for module in modules]
     if legacy != modules:
         _write_json(folder / "modules.json", legacy)

@@ -1,6 +1,6 @@
-"""How a model is trained here: on which device, in which precision, all weights or adapters.
+"""How a model is trained here: device, precision, all weights or adapters, and the loss.
 
-Decides from the headers of the weights alone, and makes the model ready for it. Knows no data and no loop.
+Chosen from the headers of the weights.
 """
 
 import math
@@ -12,6 +12,13 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+    TripletDistanceMetric,
+    TripletLoss,
+)
 from torch.nn.functional import cosine_similarity
 
 from ...catalogue import ModelSpec
@@ -22,12 +29,16 @@ from ...weights import model_files
 from ..options import TrainingOptions
 
 LARGE = 200_000_000
-"""Parameters past which adapters are trained, and activations are computed again instead of kept."""
+"""Parameters past which adapters are trained, and activations are recomputed instead of kept."""
+TRIPLET_MARGIN = 0.2
+"""In cosine, by which the positive must be nearer than the negative."""
+MIN_DIMENSIONS = 64
+"""The shortest vectors of the Matryoshka loss, unless the entry says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """lora: adapters are trained beside frozen weights. checkpointing: of activations, which are computed twice."""
+    """lora: adapters are trained beside frozen weights. checkpointing: activations are recomputed, not kept."""
 
     device: torch.device
     bf16: bool
@@ -36,12 +47,15 @@ class Method:
 
     @property
     def base_dtype(self) -> torch.dtype:
-        """Of the weights in memory: what is trained is in float32, frozen weights in what is computed in."""
+        """The dtype of the weights in memory: float32 if they are trained, else that of the computation."""
         return torch.bfloat16 if self.lora and self.bf16 else torch.float32
 
 
 def choose_method(entry: ModelSpec, base: Path, options: TrainingOptions, device: DeviceName) -> Method:
-    """Raises ModelError."""
+    """Unless the options say, adapters for a large model, else all weights.
+
+    Raises ModelError.
+    """
     where = pick_device(device)
     large = sum(math.prod(shape) for _, shape in stored_tensors(entry, base)) > LARGE
     lora = options.method == "lora" or (options.method == "auto" and large)
@@ -56,15 +70,15 @@ def stored_tensors(entry: ModelSpec, base: Path) -> list[tuple[str, list[int]]]:
 def trainable_model(
     entry: ModelSpec, base: Path, options: TrainingOptions, method: Method, dtype: torch.dtype
 ) -> SentenceTransformer:
-    """The model of a folder, its transformer in `dtype`, in float32 what is trained; on the CPU.
+    """Load the model of a folder on the CPU: its transformer in `dtype`, and what is trained in float32.
 
-    Without dropout: a pass or two over the data learn nothing by heart, and it takes a third of the time on a CPU.
-    Raises ModelUnavailable.
+    Without dropout: one or two epochs do not overfit, and it takes a third of the time on a CPU. Raises
+    ModelUnavailable.
     """
     model = read_sentence_transformer(entry, base, dtype)
     transformer = text_transformer(entry, model)
     for module in model.modules():
-        for name in ("p", "attention_dropout"):  # that of torch's own module, and a number where attention asks for one
+        for name in ("p", "attention_dropout"):  # of torch's own module, and of an attention layer
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     if method.lora:
@@ -76,17 +90,17 @@ def trainable_model(
 
 
 def add_adapters(model: SentenceTransformer, transformer: Any, options: TrainingOptions) -> None:
-    """Put adapters (Hu et al., 2021) of rank `lora_rank` beside all linear layers of a transformer; freeze the rest."""
+    """Add adapters (Hu et al., 2021) of rank `lora_rank` to all linear layers of a transformer; freeze the rest."""
     torch.manual_seed(options.seed)
     model.requires_grad_(False)
     rank = options.lora_rank
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is to go
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated name of transformers
         get_peft_model(transformer, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
 
 def merge_adapters(transformer: Any) -> None:
-    """Add what adapters learned to the weights beside them, and take the adapters out; without any nothing happens."""
+    """Merge adapters into the weights beside them, and remove them. Does nothing without adapters."""
     from peft.tuners.lora import LoraLayer
 
     for name, layer in list(transformer.named_modules()):
@@ -97,14 +111,14 @@ def merge_adapters(transformer: Any) -> None:
 
 
 def trained_weights(model: SentenceTransformer) -> dict[str, torch.Tensor]:
-    """By name, what is trained, on the CPU."""
+    """The trained weights by name, on the CPU."""
     return {
         name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters() if weight.requires_grad
     }
 
 
-def put_weights(model: SentenceTransformer, trained: dict[str, torch.Tensor]) -> None:
-    """Give a model of the same method what `trained_weights` gave. Raises KeyError where one is missing."""
+def restore_weights(model: SentenceTransformer, trained: dict[str, torch.Tensor]) -> None:
+    """Restore what `trained_weights` returned, into a model of the same method. Raises KeyError if one is missing."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.requires_grad:
@@ -112,7 +126,7 @@ def put_weights(model: SentenceTransformer, trained: dict[str, torch.Tensor]) ->
 
 
 def lowest_bf16_cosine(model: SentenceTransformer, features: dict[str, Any]) -> float:
-    """How near vectors in bf16 come to those in float32, of a model in float32 on the CPU."""
+    """The lowest cosine between a vector in bf16 and in float32, of a model in float32 on the CPU."""
     with torch.inference_mode():
         exact = model(dict(features))["sentence_embedding"]
         with torch.autocast("cpu", torch.bfloat16):
@@ -121,6 +135,35 @@ def lowest_bf16_cosine(model: SentenceTransformer, features: dict[str, Any]) -> 
 
 
 def _in_float32(transformer: Any, _: Any, features: dict[str, Any]) -> dict[str, Any]:
-    """What follows the transformer computes in float32, as when it serves."""
+    """Let the modules after the transformer compute in float32, as in serving."""
     output = transformer.module_output_name
     return {**features, output: features[output].float()}
+
+
+def make_loss(
+    model: SentenceTransformer, options: TrainingOptions, micro_batch: int, lengths: tuple[int, ...] = ()
+) -> torch.nn.Module:
+    """A loss over the columns of a batch, anchor first. lengths: of the vectors, with the Matryoshka loss.
+
+    InfoNCE (van den Oord et al., 2018) with the batch's other documents and all negatives, at a temperature of 0.05.
+    A micro-batch smaller than a batch gives the same value in parts (Gao et al., 2021, gradient cache).
+    """
+    loss: torch.nn.Module
+    if options.loss == "triplet":
+        loss = TripletLoss(model, distance_metric=TripletDistanceMetric.COSINE, triplet_margin=TRIPLET_MARGIN)
+    elif micro_batch < options.batch_size:
+        loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=micro_batch)
+    else:
+        loss = MultipleNegativesRankingLoss(model)
+    return MatryoshkaLoss(model, loss, lengths) if options.matryoshka else loss
+
+
+def vector_lengths(spec: ModelSpec, dimensions: int) -> tuple[int, ...]:
+    """The vector lengths of the Matryoshka loss, longest first: the entry's, else halves down to MIN_DIMENSIONS.
+
+    The full length is always one of them.
+    """
+    halves = [dimensions]
+    while halves[-1] >= 2 * MIN_DIMENSIONS:
+        halves.append(halves[-1] // 2)
+    return tuple(sorted({dimensions, *(spec.matryoshka or halves)}, reverse=True))

@@ -1,30 +1,31 @@
-"""Texts as a model is trained on them: the tokens that serving would make of them, behind the right prompt, padded.
+"""Texts as a model in training reads them: prompts, tokens and padding as in serving; and the score of its vectors."""
 
-Knows which prompt an anchor and a document get. Knows nothing of pairs or batches.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from torch.nn.utils.rnn import pad_sequence
 
 from ...catalogue import ModelSpec
-from ...encoders.base import Tokens
+from ...encoders.base import Tokens, Vectors, finish
 from ...encoders.modules import text_tokenizer, text_transformer
 from ...encoders.tokenise import TextTokenizer
+from ..data.held_out import HeldOut
+from ..encoding import ANCHOR_PROMPTS, DOCUMENT_PROMPTS
+from ..verify.metrics import rank_metrics
 
 MAX_TOKENS = 256
-"""Of a text, where nobody says: code says what it is about in its first lines."""
-ANCHOR_PROMPTS = ("query", "retrieval.query", "search_query")
-DOCUMENT_PROMPTS = ("document", "passage", "retrieval.passage", "search_document", "corpus")
+"""Default limit of a text: the first lines of code say what it is about."""
+
+Evaluate: TypeAlias = Callable[[SentenceTransformer], dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingTexts:
-    """Makes tokens and tensors of texts. Where a model has no prompt of that kind, its default one applies, if any."""
+    """Tokenizes texts, with the prompts of anchors and documents; a model without these uses its default prompt."""
 
     tokenizer: TextTokenizer
     anchor_prompt: str
@@ -33,7 +34,7 @@ class TrainingTexts:
 
     @classmethod
     def of(cls, spec: ModelSpec, model: SentenceTransformer, max_tokens: int | None) -> "TrainingTexts":
-        """For a model as `read_sentence_transformer` gives it. max_tokens: of a text; None: MAX_TOKENS."""
+        """For a model that `read_sentence_transformer` returned. max_tokens: of a text; None: MAX_TOKENS."""
         transformer = text_transformer(spec, model)
         limits = (max_tokens or MAX_TOKENS, model.max_seq_length, spec.max_tokens)
         limit = min(limit for limit in limits if limit)
@@ -43,19 +44,19 @@ class TrainingTexts:
             next((prompts[name] for name in names if prompts.get(name)), default)
             for names in (ANCHOR_PROMPTS, DOCUMENT_PROMPTS)
         )
-        own = text_tokenizer(transformer, int(limit))
-        return cls(own, anchor, document, int(transformer.tokenizer.pad_token_id or 0))
+        tokenizer = text_tokenizer(transformer, int(limit))
+        return cls(tokenizer, anchor, document, int(transformer.tokenizer.pad_token_id or 0))
 
     def anchors(self, texts: Sequence[str]) -> list[Tokens]:
-        """Token ids of what is searched with, of those that are too long the first ones."""
+        """The tokens of queries, truncated to the limit."""
         return self._tokens(texts, self.anchor_prompt)
 
     def documents(self, texts: Sequence[str]) -> list[Tokens]:
-        """Token ids of what is to be found."""
+        """The tokens of documents, truncated to the limit."""
         return self._tokens(texts, self.document_prompt)
 
     def features(self, rows: Sequence[Tokens]) -> dict[str, Any]:
-        """Token ids and mask (B, T) int64, padded on the right, where a mask makes every kind of pooling right.
+        """Token ids and mask (B, T) int64, padded on the right.
 
         prompt_length: of all rows, for models whose pooling leaves the prompt out.
         """
@@ -67,5 +68,36 @@ class TrainingTexts:
             "prompt_length": rows[0].prompt_tokens,
         }
 
+    def vectors(self, model: SentenceTransformer, rows: Sequence[Tokens], batch_size: int) -> Vectors:
+        """Unit vectors (N, D), in order."""
+        order = sorted(range(len(rows)), key=lambda each: -len(rows[each]))
+        found = []
+        with torch.no_grad():
+            for start in range(0, len(order), batch_size):
+                features = self.features([rows[index] for index in order[start : start + batch_size]])
+                on_device = {
+                    name: value.to(model.device) if isinstance(value, torch.Tensor) else value
+                    for name, value in features.items()
+                }
+                found.append(model(on_device)["sentence_embedding"].float().cpu().numpy())
+        vectors = np.empty((len(rows), found[0].shape[1]), dtype=np.float32)
+        vectors[order] = np.concatenate(found)
+        return finish(vectors, True)
+
     def _tokens(self, texts: Sequence[str], prompt: str) -> list[Tokens]:
         return [each for each in self.tokenizer(texts, prompt, "end") if isinstance(each, Tokens)]
+
+
+def evaluator(held: HeldOut, texts: TrainingTexts, batch_size: int) -> Evaluate:
+    """A function that computes a model's NDCG@10 and MRR@10 on held-out pairs; no scores where there are none."""
+    queries, documents = texts.anchors(held.queries), texts.documents(held.documents)
+
+    def evaluate(model: SentenceTransformer) -> dict[str, float]:
+        if not queries:
+            return {}
+        model.eval()
+        found, stored = (texts.vectors(model, rows, batch_size) for rows in (queries, documents))
+        ranking = rank_metrics(found, stored, held.relevant, held.ignored)
+        return {"ndcg@10": ranking.mean_ndcg, "mrr@10": ranking.mean_reciprocal_rank}
+
+    return evaluate

@@ -1,1 +1,1 @@
-"""The verification of a trained model: metrics, comparison with the live version, acceptance, the report."""
+"""Verification of a trained model: metrics, comparison with the live version, acceptance, the report."""

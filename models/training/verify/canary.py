@@ -1,7 +1,4 @@
-"""Texts that are sent over the bus after a swap, and the vectors that must come back.
-
-Owns the texts and the file beside a report that keeps them with the candidate's own vectors. Knows no bus.
-"""
+"""The texts that a canary check embeds over the bus after a swap, and the vectors that must come back."""
 
 import json
 from pathlib import Path
@@ -27,18 +24,18 @@ _CODE = (
 )
 
 
-def live_round_texts() -> list[str]:
-    """The 32 texts of a live round, short ones: sentences and code."""
+def canary_texts() -> list[str]:
+    """The 32 short texts of a canary check: sentences and code."""
     return [item.sentence for item in probe_items()[:_SENTENCES]] + list(_CODE)
 
 
-def write_live_round(report: Path, texts: list[str], vectors: Vectors) -> None:
-    """Keep texts (N) and their vectors (N, D) float32, as they must come back, in the folder of a report."""
+def write_canary(report: Path, texts: list[str], vectors: Vectors) -> None:
+    """Write texts (N) and their finished vectors (N, D) float32 into the folder of a report."""
     write_durably(report / FILE, save({"vectors": vectors}, {"texts": json.dumps(texts)}))
 
 
-def read_live_round(report: Path) -> tuple[list[str], Vectors]:
-    """What write_live_round kept: another release may have chosen other texts. Raises OSError, SafetensorError."""
+def read_canary(report: Path) -> tuple[list[str], Vectors]:
+    """What write_canary wrote; another release may have other texts. Raises OSError, SafetensorError."""
     with safe_open(report / FILE, "np") as file:
         vectors: Vectors = file.get_tensor("vectors")
         return json.loads(file.metadata()["texts"]), vectors

@@ -1,6 +1,6 @@
-"""Small charts as inline SVG, in the colours of the page around them. Knows numbers and labels, nothing of a report.
+"""Small charts as inline SVG, styled by the page around them.
 
-All are 360 units wide, so that their letters can be read on a phone.
+All are 360 units wide, so that they are legible on a phone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ LEFT, RIGHT, TOP = 40, 10, 12
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A value between 0 and 1 with its label; low, high: what it may be as well. strong: drawn in the accent colour."""
+    """A value between 0 and 1 with its label. low, high: its interval; strong: drawn in the accent colour."""
 
     label: str
     value: float
@@ -23,7 +23,7 @@ class Bar:
 
 
 def line_chart(points: Sequence[tuple[float, float]], title: str, x_label: str) -> str:
-    """points: (x, y), x ascending, at least one; y from the lowest to the highest."""
+    """points: (x, y), x ascending, at least one."""
     height, bottom = 180, 30
     xs, ys = [x for x, _ in points], [y for _, y in points]
     (left, right), (low, high) = _range(xs), _range(ys)
@@ -56,7 +56,7 @@ def bar_chart(groups: Sequence[tuple[str, Sequence[Bar]]], title: str) -> str:
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], title: str, marks: Sequence[tuple[str, float]]) -> str:
-    """edges B + 1, counts B; marks: what to point out along the x axis."""
+    """edges: B + 1; counts: B; marks: labelled values along the x axis."""
     height, bottom = 190, 26
     top = 34
     inner, tall, most = WIDTH - LEFT - RIGHT, height - top - bottom, max(1, *counts)
@@ -111,7 +111,7 @@ def _svg(height: int, title: str, parts: Iterable[str]) -> str:
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """The lowest and the highest, never the same."""
+    """The lowest and the highest value, moved apart if they are the same."""
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 

@@ -1,25 +1,21 @@
-"""A candidate beside the live version: what it finds, what it kept, how far it moved.
+"""The comparison of a candidate with the live version: retrieval, general English, speed and drift."""
 
-Owns the order of the measurements. What is measured is metrics.py's, probe.py's and drift.py's, what a candidate is
-rejected for acceptance.py's. Knows no file.
-"""
-
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import numpy as np
 
 from ...encoders.base import Encoder, Vectors, finish
-from ..fit.texts import ANCHOR_PROMPTS, DOCUMENT_PROMPTS
+from ..data.held_out import HeldOut
+from ..encoding import ANCHOR_PROMPTS, DOCUMENT_PROMPTS, encode_texts, options_named, pool_texts, token_lists
 from ..options import VerifyLimits
 from . import acceptance
-from .canary import live_round_texts
+from .canary import canary_texts
 from .drift import Drift, ReindexCost, drift, fit_map, reindex_cost
-from .encoding import encode_texts, options_named, pool_texts, speed_ratio
 from .english import probe_score
-from .held_out import HeldOut
-from .metrics import Bootstrap, Ranking, paired_bootstrap, rank_metrics
+from .metrics import Ranking, Values, paired_bootstrap, rank_metrics
 from .report import Comparison, Example
 
 EXAMPLES = 5
@@ -27,25 +23,29 @@ EXAMPLES = 5
 
 @dataclass(slots=True)
 class Findings:
-    """What is known of a candidate so far. reasons: why it is rejected; praise: what to say of it otherwise.
+    """The measurements of a candidate so far. reasons: why it is rejected; summary: the verdict otherwise.
 
-    live_round (32, D): its finished vectors of live_round_texts; map (D, D): see drift.fit_map.
+    canary (32, D): its finished vectors of canary_texts; map (D, D): see drift.fit_map.
     """
 
     reasons: list[str] = field(default_factory=list)
-    praise: str = ""
+    summary: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     retrieval: dict[str, Comparison] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
     drift: Drift | None = None
     reindex: ReindexCost | None = None
-    live_round: Vectors | None = None
+    canary: Vectors | None = None
     map: Vectors | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Comparing:
-    """Two versions of a model, the task that both are set, and what the candidate must keep to."""
+class VersionComparison:
+    """Two versions of a model, the retrieval task for both, and the limits for the candidate.
+
+    probe_base: the probe's score of the entry's original weights; None: the live version is these, or has no record.
+    judge: the operator's own task.
+    """
 
     live: Encoder
     candidate: Encoder
@@ -53,47 +53,45 @@ class Comparing:
     limits: VerifyLimits
     seed: int
     probe_base: float | None = None
-    """The probe's score of the weights that the entry names; None: the live version is these, or does not tell."""
-    operators: HeldOut | None = None
-    """A task that the operator sets besides."""
+    judge: HeldOut | None = None
 
-    def into(self, found: Findings) -> None:
-        """Measure everything; a candidate that is too strange for a measure is spared the rest.
+    def measure(self, found: Findings) -> None:
+        """Add all measurements to `found`; stop at the first that shows the candidate's vectors to be unusable.
 
         Raises OutOfDeviceMemory.
         """
-        found.reasons += acceptance.unlike(self.live, self.candidate)
+        found.reasons += acceptance.check_shape(self.live, self.candidate)
         if self.live.dimensions != self.candidate.dimensions:
             return
-        texts = live_round_texts()
-        found.live_round = self._encoded(texts, found)
-        if found.live_round is None:
+        texts = canary_texts()
+        found.canary = self._encode_checked(texts, found)
+        if found.canary is None:
             return
         found.metrics["speed_ratio"] = speed_ratio(self.live, self.candidate, texts)
-        found.reasons += acceptance.slow(found.metrics["speed_ratio"], self.limits)
+        found.reasons += acceptance.check_speed(found.metrics["speed_ratio"], self.limits)
         self._probe(found)
         self._search(found)
-        if self.operators is not None:
-            self._search_operators(self.operators, found)
+        if self.judge is not None:
+            self._search_judge(self.judge, found)
 
     def _probe(self, found: Findings) -> None:
         before, after = (probe_score(partial(encode_texts, encoder)) for encoder in (self.live, self.candidate))
         base = before if self.probe_base is None else self.probe_base
         found.metrics |= {"probe_base": base, "probe_before": before, "probe_after": after}
-        found.reasons += acceptance.forgetful(base, after, self.limits)
+        found.reasons += acceptance.check_probe(base, after, self.limits)
 
     def _search(self, found: Findings) -> None:
-        """Retrieval on the held-out pairs, drift on their texts, and what a re-index costs."""
+        """Measure retrieval on the held-out pairs, drift on their texts, and the cost of a re-index."""
         if not self.held.queries:
             found.reasons.append("there are no held-out pairs, so nothing shows that it is not worse than the live one")
             return
-        new = self._candidates_task(self.held, found)
+        new = self._candidate_vectors(self.held, found)
         if new is None:
             return
-        old = self._live_task(self.held)
+        old = self._live_vectors(self.held)
         self._rank(old, new, found)
         found.drift = drift(old.held_out, new.held_out)
-        found.reasons += acceptance.drifted(found.drift, self.limits)
+        found.reasons += acceptance.check_drift(found.drift, self.limits)
         found.reindex = reindex_cost(old.documents, new.documents, new.queries, self.held.relevant, self.held.ignored)
         found.map = fit_map(old.documents, new.documents)
         found.metrics |= {
@@ -104,77 +102,93 @@ class Comparing:
             "mapped_vectors_overlap@10": found.reindex.mapped.overlap,
         }
 
-    def _rank(self, old: "_Task", new: "_Task", found: Findings) -> None:
-        before, after = old.ranking(self.held), new.ranking(self.held)
-        found.retrieval = self._compared(before, after)
+    def _rank(self, old: "_TaskVectors", new: "_TaskVectors", found: Findings) -> None:
+        before, after = old.ranking(), new.ranking()
+        found.retrieval = self._compare(before, after)
         for name, compared in found.retrieval.items():
             found.metrics |= {f"{name}_before": compared.before, f"{name}_after": compared.after}
-            found.reasons += acceptance.worse(f"{name.upper()} on held-out pairs", compared, self.limits)
+            found.reasons += acceptance.check_not_worse(f"{name.upper()} on held-out pairs", compared, self.limits)
         ndcg = found.retrieval["ndcg@10"]
         found.metrics["p_worse"] = max(compared.p_worse for compared in found.retrieval.values())
-        found.reasons += acceptance.gainless(ndcg, len(self.held.queries), self.limits)
-        found.praise = acceptance.praise(ndcg, len(self.held.queries))
+        found.reasons += acceptance.check_gain(ndcg, len(self.held.queries), self.limits)
+        found.summary = acceptance.summary(ndcg, len(self.held.queries))
         found.examples = examples(self.held, before, after)
 
-    def _search_operators(self, operators: HeldOut, found: Findings) -> None:
-        """Retrieval on the operator's own pairs, of which it need not find more, since it learned nothing of them."""
-        new = self._candidates_task(operators, found)
+    def _search_judge(self, judge: HeldOut, found: Findings) -> None:
+        """Measure retrieval on the operator's pairs. No gain is required: the candidate did not train on them."""
+        new = self._candidate_vectors(judge, found)
         if new is None:
             return
-        old = self._live_task(operators)
-        for name, compared in self._compared(old.ranking(operators), new.ranking(operators)).items():
+        before, after = self._live_vectors(judge).ranking(), new.ranking()
+        for name, compared in self._compare(before, after).items():
             found.metrics |= {f"judge_{name}_before": compared.before, f"judge_{name}_after": compared.after}
-            found.reasons += acceptance.worse(f"{name.upper()} on the operator's own pairs", compared, self.limits)
+            data = f"{name.upper()} on the operator's own pairs"
+            found.reasons += acceptance.check_not_worse(data, compared, self.limits)
 
-    def _compared(self, before: Ranking, after: Ranking) -> dict[str, Comparison]:
-        ndcg = paired_bootstrap(after.ndcg, before.ndcg, self.seed)
-        mrr = paired_bootstrap(after.reciprocal_rank, before.reciprocal_rank, self.seed)
+    def _compare(self, before: Ranking, after: Ranking) -> dict[str, Comparison]:
         return {
-            "ndcg@10": _comparison(before.mean_ndcg, after.mean_ndcg, ndcg),
-            "mrr@10": _comparison(before.mean_reciprocal_rank, after.mean_reciprocal_rank, mrr),
+            "ndcg@10": _comparison(before.ndcg, after.ndcg, self.seed),
+            "mrr@10": _comparison(before.reciprocal_rank, after.reciprocal_rank, self.seed),
         }
 
-    def _encoded(self, texts: list[str], found: Findings, prompts: Sequence[str] = ()) -> Vectors | None:
-        """The candidate's finished vectors; None where they are no vectors as they should be."""
+    def _encode_checked(self, texts: list[str], found: Findings, prompts: Sequence[str] = ()) -> Vectors | None:
+        """The candidate's finished vectors; None, with a reason in `found`, where they are not finite or not unit."""
         vectors = pool_texts(self.candidate, texts, options_named(self.candidate, prompts))
         finished = finish(vectors, self.candidate.normalizes)
-        strange = [*acceptance.infinite(vectors), *(acceptance.unscaled(finished) if self.candidate.normalizes else ())]
-        found.reasons += strange[:1]
-        return None if strange else finished
+        reasons = list(acceptance.check_finite(vectors))
+        if self.candidate.normalizes:
+            reasons += acceptance.check_unit_norm(finished)
+        found.reasons += reasons[:1]
+        return None if reasons else finished
 
-    def _live_task(self, held: HeldOut) -> "_Task":
+    def _live_vectors(self, held: HeldOut) -> "_TaskVectors":
         queries, documents = (
             encode_texts(self.live, texts, options_named(self.live, prompts))
             for texts, prompts in ((held.queries, ANCHOR_PROMPTS), (held.documents, DOCUMENT_PROMPTS))
         )
-        return _Task.of(queries, documents, held)
+        return _TaskVectors.of(held, queries, documents)
 
-    def _candidates_task(self, held: HeldOut, found: Findings) -> "_Task | None":
-        """None where its vectors are none as they should be."""
-        queries = self._encoded(held.queries, found, ANCHOR_PROMPTS)
-        documents = self._encoded(held.documents, found, DOCUMENT_PROMPTS)
-        return None if queries is None or documents is None else _Task.of(queries, documents, held)
+    def _candidate_vectors(self, held: HeldOut, found: Findings) -> "_TaskVectors | None":
+        queries = self._encode_checked(held.queries, found, ANCHOR_PROMPTS)
+        documents = self._encode_checked(held.documents, found, DOCUMENT_PROMPTS)
+        return None if queries is None or documents is None else _TaskVectors.of(held, queries, documents)
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
-    """Unit vectors of the held-out task: queries (N, D), documents (M, D), held_out (N + P, D) without distractors."""
+class _TaskVectors:
+    """Unit vectors of a retrieval task: queries (N, D), documents (M, D)."""
 
+    held: HeldOut
     queries: Vectors
     documents: Vectors
-    held_out: Vectors
 
     @classmethod
-    def of(cls, queries: Vectors, documents: Vectors, held: HeldOut) -> "_Task":
-        asked, stored = finish(queries, True), finish(documents, True)
-        return cls(asked, stored, np.concatenate([asked, stored[: held.positives]]))
+    def of(cls, held: HeldOut, queries: Vectors, documents: Vectors) -> "_TaskVectors":
+        return cls(held, finish(queries, True), finish(documents, True))
 
-    def ranking(self, held: HeldOut) -> Ranking:
-        return rank_metrics(self.queries, self.documents, held.relevant, held.ignored)
+    @property
+    def held_out(self) -> Vectors:
+        """(N + P, D): without the distractors."""
+        return np.concatenate([self.queries, self.documents[: self.held.positives]])
+
+    def ranking(self) -> Ranking:
+        return rank_metrics(self.queries, self.documents, self.held.relevant, self.held.ignored)
+
+
+def speed_ratio(live: Encoder, candidate: Encoder, texts: Sequence[str], repeats: int = 7) -> float:
+    """Time of a batch of these texts, candidate to live: of each the fastest of several alternating runs."""
+    encoders = [(encoder, token_lists(encoder, texts)) for encoder in (live, candidate)]
+    best_s = [float("inf")] * 2
+    for _ in range(repeats):
+        for which, (encoder, tokens) in enumerate(encoders):
+            start = time.perf_counter()
+            encoder.encode(tokens)
+            best_s[which] = min(best_s[which], time.perf_counter() - start)
+    return best_s[1] / best_s[0]
 
 
 def examples(held: HeldOut, before: Ranking, after: Ranking) -> list[Example]:
-    """Those whose rank rose most, then those whose rank fell most; from 20 to 2 is as much as from 10 to 1."""
+    """The queries whose rank rose most, then those whose rank fell most, by ratio: 20 to 2 is as much as 10 to 1."""
     ranks = list(zip(before.ranks.tolist(), after.ranks.tolist(), strict=True))
     by_gain = sorted(range(len(ranks)), key=lambda each: (-ranks[each][0] / ranks[each][1], each))
     rose = [each for each in by_gain[:EXAMPLES] if ranks[each][1] < ranks[each][0]]
@@ -185,9 +199,9 @@ def examples(held: HeldOut, before: Ranking, after: Ranking) -> list[Example]:
     ]
 
 
-def _comparison(before: float, after: float, compared: Bootstrap) -> Comparison:
-    difference, low, high = compared.difference, compared.low, compared.high
-    return Comparison(before=before, after=after, difference=difference, low=low, high=high, p_worse=compared.p_worse)
+def _comparison(before: Values, after: Values, seed: int) -> Comparison:
+    difference = asdict(paired_bootstrap(after, before, seed))
+    return Comparison(before=float(before.mean()), after=float(after.mean()), **difference)
 
 
 def _first_line(text: str) -> str:

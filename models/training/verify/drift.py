@@ -1,7 +1,6 @@
-"""How far the vectors of a new version lie from those of the old one, and what that costs who stored old ones.
+"""The drift of vectors from the old version to the new one, and what it costs users who stored old vectors.
 
-Owns the measures and the map between the two spaces, in numpy alone. Knows no model and no text. All vectors are unit
-vectors, old and new ones of the same length.
+All vectors are unit vectors; old and new ones have the same dimensions.
 """
 
 from collections.abc import Collection, Sequence
@@ -19,7 +18,7 @@ BINS = 40
 class Drift:
     """Cosines of the old and the new vector of the same text: percentiles and histogram (edges B + 1, counts B).
 
-    overlap: of the ten nearest texts of each text, the share that is the same in both spaces.
+    overlap: the share of each text's ten nearest texts that is the same in both spaces.
     """
 
     cosine_p5: float
@@ -30,9 +29,9 @@ class Drift:
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
-    """How well new queries find a kind of stored vectors. overlap: of the ten nearest, the share that new vectors of
-    the same documents would give; ndcg: NDCG@10."""
+class SearchQuality:
+    """How well new queries find stored vectors. overlap: the share of the ten nearest that is the same as with new
+    vectors; ndcg: NDCG@10."""
 
     overlap: float
     ndcg: float
@@ -40,11 +39,11 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class ReindexCost:
-    """What new queries find in documents that are stored anew, as they are, and mapped into the new space."""
+    """Search with new queries in documents embedded again, in old vectors, and in old ones mapped to the new space."""
 
-    new: Reach
-    old: Reach
-    mapped: Reach
+    new: SearchQuality
+    old: SearchQuality
+    mapped: SearchQuality
 
 
 def drift(old: Vectors, new: Vectors) -> Drift:
@@ -63,10 +62,10 @@ def drift(old: Vectors, new: Vectors) -> Drift:
 
 
 def fit_map(old: Vectors, new: Vectors) -> Vectors:
-    """The orthogonal map (D, D) float32 that brings old vectors (N, D) nearest to the new ones: new ~ old @ map.
+    """The orthogonal map (D, D) float32 from old vectors (N, D) to the new ones: new ~ old @ map.
 
-    Each axis counts as one more text that stayed where it was: a direction that no text shows is left alone. Source:
-    Schonemann, A generalized solution of the orthogonal Procrustes problem, 1966.
+    Each axis counts as one more text that did not move, so that directions without texts stay. Source: Schonemann, A
+    generalized solution of the orthogonal Procrustes problem, 1966.
     """
     together = old.astype(np.float64).T @ new.astype(np.float64)
     left, _, right = np.linalg.svd(together + np.eye(len(together)))
@@ -81,20 +80,18 @@ def reindex_cost(
     relevant: Sequence[Collection[int]],
     ignored: Sequence[Collection[int]] | None = None,
 ) -> ReindexCost:
-    """Let new queries (N, D) search M documents by their new vectors, their old ones, and the old ones mapped.
+    """Search M documents with new queries (N, D): by their new vectors, their old ones, and the old ones mapped.
 
-    The map is fitted on one half of the documents and used on the other, both ways, so that none is mapped by what it
-    taught itself. relevant, ignored: as rank_metrics takes them.
+    The map is cross-fitted: on each half of the documents for the other one. relevant, ignored: see rank_metrics.
     """
     expected = nearest(new_queries, new_documents)
 
-    def reach(documents: Vectors) -> Reach:
-        found = rank_metrics(new_queries, documents, relevant, ignored)
-        return Reach(_overlap(nearest(new_queries, documents), expected), found.mean_ndcg)
+    def search(documents: Vectors) -> SearchQuality:
+        ranking = rank_metrics(new_queries, documents, relevant, ignored)
+        return SearchQuality(_overlap(nearest(new_queries, documents), expected), ranking.mean_ndcg)
 
-    return ReindexCost(
-        reach(new_documents), reach(old_documents), reach(_mapped_by_halves(old_documents, new_documents))
-    )
+    mapped = _mapped_by_halves(old_documents, new_documents)
+    return ReindexCost(search(new_documents), search(old_documents), search(mapped))
 
 
 def _mapped_by_halves(old: Vectors, new: Vectors) -> Vectors:
@@ -105,7 +102,7 @@ def _mapped_by_halves(old: Vectors, new: Vectors) -> Vectors:
 
 
 def _overlap(left: Indices, right: Indices) -> float:
-    """The mean share of the entries (K) of each row (N, K) that stand in the same row of the other; 1 for none."""
+    """The mean share of the entries (K) of each row (N, K) that are in the same row of the other; 1 if N is 0."""
     if not left.size:
         return 1.0
     return float((left[:, :, None] == right[:, None, :]).any(axis=2).mean())

@@ -1,7 +1,4 @@
-"""How well texts are found, and whether one model finds them better than another.
-
-Owns the measures and their certainty, in numpy alone. Knows no model and no text.
-"""
+"""Retrieval metrics, and whether one model is certainly better than another, in numpy."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +9,9 @@ from numpy.typing import NDArray
 from ...encoders.base import Vectors
 
 TOP = 10
-"""How many documents a searcher looks at."""
+"""Documents that count in a ranking."""
 _SCORES_AT_ONCE = 1 << 24
-"""Scores that lie in memory together: 64 MiB."""
+"""Scores in memory at the same time: 64 MiB."""
 
 Values = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -22,7 +19,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """How each query found what is relevant to it. ndcg, reciprocal_rank: (N,), of the first ten documents;
+    """The ranking of each query's relevant documents. ndcg, reciprocal_rank: (N,), of the first ten documents;
     ranks (N,): of the first relevant document among all, from 1."""
 
     ndcg: Values
@@ -42,9 +39,9 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """How much better the new values are than the live ones, in the mean.
+    """The mean difference of new and live values.
 
-    low, high: between them lie 95 % of the resamples; p_worse: the share of resamples in which the new ones are worse.
+    low, high: the 95 % interval of the resamples; p_worse: the share of resamples in which the new ones are worse.
     """
 
     difference: float
@@ -61,9 +58,9 @@ def rank_metrics(
 ) -> Ranking:
     """Rank documents (M, D) for each query (N, D) by their dot product; for cosines give unit vectors.
 
-    relevant: for each query its documents, at least one; ignored: for each query those that do not count, such as its
-    own text. Of equal scores, and of scores that are no number, those of other documents come first: a model that
-    gives all texts the same vector finds nothing. Raises ValueError where a query has nothing relevant.
+    relevant: the documents of each query, at least one; ignored: those that do not count, such as the query's own text.
+    At equal or NaN scores, irrelevant documents rank first: a model that gives all texts the same vector finds nothing.
+    Raises ValueError where a query has no relevant document.
     """
     found: list[list[int]] = []
     for start, scores in _scores(queries, documents):
@@ -78,9 +75,9 @@ def rank_metrics(
 
 
 def nearest(queries: Vectors, documents: Vectors, itself: bool = False) -> Indices:
-    """The documents (M, D) of highest dot product for each query (N, D) -> (N, K), K at most ten, in no order.
+    """The documents (M, D) of highest dot product for each query (N, D) -> (N, K), K at most ten, unordered.
 
-    itself: the queries are the documents, and none is its own neighbour.
+    itself: the queries are the documents, and no query is its own neighbour.
     """
     count = min(TOP, len(documents) - itself)
     found = np.empty((len(queries), count), dtype=np.int64)
@@ -93,9 +90,9 @@ def nearest(queries: Vectors, documents: Vectors, itself: bool = False) -> Indic
 
 
 def paired_bootstrap(new: Values, live: Values, seed: int, resamples: int = 10_000) -> Bootstrap:
-    """Draw the queries anew, with replacement, and see how the mean of new - live (N,) comes out.
+    """Resample the queries with replacement, and compute the mean of new - live (N,).
 
-    Raises ValueError where there are none. Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993.
+    Raises ValueError if N is 0. Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993.
     """
     differences = new - live
     if not len(differences):
@@ -112,19 +109,19 @@ def paired_bootstrap(new: Values, live: Values, seed: int, resamples: int = 10_0
 
 
 def _scores(queries: Vectors, documents: Vectors) -> Iterator[tuple[int, Vectors]]:
-    """Of each block of queries: where it starts, and its scores (rows, M)."""
+    """The first query of each block and the block's scores (rows, M)."""
     rows = max(1, _SCORES_AT_ONCE // max(1, len(documents)))
     for start in range(0, len(queries), rows):
         yield start, queries[start : start + rows] @ documents.T
 
 
 def _ranks(scores: Vectors, relevant: list[int], ignored: list[int]) -> list[int]:
-    """Ranks from 1, ascending, of the relevant documents among scores (M,)."""
+    """The ranks, from 1 and ascending, of the relevant documents by scores (M,)."""
     if not relevant:
         raise ValueError("a query has no relevant document")
     own = np.sort(scores[relevant])[::-1]
     others = np.delete(scores, relevant + ignored)
-    # not "others >= score", so that NaN comes first
+    # not "others >= score", so that NaN ranks first
     return [place + 1 + int((~(others < score)).sum()) for place, score in enumerate(own)]
 
 

@@ -15,7 +15,7 @@ import structlog
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from models.training.verify.canary import read_live_round
+from models.training.verify.canary import read_canary
 from models.weights.archive import BadArchive
 from models.weights.versions import BASE, live_version, record_of, version_folder, versions
 from subjects.client.discovery import ask_workers
@@ -246,7 +246,7 @@ class Rollout:
         record = record_of(folder) if folder else None
         if folder is None or record is None:
             raise FileNotFoundError(f"version {version} of model {model!r} holds no record of a training")
-        texts, vectors = read_live_round(folder / "report")
+        texts, vectors = read_canary(folder / "report")
         min_cosine = min(MIN_COSINE, self._manager.catalogue.get(model).min_cosine)
         return CanaryCheck(model, record.weights_sha256[:12], texts, vectors, min_cosine)
 

@@ -13,12 +13,23 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bench.tiny_coder import checkpoint
 from bench.tiny_coder import train as training
-from bench.tiny_coder.measure import bits_per_byte, repeated
+from bench.tiny_coder.data import (
+    END,
+    MIDDLE,
+    PREFIX,
+    SPECIAL,
+    SUFFIX,
+    Source,
+    encode,
+    read_sources,
+    rearranged,
+    split,
+    stream,
+    train_tokenizer,
+)
 from bench.tiny_coder.recipe import Recipe
-from bench.tiny_coder.sources import Source, read_sources, split
-from bench.tiny_coder.tokens import END, MIDDLE, PREFIX, SPECIAL, SUFFIX, encode, rearranged, stream, train_tokenizer
+from bench.tiny_coder.repository import bits_per_byte, repeated
 
 REPOSITORY = Path(str(resources.files("models.bundled.tiny_coder")))
 SHAPE = {
@@ -112,7 +123,7 @@ def test_a_run_lowers_the_loss_and_one_that_was_stopped_ends_alike(
     monkeypatch.setattr(training, "SAVE_STEPS", 12)
     for _, batch in zip(range(12), training.batches(run, trained), strict=False):
         training.step(run, batch)
-    checkpoint.save(run.checkpoint, run.model, run.optimisers, run.progress)
+    training.save_checkpoint(run)
     stopped = training.begin(sources, RECIPE, run.checkpoint, SHAPE)
     for each in (run, stopped):
         training.train(each, trained, held_out)

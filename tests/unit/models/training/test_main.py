@@ -36,7 +36,7 @@ def main_with(monkeypatch: pytest.MonkeyPatch, work: Callable[[], None]) -> int:
 
 
 @pytest.mark.parametrize("work", [write_bytes, write_with_torch, write_with_safetensors, exceed_a_quota])
-def test_a_full_disk_is_said_in_one_line(
+def test_a_full_disk_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], work: Callable[[], None]
 ) -> None:
     assert main_with(monkeypatch, work) == 1
@@ -51,7 +51,7 @@ def test_a_full_disk_is_said_in_one_line(
     "error",
     [OSError(errno.EIO, "Input/output error"), RuntimeError("a bug"), SafetensorError("MetadataIncompleteBuffer")],
 )
-def test_what_is_no_full_disk_is_a_crash(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_other_errors_are_not_caught(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail() -> None:
         raise error
 

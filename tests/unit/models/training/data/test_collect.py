@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from fake_encoder import FakeEncoder
 from killed import kill_everywhere
+from repositories import git
 from workers import clean_environment
 
 from models.catalogue import load_catalogue
@@ -106,13 +107,6 @@ def test_a_codebase_becomes_a_file_of_pairs(code: Path, tmp_path: Path) -> None:
     assert (tmp_path / "training_data" / "day-2026-03-01.jsonl").read_bytes() == run.data.read_bytes()
 
 
-def git(folder: Path, *arguments: str) -> str:
-    who = {f"GIT_{role}_{field}": "a@b.c" for role in ("AUTHOR", "COMMITTER") for field in ("NAME", "EMAIL")}
-    environment = clean_environment(GIT_CONFIG_GLOBAL=os.devnull, GIT_CONFIG_NOSYSTEM="1", **who)
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.strip()
-
-
 @pytest.fixture
 def repository(code: Path) -> Path:
     """The code in git, with callers, a copy of a file, and what nobody is to learn from."""
@@ -135,7 +129,7 @@ def repository(code: Path) -> Path:
     return code
 
 
-def test_of_a_repository_the_committed_code_is_learned(repository: Path, tmp_path: Path) -> None:
+def test_a_repository_is_collected_with_its_commit(repository: Path, tmp_path: Path) -> None:
     (repository / "untracked.py").write_text((repository / "doors.py").read_text().replace("door", "untracked"))
     run = run_of(tmp_path, codebase=repository)
     note, last = collected(run)
@@ -154,7 +148,7 @@ def test_of_a_repository_the_committed_code_is_learned(repository: Path, tmp_pat
     assert "ignored" not in texts
 
 
-def test_what_a_repository_teaches_fits_together(repository: Path, tmp_path: Path) -> None:
+def test_pairs_of_a_repository_are_consistent(repository: Path, tmp_path: Path) -> None:
     collected(run := run_of(tmp_path, codebase=repository))
     pairs = read_pairs(run.data)
     for pair in pairs:
@@ -178,7 +172,7 @@ def test_what_a_repository_teaches_fits_together(repository: Path, tmp_path: Pat
     )
 
 
-def test_what_was_collected_is_not_even_looked_at_again(
+def test_a_finished_collection_does_not_read_the_code_again(
     code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     *_, last = collected(run := run_of(tmp_path, codebase=code))
@@ -188,7 +182,7 @@ def test_what_was_collected_is_not_even_looked_at_again(
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in run.path.iterdir()} == before
 
 
-def test_what_was_collected_is_not_collected_again(code: Path, tmp_path: Path) -> None:
+def test_a_finished_collection_is_not_repeated(code: Path, tmp_path: Path) -> None:
     run = run_of(tmp_path, codebase=code)
     *_, last = collected(run)
     (code / "doors.py").unlink()
@@ -209,7 +203,7 @@ def test_pairs_without_a_manifest_are_collected_anew(code: Path, tmp_path: Path)
     assert len(list((tmp_path / "training_data").iterdir())) == 2
 
 
-def test_killed_anywhere_it_is_done_the_next_time(tmp_path: Path) -> None:
+def test_a_killed_collection_is_completed_the_next_time(tmp_path: Path) -> None:
     expected: list[bytes] = []
 
     def prepare(folder: Path) -> None:
@@ -237,7 +231,7 @@ def given_pairs(path: Path, *more: str) -> None:
     path.write_text("\n".join([*lines, *more]))
 
 
-def test_where_the_code_lies_and_when_it_was_written_does_not_count(repository: Path, tmp_path: Path) -> None:
+def test_location_and_times_of_the_code_do_not_count(repository: Path, tmp_path: Path) -> None:
     options = TrainingOptions(hard_negatives=2)
     copy = shutil.copytree(repository, tmp_path / "deeper" / "copy", symlinks=True)
     for path in copy.rglob("*.py"):
@@ -302,7 +296,7 @@ def test_code_outside_the_roots_is_refused(code: Path, tmp_path: Path) -> None:
         collected(run_of(tmp_path, codebase=code, roots=(tmp_path / "elsewhere",)))
 
 
-def test_given_pairs_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_given_pairs_are_used_unchanged(tmp_path: Path) -> None:
     given_pairs(tmp_path / "given.jsonl")
     run = run_of(tmp_path, given=tmp_path / "given.jsonl")
     (last,) = collected(run)
@@ -315,7 +309,7 @@ def test_given_pairs_are_taken_as_they_are(tmp_path: Path) -> None:
         collected(run)
 
 
-def test_the_operators_pairs_are_laid_beside_those_that_were_given(code: Path, tmp_path: Path) -> None:
+def test_the_operators_pairs_are_written_beside_given_ones(code: Path, tmp_path: Path) -> None:
     given_pairs(tmp_path / "given.jsonl")
     (tmp_path / "judge.jsonl").write_bytes((tmp_path / "given.jsonl").read_bytes())
     run = run_of(tmp_path, given=tmp_path / "given.jsonl", judge=tmp_path / "judge.jsonl")
@@ -327,7 +321,7 @@ def test_the_operators_pairs_are_laid_beside_those_that_were_given(code: Path, t
     assert Counter(pair.split for pair in read_pairs(run.judge)).keys() == {"train", "held_out"}
 
 
-def test_a_judge_that_cannot_be_used_ends_the_job_and_is_named(code: Path, tmp_path: Path) -> None:
+def test_unusable_evaluation_data_ends_the_job_and_is_named(code: Path, tmp_path: Path) -> None:
     given_pairs(tmp_path / "given.jsonl")
     (tmp_path / "broken").write_text("{")
     run = run_of(tmp_path, given=tmp_path / "given.jsonl", roots=(tmp_path / "elsewhere",))
@@ -342,13 +336,13 @@ def test_a_judge_that_cannot_be_used_ends_the_job_and_is_named(code: Path, tmp_p
     assert not run.manifest.exists()
 
 
-def test_a_run_of_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_run_without_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NoPairs):
         collected(run_of(tmp_path))
 
 
 @pytest.mark.parametrize(("memory_tokens", "notes"), [(1_000_000, 0), (1, 1)])
-def test_vectors_of_the_model_choose_negatives_where_memory_allows(
+def test_the_model_finds_negatives_within_its_memory_limit(
     code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_tokens: int, notes: int
 ) -> None:
     encoder = FakeEncoder(memory_tokens=memory_tokens)
@@ -390,7 +384,7 @@ def test_the_model_itself_finds_negatives(repository: Path, tmp_path: Path) -> N
     assert pairs != by_words.pairs
 
 
-def test_where_memory_is_short_words_alone_find_negatives(code: Path, tmp_path: Path) -> None:
+def test_negatives_are_found_by_words_when_memory_is_short(code: Path, tmp_path: Path) -> None:
     entry, options = load_catalogue().get("minilm"), TrainingOptions(hard_negatives=1)
     run = run_of(tmp_path, codebase=code, base=locate(entry), options=options, memory_bytes=1 << 22)
     returned, (note, last) = stepped(run)
@@ -410,9 +404,7 @@ def test_where_memory_is_short_words_alone_find_negatives(code: Path, tmp_path: 
         ({}, "there is too little to train on: neither a codebase nor pairs were given"),
     ],
 )
-def test_a_process_that_can_do_nothing_says_why(
-    code: Path, tmp_path: Path, fields: dict[str, Any], reason: str
-) -> None:
+def test_a_failing_process_emits_the_reason(code: Path, tmp_path: Path, fields: dict[str, Any], reason: str) -> None:
     given_pairs(tmp_path / "given.jsonl", "nonsense")
     (tmp_path / "elsewhere").mkdir()
     paths = {name: tmp_path / path if isinstance(path, str) else (tmp_path / path[0],) for name, path in fields.items()}
@@ -423,7 +415,7 @@ def test_a_process_that_can_do_nothing_says_why(
     assert (returned, [path.name for path in run.path.iterdir()]) == (1, ["run.json"])
 
 
-def test_as_a_process_it_speaks_in_events(code: Path, tmp_path: Path) -> None:
+def test_the_process_emits_events(code: Path, tmp_path: Path) -> None:
     run = run_of(tmp_path, codebase=code)
     returned, (collected,) = stepped(run)
     manifest = Manifest.model_validate_json(run.manifest.read_bytes())

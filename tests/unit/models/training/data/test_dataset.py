@@ -19,21 +19,21 @@ from models.training.data.dataset import (
     MAX_NEGATIVES,
     MAX_TEXT_CHARS,
     Dataset,
-    file_dataset,
+    archive_dataset,
     read_given,
     read_pairs,
 )
 from models.training.data.dataset import write_dataset as write
-from models.training.data.near_duplicates import clone_groups
+from models.training.data.near_duplicates import duplicate_groups
 from models.training.data.negatives import with_negatives
 from models.training.data.pairs import PairSource
 from models.training.data.records import Pair
-from models.training.data.split import MIN_TRAINING_PAIRS, MOST_HELD_OUT, split, without_clones
+from models.training.data.split import MAX_HELD_OUT, MIN_TRAINING_PAIRS, split, without_duplicates
 from models.training.errors import MalformedPair, NoPairs
 from models.training.run import RunFolder
 
 
-def link(number: int, file: str, anchor_file: str = "", **fields: Any) -> PairSource:
+def source(number: int, file: str, anchor_file: str = "", **fields: Any) -> PairSource:
     """A pair whose texts share no word with another's."""
     anchor = f"say{number} what{number} this{number} does{number}"
     positive = f"def do{number}(one{number}): return two{number} + three{number}"
@@ -45,11 +45,11 @@ def link(number: int, file: str, anchor_file: str = "", **fields: Any) -> PairSo
 def files(*sizes: int) -> list[PairSource]:
     """So many pairs in each of the files."""
     spread = [f"file{number}.py" for number, size in enumerate(sizes) for _ in range(size)]
-    return [link(number, file) for number, file in enumerate(spread)]
+    return [source(number, file) for number, file in enumerate(spread)]
 
 
-def parted(links: list[PairSource], seed: int = 0) -> tuple[list[PairSource], list[PairSource]]:
-    done = split(links, seed).links
+def split_parts(sources: list[PairSource], seed: int = 0) -> tuple[list[PairSource], list[PairSource]]:
+    done = split(sources, seed).sources
     return tuple([each for each in done if each.pair.split == part] for part in ("train", "held_out"))  # type: ignore[return-value]
 
 
@@ -57,84 +57,86 @@ def parted(links: list[PairSource], seed: int = 0) -> tuple[list[PairSource], li
 
 
 def test_a_tenth_of_the_files_is_held_out() -> None:
-    training, held = parted(files(*[6] * 200))
+    training, held = split_parts(files(*[6] * 200))
     assert len(training) + len(held) == 1200
     assert 60 <= len(held) <= 200
     assert {each.pair.file for each in training}.isdisjoint(each.pair.file for each in held)
 
 
-def test_a_few_more_files_are_held_out_where_that_is_too_little() -> None:
+def test_more_files_are_held_out_if_that_is_too_little() -> None:
     for seed in range(20):
-        assert len(parted(files(*[20] * 50), seed)[1]) >= 50
+        assert len(split_parts(files(*[20] * 50), seed)[1]) >= 50
 
 
 def test_a_new_file_moves_no_other() -> None:
-    before = {each.pair.file for each in parted(files(*[3] * 200))[1]}
-    after = {each.pair.file for each in parted([*files(*[3] * 200), link(9999, "new.py")])[1]}
+    before = {each.pair.file for each in split_parts(files(*[3] * 200))[1]}
+    after = {each.pair.file for each in split_parts([*files(*[3] * 200), source(9999, "new.py")])[1]}
     assert after - {"new.py"} == before
 
 
 @given(st.lists(st.integers(1, 9), min_size=8, max_size=40), st.integers(1, 9), st.integers(0, 9))
 @settings(max_examples=50)
-def test_a_new_file_lets_others_change_sides_one_way_only(sizes: list[int], size: int, seed: int) -> None:
+def test_a_new_file_moves_others_in_one_direction_only(sizes: list[int], size: int, seed: int) -> None:
     """Where few files are held out, one more or one less may be enough; never do two change places."""
-    links = files(*sizes)
-    added = [link(9000 + number, "new.py") for number in range(size)]
+    sources = files(*sizes)
+    added = [source(9000 + number, "new.py") for number in range(size)]
     try:
-        parts = [split([*links, *extra], seed) for extra in ([], added)]
+        parts = [split([*sources, *extra], seed) for extra in ([], added)]
     except NoPairs:
         return
-    if all(each.by_file for each in parts) and 2 * max(*sizes, size) <= len(links):
-        before, after = ({e.pair.file for e in part.links if e.pair.split == "held_out"} - {"new.py"} for part in parts)
+    if all(each.by_file for each in parts) and 2 * max(*sizes, size) <= len(sources):
+        before, after = (
+            {e.pair.file for e in part.sources if e.pair.split == "held_out"} - {"new.py"} for part in parts
+        )
         assert before <= after or after <= before
 
 
-def test_another_seed_holds_others_out() -> None:
-    one, other = (parted(files(*[3] * 200), seed)[1] for seed in (0, 1))
+def test_another_seed_holds_out_other_files() -> None:
+    one, other = (split_parts(files(*[3] * 200), seed)[1] for seed in (0, 1))
     assert {each.pair.file for each in one} != {each.pair.file for each in other}
 
 
-def test_no_more_is_held_out_than_tells_anything() -> None:
-    assert len(parted(files(*[400] * 50))[1]) == MOST_HELD_OUT
+def test_the_number_of_held_out_pairs_is_bounded() -> None:
+    assert len(split_parts(files(*[400] * 50))[1]) == MAX_HELD_OUT
 
 
 def test_one_file_alone_is_split_by_symbol() -> None:
     parts = split(files(100), 0)
     assert not parts.by_file
-    assert sum(each.pair.split == "held_out" for each in parts.links) in range(5, 31)
+    assert sum(each.pair.split == "held_out" for each in parts.sources) in range(5, 31)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_file_with_most_of_the_pairs_is_not_held_out(seed: int) -> None:
-    training, held = parted(files(100, 30), seed)
+    training, held = split_parts(files(100, 30), seed)
     assert (len(training), len(held)) == (100, 30)
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_files_that_only_hold_anchors_do_not_stand_in_the_way(seed: int) -> None:
-    tests = [link(1000 + number, "file0.py", "test_file0.py") for number in range(5)]
-    training, held = parted([*files(100), *tests], seed)
+def test_files_with_anchors_only_do_not_matter(seed: int) -> None:
+    tests = [source(1000 + number, "file0.py", "test_file0.py") for number in range(5)]
+    training, held = split_parts([*files(100), *tests], seed)
     assert len(training) >= MIN_TRAINING_PAIRS
     assert held
 
 
-def test_a_pair_across_the_border_is_in_neither_part() -> None:
-    across = [link(5000 + number, f"file{number}.py", f"file{number + 1}.py") for number in range(199)]
-    training, held = parted([*files(*[3] * 200), *across])
+def test_a_pair_across_both_parts_is_dropped() -> None:
+    across = [source(5000 + number, f"file{number}.py", f"file{number + 1}.py") for number in range(199)]
+    training, held = split_parts([*files(*[3] * 200), *across])
     secret = {each.pair.file for each in held}
     assert all(not {each.pair.file, each.anchor_file} & secret for each in training)
     assert all({each.pair.file, each.anchor_file} <= secret for each in held)
     assert len(training) + len(held) < 799
 
 
-@pytest.mark.parametrize("links", [[], files(1), files(10, 5), files(*[1] * 16), [link(1, "a.py")] * 100])
-def test_too_little_is_refused_with_the_figures(links: list[PairSource]) -> None:
+@pytest.mark.parametrize("sources", [[], files(1), files(10, 5), files(*[1] * 16), [source(1, "a.py")] * 100])
+def test_too_little_is_refused_with_the_figures(sources: list[PairSource]) -> None:
     with pytest.raises(NoPairs, match=r"\d+ pairs to train on and \d+ held out"):
-        split(without_clones(links), 0)
+        split(without_duplicates(sources), 0)
 
 
 def test_sixteen_and_one_are_enough() -> None:
-    training, held = parted(files(*[1] * 18), seed=1)
+    training, held = split_parts(files(*[1] * 18), seed=1)
     assert len(training) >= MIN_TRAINING_PAIRS
     assert held
 
@@ -160,16 +162,16 @@ LINKS = st.builds(
 
 @given(st.lists(LINKS, max_size=60), st.integers(0, 3))
 @settings(max_examples=80, deadline=None)
-def test_nothing_leaks(links: list[PairSource], seed: int) -> None:
+def test_nothing_leaks(sources: list[PairSource], seed: int) -> None:
     try:
-        parts = split([*without_clones(links), *files(*[4] * 9)], seed)
+        parts = split([*without_duplicates(sources), *files(*[4] * 9)], seed)
     except NoPairs:
         return
-    training = with_negatives([each for each in parts.links if each.pair.split == "train"], 2, seed)
-    held = [each for each in parts.links if each.pair.split == "held_out"]
+    training = with_negatives([each for each in parts.sources if each.pair.split == "train"], 2, seed)
+    held = [each for each in parts.sources if each.pair.split == "held_out"]
     shown = [text for each in training for text in (*each.texts, *each.pair.negatives)]
     secret = [text for each in held for text in each.texts]
-    groups = clone_groups([*shown, *secret])
+    groups = duplicate_groups([*shown, *secret])
     assert set(groups[: len(shown)]).isdisjoint(groups[len(shown) :])
     stands = [{(each.pair.file, each.anchor_file) for each in part} for part in (training, held)]
     if parts.by_file:
@@ -177,19 +179,19 @@ def test_nothing_leaks(links: list[PairSource], seed: int) -> None:
     assert not any(each.pair.negatives for each in held)
 
 
-def test_a_copy_of_what_is_held_out_is_not_trained_on_whatever_its_documentation() -> None:
-    links = files(*[3] * 200)
-    secret = next(each for each in parted(links)[1])
-    open_file = parted(links)[0][0].pair.file
-    copy = link(7777, open_file, bodies=(secret.pair.positive,))
-    assert copy.pair not in [each.pair for each in split([*links, copy], 0).links]
+def test_a_copy_of_held_out_code_with_another_docstring_is_dropped() -> None:
+    sources = files(*[3] * 200)
+    secret = next(each for each in split_parts(sources)[1])
+    open_file = split_parts(sources)[0][0].pair.file
+    copy = source(7777, open_file, bodies=(secret.pair.positive,))
+    assert copy.pair not in [each.pair for each in split([*sources, copy], 0).sources]
 
 
-def test_pairs_of_clones_are_there_once_and_a_clone_is_no_positive() -> None:
-    one = link(1, "a.py")
+def test_near_duplicate_pairs_are_kept_once_and_no_positive_of_themselves() -> None:
+    one = source(1, "a.py")
     again = PairSource(Pair(one.pair.anchor + " ", one.pair.positive.replace(" ", "  "), "docstring", "python", "b.py"))
     itself = PairSource(Pair("def f(x): return x", "def f(x):\n    return x", "symbol", "python", "c.py"))
-    assert without_clones([one, again, itself]) == [one]
+    assert without_duplicates([one, again, itself]) == [one]
 
 
 # Files
@@ -200,7 +202,7 @@ def dataset(count: int = 3) -> Dataset:
     return Dataset(pairs, "here", "digest", 7, skipped={"binary": 2})
 
 
-def test_pairs_come_back_as_they_were_written(tmp_path: Path) -> None:
+def test_pairs_survive_writing_and_reading(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     manifest = write(run, dataset())
     assert read_pairs(run.data) == dataset().pairs
@@ -224,7 +226,7 @@ ODD = ["\u2028\u2029", "\x85\x0b\x0c\x1c", "\r\n\r", "\0", "\ufeff", "👩‍�
 
 @given(st.lists(PAIRS, max_size=5))
 @example([Pair(odd, odd, "call", odd, odd, (odd, odd)) for odd in ODD])
-def test_whatever_the_characters_pairs_come_back(pairs: list[Pair]) -> None:
+def test_any_characters_survive_writing_and_reading(pairs: list[Pair]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder))
         manifest = write(run, Dataset(pairs, "here", "digest", 7))
@@ -235,41 +237,41 @@ def test_whatever_the_characters_pairs_come_back(pairs: list[Pair]) -> None:
     assert manifest.pairs + manifest.held_out == sum(manifest.kinds.values()) == len(pairs)
 
 
-def test_half_a_character_does_no_harm_to_the_rest_of_the_file(tmp_path: Path) -> None:
+def test_a_lone_surrogate_does_not_affect_the_rest_of_the_file(tmp_path: Path) -> None:
     """None comes from a file that is UTF-8; whatever brings one, the file of pairs can be read."""
     odd = Pair("a \ud83d b", "\udcff", "call", "python", "caf\udce9.py", ("\udfff",))
     pairs = [replace(odd, split=part) for part in ("train", "held_out")] + dataset().pairs
     write(run := RunFolder(tmp_path), Dataset(pairs, "here", "digest", 7))
     assert read_pairs(run.data)[0] == Pair("a ? b", "?", "call", "python", "caf?.py", ("?",))
     assert read_pairs(run.data)[2:] == dataset().pairs
-    links = [link(number, f"caf\udce9{number}\ud800.py") for number in range(40)]
-    assert split(links, 0).by_file
+    sources = [source(number, f"caf\udce9{number}\ud800.py") for number in range(40)]
+    assert split(sources, 0).by_file
 
 
 @pytest.mark.parametrize("line", ["[]", "{", '{"anchor": "a"}', '{"anchor": 1, "positive": "b", "kind": "call"}'])
-def test_a_file_of_pairs_that_is_none_says_in_which_line(tmp_path: Path, line: str) -> None:
+def test_a_malformed_file_of_pairs_is_refused_with_the_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "data.jsonl").write_bytes(dataset(1).lines() + line.encode())
     with pytest.raises(MalformedPair, match="line 2"):
         read_pairs(tmp_path / "data.jsonl")
 
 
-def test_the_data_of_a_day_is_filed_once_and_never_replaced(tmp_path: Path) -> None:
+def test_the_data_of_a_day_is_archived_once_and_never_replaced(tmp_path: Path) -> None:
     day, folder = date(2026, 3, 1), tmp_path / "a" / "b"
-    filed = [file_dataset(folder, day, dataset(n).lines(), dataset(n).manifest()) for n in (3, 4, 3, 4, 5)]
+    filed = [archive_dataset(folder, day, dataset(n).lines(), dataset(n).manifest()) for n in (3, 4, 3, 4, 5)]
     names = ["day-2026-03-01.jsonl", "day-2026-03-01.2.jsonl", "day-2026-03-01.3.jsonl"]
     assert [path.name for path in filed] == [names[0], names[1], names[0], names[1], names[2]]
     assert len(list(folder.iterdir())) == 6
     assert json.loads((folder / "day-2026-03-01.2.manifest.json").read_text())["pairs"] == 4
 
 
-def test_what_is_filed_already_is_not_written_again(tmp_path: Path) -> None:
+def test_archived_data_is_not_written_again(tmp_path: Path) -> None:
     made = dataset()
-    filed = file_dataset(tmp_path, date(2026, 3, 1), made.lines(), made.manifest())
+    filed = archive_dataset(tmp_path, date(2026, 3, 1), made.lines(), made.manifest())
     before = filed.stat()
-    assert file_dataset(tmp_path, date(2026, 3, 1), made.lines(), made.manifest()) == filed
+    assert archive_dataset(tmp_path, date(2026, 3, 1), made.lines(), made.manifest()) == filed
     assert (filed.stat().st_ino, filed.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["day-2026-03-01.jsonl", "day-2026-03-01.manifest.json"]
-    next_day = file_dataset(tmp_path, date(2026, 3, 2), made.lines(), made.manifest())
+    next_day = archive_dataset(tmp_path, date(2026, 3, 2), made.lines(), made.manifest())
     assert next_day.name == "day-2026-03-02.jsonl"
 
 
@@ -296,7 +298,7 @@ def test_the_negatives_of_all_lines_with_a_pair_count(tmp_path: Path) -> None:
     assert found == [("b", "c", "a")]
 
 
-def test_what_is_held_out_is_not_trained_on_as_a_negative_either(tmp_path: Path) -> None:
+def test_held_out_texts_are_no_negatives_in_training(tmp_path: Path) -> None:
     plain = read_given(given_lines(tmp_path), 0)
     secret = next(pair.positive for pair in plain.pairs if pair.split == "held_out")
     anchor = next(pair for pair in plain.pairs if pair.split == "train")
@@ -355,14 +357,14 @@ def test_a_huge_line_is_named_and_not_read_to_its_end(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_more_than_a_job_may_bring_is_refused_unread(tmp_path: Path) -> None:
+def test_too_large_a_file_is_refused_unread(tmp_path: Path) -> None:
     with given_lines(tmp_path).open("ab") as file:
         file.truncate(MAX_GIVEN_BYTES + 1)
     with pytest.raises(NoPairs, match=f"longer than {MAX_GIVEN_BYTES} bytes"):
         read_given(tmp_path / "given.jsonl", 0)
 
 
-def test_empty_lines_a_byte_order_mark_and_other_line_ends_are_passed_over(tmp_path: Path) -> None:
+def test_empty_lines_byte_order_marks_and_line_ends_are_accepted(tmp_path: Path) -> None:
     path = given_lines(tmp_path)
     plain = read_given(path, 0)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n \t\r\n\n") + b"\n\n")
@@ -386,7 +388,7 @@ def test_no_given_anchor_is_in_both_parts(drawn: list[tuple[int, int]], seed: in
         assert sides[0].isdisjoint(sides[1])
 
 
-def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+def test_lines_that_are_not_utf8_are_named(tmp_path: Path) -> None:
     path = given_lines(tmp_path)
     path.write_bytes(path.read_bytes() + b'\n\n{"anchor": "\xff"}')
     with pytest.raises(MalformedPair, match="line 63"):

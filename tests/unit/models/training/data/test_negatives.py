@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from models.encoders.base import TextOptions, Tokens
 from models.errors import OutOfDeviceMemory, TextTooLong
-from models.training.data.near_duplicates import clone_groups
+from models.training.data.near_duplicates import duplicate_groups
 from models.training.data.negatives import with_negatives
 from models.training.data.pairs import PairSource
 from models.training.data.records import Pair
@@ -37,23 +37,23 @@ def doors() -> list[PairSource]:
     return [PairSource(Pair(anchor, code, "docstring", "python", "a.py"), f"D.{name}") for name, anchor, code in DOORS]
 
 
-def chosen(links: list[PairSource], encoder: FakeEncoder | None = None, count: int = 2) -> list[tuple[str, ...]]:
-    return [each.pair.negatives for each in with_negatives(links, count, 0, encoder)]
+def chosen(sources: list[PairSource], encoder: FakeEncoder | None = None, count: int = 2) -> list[tuple[str, ...]]:
+    return [each.pair.negatives for each in with_negatives(sources, count, 0, encoder)]
 
 
-def test_negatives_share_words_with_the_anchor_and_are_less_near_than_the_positive() -> None:
+def test_negatives_share_words_with_the_anchor_and_score_below_the_positive() -> None:
     given = chosen(doors())
     assert all(len(each) == 2 for each in given)
     assert DOORS[4][2] in given[3]
     assert all(code not in negatives for (_, _, code), negatives in zip(DOORS, given, strict=True))
 
 
-def test_a_candidate_that_is_as_near_as_the_positive_is_left_out() -> None:
+def test_a_candidate_as_near_as_the_positive_is_excluded() -> None:
     rival = PairSource(Pair("Something quite different here", "front door key", "docstring", "python", "b.py"), "rival")
     assert rival.pair.positive not in chosen([*doors(), rival], count=1)[0]
 
 
-def test_a_negative_is_never_the_same_symbol_nor_where_the_anchor_stands() -> None:
+def test_a_negative_is_neither_the_same_symbol_nor_the_one_around_the_anchor() -> None:
     whole = PairSource(
         Pair("say it all again", DOORS[0][2] + " # key turns door front", "call", "python", "b.py"), "D.open"
     )
@@ -66,7 +66,7 @@ def test_a_negative_is_never_the_same_symbol_nor_where_the_anchor_stands() -> No
     assert not {whole.pair.positive, outer.pair.positive, first.pair.positive} & set(found)
 
 
-def test_a_negative_is_never_a_clone_nor_another_positive_of_the_anchor() -> None:
+def test_a_negative_is_neither_a_near_duplicate_nor_another_positive() -> None:
     clone = PairSource(
         Pair("some other words", DOORS[0][2].replace(" ", "  "), "docstring", "python", "b.py"), "copied"
     )
@@ -78,20 +78,20 @@ def test_a_negative_is_never_a_clone_nor_another_positive_of_the_anchor() -> Non
     assert not {DOORS[0][2], clone.pair.positive} & set(found[-1])
 
 
-def test_where_nothing_is_near_it_is_a_random_one_of_the_same_language() -> None:
+def test_without_near_candidates_a_random_one_of_the_language_is_used() -> None:
     names = ["".join(letters) for letters in product("abcd", repeat=3)]
     python = [PairSource(Pair(f"say{name}", f"def do{name}(): pass", "call", "python"), name) for name in names]
     go = [PairSource(Pair(f"tell{name}", f"func go{name}() {{}}", "call", "go"), name + "go") for name in names]
-    links = python + go
-    given = with_negatives(links, 1, 0)
+    sources = python + go
+    given = with_negatives(sources, 1, 0)
     assert all(each.pair.negatives[0].startswith("func") == (each.pair.language == "go") for each in given)
-    assert chosen(links, count=1) == [each.pair.negatives for each in given]
-    assert [each.pair.negatives for each in with_negatives(links, 1, 1)] != chosen(links, count=1)
+    assert chosen(sources, count=1) == [each.pair.negatives for each in given]
+    assert [each.pair.negatives for each in with_negatives(sources, 1, 1)] != chosen(sources, count=1)
 
 
-def test_what_is_held_out_gets_none_and_gives_none() -> None:
-    links = [replace(numbered(n), anchor_file=f"{n % 50}.py") for n in range(400)]
-    parts = split(links, 0).links
+def test_held_out_pairs_get_no_negatives_and_are_none() -> None:
+    sources = [replace(numbered(n), anchor_file=f"{n % 50}.py") for n in range(400)]
+    parts = split(sources, 0).sources
     secret = {each.pair.positive for each in parts if each.pair.split == "held_out"}
     given = with_negatives(parts, 2, 0)
     assert all(not each.pair.negatives for each in given if each.pair.split == "held_out")
@@ -99,13 +99,13 @@ def test_what_is_held_out_gets_none_and_gives_none() -> None:
     assert secret
 
 
-def test_vectors_choose_where_there_is_an_encoder() -> None:
+def test_an_encoder_finds_negatives_by_vectors() -> None:
     encoder = FakeEncoder()
     assert chosen(doors(), encoder) == chosen(doors(), FakeEncoder())
     assert encoder.batches
 
 
-def test_texts_without_a_word_or_with_no_number_for_a_vector_do_no_harm() -> None:
+def test_texts_without_words_or_with_nan_vectors_do_no_harm() -> None:
     odd = [
         PairSource(Pair("+ - *", "( ) { }", "docstring", "c", "a.c"), "+"),
         PairSource(Pair("nan", "nan 1", "call", "c", "b.c")),
@@ -114,7 +114,7 @@ def test_texts_without_a_word_or_with_no_number_for_a_vector_do_no_harm() -> Non
     assert all(len(each) <= 2 for each in chosen([*doors(), *odd], FakeEncoder()))
 
 
-def test_memory_that_is_short_is_said() -> None:
+def test_memory_errors_are_raised() -> None:
     with pytest.raises(OutOfDeviceMemory):
         chosen(doors(), FakeEncoder(memory_tokens=1))
 
@@ -125,15 +125,15 @@ def test_memory_that_is_short_is_said() -> None:
 @given(st.lists(st.tuples(TEXTS, TEXTS, NAMES, NAMES, st.booleans()), max_size=30), st.integers(0, 8), st.booleans())
 @settings(max_examples=60)
 def test_no_negative_could_be_right(drawn: list[tuple[str, str, str, str, bool]], count: int, by_meaning: bool) -> None:
-    links = [
+    sources = [
         PairSource(Pair(anchor, code, "call", "python", split="held_out" if held else "train"), name, "a.py", where)
         for anchor, code, name, where, held in drawn
     ]
-    given = with_negatives(links, count, 0, FakeEncoder() if by_meaning else None)
-    assert [replace(each, pair=replace(each.pair, negatives=())) for each in given] == links
+    given = with_negatives(sources, count, 0, FakeEncoder() if by_meaning else None)
+    assert [replace(each, pair=replace(each.pair, negatives=())) for each in given] == sources
     training = [each for each in given if each.pair.split == "train"]
     assert all(not each.pair.negatives for each in given if each not in training)
-    groups = grouped(links)
+    groups = grouped(sources)
     names = {each.pair.positive: each.name for each in reversed(training)}
     for each in training:
         found = [groups[text] for text in each.pair.negatives]
@@ -144,19 +144,19 @@ def test_no_negative_could_be_right(drawn: list[tuple[str, str, str, str, bool]]
         assert named.isdisjoint({each.name, each.anchor_name})
 
 
-def grouped(links: list[PairSource]) -> dict[str, int]:
-    texts = list(dict.fromkeys(text for each in links for text in each.texts))
-    return dict(zip(texts, clone_groups(texts), strict=True))
+def grouped(sources: list[PairSource]) -> dict[str, int]:
+    texts = list(dict.fromkeys(text for each in sources for text in each.texts))
+    return dict(zip(texts, duplicate_groups(texts), strict=True))
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
-def test_each_gets_as_many_as_were_asked_for(count: int) -> None:
-    links = [numbered(number) for number in range(60)]
+def test_each_pair_gets_the_requested_number(count: int) -> None:
+    sources = [numbered(number) for number in range(60)]
     for encoder in (None, FakeEncoder()):
-        assert [len(set(negatives)) for negatives in chosen(links, encoder, count)] == [count] * 60
+        assert [len(set(negatives)) for negatives in chosen(sources, encoder, count)] == [count] * 60
 
 
-def test_of_few_it_gets_what_there_is() -> None:
+def test_few_documents_give_fewer_negatives() -> None:
     assert chosen([numbered(1)], count=8) == [()]
     assert chosen([numbered(1), numbered(2)], count=8) == [(numbered(2).pair.positive,), (numbered(1).pair.positive,)]
 
@@ -166,15 +166,15 @@ def numbered(number: int) -> PairSource:
     return PairSource(pair, f"do{number}")
 
 
-def test_who_has_negatives_keeps_them_and_gives_none() -> None:
-    links = [numbered(number) for number in range(20)]
-    links[3] = replace(links[3], pair=replace(links[3].pair, negatives=("given with it",)))
-    found = chosen(links, count=8)
+def test_given_negatives_are_kept() -> None:
+    sources = [numbered(number) for number in range(20)]
+    sources[3] = replace(sources[3], pair=replace(sources[3].pair, negatives=("given with it",)))
+    found = chosen(sources, count=8)
     assert found[3] == ("given with it",)
-    assert all(links[3].pair.positive not in negatives for negatives in found)
+    assert all(sources[3].pair.positive not in negatives for negatives in found)
 
 
-def test_a_copy_that_is_documented_otherwise_is_still_a_clone() -> None:
+def test_a_copy_with_another_docstring_is_a_near_duplicate() -> None:
     """Its text is another, its code is not."""
     body = """def load_rows(path):
     with open(path, newline="") as file:
@@ -185,7 +185,7 @@ def test_a_copy_that_is_documented_otherwise_is_still_a_clone() -> None:
     copied = body.replace("load_rows", "read_table")
     words = "Every row becomes a mapping from the names of the columns to the values that stand in that row."
     code = copied.replace("\n", f'\n    """{words} {words.upper()}"""\n', 1)
-    assert clone_groups([body, copied, code]) == [0, 0, 2]
+    assert duplicate_groups([body, copied, code]) == [0, 0, 2]
     copy = PairSource(Pair("rows = read_table(path)", code, "call", "python"), "read_table", bodies=(copied,))
     own = PairSource(Pair("Give the rows of a file with a header", body, "docstring", "python"), "load_rows")
     found = chosen([own, copy, *doors()], count=8)
@@ -211,19 +211,19 @@ def described(*texts: tuple[str, str]) -> list[PairSource]:
 REST = (("unlike one", "sell apples dearly"), ("unlike two", "a tree grows"), ("unlike three", "some rows of it"))
 
 
-def test_what_is_near_in_meaning_comes_first_though_it_shares_no_word() -> None:
-    links = described(("mend a car", "mend a car query:"), ("unlike four", "repair wagon today"), *REST)
-    assert chosen(links, Synonyms(), 1)[0] == ("repair wagon today",)
-    assert chosen(links, None, 1)[0] == ("a tree grows",)
+def test_similar_meaning_ranks_first_without_shared_words() -> None:
+    sources = described(("mend a car", "mend a car query:"), ("unlike four", "repair wagon today"), *REST)
+    assert chosen(sources, Synonyms(), 1)[0] == ("repair wagon today",)
+    assert chosen(sources, None, 1)[0] == ("a tree grows",)
 
 
-def test_what_is_as_near_in_meaning_as_the_positive_is_not_looked_for() -> None:
+def test_candidates_as_similar_as_the_positive_are_excluded() -> None:
     rival = ("unlike five", "fix a vehicle query:")
-    links = described(("mend a car", "cure a wagon query:"), rival, ("unlike four", "repair wagon today"), *REST)
-    assert chosen(links, Synonyms(), 1)[0] == ("repair wagon today",)
+    sources = described(("mend a car", "cure a wagon query:"), rival, ("unlike four", "repair wagon today"), *REST)
+    assert chosen(sources, Synonyms(), 1)[0] == ("repair wagon today",)
 
 
-def test_vectors_of_anchors_and_documents_are_made_as_those_that_are_searched_with() -> None:
+def test_anchors_and_documents_get_their_prompts() -> None:
     encoder = FakeEncoder()
     chosen([numbered(number) for number in range(6)], encoder)
     queries = word_id("query:")

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from models.training.data.chunks import symbols_of
-from models.training.data.pairs import MOST_OF_ONE, links_of, words
+from models.training.data.pairs import MAX_PER_POSITIVE, pair_sources, words
 from models.training.data.records import Pair, SourceFile, Symbol
+from models.training.data.symbols import symbols_of
 
 
 def symbol(name: str, **fields: Any) -> Symbol:
@@ -25,7 +25,7 @@ def calling(name: str, *called: str, **fields: Any) -> Symbol:
 
 
 def pairs_of(*symbols: Symbol) -> list[Pair]:
-    return [link.pair for link in links_of(symbols)]
+    return [source.pair for source in pair_sources(symbols)]
 
 
 @pytest.mark.parametrize(
@@ -66,30 +66,30 @@ def test_a_statement_belongs_to_what_it_calls() -> None:
     assert pair == Pair(caller.call_sites["parse_header"], target.code, "call", "python", "parse_header.py")
 
 
-def test_a_name_that_may_mean_two_things_means_none() -> None:
+def test_ambiguous_names_are_ignored() -> None:
     one, other = symbol("parse_header"), symbol("parse_header", qualified="Old.parse_header", file="old.py")
     assert [pair for pair in pairs_of(one, other, calling("serve", "parse_header")) if pair.kind == "call"] == []
 
 
-def test_a_method_with_the_name_of_many_is_not_what_is_called() -> None:
+def test_methods_with_common_names_are_no_call_targets() -> None:
     assert pairs_of(symbol("Door.close", kind="method"), calling("serve", "close")) == []
 
 
 @pytest.mark.parametrize(("language", "found"), [("tsx", 1), ("javascript", 1), ("python", 0)])
-def test_languages_that_call_each_other_are_told(language: str, found: int) -> None:
+def test_only_related_languages_call_each_other(language: str, found: int) -> None:
     assert (
         len(pairs_of(symbol("parseHeader", language="typescript"), calling("a", "parseHeader", language=language)))
         == found
     )
 
 
-def test_who_calls_itself_is_no_pair() -> None:
+def test_recursion_is_no_pair() -> None:
     assert pairs_of(calling("walk_tree", "walk_tree")) == []
 
 
-def test_a_popular_helper_does_not_fill_the_data() -> None:
+def test_a_popular_helper_does_not_dominate_the_data() -> None:
     callers = [calling(f"caller{number}", "parse_header") for number in range(20)]
-    assert len(pairs_of(symbol("parse_header"), *callers)) == MOST_OF_ONE
+    assert len(pairs_of(symbol("parse_header"), *callers)) == MAX_PER_POSITIVE
 
 
 def test_a_test_belongs_to_what_it_is_named_after() -> None:
@@ -104,7 +104,7 @@ def test_a_test_that_is_named_after_nothing_belongs_to_all_it_calls_if_that_is_o
     assert pairs_of(helper, other, calling("test_it", "make_reply", "parse_header", is_test=True)) == []
 
 
-def test_what_tests_call_each_other_for_is_nothing_to_learn() -> None:
+def test_calls_between_tests_are_no_pairs() -> None:
     assert pairs_of(symbol("make_reply", is_test=True), calling("test_it", "make_reply", is_test=True)) == []
 
 
@@ -132,7 +132,7 @@ def test_neighbours_in_a_file_are_no_pair() -> None:
     assert pairs_of(symbol("open_door", file="a.py"), symbol("close_door", file="a.py", line=4)) == []
 
 
-def test_no_pair_is_there_twice_and_the_order_is_the_symbols() -> None:
+def test_pairs_are_distinct_and_in_the_order_of_symbols() -> None:
     symbols = [symbol(f"f{number}", docstring=f"Say what number {number} means.") for number in range(9)]
     assert [pair.anchor for pair in pairs_of(*symbols, *symbols)] == [each.docstring for each in symbols]
 
@@ -163,7 +163,7 @@ DOCUMENTED = {
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
-def test_no_docstring_stands_in_the_code_that_it_belongs_to(name: str) -> None:
+def test_positives_do_not_contain_their_docstring(name: str) -> None:
     pairs = of_source(**{name: DOCUMENTED[name].replace("SENTENCE", SENTENCE)})
     (pair,) = (pair for pair in pairs if pair.kind == "docstring")
     assert pair.anchor == SENTENCE
@@ -188,13 +188,13 @@ def test_a_function_that_was_copied_is_no_pair(copy: str) -> None:
     assert [pair.kind for pair in of_source(a_py=PARSE, b_py=copy)] == ["docstring"] * copy.count("SPLIT")
 
 
-def test_a_copy_does_not_stand_between_two_that_differ() -> None:
+def test_a_copy_does_not_separate_two_that_differ() -> None:
     other = "def parse_header(line):\n    return dict([SPLIT.match(line).groups()])"
     pairs = of_source(a_py=PARSE, b_py=PARSE, c_py=other)
     assert [(pair.kind, pair.anchor, pair.positive) for pair in pairs] == [("symbol", PARSE.strip(), other)]
 
 
-def test_a_call_of_what_was_copied_means_neither() -> None:
+def test_a_call_of_a_copied_name_is_ambiguous() -> None:
     caller = "def serve(line, log):\n    log.write(line)\n    return answer(parse_header(line, strict=log.strict))\n"
     assert [pair.kind for pair in of_source(a_py=PARSE, b_py=caller)] == ["call"]
     assert of_source(a_py=PARSE, copy_py=PARSE, b_py=caller) == []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.training.data.secrets import TAKEN_OUT, without_secrets
+from models.training.data.secrets import REDACTED, redact_secrets
 
 # In two halves each, so that no scanner takes this file for a leak.
 SECRETS = {
@@ -20,12 +20,12 @@ SECRETS = {
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_a_token_goes_whether_or_not_it_stands_in_quotes(name: str) -> None:
+def test_tokens_are_redacted_with_and_without_quotes(name: str) -> None:
     secret = SECRETS[name]
     text = f"def f():\n    return call('{secret}')  # {secret}\n"
-    cleaned = without_secrets(text)
+    cleaned = redact_secrets(text)
     assert secret not in cleaned
-    assert [TAKEN_OUT in part for part in cleaned.split("#")] == [True, True]
+    assert [REDACTED in part for part in cleaned.split("#")] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -37,24 +37,24 @@ def test_a_token_goes_whether_or_not_it_stands_in_quotes(name: str) -> None:
         ('    salt = "{}"', "q8Zr3Lk0Vx7TnB2yWc5JdF9sHm1PgAe4RtUi6OoK"),
     ],
 )
-def test_a_secret_goes_by_its_name_its_place_and_its_looks(line: str, secret: str) -> None:
-    assert without_secrets(line.format(secret)) == line.format(TAKEN_OUT)
+def test_secrets_are_redacted_by_name_form_and_entropy(line: str, secret: str) -> None:
+    assert redact_secrets(line.format(secret)) == line.format(REDACTED)
 
 
 @pytest.mark.parametrize("begin", ["RSA PRIVATE KEY", "PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "USER NKEY SEED"])
-def test_a_private_key_goes_to_its_end(begin: str) -> None:
+def test_private_keys_are_redacted_completely(begin: str) -> None:
     body = "\n".join("MIIEowIBAAKCAQEAwJ8QxVbLwYqv7r3tKp0m" + "d1f2" * 5 for _ in range(20))
     text = f'KEY = """\n-----BEGIN {begin}-----\n{body}\n-----END {begin}-----\n"""\n\ndef f():\n    return 1\n'
-    cleaned = without_secrets(text)
+    cleaned = redact_secrets(text)
     assert "MII" not in cleaned
     assert cleaned.endswith('"""\n\ndef f():\n    return 1\n')
     assert cleaned.count("\n") == text.count("\n")
-    open_ended = without_secrets(text.replace("-----END", "----- END"))
+    open_ended = redact_secrets(text.replace("-----END", "----- END"))
     assert "MII" not in open_ended
     assert open_ended.endswith("def f():\n    return 1\n")
 
 
-def test_ordinary_code_stays_as_it_is() -> None:
+def test_ordinary_code_is_unchanged() -> None:
     text = '''def connect(password: str, token: str | None = None) -> "Client":
     """Log in. password: from the environment, as os.environ["DB_PASSWORD"]."""
     secret = settings.secret
@@ -63,4 +63,4 @@ def test_ordinary_code_stays_as_it_is() -> None:
         raise ValueError(f"{user_id} may not: {an_identifier_that_is_quite_long_2}")
     return Client("123e4567-e89b-12d3-a456-426614174000", "https://example.com/a/b/c.html")
 '''
-    assert without_secrets(text) == text.replace("-----BEGIN PRIVATE KEY-----", TAKEN_OUT)
+    assert redact_secrets(text) == text.replace("-----BEGIN PRIVATE KEY-----", REDACTED)

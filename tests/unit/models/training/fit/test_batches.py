@@ -12,12 +12,11 @@ from models.encoders.base import Tokens
 from models.training.data.records import Pair
 from models.training.fit.batches import Batches, Example, collate, examples
 from models.training.fit.epochs import Epochs
-from models.training.fit.history import History
-from models.training.fit.measured_step import rehearse
+from models.training.fit.footprint import measure_steps
 from models.training.fit.method import Method, trainable_model
 from models.training.fit.texts import TrainingTexts
 from models.training.options import TrainingOptions
-from models.training.progress import Evaluated, Event, Note, Trained, read_event
+from models.training.progress import Evaluated, Event, History, Note, Trained, read_event
 
 CPU = Method(torch.device("cpu"), bf16=False, lora=False, checkpointing=False)
 
@@ -26,7 +25,7 @@ CPU = Method(torch.device("cpu"), bf16=False, lora=False, checkpointing=False)
     st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30), st.sets(st.integers(0, 30), max_size=2)), max_size=80),
     st.integers(2, 9),
 )
-def test_batches_hold_no_text_that_misleads(drawn: list[tuple[int, int, set[int]]], size: int) -> None:
+def test_batches_have_no_false_negatives(drawn: list[tuple[int, int, set[int]]], size: int) -> None:
     items = [
         Example(
             tuple(Tokens([1] * (1 + n)) for n in (anchor, positive, *negatives)),
@@ -54,15 +53,15 @@ def test_batches_hold_no_text_that_misleads(drawn: list[tuple[int, int, set[int]
                 assert others.isdisjoint(items[index].foreign)
 
 
-def test_the_largest_batch_with_its_padding_is_rehearsed_and_then_a_middling_one() -> None:
+def test_the_largest_padded_batch_is_measured_and_then_a_median_one() -> None:
     items = [Example((Tokens([1]), Tokens([1] * tokens)), frozenset(), frozenset()) for tokens in (9, 1, 1, 3, 3, 3)]
     largest, smallest, middling = [0, 1], [2], [3, 4, 5]  # 20, 2 and 12 tokens
     computed: list[list[int]] = []
-    assert rehearse(computed.append, items, [smallest, largest, middling]) > 0
+    assert measure_steps(computed.append, items, [smallest, largest, middling]) > 0
     assert computed == [largest, middling]
 
 
-def test_similar_lengths_come_together_and_nothing_is_left_out(tmp_path: Path) -> None:
+def test_batches_have_similar_lengths_and_all_examples(tmp_path: Path) -> None:
     base = write_qodo(tmp_path)
     entry = of_folder(base)
     model = trainable_model(entry, base, TrainingOptions(), CPU, torch.float32)
@@ -78,7 +77,7 @@ def test_similar_lengths_come_together_and_nothing_is_left_out(tmp_path: Path) -
     assert first["positive_input_ids"].shape[0] == 32
 
 
-def test_a_history_forgets_what_is_done_again_and_a_line_that_was_cut(tmp_path: Path) -> None:
+def test_rewinding_a_history_removes_later_events_and_torn_lines(tmp_path: Path) -> None:
     said: list[Event] = []
     history = History(tmp_path / "history.jsonl", said.append)
     events: list[Event] = [
@@ -101,14 +100,14 @@ def test_a_history_forgets_what_is_done_again_and_a_line_that_was_cut(tmp_path: 
     assert said == events
 
 
-def test_the_best_epoch_becomes_the_candidate_and_is_not_cleared_away(tmp_path: Path) -> None:
-    epochs = Epochs.found(tmp_path)
+def test_the_best_epoch_becomes_the_candidate_and_is_kept(tmp_path: Path) -> None:
+    epochs = Epochs.load(tmp_path)
     for number, value in enumerate([0.5, 0.7, 0.6, 0.6, 0.6]):
         epochs.scores.append({"ndcg@10": value})
         if number:
-            epochs.keep(lambda folder: (folder / "trainer_state.json").write_text('{"global_step": 7}'))
+            epochs.save(lambda folder: (folder / "trainer_state.json").write_text('{"global_step": 7}'))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-1", "epoch-3", "epoch-4"]
-    again = Epochs.found(tmp_path)
+    again = Epochs.load(tmp_path)
     assert (again.done, again.step, again.best_number, again.gained) == (4, 7, 1, True)
-    assert again.exhausted(3)
-    assert not again.exhausted(4)
+    assert again.stagnates(3)
+    assert not again.stagnates(4)

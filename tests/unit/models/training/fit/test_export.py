@@ -79,7 +79,7 @@ def test_minilm_keeps_every_file_but_its_weights(tmp_path: Path) -> None:
     assert np.array_equal(plain.encode(TEXTS), model.encode(TEXTS))
 
 
-def test_the_form_of_version_six_is_written_in_the_old_one(tmp_path: Path) -> None:
+def test_configurations_of_version_six_are_written_in_the_legacy_form(tmp_path: Path) -> None:
     minilm = load_catalogue().get("minilm")
     source = read_sentence_transformer(minilm, locate(minilm))
     transformer = source[0]
@@ -121,7 +121,7 @@ def test_shards_and_prefixes_stay(tmp_path: Path, prefix: str) -> None:
     assert json.loads((folder / index).read_bytes()) == json.loads((base / index).read_bytes())
 
 
-def test_half_precision_becomes_float32_and_says_so(tmp_path: Path) -> None:
+def test_half_precision_becomes_float32_in_weights_and_configuration(tmp_path: Path) -> None:
     base, folder = write_qodo(tmp_path / "base", shards=1), tmp_path / "new"
     (file,) = base.glob("*.safetensors")
     save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file, {"format": "pt"})
@@ -136,7 +136,7 @@ def test_half_precision_becomes_float32_and_says_so(tmp_path: Path) -> None:
     assert total == sum(weight.nbytes for weight in model.parameters())
 
 
-def test_nothing_of_an_earlier_training_nor_what_can_run_code_comes_along(tmp_path: Path) -> None:
+def test_files_of_an_earlier_training_and_pickles_are_not_copied(tmp_path: Path) -> None:
     base, folder = write_qodo(tmp_path / "base"), tmp_path / "new"
     (base / "training_config.json").write_text("{}")
     (base / "report").mkdir()

@@ -26,7 +26,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_trained_is_refused_with_the_next_step(case: str, tmp_path: Path) -> None:
+def test_models_that_cannot_be_trained_are_refused_with_the_next_step(case: str, tmp_path: Path) -> None:
     entry, message = REFUSED[case]
     with pytest.raises(CannotTrain, match=message):
         check_trainable(entry, tmp_path / "nowhere")
@@ -45,7 +45,7 @@ def test_pickles_and_damaged_weights_are_refused(base: Path, tmp_path: Path) -> 
     check_trainable(of_folder(base, quantization="int8"), base)
 
 
-def test_what_a_training_takes_grows_with_what_is_asked(base: Path) -> None:
+def test_training_bytes_grow_with_the_options(base: Path) -> None:
     entry = load_catalogue().get("minilm")
     folder = locate(entry)
     device, full = training_bytes(entry, folder, TrainingOptions(method="full"))

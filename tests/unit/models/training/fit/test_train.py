@@ -79,7 +79,7 @@ def test_minilm_learns_and_leaves_a_complete_candidate(tmp_path: Path) -> None:
     assert measured.eta_s > 0
 
 
-def test_a_step_that_is_done_is_only_told(base: Path, tmp_path: Path) -> None:
+def test_a_finished_step_only_emits_its_event(base: Path, tmp_path: Path) -> None:
     run = run_in(tmp_path / "run", of_folder(base))
     first = last(trained(run), Candidate)
     assert trained(run) == [first]
@@ -92,7 +92,7 @@ def test_the_same_seed_gives_the_same_bits(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_killed_after_an_epoch_it_comes_to_the_same_weights(base: Path, tmp_path: Path, method: str) -> None:
+def test_a_resumed_training_gives_the_same_weights(base: Path, tmp_path: Path, method: str) -> None:
     whole, cut = (
         run_in(tmp_path / name, of_folder(base), epochs=3, patience=3, method=method) for name in ("whole", "cut")
     )
@@ -135,7 +135,7 @@ def test_adapters_are_merged_into_plain_weights(base: Path, tmp_path: Path) -> N
     load(of_folder(base), LoadOptions("cpu", folder=run.candidate))
 
 
-def test_large_models_get_adapters_and_compute_twice(
+def test_large_models_get_adapters_and_recompute_activations(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, plain = run_in(tmp_path / "run", of_folder(base)), run_in(tmp_path / "plain", of_folder(base), method="lora")
@@ -154,7 +154,7 @@ def test_every_loss_trains(base: Path, tmp_path: Path, options: dict[str, Any]) 
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_it_stops_where_nothing_is_gained(base: Path, tmp_path: Path) -> None:
+def test_training_stops_early_without_gain(base: Path, tmp_path: Path) -> None:
     run = run_in(tmp_path / "run", of_folder(base), epochs=9, patience=2, learning_rate=1e-12)
     events = trained(run)
     assert last(events, Evaluated).epoch == 2
@@ -183,11 +183,11 @@ def spoiled(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[int, int], float])
         return loss
 
     monkeypatch.setattr(train, "make_loss", make_loss)
-    monkeypatch.setattr(train, "begin_again", lambda folder: None)  # it would take the place of this process
+    monkeypatch.setattr(train, "restart", lambda folder: None)  # it would take the place of this process
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_it_and_the_best_is_kept(
+def test_a_non_finite_loss_ends_the_training_with_the_best_epoch(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float
 ) -> None:
     spoilt = run_in(tmp_path / "run", of_folder(base), epochs=3)
@@ -197,10 +197,10 @@ def test_a_loss_that_is_no_number_ends_it_and_the_best_is_kept(
     assert last(events, Candidate).stopped == "the loss was no number any more at step 7"
     assert "best epoch" in last(events, Note).text
     assert all(tensor.isfinite().all() for tensor in weights_of(spoilt.candidate).values())
-    assert Epochs.found(spoilt.checkpoints).done == 1
+    assert Epochs.load(spoilt.checkpoints).done == 1
 
 
-def test_a_loss_that_is_no_number_at_once_is_an_error(
+def test_a_non_finite_loss_before_any_gain_is_an_error(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = run_in(tmp_path / "run", of_folder(base))
@@ -210,20 +210,20 @@ def test_a_loss_that_is_no_number_at_once_is_an_error(
     assert not run.candidate.exists()
 
 
-def test_a_gradient_that_is_no_number_never_reaches_the_weights(
+def test_a_non_finite_gradient_never_reaches_the_weights(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss is finite; on the way back it overflows."""
     run = run_in(tmp_path / "run", of_folder(base))
     spoiled(monkeypatch, lambda count, rows: 1.0)
-    step = train.Loop.training_step
+    step = train.Trainer.training_step
 
     def training_step(loop: Any, model: Any, *given: Any) -> torch.Tensor:
         loss: torch.Tensor = step(loop, model, *given)
         next(model.parameters()).grad[0] = math.nan
         return loss
 
-    monkeypatch.setattr(train.Loop, "training_step", training_step)
+    monkeypatch.setattr(train.Trainer, "training_step", training_step)
     with pytest.raises(Diverged, match="step 1"):
         trained(run)
 
@@ -236,7 +236,7 @@ SHORT = [
 
 
 @pytest.mark.parametrize("error", SHORT)
-def test_where_memory_is_short_fewer_pairs_are_computed_at_once(
+def test_micro_batches_are_halved_when_memory_is_short(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Callable[[], Exception]
 ) -> None:
     run = run_in(tmp_path / "run", of_folder(base), epochs=2)
@@ -254,7 +254,9 @@ def test_where_memory_is_short_fewer_pairs_are_computed_at_once(
     assert last(events, Candidate).stopped is None
 
 
-def test_triplets_begin_anew_where_memory_is_short(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triplet_training_restarts_when_memory_is_short(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = run_in(tmp_path / "run", of_folder(base), epochs=2, loss="triplet")
 
     def spoil(count: int, rows: int) -> float:
@@ -269,7 +271,9 @@ def test_triplets_begin_anew_where_memory_is_short(base: Path, tmp_path: Path, m
     assert last(events, Candidate).stopped is None
 
 
-def test_where_not_even_one_pair_fits_it_fails(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_fails_when_not_even_one_pair_fits(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = run_in(tmp_path / "run", of_folder(base), batch_size=4)
 
     def spoil(count: int, rows: int) -> float:
@@ -281,7 +285,7 @@ def test_where_not_even_one_pair_fits_it_fails(base: Path, tmp_path: Path, monke
 
 
 @pytest.mark.slow
-def test_it_keeps_to_the_memory_that_it_may_take(tmp_path: Path) -> None:
+def test_training_keeps_to_its_memory_limit(tmp_path: Path) -> None:
     """In a process of its own: 60 pairs of 256 tokens do not fit into 900 MB at once, and are computed in pieces."""
     entry = of_folder(write_qodo(tmp_path / "base", hidden=128, intermediate=512))
     lines = [{**pair, "positive": pair["positive"] * 40} for pair in pairs()]
@@ -294,7 +298,7 @@ def test_it_keeps_to_the_memory_that_it_may_take(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"loss": "triplet"}])
-def test_too_few_pairs_are_told(base: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_too_few_pairs_are_refused(base: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     lines = [{**pair, "negatives": []} for pair in pairs()]
     chosen = lines if options else lines[:2]
     run = run_in(tmp_path / "run", of_folder(base), chosen, **options)
@@ -302,7 +306,7 @@ def test_too_few_pairs_are_told(base: Path, tmp_path: Path, options: dict[str, A
         trained(run)
 
 
-def test_without_held_out_pairs_the_last_epoch_is_taken(base: Path, tmp_path: Path) -> None:
+def test_without_held_out_pairs_the_last_epoch_is_used(base: Path, tmp_path: Path) -> None:
     lines = [{**pair, "split": "train"} for pair in pairs()]
     run = run_in(tmp_path / "run", of_folder(base), lines, epochs=2)
     events = trained(run)

@@ -9,11 +9,11 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 from sentence_transformers.util import dot_score
 
 from models.encoders.base import Vectors, finish
+from models.training.data.held_out import held_out, split_held_out
 from models.training.data.records import Pair
 from models.training.verify import metrics
 from models.training.verify.drift import drift, fit_map, reindex_cost
 from models.training.verify.english import probe_items, probe_score
-from models.training.verify.held_out import held_out, parted
 from models.training.verify.metrics import nearest, paired_bootstrap, rank_metrics
 
 
@@ -56,7 +56,7 @@ def test_ranking_is_that_of_sentence_transformers(queries: int, documents: int, 
     assert found.mean_reciprocal_rank == pytest.approx(expected["mrr@k"][10], abs=1e-6)
 
 
-def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranking_does_not_depend_on_blocks_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, stored = unit(30), unit(50, seed=1)
     relevant = [{i} for i in range(30)]
     whole, neighbours = rank_metrics(asked, stored, relevant), np.sort(nearest(stored, stored, True))
@@ -81,12 +81,12 @@ def test_ignored_documents_do_not_count() -> None:
     assert rank_metrics(texts, documents, relevant, [{i} for i in range(20)]).mean_ndcg == 1
 
 
-def test_a_query_without_anything_to_find_is_refused() -> None:
+def test_a_query_without_relevant_documents_is_refused() -> None:
     with pytest.raises(ValueError, match="no relevant document"):
         rank_metrics(unit(1), unit(3), [set()])
 
 
-def test_bootstrap_tells_better_from_worse_and_from_chance() -> None:
+def test_bootstrap_distinguishes_better_worse_and_chance() -> None:
     random = np.random.default_rng(0)
     live = random.random(300)
     better = paired_bootstrap(live + random.normal(0.1, 0.2, 300), live, seed=0)
@@ -100,7 +100,7 @@ def test_bootstrap_tells_better_from_worse_and_from_chance() -> None:
         paired_bootstrap(live[:0], live[:0], seed=0)
 
 
-def test_bootstrap_depends_on_the_seed_alone_and_covers_the_normal_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bootstrap_is_deterministic_and_near_the_normal_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     gains = np.random.default_rng(0).normal(0.02, 0.3, 400)
     live = np.zeros(400)
     found = paired_bootstrap(gains, live, seed=3)
@@ -112,7 +112,7 @@ def test_bootstrap_depends_on_the_seed_alone_and_covers_the_normal_interval(monk
     assert paired_bootstrap(gains, live, seed=3) == found
 
 
-def test_nothing_drifts_from_itself_and_a_rotation_keeps_neighbours() -> None:
+def test_equal_vectors_have_no_drift_and_a_rotation_keeps_neighbours() -> None:
     old = unit(200)
     same, turned = drift(old, old), drift(old, old @ rotation(16))
     assert same.cosine_p5 == pytest.approx(1, abs=1e-6)
@@ -128,7 +128,7 @@ def test_drift_of_few_texts(rows: int) -> None:
     assert drift(unit(rows), unit(rows)).overlap == 1
 
 
-def test_the_map_finds_a_rotation_and_leaves_alone_what_no_text_shows() -> None:
+def test_the_map_finds_a_rotation_and_keeps_directions_without_texts() -> None:
     turn = rotation(16)
     old = unit(4000)
     assert np.abs(fit_map(old, old @ turn) - turn).max() < 0.02
@@ -137,7 +137,7 @@ def test_the_map_finds_a_rotation_and_leaves_alone_what_no_text_shows() -> None:
     assert np.abs(fit_map(few[:0], few[:0]) - np.eye(16)).max() < 1e-6
 
 
-def test_a_map_makes_old_vectors_of_a_turned_space_usable() -> None:
+def test_a_map_makes_old_vectors_of_a_rotated_space_usable() -> None:
     old, turn = unit(2000), rotation(16)
     new = finish(old @ turn + 0.005 * unit(2000, seed=5), True)
     queries = finish(new[:100] + 0.01 * unit(100, seed=6), True)
@@ -149,7 +149,7 @@ def test_a_map_makes_old_vectors_of_a_turned_space_usable() -> None:
     assert cost.mapped.ndcg > 0.95
 
 
-def test_the_map_is_not_judged_by_what_it_was_fitted_on() -> None:
+def test_the_map_is_cross_fitted() -> None:
     """Spaces that have nothing to do with each other: a map that had seen the documents would find some of them."""
     old, new = unit(60, 64), unit(60, 64, seed=1)
     cost = reindex_cost(old, new, new[:30], [{i} for i in range(30)])
@@ -185,22 +185,22 @@ def asked(files: int, anchors: int) -> list[Pair]:
 
 
 @pytest.mark.parametrize(("files", "anchors"), [(9, 4), (2, 5), (1, 30), (40, 1)])
-def test_what_chooses_an_epoch_does_not_judge_it(files: int, anchors: int) -> None:
+def test_selection_and_verification_share_no_pairs(files: int, anchors: int) -> None:
     held, taught = asked(files, anchors), [Pair("a", "b", "docstring", file="train.py")]
     pairs = [*taught, *held]
-    assert parted(pairs, 1, seed=0) == (pairs, pairs)
-    choosing, judging = parted(pairs, 2, seed=0)
+    assert split_held_out(pairs, 1, seed=0) == (pairs, pairs)
+    choosing, judging = split_held_out(pairs, 2, seed=0)
     assert choosing[0] == judging[0] == taught[0]
     assert sorted(choosing[1:] + judging[1:], key=held.index) == held
     assert len(held) / 4 <= len(choosing) - 1 <= len(held) / 2
     if files > 1:
         assert {pair.file for pair in choosing[1:]}.isdisjoint(pair.file for pair in judging[1:])
-    assert parted(pairs, 2, seed=0) == (choosing, judging)
+    assert split_held_out(pairs, 2, seed=0) == (choosing, judging)
 
 
-def test_where_too_little_is_held_out_all_of_it_judges() -> None:
+def test_few_held_out_pairs_are_all_used_for_verification() -> None:
     held = asked(1, 1)
-    assert parted(held, 3, seed=0) == ([], held)
+    assert split_held_out(held, 3, seed=0) == ([], held)
 
 
 def test_the_probe_is_of_distinct_sentences_and_rewards_meaning() -> None:

@@ -17,16 +17,8 @@ from models.training.options import TrainingOptions, VerifyLimits
 from models.training.progress import Candidate, Evaluated, Trained
 from models.training.verify.charts import Bar, bar_chart, histogram, line_chart
 from models.training.verify.drift import drift, reindex_cost
-from models.training.verify.report import (
-    Comparison,
-    Example,
-    Report,
-    read_history,
-    read_manifest,
-    read_report,
-    write_report,
-)
-from models.training.verify.report_page import page
+from models.training.verify.report import Comparison, Example, Report, read_manifest, read_report, trainer_events
+from models.training.verify.report_page import page, write_report
 
 HOSTILE = '<script>alert("&")</script>\'$body${title}'
 VOID = {"meta", "br"}
@@ -134,7 +126,7 @@ def trained(step: int, loss: float = 0.5) -> Trained:
 
 
 @pytest.mark.parametrize("report", [bare(), full(), full(HOSTILE)], ids=["bare", "full", "hostile"])
-def test_a_report_comes_back_as_it_was_written(report: Report, tmp_path: Path) -> None:
+def test_a_report_survives_writing_and_reading(report: Report, tmp_path: Path) -> None:
     assert read_report(tmp_path) is None
     write_report(tmp_path, report)
     assert read_report(tmp_path) == report
@@ -143,7 +135,7 @@ def test_a_report_comes_back_as_it_was_written(report: Report, tmp_path: Path) -
     parsed((tmp_path / "report.html").read_text("utf-8"))
 
 
-def test_the_page_says_everything_in_words() -> None:
+def test_the_page_states_all_findings() -> None:
     said = re.sub(r"\s+", " ", parsed(page(full())).text)
     for part in (
         "Accepted",
@@ -162,7 +154,7 @@ def test_the_page_says_everything_in_words() -> None:
         assert part in said
 
 
-def test_a_candidate_that_could_not_be_loaded_has_a_page_of_what_is_known() -> None:
+def test_the_page_of_an_unloadable_candidate_has_only_what_is_known() -> None:
     said = parsed(page(bare("weights <torn> & cut"))).text
     assert "Rejected" in said
     assert "weights <torn> & cut" in said
@@ -171,27 +163,27 @@ def test_a_candidate_that_could_not_be_loaded_has_a_page_of_what_is_known() -> N
 
 
 @given(st.text())
-def test_no_text_gets_out_of_its_place(text: str) -> None:
+def test_texts_are_escaped(text: str) -> None:
     assert parsed(page(full(text))).tags == parsed(page(full())).tags
 
 
-def test_the_page_follows_light_and_dark_and_the_width_of_a_phone() -> None:
+def test_the_page_adapts_to_dark_mode_and_narrow_screens() -> None:
     html = page(full())
     assert "prefers-color-scheme: dark" in html
     assert 'name="viewport" content="width=device-width' in html
 
 
-def test_history_leaves_out_what_is_torn_or_no_number(tmp_path: Path) -> None:
+def test_torn_and_non_finite_lines_of_a_history_are_skipped(tmp_path: Path) -> None:
     file = tmp_path / "history.jsonl"
-    assert read_history(file) == []
+    assert trainer_events(file) == []
     events = [trained(1), Candidate(weights_sha256="0"), trained(2, float("nan")), Evaluated(epoch=1, metrics={"a": 1})]
     lines = [event.model_dump_json() for event in events]
     file.write_text("\n".join([*lines, lines[0][:30]]) + "\n\xff", "latin-1")
-    assert read_history(file) == [events[0], events[3]]
+    assert trainer_events(file) == [events[0], events[3]]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff"])
-def test_a_manifest_that_cannot_be_read_is_left_out(tmp_path: Path, content: bytes | None) -> None:
+def test_an_unreadable_manifest_is_absent(tmp_path: Path, content: bytes | None) -> None:
     file = tmp_path / "manifest.json"
     if content is not None:
         file.write_bytes(content)
@@ -199,7 +191,7 @@ def test_a_manifest_that_cannot_be_read_is_left_out(tmp_path: Path, content: byt
 
 
 @pytest.mark.parametrize("points", [[(1, 0.5)], [(1, 0.5), (2, 0.5)], [(i, 10 / i) for i in range(1, 500)]])
-def test_curves_stay_inside_their_picture(points: list[tuple[float, float]]) -> None:
+def test_line_charts_stay_inside_their_box(points: list[tuple[float, float]]) -> None:
     svg = ElementTree.fromstring(line_chart(points, "a & b", "step"))
     line = svg.find("polyline")
     assert line is not None
@@ -208,7 +200,7 @@ def test_curves_stay_inside_their_picture(points: list[tuple[float, float]]) -> 
     assert all(0 <= x <= 360 and 0 <= y <= 180 for x, y in at)
 
 
-def test_bars_and_histograms_stay_inside_their_pictures() -> None:
+def test_bars_and_histograms_stay_inside_their_boxes() -> None:
     bars = [Bar("low", -1, -2, 3), Bar("high", 7, strong=True)]
     pictures = [bar_chart([("group", bars)], "bars"), histogram([-1, 0, 1], [3, 0], "counts", [("a", -0.9)])]
     for svg in map(ElementTree.fromstring, pictures):

@@ -6,7 +6,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, date, datetime
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from fake_encoder import FakeEncoder, word_id
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from training_runs import run_in
 from workers import clean_environment
 
 from models.catalogue import ModelSpec, load_catalogue
@@ -22,19 +24,19 @@ from models.encoders.base import PromptsAndTasks, TextOptions, Tokens, Vectors, 
 from models.errors import ModelUnavailable, OutOfDeviceMemory
 from models.loading import loader
 from models.loading.loader import LoadOptions
+from models.training.data.held_out import held_out
 from models.training.data.records import Pair
-from models.training.fit.texts import ANCHOR_PROMPTS, DOCUMENT_PROMPTS
+from models.training.encoding import ANCHOR_PROMPTS, DOCUMENT_PROMPTS, encode_texts, options_named
 from models.training.options import VerifyLimits
 from models.training.progress import Event, Note, Verified, read_event
-from models.training.run import RunFolder, RunSpec
+from models.training.run import RunFolder
 from models.training.verify import report
-from models.training.verify.acceptance import gainless, slow
-from models.training.verify.canary import FILE, live_round_texts, read_live_round
-from models.training.verify.compare import Comparing, Findings
-from models.training.verify.encoding import encode_texts, options_named, speed_ratio
+from models.training.verify.acceptance import check_gain, check_speed
+from models.training.verify.canary import FILE, canary_texts, read_canary
+from models.training.verify.compare import Findings, VersionComparison, speed_ratio
 from models.training.verify.english import probe_items
-from models.training.verify.held_out import held_out
-from models.training.verify.report import HTML_FILE, JSON_FILE, Comparison, read_report
+from models.training.verify.report import JSON_FILE, Comparison, read_report
+from models.training.verify.report_page import HTML_FILE
 from models.training.verify.verify import MAP, verify
 from models.weights import durable, hub, model_files
 from models.weights.version_history import OWN_DATA, verdict_of
@@ -73,26 +75,7 @@ def pairs(held: int = 30) -> list[Pair]:
 
 def begun(folder: Path, entry: ModelSpec, given: Sequence[Pair], limits: VerifyLimits = DEFAULT) -> RunFolder:
     """A run that has its data, but no candidate."""
-    run = RunFolder(folder / "run")
-    run.path.mkdir()
-    lines = [
-        {"anchor": p.anchor, "positive": p.positive, "negatives": [], "kind": p.kind, "language": "", "file": p.file}
-        | {"split": p.split}
-        for p in given
-    ]
-    run.data.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-    spec = RunSpec(
-        job="job-1",
-        entry=entry,
-        base=hub.locate(minilm()),
-        parent="base",
-        training_data=folder,
-        day=date(2026, 2, 3),
-        limits=limits,
-        device="cpu",
-    )
-    run.spec.write_text(spec.model_dump_json(), "utf-8")
-    return run
+    return run_in(folder / "run", entry, [asdict(pair) for pair in given], limits=limits)
 
 
 def trained(run: RunFolder, change: Callable[[Weights], Weights] = lambda found: found) -> RunFolder:
@@ -163,14 +146,14 @@ def test_weights_with_a_little_noise_are_accepted(tmp_path: Path, monkeypatch: p
     assert turn.dtype == np.float32
     assert np.abs(turn @ turn.T - np.eye(384)).max() < 1e-4
 
-    monkeypatch.setattr(loader, "load", lambda *_: pytest.fail("was examined again"))
+    monkeypatch.setattr(loader, "load", lambda *_: pytest.fail("was verified again"))
     assert verdict(run) == said
 
 
 def check_vectors(run: RunFolder) -> None:
     """What lies beside the report is what the candidate gives when it is served."""
-    texts, vectors = read_live_round(run.report)
-    assert texts == live_round_texts()
+    texts, vectors = read_canary(run.report)
+    assert texts == canary_texts()
     assert (len(set(texts)), vectors.shape, vectors.dtype) == (32, (32, 384), np.float32)
     served = loader.load(minilm(), LoadOptions("cpu", folder=run.candidate))
     assert cosine_rows(encode_texts(served, texts[:8]), vectors[:8]).min() > 0.9999
@@ -193,7 +176,7 @@ def with_nan(found: Weights) -> Weights:
     return found | {"embeddings.word_embeddings.weight": rare}
 
 
-def test_weights_that_are_no_numbers_are_rejected(tmp_path: Path) -> None:
+def test_non_finite_weights_are_rejected(tmp_path: Path) -> None:
     run = trained(begun(tmp_path, minilm(), pairs()), with_nan)
     said = verdict(run)
     assert "its weights have values that are no finite numbers, in 1 tensors" in said.reasons[0]
@@ -210,7 +193,7 @@ def test_another_dimension_is_rejected(tmp_path: Path, stated: int | None, reaso
     assert read_report(run.report) is not None
 
 
-def test_weights_that_are_cut_short_are_rejected(tmp_path: Path) -> None:
+def test_truncated_weights_are_rejected(tmp_path: Path) -> None:
     run = trained(begun(tmp_path, minilm(), pairs()))
     with (run.candidate / "model.safetensors").open("r+b") as file:
         file.truncate(1_000_000)
@@ -226,7 +209,7 @@ def test_without_a_candidate_nothing_is_written(tmp_path: Path) -> None:
     assert not run.candidate.exists()
 
 
-def test_as_a_process_it_says_events(tmp_path: Path) -> None:
+def test_the_process_emits_events(tmp_path: Path) -> None:
     run = trained(begun(tmp_path, minilm(), pairs()), with_nan)
     command = [sys.executable, "-m", "models.training", "verify", str(run.path)]
     done = subprocess.run(command, capture_output=True, env=clean_environment(), check=False, timeout=100)
@@ -252,11 +235,11 @@ class Turned(FakeEncoder):
 
 def compared(candidate: FakeEncoder, given: Sequence[Pair], limits: VerifyLimits = DEFAULT) -> Findings:
     found = Findings()
-    Comparing(FakeEncoder(), candidate, held_out(given), limits, seed=0).into(found)
+    VersionComparison(FakeEncoder(), candidate, held_out(given), limits, seed=0).measure(found)
     return found
 
 
-def test_scaled_vectors_are_the_same_once_they_are_finished() -> None:
+def test_scaled_vectors_are_the_same_after_normalisation() -> None:
     found = compared(Turned(lambda vectors: vectors * 1000), pairs())
     assert found.reasons == []
     assert found.metrics["cosine_p5"] == pytest.approx(1, abs=1e-6)
@@ -267,11 +250,11 @@ def test_vectors_of_length_zero_are_rejected() -> None:
     assert reason == "32 of 32 vectors have not unit norm, one has 0.000"
 
 
-def test_one_text_without_a_finite_vector_is_enough() -> None:
+def test_one_non_finite_vector_is_enough_for_rejection() -> None:
     spoilt = [*pairs(), Pair("this text is nan", "whatever", "given", split="held_out")]
     found = compared(FakeEncoder(), spoilt)
     assert found.reasons == ["1 of 31 texts got a vector with a value that is no finite number"]
-    assert found.live_round is not None
+    assert found.canary is not None
     assert found.map is None
 
 
@@ -281,7 +264,7 @@ def test_heavier_weights_are_rejected() -> None:
     assert "its weights take 2,000 bytes" in compared(heavy, pairs()).reasons[0]
 
 
-def test_a_turned_space_is_rejected_for_its_cosines_though_it_finds_the_same() -> None:
+def test_a_rotated_space_is_rejected_for_its_cosines() -> None:
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0].astype(np.float32)
     found = compared(Turned(lambda vectors: vectors @ turn), pairs())
     assert len(found.reasons) == 1
@@ -303,10 +286,10 @@ class Forgetful(FakeEncoder):
 
 
 @pytest.mark.parametrize(("encoder", "accepted"), [(FakeEncoder(), True), (Forgetful(), False)])
-def test_what_its_own_pairs_praise_must_please_the_operators_too(encoder: FakeEncoder, accepted: bool) -> None:
+def test_a_candidate_must_not_be_worse_on_the_operators_pairs(encoder: FakeEncoder, accepted: bool) -> None:
     ours = [Pair(f"ours {i} is", f"ours {i} indeed", "given", split="held_out") for i in range(30)]
     found = Findings()
-    Comparing(FakeEncoder(), encoder, held_out(pairs()), DEFAULT, seed=0, operators=held_out(ours)).into(found)
+    VersionComparison(FakeEncoder(), encoder, held_out(pairs()), DEFAULT, seed=0, judge=held_out(ours)).measure(found)
     assert found.metrics["mrr@10_after"] == found.metrics["mrr@10_before"]
     assert {"judge_ndcg@10_before", "judge_mrr@10_after"} <= found.metrics.keys()
     if accepted:
@@ -340,20 +323,20 @@ def test_a_gain_that_may_be_chance_is_rejected(change: Callable[[Vectors], Vecto
 
 def test_a_gain_that_is_certain_is_accepted() -> None:
     gain = Comparison(before=0.5, after=0.6, difference=0.1, low=0.001, high=0.2, p_worse=0.02)
-    assert list(gainless(gain, 30, VerifyLimits())) == []
-    (reason,) = gainless(gain.model_copy(update={"low": 0.0}), 30, VerifyLimits())
+    assert list(check_gain(gain, 30, VerifyLimits())) == []
+    (reason,) = check_gain(gain.model_copy(update={"low": 0.0}), 30, VerifyLimits())
     assert reason.startswith("no gain: NDCG@10 +0.100, 95 % interval +0.000 to +0.200, 30 queries")
-    assert list(gainless(gain.model_copy(update={"low": float("nan")}), 30, VerifyLimits()))
+    assert list(check_gain(gain.model_copy(update={"low": float("nan")}), 30, VerifyLimits()))
 
 
 def test_slower_than_allowed_is_rejected() -> None:
-    assert list(slow(1.49, VerifyLimits())) == []
-    assert "1.60 times as long" in next(slow(1.6, VerifyLimits()))
-    assert next(slow(float("nan"), VerifyLimits()))
+    assert list(check_speed(1.49, VerifyLimits())) == []
+    assert "1.60 times as long" in next(check_speed(1.6, VerifyLimits()))
+    assert next(check_speed(float("nan"), VerifyLimits()))
     assert speed_ratio(FakeEncoder(), FakeEncoder(), ["one two", "three"]) > 0
 
 
-def test_queries_and_documents_get_the_prompts_that_they_were_trained_with() -> None:
+def test_queries_and_documents_get_their_prompts() -> None:
     choices = PromptsAndTasks({"query": "query: ", "passage": "passage: "}, tasks={"retrieval.query": 0, "other": 1})
     encoder = FakeEncoder(choices=choices)
     assert options_named(encoder, ANCHOR_PROMPTS) == TextOptions(prompt_name="query")
@@ -361,11 +344,11 @@ def test_queries_and_documents_get_the_prompts_that_they_were_trained_with() -> 
     assert options_named(encoder, ANCHOR_PROMPTS[1:]) == TextOptions(task="retrieval.query")
     assert options_named(encoder, ()) == TextOptions()
     searched = FakeEncoder(choices=choices)
-    Comparing(FakeEncoder(choices=choices), searched, held_out(pairs()), DEFAULT, seed=0).into(Findings())
+    VersionComparison(FakeEncoder(choices=choices), searched, held_out(pairs()), DEFAULT, seed=0).measure(Findings())
     assert {word_id("query:"), word_id("passage:")} <= searched.seen
 
 
-def test_long_texts_are_cut_and_batches_are_in_order() -> None:
+def test_long_texts_are_truncated_and_vectors_in_order() -> None:
     encoder = FakeEncoder()
     texts = ["word " * 200, *(f"text {i}" for i in range(300)), "word " * 64]
     vectors = encode_texts(encoder, texts)
@@ -380,7 +363,7 @@ def faked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     return trained(begun(tmp_path, minilm(), pairs()))
 
 
-def test_of_several_epochs_only_those_judge_that_did_not_choose(faked: RunFolder) -> None:
+def test_pairs_that_selected_the_epoch_are_not_used_for_verification(faked: RunFolder) -> None:
     spec = faked.read()
     several = spec.model_copy(update={"options": spec.options.model_copy(update={"epochs": 3})})
     faked.spec.write_text(several.model_dump_json(), "utf-8")
@@ -390,7 +373,7 @@ def test_of_several_epochs_only_those_judge_that_did_not_choose(faked: RunFolder
     assert found.queries == 20  # of 30 that are held out
 
 
-def test_a_report_says_by_what_it_was_judged(faked: RunFolder, tmp_path: Path) -> None:
+def test_a_report_names_its_evaluation_data(faked: RunFolder, tmp_path: Path) -> None:
     verdict(faked)
     told = verdict_of(faked.candidate)
     assert told is not None
@@ -420,9 +403,7 @@ def test_a_record_of_other_weights_is_a_reason(faked: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("last", [0, 1, 2, 3])
-def test_a_disk_that_fills_up_leaves_no_half_report(
-    faked: RunFolder, monkeypatch: pytest.MonkeyPatch, last: int
-) -> None:
+def test_a_full_disk_leaves_no_partial_report(faked: RunFolder, monkeypatch: pytest.MonkeyPatch, last: int) -> None:
     """`last` files are written, the next one is not; report.json is the last of the four."""
     written: list[Path] = []
     publish = durable.publish_file
@@ -443,7 +424,7 @@ def test_a_disk_that_fills_up_leaves_no_half_report(
     assert len(list(faked.report.iterdir())) == 4
 
 
-def test_memory_that_is_short_is_no_fault_of_the_candidate(faked: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_errors_are_no_reason_for_rejection(faked: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "load", lambda spec, options: FakeEncoder(memory_tokens=1))
     with pytest.raises(OutOfDeviceMemory):
         verify(faked, print)
