@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup run test test-all test-clients check bench clean
+.PHONY: setup run test test-all test-clients check docs reference bench clean
 
 setup: $(STAMP)
 
@@ -21,8 +21,8 @@ $(STAMP): pyproject.toml constraints.txt
 run: setup
 	MLBUS_EMBEDDED_NATS=true $(BIN)/mlbus serve
 
-# A file's tests stay in one process: they share its servers and models.
-PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile
+# A file's tests stay in one process, for they share servers and models; the order ends with short files.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: setup
 	$(PYTEST) -m 'not slow'
@@ -40,10 +40,20 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The site, in build/site; a broken link or anchor fails, and so does a page that loads something from elsewhere.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	! grep -rE --include='*.html' '<(link|script|img|iframe)[^>]* (href|src)="?(https?:)?//' build/site
+
+# What of docs/ is made from the code.
+reference: setup
+	$(BIN)/python -m tools.reference
+
 bench: setup
 	for measurement in overhead embed onnx models swap fairness generate memory_generate small_tasks contention beside_training overload floods finetune finetune_serving; do $(BIN)/python -m bench.$$measurement || exit 1; done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage*
+	rm -rf build/site
 	$(MAKE) -C samples clean
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from models.encoders.base import TextOptions, Tokens, Vectors
+from models.encoders.base import Encoder, TextOptions, Tokens, Vectors
 from models.errors import TextTooLong
 from service.app import serve
 from service.config import read_settings
@@ -17,7 +17,7 @@ from service.config import read_settings
 from .responders import DIMENSIONS
 
 
-class FreeEncoder:
+class FreeEncoder(Encoder):
     """An encoder whose vectors (B, 384) are all the same."""
 
     model = "minilm"

@@ -13,9 +13,8 @@ from typing import Literal
 import torch
 
 from models.catalogue import Quantization, load_catalogue
-from models.generation.base import EngineLimits
 from models.generation.engine import Engine
-from models.generation.request import Finished, Request, Sampling
+from models.generation.types import EngineLimits, Finished, Request, Sampling
 from models.loading.device import configure_threads
 from models.loading.loader import LoadOptions, load_generator
 from service.residency.loader import CHUNK_TOKENS

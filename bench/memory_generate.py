@@ -17,9 +17,8 @@ from contextlib import aclosing
 from pathlib import Path
 
 from models.catalogue import load_catalogue
-from models.generation.base import EngineLimits
 from models.generation.engine import Engine
-from models.generation.request import Finished, Request, Sampling
+from models.generation.types import EngineLimits, Finished, Request, Sampling
 from models.loading.device import configure_threads
 from models.loading.loader import LoadOptions, load_generator
 from subjects.client import MLClient

@@ -17,9 +17,8 @@ from itertools import product
 from pathlib import Path
 
 from models.catalogue import load_catalogue
-from models.generation.base import Chat, EngineLimits, Message
 from models.generation.engine import Engine
-from models.generation.request import Piece, Request, Sampling
+from models.generation.types import Chat, EngineLimits, Message, Piece, Request, Sampling
 from models.loading.device import configure_threads, default_threads
 from models.loading.load_cache import LoadCache
 from models.loading.loader import LoadOptions, load_generator

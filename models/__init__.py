@@ -1,6 +1,6 @@
-"""Machine learning: the catalogue, weights, devices, encoders. No NATS, no asyncio, no wire.
+"""Machine learning: catalogue, weights, loading, encoders, generation, training. No NATS, no asyncio, no wire format.
 
-transformers imports torchao where it is installed, and that warns of parts for other hardware; nobody can act on it.
+transformers imports torchao if it is installed, which warns of missing parts for other hardware; these are silenced.
 """
 
 import logging

@@ -6,8 +6,7 @@ from typing import Any, ClassVar, dataclass_transform
 
 @dataclass_transform(eq_default=False)
 class ModelError(Exception):
-    """Base of all errors that the package raises on purpose; raised itself, with a text, where nobody needs to tell it
-    from others.
+    """Base of all errors that the package raises on purpose; also raised itself, with a text.
 
     A subclass is a dataclass of facts, from which its `message` is filled in; a tuple is written as a list.
     """
@@ -42,7 +41,6 @@ class UnknownModel(ModelError):
 
     model: str
     known: tuple[str, ...]
-
     message = "unknown model {model!r}; known: {known}"
 
 
@@ -51,7 +49,6 @@ class BadEntry(ModelError):
 
     model: str
     reason: str
-
     message = "catalogue entry {model!r}: {reason}"
 
 
@@ -60,7 +57,6 @@ class ModelUnavailable(ModelError):
 
     model: str
     reason: str
-
     message = "model {model!r} is unavailable: {reason}"
 
 
@@ -71,7 +67,6 @@ class CorruptWeights(ModelError):
     file: str
     expected: str
     found: str
-
     message = "{file} of model {model!r} has SHA-256 {found}, expected {expected}; delete it and fetch it again"
 
 
@@ -83,7 +78,6 @@ class SelfTestFailed(ModelError):
     required: float
     reference: str
     advice: str = ""
-
     message = (
         "model {model!r} failed its self-test: a text's vector has the cosine {cosine:.6f} to {reference}, and at "
         "least {required} is required{advice}"
@@ -95,7 +89,6 @@ class DeviceFailed(ModelError):
 
     device: str
     reason: str
-
     message = "device {device!r} has failed for good: {reason}; start the worker again"
 
 
@@ -116,7 +109,6 @@ class TextTooLong(ModelError):
     index: int
     tokens: int
     limit: int
-
     message = "text {index} has {tokens} tokens, the model takes {limit}"
 
 
@@ -125,7 +117,6 @@ class UnknownPrompt(ModelError):
 
     name: str
     known: tuple[str, ...]
-
     message = "unknown prompt {name!r}; known: {known}"
 
 
@@ -134,7 +125,6 @@ class UnknownTask(ModelError):
 
     name: str
     known: tuple[str, ...]
-
     message = "unknown task {name!r}; known: {known}"
 
 
@@ -142,7 +132,6 @@ class TemplateRefused(ModelError):
     """The chat template through which a model embeds texts refused one; `reason` is the template's."""
 
     reason: str
-
     message = "the model's chat template refuses the text or its prompt: {reason}"
 
 
@@ -164,7 +153,6 @@ class UnknownVersion(ModelError):
     model: str
     version: str
     known: tuple[str, ...]
-
     message = "model {model!r} has no version {version!r}; it has {known}"
 
 
@@ -174,7 +162,6 @@ class OtherDimensions(ModelError):
     model: str
     dimensions: int
     served: int
-
     message = (
         "the new weights of model {model!r} give {dimensions} dimensions, those that serve give {served}; they go on "
         "serving. Give the new weights an entry of their own in the catalogue"
@@ -185,7 +172,6 @@ class NotLoaded(ModelError):
     """The model that is to be unloaded is not in memory."""
 
     model: str
-
     message = "model {model!r} is not loaded on this worker"
 
 
@@ -194,7 +180,6 @@ class InUse(ModelError):
 
     model: str
     leases: int
-
     message = (
         "model {model!r} is in use by {leases} requests; try again later, or send force: true, which takes no new ones "
         "and unloads it when these are done"
@@ -238,7 +223,6 @@ class CannotQuantize(ModelError):
 
     quantization: str
     reason: str
-
     message = "{quantization} is not possible here: {reason}; choose another precision"
 
 
@@ -247,5 +231,4 @@ class UnknownArchitecture(ModelError):
 
     model: str
     reason: str
-
     message = "the size of model {model!r} is not known: {reason}"

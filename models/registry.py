@@ -101,28 +101,28 @@ class Registry(Generic[T]):
         changed.
         """
         self.cancel(model)
-        leaving = self._leaving(model, device, memory_bytes)
+        evicted = self._evicted(model, device, memory_bytes)
         self._reserved[model] = (device, memory_bytes)
-        for loaded in leaving:
+        for loaded in evicted:
             self.retire(loaded)
-        return leaving
+        return evicted
 
     def cancel(self, model: str) -> None:
         """Drop a reservation."""
         self._reserved.pop(model, None)
 
-    def _leaving(self, model: str, device: str, memory_bytes: int) -> list[LoadedModel[T]]:
+    def _evicted(self, model: str, device: str, memory_bytes: int) -> list[LoadedModel[T]]:
         budget = self.budget(device)
         here = [loaded for loaded in self.everything() if loaded.device == device]
         used = self.used_bytes(device)
         # Retired models that are not used any more are being freed.
         used -= sum(loaded.memory_bytes for loaded in here if loaded.retired and not loaded.leases)
         movable = [each for each in here if not each.pinned and not each.retired and each.model != model]
-        leaving: list[LoadedModel[T]] = []
+        evicted: list[LoadedModel[T]] = []
         for loaded in sorted((each for each in movable if not each.leases), key=lambda each: each.used_at):
             if used + memory_bytes <= budget:
                 break
-            leaving.append(loaded)
+            evicted.append(loaded)
             used -= loaded.memory_bytes
         if used + memory_bytes > budget:
             in_use = [each for each in here if each.leases and (each in movable or each.retired)]
@@ -130,7 +130,7 @@ class Registry(Generic[T]):
             if fixed + memory_bytes <= budget:
                 raise Crowded(model, memory_bytes, budget, used, tuple(dict.fromkeys(each.model for each in in_use)))
             raise OverBudget(model, memory_bytes, budget, fixed)
-        return leaving
+        return evicted
 
     def fits(self, device: str) -> bool:
         """Whether models and reservations are within the device's budget."""

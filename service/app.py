@@ -276,11 +276,8 @@ def _endpoint(
         replies=ReplySubjects(settings.reply_prefixes, telemetry.unanswerable),
         watched_at=watched_at,
     )
-    telemetry.gauge("mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls))
-    telemetry.gauge("mlbus_request_bytes_in_flight", "Bytes of their bodies", lambda: endpoint.bytes_in_flight)
-    telemetry.gauge("mlbus_models_missing", "Models of the settings that cannot be had", lambda: len(manager.missing))
-    for name, (help_text, read) in gauges.GAUGES.items():
-        telemetry.gauge(f"mlbus_{name}", help_text, functools.partial(read, registry))
+    for name, help_text, read in gauges.read_on_demand(endpoint, manager):
+        telemetry.gauge(name, help_text, read)
     return endpoint
 
 

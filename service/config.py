@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -24,6 +24,7 @@ from pydantic_settings import (
 
 from .endpoint.reply_subject import PREFIXES, checked_prefixes
 from .finetune_config import FinetuneSettings
+from .serving_config import BatchSettings, GenerationSettings, LimitSettings, MemorySettings
 
 CONFIG_FILE = "mlbus.toml"
 _OF_THE_SERVER = re.compile(r"MLBUS_([A-Z][A-Z0-9_]*_PASSWORD|TLS_(CERT|KEY|CA))")
@@ -34,84 +35,6 @@ class BadSettings(Exception):
     """A setting that cannot be used; the message names it and where it came from."""
 
 
-class LimitSettings(BaseModel):
-    """What one worker holds at once; past it a request is refused with 429."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    requests: int = Field(4096, ge=1, description="requests in flight")
-    request_bytes: int = Field(64 * 2**20, ge=1024, description="bytes of the bodies in flight")
-    default_timeout_s: float = Field(
-        60.0, gt=0, le=900, description="deadline of a request that names none, in seconds; at most 900"
-    )
-    watches: int = Field(256, ge=1, description="jobs that are watched at a time, each watch a stream of its own")
-    queue_texts: int = Field(8192, ge=1, description="texts of each priority that wait for one model")
-    queue_tokens: int = Field(1_000_000, ge=1, description="tokens of each priority that wait for one model")
-
-
-class BatchSettings(BaseModel):
-    """How texts are put together into batches."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    budget_tokens: int | None = Field(None, ge=1, description="tokens of a batch; absent: what suits the device")
-    overhead_tokens: int | None = Field(
-        None, ge=0, description="padding worth one batch saved, in tokens; absent: what suits the device"
-    )
-
-
-class MemorySettings(BaseModel):
-    """Which models stay in memory."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    budget_gb: float | None = Field(
-        None,
-        gt=0,
-        allow_inf_nan=False,
-        description="gigabytes for models; absent: what is free, less a margin",
-    )
-    idle_unload_s: float | None = Field(
-        None,
-        gt=0,
-        allow_inf_nan=False,
-        description="seconds after which an unused model is unloaded; absent: never",
-    )
-    pinned: tuple[str, ...] = Field((), description="models that are never evicted nor unloaded when idle")
-    load_on_demand: bool = Field(True, description="load a model when a request asks for it, if its weights are here")
-    load_timeout_s: float = Field(
-        600.0, gt=0, allow_inf_nan=False, description="seconds after which a load that does not end is given up"
-    )
-
-    @model_validator(mode="after")
-    def _comes_back(self) -> "MemorySettings":
-        if self.idle_unload_s is not None and not self.load_on_demand:
-            raise ValueError("idle_unload_s without load_on_demand would unload models for good; leave one of them out")
-        return self
-
-
-class GenerationSettings(BaseModel):
-    """How text is generated."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kv_gb: float | None = Field(
-        None,
-        gt=0,
-        allow_inf_nan=False,
-        description="gigabytes for each model's keys and values; absent: an eighth of those for models",
-    )
-    max_running: int = Field(32, ge=1, le=4096, description="completions of one model that grow at once")
-    waiting: int = Field(256, ge=1, description="completions that wait for one model")
-    waiting_tokens: int = Field(262_144, ge=1, description="tokens of their prompts")
-    chunk_tokens: int | None = Field(
-        None, ge=1, description="tokens of prompts computed in a step; absent: what suits the device"
-    )
-    stuck_step_s: float = Field(
-        30.0, gt=0, allow_inf_nan=False, description="seconds after which a step is reported as stuck"
-    )
-
-
 class Settings(BaseSettings):
     """Everything that can be set. An absent value is chosen at start and logged."""
 
@@ -120,37 +43,67 @@ class Settings(BaseSettings):
     )
 
     nats_url: str | None = Field(
-        None, description="NATS servers; absent: NATS_URL, the nats command's context, loopback"
+        None,
+        description="NATS servers, separated by commas; absent: NATS_URL, the nats command's context, "
+        "nats://127.0.0.1:4222",
     )
     embedded_nats: bool = Field(
-        False, description="start a nats-server of our own where nats_url and NATS_URL name none"
+        False,
+        description="start a nats-server. The flag wins over NATS_URL and nats_url; as a variable or in the file it "
+        "gives way to them",
     )
     nats_port: int = Field(4222, ge=0, le=65535, description="port of the embedded server; 0: any free one")
-    monitor: bool = Field(False, description="its monitoring over HTTP on loopback, which asks for no password")
-    nats_monitor_port: int = Field(8222, ge=0, le=65535, description="the port of that; 0: any free one")
-    nats_config: Path | None = Field(None, description="configuration of the embedded server; absent: nats-server.conf")
-    data_dir: Path = Field(Path("var"), description="folder of everything that is kept")
+    monitor: bool = Field(
+        False,
+        description="HTTP monitoring of the embedded server on loopback; it needs no password and shows who "
+        "subscribes where",
+    )
+    nats_monitor_port: int = Field(8222, ge=0, le=65535, description="port of that monitoring; 0: any free one")
+    nats_config: Path | None = Field(
+        None, description="configuration file of the embedded server; absent: nats-server.conf of mlbus"
+    )
+    data_dir: Path = Field(Path("var"), description="folder for everything that is stored")
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         ("minilm", "smollm2"),
         min_length=1,
-        description="models to load at start; the first that takes a request serves it where it names none",
+        description="models to load at start, as a variable separated by commas. The first that supports a request "
+        "serves it where it names no model, else minilm, smollm2 or tiny_coder. Other models are loaded "
+        "on demand",
     )
-    strict: bool = Field(False, description="do not start without one of them, nor of those pinned")
-    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: CUDA, else CPU")
+    strict: bool = Field(
+        False,
+        description="do not start if one of models or memory.pinned cannot be loaded; otherwise start with the rest "
+        "and retry",
+    )
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: CUDA where a GPU is usable, else CPU")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: as each model's entry says, for most bf16 where the device computes in it"
+        "auto",
+        description="auto: as each model's entry says, for most models bf16 where the device supports it and the "
+        "self-test passes",
     )
-    threads: int | None = Field(None, ge=1, le=1024, description="compute threads; absent: all cores but one past two")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="compute threads; absent: all cores, less one if there are more than two"
+    )
     grace_s: float = Field(
-        30.0, ge=0, description="seconds from a signal to the end; requests in flight get all but the last 5"
+        30.0, ge=0, description="seconds from a signal to the exit; requests in flight get all but the last 5"
     )
     reply_prefixes: Annotated[tuple[str, ...], NoDecode] = Field(
-        PREFIXES, description="prefixes of the subjects that are answered; a request with another one is dropped"
+        PREFIXES,
+        description="prefixes of reply subjects that are answered. Add your clients' own inbox prefix, and keep "
+        "_INBOX_ml, which workers use among themselves",
     )
-    metrics_host: str = Field("127.0.0.1", min_length=1, description="where metrics and health are served over HTTP")
-    metrics_port: int = Field(9464, ge=-1, le=65535, description="the port of both; 0: any free one; -1: none")
+    metrics_host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="address on which metrics and health checks are served over HTTP, without passwords",
+    )
+    metrics_port: int = Field(
+        9464, ge=-1, le=65535, description="their port; 0: any free one, as also if it is taken; -1: none"
+    )
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe level that is logged"
+    )
     limits: LimitSettings = LimitSettings()
     batch: BatchSettings = BatchSettings()
     memory: MemorySettings = MemorySettings()
@@ -158,7 +111,7 @@ class Settings(BaseSettings):
     finetune: FinetuneSettings = FinetuneSettings()
     catalogue: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="models of your own: [catalogue.<id>] with the fields of models/catalogue.toml",
+        description="models of your own, or changed fields of shipped ones: `[catalogue.<id>]`",
     )
 
     @property

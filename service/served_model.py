@@ -8,7 +8,7 @@ from typing import TypeAlias, TypeGuard, cast
 
 from models.catalogue import Kind, Quantization
 from models.encoders.base import Encoder
-from models.generation.base import GenerationEngine
+from models.generation.types import GenerationEngine
 
 from .runtime.device_thread import DeviceThread
 

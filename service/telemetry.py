@@ -55,21 +55,41 @@ class Telemetry:
         self._errors: Counts[int] = Counts()
         self._batches: dict[str, Counts[str]] = {}
         self._latency = Histogram(
-            "mlbus_request_seconds", "From receipt to the last reply", ["route"], registry=registry, buckets=LATENCY_S
+            "mlbus_request_seconds",
+            "From receipt of a request to its last reply, by route",
+            ["route"],
+            registry=registry,
+            buckets=LATENCY_S,
         )
-        self._failed = Counter("mlbus_errors", "Error replies", ["route", "code"], registry=registry)
+        self._failed = Counter("mlbus_errors", "Error replies, by route and code", ["route", "code"], registry=registry)
         self._unanswerable = Counter(
-            "mlbus_unanswerable_requests", "Requests dropped for their reply subject", registry=registry
+            "mlbus_unanswerable_requests",
+            "Requests dropped for their reply subject, see reply_prefixes",
+            registry=registry,
         )
-        self._denied = Counter("mlbus_replies_denied", "Answers that the server refused", registry=registry)
-        self._texts = Histogram("mlbus_batch_texts", "Texts of a batch", ["model"], registry=registry, buckets=POWERS)
+        self._denied = Counter(
+            "mlbus_replies_denied",
+            "Replies that the server's permissions refused; their work ends at once",
+            registry=registry,
+        )
+        self._texts = Histogram(
+            "mlbus_batch_texts", "Texts of a batch, by model", ["model"], registry=registry, buckets=POWERS
+        )
         self._tokens = Histogram(
-            "mlbus_batch_tokens", "Tokens of a batch, without padding", ["model"], registry=registry, buckets=POWERS
+            "mlbus_batch_tokens",
+            "Tokens of a batch without padding, by model",
+            ["model"],
+            registry=registry,
+            buckets=POWERS,
         )
         self._waste = Histogram(
-            "mlbus_batch_padding_ratio", "Padding in a batch's tokens", ["model"], registry=registry, buckets=WASTE
+            "mlbus_batch_padding_ratio",
+            "Share of padding in a batch, by model",
+            ["model"],
+            registry=registry,
+            buckets=WASTE,
         )
-        self._device = Counter("mlbus_device_seconds", "Time in forward passes", ["model"], registry=registry)
+        self._device = Counter("mlbus_device_seconds", "Time in forward passes, by model", ["model"], registry=registry)
         self._by_route: dict[str, Any] = {}
         self.generation = GenerationTelemetry(registry)
 

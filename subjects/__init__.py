@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .client.client import MLClient
-    from .embed import EmbedBatchReply, EmbedBatchRequest, EmbedReply, EmbedRequest
-    from .encodings import to_float32
+    from .embed import (
+        EmbedBatchReply,
+        EmbedBatchRequest,
+        EmbedReply,
+        EmbedRequest,
+        Ranked,
+        SimilarityRanking,
+        SimilarityRequest,
+        SimilarityScore,
+    )
     from .errors import MLError
     from .finetune import FinetuneOptions, FinetuneReply, FinetuneRequest, TrainingPair
     from .generate import (
@@ -22,7 +30,7 @@ if TYPE_CHECKING:
         TokenFrame,
     )
     from .jobs import Job, JobsListReply
-    from .similarity import Ranked, SimilarityRanking, SimilarityRequest, SimilarityScore
+    from .vectors import to_float32
 
 __all__ = [
     "ChatMessage",
@@ -56,8 +64,17 @@ if not TYPE_CHECKING:
         name: module
         for module, names_in_it in {
             "client.client": ("MLClient",),
-            "embed": ("EmbedBatchReply", "EmbedBatchRequest", "EmbedReply", "EmbedRequest"),
-            "encodings": ("to_float32",),
+            "embed": (
+                "EmbedBatchReply",
+                "EmbedBatchRequest",
+                "EmbedReply",
+                "EmbedRequest",
+                "Ranked",
+                "SimilarityRanking",
+                "SimilarityRequest",
+                "SimilarityScore",
+            ),
+            "vectors": ("to_float32",),
             "errors": ("MLError",),
             "finetune": ("FinetuneOptions", "FinetuneReply", "FinetuneRequest", "TrainingPair"),
             "generate": (
@@ -70,7 +87,6 @@ if not TYPE_CHECKING:
                 "TokenFrame",
             ),
             "jobs": ("Job", "JobsListReply"),
-            "similarity": ("Ranked", "SimilarityRanking", "SimilarityRequest", "SimilarityScore"),
         }.items()
         for name in names_in_it
     }

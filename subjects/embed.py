@@ -1,4 +1,4 @@
-"""`ml.embed` and `ml.embed.batch`: texts in, vectors out."""
+"""`ml.embed`, `ml.embed.batch` and `ml.similarity`: texts in, vectors or their cosines out."""
 
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -12,14 +12,14 @@ from pydantic import (
     model_validator,
 )
 
-from .encodings import INT8_RANGE
 from .names import EncodingFormat, Priority, Truncate
-from .vectors import Vector
+from .vectors import INT8_RANGE, Vector
 
 MAX_TEXT_CHARS = 1_000_000
 MAX_TEXTS = 65536
+MAX_CANDIDATES = 2048
 MAX_INTERACTIVE_TEXTS = 32
-"""With more texts than these a request that does not say is bulk."""
+"""A request with more texts is bulk unless it names a priority."""
 
 
 def _true_false_or_auto(stream: Any) -> Any:
@@ -29,8 +29,8 @@ def _true_false_or_auto(stream: Any) -> Any:
 
 
 Stream: TypeAlias = Annotated[bool | Literal["auto"], BeforeValidator(_true_false_or_auto)]
-"""As the header Ml-Stream."""
-STREAM = Field(None, description="as the header Ml-Stream; where both are there they agree")
+"""The same values as in the header Ml-Stream."""
+STREAM = Field(None, description="the same as the header Ml-Stream; if both are given they must agree")
 
 
 def _check_text(text: str) -> str:
@@ -52,24 +52,32 @@ class Message(BaseModel):
 
 
 class EncodeOptions(Message):
-    """What every request that embeds may say about how."""
+    """The options of every request that embeds texts."""
 
     model: Token | None = Field(None, description="model id; absent: the worker's default")
-    dimensions: int | None = Field(None, ge=1, le=65536, description="cut to this many, then renormalise")
-    task: Token | None = Field(None, description="one of the model's tasks, by name; absent: its default")
+    dimensions: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        description="cut each vector to its first values and scale it to length 1 again; some models allow only "
+        "certain lengths",
+    )
+    task: Token | None = Field(
+        None, description="one of the model's tasks, with the prompt that belongs to it; absent: its default task"
+    )
     prompt_name: Token | None = Field(None, description="one of the model's own prompts, by name")
     prompt: Annotated[str, StringConstraints(max_length=4096)] | None = Field(
         None, description="put before each text; instead of prompt_name"
     )
     truncate: Truncate = Field(
-        "end", description="which side of a text past the model's length is cut; error: refuse it"
+        "end", description="which end of a text past the model's length is cut; error: refuse it with 413"
     )
     priority: Priority | None = Field(
         None, description=f"absent: interactive for up to {MAX_INTERACTIVE_TEXTS} texts, else bulk; past them only bulk"
     )
 
     def _check_priority(self, texts: int) -> None:
-        """What a person waits for is little; much would make other persons wait."""
+        """Interactive requests are small, so that nobody waits long for another one."""
         if self.priority == "interactive" and texts > MAX_INTERACTIVE_TEXTS:
             raise ValueError(f"priority interactive is for up to {MAX_INTERACTIVE_TEXTS} texts, not {texts}; send bulk")
 
@@ -91,11 +99,13 @@ class EmbedOptions(EncodeOptions):
 
 
 class EmbedRequest(EmbedOptions):
-    text: Text
+    text: Text = Field(description="a text that is not blank and has no NUL character")
 
 
 class EmbedBatchRequest(EmbedOptions):
-    texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)]
+    texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)] = Field(
+        description="texts as in ml.embed"
+    )
     stream: Stream | None = STREAM
 
     @model_validator(mode="after")
@@ -105,7 +115,7 @@ class EmbedBatchRequest(EmbedOptions):
 
 
 class Reply(BaseModel):
-    """Base of replies. A client keeps reading when a newer worker adds a field."""
+    """Base of replies. Unknown fields are ignored, so that a newer worker can add some."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, arbitrary_types_allowed=True)
 
@@ -115,7 +125,7 @@ class Usage(Reply):
 
 
 class Served(Reply):
-    """What every answer says of the model behind it."""
+    """The part of every reply that names the model behind it."""
 
     model: str
     version: str = Field(description="the exact weights and precision that served the request")
@@ -123,10 +133,10 @@ class Served(Reply):
 
 
 class Encoded(Reply):
-    """What every message with vectors says of them."""
+    """The part of every message with vectors that says how to read them."""
 
     encoding_format: EncodingFormat = Field("float32", description="absent: float32")
-    dimensions: int = Field(description="values of a vector, however they are encoded")
+    dimensions: int = Field(description="values of a vector, in any encoding")
 
 
 class EmbedReply(Encoded, Served):
@@ -155,3 +165,44 @@ class EmbedDone(Served):
     seq: int = 0
     count: int
     dimensions: int
+
+
+class SimilarityRequest(EncodeOptions):
+    """Either `a` and `b`, or `query` and `candidates` with an optional `top_k`."""
+
+    a: Text | None = Field(None, description="a text to compare with `b`")
+    b: Text | None = Field(None, description="the other text")
+    query: Text | None = Field(None, description="a text to rank the candidates by")
+    candidates: Annotated[list[Text], Field(min_length=1, max_length=MAX_CANDIDATES)] | None = Field(
+        None, description="texts to rank"
+    )
+    top_k: int | None = Field(None, ge=1, le=MAX_CANDIDATES, description="keep only the best; absent: all")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "SimilarityRequest":
+        pair = (self.a is not None, self.b is not None)
+        ranking = (self.query is not None, self.candidates is not None)
+        if all(pair) and not any(ranking) and self.top_k is None:
+            return self
+        if all(ranking) and not any(pair):
+            self._check_priority(1 + len(self.candidates or []))
+            return self
+        raise ValueError("send either 'a' and 'b', or 'query' and 'candidates' (and 'top_k' if wanted)")
+
+
+class SimilarityScore(Served):
+    score: float = Field(description="cosine, -1 to 1")
+    truncated: bool = False
+
+
+class Ranked(Reply):
+    index: int = Field(description="place in the request's candidates")
+    score: float = Field(description="cosine, -1 to 1")
+
+
+class SimilarityRanking(Served):
+    results: list[Ranked] = Field(description="best first; equal scores in the order of the request")
+    truncated: bool = False
+
+
+SimilarityReply: TypeAlias = SimilarityScore | SimilarityRanking

@@ -1,4 +1,4 @@
-"""The errors of the wire and their one table of codes. The worker raises them, the client raises them again."""
+"""The errors of the wire and the table of their codes. A worker replies with them, the client raises them."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -7,9 +7,9 @@ from . import names
 
 
 class MLError(Exception):
-    """An error reply: `code` as in `Nats-Service-Error-Code`, a message that says what to change.
+    """An error reply: the code in `Nats-Service-Error-Code`, and a message that says what to change.
 
-    `retryable`: the same request may succeed later; `retry_after_ms`: when to try again, if known.
+    retryable: the same request may succeed later. retry_after_ms: when to try again, if known.
     """
 
     code: ClassVar[int] = 500
@@ -22,7 +22,7 @@ class MLError(Exception):
         self.request_id = request_id
 
     def body(self, request_id: str) -> dict[str, Any]:
-        """The reply's body, for any codec."""
+        """The body of the reply, for any content type."""
         return {
             "error": {
                 "code": self.code,
@@ -40,78 +40,105 @@ class MLError(Exception):
 
 
 class Malformed(MLError):
+    """The body or a header cannot be read, or the subject does not stream. Correct it; set `Content-Type`."""
+
     code = 400
 
 
 class Forbidden(MLError):
-    """It is another role's to say; the message tells whose, and how."""
+    """Another role may do this, such as the administrator. The message says which, and how."""
 
     code = 403
 
 
 class NotFound(MLError):
+    """No such model, version or job, or the model is not loaded. Use an id from `mlbus models`."""
+
     code = 404
 
 
 class NotAcceptable(MLError):
+    """`Accept` names no type that is sent. Accept one that the message names."""
+
     code = 406
 
 
 class DeadlinePassed(MLError):
+    """The deadline passed. Give more time, or add workers."""
+
     code = 408
 
 
 class Conflict(MLError):
-    """The state of the worker forbids it, such as requests that use a model which is to be unloaded."""
+    """The worker's state forbids it: a model in use, other dimensions, mixed versions, a request id in use."""
 
     code = 409
 
 
 class TooLarge(MLError):
+    """A text, batch, header block or reply is too large, or prompt and `max_tokens` exceed the context or the cache.
+
+    The message names the limit. Stream, split or cut.
+    """
+
     code = 413
 
 
 class UnsupportedType(MLError):
+    """`Content-Type` is not read here. Send JSON, MessagePack, or text where the subject takes it."""
+
     code = 415
 
 
 class InvalidField(MLError):
+    """A field is missing, unknown or out of bounds, or the model does not support it. The message names the field."""
+
     code = 422
 
 
 class Busy(MLError):
+    """This worker is full, or earlier work leaves no time until the deadline. Wait `retry_after_ms`, or add workers."""
+
     code = 429
     retryable = True
 
 
 class Cancelled(MLError):
+    """The request was cancelled, or its reader was too slow."""
+
     code = 499
 
 
 class Internal(MLError):
+    """A fault in the worker, without details. Look for the request id in the worker's log."""
+
     code = 500
 
 
 class Unavailable(MLError):
+    """The worker is stopping, or cannot load the model now. From `MLClient` also: there is no worker. Try again."""
+
     code = 503
     retryable = True
 
 
 class NotServed(MLError):
-    """This worker will never serve that model as it is configured; waiting does not help."""
+    """The worker is not configured to serve the model; waiting does not help."""
 
     code = 503
 
 
 class VersionChanged(Conflict):
-    """The client's own: the weights were swapped while it collected vectors, and those of two versions do not mix."""
+    """Raised by the client: the weights were swapped while it collected vectors, and versions must not be mixed."""
 
 
 class FrameLost(Internal):
-    """The client's own: a frame of a stream did not come, as where a connection breaks."""
+    """Raised by the client: a frame of a stream is missing, for instance because the connection broke."""
 
 
 class OutOfMemory(MLError):
+    """The device has no memory for the text, or the budget none for the model. Try later, or send less."""
+
     code = 507
     retryable = True
 
@@ -138,9 +165,9 @@ CODES: dict[int, type[MLError]] = {
 
 
 def from_reply(code: int, message: str, body: Mapping[str, Any]) -> MLError:
-    """The exception for an error reply; an unknown code becomes the class of its hundred.
+    """The exception for an error reply. An unknown 4xx code becomes Malformed, any other unknown code Internal.
 
-    body: the decoded body, or an empty mapping where it could not be read.
+    body: the decoded body, or an empty mapping if it could not be read.
     """
     detail = body.get("error")
     fields: Mapping[str, Any] = detail if isinstance(detail, Mapping) else {}

@@ -1,4 +1,4 @@
-"""`ml.finetune`: training data or a codebase in, a job's id out. The job itself is jobs.py's."""
+"""`ml.finetune`: training data or a codebase in, the id of a job out. The job itself is described in jobs.py."""
 
 from typing import Annotated, TypeAlias
 
@@ -12,7 +12,7 @@ MAX_PAIRS = 100_000
 
 
 class TrainingPair(Message):
-    """A text, one that belongs to it, and some that do not."""
+    """A text, a text that matches it, and some that do not."""
 
     anchor: Text
     positive: Text
@@ -26,25 +26,33 @@ class TrainingPair(Message):
 
 
 class FinetuneOptions(Message):
-    """How to train. What is absent suits the model."""
+    """How to train. Absent options are chosen to suit the model."""
 
     method: TrainingMethod = Field("auto", description="auto: full up to 200 M parameters, else lora")
     loss: TrainingLoss = Field(
         "infonce", description="infonce: against the other pairs of a batch; triplet: against each pair's negatives"
     )
-    matryoshka: bool = Field(False, description="train the first values of a vector to stand for the whole")
-    epochs: int = Field(1, ge=1, le=100)
-    batch_size: int = Field(32, ge=2, le=4096, description="pairs that are told apart from each other")
-    micro_batch: int | None = Field(
-        None, ge=1, le=4096, description="pairs computed at once; absent: as many as the memory allows"
+    matryoshka: bool = Field(False, description="train the first values of a vector to represent the whole")
+    epochs: int = Field(1, ge=1, le=100, description="times over all pairs")
+    batch_size: int = Field(
+        32, ge=2, le=4096, description="pairs of a batch, each of which is told apart from the others"
     )
-    learning_rate: float = Field(1e-5, gt=0, le=0.1, allow_inf_nan=False)
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="pairs computed at once, halved by itself where memory is short; absent: as many as the memory "
+        "allows",
+    )
+    learning_rate: float = Field(1e-5, gt=0, le=0.1, allow_inf_nan=False, description="after the warm-up")
     warmup: float = Field(0.1, ge=0, le=1, allow_inf_nan=False, description="share of steps until the full rate")
     max_tokens: int | None = Field(None, ge=8, le=32768, description="of a text; absent: 256, or what the model takes")
     patience: int = Field(2, ge=1, le=100, description="evaluations without a gain before it stops early")
-    hard_negatives: int = Field(1, ge=0, le=8, description="for each pair of a codebase, similar texts that are wrong")
-    lora_rank: int = Field(16, ge=1, le=256)
-    seed: int = Field(0, ge=0, le=2**32 - 1)
+    hard_negatives: int = Field(
+        1, ge=0, le=8, description="similar but wrong texts that are added to each pair of a codebase"
+    )
+    lora_rank: int = Field(16, ge=1, le=256, description="rank of the matrices that lora trains")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="the same gives the same training")
 
 
 class FinetuneRequest(Message):
@@ -55,11 +63,13 @@ class FinetuneRequest(Message):
     path: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = Field(
         None, description="a codebase on the worker's machine, below one of its finetune.roots"
     )
-    pairs: Annotated[list[TrainingPair], Field(fail_fast=True)] | None = Field(None, min_length=1, max_length=MAX_PAIRS)
+    pairs: Annotated[list[TrainingPair], Field(fail_fast=True)] | None = Field(
+        None, min_length=1, max_length=MAX_PAIRS, description="pairs of texts that belong together"
+    )
     object: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = Field(
         None, description="JSON lines of such pairs, by their name in the bucket ml_data; ml.finetune.upload answers it"
     )
-    swap: bool = Field(False, description="what serves is the administrator's to say: true is refused with 403")
+    swap: bool = Field(False, description="true is refused with 403: the administrator decides which version serves")
     options: FinetuneOptions = FinetuneOptions()
 
     @model_validator(mode="after")
@@ -71,5 +81,7 @@ class FinetuneRequest(Message):
 
 class FinetuneReply(Reply):
     job: JobId
-    id: JobId = Field(default_factory=lambda reply: reply["job"], description="the same, as the job itself calls it")
-    duplicate: bool = Field(description="whether a job of this id was there already; nothing new begins")
+    id: JobId = Field(
+        default_factory=lambda reply: reply["job"], description="the same; the name that a job has for it"
+    )
+    duplicate: bool = Field(description="whether a job with this id exists already; then no new one begins")

@@ -1,7 +1,8 @@
 """`ml.generate` and `ml.generate.batch`: a prompt in, its completion out, whole or as frames of a stream.
 
-`index` is a prompt's place in a batch, `choice` a completion's place among the n of its prompt. Completion number
-k = index * n + choice is sampled with seed + k (mod 2^64) and tells that seed, so that each can be had again alone.
+`index` is the place of a prompt in a batch, `choice` the place of a completion among the n of its prompt. Completion
+number k = index * n + choice is sampled with seed + k (mod 2^64). The reply returns that seed, so that each completion
+can be repeated alone.
 """
 
 from typing import Annotated, Any
@@ -26,49 +27,79 @@ class ChatMessage(Message):
 
 
 class GenerateOptions(Message):
-    """What every request that generates may say about how.
+    """The options of every request that generates text.
 
-    temperature, top_p, top_k, min_p, repetition_penalty: absent, as the model's entry or its generation_config says,
-    and where those say nothing, what leaves every token its probability.
+    temperature, top_p, top_k, min_p, repetition_penalty: if absent, as the model's entry or its generation_config
+    says, and otherwise the value that changes no probability.
     """
 
     model: Token | None = Field(None, description="model id; absent: the worker's default")
     max_tokens: int = Field(
-        256, ge=0, le=MAX_TOKENS, description="tokens of a completion at most; 0 with 'echo': the prompt alone"
+        256,
+        ge=0,
+        le=MAX_TOKENS,
+        description="tokens of a completion at most; 0 with 'echo': the prompt alone. Together with the prompt they "
+        "must fit into the model's context, else 413; absent: what the context leaves, if that is less",
     )
-    min_tokens: int = Field(0, ge=0, le=MAX_TOKENS, description="before these it does not end by itself")
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False, description="0: greedy")
-    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False, description="only the likeliest of this mass")
-    top_k: int | None = Field(None, ge=0, le=MAX_TOKEN_ID, description="only so many of the likeliest; 0: all")
+    min_tokens: int = Field(
+        0, ge=0, le=MAX_TOKENS, description="the text does not end by itself before this many tokens"
+    )
+    temperature: float | None = Field(
+        None,
+        ge=0,
+        le=2,
+        allow_inf_nan=False,
+        description="below 1 makes likely tokens likelier; 0: always the likeliest; absent: as the model says",
+    )
+    top_p: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="only the likeliest tokens that together have this probability; absent: as the model says",
+    )
+    top_k: int | None = Field(
+        None, ge=0, le=MAX_TOKEN_ID, description="only this many likeliest tokens; 0: all; absent: as the model says"
+    )
     min_p: float | None = Field(
-        None, ge=0, le=1, allow_inf_nan=False, description="none below this share of the likeliest one's probability"
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="no token below this share of the likeliest token's probability; absent: as the model says",
     )
     repetition_penalty: float | None = Field(
-        None, ge=0.01, le=10, allow_inf_nan=False, description="1: none; for tokens of prompt and text"
+        None,
+        ge=0.01,
+        le=10,
+        allow_inf_nan=False,
+        description="above 1 makes tokens of prompt and text less likely; absent: as the model says",
     )
-    presence_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False, description="for tokens of the text")
-    frequency_penalty: float = Field(
-        0.0, ge=-2, le=2, allow_inf_nan=False, description="for tokens of the text, each time they stand there"
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, allow_inf_nan=False, description="subtracted from the logits of tokens that the text contains"
     )
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False, description="the same, for each occurrence")
     logit_bias: Biases | None = Field(
-        None, description="token id -> what is added to its logit; ids are strings of decimals in JSON"
+        None, description="token id -> what is added to its logit; in JSON the ids are strings of decimals"
     )
     logprobs: int | None = Field(
         None,
         ge=0,
         le=20,
-        description="tell each token's log-probability, with 'echo' the prompt's too, and so many of the likeliest in "
-        "its place",
+        description="return each token's log-probability, with 'echo' also the prompt's, and this many of the "
+        "likeliest alternatives",
     )
     n: int = Field(1, ge=1, le=16, description="completions of each prompt")
-    num_beams: int = Field(1, ge=1, le=8, description="above 1: beam search, without sampling and not streamed")
+    num_beams: int = Field(1, ge=1, le=8, description="above 1: beam search, which is neither sampled nor streamed")
     length_penalty: float = Field(
-        1.0, ge=-10, le=10, allow_inf_nan=False, description="of a beam's score; above 0 favours longer texts"
+        1.0, ge=-10, le=10, allow_inf_nan=False, description="for beams: above 0 favours longer texts"
     )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="absent: drawn; told in the reply either way")
-    stop: StopStrings | None = Field(None, description="strings that end the text and are no part of it; one or a list")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="absent: drawn; the reply contains it either way")
+    stop: StopStrings | None = Field(
+        None, description="strings that end the text and are not part of it; one or a list"
+    )
     stop_token_ids: StopTokenIds | None = Field(None, description="tokens that end the text, besides the model's own")
-    echo: bool = Field(False, description="begin the text with the prompt")
+    echo: bool = Field(False, description="begin the text with the prompt; not for a chat or a gap")
     stream: Stream | None = STREAM
 
     @model_validator(mode="after")
@@ -84,7 +115,7 @@ class GenerateOptions(Message):
         return self
 
     def _check_beams(self) -> None:
-        """Beams are searched, not sampled: what would have no effect is refused."""
+        """Refuse sampling options with beams, where they would have no effect."""
         if not self.max_tokens:
             raise ValueError("field 'max_tokens' is 0, and beams need at least 1")
         sampled = [name for name, neutral in _WITHOUT_SAMPLING.items() if getattr(self, name) not in (None, neutral)]
@@ -93,17 +124,17 @@ class GenerateOptions(Message):
 
 
 class GenerateRequest(GenerateOptions):
-    """One of three forms: `prompt`; or `messages`; or `prefix` and `suffix`, between which the text is to stand."""
+    """One of three forms: `prompt`; or `messages`; or `prefix` and `suffix`, to fill the gap between them."""
 
-    prompt: Text | None = Field(None, description="a text to go on with")
+    prompt: Text | None = Field(None, description="a text to continue")
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = Field(
         None, description="a chat to answer, for models with a chat template"
     )
     continue_final: bool = Field(
-        False, description="go on with the last turn, the assistant's, instead of answering it"
+        False, description="continue the last turn, which must be the assistant's, instead of answering it"
     )
-    prefix: Part | None = Field(None, description="what stands before the gap, for models that fill in the middle")
-    suffix: Part | None = Field(None, description="what stands behind it; one of the two may be empty")
+    prefix: Part | None = Field(None, description="the text before the gap, for models that fill in the middle")
+    suffix: Part | None = Field(None, description="the text behind the gap; one of the two may be empty")
 
     @model_validator(mode="after")
     def _one_form(self) -> "GenerateRequest":
@@ -120,11 +151,11 @@ class GenerateRequest(GenerateOptions):
 
 
 class GenerateBatchRequest(GenerateOptions):
-    prompts: Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+    prompts: Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)] = Field(description="texts to continue")
 
 
 class GenerateUsage(Reply):
-    """Tokens. cached_tokens: those of the prompt that were not computed again."""
+    """Numbers of tokens. `cached_tokens` are those of the prompt that were not recomputed."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -135,11 +166,9 @@ _LOGPROB = "natural logarithm of its probability, before penalties and filters"
 
 
 class ScoredToken(Reply):
-    token: str = Field(description="its text; where a character takes several tokens, its bytes may not be text")
+    token: str = Field(description="its text; a part of a character may not be text")
     id: int
-    bytes: list[int] = Field(
-        default_factory=list, description="what it adds to the text, where that is no character too"
-    )
+    bytes: list[int] = Field(default_factory=list, description="its bytes, also if they are only a part of a character")
 
 
 class TopLogprob(ScoredToken):
@@ -158,7 +187,7 @@ class Ended(Reply):
     stop_reason: str | int | None = Field(
         None, description="the stop string or token id that ended it; absent: the model's own end"
     )
-    seed: int = Field(description="with which it was sampled")
+    seed: int = Field(description="the seed of its sampling")
 
 
 class Completed(Ended):
@@ -174,14 +203,14 @@ class GenerateFailure(Reply):
 
 
 class Choice(Completed):
-    """One of n completions of a prompt. With `error` its finish reason is `error` too."""
+    """One of `n` completions of a prompt. With `error` its finish reason is `error`."""
 
     choice: int
     error: GenerateFailure | None = None
 
 
 class GenerateResult(Completed):
-    """One prompt of a batch. With `error` its finish reason is `error` too. choices: absent unless n > 1."""
+    """One prompt of a batch. With `error` its finish reason is `error`. `choices` is present with `n` above 1."""
 
     usage: GenerateUsage
     choices: list[Choice] | None = None
@@ -189,7 +218,7 @@ class GenerateResult(Completed):
 
 
 class Generated(Reply):
-    """What every last message says of the model behind it. usage: of all completions."""
+    """The part of every last message that names the model. usage: of all completions."""
 
     model: str
     version: str = Field(description="the exact weights and precision that served the request")
@@ -197,7 +226,7 @@ class Generated(Reply):
 
 
 class GenerateReply(Completed, Generated):
-    """choices: all n of them, absent unless n > 1; the other fields are those of the first."""
+    """With `n` above 1, `choices` has all completions, and the other fields are those of the first."""
 
     choices: list[Choice] | None = None
 
@@ -213,7 +242,7 @@ class GenerateBatchReply(Generated):
 
 
 class TokenFrame(Reply):
-    """More text of one completion: whole characters, never empty. index: in a batch only; choice: with n > 1 only."""
+    """More text of one completion, in whole characters. `index` is present in a batch, `choice` with `n` above 1."""
 
     seq: int = 0
     text: str
@@ -229,13 +258,13 @@ class TokenFrame(Reply):
 
 
 class PingFrame(Reply):
-    """Nothing yet, and still at work."""
+    """The worker is still working and has nothing to send yet."""
 
     seq: int = 0
 
 
 class CompletionEnd(Ended):
-    """The end of one completion out of several. index, choice, error: as in TokenFrame and GenerateResult."""
+    """The end of one completion out of several."""
 
     index: int | None = None
     choice: int | None = None
@@ -244,13 +273,13 @@ class CompletionEnd(Ended):
 
 
 class GenerateDone(Ended, Generated):
-    """The last frame. choices: all ends, absent where there is one completion; the other fields are the first one's."""
+    """The last frame. With several completions, `choices` has all ends; the other fields are the first one's."""
 
     seq: int = 0
     choices: list[CompletionEnd] | None = None
 
     def as_text(self) -> str:
-        """A frame's body is never empty: a line break, which a terminal needs anyway."""
+        """A line break: the body of a frame is never empty."""
         return "\n"
 
     def beside_text(self) -> dict[str, Any]:
@@ -258,7 +287,7 @@ class GenerateDone(Ended, Generated):
 
 
 MAX_STOP_CHARS = 32
-"""Of the stop string that is told beside a plain text, in a header."""
+"""Characters of the stop string in the header Ml-Result."""
 _FACTS = ("model", "version", "finish_reason", "stop_reason", "seed", "usage")
 
 

@@ -1,4 +1,4 @@
-"""The types of a generation request's fields, each with its bounds. Knows no message."""
+"""The types of a generation request's fields, with their bounds."""
 
 import re
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ def _as_list(stop: Any) -> Any:
 
 
 def _whole_keys(biases: Any) -> Any:
-    """JSON has only strings for keys."""
+    """Token ids as keys: in JSON all keys are strings."""
     if not isinstance(biases, Mapping):
         return biases
     return {_token_id(key): bias for key, bias in biases.items()}
@@ -41,7 +41,7 @@ def _token_id(key: Any) -> Any:
 
 
 def _joined(content: Any) -> Any:
-    """The text of a turn that comes as a list of parts, each of which begins a line."""
+    """The text of a message whose content is a list of parts, joined by line breaks."""
     if not isinstance(content, list):
         return content
     for place, part in enumerate(content):
@@ -53,7 +53,7 @@ def _joined(content: Any) -> Any:
 
 
 class TextPart(BaseModel):
-    """One of the parts that a turn's content may consist of."""
+    """One part of a message's content."""
 
     type: Literal["text"]
     text: str
@@ -69,6 +69,8 @@ StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 StopStrings = Annotated[
     list[StopString],
     Field(max_length=MAX_STOPS),
-    BeforeValidator(_as_list, json_schema_input_type=list[StopString] | StopString),
+    BeforeValidator(
+        _as_list, json_schema_input_type=Annotated[list[StopString], Field(max_length=MAX_STOPS)] | StopString
+    ),
 ]
 StopTokenIds = Annotated[list[TokenId], Field(max_length=MAX_STOPS)]

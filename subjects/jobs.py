@@ -1,4 +1,4 @@
-"""`ml.jobs.*`: what became of a job, and how it goes on. Knowing a job's id is the right to see and to cancel it."""
+"""`ml.jobs.*`: the states of jobs. Whoever knows the id of a job may see and cancel it."""
 
 from datetime import datetime
 from typing import Literal
@@ -10,13 +10,13 @@ from .finetune import JobId
 from .names import JobState
 
 TERMINAL: frozenset[JobState] = frozenset({"done", "failed", "cancelled", "rejected", "skipped"})
-"""The states that a job never leaves."""
-MOST_LISTED = 100
-"""Jobs in one answer of ml.jobs.list: to encode them takes a worker a millisecond or two."""
+"""The final states of a job."""
+MAX_LISTED = 100
+"""The largest page of ml.jobs.list, which takes a worker one or two milliseconds to encode."""
 
 
 class _OneJob(Message):
-    """A job by its id, as `id` or, as ml.finetune answers, as `job`."""
+    """A job by its id, which is called `id` or, as in the reply of ml.finetune, `job`."""
 
     model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["id"]}, {"required": ["job"]}]})
 
@@ -51,40 +51,42 @@ class JobsCancelRequest(_OneJob):
 class JobsListRequest(Message):
     state: JobState | None = Field(None, description="only jobs in this state")
     model: Token | None = Field(None, description="only jobs for this model")
-    limit: int = Field(50, ge=1, le=MOST_LISTED, description="the newest ones")
-    before: JobId | None = Field(None, description="only older ones than this job, the last of the page before")
+    limit: int = Field(50, ge=1, le=MAX_LISTED, description="the newest ones")
+    before: JobId | None = Field(None, description="only jobs older than this one, the last of the previous page")
 
 
 class Job(Reply):
-    """A job as it stands. Absent: not known yet, or never."""
+    """The present state of a job. Fields are absent until they are known."""
 
     id: str
-    job: str = Field(default_factory=lambda job: job["id"], description="the same, as ml.finetune calls it")
+    job: str = Field(
+        default_factory=lambda job: job["id"], description="the same; the name that ml.finetune has for it"
+    )
     origin: Literal["request", "nightly"] = "request"
     model: str
-    source: str = Field(description="what it trains on, in words")
-    digest: str | None = Field(None, description="SHA-256 of the request as it waits in the queue")
+    source: str = Field(description="what it trains on")
+    digest: str | None = Field(None, description="SHA-256 of the request in the queue")
     state: JobState
-    reason: str | None = Field(None, description="why it ended so, or what it waits for")
+    reason: str | None = Field(None, description="why it ended this way, or what it waits for")
     created_at: datetime
     updated_at: datetime
-    worker: str | None = Field(None, description="id of the worker that has it, or had it last")
-    attempt: int = Field(0, description="how often a worker has begun with it")
+    worker: str | None = Field(None, description="id of the worker that runs it, or ran it last")
+    attempt: int = Field(0, description="how often a worker has started it")
     cancel_requested: bool = False
-    promote: bool = Field(False, description="whether an administrator wants its version to serve once it has passed")
+    promote: bool = Field(False, description="whether its version will serve once it has passed")
     step: int | None = None
     steps: int | None = None
     loss: float | None = None
     pairs_per_s: float | None = None
-    eta_s: float | None = Field(None, description="seconds until the training is over")
-    parent: str | None = Field(None, description="the version that was trained further")
-    version: str | None = Field(None, description="the version that came of it")
-    metrics: dict[str, float] = Field(default_factory=dict, description="of the report, by name")
-    notes: list[str] = Field(default_factory=list, description="what was found on the way, such as a smaller batch")
+    eta_s: float | None = Field(None, description="seconds until the training ends")
+    parent: str | None = Field(None, description="the version that is trained further")
+    version: str | None = Field(None, description="the new version")
+    metrics: dict[str, float] = Field(default_factory=dict, description="metrics of the report, by name")
+    notes: list[str] = Field(default_factory=list, description="what happened during the job, such as a smaller batch")
 
 
 class JobFrame(Job):
-    """A job as it stands at some moment of a watch; in the frame `done` as it ended."""
+    """A state of a watched job; the frame `done` has its final state."""
 
     seq: int = 0
 

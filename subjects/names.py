@@ -30,13 +30,13 @@ MODELS_PROMOTE = "ml.models.promote"
 SCHEMA = "ml.schema"
 
 JOBS_STREAM = "ML_JOBS"
-"""The JetStream work queue of jobs that wait, on subjects of their own (`job_queue_subject`)."""
+"""The JetStream work queue of waiting jobs, on the subjects of `job_queue_subject`."""
 JOBS_BUCKET = "ml_jobs"
-"""The key-value bucket of the jobs' states and of which version of each model is live."""
+"""The key-value bucket with the states of jobs and the live version of each model."""
 CHECKPOINTS_BUCKET = "ml_checkpoints"
 """The object bucket of fine-tuned versions."""
 DATA_BUCKET = "ml_data"
-"""The object bucket of training data that is too large for a message."""
+"""The object bucket of training data too large for a message."""
 
 CONTENT_TYPE = "Content-Type"
 ACCEPT = "Accept"
@@ -45,17 +45,17 @@ TIMEOUT_MS = "Ml-Timeout-Ms"
 STREAM = "Ml-Stream"
 PING_MS = "Ml-Ping-Ms"
 CALLER = "Ml-Caller"
-"""On a request: a subject to which the caller listens for as long as it wants the answer; workers ask there."""
+"""On a request: a subject on which the caller listens while it waits, so that workers can check that it still does."""
 EVENT = "Ml-Event"
 SEQ = "Ml-Seq"
 RESULT = "Ml-Result"
-"""On a reply in plain text: what its body has no room for, as JSON in ASCII."""
+"""On a reply in plain text: the other fields of the reply, as JSON in ASCII."""
 TRACEPARENT = "traceparent"
 ERROR = "Nats-Service-Error"
 ERROR_CODE = "Nats-Service-Error-Code"
 
 STREAM_AUTO = "auto"
-"""The value of Ml-Stream that leaves it to the worker: one reply where it fits a message, frames where it may not."""
+"""The value of Ml-Stream for one reply if it is sure to fit into a message, and frames otherwise."""
 
 JSON = "application/json"
 MSGPACK = "application/msgpack"
@@ -89,27 +89,27 @@ Role: TypeAlias = Literal["client", "admin"]
 """A role of nats-server.conf that asks: what a client may ask, an administrator may too."""
 
 MAX_TIMEOUT_S = 900
-"""The longest a request may take."""
+"""The longest deadline of a request, in seconds."""
 WIND_UP_S = 1.0
-"""How long after its deadline a stream of text may tell how far it came: about a step, on its way already."""
+"""How long after its deadline, in seconds, the last frame of a stream of text may come: about one step of decoding."""
 
 
 def cancel_subject(request_id: str) -> str:
-    """Where to publish (any body) so that the request with this id ends as cancelled."""
+    """The subject on which a message with any body cancels the request with this id."""
     return f"{CANCEL}.{request_id}"
 
 
 def job_event_subject(job_id: str) -> str:
-    """Where workers publish a job's state each time it changes; `*` for all jobs. Others ask JOBS_WATCH."""
+    """The subject on which workers publish each new state of a job; `*`: of all jobs. Clients use JOBS_WATCH."""
     return f"ml.jobs.{job_id}.event"
 
 
 def job_queue_subject(job_id: str) -> str:
-    """Where the message of a job that waits lies in JOBS_STREAM."""
+    """The subject of a waiting job's message in JOBS_STREAM."""
     return f"ml.queue.finetune.{job_id}"
 
 
 def header_bytes(headers: Mapping[str, str]) -> int:
-    """The size of headers on the wire; the server counts it towards max_payload, the client does not."""
+    """The size of headers on the wire. The server counts it towards max_payload, nats-py's own check does not."""
     lines = sum(len(name.encode()) + len(value.encode()) + len(": \r\n") for name, value in headers.items())
     return len("NATS/1.0\r\n") + lines + len("\r\n")

@@ -12,7 +12,16 @@ from pydantic import BaseModel
 from typing_extensions import TypeVar
 
 from . import names
-from .embed import EmbedBatchReply, EmbedBatchRequest, EmbedChunk, EmbedDone, EmbedReply, EmbedRequest
+from .embed import (
+    EmbedBatchReply,
+    EmbedBatchRequest,
+    EmbedChunk,
+    EmbedDone,
+    EmbedReply,
+    EmbedRequest,
+    SimilarityReply,
+    SimilarityRequest,
+)
 from .finetune import FinetuneReply, FinetuneRequest
 from .generate import (
     GenerateBatchReply,
@@ -38,14 +47,14 @@ from .models import (
     ModelsListReply,
     ModelsListRequest,
     ModelsLoadRequest,
+    ModelsPromoteReply,
+    ModelsPromoteRequest,
     ModelsRecommendedReply,
     ModelsRecommendedRequest,
     ModelsReloadRequest,
     ModelsUnloadRequest,
 )
-from .promote import ModelsPromoteReply, ModelsPromoteRequest
 from .schema import SchemaReply, SchemaRequest
-from .similarity import SimilarityReply, SimilarityRequest
 from .stream import CHUNK, DONE, JOB, TOKEN
 from .uploads import UploadReply, UploadRequest
 
@@ -58,7 +67,7 @@ class Route(Generic[ReplyT, FrameT]):
     """A subject and the messages on it.
 
     reply: the one reply. frames: the messages of a streamed reply, by event; any stream can also bring `ping` and
-    `error`. Empty: the subject does not stream. lasting: it always streams, for as long as what it tells of goes on.
+    `error`. Empty: the subject does not stream. lasting: it always streams, without a deadline.
     text_field: the field of the request that a body of plain text stands for.
     role: the least role that may ask. inference: whether a model computes the answer; other requests are admitted
     apart from these. every_worker: all workers answer, otherwise one of them does. by_worker: one worker can be asked

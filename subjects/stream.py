@@ -1,7 +1,7 @@
-"""Frames of a multi-message reply, and the sentinel that ends it (ADR-47).
+"""Frames of a streamed reply, and the sentinel that ends it (ADR-47).
 
-Frames are numbered from 0 and never empty; `done` or `error` is the last; after it comes one message with an
-empty body and no headers. Knows no connection.
+Frames are numbered from 0 and never empty. The last one is `done` or `error`; after it comes one message with an
+empty body and no headers.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ DONE = "done"
 ERROR = "error"
 
 PROBE = "probe"
-"""The event of a message to the subject in Ml-Caller; it only finds out whether somebody listens."""
+"""The event of a message to the subject in Ml-Caller, which only checks that somebody listens there."""
 
 SENTINEL = b""
 
@@ -41,9 +41,9 @@ def frame_headers(event: str, seq: int) -> dict[str, str]:
 
 
 def read_frame(headers: Mapping[str, str], body: bytes, expected_seq: int) -> Frame | None:
-    """The frame in a message; None where it was there before: a worker that was cut off may send one twice.
+    """The frame in a message; None for a repeated one: a worker whose connection broke may send a frame twice.
 
-    Raises FrameLost, and Internal if it is no frame.
+    Raises FrameLost, or Internal if the message is not a frame.
     """
     event, seq = headers.get(names.EVENT, ""), headers.get(names.SEQ, "")
     if not event or not seq.isdigit():

@@ -1,4 +1,4 @@
-"""`ml.finetune.upload`: training data in chunks, which become an object that `ml.finetune` takes."""
+"""`ml.finetune.upload`: training data in chunks, which become an object for `ml.finetune`."""
 
 from base64 import b64decode
 from collections.abc import Iterable, Iterator

@@ -1,1 +1,1 @@
-"""How good a model is at what it is for, as its entry says and as it might be set otherwise. Knows no command."""
+"""Quality of a model with the settings of its entry and with other ones."""

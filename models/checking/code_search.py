@@ -1,7 +1,4 @@
-"""How well an embedding model finds functions by what they do, under each mask and end token that it allows.
-
-Owns the queries and functions, and which settings of an entry are tried.
-"""
+"""Code search with an embedding model, with each attention mask and end token that it supports."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,14 +16,14 @@ from ..training.encoding import ANCHOR_PROMPTS, DOCUMENT_PROMPTS
 from ..training.verify.metrics import Bootstrap, Ranking, paired_bootstrap, rank_metrics
 
 SAME = 1e-3
-"""Unit vectors that differ by less come of the same tokens and the same mask."""
-ROWS = 8
+"""Unit vectors with smaller differences come from the same tokens and mask."""
+BATCH_SIZE = 8
 Load = Callable[[ModelSpec], Encoder]
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """query: what a function does, in words."""
+    """A function, and a query that describes it."""
 
     query: str
     function: str
@@ -34,10 +31,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A mask and an end token that were tried. causal: None where the model has no such choice, or it is not known.
+    """A mask and an end token that were tried. causal: None if the model has one mask only, or it is not known.
 
-    own: as the entry says. problem: why it is not possible, as a clause; else `ranking` tells how each query found its
-    function, and `gain` by how much that is better than with the entry's own setting (NDCG@10).
+    own: whether it is the entry's. problem: why it is not possible, as a clause. ranking: of each query's function.
+    gain: in NDCG@10 over the entry's own setting.
     """
 
     causal: bool | None
@@ -49,26 +46,26 @@ class Setting:
 
     @property
     def ndcg(self) -> float:
-        """NDCG@10; below any other where it is not possible."""
+        """NDCG@10; -1 if the setting is not possible."""
         return self.ranking.mean_ndcg if self.ranking else -1.0
 
     @property
     def first(self) -> float:
-        """The share of queries that find their function before all others."""
+        """Share of queries that rank their function first."""
         return float((self.ranking.ranks == 1).mean()) if self.ranking else 0.0
 
 
 @cache
 def items() -> tuple[Item, ...]:
-    """The queries and functions, always in the same order."""
+    """The queries and functions, in a fixed order."""
     stored = resources.files(__package__).joinpath("pairs.json").read_bytes()
     return TypeAdapter(tuple[Item, ...]).validate_json(stored)
 
 
-def tried(spec: ModelSpec, load: Load) -> list[Setting]:
-    """Every setting that makes a difference, the entry's own first, and those that are not possible.
+def evaluate(spec: ModelSpec, load: Load) -> list[Setting]:
+    """All settings with different vectors, the entry's own first, and the ones that are not possible.
 
-    load: an encoder of an entry, which is closed afterwards. Raises what it does for the entry's own setting.
+    load: entry -> encoder, which is closed afterwards. Raises what `load` raises for the entry's own setting.
     """
     vectors = [_vectors(load(spec))]
     own = rank(*vectors[0])
@@ -92,12 +89,12 @@ def tried(spec: ModelSpec, load: Load) -> list[Setting]:
 
 
 def best(found: Sequence[Setting]) -> Setting:
-    """The one that ranks best; of equal ones the entry's own."""
+    """The setting that ranks best; among equals, the entry's own."""
     return max(found, key=lambda setting: (setting.ndcg, setting.own))
 
 
 def rank(queries: Vectors, functions: Vectors) -> Ranking:
-    """How unit vectors (N, D) of the queries find those of the functions, in the same order."""
+    """Rank the functions for each query. queries, functions: unit vectors (N, D), in the same order."""
     return rank_metrics(queries, functions, [{index} for index in range(len(queries))])
 
 
@@ -114,7 +111,7 @@ def _same(one: tuple[Vectors, Vectors], other: tuple[Vectors, Vectors]) -> bool:
 
 
 def _vectors(encoder: Encoder) -> tuple[Vectors, Vectors]:
-    """Unit vectors (N, D) of the queries and of the functions, each behind the model's own prompt for it, if any."""
+    """Unit vectors (N, D) of the queries and of the functions, with the model's own prompts for them, if any."""
     try:
         queries = _embedded(encoder, [item.query for item in items()], ANCHOR_PROMPTS)
         return queries, _embedded(encoder, [item.function for item in items()], DOCUMENT_PROMPTS)
@@ -127,5 +124,5 @@ def _embedded(encoder: Encoder, texts: Sequence[str], names: Sequence[str]) -> V
     task = next((name for name in names if name in encoder.tasks), None)
     made = encoder.tokenize(texts, TextOptions(prompt_name=prompt, task=task))
     tokens = [item for item in made if isinstance(item, Tokens)]
-    batches = [tokens[start : start + ROWS] for start in range(0, len(tokens), ROWS)]
+    batches = [tokens[start : start + BATCH_SIZE] for start in range(0, len(tokens), BATCH_SIZE)]
     return finish(np.concatenate([encoder.encode(batch) for batch in batches]), True)

@@ -1,7 +1,4 @@
-"""What a generation model makes of a text in each precision: how likely it finds it, and how it would go on.
-
-Owns the texts and the precisions that are tried.
-"""
+"""Perplexity and a greedy sample of a generation model in each precision."""
 
 import math
 from collections.abc import Callable
@@ -9,11 +6,10 @@ from dataclasses import dataclass
 
 from ..catalogue import Dtype, Quantization
 from ..errors import ModelError
-from ..generation.base import EngineLimits, Plain
 from ..generation.causal_lm import CausalLM
 from ..generation.engine import Engine
-from ..generation.load_self_test import probe_logits
-from ..generation.request import Finished, Piece, Request, Sampling
+from ..generation.self_test import probe_logits
+from ..generation.types import EngineLimits, Finished, Piece, Plain, Request, Sampling
 from ..loading.footprint import Precision
 
 TEXT = '''\
@@ -52,9 +48,9 @@ Load = Callable[[Dtype, Quantization | None], CausalLM]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A model in one precision. dtype: what it computes in. perplexity: of TEXT; sample: how PROMPT goes on, greedily.
+    """A model in one precision. dtype: of the computation. perplexity: of TEXT. sample: greedy completion of PROMPT.
 
-    problem: why it cannot be loaded so; the rest then says nothing.
+    problem: why it cannot be loaded; the other fields are then not set.
     """
 
     precision: Precision
@@ -65,16 +61,16 @@ class Measured:
     problem: str | None = None
 
 
-def measured(load: Load) -> list[Measured]:
-    """The model in each precision. load: the model in a dtype, and quantised.
+def measure(load: Load) -> list[Measured]:
+    """Measure each precision. load: dtype, quantization -> the model.
 
-    Raises what the first of them raised where it can be loaded in none.
+    Raises the first error if the model cannot be loaded in any.
     """
     found: list[Measured] = []
     errors: list[ModelError] = []
-    for precision, how in PRECISIONS.items():
+    for precision, options in PRECISIONS.items():
         try:
-            found.append(_measured(precision, load(*how)))
+            found.append(_measure(precision, load(*options)))
         except ModelError as error:
             errors.append(error)
             found.append(Measured(precision, problem=str(error)))
@@ -83,26 +79,28 @@ def measured(load: Load) -> list[Measured]:
     return found
 
 
-def _measured(precision: Precision, loaded: CausalLM) -> Measured:
+def _measure(precision: Precision, loaded: CausalLM) -> Measured:
     try:
-        return Measured(precision, loaded.dtype, loaded.weight_bytes, perplexity(loaded), greedy_sample(loaded))
+        return Measured(
+            precision, loaded.facts.dtype, loaded.facts.weight_bytes, perplexity(loaded), greedy_sample(loaded)
+        )
     finally:
         loaded.close()
 
 
 def perplexity(loaded: CausalLM) -> float:
-    """Of TEXT, as far as the model's context goes: the exponential of the mean surprise of its tokens, in nats."""
-    ids = list(loaded.prompts(Plain(TEXT)).ids)[: loaded.max_tokens]
-    likely = probe_logits(loaded.model, loaded.network, ids)[:-1].log_softmax(-1)
+    """Perplexity of TEXT, up to the context length: exp of the mean negative log-likelihood of its tokens."""
+    ids = list(loaded.prompts(Plain(TEXT)).ids)[: loaded.facts.max_tokens]
+    likely = probe_logits(loaded.facts.model, loaded.network, ids)[:-1].log_softmax(-1)
     return math.exp(-float(likely[range(len(ids) - 1), ids[1:]].mean()))
 
 
 def greedy_sample(loaded: CausalLM) -> str:
-    """How the model goes on with PROMPT where every token is the likeliest."""
-    tokens = min(CACHE_TOKENS, loaded.max_tokens)
+    """Greedy completion of PROMPT."""
+    tokens = min(CACHE_TOKENS, loaded.facts.max_tokens)
     engine = Engine(loaded, EngineLimits(max_running=1, kv_bytes=2 * tokens * loaded.kv_shape.token_bytes))
     prompt = engine.prompt_tokens(Plain(PROMPT))
-    left = min(SAMPLE_TOKENS, loaded.max_tokens - len(prompt.ids))
+    left = min(SAMPLE_TOKENS, loaded.facts.max_tokens - len(prompt.ids))
     engine.add(Request("sample", prompt.ids, left, stop_ids=prompt.stop_ids, sampling=Sampling(temperature=0)))
     text = ""
     while not engine.is_idle:

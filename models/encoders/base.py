@@ -1,43 +1,41 @@
-"""What every encoder is, and the arithmetic that all of them share.
-
-Owns the protocol, the options of a text and the finishing of vectors. Knows no framework but numpy.
-"""
+"""The interface of every encoder, the options of a text, and the arithmetic that all encoders share."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..catalogue import Quantization
-from ..errors import BadDimensions, TextTooLong, UnknownPrompt, UnknownTask
+from ..catalogue import ModelSpec, Quantization
+from ..errors import BadDimensions, ModelUnavailable, TextTooLong, UnknownPrompt, UnknownTask
 
 Vectors = NDArray[np.float32]
+Truncation = Literal["end", "start", "error"]
 
 
 @dataclass(frozen=True, slots=True)
 class TextOptions:
-    """How texts are made into tokens.
+    """How texts become tokens.
 
-    `prompt` is put in front of each text as it is; `prompt_name` names one of the model's own; with neither, the
-    prompt of the task applies, or else the model's default prompt; with both, `prompt` wins. `task` names one of the
-    model's tasks; without it its default task applies. `truncate` says which side of a text that is too long is cut
-    off, or that it is an error; the prompt is always kept.
+    `prompt` is put in front of each text; `prompt_name` names one of the model's own prompts. If both are given,
+    `prompt` wins; if neither is, the task's prompt or else the model's default applies. `task` names one of the model's
+    tasks; None selects its default. `truncate`: the side on which a text that is too long is cut, or "error"; the
+    prompt is always kept.
     """
 
     prompt: str | None = None
     prompt_name: str | None = None
     task: str | None = None
-    truncate: Literal["end", "start", "error"] = "end"
+    truncate: Truncation = "end"
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """One text as token ids, special tokens and prompt included.
 
-    `prompt_tokens` counts the leading ones that belong to the prompt; 0 where there is none. `task` is the id of the
-    task to run, None for a model without tasks.
+    `prompt_tokens`: how many leading ids belong to the prompt. `task`: id of the task to run; None if the model has no
+    tasks.
     """
 
     ids: list[int]
@@ -50,80 +48,73 @@ class Tokens:
 
 
 class Encoder(Protocol):
-    """A loaded embedding model."""
+    """A loaded embedding model.
 
-    @property
-    def model(self) -> str:
-        """Its catalogue id."""
+    model: catalogue id. version: exact weights and precision, see `version_of`. dimensions: length of its uncut
+    vectors. max_tokens: longest text, special tokens included. dtype: of the computation, fp32, bf16 or fp16.
+    quantization: of the weights, if they are not in the dtype. weight_bytes: on the device. device: where it really
+    runs, cpu or cuda:0. packed: whether a batch costs the sum of its tokens, instead of its longest text times the
+    number of texts. normalizes: whether vectors are scaled to unit length by default. matryoshka: lengths to which
+    vectors may be cut; empty: any. notes: messages from the load for the operator, such as a fall-back to fp32.
+    """
 
-    @property
-    def version(self) -> str:
-        """The exact weights and their precision: see `version_of`."""
-
-    @property
-    def dimensions(self) -> int:
-        """Length of its vectors, uncut."""
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens it takes of one text, special tokens included."""
-
-    @property
-    def dtype(self) -> str:
-        """What it computes in: fp32, bf16 or fp16."""
-
-    @property
-    def quantization(self) -> Quantization | None:
-        """What its weights are stored in, where that is not the dtype."""
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes that its weights take on the device."""
-
-    @property
-    def device(self) -> str:
-        """Where it really runs: cpu or cuda:0."""
-
-    @property
-    def packed(self) -> bool:
-        """Whether a batch costs the sum of its tokens, and not its longest text times their number."""
-
-    @property
-    def normalizes(self) -> bool:
-        """Whether its vectors are scaled to unit length where a request does not say."""
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        """Its named prompts."""
-
-    @property
-    def tasks(self) -> Mapping[str, int]:
-        """Its tasks, by name; empty where it has none."""
-
-    @property
-    def matryoshka(self) -> Sequence[int]:
-        """Lengths to which its vectors may be cut; empty: any."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What was found at load that its operator should know, such as a fall-back to fp32."""
+    model: str
+    version: str
+    dimensions: int
+    max_tokens: int
+    dtype: str
+    quantization: Quantization | None
+    weight_bytes: int
+    device: str
+    packed: bool
+    normalizes: bool
+    prompts: Mapping[str, str]
+    tasks: Mapping[str, int]
+    matryoshka: Sequence[int]
+    notes: tuple[str, ...]
 
     def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
-        """Tokenise texts; one that is too long, where that is an error, stands in the list as its own error.
+        """Tokenise texts. With truncate "error", a text that is too long gives an error in its place in the list.
 
         Thread-safe. Raises UnknownPrompt, UnknownTask.
         """
 
     def encode(self, batch: Sequence[Tokens], between_layers: Callable[[], None] | None = None) -> Vectors:
-        """Pooled vectors (B, dimensions) float32, in order, not normalised.
+        """Pooled vectors (B, dimensions) float32, in order, not normalised. All texts must have the same task.
 
-        All texts of a batch have the same task. `between_layers` is called, where the model has layers to stop
-        between, before each of them but the first; it may itself encode another batch.
-        To be called on the device's own thread only. Raises OutOfDeviceMemory.
+        `between_layers` is called before each layer but the first, if the runtime can stop there; it may itself encode
+        another batch. Only the device's own thread may call this. Raises OutOfDeviceMemory.
         """
 
     def close(self) -> None:
-        """Let go of the weights; nothing may be encoded afterwards."""
+        """Free the weights; the encoder cannot be used afterwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptsAndTasks:
+    """A model's named prompts (name -> text) and tasks (name -> id), and its defaults."""
+
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    tasks: Mapping[str, int] = field(default_factory=dict)
+    default_task: str | None = None
+
+    def task(self, options: TextOptions) -> str | None:
+        """The task that applies; None for a model without tasks. Raises UnknownTask."""
+        if options.task is None:
+            return self.default_task
+        if options.task not in self.tasks:
+            raise UnknownTask(options.task, tuple(self.tasks))
+        return options.task
+
+    def prompt(self, options: TextOptions) -> str:
+        """The text to put in front: as given, as named, the task's, or the default. Raises UnknownPrompt."""
+        if options.prompt is not None:
+            return options.prompt
+        if options.prompt_name is not None and options.prompt_name not in self.prompts:
+            raise UnknownPrompt(options.prompt_name, tuple(self.prompts))
+        names = (options.prompt_name, self.task(options), self.default_prompt)
+        return next((self.prompts[name] for name in names if name is not None and name in self.prompts), "")
 
 
 def version_of(digest: str, dtype: str, quantization: Quantization | None = None) -> str:
@@ -132,20 +123,26 @@ def version_of(digest: str, dtype: str, quantization: Quantization | None = None
 
 
 def batch_tokens(encoder: Encoder, lengths: Sequence[int]) -> int:
-    """What a batch of texts of these lengths costs, in tokens computed: with padding, where the encoder pads."""
+    """The cost of a batch of texts of these lengths, in computed tokens: with padding, if the encoder pads."""
     return sum(lengths) if encoder.packed else len(lengths) * max(lengths, default=0)
 
 
 def check_options(encoder: Encoder, options: TextOptions, dimensions: int | None) -> None:
-    """Refuse what the encoder cannot do, before any work. Raises BadDimensions, UnknownPrompt, UnknownTask."""
-    if dimensions is not None and not 1 <= dimensions <= encoder.dimensions:
-        raise BadDimensions(dimensions, encoder.dimensions, tuple(encoder.matryoshka))
-    if dimensions is not None and encoder.matryoshka and dimensions not in (*encoder.matryoshka, encoder.dimensions):
-        raise BadDimensions(dimensions, encoder.dimensions, tuple(encoder.matryoshka))
-    if options.task is not None and options.task not in encoder.tasks:
-        raise UnknownTask(options.task, tuple(encoder.tasks))
-    if options.prompt is None and options.prompt_name is not None and options.prompt_name not in encoder.prompts:
-        raise UnknownPrompt(options.prompt_name, tuple(encoder.prompts))
+    """Refuse options that the encoder does not have. Raises BadDimensions, UnknownPrompt, UnknownTask."""
+    if dimensions is not None:
+        allowed = (*encoder.matryoshka, encoder.dimensions) if encoder.matryoshka else range(1, encoder.dimensions + 1)
+        if dimensions not in allowed or not 1 <= dimensions <= encoder.dimensions:
+            raise BadDimensions(dimensions, encoder.dimensions, tuple(encoder.matryoshka))
+    own = PromptsAndTasks(encoder.prompts, tasks=encoder.tasks)
+    own.task(options)
+    own.prompt(options)
+
+
+def refuse_transformer_options(spec: ModelSpec, purpose: str) -> None:
+    """Raises ModelUnavailable if the entry states an option of transformers. purpose: what such options are for."""
+    for option in ("causal", "append_eos", "padding_side"):
+        if getattr(spec, option) is not None:
+            raise ModelUnavailable(spec.id, f"`{option}` is for {purpose}; take it out of its entry")
 
 
 def finish(vectors: Vectors, normalize: bool, dimensions: int | None = None) -> Vectors:

@@ -1,27 +1,49 @@
-"""What transformers reports of weights that do not fit a model's configuration. It logs that, and goes on with noise.
-
-Owns the reading of that report, and which of its lines matter. Loads nothing.
-"""
+"""Faults from transformers' load report: weights that do not fit the configuration, which it only logs."""
 
 import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from transformers.utils import logging as hf_logging
 
+from ..catalogue import ModelSpec
+from ..errors import ModelUnavailable, cause_text
+from ..loading.quiet import quiet
+from ..weights.model_files import next_step
+
 _LOGGER = "transformers.modeling_utils"
 _ROW = re.compile(r"^(?P<key>\S.*?)\s*\|\s*(?:\x1b\[[0-9;]*m)*(?P<status>MISSING|MISMATCH|UNEXPECTED|CONVERSION)", re.M)
 _NUMBERED = re.compile(r"^(?P<layers>.+?)\.(\d+|\{[\d, .]+\})\.")
-"""Alike weights of several layers stand on one line, their numbers in braces."""
+"""Weights of several layers stand on one line, with the numbers of the layers in braces."""
 UNUSED = ("pooler.",)
-"""Beginnings of weights that may be missing: no module behind the transformer asks for what they give."""
+"""Prefixes of weights that may be missing: no module behind the transformer uses their output."""
 
 
 @contextmanager
-def reported_faults() -> Iterator[list[tuple[str, str]]]:
-    """The (name of a weight, what is wrong with it) of models that are read in this context, by this thread."""
+def reading(spec: ModelSpec, folder: Path, advice: str) -> Iterator[list[tuple[str, str]]]:
+    """Read a model silently in this context -> the faults that are reported, as (weight's name, status).
+
+    Raises ModelUnavailable, with this advice, for whatever the libraries raise.
+    """
+    try:
+        with quiet(), _reported_faults() as faults:
+            yield faults
+    except MemoryError:
+        raise
+    except Exception as error:  # a foreign folder can make the libraries raise anything
+        raise ModelUnavailable(spec.id, f"{folder} cannot be read ({cause_text(error)}); {advice}") from error
+
+
+def misfit(spec: ModelSpec, folder: Path, fault: str) -> ModelUnavailable:
+    """The error for weights with a fault."""
+    return ModelUnavailable(spec.id, f"the weights in {folder} do not fit its config.json: {fault}; {next_step(spec)}")
+
+
+@contextmanager
+def _reported_faults() -> Iterator[list[tuple[str, str]]]:
     faults: list[tuple[str, str]] = []
     logger = logging.getLogger(_LOGGER)
     handler = _Rows(faults)
@@ -48,9 +70,9 @@ class _Rows(logging.Handler):
 
 
 def first_fault(faults: list[tuple[str, str]], model: torch.nn.Module) -> str | None:
-    """The first that makes the model another one, as a clause; None where there is none.
+    """The first fault that changes the model, as a clause; None if there is none.
 
-    Weights beyond the model (a language model's head) do not, but for those of further layers.
+    Unexpected weights (a language model's head) do not, except those of further layers.
     """
     modules = {name for name, _ in model.named_modules()}
     for key, status in faults:

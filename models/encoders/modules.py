@@ -1,7 +1,6 @@
-"""A sentence-transformers folder read into its module list, quietly and without anything that runs code.
+"""Reading a sentence-transformers folder into its module list, without running code from it.
 
-The only module that loads through sentence-transformers; what it gives is plain torch modules and facts. Applies what
-an entry says of the attention mask, the end token and the side of padding.
+Applies the entry's attention mask, end token and padding side.
 """
 
 import json
@@ -16,18 +15,18 @@ from tokenizers import Tokenizer, processors
 
 from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable, TemplateRefused
-from ..loading.quiet import quiet
 from ..sandbox.templates import renderer
 from ..weights.model_files import module_folders, next_step
-from .load_report import first_fault, reported_faults
+from .base import refuse_transformer_options
+from .load_report import first_fault, misfit, reading
 from .tokenise import ChatTokenizer, TextTokenizer
 
 MESSAGES = "message"
-"""What sentence-transformers calls texts that it puts through a chat template."""
-HONOURED = {"max_length", "add_special_tokens"}
-SETTLED = {"truncation", "padding", "padding_side", "pad_to_multiple_of", "return_attention_mask", "return_tensors"}
-SETTLED |= {"return_token_type_ids", "logits_to_keep"}
-"""What a folder may ask of its tokeniser: the former is done, the latter changes no vector here."""
+"""sentence-transformers' name for texts that go through a chat template."""
+SUPPORTED = {"max_length", "add_special_tokens"}
+IRRELEVANT = {"truncation", "padding", "padding_side", "pad_to_multiple_of", "return_attention_mask", "return_tensors"}
+IRRELEVANT |= {"return_token_type_ids", "logits_to_keep"}
+"""Tokeniser arguments that a folder may state: those that are applied, and those that change no vector here."""
 
 
 def read_sentence_transformer(spec: ModelSpec, folder: Path, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
@@ -36,53 +35,44 @@ def read_sentence_transformer(spec: ModelSpec, folder: Path, dtype: torch.dtype 
     Raises ModelUnavailable.
     """
     _require_text(spec, folder)
-    try:
-        with quiet(), reported_faults() as faults:
-            model = SentenceTransformer(
-                str(folder),
-                device="cpu",
-                trust_remote_code=False,
-                local_files_only=True,
-                model_kwargs={"use_safetensors": True, "dtype": dtype},
-            )
-    except MemoryError:
-        raise
-    except Exception as error:  # a foreign folder can make the libraries raise anything
-        first_line = str(error).partition("\n")[0]
-        reason = f"{folder} cannot be read ({type(error).__name__}: {first_line}); point its entry at a sound copy"
-        raise ModelUnavailable(spec.id, reason) from error
+    with reading(spec, folder, "point its entry at a sound copy") as faults:
+        model = SentenceTransformer(
+            str(folder),
+            device="cpu",
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs={"use_safetensors": True, "dtype": dtype},
+        )
     if table := static_embedding(model):
         _require_plain(spec, folder, table)
         table.to(dtype)
         return model.eval()
     transformer = text_transformer(spec, model)
     if fault := first_fault(faults, transformer.auto_model):
-        raise ModelUnavailable(
-            spec.id, f"the weights in {folder} do not fit its config.json: {fault}; {next_step(spec)}"
-        )
+        raise misfit(spec, folder, fault)
     _require_vocabulary(spec, folder, transformer.tokenizer.backend_tokenizer)
     _require_known(spec, transformer)
     _apply(spec, transformer)
     if chat := transformer.modality_config.get(MESSAGES):
-        transformer.modality_config["text"] = chat  # token ids of ours do not say that they came through the template
+        transformer.modality_config["text"] = chat  # our token ids always count as text
     return model.eval()
 
 
-def take_apart(model: SentenceTransformer) -> list[torch.nn.Module]:
-    """Its modules, in order, out of the model: it and its card refer to each other, and would keep them in memory."""
+def detach_modules(model: SentenceTransformer) -> list[torch.nn.Module]:
+    """Remove the modules from the model, which a reference cycle with its card would keep alive, and return them."""
     modules = list(model.children())
     model._modules.clear()
     return modules
 
 
 def static_embedding(model: SentenceTransformer) -> Any:
-    """The table of token vectors that begins the module list; None where something else does."""
+    """The StaticEmbedding at the start of the module list; None if something else is there."""
     first = next(iter(model.children()))
     return first if isinstance(first, StaticEmbedding) else None
 
 
 def text_transformer(spec: ModelSpec, model: SentenceTransformer) -> Any:
-    """The transformer that begins the module list. Raises ModelUnavailable where it is none that reads text."""
+    """The transformer at the start of the module list. Raises ModelUnavailable if there is none for text."""
     first = next(iter(model.children()))
     if not isinstance(first, Transformer) or not hasattr(first.tokenizer, "backend_tokenizer"):
         reason = f"it begins with {type(first).__name__}, and what is served begins with a transformer that has a Rust "
@@ -91,49 +81,50 @@ def text_transformer(spec: ModelSpec, model: SentenceTransformer) -> Any:
 
 
 def text_tokenizer(transformer: Any, max_tokens: int) -> TextTokenizer:
-    """Makes of texts what sentence-transformers would: as they are, or where the folder says so through the chat
-    template of the model, the prompt as the system's turn."""
+    """A tokeniser that treats texts as sentence-transformers does: as they are, or, if the folder says so, through the
+    model's chat template with the prompt as the system's message."""
     backend = transformer.tokenizer.backend_tokenizer
     if MESSAGES not in transformer.modality_config:
-        return TextTokenizer(backend, max_tokens, _asked(transformer).get("add_special_tokens", True))
+        return TextTokenizer(backend, max_tokens, _tokenizer_arguments(transformer).get("add_special_tokens", True))
     formatter, processor = transformer.input_formatter, transformer.processor
     if isinstance(processor.chat_template, str):
         renderer(processor.chat_template).warm()
-    asked = transformer.processing_kwargs.get("chat_template") or {}
-    fields = {name: value for name, value in asked.items() if name not in SETTLED | HONOURED | {"restore_suffix"}}
+    arguments = transformer.processing_kwargs.get("chat_template") or {}
+    not_fields = IRRELEVANT | SUPPORTED | {"restore_suffix"}
+    fields = {name: value for name, value in arguments.items() if name not in not_fields}
 
-    def write(texts: Sequence[str], prompt: str) -> list[str]:
-        turns = formatter.batch_to_message("text", {"text": list(texts)})[1]["message"]
-        turns = formatter.prepend_prompt_to_messages(turns, prompt) if prompt else turns
+    def render(texts: Sequence[str], prompt: str) -> list[str]:
+        messages = formatter.batch_to_message("text", {"text": list(texts)})[1]["message"]
+        messages = formatter.prepend_prompt_to_messages(messages, prompt) if prompt else messages
         try:
-            written: list[str] = processor.apply_chat_template(turns, tokenize=False, **fields)
+            rendered: list[str] = processor.apply_chat_template(messages, tokenize=False, **fields)
         except Exception as error:  # a template is a program of the model's author
             raise TemplateRefused(str(error).partition("\n")[0]) from error
-        return written
+        return rendered
 
-    return ChatTokenizer(backend, max_tokens, write, asked.get("restore_suffix", True))
+    return ChatTokenizer(backend, max_tokens, render, arguments.get("restore_suffix", True))
 
 
-def asked_length(transformer: Any) -> int | None:
-    """The length in tokens that the folder asks of its tokeniser; None where it does not."""
-    length: int | None = _asked(transformer).get("max_length")
+def stated_length(transformer: Any) -> int | None:
+    """The maximum length in tokens among the folder's tokeniser arguments, if any."""
+    length: int | None = _tokenizer_arguments(transformer).get("max_length")
     return length
 
 
-def _asked(transformer: Any) -> dict[str, Any]:
-    """What the folder asks of its tokeniser, whatever the place, as sentence-transformers puts it together."""
-    asked = transformer.processing_kwargs
+def _tokenizer_arguments(transformer: Any) -> dict[str, Any]:
+    """The folder's tokeniser arguments, merged in sentence-transformers' order of precedence."""
+    arguments = transformer.processing_kwargs
     chat = MESSAGES in transformer.modality_config
     places = ("common", "text", "chat_template") if chat else ("text", "common")
-    return {name: value for place in places for name, value in (asked.get(place) or {}).items()}
+    return {name: value for place in places for name, value in (arguments.get(place) or {}).items()}
 
 
 def _require_text(spec: ModelSpec, folder: Path) -> None:
-    """Refuse a model that reads no text, before the libraries ask for what reads pictures or sound."""
+    """Refuse a model that reads no text, before the libraries ask for packages that read images or sound."""
     try:
         stated = json.loads((module_folders(spec, folder)[0] / Transformer.config_file_name).read_text("utf-8"))
         kinds = set(stated["modality_config"])
-    except (OSError, ValueError, LookupError, TypeError):  # not stated, and then it is text
+    except (OSError, ValueError, LookupError, TypeError):  # not stated: it is text
         return
     if not kinds & {"text", MESSAGES}:
         reason = f"it reads {', '.join(sorted(kinds))}, and only texts are embedded here"
@@ -141,10 +132,10 @@ def _require_text(spec: ModelSpec, folder: Path) -> None:
 
 
 def _require_known(spec: ModelSpec, transformer: Any) -> None:
-    """Refuse a folder that asks of its tokeniser what is not done here, since texts would become other tokens."""
-    asked = transformer.processing_kwargs
-    names = {name for place in ("common", "text") for name in asked.get(place) or {}}
-    if foreign := sorted(names - HONOURED - SETTLED):
+    """Refuse a folder with unsupported tokeniser arguments: texts would become other tokens."""
+    arguments = transformer.processing_kwargs
+    names = {name for place in ("common", "text") for name in arguments.get(place) or {}}
+    if foreign := sorted(names - SUPPORTED - IRRELEVANT):
         reason = (
             f"its {Transformer.config_file_name} asks for {foreign[0]} in processing_kwargs, which is not done here"
         )
@@ -152,12 +143,8 @@ def _require_known(spec: ModelSpec, transformer: Any) -> None:
 
 
 def _require_plain(spec: ModelSpec, folder: Path, table: Any) -> None:
-    """Refuse what an entry asks of a transformer, and a tokeniser with tokens that the table has no rows for."""
-    asked = {"causal": spec.causal, "append_eos": spec.append_eos, "padding_side": spec.padding_side}
-    if stated := [name for name, value in asked.items() if value is not None]:
-        raise ModelUnavailable(
-            spec.id, f"`{stated[0]}` is for transformers, and it is a table of token vectors; take it out of its entry"
-        )
+    """Refuse an entry's options for transformers, and a tokeniser with tokens that the table has no rows for."""
+    refuse_transformer_options(spec, "transformers, and it is a table of token vectors")
     _require_vocabulary(spec, folder, table.tokenizer)
     highest = max(table.tokenizer.get_vocab().values())
     if highest >= table.num_embeddings:
@@ -166,7 +153,7 @@ def _require_plain(spec: ModelSpec, folder: Path, table: Any) -> None:
 
 
 def _require_vocabulary(spec: ModelSpec, folder: Path, backend: Tokenizer) -> None:
-    """A tokeniser whose files are missing is made without a word in it, and takes every text for the same."""
+    """Refuse the empty tokeniser that transformers makes if its files are missing: all texts would be the same."""
     known = set(backend.encode("def the return of 1", add_special_tokens=False).tokens)
     if len(known) < 2:
         raise ModelUnavailable(spec.id, f"the tokeniser in {folder} knows no words; {next_step(spec)}")
@@ -189,9 +176,9 @@ def _apply(spec: ModelSpec, transformer: Any) -> None:
 
 
 def _require_mask(spec: ModelSpec, model: Any) -> None:
-    """Refuse a model that has no use for the switch: what a first token becomes must hang on the next one, or not.
+    """Refuse a model that ignores the switch, by whether the first token's state depends on the next token.
 
-    With padding and without: a model may heed the one switch and not the other.
+    With and without padding, since a model may honour the switch in one case only.
     """
     ids = torch.tensor([[5, 6, 0], [5, 7, 0]])
     padded = {"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 0]])}
@@ -203,7 +190,7 @@ def _require_mask(spec: ModelSpec, model: Any) -> None:
 
 
 def _append_eos(spec: ModelSpec, backend: Tokenizer, eos: str | None) -> None:
-    """Let the tokeniser end every text with its end token, unless it does so already."""
+    """Make the tokeniser append its end token, unless it does so already."""
     eos_id = backend.token_to_id(eos) if eos else None
     if eos is None or eos_id is None:
         raise ModelUnavailable(spec.id, "its tokeniser has no end token; take `append_eos` out of its entry")

@@ -1,17 +1,21 @@
-"""What the files beside an ONNX graph say of its model: tokeniser, limits, prompts, pooling.
+"""Facts from the files beside an ONNX graph: tokeniser, limits, prompts, pooling.
 
-Reads the conventions of transformers and sentence-transformers. Knows nothing of the graph.
+Follows the conventions of transformers and sentence-transformers.
 """
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable
-from .onnx_pooling import POOLINGS, Pooling
+from .base import Tokens, Vectors
+from .onnx_session import Array
 
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -22,15 +26,50 @@ POOLING_FLAGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 POSITIONS_LOST = dict.fromkeys(("camembert", "data2vec-text", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"), 2)
-"""What architectures count their positions from, behind that of the padding."""
+"""First position of a text, in architectures that count positions behind that of the padding."""
 LONGEST_BELIEVED = 1_000_000  # tokenisers without a maximum length state an astronomical one
 
 
+def _weighted_mean(hidden: Vectors, first: int) -> Vectors:
+    weights = np.arange(first + 1, first + len(hidden) + 1, dtype=np.float32)
+    mean: Vectors = np.einsum("t,td->d", weights, hidden) / weights.sum()
+    return mean
+
+
+POOLINGS: dict[str, Callable[[Vectors, int], Vectors]] = {
+    "mean": lambda hidden, first: hidden.mean(axis=0),
+    "cls": lambda hidden, first: hidden[0],
+    "lasttoken": lambda hidden, first: hidden[-1],
+    "max": lambda hidden, first: hidden.max(axis=0),
+    "mean_sqrt_len_tokens": lambda hidden, first: hidden.sum(axis=0) / np.float32(len(hidden) ** 0.5),
+    "weightedmean": _weighted_mean,
+}
+"""From a text's hidden states (T, D) float32, the first at position `first`, to its vector (D,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """How hidden states become a vector. include_prompt: whether the prompt's tokens count."""
+
+    mode: str = "mean"
+    include_prompt: bool = True
+
+    def __call__(self, hidden: Array, batch: Sequence[Tokens]) -> Vectors:
+        """hidden (B, T, D) of any float -> (B, D) float32. A text without tokens that count gets zeros."""
+        vectors = np.zeros((len(batch), hidden.shape[2]), dtype=np.float32)
+        pool = POOLINGS[self.mode]
+        for row, states, tokens in zip(vectors, hidden, batch, strict=True):
+            first = 0 if self.include_prompt else tokens.prompt_tokens
+            if first < len(tokens):
+                row[:] = pool(states[first : len(tokens)].astype(np.float32, copy=False), first)
+        return vectors
+
+
 class OnnxFolder:
-    """The facts of one folder, which the entry's own win over."""
+    """The facts of one folder, overridden by the entry."""
 
     def __init__(self, spec: ModelSpec, folder: Path) -> None:
-        """Raises ModelUnavailable where the tokeniser cannot be read."""
+        """Raises ModelUnavailable."""
         self._spec, self._folder = spec, folder
         self._tokenizer_config = self._json("tokenizer_config.json")
         self._config = self._json("config.json")
@@ -48,12 +87,12 @@ class OnnxFolder:
 
     @property
     def max_tokens(self) -> int:
-        """The most tokens of a text. Raises ModelUnavailable where nothing states it."""
+        """Longest text in tokens. Raises ModelUnavailable if nothing states it."""
         tokenizer = self._limit("tokenizer_config.json", "model_max_length")
         sentences = self._limit("sentence_bert_config.json", "max_seq_length")
         positions = self._positions()
-        # An entry may go past what the authors cut at, but not past the positions; where no count of those is stated,
-        # the tokeniser's limit is the only word on it.
+        # An entry may exceed the authors' limits but not the positions, for which the tokeniser's limit stands in if
+        # they are not stated.
         own = self._spec.max_tokens
         stated = (tokenizer, sentences, positions) if own is None else (own, positions or tokenizer)
         believed = [limit for limit in stated if limit is not None]
@@ -63,12 +102,12 @@ class OnnxFolder:
 
     @property
     def truncate_dim(self) -> int | None:
-        """To which length its vectors are cut, where the folder says so. Raises ModelUnavailable where that is none."""
+        """Length to which vectors are cut, if stated. Raises ModelUnavailable if it is not a length."""
         return self._limit("config_sentence_transformers.json", "truncate_dim")
 
     @property
     def pad_id(self) -> int:
-        """The id that fills up short texts; some graphs know by it what is padded."""
+        """The id of padding; some graphs recognise padding by it."""
         if self.tokenizer.padding is not None:
             return int(self.tokenizer.padding["pad_id"])
         token = self._tokenizer_config.get("pad_token")
@@ -77,9 +116,9 @@ class OnnxFolder:
         return found if isinstance(found, int) else 0
 
     def pooling(self) -> Pooling:
-        """How hidden states are pooled: as the entry says, else the folder, else by their mean.
+        """The pooling that the entry states, else the folder's, else the mean.
 
-        Raises ModelUnavailable where that is not done here.
+        Raises ModelUnavailable if it is not supported.
         """
         folder = next((path for kind, path in self._modules() if kind == "Pooling"), "1_Pooling")
         config = self._json(f"{folder}/config.json")
@@ -89,19 +128,19 @@ class OnnxFolder:
         return Pooling(mode, bool(config.get("include_prompt", True)))
 
     def require_complete(self) -> None:
-        """Raises ModelUnavailable where a module would have to follow that is not run here."""
+        """Raises ModelUnavailable if other modules have to follow the graph and its pooling."""
         undone = [kind for kind, _ in self._modules()[1:] if kind not in ("Pooling", "Normalize")]
         if undone:
             reason = f"a module {undone[0]} comes behind its graph, and is not run outside of one"
             raise self._unavailable(f"{reason}; export all of it, with an output sentence_embedding")
 
     def _positions(self) -> int | None:
-        """The tokens of the longest text that its positions are enough for; None where it states none."""
+        """Longest text by its number of positions; None if not stated."""
         positions = self._limit("config.json", "max_position_embeddings")
         return positions and max(1, positions - POSITIONS_LOST.get(str(self._config.get("model_type")), 0))
 
     def _limit(self, file: str, field: str) -> int | None:
-        """A length that a file states. Raises ModelUnavailable where it is none."""
+        """A length from a file, if stated. Raises ModelUnavailable if it is not a length."""
         found = self._json(file).get(field)
         if found is None or (isinstance(found, int | float) and found >= LONGEST_BELIEVED):
             return None
@@ -129,7 +168,7 @@ class OnnxFolder:
             raise self._unavailable(f"there is no tokenizer.json in {self._folder}; save its fast tokeniser there")
         try:
             return Tokenizer.from_file(str(path))
-        except Exception as error:  # which is all that the Rust library raises
+        except Exception as error:  # the Rust library raises nothing more specific
             raise self._unavailable(f"its tokenizer.json cannot be read ({error}); use another copy") from error
 
     def _json(self, name: str) -> dict[str, Any]:
@@ -139,7 +178,7 @@ class OnnxFolder:
         return found or {}
 
     def _read(self, name: str) -> Any:
-        """What a JSON file holds; None where there is none."""
+        """The content of a JSON file; None if there is none."""
         path = self._folder / name
         try:
             return json.loads(path.read_text("utf-8")) if path.is_file() else None
@@ -147,10 +186,10 @@ class OnnxFolder:
             raise self._unavailable(f"its {name} is not JSON; use another copy") from error
 
     def _unavailable(self, reason: str) -> ModelUnavailable:
-        return ModelUnavailable(self._spec.id, f"{reason}")
+        return ModelUnavailable(self._spec.id, reason)
 
 
 def _mode(config: dict[str, Any]) -> str:
-    """The mode of a pooling module, from the compact form of its configuration or that with a boolean a mode."""
+    """The mode of a pooling module, from either form of its configuration: a name, or a boolean per mode."""
     modes = config.get("pooling_mode") or [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)] or "mean"
     return " + ".join(map(str, modes)) if isinstance(modes, list) else str(modes)

@@ -1,7 +1,4 @@
-"""An ONNX graph under ONNX Runtime: opened within bounds on threads and memory, run, its errors translated.
-
-Owns the session and its settings, and says where it really runs. Knows nothing of texts, tasks or pooling.
-"""
+"""An ONNX graph under ONNX Runtime: opened with limits on threads and memory, run, its errors translated."""
 
 import re
 import textwrap
@@ -26,12 +23,14 @@ FATAL_ONLY = 4
 SHORT_OF_MEMORY = re.compile(
     "failed to allocate|out of memory|bad.?alloc|smaller than requested bytes|ALLOC_FAILED", re.I
 )
-NOISE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:|/onnxruntime_src/.*\) (?=[A-Z])")
+_PREFIXES = re.compile(
+    r"^\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:|/onnxruntime_src/.*\) (?=[A-Z])"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxOptions:
-    """Where and how a graph is run. memory_limit_bytes: of the GPU's arena, weights included; None: no limit."""
+    """Where and how to run a graph. memory_limit_bytes: of the GPU's arena, weights included; None: no limit."""
 
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: GraphDtype = "fp32"
@@ -40,16 +39,16 @@ class OnnxOptions:
 
 
 class Graph:
-    """An open graph. `device` is where it really runs: cpu or cuda:0; `inputs` are its inputs, by name.
+    """An open graph. device: where it really runs, cpu or cuda:0. inputs: by name.
 
-    Its memory is freed when the object goes.
+    Its memory is freed with the object.
     """
 
     def __init__(self, spec: ModelSpec, folder: Path, options: OnnxOptions) -> None:
-        """Raises ModelUnavailable where the graph cannot be read, OutOfDeviceMemory."""
+        """Raises ModelUnavailable if the graph cannot be read, OutOfDeviceMemory."""
         self._spec = spec
         self.name = _graph_name(spec, options.dtype)
-        files = weight_files(spec, folder, options.dtype)  # which are all in the folder, external data too
+        files = weight_files(spec, folder, options.dtype)  # includes external data
         self.weight_bytes = sum((folder / name).stat().st_size for name in files)
         with self._translated("open", options.device, next_step(spec)):
             self._session = _open(folder / self.name, options)
@@ -60,11 +59,11 @@ class Graph:
         self.inputs = {each.name: each for each in self._session.get_inputs()}
         self.outputs = tuple(each.name for each in self._session.get_outputs())
         self._run_options = onnxruntime.RunOptions()
-        # The arena keeps for ever what the largest batch took, unless it is shrunk behind each.
+        # Unless shrunk after each run, the arena keeps for ever what the largest batch took.
         self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def trial(self, feeds: Mapping[str, Array], task: str | None = None) -> dict[str, Array]:
-        """A first run, of which nothing is known: all outputs by name. `task`: which one `feeds` is for, if any.
+        """A first run: all outputs by name. `task`: the name of the task that `feeds` select, if any.
 
         Raises ModelUnavailable, OutOfDeviceMemory.
         """
@@ -73,7 +72,7 @@ class Graph:
             return dict(zip(self.outputs, self.run(feeds, self.outputs), strict=True))
 
     def run(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
-        """The wanted outputs, on the host, for contiguous host arrays by input name. Raises OutOfDeviceMemory."""
+        """The wanted outputs, on the host. feeds: contiguous host arrays by input name. Raises OutOfDeviceMemory."""
         binding = self._session.io_binding()
         with _memory_errors(self.device):
             for name, value in feeds.items():
@@ -91,7 +90,7 @@ class Graph:
         except (OutOfDeviceMemory, DeviceFailed):
             raise
         except Exception as error:  # its exceptions have no common base
-            reason = textwrap.shorten(NOISE.sub("", str(error)), 200)
+            reason = textwrap.shorten(_PREFIXES.sub("", str(error)), 200)
             remedy = "export it with an older opset" if "opset" in reason.lower() else remedy
             reason = f"ONNX Runtime cannot {verb} {self.name} ({reason}); {remedy}"
             raise ModelUnavailable(self._spec.id, reason) from error
@@ -105,7 +104,7 @@ def _graph_name(spec: ModelSpec, dtype: GraphDtype) -> str:
 
 
 def _open(path: Path, options: OnnxOptions) -> onnxruntime.InferenceSession:
-    # Of the whole process: what a provider says while it fails to start has no other switch.
+    # For the whole process: there is no other switch for what a provider logs when it fails to start.
     onnxruntime.set_default_logger_severity(FATAL_ONLY)
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = FATAL_ONLY
@@ -127,8 +126,8 @@ def _providers(options: OnnxOptions) -> list[Any]:
 
 @contextmanager
 def _memory_errors(device: str, model: str = "") -> Iterator[None]:
-    """Turn what ONNX Runtime raises when memory is short, for which it has no class, into OutOfDeviceMemory, and when
-    the device is lost into DeviceFailed."""
+    """Raise OutOfDeviceMemory for ONNX Runtime's memory errors, which have no class, and DeviceFailed for a lost
+    device."""
     try:
         yield
     except Exception as error:

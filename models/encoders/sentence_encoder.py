@@ -1,12 +1,9 @@
-"""What every encoder over a sentence-transformers module list has: the facts, the way from texts to tokens, and what
-comes behind the module that reads them.
-
-Does not know how that first module is fed. Does not choose batches, cut or normalise vectors, or read files.
-"""
+"""Encoders over a sentence-transformers module list: the common base, and the one for static embeddings."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate, groupby
 from types import MappingProxyType
 from typing import Any
 
@@ -16,25 +13,23 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from ..catalogue import ModelSpec, Quantization
-from ..errors import ModelUnavailable, TextTooLong
+from ..errors import CannotQuantize, ModelUnavailable, TextTooLong
 from ..loading.device import TORCH_DTYPES, memory_errors
 from ..quantization.quantize import weight_bytes
-from .base import TextOptions, Tokens, Vectors, version_of
-from .choices import Choices
-from .layers import Layers
-from .modules import take_apart
+from .base import Encoder, PromptsAndTasks, TextOptions, Tokens, Vectors, version_of
+from .modules import detach_modules, static_embedding
 from .tokenise import TextTokenizer
 
+STATIC_MAX_TOKENS = 1_000_000
+"""Limit of a static embedding if neither the entry nor the tokeniser states one: the longest text, in characters."""
 
-class SentenceEncoder(ABC):
-    """An Encoder over a sentence-transformers model, which it takes over and moves to `device`.
 
-    The first module runs in `dtype`, in which it was read; what follows it (pooling, dense layers) in float32. A
-    trailing Normalize is left to `finish`, which has to normalise after cutting anyway. Vectors are as long as the
-    folder's `truncate_dim` says, where it says so.
+class SentenceEncoder(Encoder, ABC):
+    """An Encoder over a sentence-transformers model, which it takes apart and moves to `device`.
+
+    The first module keeps its dtype; the following ones (pooling, dense layers) run in float32. A trailing Normalize is
+    left out, since `finish` normalises after cutting. Vectors are cut to the folder's `truncate_dim`, if it has one.
     """
-
-    packed: bool
 
     def __init__(
         self,
@@ -54,45 +49,44 @@ class SentenceEncoder(ABC):
         self.normalizes = spec.normalize
         self.max_tokens = tokenizer.max_tokens
         self.dimensions = int(source.get_embedding_dimension() or 0)
-        self.matryoshka: Sequence[int] = spec.matryoshka
-        self.prompts: Mapping[str, str] = MappingProxyType(_prompts(spec, source))
-        self.tasks: Mapping[str, int] = MappingProxyType(spec.tasks)
+        self.matryoshka = spec.matryoshka
+        self.prompts = MappingProxyType(_prompts(spec, source))
+        self.tasks = MappingProxyType(spec.tasks)
         self.notes: tuple[str, ...] = ()
         default_prompt = spec.default_prompt or source.default_prompt_name
-        self._choices = Choices(self.prompts, default_prompt, self.tasks, spec.default_task)
+        self._names = PromptsAndTasks(self.prompts, default_prompt, self.tasks, spec.default_task)
         self._tokenizer = tokenizer
-        first, *behind = take_apart(source)
+        first, *following = detach_modules(source)
+        if following and isinstance(following[-1], Normalize):
+            following.pop()
         self._first: Any = first.to(device)
-        self._head = [module.float().to(device) for module in _without_norm(behind)]
-        self._prompt_left_out = any(isinstance(m, Pooling) and not m.include_prompt for m in self._head)
-        self._layers = Layers(self._first)
+        self._head = [module.float().to(device) for module in following]
+        self._excludes_prompt = any(isinstance(m, Pooling) and not m.include_prompt for m in self._head)
+        self._layers = LayerHooks(self._first)
         self.weight_bytes = weight_bytes(torch.nn.ModuleList([self._first, *self._head]))
 
     def close(self) -> None:
-        """See Encoder.close. Whatever still refers to this object or a module then keeps nothing large."""
         for module in torch.nn.ModuleList([self._first, *self._head]).modules():
-            module._parameters.clear()
+            module._parameters.clear()  # frees the weights even if something still refers to a module
             module._buffers.clear()
         del self._first, self._head, self._tokenizer, self._layers
 
     def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
-        """See Encoder.tokenize."""
-        self._choices.task(options)  # a model without tasks refuses one
-        return self._tokenizer(texts, self._choices.prompt(options), options.truncate)
+        self._names.task(options)  # a model without tasks refuses one
+        return self._tokenizer(texts, self._names.prompt(options), options.truncate)
 
     def encode(self, batch: Sequence[Tokens], between_layers: Callable[[], None] | None = None) -> Vectors:
-        """See Encoder.encode."""
         if not batch:
             return np.empty((0, self.dimensions), dtype=np.float32)
         with torch.inference_mode(), memory_errors(self.device), self._layers.calling(between_layers):
-            if self._prompt_left_out:
-                runs = [list(run) for _, run in groupby(batch, key=lambda tokens: tokens.prompt_tokens)]
-                return np.concatenate([self._forward(run) for run in runs])
+            if self._excludes_prompt:
+                groups = [list(group) for _, group in groupby(batch, key=lambda tokens: tokens.prompt_tokens)]
+                return np.concatenate([self._forward(group) for group in groups])
             return self._forward(batch)
 
     def _forward(self, batch: Sequence[Tokens]) -> Vectors:
         features = self._read(batch)
-        if self._prompt_left_out:
+        if self._excludes_prompt:
             features["prompt_length"] = batch[0].prompt_tokens
         for module in self._head:
             features = module(features)
@@ -101,11 +95,72 @@ class SentenceEncoder(ABC):
 
     @abstractmethod
     def _read(self, batch: Sequence[Tokens]) -> dict[str, Any]:
-        """What the first module makes of a batch, in float32, as the modules behind it expect it."""
+        """The first module's features for a batch, in float32."""
+
+
+class StaticEncoder(SentenceEncoder):
+    """An Encoder over a StaticEmbedding (model2vec): a text's vector is the mean of its tokens' vectors.
+
+    A text without tokens gets zeros.
+    """
+
+    packed = True
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        digest: str,
+        source: SentenceTransformer,
+        device: torch.device,
+        quantization: Quantization | None = None,
+    ) -> None:
+        """Raises ModelUnavailable, CannotQuantize."""
+        if quantization is not None:
+            raise CannotQuantize(quantization, "a table of token vectors has no linear layers")
+        check_facts(spec, source)
+        table = static_embedding(source)
+        limit = (table.tokenizer.truncation or {}).get("max_length", STATIC_MAX_TOKENS)
+        tokenizer = TextTokenizer(table.tokenizer, min(limit, spec.max_tokens or limit), special=False)
+        super().__init__(spec, digest, source, device, table.embedding.weight.dtype, None, tokenizer)
+
+    def _read(self, batch: Sequence[Tokens]) -> dict[str, Any]:
+        ids = torch.tensor([i for tokens in batch for i in tokens.ids], dtype=torch.long)
+        starts = torch.tensor(list(accumulate(map(len, batch[:-1]), initial=0)))
+        features = self._first({"input_ids": ids.to(self.device), "offsets": starts.to(self.device)})
+        return {"sentence_embedding": features["sentence_embedding"].float()}
+
+
+class LayerHooks:
+    """Hooks between a model's layers, its longest list of modules. For the thread that runs the model.
+
+    A model without such a list, or with a single layer, has no hooks.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._callback: Callable[[], None] | None = None
+        lists = [list(module) for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+        for layer in max(lists, key=len, default=[])[1:]:
+            layer.register_forward_pre_hook(self._call)
+
+    @contextmanager
+    def calling(self, callback: Callable[[], None] | None) -> Iterator[None]:
+        """Call `callback` before each layer but the first of the passes in this context.
+
+        It may run the same model in a nested context: a forward pass keeps nothing in the model.
+        """
+        outer, self._callback = self._callback, callback
+        try:
+            yield
+        finally:
+            self._callback = outer
+
+    def _call(self, *_: Any) -> None:
+        if self._callback is not None:
+            self._callback()
 
 
 def check_facts(spec: ModelSpec, source: SentenceTransformer) -> None:
-    """Raises ModelUnavailable where the entry states what the model's folder contradicts."""
+    """Raises ModelUnavailable if the entry contradicts the model's folder."""
     poolings = [module.pooling_mode for module in source.children() if isinstance(module, Pooling)]
     facts = {
         "dimensions": (spec.dimensions, [source.get_embedding_dimension()]),
@@ -121,8 +176,3 @@ def check_facts(spec: ModelSpec, source: SentenceTransformer) -> None:
 def _prompts(spec: ModelSpec, source: SentenceTransformer) -> dict[str, str]:
     own = {name: text or "" for name, text in source.prompts.items()}
     return own | spec.prompts
-
-
-def _without_norm(behind: list[torch.nn.Module]) -> list[torch.nn.Module]:
-    """The modules behind the first, without a trailing Normalize."""
-    return behind[:-1] if behind and isinstance(behind[-1], Normalize) else behind

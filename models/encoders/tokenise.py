@@ -1,25 +1,19 @@
-"""Texts to token ids, without shared mutable state.
-
-Wraps the Rust tokeniser of a model. Truncation is decided here, per call: the tokeniser's own is a setting of
-the whole object, and would race between threads. Knows nothing of tensors or padding.
-"""
+"""Tokenising of texts for embedding, without shared mutable state: truncation is decided per call, since as a setting
+of the Rust tokeniser it would race between threads."""
 
 from collections.abc import Callable, Sequence
 from itertools import takewhile
-from typing import Literal
 
 from tokenizers import Tokenizer
 
 from ..errors import TextTooLong
-from .base import Tokens
-
-Truncation = Literal["end", "start", "error"]
+from .base import Tokens, Truncation
 
 
 class TextTokenizer:
     """Tokenises texts behind a common prompt, to at most `max_tokens` ids each. Thread-safe.
 
-    special: whether the tokeniser's special tokens stand around a text.
+    special: whether to put the tokeniser's special tokens around a text.
     """
 
     def __init__(self, backend: Tokenizer, max_tokens: int, special: bool = True) -> None:
@@ -31,7 +25,7 @@ class TextTokenizer:
         self.max_tokens = max_tokens
 
     def __call__(self, texts: Sequence[str], prompt: str, truncate: Truncation) -> list[Tokens | TextTooLong]:
-        """Token ids of each text behind `prompt`, special tokens around them."""
+        """Token ids of each text with `prompt` in front, and special tokens around both."""
         prompt_ids = self._ids([prompt])[0] if prompt else []
         start = len(self._before) + len(prompt_ids)
         prompt_tokens = start if prompt_ids else 0
@@ -44,49 +38,51 @@ class TextTokenizer:
     def _fit(
         self, index: int, ids: list[int], start: int, end: list[int], truncate: Truncation, prompt_tokens: int = 0
     ) -> Tokens | TextTooLong:
-        """A text's ids, cut if they are too many between the first `start` of them and those that `end` them."""
+        """A text's ids, cut to max_tokens between the first `start` ids and the trailing ones, `end`."""
         excess = len(ids) - self.max_tokens
         if excess > 0 and truncate == "error":
             return TextTooLong(index, len(ids), self.max_tokens)
         if excess >= 0:
-            room = self.max_tokens - len(end)
-            kept = min(start, room) if truncate == "start" else room
+            limit = self.max_tokens - len(end)
+            kept = min(start, limit) if truncate == "start" else limit
             ids = [*ids[:kept], *ids[kept + excess : len(ids) - len(end)], *end]
         return Tokens(ids, excess > 0, prompt_tokens)
 
 
-Write = Callable[[Sequence[str], str], Sequence[str]]
+Render = Callable[[Sequence[str], str], Sequence[str]]
 
 
 class ChatTokenizer(TextTokenizer):
-    """Tokenises texts as the turns of a user, each in a chat of its own, behind the prompt as the system's.
+    """Tokenises each text as the user's message of a chat, with the prompt as the system's.
 
-    write: texts and a prompt -> what the model's chat template makes of each. keep_end: whether what it writes behind
-    a text stays where the text is cut.
+    render: texts and a prompt -> the output of the model's chat template for each text. keep_end: whether to keep what
+    the template writes behind a text that is cut.
     """
 
-    def __init__(self, backend: Tokenizer, max_tokens: int, write: Write, keep_end: bool = True) -> None:
+    def __init__(self, backend: Tokenizer, max_tokens: int, render: Render, keep_end: bool = True) -> None:
         super().__init__(backend, max_tokens, special=False)
-        self._write = write
+        self._render = render
         self._keep_end = keep_end
 
     def __call__(self, texts: Sequence[str], prompt: str, truncate: Truncation) -> list[Tokens | TextTooLong]:
-        """Token ids of what the template makes of each text."""
+        """Token ids of each rendered text."""
         start, end = self._frame(prompt)
-        wholes = self._ids(self._write(texts, prompt))
+        wholes = self._ids(self._render(texts, prompt))
         return [self._fit(i, ids, start, end, truncate) for i, ids in enumerate(wholes)]
 
     def _frame(self, prompt: str) -> tuple[int, list[int]]:
-        """How many ids come before any text, and the ids behind it: as sentence-transformers finds them out, by what
-        two texts have in common that have no token in common."""
-        one, other = self._ids(self._write(["0", "1 2 3 4"], prompt))
+        """How many ids come before any text, and the ids behind it.
+
+        Found as sentence-transformers does: by what two texts without a common token have in common.
+        """
+        one, other = self._ids(self._render(["0", "1 2 3 4"], prompt))
         start, end = _common(one, other), _common(one[::-1], other[::-1])
         known = self._keep_end and end < min(len(one), len(other))
         return start, one[len(one) - end :] if known else []
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many of the first ids are the same."""
+    """Length of the common prefix."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 

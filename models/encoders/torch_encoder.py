@@ -1,7 +1,7 @@
-"""The torch encoder: any transformer of sentence-transformers, fed with our own batches, packed or padded.
+"""The torch encoder: any transformer of sentence-transformers, with our own batches, packed or padded.
 
-Owns the forward pass from token ids to hidden states. Built on the module list of sentence-transformers, so that a
-model is pooled as its authors meant.
+A packed batch has no padding: texts lie end to end in one row, positions start anew with each text, and attention runs
+within each text. The self-test at load checks that a model gives the same vectors this way.
 """
 
 from collections.abc import Sequence
@@ -10,20 +10,28 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from ..catalogue import ModelSpec, Quantization
 from ..errors import ModelUnavailable
 from ..quantization.quantize import quantize
 from .base import Tokens
-from .modules import asked_length, text_tokenizer, text_transformer
-from .packed import packed_features, unpacked, use_packed_attention
+from .modules import stated_length, text_tokenizer, text_transformer
 from .sentence_encoder import SentenceEncoder, check_facts
 
 LONGEST_BELIEVED = 1_000_000  # tokenisers without a maximum length state an astronomical one
+ATTENTION = "mlbus_packed"
+ROUND_TO = 8
+"""Packed batches are padded to a multiple of this: for each new size oneDNN compiles its products, which takes 2 ms."""
+UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias", "head_mask")
+"""Arguments of transformers' attention functions that packed attention does not support."""
 
 
 class TorchEncoder(SentenceEncoder):
-    """An Encoder over a transformer and what follows it; quantised if asked."""
+    """An Encoder over a transformer and the modules behind it, optionally quantised."""
 
     def __init__(
         self,
@@ -46,12 +54,12 @@ class TorchEncoder(SentenceEncoder):
         self.packed = False
 
     def pack(self) -> None:
-        """Run batches without padding from now on. Raises whatever a model raises that cannot."""
+        """Use packed batches from now on. Raises whatever a model raises that cannot."""
         use_packed_attention(self._first.auto_model)
         self.packed = True
 
     def pad(self) -> None:
-        """Run padded batches again."""
+        """Use padded batches from now on."""
         self._first.auto_model.set_attn_implementation(self._padded_attention)
         self.packed = False
 
@@ -61,7 +69,6 @@ class TorchEncoder(SentenceEncoder):
         return {**features, output: features[output].float()}
 
     def _packed(self, batch: Sequence[Tokens]) -> dict[str, Any]:
-        """What the transformer makes of a batch without padding, as the modules behind it expect it."""
         features = self._first(packed_features(batch, self._pad_id, self.device))
         output = self._first.module_output_name
         hidden, mask = unpacked(features[output], features.pop("packed_lengths"), len(batch))
@@ -85,18 +92,77 @@ class TorchEncoder(SentenceEncoder):
 
 
 def _max_tokens(spec: ModelSpec, source: SentenceTransformer) -> int:
-    asked = asked_length(text_transformer(spec, source)) or source.max_seq_length
-    limits = (asked, spec.max_tokens, _positions(source))
-    stated = [limit for limit in limits if limit and limit < LONGEST_BELIEVED]
-    if not stated:
+    own = stated_length(text_transformer(spec, source)) or source.max_seq_length
+    limits = (own, spec.max_tokens, _positions(source))
+    believed = [limit for limit in limits if limit and limit < LONGEST_BELIEVED]
+    if not believed:
         raise ModelUnavailable(spec.id, "it states no maximum length; give `max_tokens` in its entry")
-    return min(stated)
+    return min(believed)
 
 
 def _positions(source: SentenceTransformer) -> int | None:
-    """How many tokens a model has learned positions for; None where it has no table of them."""
+    """The size of a model's table of learned positions; None if it has none."""
     for name, module in source.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             # Those with a padding position count behind it.
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
     return None
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    *,
+    packed_lengths: list[int],
+    is_causal: bool | None = None,
+    **arguments: Any,
+) -> tuple[Tensor, None]:
+    """Attention of each text to itself: query (1, H, N, D), key and value (1, H or fewer, N, D) -> (1, N, H, D).
+
+    Raises ValueError if a layer needs something unsupported, which a self-test with short texts would not show.
+    """
+    if foreign := [name for name in UNSUPPORTED if arguments.get(name) is not None]:
+        raise ValueError(f"packed attention does not compute {', '.join(foreign)}")
+    causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
+    options: dict[str, Any] = {"is_causal": bool(causal), "scale": scaling}
+    options["enable_gqa"] = query.shape[1] != key.shape[1]
+    texts = zip(*(torch.split(part, packed_lengths, dim=2) for part in (query, key, value)), strict=True)
+    attended = [scaled_dot_product_attention(q, k, v, **options) for q, k, v in texts]
+    return torch.cat(attended, dim=2).transpose(1, 2), None
+
+
+def use_packed_attention(model: PreTrainedModel) -> None:
+    """Make a model call `packed_attention`. Raises whatever a model raises that cannot."""
+    AttentionInterface.register(ATTENTION, packed_attention)
+    AttentionMaskInterface.register(ATTENTION, _no_mask)
+    model.set_attn_implementation(ATTENTION)
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """No mask: packed_attention keeps the texts apart."""
+
+
+def packed_features(batch: Sequence[Tokens], pad_id: int, device: str) -> dict[str, Any]:
+    """Token ids and positions (1, N) int64 of all texts end to end, and the length of each.
+
+    A last text of padding rounds N up to a multiple of ROUND_TO.
+    """
+    texts = [tokens.ids for tokens in batch]
+    if missing := -sum(map(len, texts)) % ROUND_TO:
+        texts.append([pad_id] * missing)
+    lengths = [len(ids) for ids in texts]
+    ids = torch.tensor([[i for ids in texts for i in ids]])
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    return {"input_ids": ids.to(device), "position_ids": positions.to(device), "packed_lengths": lengths}
+
+
+def unpacked(hidden: Tensor, lengths: list[int], texts: int) -> tuple[Tensor, Tensor]:
+    """Hidden states (1, N, D) -> a row for each of the first `texts` texts (B, T, D), padded with zeros, and the mask
+    (B, T) int64."""
+    rows = pad_sequence(list(torch.split(hidden[0], lengths))[:texts], batch_first=True)
+    mask = torch.arange(rows.shape[1])[None] < torch.tensor(lengths[:texts])[:, None]
+    return rows, mask.to(device=hidden.device, dtype=torch.int64)

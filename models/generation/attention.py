@@ -1,7 +1,6 @@
-"""Attention of a step: the new tokens of many sequences lie end to end in one row, what came before in the cache.
+"""Attention over the KV cache, for transformers' models: the new tokens of many sequences lie end to end in one row.
 
-Owns the attention function that transformers' models call, and what of a step it needs. A layer whose tokens see a
-window keeps the keys and values of all tokens, and reads those of the window. Knows no scheduling.
+A layer with a sliding window caches the keys and values of all tokens, and reads those of the window.
 """
 
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
@@ -16,12 +16,12 @@ from .kv_cache import KVCache
 
 ATTENTION = "mlbus_cached"
 UNSUPPORTED = ("s_aux", "position_bias", "head_mask")
-"""What a layer may ask of attention that is not computed here."""
+"""Arguments of transformers' attention functions that are not supported here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """New tokens of a sequence: `length` of them, behind `past` in the cache, whose run begins at `start`."""
+    """`length` new tokens of a sequence, after `past` cached ones; its cache slice begins at `start`."""
 
     start: int
     past: int
@@ -29,9 +29,9 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
-    """How a layer attends. scaling: of its scores, None: by the width of a head. window: tokens that each sees, itself
-    the last, None: all before it. softcap: what scores are bent to stay below, None: they are not.
+class AttentionOptions:
+    """A layer's options. scaling: of the scores; None: 1 / sqrt(head width). window: how many tokens each token sees,
+    itself included; None: all. softcap: bound of the scores, by tanh; None: unbounded.
     """
 
     scaling: float | None = None
@@ -41,32 +41,30 @@ class Manner:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What `length` new tokens of a sequence see of the cache, from `start` to `end`.
+    """The part of the cache that `length` new tokens of a sequence see, from `start` to `end`.
 
-    mask (length, end - start): what each of them sees; None where the causal triangle alone says it.
+    mask (length, end - start): which of it each token sees; None if that is just the causal triangle.
     """
 
     start: int
     end: int
     length: int
-    mask: torch.Tensor | None
+    mask: Tensor | None
 
 
 class StepAttention:
-    """What attention must know of a step: where each token goes, and what each sequence sees."""
+    """Attention of one step. slots: where in the cache each new token goes."""
 
-    def __init__(self, cache: KVCache, segments: Sequence[Segment], slots: torch.Tensor) -> None:
+    def __init__(self, cache: KVCache, segments: Sequence[Segment], slots: Tensor) -> None:
         self._cache = cache
         self._segments = segments
         self._slots = slots
         self._spans: dict[int | None, list[Span]] = {}
 
-    def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, manner: Manner
-    ) -> torch.Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         """query (1, H, N, D), key and value (1, G, N, D) of N new tokens -> (1, N, H, D).
 
-        Tokens of no segment, at the end, see nothing and give zeros.
+        Padding tokens at the end, which belong to no segment, give zeros.
         """
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         keys.index_copy_(1, self._slots, key[0].to(keys.dtype))
@@ -75,14 +73,14 @@ class StepAttention:
         out = query.new_zeros(1, tokens, heads, value.shape[-1])
         query = query.to(keys.dtype)
         at = 0
-        for span in self._seen(manner.window):
+        for span in self._spans_of(options.window):
             seen = keys[None, :, span.start : span.end], values[None, :, span.start : span.end]
-            out[:, at : at + span.length] = _attended(query[:, :, at : at + span.length], *seen, manner, span.mask)
+            out[:, at : at + span.length] = _attended(query[:, :, at : at + span.length], *seen, options, span.mask)
             at += span.length
         return out
 
-    def _seen(self, window: int | None) -> list[Span]:
-        """What each segment sees: the same in all layers of one window."""
+    def _spans_of(self, window: int | None) -> list[Span]:
+        """The spans of all segments, the same in all layers with this window."""
         if window not in self._spans:
             self._spans[window] = [_span(segment, window, self._slots.device) for segment in self._segments]
         return self._spans[window]
@@ -94,35 +92,31 @@ def _span(segment: Segment, window: int | None, device: torch.device) -> Span:
     return Span(end - segment.length - past, end, segment.length, _mask(segment.length, past, window, device))
 
 
-def _mask(length: int, past: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """What each of so many tokens behind a past sees, (length, past + length)."""
+def _mask(length: int, past: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Which tokens each of `length` new tokens sees: (length, past + length) bool."""
     if length == 1 or (not past and (window is None or length <= window)):
         return None
     seen = torch.ones(length, past + length, dtype=torch.bool, device=device).tril(past)
     return seen if window is None else seen.triu(past - window + 1)
 
 
-def _attended(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, manner: Manner, mask: torch.Tensor | None
-) -> torch.Tensor:
+def _attended(query: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions, mask: Tensor | None) -> Tensor:
     """query (1, H, n, D), keys and values (1, G, T, D) -> (1, n, H, D)."""
-    if manner.softcap is not None:
-        return _capped(query, keys, values, manner, mask)
+    if options.softcap is not None:
+        return _softcapped(query, keys, values, options.scaling, options.softcap, mask)
     if query.shape[2] == 1:
-        return _one(query, keys, values, manner.scaling)
-    return _many(query, keys, values, manner.scaling, mask)
+        return _one(query, keys, values, options.scaling)
+    return _many(query, keys, values, options.scaling, mask)
 
 
-def _one(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    """One token sees all: the heads that share keys are as good as tokens. query (1, H, 1, D) -> (1, 1, H, D)."""
+def _one(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None) -> Tensor:
+    """A single token sees all keys, so heads that share them count as tokens. query (1, H, 1, D) -> (1, 1, H, D)."""
     _, heads, _, width = query.shape
     grouped = query.reshape(1, keys.shape[1], heads // keys.shape[1], width)
     return scaled_dot_product_attention(grouped, keys, values, scale=scaling).reshape(1, 1, heads, -1)
 
 
-def _many(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None, mask: torch.Tensor | None
-) -> torch.Tensor:
+def _many(query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, mask: Tensor | None) -> Tensor:
     """query (1, H, n, D) -> (1, n, H, D)."""
     shared = query.shape[1] != keys.shape[1]
     attended = scaled_dot_product_attention(
@@ -131,17 +125,21 @@ def _many(
     return attended.transpose(1, 2)
 
 
-def _capped(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, manner: Manner, mask: torch.Tensor | None
-) -> torch.Tensor:
-    """As `_many`, with capped scores, which torch's own function has not; softmax in float32, as transformers does."""
+def _softcapped(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scaling: float | None,
+    softcap: float,
+    mask: Tensor | None,
+) -> Tensor:
+    """As `_many`, with bounded scores, which torch does not support; softmax in float32, as in transformers."""
     _, heads, length, width = query.shape
     _, groups, total, _ = keys.shape
     if mask is None:
         mask = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(total - length)
-    scores = query.reshape(1, groups, -1, width) @ keys.transpose(-1, -2) * (manner.scaling or width**-0.5)
-    if manner.softcap is not None:
-        scores = manner.softcap * torch.tanh(scores / manner.softcap)
+    scores = query.reshape(1, groups, -1, width) @ keys.transpose(-1, -2) * (scaling or width**-0.5)
+    scores = softcap * torch.tanh(scores / softcap)
     scores = scores.view(1, heads, length, total).masked_fill(~mask, -torch.inf)
     shares = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
     attended = shares.view(1, groups, -1, total) @ values
@@ -150,32 +148,32 @@ def _capped(
 
 def cached_attention(
     module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     attention_mask: int | None,
     scaling: float | None = None,
     softcap: float | None = None,
     *,
     step_attention: StepAttention | None = None,
-    **asked: Any,
-) -> tuple[torch.Tensor, None]:
-    """What a layer calls; `attention_mask` is what stands in a mask's place, the layer's window.
+    **arguments: Any,
+) -> tuple[Tensor, None]:
+    """The attention function that layers call. attention_mask: the layer's window, from `_window`.
 
-    Raises ValueError where the layer asks for what is not computed here, or passes too little on.
+    Raises ValueError if the layer needs something unsupported, or does not pass step_attention on.
     """
     if step_attention is None:
         raise ValueError("its layers do not pass on what the engine's attention needs")
-    if foreign := [name for name in UNSUPPORTED if asked.get(name) is not None]:
+    if foreign := [name for name in UNSUPPORTED if arguments.get(name) is not None]:
         raise ValueError(f"the engine's attention does not compute {', '.join(foreign)}")
-    if isinstance(attention_mask, torch.Tensor):
+    if isinstance(attention_mask, Tensor):
         raise ValueError("its layers bring a mask of their own")
-    manner = Manner(scaling, attention_mask, softcap)
-    return step_attention(int(module.layer_idx), query, key, value, manner), None  # type: ignore[arg-type]
+    options = AttentionOptions(scaling, attention_mask, softcap)
+    return step_attention(int(module.layer_idx), query, key, value, options), None  # type: ignore[arg-type]
 
 
 def use_cached_attention(model: PreTrainedModel) -> None:
-    """Make a model run as the engine feeds it. Raises whatever a model raises that cannot."""
+    """Make a model call `cached_attention`. Raises whatever a model raises that cannot."""
     AttentionInterface.register(ATTENTION, cached_attention)
     AttentionMaskInterface.register(ATTENTION, _window)
     model.set_attn_implementation(ATTENTION)
@@ -184,9 +182,9 @@ def use_cached_attention(model: PreTrainedModel) -> None:
 def _window(
     *_: Any, local_size: int | None = None, use_vmap: bool = False, allow_is_bidirectional_skip: bool = False, **__: Any
 ) -> int | None:
-    """In place of a mask, how many tokens each one sees; which, is the step's to say.
+    """In place of a mask, the layer's window: StepAttention makes the mask.
 
-    transformers' masks decide, and not what layers name as their window, which some name and do not use (olmoe).
+    transformers' masks decide about it, since some layers state a window and do not use it (olmoe).
     """
     if use_vmap or allow_is_bidirectional_skip:
         raise ValueError("its masks are neither causal nor windows")

@@ -1,8 +1,8 @@
-"""Random numbers without a generator: each is a function of a seed, a position in the text and a token id.
+"""Counter-based random numbers: each is a function of a seed, a position in the text and a token id.
 
-So a completion is the same whatever runs beside it, on whichever worker, and after it was computed anew. Owns the
-hashing, SplitMix64 (Steele, Lea and Flood, 2014): seed and position choose where its sequence starts, the token id
-counts its steps. Knows no logits. Integers wrap around alike on every device.
+A completion is therefore the same in any batch, on any worker, and after preemption. The function is SplitMix64
+(Steele, Lea and Flood, 2014): seed and position give the key where its sequence starts, the token id is the counter.
+Integers wrap around alike on every device.
 """
 
 import torch
@@ -17,39 +17,39 @@ _LARGEST = 1 - 2**-24
 """The float32 next to 1."""
 
 
-def start(seed: int, position: int) -> int:
-    """Where the numbers of one position of one text start: 64 bits, as a signed integer for an int64 tensor.
+def key(seed: int, position: int) -> int:
+    """The key of one position of one text: 64 bits, as a signed integer for an int64 tensor.
 
-    seed: unsigned, 64 bits. position: tokens made before.
+    seed: unsigned, 64 bits. position: tokens before it.
     """
     return _signed(_mixed(_mixed(seed + _STEP) + (position + 1) * _STEP))
 
 
-def uniform(starts: Tensor, ids: Tensor) -> Tensor:
+def uniform(keys: Tensor, ids: Tensor) -> Tensor:
     """A number of 31 random bits for each token, never 0 or 1.
 
-    starts (R, 1) and ids (R, N) or (1, N), both int64 -> (R, N) float32. Small ones keep all their bits, those near 1
+    keys (R, 1) and ids (R, N) or (1, N), both int64 -> (R, N) float32. Small numbers keep all their bits, those near 1
     are rounded to 24.
     """
-    word = starts + (ids + 1) * _signed(_STEP)
+    word = keys + (ids + 1) * _signed(_STEP)
     scratch = torch.empty_like(word)  # fresh memory costs more than the arithmetic
     for shift, factor in zip(_SHIFTS, _FACTORS, strict=True):
         word ^= _shifted(word, shift, scratch)
         word *= _signed(factor)
-    # SplitMix64 folds the word by 31 once more here, which leaves the bits that are taken as they are.
+    # SplitMix64 ends with one more fold by 31, which leaves the bits used here as they are.
     return _shifted(word, 64 - _BITS, scratch).float().add_(0.5).mul_(2.0**-_BITS).clamp_(max=_LARGEST)
 
 
-def exponential(starts: Tensor, ids: Tensor) -> Tensor:
-    """Like `uniform`, but exponentially distributed, with mean 1: minus the logarithm of Gumbel noise.
+def exponential(keys: Tensor, ids: Tensor) -> Tensor:
+    """Like `uniform`, but exponentially distributed with mean 1.
 
-    Fine where it is near 0, which is what decides a race: log1p of small uniform numbers, not log of those near 1.
+    Uses log1p of small uniform numbers, not log of numbers near 1: precise near 0, which decides an exponential race.
     """
-    return uniform(starts, ids).neg_().log1p_().neg_()
+    return uniform(keys, ids).neg_().log1p_().neg_()
 
 
 def _shifted(word: Tensor, bits: int, out: Tensor) -> Tensor:
-    """To the right, with zeros from the left: int64 would bring in its sign."""
+    """Logical right shift; int64's own would copy the sign."""
     return torch.bitwise_right_shift(word, bits, out=out).bitwise_and_((1 << (64 - bits)) - 1)
 
 

@@ -1,6 +1,6 @@
-"""Which prompts' beginnings are in the cache: found by blocks of tokens, kept while there is room.
+"""The prefix cache: which beginnings of prompts have keys and values, found by blocks of tokens.
 
-Pure bookkeeping over sequences; copies nothing. An engine has one, so it never outlives the weights.
+It only keeps the books; the scheduler copies and frees. Each engine has its own, so it never outlives the weights.
 """
 
 from collections.abc import Sequence as Tokens
@@ -10,7 +10,7 @@ from .sequence import Sequence
 
 
 class PrefixCache:
-    """Sequences by the names of their full blocks: those that run, and ended ones whose runs are kept."""
+    """Sequences by the keys of their full blocks: running ones, and ended ones whose cache slices are kept."""
 
     def __init__(self) -> None:
         self._known: dict[Sequence, None] = {}
@@ -19,73 +19,70 @@ class PrefixCache:
 
     @property
     def kept_tokens(self) -> int:
-        """Tokens of the cache that ended sequences take."""
-        return sum(sequence.run.capacity for sequence in self._kept if sequence.run)
+        """Cache tokens of ended sequences."""
+        return sum(sequence.cache_slice.capacity for sequence in self._kept if sequence.cache_slice)
 
-    def note(self, sequence: Sequence) -> None:
-        """Let others find what of a sequence has been computed."""
-        while (known := len(sequence.keys) * BLOCK) + BLOCK <= sequence.computed:
+    def register(self, sequence: Sequence) -> None:
+        """Add the blocks of a sequence that were computed since the last call."""
+        while (known := len(sequence.block_keys) * BLOCK) + BLOCK <= sequence.computed:
             self._known[sequence] = None
-            before = sequence.keys[-1] if sequence.keys else 0
-            sequence.keys.append(_name(before, sequence.tokens[known : known + BLOCK]))
-            self._holders.setdefault(sequence.keys[-1], sequence)
+            before = sequence.block_keys[-1] if sequence.block_keys else 0
+            sequence.block_keys.append(_key(before, sequence.tokens[known : known + BLOCK]))
+            self._holders.setdefault(sequence.block_keys[-1], sequence)
 
     def longest(self, tokens: Tokens[int]) -> tuple[Sequence, int] | None:
-        """Whose cache begins as these tokens do, and for how long; the last token is left to be computed."""
-        found, name = None, 0
+        """The sequence with the longest common prefix, and its length; the last token is left to be computed."""
+        found, key = None, 0
         for at in range(0, len(tokens) - BLOCK + 1, BLOCK):
-            name = _name(name, tokens[at : at + BLOCK])
-            if (holder := self._holders.get(name)) is None:
+            key = _key(key, tokens[at : at + BLOCK])
+            if (holder := self._holders.get(key)) is None:
                 break
             found = holder
         if found is None:
             return None
-        self._touch(found)
-        alike = common(found.tokens, tokens, min(found.computed, len(tokens) - 1))
-        return (found, alike) if alike else None
+        if found in self._kept:  # most recently used from now on
+            del self._kept[found]
+            self._kept[found] = None
+        length = common_prefix(found.tokens, tokens, min(found.computed, len(tokens) - 1))
+        return (found, length) if length else None
 
     def keep(self, sequence: Sequence) -> bool:
-        """Keep the run of a sequence that has ended, as the one used last -> whether it has what no other one has."""
-        if any(self._holders.setdefault(key, sequence) is sequence for key in sequence.keys):
+        """Keep an ended sequence as the most recently used -> whether it is kept: it has a block that no other has."""
+        if any(self._holders.setdefault(key, sequence) is sequence for key in sequence.block_keys):
             self._kept[sequence] = None
         return sequence in self._kept
 
-    def oldest(self) -> Sequence | None:
-        """The kept sequence that has not been used for longest, which is kept no more; None if there is none."""
+    def evict(self) -> Sequence | None:
+        """Remove the least recently used of the kept sequences; None if there is none."""
         sequence = next(iter(self._kept), None)
         if sequence is not None:
             self.forget(sequence)
         return sequence
 
     def forget(self, sequence: Sequence) -> None:
-        """Nobody is to find this sequence any more; others that begin alike are found instead."""
+        """Remove a sequence; others with the same blocks are found in its place."""
         self._kept.pop(sequence, None)
         if sequence not in self._known:
             return
         del self._known[sequence]
-        for key in sequence.keys:
+        for key in sequence.block_keys:
             if self._holders.get(key) is sequence:
                 del self._holders[key]
-        sequence.keys.clear()
+        sequence.block_keys.clear()
         for other in self._known:
-            for key in other.keys:
+            for key in other.block_keys:
                 self._holders.setdefault(key, other)
-
-    def _touch(self, sequence: Sequence) -> None:
-        if sequence in self._kept:
-            del self._kept[sequence]
-            self._kept[sequence] = None
 
 
 def first_block(tokens: Tokens[int]) -> int | None:
-    """The name of the first block, None where there is none."""
-    return _name(0, tokens[:BLOCK]) if len(tokens) > BLOCK else None
+    """The key of the first block; None if there is none."""
+    return _key(0, tokens[:BLOCK]) if len(tokens) > BLOCK else None
 
 
-def _name(before: int, block: Tokens[int]) -> int:
-    return hash((before, *block))
-
-
-def common(left: Tokens[int], right: Tokens[int], limit: int) -> int:
-    """How many of the first tokens are the same: names may collide."""
+def common_prefix(left: Tokens[int], right: Tokens[int], limit: int) -> int:
+    """Length of the common prefix, up to a limit. Checked token by token, since keys may collide."""
     return next((at for at in range(limit) if left[at] != right[at]), limit)
+
+
+def _key(before: int, block: Tokens[int]) -> int:
+    return hash((before, *block))

@@ -1,20 +1,20 @@
-"""A prompt's way to token ids: plain text, the turns of a chat, a gap to fill in. Knows no sampling."""
+"""Token ids of a prompt: plain text, the messages of a chat, or a gap to fill in."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .base import Chat, Fill, Plain, Prompt, PromptTokens
 from .errors import InvalidRequest
 from .tokenizer import GenerationTokenizer
+from .types import Chat, Fill, Plain, Prompt, PromptTokens
 
 TEMPLATE_CHARACTERS = 65_536
-"""A chat template may add so many to twice the turns' own."""
+"""How many characters a chat template may add to twice those of the messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class _FillForm:
-    """The tokens before the prefix, before the suffix and before what fills the gap; those that end it, of which a
-    model has some or none; and what the prefix's text begins with, where there is any."""
+    """Tokens before the prefix, the suffix and the middle. ends: those that end the middle, where the model has them.
+    lead: text put before a prefix that is not empty."""
 
     prefix: str
     suffix: str
@@ -24,7 +24,7 @@ class _FillForm:
 
 
 _QWEN_ENDS = ("<|endoftext|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|file_separator|>")
-"""Qwen's, and Gemma's, which frames a gap in the same way."""
+"""Qwen's and Gemma's, which use the same form."""
 _FILL_FORMS = (
     _FillForm("▁<PRE>", "▁<SUF>", "▁<MID>", ("▁<EOT>",), lead=" "),  # CodeLlama
     _FillForm("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, Granite, tiny_coder
@@ -34,10 +34,10 @@ _FILL_FORMS = (
 
 
 class Prompts:
-    """A model's prompts. Thread-safe. stop_ids: what ends its texts. vocabulary: how many tokens its weights know.
+    """Tokenises prompts for a model. Thread-safe. stop_ids: end its texts. vocabulary: rows of its weights.
 
-    Special tokens that are written in a plain prompt are read as such, as everywhere: callers write their own formats
-    so. In a chat's turns and in a gap's surroundings they are text like any other.
+    Special tokens written in a plain prompt are recognised, so that callers can write their own formats. In the
+    messages of a chat and around a gap they are ordinary text.
     """
 
     def __init__(self, tokenizer: GenerationTokenizer, stop_ids: frozenset[int], vocabulary: int) -> None:
@@ -58,14 +58,14 @@ class Prompts:
         return self._form is not None
 
     def __call__(self, prompt: Prompt) -> PromptTokens:
-        """Tokenise. Raises InvalidRequest where the model has no such form, or there is nothing to go on with."""
+        """Tokenise. Raises InvalidRequest if the model does not support this form, or the prompt is empty."""
         match prompt:
             case Plain(text):
                 return PromptTokens(self._plain(text), self._stop_ids)
             case Chat():
                 return PromptTokens(self._chat(prompt), self._stop_ids)
             case Fill(prefix, suffix):
-                return self._filled(prefix, suffix)
+                return self._fill(prefix, suffix)
 
     def _plain(self, text: str) -> list[int]:
         if not text:
@@ -83,8 +83,8 @@ class Prompts:
         for message in chat.messages:
             _require_characters("messages", message.content)
         try:
-            turns = [{"role": template.role(turn.role), "content": turn.content} for turn in chat.messages]
-            text = template.text(turns, chat.continue_final)
+            messages = [{"role": template.role(each.role), "content": each.content} for each in chat.messages]
+            text = template.text(messages, chat.continue_final)
         except Exception as error:  # a template is a program of the model's author
             reason = " ".join(str(error).split())[:200]
             raise InvalidRequest("messages", f"the model's chat template does not take them: {reason}") from error
@@ -92,9 +92,9 @@ class Prompts:
             raise InvalidRequest("messages", f"the model's chat template makes {len(text)} characters of them")
         return template.encode(text)
 
-    def _filled(self, prefix: str, suffix: str) -> PromptTokens:
-        """CodeLlama's own code puts a space before a prefix, if there is any, and none before the suffix, and so is
-        done here; transformers 5 always puts one before both."""
+    def _fill(self, prefix: str, suffix: str) -> PromptTokens:
+        """A space goes before a CodeLlama prefix and none before its suffix, as in CodeLlama's own code; transformers 5
+        puts one before both."""
         if self._form is None:
             raise InvalidRequest("prefix", "this model has no tokens to fill in the middle; send `prompt` instead")
         if not prefix and not suffix:
@@ -103,7 +103,7 @@ class Prompts:
         _require_characters("suffix", suffix)
         form, within = self._form, self._tokenizer.encode_within
         ids = [
-            *self._tokenizer.before,
+            *self._tokenizer.prefix_ids,
             *self._ids((form.prefix,)),
             *within(form.lead + prefix if prefix else prefix),
             *self._ids((form.suffix,)),
@@ -113,7 +113,7 @@ class Prompts:
         return PromptTokens(ids, self._stop_ids.union(self._ids(form.ends)))
 
     def _ids(self, tokens: Iterable[str]) -> list[int]:
-        """Of those that the model has: transformers adds CodeLlama's to every tokeniser of that class."""
+        """The ids that the model has weights for: transformers adds CodeLlama's to every tokeniser of that class."""
         return [token for token in map(self._tokenizer.id_of, tokens) if token is not None and token < self._vocabulary]
 
 

@@ -1,7 +1,6 @@
-"""What the sampling of one completion remembers: how it was asked for, its position, and which tokens it has seen.
+"""The state of one completion's sampling: its options, its position, and the tokens that penalties count.
 
-It follows from the prompt and the tokens made, so that a preempted completion builds it anew and goes on as before.
-Knows no logits.
+It follows from the prompt and the tokens so far, so a preempted completion rebuilds it and continues as before.
 """
 
 from array import array
@@ -11,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import counter_rng
-from .request import Sampling
+from .types import Sampling
 
 GREEDY_BELOW = 1e-5
-"""At a temperature below, only tokens whose logits hardly differ would share the odds."""
+"""Temperature below which sampling is greedy: only tokens with nearly equal logits would have a chance."""
 
 Ids = NDArray[np.int64]
 Values = NDArray[np.float32]
 
 
 class TokenHistory:
-    """The distinct tokens of a prompt and its text, with how often the text has each; both grow by what is new."""
+    """The distinct tokens of a prompt and its completion, with their counts in the completion."""
 
     def __init__(self, prompt: Iterable[int]) -> None:
         self._places = {token: place for place, token in enumerate(dict.fromkeys(prompt))}
@@ -29,7 +28,7 @@ class TokenHistory:
         self._counts = array("f", bytes(4 * len(self._ids)))
 
     def append(self, token: int) -> None:
-        """Take the text's next token."""
+        """Add the completion's next token."""
         place = self._places.setdefault(token, len(self._ids))
         if place == len(self._ids):
             self._ids.append(token)
@@ -38,19 +37,20 @@ class TokenHistory:
 
     @property
     def ids(self) -> Ids:
-        """(N,), in the order in which they were first seen."""
+        """(N,), in order of first occurrence."""
         return np.array(self._ids, np.int64)
 
     @property
     def counts(self) -> Values:
-        """(N,), those of the prompt alone 0."""
+        """(N,); 0 for tokens that only the prompt has."""
         return np.array(self._counts, np.float32)
 
 
 class SamplerState:
-    """One completion's sampling. stop_ids are masked until min_tokens are made; `check` has passed `sampling`.
+    """One completion's sampling. stop_ids are masked until min_tokens exist.
 
-    vocabulary: width of the logits; stop_ids beyond it are nothing to mask.
+    sampling: as `check_sampling` accepts it. vocabulary: width of the logits. position: tokens made so far.
+    history: None if no penalty needs it.
     """
 
     def __init__(
@@ -58,41 +58,39 @@ class SamplerState:
     ) -> None:
         self.sampling = sampling
         self.position = 0
-        """Tokens made so far."""
         self.is_greedy = sampling.temperature < GREEDY_BELOW
         self.top_k = min(sampling.top_k, vocabulary) or vocabulary
         self.is_filtered = self.top_k < vocabulary or sampling.top_p < 1 or sampling.min_p > 0
         self._min_tokens = min_tokens
-        self._biases = _added(sampling.logit_bias.items())
+        self._biases = _arrays(sampling.logit_bias.items())
         masked = ((token, -np.inf) for token in sorted(stop_ids) if token < vocabulary)
-        self._early_biases = _added([*sampling.logit_bias.items(), *masked])
+        self._early_biases = _arrays([*sampling.logit_bias.items(), *masked])
         self.history = _history(sampling, prompt)
-        """None where no penalty asks for it."""
 
     def append(self, token: int) -> None:
-        """Take the token that was made."""
+        """Add the token that was chosen."""
         self.position += 1
         if self.history is not None:
             self.history.append(token)
 
     @property
-    def noise_start(self) -> int:
-        """Of the noise for the next token; see `noise.start`."""
-        return counter_rng.start(self.sampling.seed, self.position)
+    def rng_key(self) -> int:
+        """Key of the next token's random numbers; see counter_rng.key."""
+        return counter_rng.key(self.sampling.seed, self.position)
 
     @property
     def biases(self) -> tuple[Ids, Values]:
-        """Token ids (N,) and what is added to their logits (N,) for the next token."""
+        """Token ids (N,) and what to add to their logits (N,) for the next token."""
         return self._early_biases if self.position < self._min_tokens else self._biases
 
 
-def _added(biases: Iterable[tuple[int, float]]) -> tuple[Ids, Values]:
+def _arrays(biases: Iterable[tuple[int, float]]) -> tuple[Ids, Values]:
     pairs = list(biases)
     return np.array([token for token, _ in pairs], np.int64), np.array([value for _, value in pairs], np.float32)
 
 
 def _history(sampling: Sampling, prompt: Sequence[int]) -> TokenHistory | None:
-    """The prompt counts for the repetition penalty alone."""
+    """Only the repetition penalty counts the prompt."""
     if sampling.repetition_penalty != 1:
         return TokenHistory(prompt)
     return TokenHistory(()) if sampling.presence_penalty or sampling.frequency_penalty else None

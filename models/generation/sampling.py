@@ -1,93 +1,125 @@
-"""The next token of every running completion: greedy or drawn, each as its request asks.
+"""Sampling of each completion's next token, for a whole batch at once.
 
-Owns the order of things (biases and mask, penalties, then argmax or temperature, top-k, top-p, min-p and the draw),
-what is refused, and what a row without finite scores becomes. Knows no model and no text.
+The order is: biases and the mask of early ends, penalties, then argmax or a draw (filters.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import InvalidRequest
 from .filters import draw
-from .logprobs import Likeliest, logprobs
-from .penalties import adjusted
-from .request import Sampling
-from .sampler_state import SamplerState
-
-__all__ = ["NOT_FINITE", "Chosen", "SamplerState", "check", "sample"]
+from .sampler_state import SamplerState, TokenHistory
 
 NOT_FINITE = -1
-MAX_LOGPROBS = 20
-MAX_BIAS = 100.0
+MIN_LOGPROB = -9999.0
+"""Reported for minus infinity, which JSON cannot express; other servers use the same value."""
+TopLogprobs: TypeAlias = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A row's next token, or NOT_FINITE as its id where the scores hold NaN or nothing above minus infinity.
+    """A row's next token; its id is NOT_FINITE if the scores hold NaN or nothing above minus infinity.
 
-    logprob, top: of the token and of the likeliest ones, where the request asks; see `logprobs`.
+    logprob, top: of the token and of the likeliest ones, if the request asks for them; see `logprobs`.
     """
 
     id: int
     logprob: float | None = None
-    top: Likeliest = ()
-
-
-def check(sampling: Sampling, vocabulary: int) -> None:
-    """Refuse what cannot be sampled. A top_k above the vocabulary is none. Raises InvalidRequest."""
-    ranges = {
-        "temperature": (0, 2),
-        "top_k": (0, 2**31 - 1),
-        "min_p": (0, 1),
-        "repetition_penalty": (0.01, 10),
-        "presence_penalty": (-2, 2),
-        "frequency_penalty": (-2, 2),
-        "seed": (0, 2**64 - 1),
-    }
-    for name, (low, high) in ranges.items():
-        _check_range(name, getattr(sampling, name), low, high)
-    if not 0 < sampling.top_p <= 1:
-        raise InvalidRequest("top_p", f"{sampling.top_p} is not above 0 and at most 1")
-    if sampling.logprobs is not None:
-        _check_range("logprobs", sampling.logprobs, 0, MAX_LOGPROBS)
-    for token, bias in sampling.logit_bias.items():
-        if not 0 <= token < vocabulary:
-            raise InvalidRequest("logit_bias", f"token id {token} does not exist; the vocabulary has {vocabulary}")
-        _check_range("logit_bias", bias, -MAX_BIAS, MAX_BIAS)
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    """NaN is within no range."""
-    if not low <= value <= high:
-        raise InvalidRequest(name, f"{value} is not between {low} and {high}")
+    top: TopLogprobs = ()
 
 
 def sample(logits: Tensor, states: Sequence[SamplerState]) -> list[Chosen]:
-    """Choose the next token of each row; the states do not change until they are told by `append`.
+    """Choose the next token of each row. Rows never influence each other; ties of a greedy choice go to the lowest id.
 
-    logits (B, V) float32, left as they are; states: one a row. No row's logits make it raise, or change another's
-    token. Ties of a greedy choice go to the lowest id.
+    logits (B, V) float32, not modified; states: one per row, not modified (see SamplerState.append).
     """
     scores = adjusted(logits, states)
     largest, ids = scores.max(dim=1)
     if drawing := [row for row, state in enumerate(states) if not state.is_greedy]:
         ids[drawing] = draw(scores[drawing], largest[drawing], [states[row] for row in drawing])
-    found = torch.where(torch.isfinite(largest), ids, NOT_FINITE).tolist()
-    told = _told(logits, found, states)
-    return [told.get(row, Chosen(token)) for row, token in enumerate(found)]
+    tokens = torch.where(torch.isfinite(largest), ids, NOT_FINITE).tolist()
+    with_logprobs = _with_logprobs(logits, tokens, states)
+    return [with_logprobs.get(row, Chosen(token)) for row, token in enumerate(tokens)]
 
 
-def _told(logits: Tensor, ids: Sequence[int], states: Sequence[SamplerState]) -> dict[int, Chosen]:
-    """The rows whose log-probabilities are asked for."""
-    asked = {
+def _with_logprobs(logits: Tensor, ids: Sequence[int], states: Sequence[SamplerState]) -> dict[int, Chosen]:
+    """The rows whose requests ask for log-probabilities."""
+    counts = {
         row: count
         for row, state in enumerate(states)
         if (count := state.sampling.logprobs) is not None and ids[row] != NOT_FINITE
     }
-    if not asked:
+    if not counts:
         return {}
-    found = logprobs(logits[list(asked)], [ids[row] for row in asked], list(asked.values()))
-    return {row: Chosen(ids[row], *values) for row, values in zip(asked, found, strict=True)}
+    found = logprobs(logits[list(counts)], [ids[row] for row in counts], list(counts.values()))
+    return {row: Chosen(ids[row], *values) for row, values in zip(counts, found, strict=True)}
+
+
+def logprobs(logits: Tensor, ids: Sequence[int], alternatives: Sequence[int]) -> list[tuple[float, TopLogprobs]]:
+    """Each row's log-probability of its token, and its likeliest tokens with theirs, likeliest first.
+
+    They are the model's own: before penalties, filters and temperature. logits (R, V) float32; ids: one per row;
+    alternatives: how many of the likeliest, per row. Tokens of probability 0 are left out of the likeliest; the row's
+    own token then has MIN_LOGPROB.
+    """
+    logs = torch.log_softmax(logits, dim=-1)
+    column = torch.tensor(ids, device=logits.device)[:, None]
+    chosen = logs.gather(1, column)[:, 0].clamp(min=MIN_LOGPROB).tolist()
+    values, tokens = (part.tolist() for part in logs.topk(min(max(alternatives), logs.shape[1])))
+    likeliest = [
+        tuple((token, value) for token, value in zip(found[:count], of_them[:count], strict=True) if value > -torch.inf)
+        for found, of_them, count in zip(tokens, values, alternatives, strict=True)
+    ]
+    return list(zip(chosen, likeliest, strict=True))
+
+
+def adjusted(logits: Tensor, states: Sequence[SamplerState]) -> Tensor:
+    """Logits with each row's biases and mask, then its penalties.
+
+    logits (B, V) float32 -> (B, V): a copy, or the same tensor if no row asks for anything.
+    """
+    biased = [row for row, state in enumerate(states) if len(state.biases[0])]
+    penalised = [(row, history) for row, state in enumerate(states) if (history := state.history) is not None]
+    if not biased and not penalised:
+        return logits
+    scores = logits.clone()
+    if biased:
+        _add_biases(scores, biased, states)
+    if penalised:
+        _penalise(scores, penalised, states)
+    return scores
+
+
+def _add_biases(scores: Tensor, rows: Sequence[int], states: Sequence[SamplerState]) -> None:
+    """Masks are added too, so a NaN stays one and shows that the model failed."""
+    biases = [states[row].biases for row in rows]
+    lengths = [len(ids) for ids, _ in biases]
+    where = _tensor([np.repeat(rows, lengths)], scores), _tensor([ids for ids, _ in biases], scores)
+    scores.index_put_(where, _tensor([values for _, values in biases], scores), accumulate=True)
+
+
+def _penalise(scores: Tensor, rows: Sequence[tuple[int, TokenHistory]], states: Sequence[SamplerState]) -> None:
+    ids = [history.ids for _, history in rows]
+    lengths = [len(tokens) for tokens in ids]
+    samplings = [states[row].sampling for row, _ in rows]
+    where = _tensor([np.repeat([row for row, _ in rows], lengths)], scores), _tensor(ids, scores)
+    counts = _tensor([history.counts for _, history in rows], scores)
+
+    def per_token(values: Iterable[float]) -> Tensor:
+        return _tensor([np.repeat(np.array(list(values), np.float32), lengths)], scores)
+
+    repetition = per_token(sampling.repetition_penalty for sampling in samplings)
+    presence = per_token(sampling.presence_penalty for sampling in samplings)
+    frequency = per_token(sampling.frequency_penalty for sampling in samplings)
+    seen = scores[where]
+    seen = torch.where(seen < 0, seen * repetition, seen / repetition)
+    scores[where] = seen - presence * (counts > 0) - frequency * counts
+
+
+def _tensor(parts: Sequence[NDArray[np.generic]], like: Tensor) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts)).to(like.device)

@@ -1,166 +1,178 @@
-"""Who runs in the next step: decodes first, then prompts in chunks, each with room in the cache.
-
-Owns the queue, those that run and their place in the cache. Runs no model.
-"""
+"""The scheduler: what each step computes. Decodes come first, then prompts in chunks, each with space in the cache."""
 
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from operator import attrgetter
 
 from ..fair_order import FairOrder
-from .base import EngineLimits
 from .kv_cache import BLOCK, CacheSlice, KVCache
-from .prefix_cache import PrefixCache, common, first_block
-from .sequence import Sequence
+from .prefix_cache import PrefixCache, common_prefix, first_block
+from .sequence import ScheduledChunk, Sequence
+from .types import EngineLimits
 
 HEADROOM = 256
-"""Tokens for which a sequence gets room ahead of need, where it may make so many."""
-ALONE = 4
-"""Where nobody decodes, and so nobody waits for the next token, chunks may be so many times the limit."""
+"""Tokens that a sequence gets cache space for in advance, if it may make that many."""
+PREFILL_ONLY_FACTOR = 4
+"""Chunks may be this many times chunk_tokens in a step without decodes, where nobody waits for a next token."""
+STRETCH = 2.5
+"""How many times as long a step may take with a chunk of a prompt in it as without."""
+MIN_CHUNK_TOKENS = 16
+"""Computed of prompts even if that stretches the step further, so that every prompt ends."""
+_WEIGHT = 0.2  # of the latest step in an average
+_ORDER = attrgetter("order")
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledChunk:
-    """The next `length` tokens of a sequence, to be computed in a step."""
+class PrefillBudget:
+    """Prompt tokens that a step with decodes may compute, learned from how long steps take.
 
-    sequence: Sequence
-    length: int
+    max_tokens: the upper limit, which also applies until steps with and without prompts were seen.
+    """
+
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._decode_s: float | None = None
+        self._token_s: float | None = None
 
     @property
-    def scored(self) -> range:
-        """The places in the prompt of those tokens whose scores come of it; they come behind the token before."""
-        sequence = self.sequence
-        if not sequence.is_scored:
-            return range(0)
-        first = sequence.computed + 1
-        return range(max(first, len(sequence.scores)), min(first + self.length, len(sequence.tokens)))
+    def chunk_tokens(self) -> int:
+        """For one prompt, in the next step."""
+        if not self._decode_s or not self._token_s:
+            return self._max_tokens
+        fitting = int((STRETCH - 1) * self._decode_s / self._token_s)
+        return max(min(MIN_CHUNK_TOKENS, self._max_tokens), min(self._max_tokens, fitting))
 
-    @property
-    def ends(self) -> bool:
-        """Whether the next token, if there is to be one, can be chosen behind it."""
-        return self.length == self.sequence.missing and self.sequence.left > 0
+    def record(self, decodes: int, prompt_tokens: int, seconds: float) -> None:
+        """Learn from a step."""
+        if not prompt_tokens:
+            self._decode_s = _averaged(self._decode_s, seconds)
+        elif decodes and self._decode_s:
+            self._token_s = _averaged(self._token_s, max(0.0, seconds - self._decode_s) / prompt_tokens)
+
+
+def _averaged(average: float | None, value: float) -> float:
+    return value if average is None else average + _WEIGHT * (value - average)
 
 
 class Scheduler:
-    """A queue, and the sequences that run.
+    """The waiting queue and the running sequences.
 
-    Callers take turns: of what waits goes first what belongs to the caller of whom fewest run, and where there is no
-    room for it the one of whom most run gives some up. Of one caller's, those that came first go first and are turned
-    out last.
+    The caller with the fewest running sequences is admitted next. If there is no space for it, the caller with the most
+    gives some up, as long as it keeps as many as the other gets. Within a caller, earlier sequences are admitted first
+    and preempted last.
 
-    scored_tokens: of prompts whose scores are asked for, in a step; each takes a row of the whole vocabulary.
+    scored_tokens: of scored prompts, per step; each takes a row of logits over the vocabulary.
     """
 
     def __init__(self, cache: KVCache, limits: EngineLimits, scored_tokens: int) -> None:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preempted = 0
-        self.prefix_hits = 0
         self._cache = cache
         self._limits = limits
         self._scored_tokens = scored_tokens
         self._prefixes = PrefixCache()
         self._prompts: deque[Sequence] = deque()
-        self._turns = FairOrder()
+        self._fair_order = FairOrder()
 
     @property
     def used_tokens(self) -> int:
-        """Tokens of the cache that running sequences take."""
+        """Cache tokens of running sequences."""
         return self._cache.used_tokens - self._prefixes.kept_tokens
 
     @property
     def waiting_tokens(self) -> int:
-        """Tokens of the sequences that wait."""
+        """Tokens of waiting sequences."""
         return sum(len(sequence.tokens) for sequence in self.waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Put a sequence at the end of the queue."""
-        sequence.turn = self._turns.take(sequence.request.caller, _most(sequence))
+        """Append a sequence to the queue."""
+        sequence.start_tag = self._fair_order.take(sequence.request.caller, _total_tokens(sequence))
         self.waiting.append(sequence)
 
     def fork(self, sequence: Sequence, parent: Sequence) -> None:
-        """Let a beam go on from what the cache has of another one."""
-        assert sequence.run is not None
-        assert parent.run is not None
-        self._cache.copy(parent.run, sequence.run, parent.computed)
+        """Let a beam continue from the cached tokens of another one."""
+        assert sequence.cache_slice is not None
+        assert parent.cache_slice is not None
+        self._cache.copy(parent.cache_slice, sequence.cache_slice, parent.computed)
         sequence.computed = parent.computed
         if sequence not in self.running:
             self.running.append(sequence)
 
     def remove(self, sequence: Sequence, keep: bool = True) -> None:
-        """Take out a sequence that has ended; keep: what the cache has of it, for others, while there is room."""
+        """Remove a sequence that has ended. keep: offer its cached tokens to others while there is space."""
         if sequence in self.waiting:
             self.waiting.remove(sequence)
-        if sequence.run is None:
+        if sequence.cache_slice is None:
             return
-        self._leave(sequence)
+        self._stop_running(sequence)
         if keep and self._prefixes.keep(sequence):
-            self._cache.shrink(sequence.run, sequence.computed)
+            self._cache.shrink(sequence.cache_slice, sequence.computed)
         else:
             self._free(sequence)
 
-    def computed(self, work: ScheduledChunk) -> None:
-        """A step has computed this."""
-        work.sequence.computed += work.length
-        if not work.sequence.is_beam:  # whose tokens change
-            self._prefixes.note(work.sequence)
+    def mark_computed(self, chunk: ScheduledChunk) -> None:
+        """Record that a step has computed a chunk."""
+        chunk.sequence.computed += chunk.length
+        if not chunk.sequence.is_beam:  # whose tokens change
+            self._prefixes.register(chunk.sequence)
 
     def plan(self, chunk_tokens: int) -> list[ScheduledChunk]:
-        """What the next step computes; empty where there is nothing to do.
+        """What the next step computes; empty if there is nothing to do.
 
-        chunk_tokens: of a prompt, beside decodes. The more prompts wait the longer a step may take, up to the limit:
-        else they would wait ever longer.
+        chunk_tokens: for each waiting prompt, in a step with decodes; up to the limit in total. The more prompts wait,
+        the longer a step may take, since otherwise they would wait ever longer.
         """
         self._admit()
-        decodes = [ScheduledChunk(sequence, 1) for sequence in self._decoding() if self._has_room(sequence)]
-        decodes = [work for work in decodes if work.sequence.run is not None]  # a later one may have turned it out
-        most = self._limits.chunk_tokens
-        return [*decodes, *self._chunks(min(most, chunk_tokens * len(self._prompts)) if decodes else ALONE * most)]
+        decodes = [ScheduledChunk(sequence, 1) for sequence in self._decoding() if self._make_space(sequence)]
+        decodes = [chunk for chunk in decodes if chunk.sequence.cache_slice is not None]  # a later one may preempt it
+        limit = self._limits.chunk_tokens
+        budget = min(limit, chunk_tokens * len(self._prompts)) if decodes else PREFILL_ONLY_FACTOR * limit
+        return [*decodes, *self._chunks(budget)]
 
     def _admit(self) -> None:
         while self.waiting:
             running = self._running_by_caller()
-            sequence = min(self.waiting, key=lambda waits: (running[waits.request.caller], waits.turn))
-            if not self._place_in_turn(sequence):
+            sequence = min(self.waiting, key=lambda waits: (running[waits.request.caller], waits.start_tag))
+            if not self._allocate_fairly(sequence):
                 return
             callers = {other.request.caller for other in (*self.waiting, *self.running)}
-            self._turns.go(sequence.turn, _most(sequence), len(callers))
+            self._fair_order.go(sequence.start_tag, _total_tokens(sequence), len(callers))
             self.waiting.remove(sequence)
             self.running.append(sequence)
             self._prompts.append(sequence)
 
-    def _place_in_turn(self, sequence: Sequence) -> bool:
-        """Place a sequence, if need be in room that a caller gives up of whom no fewer run even then."""
-        while not self._place(sequence):
-            running, other = self._running_by_caller(), self._last_in_turn()
-            if other is None or running[other.request.caller] < running[sequence.request.caller] + 2:
+    def _allocate_fairly(self, sequence: Sequence) -> bool:
+        """Allocate, preempting sequences of a caller that keeps as many running as this one's caller then has."""
+        while not self._allocate(sequence):
+            running, victim = self._running_by_caller(), self._next_victim()
+            if victim is None or running[victim.request.caller] < running[sequence.request.caller] + 2:
                 return False
-            self._preempt(other)
+            self._preempt(victim)
         return True
 
     def _running_by_caller(self) -> Counter[str]:
         return Counter(sequence.request.caller for sequence in self.running)
 
-    def _last_in_turn(self) -> Sequence | None:
-        """Who is turned out first: the latest of the caller of whom most run. None where only beams do."""
+    def _next_victim(self) -> Sequence | None:
+        """The latest sequence of the caller with the most running; None if only beams run."""
         running = self._running_by_caller()
-        theirs = (sequence for sequence in self.running if not sequence.is_beam)
-        return max(theirs, key=lambda runs: (running[runs.request.caller], runs.order), default=None)
+        candidates = (sequence for sequence in self.running if not sequence.is_beam)
+        return max(candidates, key=lambda runs: (running[runs.request.caller], runs.order), default=None)
 
     def _decoding(self) -> list[Sequence]:
-        return sorted((s for s in self.running if s.missing == 1 and s not in self._prompts), key=_order)
+        return sorted((s for s in self.running if s.missing == 1 and s not in self._prompts), key=_ORDER)
 
     def _chunks(self, budget: int) -> Iterator[ScheduledChunk]:
-        """Parts of prompts within a budget of tokens, in turn: whoever got one goes to the end."""
+        """Chunks of prompts within a budget of tokens, round-robin."""
         leaders, scored = self._leaders(), self._scored_tokens
         for sequence in list(self._prompts):
             if budget <= 0:
                 return
             if not sequence.computed and not sequence.is_scored:
                 leader = leaders.get(first_block(sequence.tokens), sequence)
-                if leader is not sequence and _computes_for(leader, sequence):
+                if leader is not sequence and _computes_prefix_of(leader, sequence):
                     continue
-                self._reuse(sequence)
+                self._reuse_prefix(sequence)
             length = min(budget, sequence.missing)
             if sequence.is_scored:
                 length = min(length, scored)
@@ -174,98 +186,93 @@ class Scheduler:
             yield ScheduledChunk(sequence, length)
 
     def _leaders(self) -> dict[int | None, Sequence]:
-        """Of the prompts that begin alike, the one furthest on: the others wait and find it computed."""
+        """Of the prompts with the same first block, the one furthest computed: the others wait for its prefix."""
         furthest: dict[int | None, Sequence] = {}
         for sequence in self._prompts:
-            if (name := first_block(sequence.tokens)) is not None:
-                leader = furthest.setdefault(name, sequence)
+            if (key := first_block(sequence.tokens)) is not None:
+                leader = furthest.setdefault(key, sequence)
                 if sequence.computed > leader.computed:
-                    furthest[name] = sequence
+                    furthest[key] = sequence
         return furthest
 
-    def _reuse(self, sequence: Sequence) -> None:
-        """Copy what the cache has of the same beginning."""
+    def _reuse_prefix(self, sequence: Sequence) -> None:
+        """Copy the keys and values of the same beginning, if the cache has them."""
         found = self._prefixes.longest(sequence.tokens)
         if found is None:
             return
         holder, tokens = found
-        assert holder.run is not None
-        assert sequence.run is not None
-        self._cache.copy(holder.run, sequence.run, tokens)
+        assert holder.cache_slice is not None
+        assert sequence.cache_slice is not None
+        self._cache.copy(holder.cache_slice, sequence.cache_slice, tokens)
         sequence.computed = tokens
-        if not sequence.made:  # else it has been turned out, and once had computed them itself
+        if not sequence.made:  # else it was preempted, and had computed them itself
             sequence.cached = tokens
-            self.prefix_hits += tokens
 
-    def _place(self, sequence: Sequence) -> bool:
-        """Give a sequence, and its siblings, their runs, if there is room without turning out others that run."""
-        self._prefixes.longest(sequence.tokens)  # what it will copy has been used last, and is turned out last
+    def _allocate(self, sequence: Sequence) -> bool:
+        """Give a sequence and its siblings cache slices, if there is space without preempting any."""
+        self._prefixes.longest(sequence.tokens)  # marks what it will copy as used, so that it is evicted last
         beams = (sequence, *sequence.siblings)
         taken = sum(other.request.num_beams for other in self.running if other.siblings or not other.is_beam)
         if taken + len(beams) > self._limits.max_running:
             return False
         ahead = sequence.left if sequence.is_beam else min(sequence.left, HEADROOM)  # beams never grow
         for beam in beams:
-            beam.run = self._room(len(sequence.tokens) + ahead)
-        if all(beam.run for beam in beams):
+            beam.cache_slice = self._new_slice(len(sequence.tokens) + ahead)
+        if all(beam.cache_slice for beam in beams):
             return True
         for beam in beams:
-            if beam.run:
+            if beam.cache_slice:
                 self._free(beam)
         return False
 
-    def _room(self, tokens: int) -> CacheSlice | None:
-        while (run := self._cache.allocate(tokens)) is None:
-            if (oldest := self._prefixes.oldest()) is None:
+    def _new_slice(self, tokens: int) -> CacheSlice | None:
+        while (new := self._cache.allocate(tokens)) is None:
+            if (evicted := self._prefixes.evict()) is None:
                 return None
-            self._free(oldest)
-        return run
+            self._free(evicted)
+        return new
 
-    def _has_room(self, sequence: Sequence) -> bool:
-        """Whether a decoding sequence has room for its next token; others are turned out for it."""
-        while sequence.run is not None and sequence.run.capacity < len(sequence.tokens):
+    def _make_space(self, sequence: Sequence) -> bool:
+        """Whether a decoding sequence has space for its next token, after evicting and preempting as needed."""
+        while sequence.cache_slice is not None and sequence.cache_slice.capacity < len(sequence.tokens):
             need = len(sequence.tokens)
             for tokens in (need + min(sequence.left, HEADROOM), need):
-                if self._cache.grow(sequence.run, tokens, sequence.computed):
+                if self._cache.grow(sequence.cache_slice, tokens, sequence.computed):
                     return True
-            if (oldest := self._prefixes.oldest()) is not None:
-                self._free(oldest)
+            if (evicted := self._prefixes.evict()) is not None:
+                self._free(evicted)
             else:
-                other = self._last_in_turn()
-                assert other is not None  # it may be the sequence itself
-                self._preempt(other)
-        return sequence.run is not None
+                victim = self._next_victim()
+                assert victim is not None  # it may be the sequence itself
+                self._preempt(victim)
+        return sequence.cache_slice is not None
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Turn out a sequence: all its tokens are computed again, and none of them changes."""
+        """Put a running sequence back into the queue. Its tokens stay; their keys and values are recomputed."""
         self.preempted += 1
-        self._leave(sequence)
+        self._stop_running(sequence)
         self._free(sequence)
         self.waiting.appendleft(sequence)
 
-    def _leave(self, sequence: Sequence) -> None:
+    def _stop_running(self, sequence: Sequence) -> None:
         if sequence in self.running:
             self.running.remove(sequence)
         if sequence in self._prompts:
             self._prompts.remove(sequence)
 
     def _free(self, sequence: Sequence) -> None:
-        assert sequence.run is not None
+        assert sequence.cache_slice is not None
         self._prefixes.forget(sequence)
-        self._cache.free(sequence.run)
-        sequence.run, sequence.computed = None, 0
+        self._cache.free(sequence.cache_slice)
+        sequence.cache_slice, sequence.computed = None, 0
 
 
-def _computes_for(leader: Sequence, follower: Sequence) -> bool:
-    """Whether blocks are still being computed with which another prompt begins too."""
-    alike = common(leader.tokens, follower.tokens, min(len(leader.tokens), len(follower.tokens) - 1))
-    return leader.computed < alike // BLOCK * BLOCK
+def _computes_prefix_of(leader: Sequence, follower: Sequence) -> bool:
+    """Whether the leader has blocks left to compute with which the follower begins too."""
+    limit = min(len(leader.tokens), len(follower.tokens) - 1)
+    return leader.computed < common_prefix(leader.tokens, follower.tokens, limit) // BLOCK * BLOCK
 
 
-def _most(sequence: Sequence) -> int:
-    """Tokens that a sequence may come to."""
+def _total_tokens(sequence: Sequence) -> int:
+    """Prompt and completion at most."""
     return len(sequence.request.prompt) + sequence.request.max_tokens
-
-
-def _order(sequence: Sequence) -> int:
-    return sequence.order

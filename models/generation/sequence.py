@@ -1,21 +1,21 @@
-"""A request on its way through the engine: its tokens, and how many of them the cache holds. Knows no model."""
+"""The state of one request in the engine: its tokens, and how many of them the cache holds."""
 
 from dataclasses import dataclass, field
 
 from .kv_cache import CacheSlice
 from .output import TextOutput
-from .request import Request, TokenLogprob, Usage
-from .sampling import SamplerState
+from .sampler_state import SamplerState
+from .types import Request, TokenLogprob, Usage
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """tokens: of the prompt and made so far. computed: how many of them have keys and values in `run`.
+    """tokens: prompt and completion so far. computed: how many of them have keys and values in `cache_slice`.
 
-    cached: tokens of the prompt that came out of the prefix cache. keys: the names of its full blocks (prefix_cache).
-    scores: of the first tokens of the prompt, while there `is_scored`.
-    turn: when its own turn is among those that wait (fair_order.py).
-    sampler, output: None for a beam, whose tokens its search chooses. siblings: the other beams, for the first one.
+    order: of arrival. cached: prompt tokens taken from the prefix cache. block_keys: of its full blocks in the prefix
+    cache. scores: of the prompt's first tokens, while `is_scored`. start_tag: its place in the fair order of the queue
+    (fair_order.py). sampler, output: None for a beam, whose tokens its search chooses. siblings: of the first beam, the
+    other ones.
     """
 
     request: Request
@@ -23,31 +23,31 @@ class Sequence:
     sampler: SamplerState | None
     output: TextOutput | None
     tokens: list[int] = field(default_factory=list)
-    run: CacheSlice | None = None
+    cache_slice: CacheSlice | None = None
     computed: int = 0
     cached: int = 0
-    keys: list[int] = field(default_factory=list)
+    block_keys: list[int] = field(default_factory=list)
     scores: list[TokenLogprob] = field(default_factory=list)
     siblings: tuple["Sequence", ...] = ()
-    turn: float = 0.0
+    start_tag: float = 0.0
 
     def __post_init__(self) -> None:
         self.tokens = self.tokens or list(self.request.prompt)
 
     @property
     def is_beam(self) -> bool:
-        """Whether it is one of several that are searched together."""
+        """Whether it is a beam of a beam search."""
         return self.request.num_beams > 1
 
     @property
     def is_scored(self) -> bool:
-        """Whether what is computed now is a prompt whose scores are asked for, which no cache holds."""
-        asked = self.request
-        return asked.prompt_logprobs and asked.sampling.logprobs is not None and not self.made
+        """Whether its prompt's log-probabilities are being computed; the prefix cache does not hold those."""
+        request = self.request
+        return request.prompt_logprobs and request.sampling.logprobs is not None and not self.made
 
     @property
     def missing(self) -> int:
-        """Tokens to be computed before the next one can be chosen; 0 once it can."""
+        """Tokens to compute before the next one can be chosen; 0 once it can."""
         return len(self.tokens) - self.computed
 
     @property
@@ -64,3 +64,25 @@ class Sequence:
     def usage(self) -> Usage:
         """See Usage."""
         return Usage(len(self.request.prompt), self.cached, self.made)
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledChunk:
+    """The next `length` tokens of a sequence, to be computed in a step."""
+
+    sequence: Sequence
+    length: int
+
+    @property
+    def scored(self) -> range:
+        """Places in the prompt of the tokens that this chunk scores: each is scored by the token before it."""
+        sequence = self.sequence
+        if not sequence.is_scored:
+            return range(0)
+        first = sequence.computed + 1
+        return range(max(first, len(sequence.scores)), min(first + self.length, len(sequence.tokens)))
+
+    @property
+    def yields_token(self) -> bool:
+        """Whether the next token, if there is to be one, can be chosen afterwards."""
+        return self.length == self.sequence.missing and self.sequence.left > 0

@@ -1,7 +1,6 @@
-"""How a tokeniser spells its tokens: the text or the bytes of each id, and the way from these to characters.
+"""The text or bytes of each token id, and the incremental decoding of their sequence to characters.
 
-Owns what the decoders of SentencePiece-BPE and of byte-level BPE do, token by token instead of all at once. Knows no
-request.
+Does what the decoders of SentencePiece-BPE and of byte-level BPE do, token by token instead of all at once.
 """
 
 import codecs
@@ -9,7 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from tokenizers import Tokenizer
 
@@ -18,41 +17,18 @@ Part: TypeAlias = str | bytes
 
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 _SENTENCEPIECE = re.compile("(Replace )*(ByteFallback )?(Fuse (Strip )?)?")
-_BYTE = re.compile("<0x[+0-9A-Fa-f][0-9A-Fa-f]>")  # the library takes a sign for a digit
+_BYTE = re.compile("<0x[+0-9A-Fa-f][0-9A-Fa-f]>")  # the library accepts a sign as a digit
 
 
-class Characters(Protocol):
-    """The characters of one text, as its parts come."""
+class ByteLevelDecoder:
+    """Decodes parts that are all bytes; replaces unreadable ones as Unicode recommends, one U+FFFD per maximal part.
 
-    def push(self, part: Part) -> str:
-        """Add a part -> the characters that nothing to come can change any more."""
-
-    @property
-    def owed(self) -> str:
-        """Whole characters that a text which ended here would still get, though what comes may change them."""
-
-    def flush(self) -> str:
-        """End the text -> what it still owes; unreadable bytes as U+FFFD."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenBytes:
-    """parts: of each token but the special ones, which are no text. byte_level: all of them bytes; else bytes stand in
-    for single characters. leading_spaces: at most so many are dropped where a text begins."""
-
-    parts: Mapping[int, Part]
-    byte_level: bool
-    leading_spaces: int = 0
-
-    def characters(self) -> Characters:
-        """Those of a new text."""
-        return _ByteLevel() if self.byte_level else _ByteRuns()
-
-
-class _ByteLevel:
-    """Bytes without end, unreadable ones replaced as Unicode recommends: one U+FFFD for each maximal part."""
+    push returns the characters that are final, flush the rest. pending: whole characters that flush would return, and
+    that more parts may change.
+    """
 
     __slots__ = ("_decoder",)
+    pending = ""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -61,18 +37,14 @@ class _ByteLevel:
         assert isinstance(part, bytes)
         return self._decoder.decode(part)
 
-    @property
-    def owed(self) -> str:
-        return ""
-
     def flush(self) -> str:
         return self._decoder.decode(b"", True)
 
 
-class _ByteRuns:
-    """Text, and runs of bytes that are read as a whole or not at all: else each byte is a U+FFFD.
+class ByteFallbackDecoder:
+    """Decodes text with runs of bytes in it. A run that is not UTF-8 as a whole becomes one U+FFFD per byte.
 
-    So a run is held until it ends: one bad byte takes back the characters before it.
+    A run is therefore held until it ends. push, flush and pending: as in ByteLevelDecoder.
     """
 
     __slots__ = ("_run",)
@@ -87,7 +59,7 @@ class _ByteRuns:
         return self.flush() + part if self._run else part
 
     @property
-    def owed(self) -> str:
+    def pending(self) -> str:
         try:
             return self._run.decode()
         except UnicodeDecodeError:
@@ -101,8 +73,22 @@ class _ByteRuns:
             return UNREADABLE * len(run)
 
 
-def spelling_of(backend: Tokenizer) -> TokenBytes:
-    """Read it off a tokeniser's decoder. Raises ValueError, with a clause, where that is of neither kind."""
+@dataclass(frozen=True, slots=True)
+class TokenBytes:
+    """parts: of each token except the special ones, which have no text. byte_level: whether all parts are bytes; else
+    bytes only stand in for single characters. leading_spaces: dropped at the start of a text, at most this many."""
+
+    parts: Mapping[int, Part]
+    byte_level: bool
+    leading_spaces: int = 0
+
+    def new_decoder(self) -> ByteLevelDecoder | ByteFallbackDecoder:
+        """The decoder of a new text."""
+        return ByteLevelDecoder() if self.byte_level else ByteFallbackDecoder()
+
+
+def read_token_bytes(backend: Tokenizer) -> TokenBytes:
+    """Derive the parts from a tokeniser's decoder. Raises ValueError, with a clause, if its kind is not supported."""
     special = {token for token, added in backend.get_added_tokens_decoder().items() if added.special}
     names = {token: name for name, token in backend.get_vocab().items() if token not in special}
     steps = list(_steps(json.loads(backend.to_str())["decoder"]))
@@ -121,7 +107,7 @@ def spelling_of(backend: Tokenizer) -> TokenBytes:
 
 
 def _steps(decoder: Mapping[str, Any] | None) -> Iterable[Mapping[str, Any]]:
-    """A decoder's steps, those of sequences in sequences included."""
+    """A decoder's steps, those of nested sequences included."""
     if decoder is None:
         return
     if decoder["type"] != "Sequence":
@@ -140,8 +126,8 @@ def _part(name: str, replaced: Sequence[Mapping[str, Any]], fallback: bool) -> P
 
 
 def _alphabet() -> dict[str, int]:
-    """Which character stands for which byte in a byte-level vocabulary: itself if it can be seen, else the next one
-    from 256 on."""
+    """The byte that each character of a byte-level vocabulary stands for: its own code if visible, else the characters
+    from 256 on in turn."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = sorted(set(range(256)) - set(visible))
     return {chr(byte): byte for byte in visible} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
@@ -151,7 +137,7 @@ _ALPHABET = _alphabet()
 
 
 def _bytes_of(name: str) -> bytes:
-    """Added tokens are written as they are, so those with other characters than the alphabet's are their own text."""
+    """A name with characters outside the alphabet is an added token's, and stands for itself."""
     if all(character in _ALPHABET for character in name):
         return bytes(_ALPHABET[character] for character in name)
     return name.encode()

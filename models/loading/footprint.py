@@ -16,8 +16,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 
 from ..catalogue import ModelSpec, Quantization, shipped_config
 from ..errors import ModelUnavailable, UnknownArchitecture, cause_text
-from ..generation.architecture import kv_shape
-from ..generation.read_model import skeleton
+from ..generation.architecture import kv_shape, skeleton
 from ..quantization.quantize import linear_layers, quantizable, stored_bytes, tied_outputs
 from ..weights import hub
 from ..weights.model_files import is_static, next_step, require_whole, weight_files
@@ -75,15 +74,14 @@ def _of_table(spec: ModelSpec, folder: Path) -> Footprint:
 
 def _measured(spec: ModelSpec, raw: Mapping[str, Any]) -> Footprint:
     config = _config(raw)
-    model = skeleton(config) if spec.kind == "generation" else _encoder_skeleton(config)
+    model = skeleton(config) if spec.kind == "generation" else encoder_skeleton(config)
     parameters = sum(parameter.numel() for parameter in model.parameters()) + _adapter_parameters(model, raw)
     if spec.served_by == "onnx":
         sizes: dict[Precision, int] = {dtype: parameters * _PLAIN[dtype] for dtype in spec.onnx_files}
     else:
         sizes = _sizes(model, parameters)
-    return Footprint(
-        spec.id, parameters, sizes, kv_shape(config, torch.bfloat16).token_bytes if spec.kind == "generation" else 0
-    )
+    kv_bytes = kv_shape(config, torch.bfloat16).token_bytes if spec.kind == "generation" else 0
+    return Footprint(spec.id, parameters, sizes, kv_bytes)
 
 
 def model_config(spec: ModelSpec) -> dict[str, Any]:
@@ -123,7 +121,8 @@ def _config(raw: Mapping[str, Any]) -> PretrainedConfig:
     return AutoConfig.for_model(kind, **fields)
 
 
-def _encoder_skeleton(config: PretrainedConfig) -> PreTrainedModel:
+def encoder_skeleton(config: PretrainedConfig) -> PreTrainedModel:
+    """An encoder's architecture with shapes and no weights."""
     with torch.device("meta"):
         model: PreTrainedModel = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     return model

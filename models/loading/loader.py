@@ -10,13 +10,14 @@ import torch
 from ..catalogue import Dtype, GraphDtype, Kind, ModelSpec, Quantization
 from ..encoders.base import Encoder, Vectors
 from ..encoders.modules import read_sentence_transformer, static_embedding
-from ..encoders.onnx_encoder import OnnxEncoder, OnnxOptions
-from ..encoders.sentence_encoder import SentenceEncoder
-from ..encoders.static_encoder import StaticEncoder
+from ..encoders.onnx_encoder import OnnxEncoder
+from ..encoders.onnx_session import OnnxOptions
+from ..encoders.sentence_encoder import SentenceEncoder, StaticEncoder
 from ..encoders.torch_encoder import TorchEncoder
 from ..errors import CannotQuantize, ModelError, ModelUnavailable, SelfTestFailed, cause_text
-from ..generation.causal_lm import CausalLM, Checkpoint
+from ..generation.causal_lm import CausalLM
 from ..generation.errors import NonFiniteLogits
+from ..generation.load import Checkpoint
 from ..weights import gguf, hub, model_files
 from . import self_test
 from .device import TORCH_DTYPES, DeviceName, memory_errors, pick_device, pick_dtype
@@ -153,7 +154,7 @@ class _Loading:
         """A model that generates text."""
         checkpoint = Checkpoint(self.spec, self.folder, self._checked(), self.device, self.on_step)
         model, notes = self._in_best_dtype(lambda dtype: checkpoint.load(dtype, self._quantization))
-        return replace(model, notes=(*model.notes, *notes))
+        return replace(model, facts=replace(model.facts, notes=(*model.facts.notes, *notes)))
 
     def onnx_encoder(self) -> OnnxEncoder:
         """An ONNX graph: in the dtype asked for, else in fp16 on a GPU where the entry names that, else in fp32."""
@@ -238,8 +239,4 @@ class _Loading:
 
 
 def _onnx_dtype(spec: ModelSpec, device: str, wanted: Dtype | None) -> GraphDtype:
-    for each in (wanted, spec.dtype, "fp16" if device == "cuda" else "fp32"):
-        for dtype in spec.onnx_files:
-            if dtype == each:
-                return dtype
-    return next(iter(spec.onnx_files))
+    return spec.graph(wanted, spec.dtype, "fp16" if device == "cuda" else "fp32")

@@ -59,8 +59,8 @@ def _host_memory(group: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
         return free, total
     used = _number(group / "memory.current") or 0
     with suppress(OSError, ValueError, KeyError):
-        told = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used -= int(told["active_file"]) + int(told["inactive_file"])
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used -= int(stat["active_file"]) + int(stat["inactive_file"])
     return min(free, limit - used), limit
 
 

@@ -1,11 +1,15 @@
 """Which models fit into a budget of memory, at which precision, and which would be evicted."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ..catalogue import ModelSpec
-from .footprint import Footprint, Precision
+
+if TYPE_CHECKING:  # it imports torch
+    from .footprint import Footprint, Precision
 
 Fate: TypeAlias = Literal["fits", "evicted", "too large"]
 STEPS: tuple[Precision, ...] = ("fp32", "bf16", "int8", "int4")
@@ -122,8 +126,7 @@ def candidate(spec: ModelSpec, footprint: Footprint, reducible: bool) -> Candida
 def native(spec: ModelSpec) -> Precision:
     """The precision that a model is served at on a GPU by default; of ONNX graphs the one that the loader takes."""
     if spec.served_by == "onnx":
-        chosen = [graph for wanted in (spec.dtype, "fp16") for graph in spec.onnx_files if graph == wanted]
-        return [*chosen, *spec.onnx_files][0]
+        return spec.graph(spec.dtype, "fp16")
     return spec.quantization or ("bf16" if spec.dtype == "auto" else spec.dtype)
 
 

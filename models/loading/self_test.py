@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 
 from ..catalogue import ModelSpec, load_catalogue
 from ..encoders.base import Encoder, TextOptions, Tokens, Vectors, cosine_rows
-from ..encoders.modules import read_sentence_transformer, take_apart
+from ..encoders.modules import detach_modules, read_sentence_transformer
 from ..errors import ModelUnavailable, SelfTestFailed
 from ..weights import hub, model_files
 from .load_cache import LoadCache
@@ -23,13 +23,14 @@ from .load_cache import LoadCache
 GOLDEN = Path(__file__).parent / "golden"
 FP32_COSINE = 0.99999
 CONSISTENT_COSINE = 0.9999
-OTHER_WAY = "; what its folder or its entry asks for is computed in another way here, so choose another model"
-ITS_NEIGHBOURS = (
+ANOTHER_MODEL = "; what its folder or its entry asks for is computed in another way here, so choose another model"
+ANOTHER_GRAPH = (
     "; its graph lets the texts of a batch change each other, as some quantised ones do: choose another graph"
 )
-SETUP = (".json", ".txt", ".model", ".jinja")
-LOWER_PRECISION = "; choose a higher precision, or accept this one with a lower `min_cosine` in its entry"
-PROBES = (
+HIGHER_PRECISION = "; choose a higher precision, or accept this one with a lower `min_cosine` in its entry"
+"""Advice in the messages of failed tests."""
+SETUP_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+TEST_TEXTS = (
     "def hello(): pass",
     "how do I read a file line by line",
     "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n        pass",
@@ -46,7 +47,7 @@ PROBES = (
 
 
 def reference_vectors(spec: ModelSpec, digest: str, folder: Path, cache: LoadCache) -> tuple[Vectors, str]:
-    """The vectors (12, dimensions) of the probe texts that a model must reproduce, and their source.
+    """The vectors (12, dimensions) of the test texts that a model must reproduce, and their source.
 
     Golden ones if there are any for these very weights, else those of sentence-transformers' own encode in float32, for
     which the model is read once and the vectors are cached. Raises ModelUnavailable.
@@ -54,41 +55,41 @@ def reference_vectors(spec: ModelSpec, digest: str, folder: Path, cache: LoadCac
     stored = golden_vectors(GOLDEN / f"{spec.id}.json", digest)
     if stored is not None:
         return stored, "its golden vectors"
-    key = f"{digest} {_setup_digest(folder)} {spec.causal} {spec.append_eos} {PROBES}"
+    key = f"{digest} {_setup_digest(folder)} {spec.causal} {spec.append_eos} {TEST_TEXTS}"
     vectors = cache.vectors(key)
     if vectors is None:
         source = read_sentence_transformer(spec, folder)
-        vectors = encode_probes(source)
-        take_apart(source)
+        vectors = encode_test_texts(source)
+        detach_modules(source)
         cache.keep_vectors(key, vectors)
     return vectors, "sentence-transformers"
 
 
 def _setup_digest(folder: Path) -> str:
     """SHA-256 of all files that say how the weights are used: configurations, tokeniser, vocabulary."""
-    files = sorted(file for file in folder.rglob("*") if file.suffix in SETUP and file.is_file())
+    files = sorted(file for file in folder.rglob("*") if file.suffix in SETUP_SUFFIXES and file.is_file())
     named = "".join(f"{file.relative_to(folder)} {model_files.file_sha256(file)}\n" for file in files)
     return hashlib.sha256(named.encode()).hexdigest()
 
 
 def golden_vectors(file: Path, digest: str) -> Vectors | None:
-    """The golden vectors (12, dimensions) of the probe texts; None unless made from these weights and texts."""
+    """The golden vectors (12, dimensions) of the test texts; None unless made from these weights and texts."""
     if not file.is_file():
         return None
     golden = json.loads(file.read_text("utf-8"))
-    if golden["weights_sha256"] != digest or golden["texts"] != list(PROBES):
+    if golden["weights_sha256"] != digest or golden["texts"] != list(TEST_TEXTS):
         return None
-    return np.frombuffer(base64.b64decode(golden["vectors"]), dtype="<f4").reshape(len(PROBES), -1)
+    return np.frombuffer(base64.b64decode(golden["vectors"]), dtype="<f4").reshape(len(TEST_TEXTS), -1)
 
 
-def encode_probes(source: SentenceTransformer) -> Vectors:
-    """Vectors (12, dimensions) of the probe texts by sentence-transformers alone."""
-    vectors: Vectors = source.encode(list(PROBES), prompt="", show_progress_bar=False)
+def encode_test_texts(source: SentenceTransformer) -> Vectors:
+    """Vectors (12, dimensions) of the test texts by sentence-transformers alone."""
+    vectors: Vectors = source.encode(list(TEST_TEXTS), prompt="", show_progress_bar=False)
     return vectors
 
 
 def self_test(encoder: Encoder, expected: Vectors, reference: str, min_cosine: float) -> float:
-    """Encode the probe texts in one batch and compare with `expected` (12, dimensions).
+    """Encode the test texts in one batch and compare with `expected` (12, dimensions).
 
     Texts too long for the encoder are left out: an entry may set a lower limit than the model's own. min_cosine: the
     tolerance for anything but plain fp32. Returns the lowest cosine. Raises SelfTestFailed where it is too low.
@@ -96,7 +97,7 @@ def self_test(encoder: Encoder, expected: Vectors, reference: str, min_cosine: f
     fitting = _fitting(encoder)
     found = encoder.encode(list(fitting.values()))
     exact = encoder.dtype == "fp32" and encoder.quantization is None
-    required, advice = (FP32_COSINE, OTHER_WAY) if exact else (min_cosine, LOWER_PRECISION)
+    required, advice = (FP32_COSINE, ANOTHER_MODEL) if exact else (min_cosine, HIGHER_PRECISION)
     if (values := found.shape[1]) != (wanted := expected.shape[1]):
         reason = f"its vectors have {values} values here and {wanted} in {reference}"
         raise ModelUnavailable(encoder.model, f"{reason}; give it an entry whose folder says the same everywhere")
@@ -104,14 +105,14 @@ def self_test(encoder: Encoder, expected: Vectors, reference: str, min_cosine: f
 
 
 def consistency_test(encoder: Encoder) -> float:
-    """For a model without reference vectors: each probe text must give the same vector alone and in a batch.
+    """For a model without reference vectors: each test text must give the same vector alone and in a batch.
 
     Returns the lowest cosine. Raises SelfTestFailed.
     """
     fitting = list(_fitting(encoder).values())
     alone = np.concatenate([encoder.encode([tokens]) for tokens in fitting])
     cosines = cosine_rows(encoder.encode(fitting), alone)
-    return _require(encoder, cosines, CONSISTENT_COSINE, "itself without neighbours", ITS_NEIGHBOURS)
+    return _require(encoder, cosines, CONSISTENT_COSINE, "itself without neighbours", ANOTHER_GRAPH)
 
 
 def graph_test(encoder: Encoder, spec: ModelSpec, digest: str) -> None:
@@ -124,9 +125,9 @@ def graph_test(encoder: Encoder, spec: ModelSpec, digest: str) -> None:
 
 
 def _fitting(encoder: Encoder) -> dict[int, Tokens]:
-    """The tokens of the probe texts that requests may have: neither blank nor too long."""
-    tokens = encoder.tokenize(PROBES, TextOptions(prompt="", truncate="error"))
-    fitting = {i: item for i, item in enumerate(tokens) if isinstance(item, Tokens) and PROBES[i].strip()}
+    """The tokens of the test texts that requests may have: neither blank nor too long."""
+    tokens = encoder.tokenize(TEST_TEXTS, TextOptions(prompt="", truncate="error"))
+    fitting = {i: item for i, item in enumerate(tokens) if isinstance(item, Tokens) and TEST_TEXTS[i].strip()}
     if not fitting:
         reason = f"{encoder.max_tokens} tokens are too few to test it with; give a higher `max_tokens` in its entry"
         raise ModelUnavailable(encoder.model, reason)
@@ -144,12 +145,12 @@ def write_golden(model: str, file: Path) -> None:
     """Write the golden file of a catalogue model."""
     spec = load_catalogue().get(model)
     folder = hub.locate(spec)
-    vectors = encode_probes(read_sentence_transformer(spec, folder)).astype("<f4")
+    vectors = encode_test_texts(read_sentence_transformer(spec, folder)).astype("<f4")
     made_with = {name: metadata.version(name) for name in ("sentence-transformers", "transformers", "torch")}
     golden = {
         "weights_sha256": model_files.check_weights(spec, folder),
         "made_with": made_with,
-        "texts": PROBES,
+        "texts": TEST_TEXTS,
         "vectors": base64.b64encode(vectors.tobytes()).decode(),
     }
     file.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n", "utf-8")

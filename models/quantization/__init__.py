@@ -1,1 +1,1 @@
-"""Weights of eight and four bits, and weights laid out as the processor multiplies them."""
+"""Weights of eight and four bits, and weights in the layout of the processor's kernels."""

@@ -1,8 +1,4 @@
-"""Weight-only quantisation of a loaded torch model: its linear layers as int8 or int4, the rest as it was.
-
-Owns which layers are quantised, and into how many bytes. Does not judge what that costs in quality: the self-test at
-load does.
-"""
+"""Weight-only quantisation of a loaded torch model's linear layers. The self-test at load checks the result."""
 
 import warnings
 from collections import defaultdict
@@ -10,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..catalogue import Quantization
@@ -17,54 +14,54 @@ from ..errors import CannotQuantize
 from . import int4, int8
 
 
-def quantize(model: torch.nn.Module, how: Quantization, device: torch.device | None = None) -> int:
+def quantize(model: torch.nn.Module, quantization: Quantization, device: torch.device | None = None) -> int:
     """Quantise the linear layers of a model in place, one after the other -> how many of them stay as they are.
 
-    device: where the model is to run, by default where it lies; what has a kernel there is laid out for it, and int8
-    is otherwise torchao's. An output layer that shares its weights with the embedding becomes int8 with it. See
-    `quantizable` for what stays. Raises CannotQuantize where that is everything, or without torchao.
+    device: where the model will run, by default where it is. Layers with a kernel there get its layout; other int8
+    layers are torchao's. An output layer tied to the embedding becomes int8 together with it. `quantizable` says what
+    stays. Raises CannotQuantize if that is everything, or torchao is missing.
     """
-    total, layers, tied = len(linear_layers(model)), quantizable(model, how), tied_outputs(model)
+    total, layers, tied = len(linear_layers(model)), quantizable(model, quantization), tied_outputs(model)
     if not layers and not tied:
-        raise CannotQuantize(how, "no linear layer of it has a fitting shape")
+        raise CannotQuantize(quantization, "no linear layer of it has a fitting shape")
     device = device or next(model.parameters()).device
-    with _torchao(how):
+    with _torchao(quantization):
         for output, embedding in tied.items():
             _to_tied_int8(model, output, embedding, device)
-        if how == "int8":
+        if quantization == "int8":
             _to_int8(model, layers, device)
         else:
-            _to_int4(model, tuple(layers), device)
+            for name, layer in layers.items():
+                model.set_submodule(name, int4.int4_layer(layer, device))
     return total - len(layers) - len(tied)
 
 
 def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
-    """The linear layers, by name. Subclasses are none: the modules around them read their weights."""
+    """The linear layers, by name, without subclasses, whose parent modules read their weights."""
     return {name: module for name, module in model.named_modules() if type(module) is torch.nn.Linear}
 
 
 def unshared_layers(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
-    """The linear layers that share their weights with no other module, by name: of those, another form of the weights
-    would only be a second copy."""
+    """The linear layers, by name, that share their weights with no other module, which would keep the old weights."""
     holders = _holders(model)
     return {name: layer for name, layer in linear_layers(model).items() if len(holders[id(layer.weight)]) == 1}
 
 
-def quantizable(model: torch.nn.Module, how: Quantization) -> dict[str, torch.nn.Linear]:
-    """The linear layers that can be quantised by themselves, by name: in int4 not those whose shape does not fit."""
+def quantizable(model: torch.nn.Module, quantization: Quantization) -> dict[str, torch.nn.Linear]:
+    """The linear layers, by name, that can be quantised alone; for int4 only those of a fitting shape."""
     return {
         name: layer
         for name, layer in unshared_layers(model).items()
-        if how == "int8" or int4.fits(layer.out_features, layer.in_features)
+        if quantization == "int8" or int4.fits(layer.out_features, layer.in_features)
     }
 
 
-def left_alone(model: torch.nn.Module, how: Quantization) -> tuple[int, float]:
+def unquantizable(model: torch.nn.Module, quantization: Quantization) -> tuple[int, float]:
     """The matrices that `quantize` would leave as they are: how many, and their share of all matrices' weights.
 
-    Embeddings do not count, and layers of other kinds than torch's linear ones do.
+    Untied embeddings do not count; layers of any kind do.
     """
-    done = {id(layer.weight) for layer in quantizable(model, how).values()}
+    done = {id(layer.weight) for layer in quantizable(model, quantization).values()}
     done |= {id(model.get_submodule(output).weight) for output in tied_outputs(model)}
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     matrices = [held for held in model.parameters() if held.dim() > 1 and id(held) not in embeddings - done]
@@ -73,7 +70,7 @@ def left_alone(model: torch.nn.Module, how: Quantization) -> tuple[int, float]:
 
 
 def tied_outputs(model: torch.nn.Module) -> dict[str, str]:
-    """The names of output layers, each with that of the embedding whose weights it shares with nobody else."""
+    """The names of output layers that share their weights with an embedding alone -> the embedding's name."""
     modules, pairs = dict(model.named_modules()), {}
     for names in _holders(model).values():
         by_type = {type(modules[name]): name for name in names}
@@ -82,9 +79,9 @@ def tied_outputs(model: torch.nn.Module) -> dict[str, str]:
     return pairs
 
 
-def stored_bytes(layer: torch.nn.Linear, how: Quantization) -> int:
-    """What the weights of a quantisable layer will take, without its bias; torchao's have three bytes a row more."""
-    stored = int4.stored_bytes if how == "int4" else int8.stored_bytes
+def stored_bytes(layer: torch.nn.Linear, quantization: Quantization) -> int:
+    """Future size of a quantisable layer's weights, without its bias; torchao's take three bytes more per row."""
+    stored = int4.stored_bytes if quantization == "int4" else int8.stored_bytes
     return stored(layer.out_features, layer.in_features)
 
 
@@ -94,16 +91,16 @@ def weight_bytes(model: torch.nn.Module) -> int:
     return sum(dict(_storage(part) for tensor in held for part in _parts(tensor)).values())
 
 
-def _storage(tensor: torch.Tensor) -> tuple[int, int]:
-    """A name and the bytes of what is behind a tensor."""
-    if tensor.is_mkldnn:  # which does not show it, and does not share it
+def _storage(tensor: Tensor) -> tuple[int, int]:
+    """The identity and the size of the storage behind a tensor."""
+    if tensor.is_mkldnn:  # which neither exposes nor shares it
         return id(tensor), tensor.nbytes
     storage = tensor.untyped_storage()
     return storage.data_ptr(), storage.nbytes()
 
 
-def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The plain tensors that a quantised one is made of; a plain one itself."""
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors inside a tensor."""
     if not is_traceable_wrapper_subclass(tensor):
         yield tensor
         return
@@ -112,7 +109,7 @@ def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _holders(model: torch.nn.Module) -> defaultdict[int, list[str]]:
-    """For each parameter, by its id, the names of the modules that have it."""
+    """Parameter id -> names of the modules that hold it."""
     holders: defaultdict[int, list[str]] = defaultdict(list)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         holders[id(parameter)].append(name.rpartition(".")[0])
@@ -128,32 +125,23 @@ def _to_tied_int8(model: torch.nn.Module, output: str, embedding: str, device: t
 
 
 def _to_int8(model: torch.nn.Module, layers: Mapping[str, torch.nn.Linear], device: torch.device) -> None:
-    own = [name for name, layer in layers.items() if int8.has_kernel(layer.weight, device)]
-    others = layers.keys() - own
+    own = {name: layer for name, layer in layers.items() if int8.has_kernel(layer.weight, device)}
+    others = layers.keys() - own.keys()
     if others:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-        config = Int8WeightOnlyConfig(set_inductor_config=False)  # the process's settings are not ours
+        config = Int8WeightOnlyConfig(set_inductor_config=False)  # it would change settings of the whole process
         quantize_(model, config, filter_fn=lambda _, name: name in others)
-    for name in own:
-        layer = model.get_submodule(name)
-        assert isinstance(layer, torch.nn.Linear)
+    for name, layer in own.items():
         model.set_submodule(name, int8.Int8Linear(int8.int8_matrix(layer.weight, device), layer.bias))
 
 
-def _to_int4(model: torch.nn.Module, names: tuple[str, ...], device: torch.device) -> None:
-    for name in names:
-        layer = model.get_submodule(name)
-        assert isinstance(layer, torch.nn.Linear)
-        model.set_submodule(name, int4.int4_layer(layer, device))
-
-
 @contextmanager
-def _torchao(how: Quantization) -> Iterator[None]:
-    """Use torchao without its warnings. Raises CannotQuantize where it cannot be imported."""
+def _torchao(quantization: Quantization) -> Iterator[None]:
+    """Use torchao without its warnings. Raises CannotQuantize if it cannot be imported."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             yield
         except ImportError as error:
-            raise CannotQuantize(how, f"torchao cannot be imported ({error}); install it") from error
+            raise CannotQuantize(quantization, f"torchao cannot be imported ({error}); install it") from error

@@ -1,1 +1,1 @@
-"""Processes with limits, in which files of unknown origin are opened and chat templates rendered."""
+"""Processes with limits, in which models of unknown origin are opened and chat templates rendered."""

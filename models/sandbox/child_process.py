@@ -71,7 +71,7 @@ class Channel:
         return b"".join(parts)
 
     def wait_closed(self) -> None:
-        """Wait until the other side is gone, or says something that nobody asked for."""
+        """Wait until the other side is gone, or sends something unexpected."""
         self._connection.settimeout(None)
         self._connection.recv(1)
 

@@ -1,8 +1,8 @@
 """Opens a model of unknown origin for the first time: in a process of its own, within limits of memory and time.
 
 The process, `python -m models.sandbox.probe FD`, builds the model on torch's meta device and counts its weights, reads
-its tokeniser, and loads it whole where it is small or an ONNX graph, which only a run tells of. Once is enough for the
-same content. Models that a Python package brings are not probed, for the package could run code anyway; nor are
+its tokeniser, and loads it whole where it is small or an ONNX graph, which nothing but a run shows. This is done once
+for each content. Models that a Python package brings are not probed, for the package could run code anyway; nor are
 versions that we trained, while their digest is the recorded one.
 """
 
@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from ..catalogue import GraphDtype, ModelSpec
 from ..errors import ModelError, ModelUnavailable, cause_text
-from ..generation.architecture import served_config
-from ..generation.read_model import skeleton
+from ..generation.architecture import served_config, skeleton
 from ..generation.tokenizer import GenerationTokenizer
+from ..loading.footprint import encoder_skeleton
 from ..loading.loader import LoadOptions, graph_dtype, load, load_generator
 from ..loading.memory import stored_shapes
 from ..loading.quiet import quiet
@@ -188,13 +188,11 @@ def _count(spec: ModelSpec, folder: Path, files: Sequence[str]) -> None:
             GenerationTokenizer.read(folder, spec.id)
         else:
             AutoTokenizer.from_pretrained(first, local_files_only=True, trust_remote_code=False)
-            config = AutoConfig.from_pretrained(first, local_files_only=True, trust_remote_code=False)
-            with torch.device("meta"):
-                AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+            encoder_skeleton(AutoConfig.from_pretrained(first, local_files_only=True, trust_remote_code=False))
 
 
 def _most_layers(stated: Any) -> int:
-    """The highest of all numbers of layers in a configuration, whatever they are called there."""
+    """The highest number of layers in a configuration: of all numbers whose name has "layer" in it."""
     if isinstance(stated, list):
         return max(map(_most_layers, stated), default=0)
     if not isinstance(stated, dict):

@@ -1,7 +1,7 @@
 """Chat templates, which are programs of a model's author, rendered in processes that can be killed.
 
-Replaces the function by which transformers compiles templates, so that whatever asks transformers for a chat, no
-template is compiled or run in this process. `python -m models.sandbox.templates FD` is the process that does it, in
+Replaces the function by which transformers compiles templates, so that none is compiled or run in this process, also
+where a library asks transformers for a chat. `python -m models.sandbox.templates FD` is the process that does it, in
 transformers' own sandbox.
 """
 
@@ -73,7 +73,7 @@ class Renderer:
         return self._child
 
     def _restart(self) -> None:
-        """Replace the process by another, which starts while nobody waits."""
+        """Replace the process by another, which starts in the background."""
         if self._child is not None:
             self._child.end()
         self._child = None

@@ -30,9 +30,15 @@ class VerifyLimits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    require_gain: bool = Field(True, description="reject what does not certainly find more on the held-out pairs")
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="certainty at which a candidate counts as worse")
-    probe_drop: float = Field(0.01, ge=0, le=1, description="loss on general English that is allowed")
-    min_cosine_p5: float = Field(0.5, ge=-1, le=1, description="old to new vector of the same text, 5th percentile")
-    min_overlap: float = Field(0.3, ge=0, le=1, description="share of the ten nearest texts that stay the same")
-    max_slowdown: float = Field(1.5, ge=1, le=10, description="time of a batch, new to old")
+    require_gain: bool = Field(True, description="reject a candidate without a significant gain on the held-out pairs")
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1, description="confidence level at which a candidate counts as worse or better"
+    )
+    probe_drop: float = Field(0.01, ge=0, le=1, description="decline on general English that is allowed")
+    min_cosine_p5: float = Field(
+        0.5, ge=-1, le=1, description="least cosine of the old to the new vector of a text, 5th percentile"
+    )
+    min_overlap: float = Field(
+        0.3, ge=0, le=1, description="least share of the ten nearest neighbours that stay the same"
+    )
+    max_slowdown: float = Field(1.5, ge=1, le=10, description="time of a batch, relative to the live version")

@@ -3,14 +3,12 @@
 The same files give the same bytes. Files are copied in pieces, never read whole.
 """
 
-import hashlib
 import os
 import shutil
 import tarfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import BinaryIO
 
 from ..errors import ModelError
 from .durable import publish_file, publish_folder, temporary_name
@@ -28,20 +26,7 @@ class BadArchive(ModelError):
 
     archive: str
     reason: str
-
     message = "{archive} is no archive of weights: {reason}"
-
-
-class _Hashed:
-    """A file that is hashed with SHA-256 while it is written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self._file.write(data)
 
 
 def pack(folder: Path, file: Path) -> str:
@@ -51,15 +36,16 @@ def pack(folder: Path, file: Path) -> str:
     """
     temporary = temporary_name(file)
     try:
-        with temporary.open("wb") as raw:
-            hashed = _Hashed(raw)
-            with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
-                for path, name in _files(folder):
-                    _add(archive, path, name)
+        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive:
+            for path, name in _files(folder):
+                with path.open("rb") as source:
+                    member = tarfile.TarInfo(name)  # without time, owner and rights
+                    member.size = path.stat().st_size
+                    archive.addfile(member, source)
         publish_file(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
-    return hashed.digest.hexdigest()
+    return file_sha256(file)
 
 
 def unpack(file: Path, folder: Path, sha256: str, *, max_files: int = MAX_FILES, max_bytes: int = MAX_BYTES) -> None:
@@ -93,14 +79,6 @@ def _files(folder: Path) -> Iterator[tuple[Path, str]]:
         if fault:
             raise BadArchive(str(folder), fault)
         yield path, name
-
-
-def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
-    """Add a file by its name and bytes alone, without time, owner and rights."""
-    with path.open("rb") as source:
-        member = tarfile.TarInfo(name)
-        member.size = path.stat().st_size
-        archive.addfile(member, source)
 
 
 def _checked(archive: tarfile.TarFile, label: str, max_files: int, max_bytes: int) -> Iterator[tarfile.TarInfo]:

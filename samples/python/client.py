@@ -1,6 +1,6 @@
 """Asks a worker of mlbus with nats-py and nothing of ours; NATS_URL says where.
 
-`subjects.MLClient` does all of this and more; README.md of the repository shows it.
+`subjects.MLClient` does all of this and more; docs/guide/clients.md shows it.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The `mlbus` command: one module a command, and what they share."""
+"""The `mlbus` command: a module for each family of commands, and the parts that they share."""
 
 from .main import main
 

@@ -1,11 +1,30 @@
-"""What is typed below `mlbus admin`: what is done once, beside a NATS server."""
+"""`mlbus admin`: sets up a NATS server: streams and buckets, users, contexts of the nats command."""
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import Json, NatsUrl, RoleName, Timeout
+from subjects.names import Role
+
+from ..bus.contexts import select_context, write_context
+from ..bus.credentials import FILE_NAME, ROLES, add_user, inbox_prefix, password, variable
+from ..bus.embedded import CONF
+from ..bus.settings import NatsSettings
+from ..config import read_settings
+from ..jobs.setup import create
+from .ask import Connection, ask, silence_logs
+from .options import Json, NatsUrl, Timeout
+from .output import err, out, print_json
+
+_ASK = "nats --context {name} req ml.embed hello"
+_TRY = {
+    "worker": "NATS_CONTEXT={name} mlbus serve",
+    "admin": "nats --context {name} stream ls",
+    "system": "nats --context {name} server list",
+}
 
 DataDir = Annotated[
     Path | None,
@@ -25,10 +44,6 @@ def init(as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.
 
     Connects as NATS_USER and NATS_PASSWORD, or another identity of the nats command, say.
     """
-    from ..jobs.setup import create
-    from .ask import Connection, ask
-    from .output import out, print_json
-
     done = ask(Connection(nats_url, timeout), lambda nc: create(nc, timeout))
     if as_json:
         print_json({"done": done})
@@ -39,7 +54,7 @@ def init(as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.
 @admin_app.command()
 def user(
     name: Annotated[str, typer.Argument(help="Its name.", metavar="NAME", show_default=False)],
-    role: Annotated[RoleName, typer.Option(help="What it may do.")] = "client",
+    role: Annotated[Role, typer.Option(help="What it may do.")] = "client",
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -47,9 +62,24 @@ def user(
 
     Nobody else can listen where its answers come to.
     """
-    from .admin_user import print_user
+    file = read_settings(data_dir=data_dir).data_dir / FILE_NAME
+    add_user(name, file)
+    block = block_of(CONF.read_text("utf-8"), role, name)
+    if as_json:
+        print_json({"user": name, "role": role, "block": block, "variable": variable(name), "file": str(file)})
+        return
+    out.print(block, markup=False, soft_wrap=True)
+    where = f"{variable(name)} is in {file}, which an embedded server reads"
+    hint = f"Put that among the users of nats-server.conf; {where}. Then: mlbus admin context {name}"
+    err.print(hint, markup=False, soft_wrap=True)
 
-    print_user(name, role, data_dir, as_json=as_json)
+
+def block_of(conf: str, role: Role, name: str) -> str:
+    """The entry of a role in nats-server.conf, rewritten for another user."""
+    found = re.search(rf"^ *{{ user: {role}, (.*}}$|[^}}]*}} }}$)", conf, re.MULTILINE)
+    assert found is not None, f"nats-server.conf has no user {role}"
+    block = found[0].replace(f"user: {role},", f"user: {name},").replace(variable(role), variable(name))
+    return block.replace(f"{inbox_prefix(role)}.", f"{inbox_prefix(name)}.")
 
 
 @admin_app.command()
@@ -71,6 +101,20 @@ def context(
 
     It holds url, user, password and the user's inbox prefix, in ~/.config/nats/context, readable by you alone.
     """
-    from .admin_context import write
-
-    write(user, name, nats_url, data_dir, select=select, force=force, as_json=as_json)
+    silence_logs()
+    name = name or f"mlbus-{user}"
+    mine = read_settings(data_dir=data_dir, nats_url=nats_url)
+    secret = password(user, mine.data_dir / FILE_NAME, {} if data_dir else os.environ)
+    own = mine.embedded_nats and "NATS_URL" not in os.environ
+    server = mine.nats_url or (f"nats://127.0.0.1:{mine.nats_port}" if own else None)
+    settings = NatsSettings.of_user(os.environ, user, secret, server)
+    kind = "role" if user in ROLES else "user"
+    content = {"description": f"mlbus: the {kind} {user}", **settings.as_context()}
+    path = write_context(os.environ, name, content, force=force)
+    if select:
+        select_context(os.environ, name)
+    if as_json:
+        print_json({"context": name, "file": str(path), "url": settings.url, "user": user, "selected": select})
+        return
+    out.print(f"{path}: {user} at {settings.url}", markup=False, soft_wrap=True)
+    out.print(f"Try: {_TRY.get(user, _ASK).format(name=name)}", markup=False, soft_wrap=True)

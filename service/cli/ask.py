@@ -1,4 +1,4 @@
-"""How the commands reach workers: one connection a command, quiet, and clear about what the server refuses."""
+"""Connections of commands to workers, with clear messages for what the NATS server refuses."""
 
 import asyncio
 import logging
@@ -12,6 +12,8 @@ import structlog
 from nats.aio.client import Client
 
 from subjects import names
+from subjects.client import MLClient
+from subjects.routes import ROUTES
 
 from ..bus.announcement import announced_url
 from ..bus.causes import Denied
@@ -22,12 +24,14 @@ from ..bus.settings import NatsSettings
 from ..config import BadSettings, read_settings
 
 STALL_S = 0.3
-_CHANGES = (names.MODELS_LOAD, names.MODELS_UNLOAD, names.MODELS_RELOAD, names.MODELS_PROMOTE)
-_EVERY_JOB = (names.JOBS_LIST,)
+NO_WORKER = "no worker answers on this NATS server; start one with `mlbus serve`"
+_CHANGES = tuple(
+    route.subject for route in ROUTES.values() if route.role == "admin" and route.subject != names.JOBS_LIST
+)
 _STORAGE = ("$js.api.stream.", "$js.api.consumer.")
 _ADMINISTRATORS = (
     (_CHANGES, "change what workers serve"),
-    (_EVERY_JOB, "list everybody's jobs"),
+    ((names.JOBS_LIST,), "list everybody's jobs"),
     (_STORAGE, "set up fine-tuning"),
 )
 T = TypeVar("T")
@@ -35,22 +39,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Where to connect, and how long each request may take, in seconds."""
+    """The server to connect to, and the time that each request may take, in seconds."""
 
     nats_url: str | None
     timeout_s: float
 
     def settings(self) -> NatsSettings:
-        """The url over the environment of the nats command. Raises BadBusSettings.
+        """The settings of the nats command's environment, with this url if it is given. Raises BadBusSettings.
 
-        Beside an embedded server of ours, who names no identity is its administrator.
+        Without an identity, and with an embedded server on this machine, the identity is its administrator.
         """
         found = NatsSettings.from_env(os.environ, **({"url": self.nats_url} if self.nats_url else {}))
         return (_administrator_of(found.url) if found.anonymous else None) or found
 
 
 def _administrator_of(url: str) -> NatsSettings | None:
-    """The administrator of the embedded server there, whose passwords are in our data directory; None where none is."""
+    """The administrator of the embedded server at this url, if its passwords are in the data directory; else None."""
     with suppress(BadSettings, BadBusSettings):
         data_dir = read_settings().data_dir
         if announced_url(data_dir) == url:
@@ -60,7 +64,7 @@ def _administrator_of(url: str) -> NatsSettings | None:
 
 @dataclass(eq=False)
 class MayNotAsk(BusError):
-    """The server is there and does not let us do what the command needs."""
+    """The NATS server does not permit what the command needs."""
 
     identity: str
     denied: Denied
@@ -86,7 +90,7 @@ class MayNotAsk(BusError):
 
 
 def ask(connection: Connection, question: Callable[[Client], Awaitable[T]]) -> T:
-    """Connect, put the question, disconnect -> its answer. Raises BusError, MLError."""
+    """Connect, await `question`, disconnect -> its result. Raises BusError, MLError."""
 
     async def run() -> T:
         async with permitted(connection.settings()) as nc:
@@ -95,11 +99,16 @@ def ask(connection: Connection, question: Callable[[Client], Awaitable[T]]) -> T
     return asyncio.run(run())
 
 
+def ask_worker(connection: Connection, question: Callable[[MLClient], Awaitable[T]]) -> T:
+    """The same with the typed client."""
+    return ask(connection, lambda nc: question(MLClient(nc, timeout_s=connection.timeout_s)))
+
+
 @asynccontextmanager
 async def permitted(settings: NatsSettings) -> AsyncIterator[Client]:
-    """A connection that ends with MayNotAsk as soon as the server refuses something.
+    """A connection that raises MayNotAsk as soon as the server refuses something.
 
-    A refused publish would otherwise look like a worker that does not answer.
+    Otherwise a refused publish would look like a worker that does not answer.
     """
     silence_logs()
     task, refusals = asyncio.current_task(), list[Denied]()
@@ -121,5 +130,5 @@ async def permitted(settings: NatsSettings) -> AsyncIterator[Client]:
 
 
 def silence_logs() -> None:
-    """What the connection logs is for workers; a command's own errors say it all."""
+    """Turn off the connection's log, which is for workers: commands report errors themselves."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

@@ -1,10 +1,11 @@
-"""`mlbus data build`: training pairs of a codebase, filed and shown. How they are made is models/training's."""
+"""`mlbus data`: makes the training pairs of a codebase as a fine-tuning would, stores and shows them."""
 
 from collections import defaultdict
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 from rich.table import Table
 
 from models.catalogue import load_catalogue
@@ -13,39 +14,51 @@ from models.training.data.collect import build_dataset
 from models.training.data.dataset import Dataset, archive_dataset
 from models.training.data.records import Manifest, Pair
 from models.training.options import TrainingOptions
+from subjects import codec
+from subjects.finetune import FinetuneOptions
 
-from ..config import Settings
+from ..config import Settings, read_settings
+from .options import Config, Json, options_of
 from .output import err, out, print_json, shortened, spinner
 
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What was typed. folder: where it is filed; show: pairs of each kind to print."""
-
-    path: Path
-    folder: Path | None
-    model: str | None
-    hard_negatives: int
-    seed: int
-    show: int
+data_app = typer.Typer(help="Training data for fine-tuning, made on this machine.", no_args_is_help=True)
 
 
-def build_data(settings: Settings, wanted: Wanted, *, as_json: bool) -> None:
-    """Make the pairs, file them under today's date, print what they are. Raises ModelError, OSError."""
-    options = TrainingOptions(hard_negatives=wanted.hard_negatives, seed=wanted.seed)
+@data_app.command()
+@options_of(FinetuneOptions, "How they are made", "hard_negatives seed")
+def build(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of the code.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Where it is filed.", show_default="training_data in the data directory"
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Look for hard negatives with its vectors too.", show_default="words alone"),
+    ] = None,
+    show: Annotated[int, typer.Option(min=0, metavar="N", help="Print so many pairs of each kind.")] = 0,
+    config: Config = None,
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Make training pairs of a codebase, as a fine-tuning would, and show what they are."""
+    wanted = codec.validate(options, FinetuneOptions)
+    settings = read_settings(config)
     with spinner() as progress:
         progress.add_task("reading the code")
-        encoder = _encoder(settings, wanted.model) if wanted.model else None
-        dataset = build_dataset(wanted.path, options, encoder=encoder)
+        encoder = _encoder(settings, model) if model else None
+        dataset = build_dataset(path, TrainingOptions.model_validate(wanted.model_dump()), encoder=encoder)
     manifest = dataset.manifest()
-    filed = archive_dataset(wanted.folder or settings.training_data_dir, date.today(), dataset.lines(), manifest)
+    filed = archive_dataset(folder or settings.training_data_dir, date.today(), dataset.lines(), manifest)
     if as_json:
         print_json({"file": str(filed), **manifest.model_dump(mode="json")})
         return
     for note in dataset.notes:
         err.print(note, markup=False)
     _show(manifest, filed)
-    _show_pairs(dataset, wanted.show)
+    _show_pairs(dataset, show)
 
 
 def _encoder(settings: Settings, model: str) -> Encoder:

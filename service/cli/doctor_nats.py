@@ -1,12 +1,13 @@
-"""What `mlbus doctor` asks of NATS: whether a server is there, what it lets us do, and whether a worker answers."""
+"""The checks of `mlbus doctor` on NATS: the server, its permissions and streams, and the workers."""
 
 import asyncio
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from nats.aio.client import Client
+from nats.js.api import Header
 
 from subjects import names
 from subjects.client import MLClient
@@ -23,18 +24,37 @@ from ..bus.jetstream import NotStored
 from ..bus.settings import NatsSettings
 from ..config import Settings
 from ..endpoint.reply_subject import JETSTREAM_INBOX, ReplySubjects
+from ..jobs import setup
+from ..jobs.bucket import NotSetUp
 from ..jobs.retry import TROUBLE
 from .ask import STALL_S, Connection, MayNotAsk, permitted
 from .doctor_machine import Finding
-from .doctor_upgrade import old_grants, old_permissions, old_storage
 
+GRANTED_SINCE: Mapping[str, bytes] = {
+    names.SCHEMA: names.EMBED.encode(),
+    names.JOBS_WATCH: b"none",
+    names.FINETUNE_UPLOAD: b"{}",
+}
+"""Subjects that newer versions of nats-server.conf grant to clients, with bodies that do nothing."""
+_NEVER_NEXT = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(2**63 - 1)}
+SENT_SINCE: Mapping[str, tuple[bytes, dict[str, str] | None]] = {
+    f"$SRV.PING.{names.SERVICE}.doctor": (b"", None),
+    f"$JS.API.STREAM.PURGE.{names.JOBS_STREAM}": (b'{"filter":"ml.queue.doctor"}', None),
+    f"$O.{names.DATA_BUCKET}.C.doctor": (b"", _NEVER_NEXT),
+    f"$O.{names.DATA_BUCKET}.M.doctor": (b"", _NEVER_NEXT),
+}
+"""Subjects that newer versions of nats-server.conf grant to workers, with bodies and headers that do nothing."""
+_OF_DATA = f"OBJ_{names.DATA_BUCKET}"
+JETSTREAM = ("$JS.API.INFO", f"$JS.API.STREAM.INFO.{_OF_DATA}", f"$JS.API.DIRECT.GET.{_OF_DATA}.doctor")
+"""Subjects of JetStream that change nothing; older versions of nats-server.conf granted some of them to clients."""
+_ADVICE = "bring it up to date: docs/security.md, Upgrading"
 SERVED = (names.EMBED, names.EMBED_BATCH, names.SIMILARITY, f"{names.CANCEL}.*", f"$SRV.PING.{names.SERVICE}")
 ANSWER_TIMEOUT_S = 10.0
 STORE_TIMEOUT_S = 2.0
 
 
 def nats(settings: Settings, timeout_s: float) -> Iterator[Finding]:
-    """Connect, ask for a vector as a client would, and see whether a worker could serve."""
+    """Connect, request a vector as a client, and check whether a worker could serve with these credentials."""
     yield from asyncio.run(_findings(settings, min(timeout_s, ANSWER_TIMEOUT_S)))
 
 
@@ -64,7 +84,7 @@ def _reached(nc: Client, asking: NatsSettings) -> Finding:
 
 
 def _unreached(settings: Settings, error: BusError) -> Finding:
-    """No server is a fault only where one was named: `serve --embedded-nats` needs none."""
+    """A missing server is a failure only if one was named: `serve --embedded-nats` needs none."""
     named = settings.nats_url or os.environ.get("NATS_URL") or os.environ.get("NATS_CONTEXT")
     if isinstance(error, Unreachable) and not named:
         return Finding("NATS", "warn", f"no server at {error.url}", "run mlbus serve --embedded-nats, or set NATS_URL")
@@ -72,25 +92,25 @@ def _unreached(settings: Settings, error: BusError) -> Finding:
     return Finding("NATS", "fail", found + ")" * bool(advice), advice or "correct it")
 
 
-async def _server(asked: NatsSettings, settings: Settings) -> list[Finding]:
-    """What the server tells the system account; nothing where it is not ours to look after.
+async def _server(client: NatsSettings, settings: Settings) -> list[Finding]:
+    """The server's state as the system account sees it; nothing without that account's password.
 
-    The password in the data directory is shown to the server that runs out of it, and to no other.
+    The password in the data directory is sent only to the server that runs from it.
     """
-    ours = announced_url(settings.data_dir) == asked.url
+    ours = announced_url(settings.data_dir) == client.url
     try:
         secret = password("system", settings.data_dir / FILE_NAME if ours else None, os.environ)
-        asking = NatsSettings.of_user(os.environ, "system", secret, asked.url)
-        async with connected(asking) as nc:
+        system = NatsSettings.of_user(os.environ, "system", secret, client.url)
+        async with connected(system) as nc:
             answer = await nc.request("$SYS.REQ.SERVER.PING.VARZ", timeout=STORE_TIMEOUT_S)
     except (BusError, *TROUBLE):
         return []
-    told = json.loads(answer.data)["data"]
-    if port := told.get("http_port") or told.get("https_port"):
-        open_to = f"its monitoring answers on {told['http_host']}:{port}, which asks for no password"
+    state = json.loads(answer.data)["data"]
+    if port := state.get("http_port") or state.get("https_port"):
+        open_to = f"its monitoring answers on {state['http_host']}:{port}, which asks for no password"
         return [Finding("server", "warn", open_to, "take http out of its configuration; no --monitor, no -m")]
-    found = f"up {told['uptime']}, {told['connections']} connections, {told['slow_consumers']} cut off as too slow"
-    if "config" in (jetstream := told["jetstream"]):
+    found = f"up {state['uptime']}, {state['connections']} connections, {state['slow_consumers']} cut off as too slow"
+    if "config" in (jetstream := state["jetstream"]):
         stored, room = jetstream["stats"]["storage"], jetstream["config"]["max_storage"]
         found += f"; JetStream keeps {stored / 2**30:.1f} of {room / 2**30:.0f} GiB"
     return [Finding("server", "ok", found)]
@@ -98,7 +118,7 @@ async def _server(asked: NatsSettings, settings: Settings) -> list[Finding]:
 
 async def _workers(nc: Client, asking: NatsSettings, settings: Settings, timeout_s: float) -> list[Finding]:
     answered = ReplySubjects(settings.reply_prefixes).allow(f"{asking.inbox_prefix}.x")
-    if not answered and asking.inbox_prefix != JETSTREAM_INBOX:  # a worker may not ask anyway, and hears that
+    if not answered and asking.inbox_prefix != JETSTREAM_INBOX:  # a worker may not ask anyway, and is told so
         found = f"workers answer nothing below {asking.inbox_prefix}, the inbox prefix of {asking.identity}"
         named = f"{inbox_prefix(asking.user)} is that of" if asking.user else "take one of"
         advice = f"{named} the present nats-server.conf: bring a copy up to date, then mlbus admin context writes it"
@@ -119,7 +139,7 @@ async def _worker(nc: Client, timeout_s: float) -> Finding:
 
 
 async def _missing(nc: Client, timeout_s: float) -> list[Finding]:
-    """The models that workers were told to serve and cannot."""
+    """The models that workers should serve and cannot."""
     return [
         Finding(f"worker {answer.body['id']}", "warn", f"it serves without {name[8:]}: {reason}", "see the message")
         for answer in await ask_workers(nc, "INFO", timeout_s, STALL_S)
@@ -129,9 +149,9 @@ async def _missing(nc: Client, timeout_s: float) -> list[Finding]:
 
 
 async def _as_a_worker(settings: Settings) -> tuple[list[Denied], list[Finding]]:
-    """What the server would refuse a worker with these credentials, and whether it stores what one writes.
+    """What the server would refuse a worker with these credentials, and whether JetStream takes writes.
 
-    Subscribed for an instant, and nothing taken: without the queue group each subscription gets a copy.
+    The subscriptions last an instant and take nothing away: without the queue group each one gets a copy.
     """
     refused: list[Denied] = []
     serving = nats_settings(settings)
@@ -146,7 +166,7 @@ async def _as_a_worker(settings: Settings) -> tuple[list[Denied], list[Finding]]
 
 
 async def _storage(nc: Client) -> list[Finding]:
-    """Whether JetStream takes a write, of a key that goes by itself; nothing where it has no bucket of ours."""
+    """Whether JetStream takes a write, of a key that expires; nothing if our bucket does not exist."""
     try:
         await nc.jetstream(timeout=STORE_TIMEOUT_S).publish(f"$KV.{names.JOBS_BUCKET}.doctor", msg_ttl=60)
     except NotStored as error:
@@ -166,3 +186,51 @@ def _permissions(asking: NatsSettings, to_ask: MayNotAsk | None, to_serve: list[
         return Finding("permissions", "ok", f"{who} may serve; to ask takes a client's credentials")
     found, _, advice = str(to_ask).partition(": ")
     return Finding("permissions", "fail", f"{found}, nor subscribe to {to_serve[0].subject}", advice)
+
+
+async def old_permissions(asking: NatsSettings) -> list[Finding]:
+    """Permissions of an older nats-server.conf, which refuses subjects to clients or grants too many.
+
+    Raises BusError.
+    """
+    refused: list[Denied] = []
+    async with connected(asking, on_denied=refused.append) as nc:
+        own = nc.new_inbox()  # a client may not publish there, an administrator may
+        bodies = {**GRANTED_SINCE, **dict.fromkeys(JETSTREAM, b"")}
+        for subject, body in bodies.items():
+            await nc.publish(subject, body, reply=own)
+        await nc.publish(own)
+        await settled(nc)
+    denied = {each.subject for each in refused}
+    findings = []
+    if missing := [subject for subject in GRANTED_SINCE if subject.lower() in denied]:
+        found = f"it is for an older mlbus: {asking.identity} may not ask {', '.join(missing)}"
+        findings.append(Finding("nats-server.conf", "warn", found, _ADVICE))
+    granted = [subject for subject in JETSTREAM if subject.lower() not in denied]
+    if granted and own.lower() in denied:
+        found = f"{asking.identity} may ask {granted[0]}, and so have the server publish on any subject"
+        findings.append(Finding("nats-server.conf", "fail", found, f"take JetStream out of its permissions; {_ADVICE}"))
+    return findings
+
+
+async def old_grants(nc: Client, identity: str, refused: list[Denied]) -> list[Finding]:
+    """Subjects that an older nats-server.conf refuses to a worker. refused: collects what the server refuses to nc."""
+    for subject, (body, headers) in SENT_SINCE.items():
+        await nc.publish(subject, body, headers=headers)
+    await settled(nc)
+    denied = {each.subject for each in refused}
+    if missing := [subject for subject in SENT_SINCE if subject.lower() in denied]:
+        found = f"it is for an older mlbus: as a worker {identity} may not publish {', '.join(missing)}"
+        return [Finding("nats-server.conf", "warn", found, _ADVICE)]
+    return []
+
+
+async def old_storage(nc: Client, timeout_s: float) -> list[Finding]:
+    """Streams and buckets that an older version made; nothing if there are none. timeout_s: for each request."""
+    try:
+        old = await setup.outdated(nc, timeout_s)
+    except (NotSetUp, *TROUBLE):
+        return []
+    if len(old) > len(setup.STORAGE):  # all of them: nobody has set up fine-tuning
+        return []
+    return [Finding("JetStream", "warn", what, "run `mlbus admin init` as the administrator") for what in old]

@@ -1,4 +1,4 @@
-"""How each foreseen error ends the command: its exit code and its one line. The only place that knows all the trees."""
+"""The exit code and the one line of each expected error."""
 
 from nats.errors import Error as NatsError
 
@@ -26,10 +26,10 @@ _TABLE: tuple[tuple[type[Exception], int], ...] = (
 
 
 def explain(error: BaseException) -> tuple[int, str] | None:
-    """Exit code and text for an error that has one; None for a fault of ours, which deserves its traceback."""
+    """Exit code and text of an expected error; None for a bug, which gets a traceback."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
-    if isinstance(error, OSError) and error.errno is None:  # not the system's: a time-out of ours
+    if isinstance(error, OSError) and error.errno is None:  # not from the system, but a time-out of our own
         return None
     code = next((code for kind, code in _TABLE if isinstance(error, kind)), None)
     return None if code is None else (code, str(error).removeprefix("nats: "))

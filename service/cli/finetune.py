@@ -1,23 +1,37 @@
-"""`mlbus finetune`: what can be typed. What it does is in finetune_command.py, imported when it runs."""
+"""`mlbus finetune`: submits a job, and watches it if asked to."""
 
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, BinaryIO, cast
 
+import orjson
 import typer
 
-from .options import Json, NatsUrl, Timeout
+from subjects import codec
+from subjects.client.jobs import FinetuneCallOptions
+from subjects.embed import MAX_TEXT_CHARS
+from subjects.errors import Conflict, MLError
+from subjects.finetune import MAX_PAIRS, FinetuneOptions, FinetuneReply, TrainingPair
 
-MethodName: TypeAlias = Literal["auto", "lora", "full"]
-LossName: TypeAlias = Literal["infonce", "triplet"]
+from ..bus.errors import BusError
+from .ask import Connection, ask_worker
+from .jobs import next_steps, watch_job
+from .options import Json, NatsUrl, Timeout, options_of
+from .output import err, out, print_json
+from .texts import STDIN
 
-_HOW = "How it is trained"
-_OPTIONS = (
-    *("method", "loss", "matryoshka", "epochs", "batch_size", "learning_rate", "max_tokens", "hard_negatives", "seed"),
+_MAX_LINE_BYTES = 64 * MAX_TEXT_CHARS
+
+
+@options_of(
+    FinetuneOptions,
+    "How it is trained",
+    "epochs batch_size learning_rate method loss matryoshka max_tokens hard_negatives seed",
 )
-
-
 def finetune(
-    context: typer.Context,
     path: Annotated[
         Path | None, typer.Argument(metavar="PATH", help="A codebase on the worker's machine, below finetune.roots.")
     ] = None,
@@ -39,56 +53,10 @@ def finetune(
     promote: Annotated[
         bool, typer.Option("--promote", help="Serve the new version once it has passed; needs the role admin.")
     ] = False,
-    epochs: Annotated[
-        int | None, typer.Option(metavar="N", help="Times over all pairs.", show_default="1", rich_help_panel=_HOW)
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Pairs that are told apart from each other.", show_default="32", rich_help_panel=_HOW
-        ),
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(metavar="RATE", show_default="1e-5", rich_help_panel=_HOW)
-    ] = None,
-    method: Annotated[
-        MethodName | None,
-        typer.Option(help="auto: full up to 200 M parameters, else lora.", show_default="auto", rich_help_panel=_HOW),
-    ] = None,
-    loss: Annotated[
-        LossName | None,
-        typer.Option(
-            help="Against the other pairs of a batch, or each pair's negatives.",
-            show_default="infonce",
-            rich_help_panel=_HOW,
-        ),
-    ] = None,
-    matryoshka: Annotated[
-        bool | None,
-        typer.Option(
-            "--matryoshka", help="Let the first values of a vector stand for the whole.", rich_help_panel=_HOW
-        ),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Of a text.", show_default="256, or what the model takes", rich_help_panel=_HOW),
-    ] = None,
-    hard_negatives: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="For each pair of a codebase, similar texts that are wrong.",
-            show_default="1",
-            rich_help_panel=_HOW,
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="The same gives the same training.", show_default="0", rich_help_panel=_HOW),
-    ] = None,
     as_json: Json = False,
     nats_url: NatsUrl = None,
     timeout: Timeout = 30.0,
+    **options: Any,
 ) -> None:
     """Train an embedding model on your own code and verify the outcome, as a job on a worker.
 
@@ -97,9 +65,89 @@ def finetune(
     With --watch the exit code is 1 unless it is done; Ctrl-C leaves the job running. With --json as well, each state is
     an object on a line of its own.
     """
-    from .ask import Connection
-    from .finetune_command import Order, start
+    if (path is None) == (data is None):
+        raise typer.BadParameter("give the path of a codebase, or --data FILE", param_hint="PATH")
+    connection = Connection(nats_url, timeout)
+    pairs = None if data is None else read_pairs(data)
+    codebase = None if path is None else path.absolute()
+    call = cast(FinetuneCallOptions, {"model": model, "id": job_id, **options})
+    reply = ask_worker(connection, lambda ml: ml.finetune(path=codebase, pairs=pairs, **call))
+    if promote:
+        if reply.duplicate and job_id is not None:
+            raise _another(reply.job)
+        _promote(reply.job, connection)
+    if watch:
+        if reply.duplicate and not as_json:
+            out.print(_queued(reply))
+        raise typer.Exit(watch_job(reply.job, connection, as_json=as_json))
+    if as_json:
+        print_json(reply.model_dump())
+    else:
+        out.print(f"{_queued(reply)}\n{next_steps(reply.job)}")
 
-    options = {name: context.params[name] for name in _OPTIONS if context.params[name] is not None}
-    order = Order(path, data, model, job_id, promote, options)
-    raise typer.Exit(start(order, Connection(nats_url, timeout), watch=watch, as_json=as_json))
+
+def _another(job: str) -> Conflict:
+    """A job with a typed id that exists already may be somebody else's, with other data, so it is not promoted.
+
+    A generated id that exists already is the same job, which was submitted twice.
+    """
+    return Conflict(
+        f"job {job} was there already, perhaps another's with other data: nothing new begins, and nothing is "
+        f"promoted. See `mlbus jobs get {job}`; if it is yours, `mlbus models promote --job {job}`"
+    )
+
+
+def _promote(job: str, connection: Connection) -> None:
+    """Serve the version of the job once it has passed. If that is refused the job still runs, and the user is told."""
+    try:
+        ask_worker(connection, lambda ml: ml.models.promote(job=job))
+    except (BusError, MLError):
+        err.print(f"job {job} goes on, and what passes is kept as a candidate:", markup=False)
+        raise
+
+
+def _queued(reply: FinetuneReply) -> str:
+    return f"job {reply.job} was there already: nothing new begins" if reply.duplicate else f"job {reply.job} is queued"
+
+
+def read_pairs(file: str) -> list[TrainingPair]:
+    """The pairs of a file of JSON lines, `-` for standard input. Raises BadParameter, which names the line."""
+    try:
+        with nullcontext(sys.stdin.buffer) if file == STDIN else Path(file).open("rb") as lines:
+            pairs = list(_pairs(lines, file))
+    except OSError as error:
+        raise _bad(f"{file} cannot be read: {error}") from None
+    if not pairs:
+        raise _bad(f"{file} holds no pairs")
+    return pairs
+
+
+def _pairs(lines: BinaryIO | io.BufferedIOBase, file: str) -> Iterator[TrainingPair]:
+    number = count = 0
+    while line := lines.readline(_MAX_LINE_BYTES + 1):
+        number += 1
+        if line.isspace():
+            continue
+        count += 1
+        if count > MAX_PAIRS:
+            raise _bad(f"{file} holds more than {MAX_PAIRS} pairs; leave some out")
+        yield _pair(line, f"line {number} of {file} is no pair")
+
+
+def _pair(line: bytes, complaint: str) -> TrainingPair:
+    if len(line) > _MAX_LINE_BYTES:
+        raise _bad(f"{complaint}: it is longer than {_MAX_LINE_BYTES} bytes")
+    try:
+        fields = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise _bad(f"{complaint}: unreadable JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise _bad(f'{complaint}: write it as {{"anchor": …, "positive": …, "negatives": […]}}')
+    try:
+        return codec.validate(fields, TrainingPair)
+    except MLError as error:
+        raise _bad(f"{complaint}: {error.message}") from None
+
+
+def _bad(reason: str) -> typer.BadParameter:
+    return typer.BadParameter(reason, param_hint="--data")

@@ -1,10 +1,12 @@
-"""`mlbus generate`: a prompt in, its completion on standard output, as it is written or at once."""
+"""`mlbus generate`: the completion of a prompt on standard output, streamed or at once."""
 
+import re
 import sys
 import time
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeAlias, TypedDict
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, TypedDict, cast
 
 import typer
 from nats.aio.client import Client
@@ -13,23 +15,79 @@ from subjects import codec, names
 from subjects.client import MLClient
 from subjects.client.generate import GenerateCallOptions
 from subjects.errors import Cancelled, DeadlinePassed, Internal, MLError
-from subjects.generate import GenerateDone, GenerateReply
+from subjects.generate import GenerateDone, GenerateOptions, GenerateReply
 
 from .ask import Connection, ask
-from .gap import split_at
+from .options import Json, NatsUrl, Timeout, options_of
 from .output import err, out, print_json
 from .texts import STDIN
 
+_FORM = "What is completed"
+_WRITING = "How the text is written"
+_LOGPROBS = "With --json: each token's log-probability, with --echo PROMPT's too, and the N likeliest there."
 _UNFINISHED: dict[str, type[MLError]] = {"timeout": DeadlinePassed, "cancelled": Cancelled, "error": Internal}
 _CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\r\t"}
-"""What could move the cursor of a terminal or worse. Into a pipe everything goes as it is."""
-
+"""Control characters, which could move the cursor of a terminal or do worse. A pipe gets the text unchanged."""
+_PLACE = re.compile(r"(?P<file>.+?):(?P<line>[0-9]{1,9})(?::(?P<column>[0-9]{1,9}))?")
 
 End: TypeAlias = GenerateReply | GenerateDone
 
 
+@options_of(
+    GenerateOptions,
+    _WRITING,
+    "model max_tokens temperature top_p top_k seed stop echo logprobs",
+    helps={"stop": "End before this text; repeat for more.", "logprobs": _LOGPROBS},
+)
+def generate(
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="Text to go on with; - reads standard input.")
+    ] = None,
+    fim: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE:LINE[:COLUMN]",
+            help="Fill in the middle: print what may stand before this place.",
+            rich_help_panel=_FORM,
+        ),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="PROMPT is a question to answer, by a chat model.", rich_help_panel=_FORM)
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="With --chat: what holds for it.", rich_help_panel=_FORM)
+    ] = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option("--stream/--no-stream", help="Print as it is written.", show_default="on a terminal"),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Tell tokens, time and seed on standard error.")
+    ] = False,
+    as_json: Json = False,
+    nats_url: NatsUrl = None,
+    timeout: Timeout = 120.0,
+    **options: Any,
+) -> None:
+    """Complete a text, answer a question or fill in a gap. Ctrl-C ends the work at the worker too.
+
+    With --json the reply is an object; with --stream as well, each frame is one, on a line of its own.
+    """
+    if "logprobs" in options and not as_json:
+        raise typer.BadParameter("is for --json", param_hint="--logprobs")
+    form = form_of(prompt, fim, system, chat=chat)
+    call = cast(GenerateCallOptions, {**options, "timeout_s": timeout})
+    started = time.perf_counter()
+    output = Output(stream, as_json)
+    end = ask(Connection(nats_url, timeout), lambda nc: _show(nc, form, call, output))
+    if verbose:
+        err.print(_facts(end, time.perf_counter() - started), markup=False)
+    if kind := _UNFINISHED.get(end.finish_reason):
+        raise kind(f"the text is not complete: it ended with {end.finish_reason}")
+
+
 class Form(TypedDict, total=False):
-    """What is completed: one of the three that MLClient.generate takes."""
+    """One of the three forms of a prompt that MLClient.generate takes."""
 
     prompt: str
     messages: list[dict[str, str]]
@@ -39,10 +97,9 @@ class Form(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """stream: print as it is written; None: on a terminal. verbose: tell how it ended, on standard error."""
+    """stream: print the text as it comes; None: only on a terminal."""
 
     stream: bool | None
-    verbose: bool
     as_json: bool
 
     @property
@@ -51,7 +108,7 @@ class Output:
 
 
 def form_of(prompt: str | None, fim: str | None, system: str | None, *, chat: bool) -> Form:
-    """What was typed as what is asked; `-` for the prompt is standard input as it is. Raises BadParameter."""
+    """The prompt that was typed; `-` is standard input, unchanged. Raises BadParameter."""
     chat = chat or system is not None
     if fim is not None:
         if prompt is not None or chat:
@@ -72,17 +129,6 @@ def _standard_input() -> str:
         return sys.stdin.read()
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"standard input cannot be read: {error}", param_hint="PROMPT") from None
-
-
-def print_completion(form: Form, options: GenerateCallOptions, connection: Connection, output: Output) -> None:
-    """Complete and print. Raises BusError, MLError; also where the text that was printed is not complete."""
-    options = {**options, "timeout_s": connection.timeout_s}
-    started = time.perf_counter()
-    end = ask(connection, lambda nc: _show(nc, form, options, output))
-    if output.verbose:
-        err.print(_facts(end, time.perf_counter() - started), markup=False)
-    if kind := _UNFINISHED.get(end.finish_reason):
-        raise kind(f"the text is not complete: it ended with {end.finish_reason}")
 
 
 async def _show(nc: Client, form: Form, options: GenerateCallOptions, output: Output) -> End:
@@ -119,7 +165,7 @@ def _write(text: str) -> None:
 
 
 def _end_line(text: str) -> None:
-    """A terminal's next prompt stands on a line of its own; a pipe gets the text and nothing else."""
+    """End the line on a terminal, so that its next prompt begins a line; a pipe gets only the text."""
     if out.is_terminal and not text.endswith("\n"):
         _write("\n")
 
@@ -132,3 +178,44 @@ def _facts(end: End, seconds: float) -> str:
         f"{end.model} {end.version}: {used.prompt_tokens}{cached} + {used.completion_tokens} tokens "
         f"in {seconds:.2f} s, {end.finish_reason}{at}, seed {end.seed}"
     )
+
+
+def split_at(place: str) -> tuple[str, str]:
+    """The text of a file before a place, FILE:LINE or FILE:LINE:COLUMN, and the rest of it.
+
+    Lines and columns are counted from 1; without a column the place is the beginning of the line. Raises BadParameter
+    where the file cannot be read or has no such place.
+    """
+    named = _PLACE.fullmatch(place)
+    if named is None:
+        raise _refused(f"{place!r} is not FILE:LINE or FILE:LINE:COLUMN")
+    text = _read_file(named["file"])
+    start = _line_start(text, int(named["line"]), named["file"])
+    return _split(text, start, int(named["column"] or 1), f"line {named['line']} of {named['file']}")
+
+
+def _read_file(file: str) -> str:
+    """The text of a file with its own line breaks."""
+    try:
+        return Path(file).read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _refused(f"{file} cannot be read: {error}") from None
+
+
+def _line_start(text: str, number: int, file: str) -> int:
+    """The offset of a line. After the last line break there is one more line, which is empty."""
+    lines = text.split("\n")
+    if not 1 <= number <= len(lines):
+        raise _refused(f"{file} has no line {number}: it has {len(lines)}, counted from 1")
+    return sum(len(line) + 1 for line in lines[: number - 1])
+
+
+def _split(text: str, start: int, column: int, where: str) -> tuple[str, str]:
+    line = text[start:].partition("\n")[0].removesuffix("\r")
+    if not 1 <= column <= len(line) + 1:
+        raise _refused(f"{where} has no column {column}: it ends at {len(line) + 1}, counted from 1")
+    return text[: start + column - 1], text[start + column - 1 :]
+
+
+def _refused(reason: str) -> typer.BadParameter:
+    return typer.BadParameter(reason, param_hint="--fim")

@@ -1,24 +1,29 @@
-"""`mlbus jobs`: what can be typed below it. What a sub-command does is in its own module, imported when it runs."""
+"""`mlbus jobs`: the states of jobs, from any worker."""
 
-from typing import Annotated, Literal, TypeAlias
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
+from datetime import timedelta
+from typing import Annotated
 
 import typer
+from nats.aio.client import Client
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
 
+from subjects import codec, names
+from subjects.client import MLClient
+from subjects.errors import Internal
+from subjects.jobs import MAX_LISTED, TERMINAL, Job
+from subjects.names import JobState
+
+from .ask import Connection, ask, ask_worker
+from .lazy import require_none_given
 from .options import Json, NatsUrl, Timeout
-from .subcommands import require_none_given
+from .output import err, out, print_json, shortened
 
-StateName: TypeAlias = Literal[
-    "queued",
-    "collecting",
-    "training",
-    "verifying",
-    "swapping",
-    "done",
-    "failed",
-    "cancelled",
-    "rejected",
-    "skipped",
-]
+INTERRUPTED = 130
+_GOOD = ("done", "skipped")
 
 jobs_app = typer.Typer(
     help="Trainings: those that wait, go on or are over. Alone: the list, which is the administrator's.",
@@ -26,66 +31,233 @@ jobs_app = typer.Typer(
 )
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="As `mlbus finetune` and the list tell it.")]
-State = Annotated[StateName | None, typer.Option(help="Only jobs in this state.")]
-ModelId = Annotated[str | None, typer.Option("--model", metavar="ID", help="Only jobs for this model.")]
-Limit = Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="How many, the newest ones.")]
-
-
-@jobs_app.callback()
-def jobs(
-    context: typer.Context,
-    state: State = None,
-    model: ModelId = None,
-    limit: Limit = 20,
-    as_json: Json = False,
-    nats_url: NatsUrl = None,
-    timeout: Timeout = 30.0,
-) -> None:
-    """Show all jobs, newest first, as the administrator. Or one of these:"""
-    if context.invoked_subcommand is None:
-        show_list(state, model, limit, as_json, nats_url, timeout)
-    else:
-        require_none_given(context)
 
 
 @jobs_app.command("list")
+@jobs_app.callback()
 def show_list(
-    state: State = None,
-    model: ModelId = None,
-    limit: Limit = 20,
+    context: typer.Context,
+    state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="ID", help="Only jobs for this model.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="How many, the newest ones.")] = 20,
     as_json: Json = False,
     nats_url: NatsUrl = None,
     timeout: Timeout = 30.0,
 ) -> None:
     """Show all jobs, newest first, as the administrator."""
-    from .ask import Connection
-    from .jobs_remote import print_jobs
+    if context.invoked_subcommand is not None:
+        require_none_given(context)
+        return
+    jobs = ask_worker(Connection(nats_url, timeout), lambda ml: _newest(ml, state, model, limit))
+    if as_json:
+        print_json([_fields(job) for job in jobs])
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("job", "model", "state", "made", "from", ""):
+        table.add_column(heading, no_wrap=heading == "job", overflow="fold")
+    for job in jobs:
+        table.add_row(*map(escape, _cells(job)))
+    out.print(table)
 
-    print_jobs(state, model, limit, Connection(nats_url, timeout), as_json=as_json)
+
+async def _newest(ml: MLClient, state: JobState | None, model: str | None, limit: int) -> list[Job]:
+    """The newest jobs, at most `limit`, page by page."""
+    found: list[Job] = []
+    while (left := limit - len(found)) > 0:
+        last = found[-1].id if found else None
+        page = (await ml.jobs.list(state, model=model, limit=min(left, MAX_LISTED), before=last)).jobs
+        found += page
+        if len(page) < min(left, MAX_LISTED):
+            break
+    return found
 
 
 @jobs_app.command()
 def get(job_id: JobId, as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.0) -> None:
     """Show all that is known of a job."""
-    from .ask import Connection
-    from .jobs_remote import print_job
-
-    print_job(job_id, Connection(nats_url, timeout), as_json=as_json)
+    job = ask_worker(Connection(nats_url, timeout), lambda ml: ml.jobs.get(job_id))
+    if as_json:
+        print_json(_fields(job))
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in _known(job).items():
+        table.add_row(name, escape(value))
+    out.print(table)
+    if job.state in TERMINAL:
+        out.print("\n".join(outcome(job)), markup=False)
 
 
 @jobs_app.command()
 def watch(job_id: JobId, as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.0) -> None:
     """Show how a job goes on, until it is over. Exit code 1 unless it is done; Ctrl-C leaves it running."""
-    from .ask import Connection
-    from .job_progress import watch_job
-
     raise typer.Exit(watch_job(job_id, Connection(nats_url, timeout), as_json=as_json))
 
 
 @jobs_app.command()
 def cancel(job_id: JobId, as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.0) -> None:
     """Have a job end; the model goes on serving as it does."""
-    from .ask import Connection
-    from .jobs_remote import cancel_job
+    job = ask_worker(Connection(nats_url, timeout), lambda ml: ml.jobs.cancel(job_id))
+    if as_json:
+        print_json(_fields(job))
+    elif job.state == "cancelled":
+        out.print(f"job {job.id} is cancelled")
+    elif job.state in TERMINAL:
+        out.print(f"job {job.id} was over already: {job.state}")
+    else:
+        out.print(f"job {job.id} ends as soon as its worker hears of it, and is {job.state} until then")
 
-    cancel_job(job_id, Connection(nats_url, timeout), as_json=as_json)
+
+def _fields(job: Job) -> dict[str, object]:
+    return job.model_dump(mode="json", exclude_none=True)
+
+
+def _cells(job: Job) -> tuple[str, ...]:
+    last = job.version if job.state == "done" else ", ".join(facts(job))
+    return job.id, job.model, job.state, _time(job), shortened(job.source, 32), shortened(last or "", 60)
+
+
+def _known(job: Job) -> dict[str, str]:
+    """The facts of a job that are known, by name."""
+    tries = f"{job.attempt}, on worker {job.worker}" if job.worker else ""
+    facts_of_job = {
+        "job": job.id,
+        "model": job.model,
+        "trains on": job.source,
+        "asked for by": "the nightly run" if job.origin == "nightly" else "a request",
+        "made": _time(job),
+        "state": f"{job.state}, to be cancelled" if job.cancel_requested and job.state not in TERMINAL else job.state,
+        "progress": ", ".join(facts(job)) if job.state not in TERMINAL else "",
+        "attempt": tries,
+        "notes": "\n".join(job.notes),
+    }
+    return {name: value for name, value in facts_of_job.items() if value}
+
+
+def _time(job: Job) -> str:
+    return f"{job.created_at.astimezone():%Y-%m-%d %H:%M}"
+
+
+def watch_job(job_id: str, connection: Connection, *, as_json: bool) -> int:
+    """Show a job until it is over -> exit code: 0 for done and skipped, 1 otherwise, 130 for Ctrl-C.
+
+    as_json: each state as an object on a line of its own. Raises BusError, MLError.
+    """
+    try:
+        job = ask(connection, lambda nc: _watch(nc, job_id, connection.timeout_s, as_json=as_json))
+    except KeyboardInterrupt:
+        err.print(f"job {job_id} goes on\n{next_steps(job_id)}")
+        return INTERRUPTED
+    if not as_json:
+        out.print("\n".join(outcome(job)), markup=False)
+    return 0 if job.state in _GOOD else 1
+
+
+def next_steps(job_id: str) -> str:
+    """The commands for a job that still runs."""
+    return f"follow it:  mlbus jobs watch {job_id}\ncancel it:  mlbus jobs cancel {job_id}"
+
+
+async def _watch(nc: Client, job_id: str, timeout_s: float, *, as_json: bool) -> Job:
+    with _display() as display:
+        async with aclosing(MLClient(nc, timeout_s=timeout_s).jobs.watch(job_id)) as states:
+            async for job in states:
+                if as_json:
+                    typer.echo(codec.dumps(job, names.JSON).decode())
+                else:
+                    display.show(job)
+                if job.state in TERMINAL:
+                    return job
+    raise Internal(f"job {job_id!r} is not over, and nothing more is heard of it")
+
+
+class _Display:
+    """On a terminal one line that changes, elsewhere a line for each new state."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=None, facts="")
+        self._shown: tuple[str, str | None] | None = None
+        self._notes = 0
+
+    def show(self, job: Job) -> None:
+        for note in job.notes[self._notes :]:
+            err.print(note, markup=False)
+        self._notes = len(job.notes)
+        if err.is_terminal:
+            self._progress.start()
+            training = job.state == "training"
+            self._progress.update(
+                self._task,
+                description=job.state,
+                total=job.steps if training else None,
+                completed=(job.step or 0) if training else 0,
+                facts=", ".join(facts(job)),
+                refresh=True,
+            )
+        elif job.state not in TERMINAL and self._shown != (job.state, job.reason):
+            err.print(": ".join([f"{job.model} {job.state}", *([job.reason] if job.reason else [])]), markup=False)
+        self._shown = job.state, job.reason
+
+
+@contextmanager
+def _display() -> Iterator[_Display]:
+    texts = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[facts]"))
+    columns = SpinnerColumn(), next(texts), BarColumn(), next(texts)
+    progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    try:
+        yield _Display(progress)
+    finally:
+        progress.stop()
+
+
+def facts(job: Job) -> list[str]:
+    """The progress of a job, as far as it is known."""
+    known = [job.reason] if job.reason else []
+    if job.state != "training":
+        return known
+    if job.step is not None and job.steps is not None:
+        known.append(f"step {job.step} of {job.steps}")
+    if job.loss is not None:
+        known.append(f"loss {job.loss:.4f}")
+    if job.pairs_per_s is not None:
+        known.append(f"{job.pairs_per_s:.1f} pairs/s")
+    if job.eta_s is not None:
+        known.append(f"{timedelta(seconds=round(job.eta_s))} left")
+    return known
+
+
+def outcome(job: Job) -> list[str]:
+    """How a job ended, in lines."""
+    return [_ending(job), *_gains(job), *_where(job)]
+
+
+def _ending(job: Job) -> str:
+    reason = f": {job.reason}" if job.reason else ""
+    match job.state:
+        case "done" if job.reason:
+            return f"{job.model} {job.version} is {job.reason}"
+        case "done":
+            return f"{job.model} {job.version} serves now, trained further from {job.parent}"
+        case "rejected":
+            return f"{job.model} {job.version} was rejected, and {job.parent} goes on serving{reason}"
+        case "skipped":
+            return f"nothing was trained{reason}"
+        case _:
+            return f"job {job.id} {'was ' if job.state == 'cancelled' else ''}{job.state}{reason}"
+
+
+def _gains(job: Job) -> list[str]:
+    """Each metric before and after the training."""
+    measured = [name.removesuffix("_before") for name in job.metrics if name.endswith("_before")]
+    both = [name for name in measured if f"{name}_after" in job.metrics]
+    width = max(map(len, both), default=0)
+    return [
+        f"  {name:<{width}}  {job.metrics[f'{name}_before']:.3f} -> {job.metrics[f'{name}_after']:.3f}" for name in both
+    ]
+
+
+def _where(job: Job) -> list[str]:
+    if job.version is None or job.state not in ("done", "rejected"):
+        return []
+    report = f"checkpoints/{job.model}/{job.version}/report/report.html"
+    return [f"report: {report} in the data folder of worker {job.worker}"]

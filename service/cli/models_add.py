@@ -1,18 +1,17 @@
-"""`mlbus models add`: an entry of the user's own, loaded once, then appended to the settings file, whose rest stays."""
+"""`mlbus models add`: loads a model of the user's own, then appends its entry to the settings file."""
 
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import typer
 from pydantic import BaseModel
 from rich.markup import escape
 
-from models.catalogue import ModelSpec, load_catalogue
-from models.encoders.onnx_pooling import POOLINGS
+from models.catalogue import Kind, ModelSpec, load_catalogue
 from models.errors import BadEntry, ModelError
 from models.weights import hub
 from models.weights.model_files import require_whole, weight_files
@@ -20,12 +19,12 @@ from models.weights.model_files import require_whole, weight_files
 from ..config import CONFIG_FILE, BadSettings, Settings, as_toml, read_settings
 from ..residency.loader import LoadOverrides, ModelLoader
 from ..served_model import Facts, facts_of
-from .models_pull import pull_model
+from .models_weights import origin_of, prompts_of, pull_model
+from .options import Config, Json
 from .output import err, out, print_json, spinner
-from .prompts import prompts_of
 
 GRAPHS = ("onnx/model.onnx", "model.onnx")
-"""Where exporters put an fp32 graph."""
+"""The paths at which exporters put an fp32 graph."""
 
 
 class Added(BaseModel):
@@ -34,13 +33,46 @@ class Added(BaseModel):
     catalogue: dict[str, dict[str, Any]]
 
 
-def add_model(
-    config: Path | None, model: str, source: str, given: Mapping[str, Any], *, check: bool, as_json: bool
+def add(
+    model: Annotated[str, typer.Argument(metavar="ID", help="How it will be called.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder, or OWNER/NAME on the Hub.")],
+    kind: Annotated[Kind, typer.Option(help="What it does.")] = "embedding",
+    served_by: Annotated[
+        Literal["torch", "onnx"] | None,
+        typer.Option(help="What runs it.", show_default="onnx where it is given a graph or finds only that"),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Commit, tag or branch.", show_default="main")
+    ] = None,
+    onnx_file: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[DTYPE=]PATH", help="Graph, by its path in the folder; fp16=PATH for one in fp16."),
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(metavar="NAME=TEXT", help="Named prompt; repeat.")] = None,
+    default_prompt: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The one that is used where none is named.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens that it takes at most.")] = None,
+    pooling: Annotated[
+        str | None, typer.Option(metavar="NAME", help="mean, cls, lasttoken …; absent: the folder says.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(metavar="NAME", help="Its licence.")] = None,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Fetch it if need be, and load it first.")] = True,
+    config: Config = None,
+    as_json: Json = False,
 ) -> None:
-    """Append an entry to the settings, once it has been loaded. `given`: fields as typed; None or empty: not given.
-
-    check: False takes it unloaded. Raises BadEntry, BadSettings, and ModelError where it cannot be served.
-    """
+    """Add a model of your own to the settings file, once it has been loaded and has passed its tests."""
+    given = {
+        "kind": kind,
+        "served_by": served_by,
+        "revision": revision,
+        "max_tokens": max_tokens,
+        "pooling": pooling,
+        "default_prompt": default_prompt,
+        "licence": licence,
+        "onnx_files": onnx_file or [],
+        "prompts": prompt or [],
+    }
     path = config or Path(os.environ.get("MLBUS_CONFIG", CONFIG_FILE))
     settings = read_settings(path) if path.is_file() else Settings()
     if model in settings.catalogue or model in load_catalogue().specs:
@@ -57,7 +89,7 @@ def add_model(
 
 
 def _loaded(spec: ModelSpec, settings: Settings) -> Facts:
-    """Fetch a model if need be, load it as a worker would, and let go of it. Raises ModelError."""
+    """Fetch a model if need be, load it as a worker would, and free it. Raises ModelError."""
     with spinner() as progress:
         task = progress.add_task(f"{spec.id}: importing torch")
         loader = ModelLoader(settings, lambda step: progress.update(task, description=escape(step)))
@@ -90,7 +122,9 @@ def _entry(model: str, source: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _require_known(spec: ModelSpec) -> None:
-    """Raises BadEntry where the entry names a pooling that nothing does, or a prompt that is not there."""
+    """Raises BadEntry if the entry names an unknown pooling, or a default prompt that does not exist."""
+    from models.encoders.onnx_folder import POOLINGS  # imports torch
+
     if spec.pooling is not None and spec.pooling not in POOLINGS:
         raise BadEntry(spec.id, f"--pooling takes one of {', '.join(POOLINGS)}, not {spec.pooling!r}")
     known = prompts_of(spec)
@@ -99,18 +133,8 @@ def _require_known(spec: ModelSpec) -> None:
         raise BadEntry(spec.id, f"{reason}; name one with --default-prompt, or add it with --prompt")
 
 
-def origin_of(model: str, source: str) -> dict[str, str]:
-    """The field of an entry that says where its weights are. Raises BadEntry."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return {"folder": str(folder.resolve())}
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith("."):
-        return {"repository": source}
-    raise BadEntry(model, f"{source} is neither a folder that is there nor OWNER/NAME of a repository on the Hub")
-
-
 def _graph_in(folder: str | None) -> dict[str, str]:
-    """The graph in a folder; what a repository has is not known before a pull."""
+    """The graph in a folder; the files of a repository are not known before a pull."""
     return next(({"fp32": graph} for graph in GRAPHS if folder and (Path(folder) / graph).is_file()), {})
 
 
@@ -127,7 +151,7 @@ def _prompt(model: str, text: str) -> tuple[str, str]:
 
 
 def _append(path: Path, model: str, entry: dict[str, Any]) -> None:
-    """Append a table, once it is sure that the file with it still is one of settings."""
+    """Append a table, if the file is still valid with it. Raises BadSettings."""
     before = path.read_text("utf-8") if path.is_file() else ""
     gap = "" if not before else "\n" if before.endswith("\n") else "\n\n"
     added = gap + as_toml(Added(catalogue={model: entry})).lstrip("\n")
@@ -149,8 +173,8 @@ def _tell(path: Path, spec: ModelSpec, loaded: Facts | None, *, as_json: bool) -
     if loaded is not None:
         dimensions = f"{loaded.dimensions} dimensions, " if loaded.dimensions else ""
         size = f"{loaded.memory_bytes / 1e9:.2f} GB"
-        how = f"{loaded.dtype} on {loaded.device}: {dimensions}{loaded.max_tokens} tokens, {size}"
-        out.print(f"loaded {spec.id} in {how}", markup=False)
+        facts = f"{loaded.dtype} on {loaded.device}: {dimensions}{loaded.max_tokens} tokens, {size}"
+        out.print(f"loaded {spec.id} in {facts}", markup=False)
         for note in loaded.notes:
             out.print(f"{spec.id} {note}", markup=False)
     out.print(f"added [catalogue.{spec.id}] to {path}", markup=False)

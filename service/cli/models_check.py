@@ -1,4 +1,4 @@
-"""`mlbus models check`: how a model does, as its entry says and as it might be set otherwise. Works without NATS."""
+"""`mlbus models check`: measures a model with its entry's settings and with others. Works without NATS."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,8 +9,9 @@ from rich.table import Table
 
 from models.catalogue import Dtype, ModelSpec, Quantization, load_catalogue
 
-from ..config import Settings
+from ..config import Settings, read_settings
 from ..residency.loader import LoadOverrides, ModelLoader
+from .options import Config, Json, ModelId
 from .output import out, print_json, spinner
 
 if TYPE_CHECKING:
@@ -20,8 +21,20 @@ if TYPE_CHECKING:
     from models.generation.causal_lm import CausalLM
 
 
+def check(
+    model: ModelId,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show how well a model does: an embedding model finds code, under each mask and end token that it allows.
+
+    Of a generation model the perplexity of a text and a greedy sample, in fp32, bf16, int8 and int4.
+    """
+    check_model(read_settings(config), model, as_json=as_json)
+
+
 def check_model(settings: Settings, model: str, *, as_json: bool) -> None:
-    """Print how a model does. Raises UnknownModel, BadEntry, and ModelError where it cannot be loaded at all."""
+    """Print the measurements. Raises UnknownModel, BadEntry, or ModelError if the model cannot be loaded."""
     spec = load_catalogue(settings.catalogue).get(model)
     with spinner() as progress:
         task = progress.add_task(f"{spec.id}: importing torch")
@@ -45,14 +58,14 @@ def _check_embedding(spec: ModelSpec, loader: ModelLoader) -> tuple[dict[str, An
         loader.require_room(variant, options)
         return models.load(variant, options, lambda step: loader.on_step(f"{_setting(variant)}: {step}"))
 
-    found = code_search.tried(spec, load)
+    found = code_search.evaluate(spec, load)
     best = code_search.best(found)
     rows = [_row(setting, best) for setting in found if setting.problem is None]
     problems = {_name(setting.causal, setting.append_eos): setting.problem for setting in found if setting.problem}
     facts = {"queries": len(code_search.items()), "settings": rows, "not_possible": problems}
-    told = [f"{len(code_search.items())} queries, each for one of as many functions", _embedding_table(rows)]
-    told += [f"not possible: {name}, {problem}" for name, problem in problems.items()]
-    return facts, [*told, _verdict(spec, found[0], best)]
+    parts = [f"{len(code_search.items())} queries, each for one of as many functions", _embedding_table(rows)]
+    parts += [f"not possible: {name}, {problem}" for name, problem in problems.items()]
+    return facts, [*parts, _verdict(spec, found[0], best)]
 
 
 def _row(setting: "Setting", best: "Setting") -> dict[str, Any]:
@@ -119,7 +132,7 @@ def _check_generation(spec: ModelSpec, loader: ModelLoader) -> tuple[dict[str, A
         loader.require_room(bare, options)
         return models.load_generator(bare, options, lambda step: loader.on_step(f"{spec.id}: {step}"))
 
-    found = precision.measured(load)
+    found = precision.measure(load)
     own = spec.quantization or pick_dtype(chosen.dtype or spec.dtype, pick_device(chosen.device))
     rows = [_precision_row(one, own) for one in found]
     return {"prompt": precision.PROMPT, "precisions": rows}, [_precision_table(rows)]

@@ -1,6 +1,6 @@
-"""`mlbus models info`: all that is known of one model before it is fetched, and whether it can be served.
+"""`mlbus models info` and `mlbus models history`: the facts of one model, and its versions.
 
-Nobody is asked about a model of which a configuration is here; else the Hub, for small files alone.
+If the configuration of a model is not on this machine, its small files are read from the Hub.
 """
 
 import re
@@ -8,26 +8,36 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+from rich.table import Table
+
 from models.catalogue import OF_EMBEDDINGS, Catalogue, GraphDtype, ModelSpec, load_catalogue
 from models.errors import BadEntry, ModelError
 from models.loading.load_cache import LoadCache
 from models.loading.support import support
-from models.weights import hub
+from models.weights import hub, version_history
 from models.weights.model_files import MODULES, check_weights, weight_files
+from models.weights.version_history import Version
 from models.weights.versions import live_version, versions
 
-from ..config import Settings
-from .models import licence_text
-from .models_add import origin_of
-from .models_pull import size_bytes, source_of
-from .output import err, out, print_json
-from .prompts import prompts_of
+from ..config import Settings, read_settings
+from .models_weights import origin_of, prompts_of, size_bytes, source_of
+from .options import Config, Json, ModelId
+from .output import err, licence_text, out, print_json
+
+_MRR = ("mrr@10_before", "mrr@10_after")
+_HEADINGS = ("version", "made", "from", "pairs", "MRR@10", "verdict", "", "size")
+
+
+def info(model: ModelId, config: Config = None, as_json: Json = False) -> None:
+    """Show all that is known of a model: its entry, where its weights are and which, its versions."""
+    print_info(read_settings(config), model, as_json=as_json)
 
 
 def print_info(settings: Settings, model: str, *, as_json: bool) -> None:
-    """Print the entry, or what would be one for a folder or a repository, and what is on this machine.
+    """Print the entry of a model, folder or repository, and what is on this machine.
 
-    Raises UnknownModel, BadEntry, and ModelUnavailable where the Hub does not tell of a repository.
+    Raises UnknownModel, BadEntry, or ModelUnavailable if the Hub does not answer for a repository.
     """
     catalogue = load_catalogue(settings.catalogue)
     spec = _spec(catalogue, model)
@@ -55,7 +65,7 @@ def _spec(catalogue: Catalogue, model: str) -> ModelSpec:
     try:
         origin = origin_of(model, model)
     except BadEntry:
-        return catalogue.get(model)  # which raises, and says what there is
+        return catalogue.get(model)  # raises UnknownModel with the known ids
     name = re.sub(r"[^A-Za-z0-9]+", "-", Path(model).name).strip("-")[:64] or "model"
     spec = ModelSpec.model_validate({"id": name, "kind": "generation", **origin})
     files = hub.file_names(spec) if spec.folder is None else [path.name for path in spec.folder.iterdir()]
@@ -67,7 +77,7 @@ def _versions(checkpoints_dir: Path, model: str) -> dict[str, Any]:
 
 
 def _foreign(spec: ModelSpec) -> set[str]:
-    """What an entry has only by default, for models of the other kind."""
+    """The fields that an entry has only by default, which are for models of the other kind."""
     return OF_EMBEDDINGS - spec.model_fields_set if spec.kind == "generation" else set()
 
 
@@ -81,7 +91,7 @@ def _prompts(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _weights(spec: ModelSpec, cache: LoadCache) -> list[dict[str, Any]]:
-    """One item for the safetensors, or one for each ONNX graph."""
+    """One item for safetensors, or one for each ONNX graph."""
     dtypes: list[GraphDtype | None] = [*spec.onnx_files] if spec.served_by == "onnx" else [None]
     return [_copy(spec, dtype, cache) for dtype in dtypes]
 
@@ -137,3 +147,60 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
+
+
+def history(model: ModelId, config: Config = None, as_json: Json = False) -> None:
+    """Show a model's versions on this machine, newest first: what they came of, their verdicts, which one is live."""
+    settings = read_settings(config)
+    spec = load_catalogue(settings.catalogue).get(model)
+    found = version_history.history(settings.checkpoints_dir, spec.id)
+    if as_json:
+        print_json([_facts(version) for version in found])
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in _HEADINGS:
+        table.add_column(heading, no_wrap=heading == "version", overflow="fold")
+    for version in found:
+        table.add_row(*_cells(version))
+    out.print(table)
+    for version in found:
+        for why in (*version.reasons, *([version.problem] if version.problem else [])):
+            out.print(f"{version.name}: {why}", markup=False)
+
+
+def _facts(version: Version) -> dict[str, Any]:
+    record = version.record
+    return {
+        "name": version.name,
+        "created_at": version.made_at,
+        "parent": record.parent if record else None,
+        "live": version.live,
+        "previous": version.previous,
+        "accepted": version.accepted,
+        "judged": version.judged,
+        "reasons": version.reasons,
+        "metrics": version.metrics,
+        "weights": record.weights_sha256 if record else None,
+        "pairs": version.pairs,
+        "job": record.job if record else None,
+        "size_bytes": version.size_bytes,
+        "problem": version.problem,
+    }
+
+
+def _cells(version: Version) -> tuple[str, ...]:
+    return (
+        version.name,
+        f"{version.made_at.astimezone():%Y-%m-%d %H:%M}" if version.made_at else "-",
+        escape(version.record.parent) if version.record else "-",
+        "-" if version.pairs is None else str(version.pairs),
+        _change(version.metrics),
+        {True: "accepted", False: "rejected", None: "-"}[version.accepted],
+        "live" if version.live else "previous" if version.previous else "",
+        "-" if version.size_bytes is None else f"{version.size_bytes / 1e9:.2f} GB",
+    )
+
+
+def _change(metrics: dict[str, float]) -> str:
+    known = [metrics[name] for name in _MRR if name in metrics]
+    return " -> ".join(f"{value:.3f}" for value in known) if len(known) == len(_MRR) else "-"

@@ -1,27 +1,19 @@
-"""The options that several commands share, each with its help text. Imports nothing heavy."""
+"""The options that several commands share, and options made from the fields of a model."""
 
+import functools
+import inspect
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
-
-DeviceName: TypeAlias = Literal["auto", "cuda", "cpu"]
-DtypeName: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
-GraphName: TypeAlias = Literal["fp32", "fp16"]
-QuantizationName: TypeAlias = Literal["int8", "int4"]
-KindName: TypeAlias = Literal["embedding", "generation"]
-RuntimeName: TypeAlias = Literal["torch", "onnx"]
-UseName: TypeAlias = Literal["code", "general", "production", "dev"]
-RoleName: TypeAlias = Literal["client", "admin"]
-LogFormat: TypeAlias = Literal["auto", "console", "json"]
-LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
-TruncateSide: TypeAlias = Literal["end", "start", "error"]
-PriorityName: TypeAlias = Literal["interactive", "bulk"]
-FileEncoding: TypeAlias = Literal["float32", "float16", "int8", "binary"]
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 NATS = "NATS"
-MODEL = "How the texts are read"
 
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Settings file; absent: MLBUS_CONFIG, else mlbus.toml.")
@@ -56,34 +48,98 @@ Timeout = Annotated[
         rich_help_panel=NATS,
     ),
 ]
+ModelId = Annotated[str, typer.Argument(metavar="MODEL", help="Id of the catalogue.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text for people.")]
-Model = Annotated[
-    str | None,
-    typer.Option("--model", metavar="ID", help="Model; absent: the worker's default.", rich_help_panel=MODEL),
-]
-Dimensions = Annotated[
-    int | None,
-    typer.Option("--dimensions", metavar="N", help="Cut vectors to N values.", rich_help_panel=MODEL),
-]
-Task = Annotated[
-    str | None,
-    typer.Option("--task", metavar="NAME", help="One of the model's tasks.", rich_help_panel=MODEL),
-]
-PromptName = Annotated[
-    str | None,
-    typer.Option("--prompt-name", metavar="NAME", help="One of the model's own prompts.", rich_help_panel=MODEL),
-]
-Prompt = Annotated[
-    str | None,
-    typer.Option("--prompt", metavar="TEXT", help="Put before each text.", rich_help_panel=MODEL),
-]
-Truncate = Annotated[
-    TruncateSide,
-    typer.Option(
-        "--truncate", help="Which end of a text that is too long is cut; error: refuse it.", rich_help_panel=MODEL
-    ),
-]
-Priority = Annotated[
-    PriorityName | None,
-    typer.Option("--priority", help="Who waits for whom.", show_default="bulk past 32 texts", rich_help_panel=MODEL),
-]
+
+_METAVARS = {
+    "data_dir": "DIR",
+    "learning_rate": "RATE",
+    "metrics_host": "HOST",
+    "model": "ID",
+    "models": "ID",
+    "nats_url": "URL",
+    "prompt_name": "NAME",
+    "task": "NAME",
+    "temperature": "T",
+    "top_p": "P",
+}
+_METAVARS_OF_TYPES = {int: "N", str: "TEXT", list[str]: "TEXT"}
+_LARGEST_SHOWN = 65536
+"""A bound above this says nothing to a person."""
+
+
+def options_of(
+    model: type[BaseModel], panel: str, fields: str, *, helps: Mapping[str, str] | None = None, negatable: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each of these fields; it gets those that were typed, by name, in its `**options`.
+
+    fields: their names, in the order of the help. helps: where the field's description does not fit the command.
+    negatable: whether a field that is true or false has --no-… too. The model checks the values.
+    """
+    names = fields.split()
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            command(**{name: value for name, value in given.items() if name not in names or value not in (None, [])})
+
+        signature = inspect.signature(command)
+        own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+        added = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=_option(name, model.model_fields[name], panel, (helps or {}).get(name), negatable),
+            )
+            for name in names
+        ]
+        keywords = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
+        run.__signature__ = signature.replace(parameters=[*added, *keywords])  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _option(name: str, field: FieldInfo, panel: str, text: str | None, negatable: bool) -> Any:
+    kind = _typed_as(field.annotation)
+    option = "--" + name.replace("_", "-")
+    if get_origin(kind) is list:  # one at a time
+        option = option.removesuffix("s")
+    if kind is bool and (negatable or field.annotation is not bool):
+        option += f"/--no-{option[2:]}"
+    default = field.default
+    shown = None if default is None or default is False or default is PydanticUndefined else default
+    return Annotated[
+        kind | None,
+        typer.Option(
+            option,
+            metavar=_METAVARS.get(name, _METAVARS_OF_TYPES.get(kind)),
+            help=text or _help(field),
+            show_default=", ".join(shown) if isinstance(shown, tuple) else str(shown) if shown is not None else False,
+            rich_help_panel=panel,
+        ),
+    ]
+
+
+def _typed_as(annotation: Any) -> Any:
+    """The type of a value as it is typed: without constraints and None, and a list where there are several."""
+    inner = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return _typed_as(inner[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return _typed_as(next(one for one in inner if one is not type(None)))
+    if get_origin(annotation) in (list, tuple):
+        return list[_typed_as(inner[0])]  # type: ignore[misc]
+    return annotation
+
+
+def _help(field: FieldInfo) -> str:
+    """The field's description and range as a sentence."""
+    bounds = {name: getattr(one, name) for one in field.metadata for name in ("ge", "le") if hasattr(one, name)}
+    parts = [field.description] if field.description else []
+    if len(bounds) == 2 and bounds["le"] <= _LARGEST_SHOWN:
+        parts.append(f"{bounds['ge']} to {bounds['le']}")
+    text = "; ".join(parts)
+    upper = text if text.partition(" ")[0].endswith(":") else text[:1].upper() + text[1:]
+    return upper and f"{upper}."

@@ -1,8 +1,8 @@
-"""Where the commands print: results on standard output, progress and notes on standard error."""
+"""Output of the commands: results on standard output, progress and notes on standard error."""
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-PATIENCE_S = 1.0
+SHOW_AFTER_S = 1.0
 
 PIPE_COLUMNS = 200
 
@@ -28,18 +28,18 @@ def print_json(value: Any) -> None:
 
 
 def spinner() -> Progress:
-    """What is being done and for how long, on one line that vanishes; nothing where no person looks on."""
+    """A line with the present step and its time, which vanishes at the end; nothing if there is no terminal."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     return Progress(*columns, console=err, transient=True, disable=not err.is_terminal, redirect_stderr=False)
 
 
 @contextmanager
 def counter(total: int, what: str) -> Iterator[Progress]:
-    """A bar for task 0, shown once a second has passed; for use inside an event loop."""
+    """A progress bar for task 0, which appears after a second; for use inside an event loop."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
     progress.add_task(what, total=total)
-    timer = asyncio.get_running_loop().call_later(PATIENCE_S, progress.start)
+    timer = asyncio.get_running_loop().call_later(SHOW_AFTER_S, progress.start)
     try:
         yield progress
     finally:
@@ -47,7 +47,12 @@ def counter(total: int, what: str) -> Iterator[Progress]:
         progress.stop()
 
 
+def licence_text(facts: Mapping[str, Any]) -> str:
+    """A model's licence, marked where it forbids commercial use."""
+    return (facts["licence"] or "unknown") + (" (non-commercial)" if facts["commercial"] is False else "")
+
+
 def shortened(text: str, width: int = 48) -> str:
-    """A text on one line of at most `width` characters."""
+    """A text in one line of at most `width` characters."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,4 +1,4 @@
-"""`mlbus serve`: the worker, and what a person sees of its start."""
+"""`mlbus serve`: runs a worker, and shows its start on a terminal."""
 
 import asyncio
 import io
@@ -7,43 +7,70 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from typing import TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import structlog
 import typer
 from rich.progress import Progress
 from rich.text import Text
 
-from ..app import Started, serve
 from ..bus.errors import BadBusSettings
 from ..bus.settings import NatsSettings
-from ..config import Settings, as_toml
+from ..config import Settings, as_toml, read_settings
 from ..telemetry import configure_logging
+from .options import NATS, Config, options_of
 from .output import err, spinner
+
+if TYPE_CHECKING:
+    from ..app import Started
 
 log = structlog.get_logger(__name__)
 
 
-def run(settings: Settings, print_config: bool) -> int:
-    """Serve until told to stop, or print the settings -> exit code. Raises what `serve` raises."""
+@options_of(
+    Settings,
+    NATS,
+    "nats_url embedded_nats nats_port monitor nats_monitor_port data_dir",
+    helps={"embedded_nats": "Start a nats-server too, whatever NATS_URL says."},
+    negatable=True,
+)
+@options_of(Settings, "Models and device", "models strict device dtype threads", negatable=True)
+@options_of(Settings, "Logs and metrics", "metrics_host metrics_port log_format log_level")
+def serve(
+    config: Config = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the settings in force as TOML and exit.")
+    ] = False,
+    **flags: Any,
+) -> None:
+    """Run a worker until Ctrl-C or SIGTERM, which finish what is in flight.
+
+    Flags win over variables (MLBUS_DEVICE and so on), variables over the settings file.
+
+    --print-config shows the outcome, and what else can be set.
+    """
+    settings = read_settings(config, **flags)
     if print_config:
         typer.echo(as_toml(settings), nl=False)
-        return 0
+        return
+    from ..app import serve as serve_until_stopped  # what it imports is not needed to print the settings or the help
+
     with _shown_start(settings) as start:
-        return asyncio.run(serve(settings, on_step=start.step, on_ready=start.ready))
+        code = asyncio.run(serve_until_stopped(settings, on_step=start.step, on_ready=start.ready))
+    raise typer.Exit(code)
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Who hears of the start's steps and of its end."""
+    """Callbacks for the steps of the start and for its end."""
 
     step: Callable[[str], None]
-    ready: Callable[[Started], None]
+    ready: "Callable[[Started], None]"
 
 
 @contextmanager
 def _shown_start(settings: Settings) -> Iterator[Start]:
-    """Log lines for a log; for a person also a spinner below them and, in the end, what to try."""
+    """Log lines; on a terminal also a spinner below them and, at the end, commands to try."""
     if not err.is_terminal or settings.log_format == "json":
         configure_logging(settings.log_format, settings.log_level)
         yield Start(lambda step: log.info("start.step_began", step=step), lambda started: None)
@@ -53,7 +80,7 @@ def _shown_start(settings: Settings) -> Iterator[Start]:
         configure_logging(settings.log_format, settings.log_level)
     task = progress.add_task("starting")
 
-    def ready(started: Started) -> None:
+    def ready(started: "Started") -> None:
         progress.stop()
         err.print(ready_text(started, _found_url()), markup=False)
 
@@ -62,7 +89,7 @@ def _shown_start(settings: Settings) -> Iterator[Start]:
 
 
 def _found_url() -> str | None:
-    """The NATS server that other commands will find; None if what they would read cannot be used."""
+    """The NATS server that other commands will find; None if their settings cannot be read."""
     try:
         return NatsSettings.from_env(os.environ).url
     except BadBusSettings:  # a worker with an embedded server needs none of it
@@ -70,7 +97,7 @@ def _found_url() -> str | None:
 
 
 class LogAbove(io.TextIOBase):
-    """A file for log lines that keeps them above a spinner while that turns, and is the file itself afterwards."""
+    """A file for log lines that prints them above a spinner while it runs, and writes to the file afterwards."""
 
     def __init__(self, progress: Progress, file: TextIO) -> None:
         self._progress = progress
@@ -92,8 +119,8 @@ class LogAbove(io.TextIOBase):
         self._file.flush()
 
 
-def ready_text(started: Started, found_url: str | None) -> str:
-    """What a person wants to know once the worker answers. found_url: the server that other commands will find."""
+def ready_text(started: "Started", found_url: str | None) -> str:
+    """The text for a person once the worker answers. found_url: the server that other commands will find."""
     lines = ["", "mlbus is ready.", "", *_facts(started), "", "Try, in another terminal:"]
     if found_url != started.nats.url:
         lines.append(f"  export NATS_URL={started.nats.url}")
@@ -111,7 +138,7 @@ def ready_text(started: Started, found_url: str | None) -> str:
     return "\n".join(lines)
 
 
-def _facts(started: Started) -> Iterator[str]:
+def _facts(started: "Started") -> Iterator[str]:
     server = started.server
     yield f"  NATS         {started.nats.url}" + (" (embedded)" if server else f" as {started.nats.identity}")
     if server:

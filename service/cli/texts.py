@@ -1,4 +1,4 @@
-"""Texts from the command line: arguments, standard input, the lines of a file. Knows no connection."""
+"""Texts from the command line: arguments, standard input, the lines of a file."""
 
 import itertools
 import os
@@ -15,9 +15,9 @@ STDIN = "-"
 
 
 def read_texts(arguments: Sequence[str], file: str | None) -> Iterator[str]:
-    """The texts to embed, as they are asked for: each argument, then each line of the file; `-` is standard input.
+    """The texts to embed, read lazily: each argument, then each line of the file; `-` is standard input.
 
-    Raises BadParameter where there is none, a line is no text or a file cannot be read.
+    Raises BadParameter if there is none, a line is not a text or a file cannot be read.
     """
     lines = _lines(file) if file else iter(())
     texts = itertools.chain((text_of(argument) for argument in arguments), lines)
@@ -30,14 +30,14 @@ def read_texts(arguments: Sequence[str], file: str | None) -> Iterator[str]:
 
 
 def count_texts(arguments: Sequence[str], file: str | None) -> int | None:
-    """How many texts there are, each line checked; None where that could be known only by reading standard input."""
+    """The number of texts, after a check of each line; None if some come from standard input."""
     if file == STDIN or STDIN in arguments:
         return None
     return sum(1 for _ in read_texts(arguments, file))
 
 
 def text_of(argument: str) -> str:
-    """The argument itself, or all of standard input for `-`, without the line break at its end."""
+    """The argument; for `-` all of standard input without the line break at its end."""
     if argument != STDIN:
         return argument
     try:
@@ -62,12 +62,12 @@ def _lines(file: str) -> Iterator[str]:
 
 
 def _standard_input() -> TextIO:
-    """A file of our own: Python cannot end while a thread reads the one that it closes."""
+    """A second file object: Python cannot exit while a thread reads sys.stdin, which it closes."""
     return os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8")
 
 
 def _fault(text: str) -> str:
-    """What keeps a line from being a text, if anything."""
+    """The reason why a line is not a text; empty if it is one."""
     if len(text) > MAX_TEXT_CHARS:
         return f"is longer than {MAX_TEXT_CHARS} characters; split it"
     if not text or text.isspace():

@@ -1,7 +1,6 @@
-"""Files of vectors, written as the vectors come: .npy for numpy, .parquet for tables. Knows no connection.
+"""Files of vectors, written as the vectors come: .npy for numpy, .parquet for tables.
 
-A file appears under its name when it is complete; until then it lies beside it under a hidden one, and on an error is
-removed.
+A file gets its name when it is complete. Until then it has a hidden name beside it, and an error removes it.
 """
 
 import importlib
@@ -14,8 +13,8 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import typer
 
-from subjects.encodings import DTYPES, WireArray
 from subjects.names import EncodingFormat
+from subjects.vectors import DTYPES, WireArray
 
 ROW_GROUP_TEXTS = 4096
 
@@ -25,14 +24,14 @@ class VectorFile(Protocol):
         """Append texts (B) and their vectors (B, W), in the dtype of the file's encoding."""
 
     def describe(self, facts: Mapping[str, str]) -> None:
-        """Keep what is known of all vectors, where the format has a place for it."""
+        """Store facts about all vectors, if the format has a place for them."""
 
     def close(self) -> None: ...
 
 
 @contextmanager
 def vector_file(path: Path, encoding: EncodingFormat) -> Iterator[VectorFile]:
-    """A file to write to, of the kind that the name's end says. Raises BadParameter where it names no kind."""
+    """A file to write to, of the kind that the suffix names. Raises BadParameter for an unknown suffix."""
     kind = _KINDS.get(path.suffix.lower())
     if kind is None:
         raise typer.BadParameter(f"{path} must end in {' or '.join(_KINDS)}", param_hint="--out")
@@ -48,7 +47,7 @@ def vector_file(path: Path, encoding: EncodingFormat) -> Iterator[VectorFile]:
 
 
 class NpyFile:
-    """A numpy array (N, W): rows first, their number in the header last."""
+    """A numpy array (N, W). The number of rows is written into the header at the end."""
 
     def __init__(self, stream: BinaryIO, encoding: EncodingFormat) -> None:
         self._stream = stream
@@ -64,20 +63,20 @@ class NpyFile:
         self._shape = (rows, width)
 
     def describe(self, facts: Mapping[str, str]) -> None:
-        """A .npy file has no place for it."""
+        """Nothing: a .npy file has no place for them."""
 
     def close(self) -> None:
         self._stream.seek(0)
         self._write_header()
 
     def _write_header(self) -> None:
-        """numpy leaves room for the number of rows to grow in place."""
+        """numpy pads the header, so that the number of rows can grow in place."""
         header = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": self._shape}
         np.lib.format.write_array_header_1_0(self._stream, header)
 
 
 class ParquetFile:
-    """Columns index, text and embedding (a list of fixed size), a row group for each ROW_GROUP_TEXTS texts."""
+    """Columns index, text and embedding (a list of fixed size), in row groups of about ROW_GROUP_TEXTS texts."""
 
     def __init__(self, stream: BinaryIO, encoding: EncodingFormat) -> None:
         try:

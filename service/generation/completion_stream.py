@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from models.errors import ModelError
 from models.generation.errors import EngineFull
-from models.generation.request import Event, Finished, FinishReason, Request, Usage
+from models.generation.types import Event, Finished, FinishReason, Request, Usage
 
 from .engine_loop import EngineLoop
 from .event_queue import EventQueue

@@ -8,9 +8,8 @@ from operator import itemgetter
 import structlog
 
 from models.errors import DeviceFailed
-from models.generation.base import GenerationEngine
 from models.generation.errors import DuplicateRequest, EngineFull
-from models.generation.request import Finished, FinishReason, Piece, Request, Scored, Usage
+from models.generation.types import Finished, FinishReason, GenerationEngine, Piece, Request, Scored, Usage
 from subjects.errors import Busy, Cancelled, DeadlinePassed, Unavailable
 
 from ..admission import past_deadline, retry_after_ms
@@ -64,7 +63,7 @@ class EngineLoop:
 
     def require_slot(self) -> None:
         """Refuse at once if the engine holds all that it may: a step may take long. Raises EngineFull."""
-        slots = self._engine.facts.places
+        slots = self._engine.facts.max_requests
         if slots and len(self._requests) >= slots:
             raise EngineFull(f"{slots} requests run or wait")
 

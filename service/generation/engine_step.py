@@ -10,8 +10,7 @@ from typing import TypeAlias
 
 import structlog
 
-from models.generation.base import GenerationEngine
-from models.generation.request import Event, Finished, FinishReason, Request
+from models.generation.types import Event, Finished, FinishReason, GenerationEngine, Request
 
 from .event_queue import EventQueue
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
 
-from models.generation.request import Event, Finished, Piece, Scored
+from models.generation.types import Event, Finished, Piece, Scored
 
 LIMIT_CHARS = 65_536
 """How much text of one completion of a stream may wait: a reader that is further behind is not reading."""

@@ -9,9 +9,8 @@ A token's way: the engine loop (engine_loop.py) has the device's thread run a st
 import math
 from collections.abc import Callable
 
-from models.generation.base import Chat, Fill, GenerationEngine, Plain, Prompt, PromptTokens
 from models.generation.errors import EngineFull, PromptTooLong
-from models.generation.request import Request
+from models.generation.types import Chat, Fill, GenerationEngine, Plain, Prompt, PromptTokens, Request
 
 from ..runtime.device_thread import DeviceThread
 from ..served_model import ServedModel

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from models.generation import request as engine
-from models.generation.request import Event, Finished, FinishReason, Piece, Scored
+from models.generation import types as engine
+from models.generation.types import Event, Finished, FinishReason, Piece, Scored
 from subjects.errors import Internal
 from subjects.generate import (
     Choice,

@@ -7,15 +7,27 @@ sees the caller's own id: that may come again while the engine still drops the l
 import functools
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
-from models.catalogue import Form
+from models.catalogue import Form, SamplingDefaults
 from models.errors import ModelError
-from models.generation.base import Chat, Defaults, EngineFacts, Fill, Message, Plain, Prompt, PromptTokens
-from models.generation.request import Finished, FinishReason, Request, Sampling, Usage
+from models.generation.types import (
+    Chat,
+    EngineFacts,
+    Fill,
+    Finished,
+    FinishReason,
+    Message,
+    Plain,
+    Prompt,
+    PromptTokens,
+    Request,
+    Sampling,
+    Usage,
+)
 from subjects.generate import MAX_SEED, GenerateBatchRequest, GenerateOptions, GenerateRequest
 
 from .completion_stream import Requests
@@ -129,14 +141,14 @@ def _prompt(request: GenerateRequest) -> Prompt:
     return Fill(request.prefix or "", request.suffix or "")
 
 
-def _sampling(options: GenerateOptions, defaults: Defaults) -> Sampling:
+def _sampling(options: GenerateOptions, defaults: SamplingDefaults) -> Sampling:
     """What the request says, else what the model's configuration says, else neutral values."""
     chosen: dict[str, Any] = {}
-    for field in fields(Defaults):
-        stated = getattr(options, field.name)
-        value = getattr(defaults, field.name) if stated is None else stated
+    for name in SamplingDefaults.model_fields:
+        stated = getattr(options, name)
+        value = getattr(defaults, name) if stated is None else stated
         if value is not None:
-            chosen[field.name] = value
+            chosen[name] = value
     return Sampling(
         **chosen,
         presence_penalty=options.presence_penalty,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
 
-from models.generation.request import Finished, Request
+from models.generation.types import Finished, Request
 
 from ..admission import LinearCost
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from models.generation.request import Finished
+from models.generation.types import Finished
 
 FIRST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BETWEEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5)
@@ -22,14 +22,18 @@ class GenerationTelemetry:
         def counter(name: str, help_text: str, *labels: str) -> Counter:
             return Counter(f"mlbus_generate_{name}", help_text, ["model", *labels], registry=registry)
 
-        self._first = histogram("ttft_seconds", "From a request's receipt to its first piece of text", FIRST_S)
-        self._between = histogram("inter_token_seconds", "Between two pieces of one text", BETWEEN_S)
-        self._steps = histogram("step_seconds", "Of an engine's step on the device", STEP_S)
-        self._prompt = counter("prompt_tokens", "Tokens of prompts of completions that have ended")
-        self._cached = counter("prefix_hit_tokens", "Of these, tokens that were in the prefix cache")
-        self._made = counter("completion_tokens", "Tokens of completions that have ended")
-        self._ended = counter("completions", "Completions that have ended, by finish reason", "reason")
-        self._refused = counter("refused", "Requests refused because the queue was full or too long for their deadline")
+        self._first = histogram("ttft_seconds", "From receipt of a request to its first text, by model", FIRST_S)
+        self._between = histogram("inter_token_seconds", "Between two pieces of one text, by model", BETWEEN_S)
+        self._steps = histogram("step_seconds", "Duration of an engine's step, by model", STEP_S)
+        self._prompt = counter("prompt_tokens", "Prompt tokens of ended completions, by model")
+        self._cached = counter(
+            "prefix_hit_tokens", "Prompt tokens of ended completions that were in the prefix cache, by model"
+        )
+        self._made = counter("completion_tokens", "Generated tokens of ended completions, by model")
+        self._ended = counter("completions", "Ended completions, by model and finish reason", "reason")
+        self._refused = counter(
+            "refused", "Requests refused for a full queue or a deadline that it leaves no time for, by model"
+        )
         self._counts: dict[str, Counts[str]] = {}
 
     def stepped(self, model: str, seconds: float) -> None:

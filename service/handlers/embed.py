@@ -18,10 +18,9 @@ from subjects.embed import (
     EncodeOptions,
     Usage,
 )
-from subjects.encodings import UNIT_LENGTH_ONLY, encode
 from subjects.errors import InvalidField, TooLarge
 from subjects.stream import CHUNK, DONE
-from subjects.vectors import max_bytes
+from subjects.vectors import UNIT_LENGTH_ONLY, encode, max_bytes
 
 from ..embedding.embedder import WINDOW, Embedder
 from ..embedding.pending_text import EmbedParams, Finish

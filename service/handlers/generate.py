@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 
-from models.generation.request import Event
+from models.generation.types import Event
 from subjects import names
 from subjects.errors import Conflict, InvalidField, TooLarge
 from subjects.generate import GenerateBatchRequest, GenerateRequest, TokenFrame

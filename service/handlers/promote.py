@@ -1,7 +1,7 @@
 """`ml.models.promote`: decode, call the promotion, encode."""
 
 from subjects import names
-from subjects.promote import ModelsPromoteReply, ModelsPromoteRequest
+from subjects.models import ModelsPromoteReply, ModelsPromoteRequest
 
 from ..endpoint.call import Call
 from ..endpoint.route import Handler

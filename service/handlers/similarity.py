@@ -6,8 +6,7 @@ import numpy as np
 
 from models.encoders.base import Vectors
 from subjects import names
-from subjects.embed import Usage
-from subjects.similarity import Ranked, SimilarityRanking, SimilarityReply, SimilarityRequest, SimilarityScore
+from subjects.embed import Ranked, SimilarityRanking, SimilarityReply, SimilarityRequest, SimilarityScore, Usage
 
 from ..endpoint.call import Call
 from ..endpoint.route import Handler

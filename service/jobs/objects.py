@@ -1,6 +1,6 @@
-"""What lies in an object bucket for training, read without believing a word of it: no link is followed, all is bounded.
+"""Reads objects of an object bucket that callers may have written: no links are followed, sizes and times are bounded.
 
-Owns the reading: one request a chunk, each answered at once, and nothing left open. Knows nothing of what is in them.
+Each chunk is one request, so that nothing stays open.
 """
 
 import asyncio
@@ -22,10 +22,10 @@ from ..bus.jetstream import api_subject
 from .bucket import NotSetUp
 
 MAX_CHUNKS = 2**30 // CHUNK_BYTES
-"""Of an object: as many as a gigabyte takes, of the size that all clients make."""
+"""Of an object: a gigabyte in chunks of the size that all clients use."""
 MAX_META_BYTES = 65_536
 REQUEST_S = 5.0
-PATIENCE_S, SLOWEST_BYTES_PER_S = 30.0, 5_000_000
+COPY_S, SLOWEST_BYTES_PER_S = 30.0, 5_000_000
 _NO_MESSAGE, _NO_STREAM = 10037, 10059
 
 
@@ -34,7 +34,7 @@ class _Options(BaseModel):
 
 
 class ObjectMeta(BaseModel):
-    """What an object's metadata tell of it; what else they hold is not looked at."""
+    """An object's metadata, as far as they are used."""
 
     nuid: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     size: int = Field(0, ge=0)
@@ -46,15 +46,14 @@ class ObjectMeta(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Objects:
-    """The objects of a bucket. bucket: its name."""
+    """bucket: its name."""
 
     nc: Client
     bucket: str
 
     async def meta(self, name: str) -> ObjectMeta:
-        """An object's metadata, if it may be read.
-
-        Raises NotFound, InvalidField, TooLarge, NotSetUp, Unavailable, and what an absent server raises.
+        """An object's metadata. Raises NotFound, NotSetUp, Unavailable, what an absent server raises, and InvalidField
+        or TooLarge if the object must not be read.
         """
         found = await self.message(last_by_subj=self.meta_subject(name))
         meta = None if found is None else _read_meta(name, base64.b64decode(found.get("data", "")))
@@ -76,25 +75,24 @@ class Objects:
         return meta
 
     async def copy(self, name: str, file: BinaryIO) -> None:
-        """Write an object's bytes, which may be more than memory holds, as they come.
+        """Write an object's bytes to a file, chunk by chunk.
 
-        Raises what `meta` raises; InvalidField too where they are not all there, are not those that the metadata tell
-        of, or do not come in time.
+        Raises what `meta` raises, and InvalidField if bytes are missing, differ from the digest, or take too long.
         """
         meta = await self.meta(name)
-        patience_s = PATIENCE_S + meta.size / SLOWEST_BYTES_PER_S
+        timeout_s = COPY_S + meta.size / SLOWEST_BYTES_PER_S
         try:
-            async with asyncio.timeout(patience_s) as timer:
+            async with asyncio.timeout(timeout_s) as timer:
                 digest = await self._copy(name, meta, file)
         except TimeoutError:
             if timer.expired():
-                raise _bad(name, f"did not come within {patience_s:.0f} s") from None
+                raise _bad(name, f"did not come within {timeout_s:.0f} s") from None
             raise
         if meta.digest.rstrip("=") != f"SHA-256={digest}".rstrip("="):
             raise _bad(name, "is spoilt: its SHA-256 is not the one in its metadata; put it there again")
 
     async def _copy(self, name: str, meta: ObjectMeta, file: BinaryIO) -> str:
-        """-> the SHA-256 of what was written, as metadata have it."""
+        """-> the SHA-256 of what was written, encoded as in metadata."""
         digest, size, at = sha256(), 0, 0
 
         def take(message: dict[str, Any]) -> int:
@@ -116,19 +114,19 @@ class Objects:
 
     @property
     def stream(self) -> str:
-        """What the bucket is underneath."""
+        """The bucket's stream."""
         return f"OBJ_{self.bucket}"
 
     def chunk_subject(self, nuid: str) -> str:
-        """Where the chunks of an object lie."""
+        """The subject of an object's chunks."""
         return f"$O.{self.bucket}.C.{nuid}"
 
     def meta_subject(self, name: str) -> str:
-        """Where an object's metadata lie."""
+        """The subject of an object's metadata."""
         return f"$O.{self.bucket}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
 
     async def message(self, **which: Any) -> dict[str, Any] | None:
-        """One message of the bucket's stream; None where there is none. What headers its sender gave it is not read.
+        """One message of the bucket's stream, without its headers; None if there is none.
 
         Raises NotSetUp, Unavailable, and what an absent server raises.
         """

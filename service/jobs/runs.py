@@ -1,7 +1,4 @@
-"""The folders of runs: what a job's steps are told, and what of it is left from an attempt that was cut off.
-
-Owns `runs/<job>/run.json` and `given.jsonl`. Knows no state of a job and starts no step.
-"""
+"""The folders of runs, `runs/<job>/`: `run.json` tells a job's steps what to do, `given.jsonl` holds given pairs."""
 
 import asyncio
 import fcntl
@@ -35,13 +32,13 @@ from .step_process import StepFailed
 log = structlog.get_logger(__name__)
 
 Needs: TypeAlias = Callable[[ModelSpec, Path, TrainingOptions], tuple[str, int]]
-"""What a training takes: entry, folder of the weights, options -> device, bytes."""
+"""Estimates a training: entry, folder of the weights, options -> device, bytes."""
 _LOCK_RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A run whose steps may begin. device, memory_bytes: where, and about how much, its training will take."""
+    """A run whose steps can begin. device, memory_bytes: of its training, estimated."""
 
     folder: RunFolder
     spec: RunSpec
@@ -51,7 +48,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Makes runs below `settings.runs_dir`. nc: where objects are fetched; threads: compute threads of a step."""
+    """Runs below `settings.runs_dir`. nc: for fetching objects. threads: compute threads of a step."""
 
     settings: Settings
     nc: Client
@@ -59,14 +56,14 @@ class Runs:
     threads: int
 
     def folder(self, job_id: str) -> RunFolder:
-        """Where a job's run has its files; absolute, since steps may run elsewhere."""
+        """The folder of a job's run, as an absolute path."""
         return RunFolder(self.settings.runs_dir.absolute() / job_id)
 
     @asynccontextmanager
     async def locked(self, job_id: str) -> AsyncIterator[None]:
         """Inside, no other process of this machine works on this run.
 
-        One may still: where a worker was frozen and another has its job now.
+        A frozen worker whose job was taken over may still hold the lock; then this waits.
         """
         path = self.folder(job_id).path
         file = await asyncio.to_thread(_opened_lock, path)
@@ -77,7 +74,7 @@ class Runs:
             yield
 
     async def prepare(self, job: Job, request: FinetuneRequest, entry: ModelSpec) -> Prepared:
-        """Write what the steps are to do, or go on from what an attempt that was cut off has left.
+        """Write what the steps are to do, or continue what an interrupted attempt has left.
 
         Raises StepFailed, ModelError, OSError.
         """
@@ -94,14 +91,14 @@ class Runs:
         return Prepared(folder, spec, device, spec.memory_bytes or needed)
 
     async def remove(self, job_id: str) -> None:
-        """Let go of a run's files; nothing there is no error."""
+        """Remove a run's files, if there are any."""
         try:
             await asyncio.to_thread(discard, self.folder(job_id).path)
         except OSError as error:
             log.warning("run.not_removed", job=job_id, error=str(error))
 
     def _spec(self, job: Job, request: FinetuneRequest, entry: ModelSpec) -> tuple[RunSpec, str, int]:
-        """What there is to do as things stand now, the device, and about how many bytes it takes there."""
+        """The run's specification by the present settings, the device, and an estimate of its memory in bytes."""
         settings = self.settings
         live = version_folder(settings.checkpoints_dir, entry.id)
         base = (live or hub.locate(entry, download=False)).absolute()
@@ -141,7 +138,7 @@ class Runs:
         await asyncio.to_thread(publish_file, temporary, _given(folder))
 
     async def _fetch(self, name: str, file: BufferedWriter) -> None:
-        """An object, as it comes: it may be larger than the memory."""
+        """Stream an object into the file: it may be larger than the memory."""
         try:
             await Objects(self.nc, names.DATA_BUCKET).copy(name, file)
         except (InvalidField, NotFound, NotServed, TooLarge) as error:
@@ -160,7 +157,7 @@ def _left(folder: RunFolder) -> RunSpec | None:
 
 
 def _clear(folder: RunFolder) -> None:
-    """All but the lock."""
+    """Remove everything but the lock."""
     for path in folder.path.iterdir():
         if path != _lock(folder.path):
             discard(path)

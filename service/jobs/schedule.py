@@ -1,7 +1,4 @@
-"""When a training begins by itself, and what is then asked for: pure functions of the settings and a moment.
-
-Owns how the settings are read, as cron reads them, and the ids of the jobs. Knows no clock and queues nothing.
-"""
+"""The schedule of the nightly run: its times, read as cron reads them, and its jobs. Pure functions."""
 
 import re
 from dataclasses import dataclass
@@ -21,7 +18,7 @@ from ..config import BadSettings, Settings
 from ..finetune_config import NightlySettings
 
 MAX_GRACE_S = 86_400
-"""Later than a day the next one is due: jobs are told apart by their day."""
+"""A day: the ids of jobs contain their day."""
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _SOME_DAYS = re.compile(r"(?:\*|(?P<first>[a-z]+|[0-7])(?:-(?P<last>[a-z]+|[0-7]))?)(?:/(?P<step>[1-7]))?")
 _ANY_TIME = datetime(2024, 1, 1, tzinfo=UTC)
@@ -29,7 +26,7 @@ _ANY_TIME = datetime(2024, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """trigger: when; grace: by how much a worker may be late. Moments have a time zone."""
+    """trigger: its times. grace: how late a worker may submit. All times have a time zone."""
 
     trigger: CronTrigger
     grace: timedelta
@@ -48,18 +45,15 @@ class Schedule:
         return _first(self.trigger, now)
 
     def last_run(self, now: datetime) -> datetime | None:
-        """The last time that came by `now`, where that is not too long ago."""
-        now = now.astimezone(UTC)  # local times cannot be reckoned with: an hour of them comes twice
+        """The last time up to `now`, if it is within the grace."""
+        now = now.astimezone(UTC)  # in local time an hour can come twice
         last, at = None, self.next_run(now - self.grace).astimezone(UTC)
         while at <= now:
             last, at = at, self.next_run(at + timedelta(seconds=1)).astimezone(UTC)
         return last
 
     def requests(self, at: datetime) -> list[FinetuneRequest]:
-        """What is asked for at this time: a job for each model and path, at most once on the same day.
-
-        Their ids are the same on every worker.
-        """
+        """A job for each model and path. Their ids contain the day and are the same on every worker."""
         day = at.astimezone(self.zone).date()
         return [
             FinetuneRequest(id=job_id, model=model, path=str(path), options=self.options)
@@ -73,18 +67,15 @@ class Schedule:
 
 
 def next_run(settings: NightlySettings, now: datetime) -> datetime | None:
-    """When the next training begins by itself, from `now` on, which has a time zone; None for never.
-
-    Raises BadSettings.
-    """
+    """The next time from `now` on, which has a time zone; None for never. Raises BadSettings."""
     return _first(_trigger(settings), now) if settings.paths else None
 
 
 def schedule_of(settings: Settings, catalogue: Catalogue, default_model: str) -> Schedule | None:
-    """The schedule that the settings ask for; None where there are no paths, or the worker takes no jobs.
+    """The schedule of the settings; None if there are no paths, or the worker takes no jobs.
 
-    Whether a path is there is known only when its time has come: that must not keep a worker from serving.
-    Raises BadSettings, which names the setting.
+    Whether the paths exist is checked only at their time: a missing one must not keep a worker from serving. Raises
+    BadSettings, which names the setting.
     """
     nightly = settings.finetune.nightly
     if not (nightly.paths and settings.finetune.enabled):
@@ -138,7 +129,7 @@ def _trigger(nightly: NightlySettings) -> CronTrigger:
     fields = nightly.cron.lower().split()
     if len(fields) != 5:
         raise _bad("cron", f"{nightly.cron!r} is not five fields: minute, hour, day, month, weekday")
-    if "*" not in (fields[2], fields[4]):  # cron means either of them, APScheduler both at once
+    if "*" not in (fields[2], fields[4]):  # cron combines them by "or", APScheduler by "and"
         raise _bad("cron", f"{nightly.cron!r} names days of the month and of the week; leave one of the two at *")
     zone = _zone(nightly.timezone)
     try:
@@ -151,14 +142,14 @@ def _trigger(nightly: NightlySettings) -> CronTrigger:
 
 
 def _first(trigger: CronTrigger, now: datetime) -> datetime:
-    """A trigger of ours always has a next time."""
+    """The next time, which our triggers always have."""
     found: datetime = trigger.get_next_fire_time(None, now)
     return found
 
 
 def _zone(name: str | None) -> tzinfo:
     try:
-        zone: tzinfo = CronTrigger().timezone if name is None else ZoneInfo(name)  # without one it takes the machine's
+        zone: tzinfo = CronTrigger().timezone if name is None else ZoneInfo(name)  # the default is the machine's
     except (KeyError, ValueError, OSError) as error:
         unknown = "the machine's own is not known; name one" if name is None else f"{name!r} is not known"
         raise _bad("timezone", f"{unknown}, such as Europe/Berlin ({error})") from None
@@ -166,7 +157,7 @@ def _zone(name: str | None) -> tzinfo:
 
 
 def _weekdays(field: str) -> str:
-    """A cron's field of weekdays by their names: cron counts from Sunday, APScheduler from Monday.
+    """A cron field of weekdays, with names for numbers: cron counts from Sunday, APScheduler from Monday.
 
     Raises ValueError.
     """
@@ -184,7 +175,7 @@ def _weekdays(field: str) -> str:
 
 
 def _day(name: str) -> int:
-    """0 for Sunday; 7, which is Sunday too, stays so that a week may end with it."""
+    """0 to 7; both 0 and 7 are Sunday."""
     if name.isdigit():
         return int(name)
     if name not in _DAYS:

@@ -1,7 +1,6 @@
-"""What has to be on the NATS server before models can be fine-tuned: a work queue, and buckets of state and of files.
+"""The streams and buckets that fine-tuning needs on the NATS server, with their bounds.
 
-Owns their names and bounds. The administrator makes them once (`mlbus admin init`), an embedded run by itself; workers
-only look whether they are there. Knows nothing of what goes through them.
+The administrator creates them once with `mlbus admin init`; an embedded server gets them at its start.
 """
 
 from collections.abc import Awaitable, Callable
@@ -31,23 +30,23 @@ from .bucket import NotSetUp
 from .objects import MAX_CHUNKS
 
 CONSUMER = "workers"
-"""The durable consumer that all workers pull jobs from."""
+"""The durable consumer from which all workers pull jobs."""
 
 MIB, GIB = 2**20, 2**30
 DAY_S = 86_400.0
 MAX_JOBS = 33
-"""One runs, and 32 wait."""
+"""One running and 32 waiting."""
 MAX_REQUESTED = MAX_JOBS - 1
-"""With so many there what callers ask for is refused: the last place is the nightly run's."""
+"""Beyond this, callers' requests are refused: the last place is kept for the nightly run."""
 MAX_MESSAGE_BYTES = 8 * MIB
 """max_payload of nats-server.conf: a request with its pairs in it."""
 _NO_ROOM = 10047
-"""JetStream's code for more bytes than it has left to promise."""
+"""JetStream's error code for a reservation beyond its storage."""
 
 
 @dataclass(eq=False)
 class CannotSetUp(BusError):
-    """The server did not make, or change, something that fine-tuning needs; `reason` is what it said."""
+    """The server did not create or change something that fine-tuning needs; `reason` is its answer."""
 
     what: str
     reason: str
@@ -59,7 +58,7 @@ class CannotSetUp(BusError):
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A stream, or a bucket, which is a stream underneath. made: makes it; bounds: what must hold of it ever after."""
+    """A stream, or a bucket with its stream. made: creates it. bounds: the stream's required configuration."""
 
     stream: str
     label: str
@@ -118,7 +117,7 @@ STORAGE = (
         discard_new_per_subject=True,
     ),
 )
-"""All of it promises 25.25 GiB of the 32 GB of nats-server.conf."""
+"""They reserve 25.25 GiB of the 32 GB in nats-server.conf."""
 
 _CONSUMER: dict[str, Any] = {
     "ack_policy": AckPolicy.EXPLICIT,
@@ -129,10 +128,10 @@ _CONSUMER: dict[str, Any] = {
 
 
 async def create(nc: Client, timeout_s: float = 30.0) -> list[str]:
-    """Make what is missing and change what differs -> what was done, in words; empty where all was as it should be.
+    """Create what is missing and change what differs -> what was done, in words.
 
-    timeout_s: for each request. Needs the administrator's role only for what is to be done. Raises NotSetUp without
-    JetStream, CannotSetUp.
+    timeout_s: for each request. Only changes need the administrator's role. Raises NotSetUp without JetStream,
+    CannotSetUp.
     """
     js, done = nc.jetstream(timeout=timeout_s), list[str]()
     for storage in STORAGE:
@@ -141,7 +140,7 @@ async def create(nc: Client, timeout_s: float = 30.0) -> list[str]:
 
 
 async def outdated(nc: Client, timeout_s: float = 30.0) -> list[str]:
-    """What is not there or not as `create` would have it, in words; the worker's role may ask.
+    """What is missing or differs from what `create` makes, in words. The worker's role suffices.
 
     timeout_s: for each request. Raises NotSetUp without JetStream.
     """

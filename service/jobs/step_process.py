@@ -1,7 +1,4 @@
-"""The steps of a run, each in a process of its own: started, heard, its output kept in small part, ended.
-
-Owns the process and its pipes. Knows no job; what a step says it hands on.
-"""
+"""Runs the steps of a run, each in a child process: reads its events, keeps the end of its stderr, ends it."""
 
 import asyncio
 import os
@@ -37,7 +34,7 @@ _TOO_LONG = "what was given takes too long to read; part it"
 
 @dataclass(eq=False)
 class StepFailed(Exception):
-    """A step said why it cannot be done; to begin it again would not help."""
+    """A step reported why it cannot be done; trying again would not help."""
 
     reason: str
 
@@ -47,7 +44,7 @@ class StepFailed(Exception):
 
 @dataclass(eq=False)
 class StepCrashed(Exception):
-    """A step ended without a word of its own; to begin it again may help."""
+    """A step ended without a reason; trying again may help."""
 
     step: str
     reason: str
@@ -58,9 +55,9 @@ class StepCrashed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """How steps are run. command: what is called with the step's name and the run's folder.
+    """command: called with the step's name and the run's folder. threads: compute threads of a step.
 
-    threads: compute threads of a step. grace_s: how long one that is to end may take over it.
+    grace_s: the time between SIGTERM and SIGKILL.
     """
 
     threads: int
@@ -70,9 +67,9 @@ class Steps:
     async def run(
         self, step: Step, folder: Path, on_event: Callable[[Event], None], limits: ProcessLimits | None = None
     ) -> None:
-        """Do a step; on_event hears what it says. A cancellation ends its process and all that this one started.
+        """Run a step. A cancellation ends its process group.
 
-        limits: of one that reads what a caller has sent. Raises StepFailed, StepCrashed.
+        on_event: called with each event. limits: for a step that reads a caller's data. Raises StepFailed, StepCrashed.
         """
         process = await self._start(step, folder, limits)
         log.info("step.began", step=step, run=folder.name, pid=process.pid)
@@ -102,11 +99,11 @@ class Steps:
         raise StepCrashed(step, _ending(code, tail))
 
     async def _start(self, step: Step, folder: Path, limits: ProcessLimits | None) -> Process:
-        """In a session of its own: Ctrl-C in our terminal is ours to handle. It ends when we do, even by `kill -9`."""
+        """In a session of its own, which Ctrl-C does not reach. It ends with this process, even by `kill -9`."""
         launcher = (sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()))
-        # Serving comes first: threads that wait sleep at once, and a spin count would override the policy.
+        # Serving comes first: waiting threads sleep at once. A spin count would override the policy.
         quiet = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": str(self.threads)}
-        # Each length of text has products of its own, a megabyte compiled: by default the last 1024 are kept.
+        # oneDNN compiles a kernel for each text length, about a megabyte; by default it keeps the last 1024.
         quiet["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "64"
         process = await asyncio.create_subprocess_exec(
             *launcher,
@@ -125,7 +122,7 @@ class Steps:
         return process
 
     async def _end(self, process: Process) -> None:
-        """End it where it still runs, in good order and after a while by force."""
+        """End the process if it still runs: SIGTERM, then SIGKILL."""
         if process.returncode is not None:
             return
         try:
@@ -139,8 +136,8 @@ class Steps:
 
 
 def step_back(pid: int) -> None:
-    """Let serving have the processor first. Where Linux groups processes by session, niceness counts only within one:
-    there the session steps back as a whole."""
+    """Lower the process's priority below serving. With autogroup scheduling niceness counts only within a session, so
+    the session's own niceness is raised too."""
     with suppress(ProcessLookupError):
         os.setpriority(os.PRIO_PROCESS, pid, _NICENESS)
     with suppress(OSError):
@@ -168,7 +165,7 @@ async def _tail(process: Process) -> deque[str]:
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """Line by line to the end; parts of one that is too long to be kept are left out."""
+    """Line by line to the end; lines that are too long are skipped in part."""
     while True:
         try:
             line = await stream.readline()
@@ -180,7 +177,7 @@ async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
 
 
 async def _ended(process: Process) -> None:
-    """Wait for the end; a pipe that nobody reads would hold it up."""
+    """Wait for the end, reading the pipes: a full pipe would block the process."""
     await asyncio.gather(process.communicate(), return_exceptions=True)
 
 

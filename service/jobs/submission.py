@@ -1,7 +1,4 @@
-"""A request to fine-tune becomes a job in the queue, or is refused with what to change, before anything is queued.
-
-Owns the checks and the order: first the job's state, then its message. Knows nothing of how a job is done.
-"""
+"""Checks a request to fine-tune and queues it as a job: first the job's state is written, then its message is sent."""
 
 import asyncio
 import hashlib
@@ -41,12 +38,12 @@ log = structlog.get_logger(__name__)
 
 Origin: TypeAlias = Literal["request", "nightly"]
 Check: TypeAlias = Callable[[ModelSpec, Path], None]
-"""Raises CannotTrain for an entry whose weights, in this folder, cannot be trained."""
+"""Raises CannotTrain if the entry's weights in this folder cannot be trained."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """defaults: for each form of a request the model that it means where it names none."""
+    """defaults: the default model of each form of request."""
 
     nc: Client
     store: JobStore
@@ -57,7 +54,7 @@ class Submission:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def submit(self, request: FinetuneRequest, origin: Origin = "request") -> FinetuneReply:
-        """Queue a job; one whose id is there already stays as it is.
+        """Queue a job; an existing job of the same id is not changed.
 
         Raises UnknownModel, InvalidField, PathRefused, NoPairs, CannotTrain, ModelUnavailable, NotFound, TooLarge,
         Busy, Conflict, NotSetUp and Unavailable, and what an absent server raises.
@@ -88,27 +85,27 @@ class Submission:
         return FinetuneReply(job=job_id, duplicate=False)
 
     async def cancel(self, job_id: str) -> Job:
-        """Have a job end -> as it then stands; one that waits gives up its place in the queue.
+        """Cancel a job -> its state then; a queued one leaves the queue.
 
         Raises NotFound, NotSetUp, and what an absent server raises.
         """
         job = await self.store.request_cancel(job_id)
         if job.state == "cancelled":
-            with suppress(APIError, *TROUBLE):  # a worker that comes to its message finds that it is over
+            with suppress(APIError, *TROUBLE):  # a worker that pulls its message sees that it has ended
                 await self.nc.jetstream().purge_stream(names.JOBS_STREAM, subject=names.job_queue_subject(job_id))
         return job
 
     async def _id(self, request: FinetuneRequest, origin: Origin) -> str:
-        """The job's id, which is all that it takes to see and to cancel the job."""
+        """The job's id. Knowing it is the right to see and cancel the job."""
         if request.id is not None and origin == "nightly":
             return await self.store.secret_id(request.id)
         return request.id or secrets.token_hex(16)
 
     async def _again(self, job: Job, request: FinetuneRequest, origin: Origin) -> FinetuneReply:
-        """The message of one that waits may not have come through: it is sent again, if it is the same, and taken once.
+        """Send the message of a queued job again, in case it was lost; the server stores it once.
 
-        Not by a caller who has guessed the id of a nightly job: what it is to do is not theirs to say.
-        First the job is written anew: the sweep takes a message that is younger than that for another job's.
+        Only if the request is the same and of the same origin: a caller that guesses the id of a nightly job must not
+        define it. The job's key is written first, because the sweep ends jobs whose key is older than all messages.
         """
         body = await self._body(request)
         if job.state == "queued" and job.attempt == 0 and job.origin == origin and job.digest == digest_of(body):
@@ -147,7 +144,7 @@ class Submission:
         if not any(folder.is_relative_to(root) for root in roots):
             named = ", ".join(map(str, roots)) or "none"
             raise PathRefused(path, f"it is not below one of the worker's finetune.roots ({named})")
-        if fault := _fault(folder):  # said only below the roots: nobody is to learn what else is on this machine
+        if fault := _fault(folder):  # only below the roots, so that callers learn nothing about other paths
             raise PathRefused(path, f"{fault}; name the folder of a codebase")
 
     async def _body(self, request: FinetuneRequest) -> bytes:
@@ -161,10 +158,10 @@ class Submission:
         return body.encode()
 
     async def _enqueue(self, job: Job, body: bytes, *, made: bool) -> None:
-        """Send the message; the server takes it once, whoever sends it: its id tells this job from a forgotten one.
+        """Send the message. Its id, made of the job's id and creation time, makes the server store it once.
 
-        made: whether the job came to be in this call; then it goes where the queue does not take it. Where it is not
-        sure that the message is there, the job stays, so that the same id may be sent again.
+        made: whether this call created the job; it is then removed if the queue refuses the message. If the server does
+        not confirm, the job stays, so that the same id can be sent again.
         """
         try:
             await self._publish(job, body)
@@ -190,9 +187,9 @@ class Submission:
             ) from None
 
     async def _publish(self, job: Job, body: bytes) -> None:
-        """Put the message into the queue. Raises Busy where only the nightly run's place is left.
+        """Put the message into the queue. Raises Busy if only the nightly run's place is left.
 
-        Callers' messages go in one by one, in a fleet too: each is taken only where no other came since it was counted.
+        Callers' messages are stored one by one in the whole fleet: each only if no other was since the count.
         """
         js, subject = self.nc.jetstream(), names.job_queue_subject(job.id)
         headers = {Header.MSG_ID.value: f"{job.id}.{job.created_at.timestamp()}"}
@@ -204,7 +201,7 @@ class Submission:
                 state = (await js.stream_info(names.JOBS_STREAM, subject)).state
                 if state.messages >= MAX_REQUESTED:
                     if subject in (state.subjects or {}):
-                        return  # it has come through before
+                        return  # it was stored before
                     raise _full(MAX_REQUESTED)
                 headers[Header.EXPECTED_LAST_SEQUENCE.value] = str(state.last_seq)
                 try:
@@ -222,12 +219,12 @@ def _full(jobs: int) -> Busy:
 
 
 def digest_of(body: bytes) -> str:
-    """What ties a message in the queue to its job: the job's key has it, and only workers write keys."""
+    """The digest in the job's key that ties its message to it; only workers can write keys."""
     return hashlib.sha256(body).hexdigest()
 
 
 def _fault(folder: Path) -> str | None:
-    """Why it is no folder, or none that the worker can reach."""
+    """Why the worker cannot use it as a folder; None if it can."""
     try:
         return None if stat.S_ISDIR(folder.stat().st_mode) else "it is no folder"
     except (FileNotFoundError, NotADirectoryError):

@@ -1,6 +1,6 @@
-"""Training data that callers send in chunks, put into the object bucket for them.
+"""Uploads of training data: workers put the chunks that callers send into the object bucket.
 
-Any worker takes any chunk: all that is known of an upload lies in the bucket, and JetStream keeps the chunks in order.
+Any worker can take any chunk. The bucket holds the whole state of an upload, and JetStream enforces the chunks' order.
 """
 
 import base64
@@ -21,28 +21,26 @@ from .objects import Objects
 from .retry import NO_ROOM, OVERTAKEN
 
 MAX_BYTES, MAX_MESSAGES = 3 * 2**30, 49_152
-"""With so much in the bucket no chunk is taken: the rest of it is the administrator's."""
-
+"""Beyond this no chunk is accepted: the rest of the bucket is kept for the administrator."""
 LOOKUPS_S = 20
-"""Of chunks that are there already: the request may be small, and what is read for it is not."""
+"""The most lookups of repeated chunks a second, because a small request makes a worker read a whole chunk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Uploads:
-    """Uploads into a bucket. The id of one is the name of its object, and of where its chunks lie."""
+    """An upload's id is the name of its object and of the subject of its chunks."""
 
     objects: Objects
     _lookups: RateLimit = field(default_factory=lambda: RateLimit(LOOKUPS_S))
 
     async def add(self, request: UploadRequest) -> UploadReply:
-        """Put a chunk into the bucket, and after the last one what makes all of them an object.
+        """Store a chunk, and after the last one the object's metadata.
 
-        The same chunk again changes nothing. The digest is checked by who reads the object. Raises Conflict for a chunk
-        that is not the next one, TooLarge, Busy where the bucket is full, Unavailable, NotSetUp, and what an absent
-        server raises.
+        Repeating a chunk changes nothing. The digest is checked when the object is read. Raises Conflict for a chunk
+        out of order, TooLarge, Busy if the bucket is full, Unavailable, NotSetUp, and what an absent server raises.
         """
         subject = self.objects.chunk_subject(request.upload)
-        await self._require_room(subject)
+        await self._require_space(subject)
         sequence = await self._publish(subject, request.data, request.after)
         if sequence is None:
             sequence = await self._found(subject, request)
@@ -52,7 +50,7 @@ class Uploads:
     async def _end(self, request: UploadRequest, sha256: str) -> str:
         """Write the object's metadata, once -> its name."""
         bucket, name = self.objects.bucket, request.upload
-        chunks = (await self._held(self.objects.chunk_subject(name)))[0]
+        chunks = (await self._usage(self.objects.chunk_subject(name)))[0]
         size = (chunks - 1) * CHUNK_BYTES + len(request.data)
         if size > MAX_GIVEN_BYTES:
             raise _too_large()
@@ -65,7 +63,7 @@ class Uploads:
         return name
 
     async def _found(self, subject: str, request: UploadRequest) -> int:
-        """-> the sequence of a chunk that is there already, since its answer was lost. Raises Conflict, Busy."""
+        """The sequence of a chunk that is stored already, as after a lost reply. Raises Conflict, Busy."""
         if not self._lookups.allows():
             raise Busy("too many chunks are sent again; try again later", retry_after_ms=1000)
         found = await self.objects.message(seq=request.after + 1, next_by_subj=subject)
@@ -76,16 +74,16 @@ class Uploads:
             )
         return int(found["seq"])
 
-    async def _require_room(self, subject: str) -> None:
+    async def _require_space(self, subject: str) -> None:
         """Raises TooLarge, Busy."""
-        chunks, messages, size = await self._held(subject)
-        if (chunks - 1) * CHUNK_BYTES > MAX_GIVEN_BYTES:  # the last one may be on its way again
+        chunks, messages, size = await self._usage(subject)
+        if (chunks - 1) * CHUNK_BYTES > MAX_GIVEN_BYTES:  # the last one may be repeated
             raise _too_large()
         if size >= MAX_BYTES or messages >= MAX_MESSAGES:
             raise _full()
 
-    async def _held(self, subject: str) -> tuple[int, int, int]:
-        """-> messages on a subject, and in the whole bucket, and bytes there."""
+    async def _usage(self, subject: str) -> tuple[int, int, int]:
+        """-> the messages on a subject, the messages in the bucket, the bytes in the bucket."""
         try:
             state = (await self.objects.nc.jetstream().stream_info(self.objects.stream, subject)).state
         except (NotFoundError, ServiceUnavailableError, NoRespondersError):
@@ -93,7 +91,7 @@ class Uploads:
         return (state.subjects or {}).get(subject, 0), state.messages, state.bytes
 
     async def _publish(self, subject: str, data: bytes, after: int) -> int | None:
-        """Store a message -> its sequence; None where the last one on its subject is another than `after`."""
+        """Store a message -> its sequence; None if the subject's last message is not `after`."""
         headers = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(after)}
         try:
             stored = await self.objects.nc.jetstream().publish(subject, data, headers=headers)

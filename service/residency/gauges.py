@@ -4,7 +4,7 @@ import functools
 import json
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
 import msgpack
@@ -14,8 +14,10 @@ from models.registry import Registry
 
 from ..embedding.batcher import Batcher
 from ..embedding.embedder import Embedder
+from ..endpoint.endpoint import Endpoint
 from ..generation.generator import Generator
 from ..served_model import ServedModel
+from .manager import ModelManager
 
 Models: TypeAlias = Registry[ServedModel]
 
@@ -99,17 +101,35 @@ def _serving(models: Models) -> list[ServedModel]:
     return [loaded.serves for loaded in models.everything()]
 
 
-GAUGES: Mapping[str, tuple[str, Callable[[Models], float]]] = {
-    "queued_texts": ("Texts waiting or running", lambda models: queued(models)[0]),
-    "queued_tokens": ("Tokens waiting or running", lambda models: queued(models)[1]),
-    "models_loaded": ("Models that take requests", lambda models: len(list(models))),
-    "model_memory_bytes": ("Memory of all models", memory_bytes),
-    "generate_running": ("Completions that grow", lambda models: generating(models)["running"]),
-    "generate_waiting": ("Completions that wait", lambda models: generating(models)["waiting"]),
-    "generate_waiting_tokens": ("Tokens of their prompts", lambda models: generating(models)["waiting_tokens"]),
-    "generate_kv_used_bytes": ("Keys and values in use", lambda models: generating(models)["kv_used_bytes"]),
-    "generate_kv_bytes": ("Memory for keys and values", lambda models: generating(models)["kv_bytes"]),
-    "generate_preempted": ("Completions turned out for room", lambda models: generating(models)["preempted"]),
-    "generate_stuck_seconds": ("How long a step has taken that takes too long; 0 where none does", _stuck_s),
+_OF_MODELS: Mapping[str, tuple[str, Callable[[Models], float]]] = {
+    "queued_texts": ("Texts that wait or run", lambda models: queued(models)[0]),
+    "queued_tokens": ("Tokens of the texts that wait or run", lambda models: queued(models)[1]),
+    "models_loaded": ("Models in memory that accept requests", lambda models: len(list(models))),
+    "model_memory_bytes": ("Memory of all models, including those about to be unloaded", memory_bytes),
+    "generate_running": ("Completions being generated", lambda models: generating(models)["running"]),
+    "generate_waiting": ("Completions waiting", lambda models: generating(models)["waiting"]),
+    "generate_waiting_tokens": (
+        "Prompt tokens of waiting completions",
+        lambda models: generating(models)["waiting_tokens"],
+    ),
+    "generate_kv_used_bytes": ("KV cache that is in use", lambda models: generating(models)["kv_used_bytes"]),
+    "generate_kv_bytes": ("Size of the KV caches", lambda models: generating(models)["kv_bytes"]),
+    "generate_preempted": (
+        "Completions preempted from a full KV cache, to be recomputed",
+        lambda models: generating(models)["preempted"],
+    ),
+    "generate_stuck_seconds": (
+        "Time that a step has taken so far, once it exceeds generation.stuck_step_s; else 0",
+        _stuck_s,
+    ),
 }
-"""For the metrics: name -> meaning, and how it is looked up."""
+"""Metric -> its meaning, and how it is read."""
+
+
+def read_on_demand(endpoint: Endpoint, manager: ModelManager) -> Iterator[tuple[str, str, Callable[[], float]]]:
+    """The metrics that are read when somebody asks for them: name, meaning, and how each is read."""
+    yield "mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls)
+    yield "mlbus_request_bytes_in_flight", "Bytes of the bodies of these requests", lambda: endpoint.bytes_in_flight
+    yield "mlbus_models_missing", "Models of the settings that cannot be loaded", lambda: len(manager.missing)
+    for name, (meaning, read) in _OF_MODELS.items():
+        yield f"mlbus_{name}", meaning, functools.partial(read, manager.registry)

@@ -11,9 +11,9 @@ from models.catalogue import ModelSpec
 from models.errors import Crowded, DeviceFailed, ModelError, ModelUnavailable, OtherDimensions, OverBudget
 from models.registry import Registry
 
-from ..config import MemorySettings
 from ..runtime.background import Change
 from ..served_model import Model, ServedModel, facts_of
+from ..serving_config import MemorySettings
 from .loader import LoaderThreads, LoadOverrides, ModelLoader, StillRunning
 from .reservations import Loaded, MemoryReservations
 

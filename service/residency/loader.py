@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, Unpack
 
 from models.catalogue import Dtype, GraphDtype, ModelSpec, Quantization
 from models.errors import ModelError, OverBudget
-from models.generation.base import EngineLimits
+from models.generation.types import EngineLimits
 from models.loading import memory
 from models.loading.load_cache import LoadCache
 from models.weights import hub
@@ -145,8 +145,10 @@ class ModelLoader:
         from models.generation.engine import Engine
 
         loaded = loader.load_generator(spec, options, lambda step: self.on_step(f"{spec.id}: {step}"))
-        limits = self._engine_limits(loaded.device, loaded.kv_shape.token_bytes * loaded.max_tokens, spec.kv_gb)
-        with memory_errors(loaded.device, spec.id):
+        limits = self._engine_limits(
+            loaded.facts.device, loaded.kv_shape.token_bytes * loaded.facts.max_tokens, spec.kv_gb
+        )
+        with memory_errors(loaded.facts.device, spec.id):
             return Engine(loaded, limits)
 
     def _expected_kv_bytes(self, spec: ModelSpec, options: "LoadOptions", device: str) -> int:

@@ -14,11 +14,11 @@ from models.registry import LoadedModel, Registry
 from subjects import names
 from subjects.errors import InvalidField, NotFound
 
-from ..config import MemorySettings
 from ..embedding.embedder import Embedder
 from ..generation.generator import Generator
 from ..runtime.background import Background, Change
 from ..served_model import Model, ServedModel
+from ..serving_config import MemorySettings
 from .load_queue import LoadQueue, LoadRequest
 from .loader import ModelLoader
 from .reservations import Evictor, Loaded, MemoryReservations

@@ -1,4 +1,4 @@
-"""One call's deadline and its retries. Knows errors, no connection."""
+"""Deadlines, retries and pauses of a client's calls."""
 
 import asyncio
 import math
@@ -11,37 +11,40 @@ FIRST_PAUSE_S = 0.05
 
 
 class Pauses:
-    """How long to wait before something is tried again: longer each time, up to most_s, and with jitter."""
+    """Pauses between attempts: twice as long each time, up to max_s, and with jitter."""
 
-    def __init__(self, first_s: float, most_s: float = math.inf) -> None:
+    def __init__(self, first_s: float, max_s: float = math.inf) -> None:
         self._first_s = self._next_s = first_s
-        self._most_s = most_s
+        self._max_s = max_s
 
     def after(self, error: MLError) -> float:
-        """Seconds, and no fewer than the error asks for."""
+        """The next pause in seconds, and at least the time that the error names."""
         pause_s = max(self._next_s, (error.retry_after_ms or 0) / 1000) * random.uniform(1.0, 1.5)
-        self._next_s = min(2 * self._next_s, self._most_s)
+        self._next_s = min(2 * self._next_s, self._max_s)
         return pause_s
 
     def restart(self) -> None:
-        """The next one is the first again."""
+        """Begin with the first pause again."""
         self._next_s = self._first_s
 
 
 class Silence:
-    """Patience with a stream that lasts: first_s until its first frame, then most_s from one to the next."""
+    """The longest silence of a lasting stream: first_s before its first frame, then frame_s between two frames."""
 
-    def __init__(self, first_s: float, most_s: float) -> None:
+    def __init__(self, first_s: float, frame_s: float) -> None:
         self._first_s = first_s
-        self._most_s = most_s
+        self._frame_s = frame_s
 
     def left_s(self, more_s: float = 0.0) -> float:
-        """Seconds until the next frame. more_s: as of Attempts, which is told once the stream has begun."""
-        return self._most_s if more_s else self._first_s
+        """Seconds until the next frame must come. more_s: as in Attempts; above 0 once the stream has begun."""
+        return self._frame_s if more_s else self._first_s
 
 
 class Attempts:
-    """timeout_s: for the whole call. retries: how often a retryable error is tried again."""
+    """The deadline and the retries of one call.
+
+    timeout_s: for the whole call. retries: how often a retryable error is tried again.
+    """
 
     def __init__(self, timeout_s: float, retries: int) -> None:
         self._deadline = time.monotonic() + timeout_s
@@ -49,14 +52,14 @@ class Attempts:
         self._pauses = Pauses(FIRST_PAUSE_S)
 
     def left_s(self, more_s: float = 0.0) -> float:
-        """Seconds until so long after the deadline. Raises DeadlinePassed."""
+        """Seconds until more_s after the deadline. Raises DeadlinePassed."""
         left = self._deadline + more_s - time.monotonic()
         if left <= 0:
             raise DeadlinePassed("the call's time is up")
         return left
 
     async def wait(self, error: MLError) -> None:
-        """Sleep until the next attempt, longer each time and with jitter; raise the error if there is none."""
+        """Sleep until the next attempt; raises the error if there is none."""
         pause_s = self._pauses.after(error)
         if not error.retryable or self._left == 0 or time.monotonic() + pause_s >= self._deadline:
             raise error

@@ -1,6 +1,6 @@
-"""Any number of texts as a row of streamed requests: two in flight, so that the worker never idles, in bounded memory.
+"""Any number of texts as a sequence of streamed requests, two of them at a time, in bounded memory.
 
-Knows the frames of a streamed batch and how they fail; knows no connection and no file.
+Two requests keep the worker busy while the frames of one are read.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from ..embed import EmbedChunk, EmbedDone, Usage
 from ..errors import DeadlinePassed, MLError, VersionChanged
 
 REQUEST_TEXTS = 1024
-IN_FLIGHT = 2
+MAX_PENDING = 2
 PAUSE_S = 0.05
 T = TypeVar("T")
 Frames: TypeAlias = AsyncGenerator[EmbedChunk | EmbedDone, None]
@@ -24,30 +24,31 @@ Ask: TypeAlias = Callable[[Sequence[str]], Frames]
 async def embed_all(texts: Iterable[str], ask: Ask, limit_bytes: int) -> Frames:
     """Chunks in the order of the texts, their indices counted over all, then one EmbedDone for all.
 
-    ask: one streamed request. limit_bytes: of the texts of a request. Raises VersionChanged, and what `ask` raises.
+    ask: makes one streamed request. limit_bytes: of the texts of a request. Raises VersionChanged and the errors of
+    `ask`.
     """
-    flights: asyncio.Queue[_PendingRequest | Exception | None] = asyncio.Queue()
-    seats = asyncio.Semaphore(IN_FLIGHT)
-    sending = asyncio.create_task(_send(slices(texts, limit_bytes), ask, flights, seats))
+    pending: asyncio.Queue[_PendingRequest | Exception | None] = asyncio.Queue()
+    slots = asyncio.Semaphore(MAX_PENDING)
+    sending = asyncio.create_task(_send(slices(texts, limit_bytes), ask, pending, slots))
     total = _Total()
     try:
-        while (flight := await flights.get()) is not None:
-            if isinstance(flight, Exception):
-                raise flight
+        while (request := await pending.get()) is not None:
+            if isinstance(request, Exception):
+                raise request
             try:
-                async for frame in flight.frames():
+                async for frame in request.frames():
                     total.add(frame)
                     if isinstance(frame, EmbedChunk):
                         yield frame
             finally:
-                await flight.stop()
-            seats.release()
+                await request.stop()
+            slots.release()
     finally:
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
-        while not flights.empty():
-            if isinstance(flight := flights.get_nowait(), _PendingRequest):
-                await flight.stop()
+        while not pending.empty():
+            if isinstance(request := pending.get_nowait(), _PendingRequest):
+                await request.stop()
     if total.done is not None:
         yield total.done
 
@@ -55,26 +56,26 @@ async def embed_all(texts: Iterable[str], ask: Ask, limit_bytes: int) -> Frames:
 async def _send(
     parts: Iterator[list[str]],
     ask: Ask,
-    flights: "asyncio.Queue[_PendingRequest | Exception | None]",
-    seats: asyncio.Semaphore,
+    pending: "asyncio.Queue[_PendingRequest | Exception | None]",
+    slots: asyncio.Semaphore,
 ) -> None:
-    """Let a request for each part take off as soon as there is a seat; what goes wrong with the parts goes last."""
+    """Start a request for each part as soon as there is a slot; an error in reading the parts is queued last."""
     first = 0
     last: Exception | None = None
     try:
         while True:
-            await seats.acquire()
-            if (part := await _aside(next, parts, None)) is None:
+            await slots.acquire()
+            if (part := await _in_daemon_thread(next, parts, None)) is None:
                 break
-            flights.put_nowait(_PendingRequest(_resumed(part, first, ask)))
+            pending.put_nowait(_PendingRequest(_resumed(part, first, ask)))
             first += len(part)
     except Exception as error:
         last = error
-    flights.put_nowait(last)
+    pending.put_nowait(last)
 
 
-async def _aside(function: Callable[..., T], *arguments: Any) -> T:
-    """The result of what may block for ever, as on a terminal: in a thread that holds up nobody's end."""
+async def _in_daemon_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """The result of a call that may block for ever, such as reading a terminal: made in a daemon thread."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -88,7 +89,7 @@ async def _aside(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def slices(texts: Iterable[str], limit_bytes: int) -> Iterator[list[str]]:
-    """Texts in order, in parts of at most REQUEST_TEXTS and, where one alone does not exceed it, `limit_bytes`."""
+    """Texts in order, in parts of at most REQUEST_TEXTS texts and `limit_bytes`; one larger text is a part alone."""
     part: list[str] = []
     size = 0
     for text in texts:
@@ -103,9 +104,9 @@ def slices(texts: Iterable[str], limit_bytes: int) -> Iterator[list[str]]:
 
 
 async def _resumed(texts: Sequence[str], first: int, ask: Ask) -> Frames:
-    """The frames of one request; where it broke off after a chunk, also those of the texts that were left.
+    """The frames of one request. If it breaks off after a chunk, the remaining texts are requested again.
 
-    first: the index of its first text among all. `ask` itself repeats what fails before its first chunk.
+    first: the index of its first text among all. `ask` itself retries a request that fails before its first chunk.
     """
     done = 0
     while True:
@@ -129,12 +130,12 @@ def _moved(chunk: EmbedChunk, by: int) -> EmbedChunk:
 
 
 def _counted(error: MLError, first: int) -> MLError:
-    """The error of a request whose texts are counted from its own first one."""
+    """The error of a request, which numbers texts from its own first one."""
     return type(error)(f"{error} (counted from text {first} on)") if first else error
 
 
 class _Total:
-    """What was served so far, by which weights. The tokens of a request that broke off are not known."""
+    """The sum of the frames so far. The tokens of a request that broke off are not known."""
 
     def __init__(self) -> None:
         self.done: EmbedDone | None = None
@@ -157,7 +158,7 @@ class _Total:
 
 
 class _PendingRequest:
-    """A request that runs while an earlier one is read; its frames wait here, no more of them than it has texts."""
+    """A request that runs while an earlier one is read; its frames, at most one a text, wait here."""
 
     def __init__(self, frames: Frames) -> None:
         self._waiting: asyncio.Queue[EmbedChunk | EmbedDone | None] = asyncio.Queue()

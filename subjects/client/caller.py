@@ -1,7 +1,4 @@
-"""One client's requests over a connection: headers, deadlines, retries, frames, and word to the worker on giving up.
-
-Knows the wire; knows no message of any subject.
-"""
+"""A client's requests over a connection: headers, deadlines, retries, frames, and the cancellation of the work."""
 
 import asyncio
 import time
@@ -31,10 +28,10 @@ _WAY_BACK_S = 0.25
 
 
 class Caller:
-    """timeout_s: for a whole call, retries included, where it has none of its own.
+    """Sends requests and reads their replies. Only a message with the request's own id is taken for its answer.
 
-    retries: how often a retryable error is tried again. below: what the subjects of replies begin with, instead of the
-    connection's own prefix. Only what carries the request's own id is taken for its answer.
+    timeout_s: for a whole call with its retries, unless the call names another time. retries: how often a retryable
+    error is tried again. below: the prefix of reply subjects, instead of the connection's own.
     """
 
     def __init__(self, nc: Client, timeout_s: float, retries: int, below: str = "") -> None:
@@ -47,7 +44,7 @@ class Caller:
         self._listening: set[asyncio.Task[Any]] = set()
 
     async def ask(self, route: Route[ReplyT], request: Request, timeout_s: float | None) -> ReplyT:
-        """Send a request and read the one reply. Raises MLError; giving up tells the worker."""
+        """Send a request and read the one reply. Raises MLError. A call that is given up is cancelled at the worker."""
         body = _body(route, request)
         attempts = self.attempts(timeout_s)
         while True:
@@ -59,9 +56,9 @@ class Caller:
     async def ask_all(
         self, route: Route[ReplyT], request: Request, answers: int, timeout_s: float | None
     ) -> list[ReplyT | MLError]:
-        """Send a request once, to all who listen, and read so many replies, as they come.
+        """Send a request once, to all workers, and read this number of answers as they come.
 
-        Raises DeadlinePassed where fewer come in time, and what `ask` raises where none can.
+        Raises DeadlinePassed if fewer come in time, and the errors of `ask` if none can come.
         """
         body, attempts = _body(route, request), self.attempts(timeout_s)
         request_id = uuid4().hex
@@ -83,9 +80,9 @@ class Caller:
     async def stream(
         self, route: Route[Any, FrameT], request: Request, timeout_s: float | None
     ) -> AsyncGenerator[FrameT, None]:
-        """The messages of a streamed reply, without pings. Retried until the first frame is there.
+        """The messages of a streamed reply, without pings. Retried until the first frame has come.
 
-        Closing early tells the worker. Once it has begun its end may come WIND_UP_S after timeout_s.
+        Closing the iterator early cancels the work. The last frame may come WIND_UP_S after timeout_s.
         """
         body = _body(route, request)
         attempts = self.attempts(timeout_s)
@@ -103,21 +100,19 @@ class Caller:
                     raise
                 await attempts.wait(error)
 
-    async def listen(self, route: Route, request: Request, silence: Silence) -> AsyncGenerator[Frame, None]:
-        """The frames of a stream that lasts, pings too, asked for once; closing early tells the worker.
+    def listen(self, route: Route, request: Request, silence: Silence) -> AsyncGenerator[Frame, None]:
+        """The frames of a lasting stream, pings too, without retries. Closing the iterator early ends it at the worker.
 
-        Raises DeadlinePassed where nothing is heard for too long, and what the worker ends it with.
+        Raises DeadlinePassed after too long a silence, and the error with which the worker ends the stream.
         """
-        async with aclosing(self._stream_once(route.subject, _body(route, request), silence)) as frames:
-            async for frame in frames:
-                yield frame
+        return self._stream_once(route.subject, _body(route, request), silence)
 
     async def cancel(self, request_id: str) -> None:
-        """End the request with this id, wherever it runs."""
+        """Cancel the request with this id, whichever worker runs it."""
         await self._nc.publish(names.cancel_subject(request_id))
 
     async def close(self) -> None:
-        """Want no answer any more: what is waited for, and what is asked afterwards, ends as cancelled."""
+        """Cancel every call that waits; later calls end as cancelled too."""
         self._closed = True
         listening, self._listening = self._listening, set()
         for task in listening:
@@ -126,7 +121,7 @@ class Caller:
 
     @contextmanager
     def _until_closed(self) -> Iterator[None]:
-        """Raises Cancelled as soon as this is closed, whatever is waited for inside."""
+        """Raises Cancelled inside the context as soon as this client is closed."""
         self._check_open()
         task = asyncio.current_task()
         assert task is not None
@@ -134,7 +129,7 @@ class Caller:
         try:
             yield
         except asyncio.CancelledError:
-            if task in self._listening or task.uncancel():  # somebody else's doing, or theirs too
+            if task in self._listening or task.uncancel():  # cancelled by others, or by them as well
                 raise
             raise Cancelled(CLOSED) from None
         finally:
@@ -204,7 +199,7 @@ class Caller:
                 await self._give_up(request_id)
 
     async def _headers(self, request_id: str, timeout_s: float) -> dict[str, str]:
-        """The worker is given a little less time, so that what it says when that is up still comes."""
+        """The worker gets a little less time than the call, so that its answer at the deadline still arrives."""
         self._check_open()
         try:
             caller = await self._inbox.open()
@@ -221,19 +216,19 @@ class Caller:
         return headers
 
     async def _give_up(self, request_id: str) -> None:
-        """Tell the worker that nobody waits any more, if there is still a way to tell it."""
+        """Cancel the work, if the connection still allows it."""
         with suppress(nats.errors.Error):
             await self.cancel(request_id)
 
     def _check_size(self, headers: dict[str, str], body: bytes) -> None:
-        """The server counts the headers too, and closes the connection on a message that is too large."""
+        """Raises TooLarge: the server counts the headers too, and closes the connection on too large a message."""
         size = names.header_bytes(headers) + len(body)
         if size > self._nc.max_payload:
             raise TooLarge(f"the request takes {size} bytes, a message holds {self._nc.max_payload}; send fewer texts")
 
 
 def split(options: Any) -> tuple[dict[str, Any], float | None]:
-    """A call's options -> the fields of its request, and its timeout_s. Raises InvalidField."""
+    """A call's options -> the fields of its request and its timeout_s. Raises InvalidField."""
     fields = dict(options)
     if "stream" in fields:
         raise InvalidField("field 'stream': the call decides that; `stream` and `embed_stream` give a stream")
@@ -241,7 +236,7 @@ def split(options: Any) -> tuple[dict[str, Any], float | None]:
 
 
 def parse(body: bytes, reply: type[ReplyT]) -> ReplyT:
-    """A body as the message it should be. Raises Internal."""
+    """A body as the message that it should be. Raises Internal."""
     try:
         return reply.model_validate(codec.loads(body, codec.request_type(None, body)))
     except ValidationError as error:
@@ -250,9 +245,10 @@ def parse(body: bytes, reply: type[ReplyT]) -> ReplyT:
 
 @contextmanager
 def _cancellable() -> Iterator[None]:
-    """Raises CancelledError where the task was cancelled in here, also if nobody said so.
+    """Raises CancelledError if the task was cancelled inside the context.
 
-    asyncio.wait_for, by which nats-py waits, loses a cancellation that comes with an answer (before Python 3.12).
+    asyncio.wait_for, which nats-py uses, loses a cancellation that arrives together with an answer (before Python
+    3.12).
     """
     task = asyncio.current_task()
     assert task is not None
@@ -263,7 +259,7 @@ def _cancellable() -> Iterator[None]:
 
 
 async def _next_message(messages: Any, request_id: str, subject: str, timeout_s: float, *, first: bool) -> Msg:
-    """The next message that answers the request. first: whether it may be the server's word that nobody listens."""
+    """The next message that answers the request. first: whether the server may say instead that nobody listens."""
     until = time.monotonic() + timeout_s
     while (left_s := until - time.monotonic()) > 0:
         try:

@@ -11,11 +11,10 @@ from nats.aio.client import Client
 from typing_extensions import Unpack
 
 from .. import routes
-from ..embed import EmbedBatchReply, EmbedChunk, EmbedDone, EmbedReply
+from ..embed import EmbedBatchReply, EmbedChunk, EmbedDone, EmbedReply, SimilarityRanking, SimilarityScore
 from ..errors import Internal
 from ..names import EncodingFormat, Priority, Truncate
 from ..schema import SchemaReply
-from ..similarity import SimilarityRanking, SimilarityScore
 from . import bulk, discovery
 from .caller import Caller, split
 from .generate import GenerateCalls
@@ -27,7 +26,7 @@ _RANKING: routes.Route[SimilarityRanking] = replace(routes.SIMILARITY, reply=Sim
 
 
 class CallOptions(TypedDict, total=False):
-    """What every call takes besides its texts; see EmbedRequest for the meanings."""
+    """The options of every call on texts; see EncodeOptions for the meanings."""
 
     model: str | None
     dimensions: int | None
@@ -49,7 +48,8 @@ class MLClient(GenerateCalls, FinetuneCalls):
 
     timeout_s: for a whole call, retries included. retries: how often a retryable error (busy, restarting,
     out of memory, no worker) is tried again, with jitter and no sooner than the worker asks.
-    Every call raises a subclass of MLError when it fails; giving up (time-out, cancellation) tells the worker.
+    Every call raises a subclass of MLError when it fails. A call that ends early (time-out, cancellation) is cancelled
+    at the worker.
     """
 
     def __init__(self, nc: Client, *, timeout_s: float = 30.0, retries: int = 3) -> None:
@@ -77,7 +77,7 @@ class MLClient(GenerateCalls, FinetuneCalls):
         await self.close()
 
     async def close(self) -> None:
-        """Want no answer any more, and close the connection if `connect` made it."""
+        """Cancel the calls that wait, and close the connection if `connect` made it."""
         await self._caller.close()
         if self._owned:
             await self._nc.close()
@@ -87,7 +87,7 @@ class MLClient(GenerateCalls, FinetuneCalls):
         return await self._caller.ask(routes.EMBED, *split({"text": text, **options}))
 
     async def embed_batch(self, texts: Sequence[str], **options: Unpack[EmbedCallOptions]) -> EmbedBatchReply:
-        """Many texts -> `.embeddings`, in order; streamed underneath, so the payload limit does not bound the reply."""
+        """Many texts -> `.embeddings`, in order. The reply is streamed, so the payload limit does not bound it."""
         embeddings: list[Any] = []
         truncated: list[int] = []
         async with aclosing(self.embed_stream(texts, **options)) as frames:
@@ -117,9 +117,9 @@ class MLClient(GenerateCalls, FinetuneCalls):
     ) -> AsyncGenerator[EmbedChunk | EmbedDone, None]:
         """Any number of texts -> chunks of vectors in their order, then one EmbedDone; memory does not grow with them.
 
-        As many requests as it takes, two at a time; one that breaks off goes on after its last chunk. The texts are
-        read in a thread, as they are needed. timeout_s: for each request. Raises VersionChanged besides what
-        `embed_stream` raises.
+        It makes as many requests as needed, two at a time; one that breaks off is continued after its last chunk. The
+        texts are read in a thread, as they are needed. timeout_s: for each request. Raises VersionChanged besides the
+        errors of `embed_stream`.
         """
         return bulk.embed_all(texts, lambda part: self.embed_stream(part, **options), self._nc.max_payload // 2)
 
@@ -140,7 +140,7 @@ class MLClient(GenerateCalls, FinetuneCalls):
         return await self._caller.ask(_RANKING, *split({**form, **options}))
 
     async def cancel(self, request_id: str) -> None:
-        """End the request with this id wherever it runs; its caller gets a Cancelled error."""
+        """Cancel the request with this id, whichever worker runs it; its caller gets a Cancelled error."""
         await self._caller.cancel(request_id)
 
     async def schema(self, subject: str | None = None, *, timeout_s: float | None = None) -> SchemaReply:
@@ -148,5 +148,5 @@ class MLClient(GenerateCalls, FinetuneCalls):
         return await self._caller.ask(routes.SCHEMA, {"subject": subject}, timeout_s)
 
     async def discover(self, verb: str = "PING", *, wait_s: float = 0.5) -> list[dict[str, Any]]:
-        """What every worker answers to the micro protocol's PING, INFO or STATS within wait_s."""
+        """The answers of all workers to PING, INFO or STATS of the micro protocol within wait_s."""
         return [answer.body for answer in await discovery.ask_workers(self._nc, verb, wait_s)]

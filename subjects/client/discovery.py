@@ -1,4 +1,4 @@
-"""Who serves: the micro protocol's questions, put to every worker."""
+"""PING, INFO and STATS of the NATS micro protocol, asked of every worker."""
 
 import time
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from .inbox import inbox, nobody_listens
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one worker said, and after how many milliseconds."""
+    """The answer of one worker, and its time in milliseconds."""
 
     body: dict[str, Any]
     ms: float
@@ -22,19 +22,18 @@ class Answer:
 async def ask_workers(
     nc: Client, verb: str, wait_s: float, stall_s: float | None = None, below: str = ""
 ) -> list[Answer]:
-    """Every worker's answer to PING, INFO or STATS; empty when there is no worker.
+    """The answers of all workers to PING, INFO or STATS; empty if there is no worker.
 
-    wait_s: for the first answer, and for all of them. stall_s: how long after one answer the next may take. below: see
-    `inbox`.
+    wait_s: for all answers. stall_s: longest time from one answer to the next. below: see `inbox`.
     """
     answers: list[Answer] = []
     started = time.perf_counter()
     async with inbox(nc, below) as (reply, messages):
         await nc.publish(f"$SRV.{verb}.{names.SERVICE}", reply=reply)
         while (left := started + wait_s - time.perf_counter()) > 0:
-            patience_s = left if stall_s is None or not answers else min(left, stall_s)
+            timeout_s = left if stall_s is None or not answers else min(left, stall_s)
             try:
-                message = await messages.next_msg(timeout=patience_s)
+                message = await messages.next_msg(timeout=timeout_s)
             except nats.errors.TimeoutError:
                 break
             if nobody_listens(message):

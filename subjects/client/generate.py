@@ -13,7 +13,7 @@ Messages: TypeAlias = Sequence[ChatMessage | Mapping[str, Any]]
 
 
 class GenerateCallOptions(TypedDict, total=False):
-    """What every call takes besides its prompt; see GenerateOptions for the meanings."""
+    """The options of every call besides its prompt; see GenerateOptions for the meanings."""
 
     model: str | None
     max_tokens: int
@@ -39,10 +39,7 @@ class GenerateCallOptions(TypedDict, total=False):
 
 
 class GenerateCalls:
-    """Completions of a prompt: of a text, of `messages` (a chat), or of the gap between `prefix` and `suffix`.
-
-    Each call takes one of the three.
-    """
+    """Completions of a text, of `messages` (a chat), or of the gap between `prefix` and `suffix`: one of the three."""
 
     _caller: Caller
 
@@ -55,7 +52,7 @@ class GenerateCalls:
         suffix: str | None = None,
         **options: Unpack[GenerateCallOptions],
     ) -> GenerateReply:
-        """One prompt -> `.text` and how it ended, all at once."""
+        """One prompt -> `.text` and how it ended, in one reply."""
         form = _form(prompt, messages, prefix, suffix)
         return await self._caller.ask(routes.GENERATE, *split({**form, **options}))
 
@@ -68,10 +65,10 @@ class GenerateCalls:
         suffix: str | None = None,
         **options: Unpack[GenerateCallOptions],
     ) -> AsyncGenerator[TokenFrame | GenerateDone, None]:
-        """One prompt -> its text piece by piece as it is written, then one GenerateDone.
+        """One prompt -> its text piece by piece as it is generated, then one GenerateDone.
 
-        Closing the iterator early ends the work. Raises Internal where a frame was lost. Nothing is tried again once
-        the first piece is there.
+        Closing the iterator early cancels the work. Raises Internal if a frame was lost. There are no retries once the
+        first piece has come.
         """
         form = _form(prompt, messages, prefix, suffix)
         return self._caller.stream(routes.GENERATE, *split({**form, **options}))

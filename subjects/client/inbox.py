@@ -1,6 +1,6 @@
-"""Where answers come to: subjects that nobody can guess, and which message on them answers which request.
+"""Inboxes: reply subjects that nobody can guess, and the request that a message on them answers.
 
-What ties the two is the request id, which only the caller and the worker know. Knows no message of any subject.
+A message answers the request whose id it carries: only the caller and the worker know the id.
 """
 
 import asyncio
@@ -20,16 +20,16 @@ CLOSED = "this client was closed"
 
 
 def own_subject(nc: Client, below: str = "") -> str:
-    """A subject that nobody can guess. below: what it begins with, instead of the connection's own inbox prefix.
+    """A subject that nobody can guess. below: its prefix, instead of the connection's own inbox prefix.
 
-    nats-py's own inboxes count upwards: whoever has seen one of a connection knows the others.
+    nats-py's own inboxes count upwards: one of them tells all others of the same connection.
     """
     return f"{below or nc.new_inbox().rpartition('.')[0]}.{secrets.token_hex(16)}"
 
 
 @asynccontextmanager
 async def inbox(nc: Client, below: str = "") -> AsyncIterator[tuple[str, Any]]:
-    """A subject of one's own and the subscription to it, for as long as the context lasts. below: see `own_subject`."""
+    """A new subject and the subscription to it, until the context ends. below: see `own_subject`."""
     subject = own_subject(nc, below)
     messages = await nc.subscribe(subject)
     try:
@@ -40,17 +40,17 @@ async def inbox(nc: Client, below: str = "") -> AsyncIterator[tuple[str, Any]]:
 
 
 def nobody_listens(message: Msg) -> bool:
-    """Whether it is the server's word that nobody takes requests there."""
+    """Whether this is the server's message that nobody listens on the requested subject."""
     return (message.headers or {}).get("Status") == "503"
 
 
 def carries(message: Msg, request_id: str) -> bool:
-    """Whether it carries the request's id, as each answer of a worker does: anything else is somebody else's doing."""
+    """Whether the message carries the id of the request, as every answer of a worker does."""
     return (message.headers or {}).get(names.REQUEST_ID) == request_id
 
 
 class Inbox:
-    """One client's inbox for single replies, on one subscription from `open` to `close`. below: see `own_subject`."""
+    """A client's inbox for single replies: one subscription from `open` to `close`. below: see `own_subject`."""
 
     def __init__(self, nc: Client, below: str = "") -> None:
         self._nc = nc
@@ -61,12 +61,12 @@ class Inbox:
         self._waiting: dict[str, tuple[str, asyncio.Future[Msg]]] = {}
 
     async def open(self) -> str:
-        """Listen, unless it does already -> a subject on which workers find out that it does.
+        """Subscribe, unless it is done -> the subject on which workers check that the client still listens.
 
-        Raises what `subscribe` raises.
+        Raises the errors of `subscribe`.
         """
         if not self._open:
-            self._open = True  # what is published from here on goes out behind the subscription
+            self._open = True  # requests published from here on go out after the subscription
             self._subject = own_subject(self._nc, self._below)
             try:
                 self._subscription = await self._nc.subscribe(f"{self._subject}.*", cb=self._on_message)
@@ -76,7 +76,7 @@ class Inbox:
         return f"{self._subject}.caller"
 
     async def close(self) -> None:
-        """Listen no more; what is waited for ends as cancelled."""
+        """Unsubscribe; requests that still wait end as cancelled."""
         subscription, self._subscription, self._open = self._subscription, None, False
         for _, reply in self._waiting.values():
             if not reply.done():
@@ -86,8 +86,8 @@ class Inbox:
 
     @contextmanager
     def expecting(self, request_id: str) -> Iterator[tuple[str, "asyncio.Future[Msg]"]]:
-        """The reply subject for a request, and its reply or the server's word that nobody listens."""
-        token = secrets.token_hex(8)  # not the id: whoever sees the subject need not know that
+        """The reply subject of a request, and its reply or the server's message that nobody listens."""
+        token = secrets.token_hex(8)  # not the id, which readers of the subject must not learn
         reply: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
         self._waiting[token] = request_id, reply
         try:

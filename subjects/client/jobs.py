@@ -1,4 +1,4 @@
-"""`MLClient`'s fine-tuning: asks for it, sends its data, and follows the jobs that it becomes."""
+"""`MLClient`'s fine-tuning: submits jobs with their data, and follows them."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
@@ -22,19 +22,19 @@ from .attempts import Pauses, Silence
 from .caller import Caller, parse, split
 
 GivenPair: TypeAlias = TrainingPair | Mapping[str, Any] | list[Any] | tuple[Any, ...]
-"""(anchor, positive), or (anchor, positive, negatives) where those are one text or several; or the same by name."""
+"""(anchor, positive) or (anchor, positive, negatives), the negatives one text or several; or the same by name."""
 
 INLINE_PAIRS = 400
-"""More than these are uploaded: a worker reads a thousand lists and maps from a message, and a pair may take two."""
+"""More pairs than these are uploaded: a worker reads a thousand lists and maps from a message, up to two a pair."""
 UPLOAD_TIMEOUT_S, CHUNK_TIMEOUT_S = 300.0, 10.0
-ASK_AGAIN_S, SELDOM_S = 0.2, 5.0
-"""How soon it asks for a job again whose worker has left, or where none is there: first, and after many times."""
-_SILENCE = (DeadlinePassed, FrameLost)
-"""What it takes for a worker or a connection that was lost."""
+FIRST_RETRY_S, MAX_RETRY_S = 0.2, 5.0
+"""The first and the longest pause before a job is watched again whose worker has left."""
+_LOST = (DeadlinePassed, FrameLost)
+"""The errors that mean that the worker or the connection was lost."""
 
 
 class FinetuneCallOptions(TypedDict, total=False):
-    """What a call takes besides its codebase or pairs; see FinetuneRequest and FinetuneOptions for the meanings."""
+    """The options of a call besides its codebase or pairs; see FinetuneRequest and FinetuneOptions for the meanings."""
 
     object: str | None
     model: str | None
@@ -57,7 +57,7 @@ class FinetuneCallOptions(TypedDict, total=False):
 
 
 class FinetuneCalls:
-    """Fine-tuning, on a codebase of the worker's machine or on pairs of one's own."""
+    """Fine-tuning on a codebase of the worker's machine, or on pairs of the caller."""
 
     _nc: Client
     _caller: Caller
@@ -69,10 +69,10 @@ class FinetuneCalls:
         pairs: Sequence[GivenPair] | None = None,
         **options: Unpack[FinetuneCallOptions],
     ) -> FinetuneReply:
-        """Have a model trained -> the job's id, at once; `jobs.watch` tells how it goes on.
+        """Submit a training -> the id of its job at once; `jobs.watch` follows it.
 
-        One of path, pairs and object says on what. Pairs that are too many for a message are sent before, in chunks;
-        that may take five minutes besides timeout_s. id: the same id again is the same job.
+        One of path, pairs and object names the data. Pairs that are too many for a message are uploaded before, in
+        chunks, which may take five minutes besides timeout_s. id: the same id again is the same job.
         """
         fields, timeout_s = split(options)
         request = _request(path, pairs, fields)
@@ -125,7 +125,7 @@ def _lines(pairs: Iterable[TrainingPair]) -> Iterator[bytes]:
 def _request(
     path: str | PathLike[str] | None, pairs: Sequence[GivenPair] | None, fields: dict[str, Any]
 ) -> FinetuneRequest:
-    """The request, with an id of its own: so one that is tried again is still one job."""
+    """The request. It always has an id, so that a retried request is still one job."""
     own: dict[str, Any] = {name: fields.pop(name) for name in ("object", "model", "swap") if name in fields}
     job_id = fields.pop("id", None)
     own["id"] = uuid4().hex if job_id is None else job_id
@@ -135,7 +135,7 @@ def _request(
 
 
 def _pair_fields(pair: GivenPair) -> Any:
-    """A pair by the names of its fields; what is none is left to the check that follows, which says where it is."""
+    """A pair as a map of its fields; anything else is returned as it is, for the validation to refuse it."""
     if not isinstance(pair, list | tuple) or not 2 <= len(pair) <= 3:
         return pair
     anchor, positive, negatives = (*pair, [])[:3]
@@ -144,32 +144,32 @@ def _pair_fields(pair: GivenPair) -> Any:
 
 
 class JobsClient:
-    """What became of jobs."""
+    """The states of jobs."""
 
     def __init__(self, nc: Client, caller: Caller) -> None:
         self._nc = nc
         self._caller = caller
 
     async def get(self, job_id: str, *, timeout_s: float | None = None) -> Job:
-        """A job as it stands. Raises NotFound."""
+        """The present state of a job. Raises NotFound."""
         return await self._caller.ask(routes.JOBS_GET, {"id": job_id}, timeout_s)
 
     async def cancel(self, job_id: str, *, timeout_s: float | None = None) -> Job:
-        """Have a job end -> as it then stands: one that a worker has is cancelled a little later. Raises NotFound."""
+        """Cancel a job -> its state; a job that a worker runs ends a little later. Raises NotFound."""
         return await self._caller.ask(routes.JOBS_CANCEL, {"id": job_id}, timeout_s)
 
     async def watch(
         self, job_id: str, *, silence_s: float = 15.0, timeout_s: float | None = None
     ) -> AsyncGenerator[Job, None]:
-        """A job as it stands, then each newer state of it once, until it is over.
+        """The present state of a job, then each new one, until the job is over.
 
-        silence_s: after how long without a word, a worker's pings included, it asks again; for workers and servers
-        that are away it waits. timeout_s: for the first state. Raises NotFound, and what `get` raises where there is no
-        first state; later every error that cannot be retried, Cancelled once the client is closed, and Unavailable once
-        the connection is closed for good.
+        silence_s: the time without a frame or ping after which the job is watched again, in seconds; it waits for
+        workers and servers that are away. timeout_s: for the first state. Raises the errors of `get` for the first
+        state; later every error that cannot be retried, Cancelled once the client is closed, and Unavailable once the
+        connection is closed for good.
         """
         request = codec.validate({"id": job_id}, JobsWatchRequest)
-        attempts, pauses = self._caller.attempts(timeout_s), Pauses(ASK_AGAIN_S, SELDOM_S)
+        attempts, pauses = self._caller.attempts(timeout_s), Pauses(FIRST_RETRY_S, MAX_RETRY_S)
         job: Job | None = None
         while job is None or job.state not in TERMINAL:
             try:
@@ -183,19 +183,19 @@ class JobsClient:
             except MLError as error:
                 if job is None:
                     await attempts.wait(error)
-                elif (error.retryable or isinstance(error, _SILENCE)) and not self._nc.is_closed:
+                elif (error.retryable or isinstance(error, _LOST)) and not self._nc.is_closed:
                     await asyncio.sleep(pauses.after(error))
                 else:
                     raise
 
     async def _states(self, request: JobsWatchRequest, silence: Silence) -> AsyncGenerator[Job, None]:
-        """The states of a job that one worker tells, until it is over or that worker leaves."""
+        """The states of a job from one worker, until the job is over or the worker leaves."""
         async with aclosing(self._caller.listen(routes.JOBS_WATCH, request, silence)) as frames:
             async for frame in frames:
                 if frame.event != PING:
                     yield parse(frame.body, Job)
 
-    # Last, for its name is a type's everywhere above.
+    # Last, because above it `list` is the type.
 
     async def list(
         self,
@@ -208,7 +208,7 @@ class JobsClient:
     ) -> JobsListReply:
         """The newest jobs, newest first: those in a state or for a model, or all. Raises NotFound.
 
-        limit: 100 at most. before: only older ones than the job of this id, for the next page.
+        limit: at most 100. before: only jobs older than the one with this id, for the next page.
         """
         asked: dict[str, Any] = {"state": state, "model": model, "before": before} | (
             {} if limit is None else {"limit": limit}

@@ -5,9 +5,8 @@ from typing import TypeVar
 
 from .. import routes
 from ..errors import MLError
-from ..models import ModelsChangeReply, ModelsInfoReply, ModelsListReply, ModelsRecommendedReply
+from ..models import ModelsChangeReply, ModelsInfoReply, ModelsListReply, ModelsPromoteReply, ModelsRecommendedReply
 from ..names import Dtype, Kind, Quantization, Use
-from ..promote import ModelsPromoteReply
 from ..routes import Route
 from .caller import Caller
 
@@ -15,10 +14,10 @@ ReplyT = TypeVar("ReplyT")
 
 
 class ModelsClient:
-    """Which models there are, and what workers keep in memory.
+    """The catalogue, and the models in the workers' memory.
 
-    worker: a worker's id, to ask that one. Without it any worker answers a question; a change reaches all of them, and
-    the first answer comes back. Changes need the admin role of nats-server.conf.
+    worker: the id of the worker to ask. Without it any worker answers a question; a change reaches all workers, and
+    the first answer is returned. Changes need the role admin of nats-server.conf.
     """
 
     def __init__(self, caller: Caller) -> None:
@@ -27,7 +26,7 @@ class ModelsClient:
     async def list(
         self, kind: Kind | None = None, *, worker: str | None = None, timeout_s: float | None = None
     ) -> ModelsListReply:
-        """The catalogue, what is loaded and the memory that it takes."""
+        """The catalogue, the loaded models and the memory that they take."""
         return await self._caller.ask(_on(routes.MODELS_LIST, worker), {"kind": kind}, timeout_s)
 
     async def info(self, model: str, *, worker: str | None = None, timeout_s: float | None = None) -> ModelsInfoReply:
@@ -35,7 +34,7 @@ class ModelsClient:
         return await self._caller.ask(_on(routes.MODELS_INFO, worker), {"model": model}, timeout_s)
 
     async def recommended(self, use: Use | None = None, *, timeout_s: float | None = None) -> ModelsRecommendedReply:
-        """The model for a use, and what to take where it is not present."""
+        """The model for a use, and the one to take if it is not present."""
         return await self._caller.ask(routes.MODELS_RECOMMENDED, {"use": use}, timeout_s)
 
     async def load(
@@ -61,9 +60,9 @@ class ModelsClient:
     async def reload(
         self, model: str, *, version: str | None = None, worker: str | None = None, timeout_s: float | None = None
     ) -> ModelsChangeReply:
-        """Swap a model's weights for its live version, or the one that is named, which then is the live one.
+        """Swap a model's weights for its live version, or for the named one, which becomes the live one.
 
-        With `worker` a version that is named stays that worker's alone.
+        With `worker` the named version is served by that worker alone.
         """
         return await self._caller.ask(
             _on(routes.MODELS_RELOAD, worker), {"model": model, "version": version}, timeout_s
@@ -72,7 +71,7 @@ class ModelsClient:
     async def reload_all(
         self, model: str, workers: int, *, version: str | None = None, timeout_s: float | None = None
     ) -> Sequence[ModelsChangeReply | MLError]:
-        """The same on every worker, and what so many of them answer."""
+        """The same on every worker -> the answers of this number of workers."""
         return await self._caller.ask_all(
             routes.MODELS_RELOAD, {"model": model, "version": version}, workers, timeout_s
         )
@@ -85,9 +84,9 @@ class ModelsClient:
         job: str | None = None,
         timeout_s: float | None = None,
     ) -> ModelsPromoteReply:
-        """Have an accepted version serve in the whole fleet, or what comes of a job once it has passed.
+        """Serve an accepted version in the whole fleet, or the version of a job once it has passed.
 
-        Giving up before the answer has come undoes it. Raises Conflict where it did not prove itself.
+        A call that ends before its answer undoes the change. Raises Conflict if the version failed its checks.
         """
         return await self._caller.ask(
             routes.MODELS_PROMOTE, {"model": model, "version": version, "job": job}, timeout_s

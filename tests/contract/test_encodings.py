@@ -14,9 +14,8 @@ from hypothesis.extra.numpy import arrays
 
 from subjects import codec, names, to_float32
 from subjects.embed import EmbedBatchReply, EmbedChunk, EmbedReply, Usage
-from subjects.encodings import DTYPES, INT8_RANGE, encode, values
 from subjects.names import EncodingFormat
-from subjects.vectors import max_bytes
+from subjects.vectors import DTYPES, INT8_RANGE, encode, max_bytes, values
 
 FORMATS = get_args(EncodingFormat)
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -61,8 +61,12 @@ def saved(backbone: Path, folder: Path, template: str = "turns", **options: Any)
     transformer.processor.chat_template = TEMPLATES[template]
     transformer.processor.save_pretrained(folder / "template")
     transformer.model.save_pretrained(folder / "template")
-    asked = {"processing_kwargs": ASKED.get(template), **options}
-    modules = [Transformer(str(folder / "template"), max_seq_length=48, **asked), Pooling(32, "lasttoken"), Normalize()]
+    arguments = {"processing_kwargs": ASKED.get(template), **options}
+    modules = [
+        Transformer(str(folder / "template"), max_seq_length=48, **arguments),
+        Pooling(32, "lasttoken"),
+        Normalize(),
+    ]
     prompts = {"query": "Find code that does it.", "document": ""}
     SentenceTransformer(modules=modules, device="cpu", prompts=prompts).save(
         str(folder / "model"), create_model_card=False
@@ -88,7 +92,7 @@ def test_texts_go_through_the_chat_template_as_in_the_library(backbone: Path, tm
         assert cosine_rows(encoder.encode(tokens), peer.encode(TEXTS, prompt=prompt)).min() >= 0.99999
 
 
-def test_what_the_template_writes_stays_where_a_text_is_cut(backbone: Path, tmp_path: Path) -> None:
+def test_template_text_survives_truncation(backbone: Path, tmp_path: Path) -> None:
     saved(backbone, tmp_path, "answer")
     encoder = load(of(tmp_path / "model"), LoadOptions("cpu", "fp32"))
     (whole,), (end,), (start,) = (
@@ -113,14 +117,14 @@ def test_a_prompt_that_the_template_refuses_is_an_error_of_its_own(backbone: Pat
         load(of(tmp_path / "model", append_eos=True), LoadOptions("cpu", "fp32"))
 
 
-@pytest.mark.parametrize("asked", [{}, {"text": {"max_length": 12}}, {"common": {"max_length": 60}}])
-def test_a_folder_that_pins_texts_to_plain_text(backbone: Path, tmp_path: Path, asked: dict[str, Any]) -> None:
+@pytest.mark.parametrize("arguments", [{}, {"text": {"max_length": 12}}, {"common": {"max_length": 60}}])
+def test_a_folder_that_pins_texts_to_plain_text(backbone: Path, tmp_path: Path, arguments: dict[str, Any]) -> None:
     """As older repositories that have a chat template among their files, and as Qwen3-Embedding's own."""
     plain = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
-    pinned = {"modality_config": plain, "module_output_name": "token_embeddings", "processing_kwargs": asked}
+    pinned = {"modality_config": plain, "module_output_name": "token_embeddings", "processing_kwargs": arguments}
     peer = saved(backbone, tmp_path, **pinned)
     encoder = load(of(tmp_path / "model"), LoadOptions("cpu", "fp32"))
-    assert encoder.max_tokens == next(iter(asked.values()), {"max_length": 48})["max_length"]
+    assert encoder.max_tokens == next(iter(arguments.values()), {"max_length": 48})["max_length"]
     for name in ("query", None):
         tokens = tokens_of(encoder, TEXTS, TextOptions(prompt_name=name))
         assert cosine_rows(encoder.encode(tokens[:1]), peer.encode(TEXTS[:1], prompt_name=name)).min() >= 0.99999
@@ -128,17 +132,19 @@ def test_a_folder_that_pins_texts_to_plain_text(backbone: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"modality_config": {"image": {}, "image+text": {}}}, "it reads image, image.text, and only texts"),
         ({"processing_kwargs": {"text": {"stride": 4}}}, "asks for stride in processing_kwargs"),
     ],
 )
-def test_what_is_not_done_here_is_refused(backbone: Path, tmp_path: Path, changed: dict[str, Any], told: str) -> None:
+def test_unsupported_arguments_are_refused(
+    backbone: Path, tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
     saved(backbone, tmp_path)
     file = tmp_path / "model" / "sentence_bert_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
-    with pytest.raises(ModelUnavailable, match=told):
+    with pytest.raises(ModelUnavailable, match=message):
         load(of(tmp_path / "model"), LoadOptions("cpu", "fp32"))
 
 

@@ -93,9 +93,9 @@ def test_default_prompt_of_the_folder(backbone: Path, tmp_path: Path) -> None:
 
 def test_pooling_without_the_prompt_in_a_batch_of_several_prompts(backbone: Path, tmp_path: Path) -> None:
     encoder, peer = saved(backbone, tmp_path, Pooling(32, "mean", include_prompt=False))
-    asked = [(random.Random(i).choice(["", "query: ", "a much longer prompt: "]), TEXTS[i % 4]) for i in range(12)]
-    batch = [tokens_of(encoder, [text], TextOptions(prompt=prompt))[0] for prompt, text in asked]
-    expected = np.concatenate([peer.encode([text], prompt=prompt) for prompt, text in asked])
+    pairs = [(random.Random(i).choice(["", "query: ", "a much longer prompt: "]), TEXTS[i % 4]) for i in range(12)]
+    batch = [tokens_of(encoder, [text], TextOptions(prompt=prompt))[0] for prompt, text in pairs]
+    expected = np.concatenate([peer.encode([text], prompt=prompt) for prompt, text in pairs])
     np.testing.assert_allclose(encoder.encode(batch), expected, atol=1e-5)
 
 

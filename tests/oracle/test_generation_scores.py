@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench.random_generators import write_codellama, write_llama, write_starcoder
 from models.catalogue import Dtype, Quantization, load_catalogue
 from models.generation.causal_lm import CausalLM
-from models.generation.load_self_test import PROBE, nats_apart, probe_logits
+from models.generation.self_test import PROBE, divergence, probe_logits
 from models.loading.footprint import footprint
 from models.loading.loader import LoadOptions, load_generator
 from models.quantization.quantize import weight_bytes
@@ -38,9 +38,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return LAYOUTS[request.param](tmp_path_factory.mktemp(request.param))
 
 
-def loaded(folder: Path, dtype: Dtype, how: Quantization | None = None) -> CausalLM:
+def loaded(folder: Path, dtype: Dtype, quantization: Quantization | None = None) -> CausalLM:
     spec = load_catalogue({"mine": {"kind": "generation", "folder": str(folder)}}).get("mine")
-    return load_generator(spec, LoadOptions("cpu", dtype, how))
+    return load_generator(spec, LoadOptions("cpu", dtype, quantization))
 
 
 def probe(folder: Path) -> list[int]:
@@ -58,26 +58,26 @@ def test_scores_in_fp32_are_transformers_own(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "how"),
+    ("dtype", "quantization"),
     [("bf16", None), ("bf16", "int8"), ("bf16", "int4"), ("fp32", "int8"), ("fp32", "int4")],
     ids=lambda value: str(value),
 )
-def test_scores_in_lower_precision_are_near(folder: Path, dtype: Dtype, how: Quantization | None) -> None:
+def test_scores_in_lower_precision_are_near(folder: Path, dtype: Dtype, quantization: Quantization | None) -> None:
     """In short and long batches, which are multiplied in different ways."""
-    plain, lower = loaded(folder, "fp32"), loaded(folder, dtype, how)
+    plain, lower = loaded(folder, "fp32"), loaded(folder, dtype, quantization)
     ids = probe(folder)
     for length in (1, 8, 16, len(ids)):
         exact, found = (probe_logits("mine", each.network, ids[:length]) for each in (plain, lower))
         near = torch.nn.functional.cosine_similarity(exact, found, dim=-1)
-        assert near.mean() >= COSINE[how or "bf16"], length
-        assert nats_apart(exact, found) <= NATS[how or "bf16"], length
+        assert near.mean() >= COSINE[quantization or "bf16"], length
+        assert divergence(exact, found) <= NATS[quantization or "bf16"], length
 
 
-@pytest.mark.parametrize("how", [None, "int8", "int4"])
-def test_what_it_takes_is_measured_and_foreseen(folder: Path, how: Quantization | None) -> None:
-    model = loaded(folder, "bf16", how)
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+def test_weight_and_kv_bytes_match_the_footprint(folder: Path, quantization: Quantization | None) -> None:
+    model = loaded(folder, "bf16", quantization)
     spec = load_catalogue({"mine": {"kind": "generation", "folder": str(folder)}}).get("mine")
     facts = footprint(spec)
-    assert model.weight_bytes == weight_bytes(model.network)
-    assert model.weight_bytes == pytest.approx(facts.sizes[how or "bf16"], rel=0.01)
+    assert model.facts.weight_bytes == weight_bytes(model.network)
+    assert model.facts.weight_bytes == pytest.approx(facts.sizes[quantization or "bf16"], rel=0.01)
     assert model.kv_shape.token_bytes == facts.kv_bytes_per_token

@@ -24,7 +24,8 @@ from bench.onnx_export import export
 from models.catalogue import ModelSpec, load_catalogue
 from models.encoders.base import TextOptions, Tokens, Vectors, check_options, cosine_rows
 from models.encoders.modules import read_sentence_transformer
-from models.encoders.onnx_encoder import OnnxEncoder, OnnxOptions
+from models.encoders.onnx_encoder import OnnxEncoder
+from models.encoders.onnx_session import OnnxOptions
 from models.errors import BadDimensions, ModelUnavailable, OutOfDeviceMemory, TextTooLong, UnknownPrompt, UnknownTask
 from models.loading.loader import LoadOptions, load
 from models.weights.hub import locate
@@ -80,7 +81,7 @@ def jina(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("jina"))
 
 
-def test_what_an_encoder_says_of_itself(jina: Path) -> None:
+def test_facts_of_an_encoder(jina: Path) -> None:
     encoder = encoder_of(jina, **JINA, matryoshka=[4, 8, 16])
     graph = jina / "onnx"
     assert (encoder.model, encoder.version, encoder.dtype) == ("mine", "0123456789ab-fp32", "fp32")
@@ -163,7 +164,7 @@ def test_a_long_text_is_cut_at_the_limit(jina: Path) -> None:
     ],
     ids=["int32", "task of shape 1", "token types and positions", "rank not declared"],
 )
-def test_what_other_exporters_write(tmp_path: Path, tiny: TinyGraph) -> None:
+def test_graphs_of_other_exporters(tmp_path: Path, tiny: TinyGraph) -> None:
     encoder = encoder_of(save(tmp_path, tiny), **JINA)
     np.testing.assert_allclose(embed(encoder, TEXTS), expected(TEXTS, 2), atol=1e-5)
 
@@ -224,7 +225,7 @@ def test_every_pooling_from_every_place(tmp_path: Path, mode: str, flag: str, po
         np.testing.assert_allclose(embed(encoder_of(folder), TEXTS), wanted, atol=1e-5)
 
 
-def test_without_a_word_on_pooling_it_is_the_mean(tmp_path: Path) -> None:
+def test_mean_pooling_is_the_default(tmp_path: Path) -> None:
     np.testing.assert_allclose(embed(encoder_of(save(tmp_path, PLAIN)), TEXTS), expected(TEXTS), atol=1e-5)
 
 
@@ -272,7 +273,7 @@ def test_where_the_limit_is_found(tmp_path: Path, places: dict[str, Any], limit:
         ({"tokenizer_config.json": {}}, 100_000),
     ],
 )
-def test_an_entry_may_pass_what_its_authors_cut_at_but_not_the_positions(
+def test_an_entry_may_exceed_the_authors_limit_but_not_the_positions(
     tmp_path: Path, places: dict[str, Any], most: int
 ) -> None:
     folder = save(tmp_path, PLAIN)
@@ -332,7 +333,7 @@ def test_padding_is_filled_with_the_pad_id(tmp_path: Path) -> None:
     ],
     ids=lambda value: ",".join(value) if isinstance(value, list) else "",
 )
-def test_what_does_not_fit_is_refused_with_the_next_step(
+def test_unfit_models_are_refused_with_the_next_step(
     tmp_path: Path, tiny: TinyGraph, fields: dict[str, Any], words: list[str]
 ) -> None:
     reason = reason_for(save(tmp_path, tiny), **fields)
@@ -409,7 +410,7 @@ def test_weights_in_the_hub_cache_are_links(jina: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected(TEXTS, 2), atol=1e-5)
 
 
-def test_out_of_memory_and_on(tmp_path: Path) -> None:
+def test_an_encoder_works_after_out_of_memory(tmp_path: Path) -> None:
     encoder = encoder_of(save(tmp_path, TinyGraph(hungry=True)), **JINA)
     with pytest.raises(OutOfDeviceMemory) as caught:
         embed(encoder, ["w1", "w2"])
@@ -438,7 +439,7 @@ def test_an_encoder_that_is_dropped_frees_its_session(jina: Path) -> None:
         gc.enable()
 
 
-def test_a_closed_encoder_lets_go_and_says_so(jina: Path) -> None:
+def test_a_closed_encoder_frees_its_graph_and_refuses_texts(jina: Path) -> None:
     encoder = encoder_of(jina, **JINA)
     assert encoder._graph is not None
     session, tokens = weakref.ref(encoder._graph._session), tokens_of(encoder, ["w1"])
@@ -465,6 +466,7 @@ def peer() -> SentenceTransformer:
     return read_sentence_transformer(model, locate(model))
 
 
+@pytest.mark.slow
 def test_minilm_equals_torch(minilm: OnnxEncoder, peer: SentenceTransformer) -> None:
     texts = ["def hello(): pass", "", "Zürich, naïve café, Ελλάδα, 東京 🚀", "x" * 400, "a b " * 200, "one more"]
     for batch in (texts, texts[::-1], texts[:1]):
@@ -479,7 +481,8 @@ import os, sys
 from pathlib import Path
 from models.catalogue import load_catalogue
 from models.encoders.base import TextOptions
-from models.encoders.onnx_encoder import OnnxEncoder, OnnxOptions
+from models.encoders.onnx_encoder import OnnxEncoder
+from models.encoders.onnx_session import OnnxOptions
 
 entry = {"kind": "embedding", "served_by": "onnx", "folder": sys.argv[1]}
 encoder = OnnxEncoder(load_catalogue({"m": entry}).get("m"), "0" * 64, Path(sys.argv[1]), OnnxOptions())
@@ -498,7 +501,8 @@ print(mib("VmHWM") - before, mib("VmRSS") - before)
 """
 
 
-def test_memory_is_given_back_behind_a_large_batch(minilm_folder: Path) -> None:
+@pytest.mark.slow
+def test_memory_is_freed_after_a_large_batch(minilm_folder: Path) -> None:
     command = [sys.executable, "-c", GIVES_BACK, str(minilm_folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr

@@ -137,7 +137,7 @@ def test_bf16_is_within_its_gate_and_says_so(folder: Path) -> None:
 def test_the_reference_is_computed_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = LoadOptions(device="cpu", cache=LoadCache(tmp_path))
     load(entry(folder), options)
-    monkeypatch.setattr("models.loading.self_test.encode_probes", lambda _: pytest.fail("was computed again"))
+    monkeypatch.setattr("models.loading.self_test.encode_test_texts", lambda _: pytest.fail("was computed again"))
     load(entry(folder), options)
 
 

@@ -69,7 +69,7 @@ def test_the_vectors_are_the_librarys(folder: Path) -> None:
     assert not vectors(encoder, [""]).any()  # of no token
 
 
-def test_what_follows_the_table_is_run(tmp_path: Path) -> None:
+def test_modules_after_the_table_are_run(tmp_path: Path) -> None:
     peer = saved(tmp_path, Dense(32, 8), Normalize(), truncate_dim=6)
     encoder = load(of(tmp_path), LoadOptions("cpu", "fp32"))
     assert encoder.dimensions == 6
@@ -117,9 +117,9 @@ def test_half_precision_passes_its_self_test_also_for_long_texts(folder: Path, d
     assert cosine_rows(vectors(encoder, texts), peer.encode(texts)).min() >= 0.9999
 
 
-def test_what_does_not_fit_is_refused_with_the_next_step(folder: Path, tmp_path: Path) -> None:
-    for fields, told in ({"causal": False}, "take it out"), ({"quantization": "int8"}, "linear layers"):
-        with pytest.raises(ModelUnavailable, match=told):
+def test_unfit_models_are_refused_with_the_next_step(folder: Path, tmp_path: Path) -> None:
+    for fields, message in ({"causal": False}, "take it out"), ({"quantization": "int8"}, "linear layers"):
+        with pytest.raises(ModelUnavailable, match=message):
             load(of(folder, **fields), LoadOptions("cpu", "fp32"))
     saved(tmp_path)
     file = tmp_path / "model.safetensors"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subjects import codec, names
+from subjects import codec, names, untrusted
 from subjects.embed import MAX_TEXTS, EmbedBatchRequest
 from subjects.errors import Malformed, MLError
 from subjects.finetune import FinetuneRequest
@@ -75,9 +75,9 @@ def containers(value: Any) -> int:
 def test_lists_and_maps_are_counted_and_nothing_in_strings(value: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         count = containers({"texts": value})
-        patch.setattr(codec, "_LOOKED_AT_BYTES", 3)
-        patch.setattr(codec, "_MAX_JSON_CONTAINERS", count)
+        patch.setattr(untrusted, "_CHUNK_BYTES", 3)
+        patch.setattr(untrusted, "MAX_JSON_CONTAINERS", count)
         assert codec.read(json.dumps({"texts": value}).encode(), names.JSON, EmbedBatchRequest) is not None
-        patch.setattr(codec, "_MAX_JSON_CONTAINERS", count - 1)
+        patch.setattr(untrusted, "MAX_JSON_CONTAINERS", count - 1)
         with pytest.raises(Malformed, match="lists and maps"):
             codec.read(json.dumps({"texts": value}).encode(), names.JSON, EmbedBatchRequest)

@@ -15,7 +15,7 @@ from service.bus.causes import Denied
 from service.bus.client import BusClient
 from service.bus.connection import connected, settled
 from service.bus.settings import NatsSettings
-from service.cli.admin_user import block_of
+from service.cli.admin import block_of
 from service.endpoint.reply_subject import JETSTREAM_INBOX, WORKERS_INBOX
 from subjects import MLClient, names
 from subjects.client.inbox import inbox

@@ -57,7 +57,7 @@ async def test_a_load_that_hangs_is_given_up(nats_url, loader):
 
 
 @pytest.mark.parametrize("loader", [True], indirect=True)
-async def test_what_is_opened_in_a_process_of_its_own_holds_up_no_load(nats_url, loader):
+async def test_a_probe_holds_up_no_other_load(nats_url, loader):
     async with running_worker(nats_url, loader=loader, catalogue=OWN, models=("b",)):
         nc = await nats.connect(nats_url)
         ml = MLClient(nc, timeout_s=20, retries=0)

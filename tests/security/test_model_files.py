@@ -1,4 +1,4 @@
-"""Files that come with a model nobody vouches for: none holds up a worker, takes its memory or runs code in it."""
+"""Files of an untrusted model: none blocks a worker, takes its memory or runs code in it."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import pytest
 from generation_models import llama
 from onnx import TensorProto, helper
 from onnx_models import save
+from own_entry import own
 
 from models.catalogue import ModelSpec, load_catalogue
 from models.errors import ModelUnavailable
@@ -25,10 +26,6 @@ from models.weights.versions import RECORD
 def folder(tmp_path: Path) -> Path:
     """A small model that generates text."""
     return Path(shutil.copytree(llama(), tmp_path / "model"))
-
-
-def of(folder: Path, **fields: object) -> ModelSpec:
-    return load_catalogue({"m": {"kind": "generation", "folder": str(folder), **fields}}).get("m")
 
 
 def needed(spec: ModelSpec, tmp_path: Path, folder: Path | None = None) -> probe.Probe | None:
@@ -72,18 +69,18 @@ def long_header(folder: Path) -> None:
         (long_header, "its header has 89000000 bytes"),
     ],
 )
-def test_what_is_no_file_or_too_long_is_not_opened(folder: Path, tmp_path: Path, spoil, reason: str) -> None:
+def test_what_is_no_regular_file_or_too_long_is_not_opened(folder: Path, tmp_path: Path, spoil, reason: str) -> None:
     spoil(folder)
     with pytest.raises(ModelUnavailable, match=reason):
-        needed(of(folder), tmp_path)
+        needed(own("generation", folder=folder), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["modules.json", "model.safetensors"])
-def test_a_pipe_is_not_waited_for_by_whoever_asks_what_is_there(tmp_path: Path, name: str) -> None:
+def test_a_pipe_does_not_block_the_search_for_weights(tmp_path: Path, name: str) -> None:
     (tmp_path / "modules.json").write_text('[{"path": "", "type": "sentence_transformers.models.Transformer"}]')
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
-    spec = of(tmp_path, kind="embedding")
+    spec = own(folder=tmp_path)
     assert hub.is_present(spec) == (name != "modules.json")
     with pytest.raises(ModelUnavailable):
         check_weights(spec, tmp_path)
@@ -96,19 +93,20 @@ def test_a_pipe_is_not_waited_for_by_whoever_asks_what_is_there(tmp_path: Path, 
 def test_a_list_of_modules_reaches_no_other_code_of_the_library(tmp_path: Path, module: str) -> None:
     (tmp_path / "modules.json").write_text(json.dumps([{"path": "", "type": f"sentence_transformers.{module}"}]))
     with pytest.raises(ModelUnavailable, match="which is not loaded here"):
-        module_folders(of(tmp_path, kind="embedding"), tmp_path)
+        module_folders(own(folder=tmp_path), tmp_path)
 
 
+@pytest.mark.slow
 def test_more_layers_than_weights_are_counted_and_not_made(folder: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3_000_000}))
-    required = needed(of(folder), tmp_path)
+    required = needed(own("generation", folder=folder), tmp_path)
     assert required is not None
     with pytest.raises(ModelUnavailable, match="tells of 3000000 layers"):
         required.run(60)
 
 
-def test_a_graph_that_goes_on_for_ever_is_given_up(tmp_path: Path) -> None:
+def test_an_endless_graph_is_given_up(tmp_path: Path) -> None:
     folder = save(tmp_path / "model")
     number = helper.make_tensor("m", TensorProto.INT64, [], [2**62])
     truth = helper.make_tensor("c", TensorProto.BOOL, [], [1])
@@ -123,14 +121,15 @@ def test_a_graph_that_goes_on_for_ever_is_given_up(tmp_path: Path) -> None:
     graph = helper.make_graph([loop], "endless", [ids], [result], [number, truth, zero])
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.save_model(made, folder / "onnx/model.onnx")
-    required = needed(of(folder, kind="embedding", served_by="onnx"), tmp_path)
+    required = needed(own(folder=folder, served_by="onnx"), tmp_path)
     assert required is not None
     with pytest.raises(ModelUnavailable, match="took longer than 4 s"):
         required.run(4)
 
 
-def test_what_was_proved_is_not_opened_there_again_until_it_changes(folder: Path, tmp_path: Path) -> None:
-    spec = of(folder)
+@pytest.mark.slow
+def test_a_probed_model_is_not_probed_again_until_it_changes(folder: Path, tmp_path: Path) -> None:
+    spec = own("generation", folder=folder)
     required = needed(spec, tmp_path)
     assert required is not None
     required.run(100)
@@ -140,10 +139,10 @@ def test_what_was_proved_is_not_opened_there_again_until_it_changes(folder: Path
     assert needed(spec, tmp_path) is not None
 
 
-def test_our_own_versions_and_what_a_package_brings_are_not_opened_there(folder: Path, tmp_path: Path) -> None:
-    spec = of(folder)
+def test_our_own_versions_and_models_of_packages_are_not_probed(folder: Path, tmp_path: Path) -> None:
+    spec = own("generation", folder=folder)
     assert needed(spec, tmp_path, folder) is not None
-    record = {"model": "m", "job": "j", "parent": "base", "created_at": "2026-01-01T00:00:00Z"}
+    record = {"model": "mine", "job": "j", "parent": "base", "created_at": "2026-01-01T00:00:00Z"}
     record |= {"options": {}, "data": {}}
     digest = check_weights(spec, folder)
     (folder / RECORD).write_text(json.dumps(record | {"metrics": {}, "weights_sha256": digest}))

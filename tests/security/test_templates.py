@@ -1,4 +1,4 @@
-"""Chat templates, which are programs of a model's author: none runs in this process, and none goes on for ever."""
+"""Chat templates, which are programs of a model's author: none runs in this process, and none without end."""
 
 import os
 from importlib import resources
@@ -8,10 +8,10 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
-from models.generation.base import Chat, Message
 from models.generation.errors import InvalidRequest
 from models.generation.prompt import Prompts
 from models.generation.tokenizer import GenerationTokenizer
+from models.generation.types import Chat, Message
 from models.sandbox.templates import RenderFailed, renderer
 
 FOLDER = Path(str(resources.files("models.bundled.tiny_coder")))
@@ -45,13 +45,13 @@ def test_a_template_that_takes_too_much_is_refused_and_others_go_on(template: st
     assert prompts(ORDINARY)(HELLO).ids
 
 
-def test_whoever_renders_with_transformers_does_so_in_another_process() -> None:
+def test_transformers_renders_in_another_process() -> None:
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     with pytest.raises(RenderFailed, match="took longer"):
         tokenizer.apply_chat_template([{"role": "user", "content": "x"}], chat_template=LOOP)
 
 
-def test_a_process_that_was_killed_is_followed_by_another() -> None:
+def test_a_killed_process_is_replaced() -> None:
     one = renderer(ORDINARY + "{# of its own #}")
     messages = [{"role": "user", "content": "é\ud800"}]
     expected = one.render(messages=messages)
@@ -63,7 +63,7 @@ def test_a_process_that_was_killed_is_followed_by_another() -> None:
     assert one.render(messages=messages) == expected
 
 
-def test_what_is_rendered_there_is_what_transformers_renders_here() -> None:
+def test_the_process_renders_what_transformers_would() -> None:
     template = ORDINARY + "{% generation %}{{ fields | tojson }}{% endgeneration %}{{ none_such is defined }}"
     fields = {"messages": [{"role": "user", "content": 'a "b" <c>\n\U000f0000'}], "fields": {"x": [1, 2.5, None, True]}}
     here = chat_template_utils._cached_compile_jinja_template(template).render(**fields)

@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from models.encoders.base import TextOptions, Tokens, Vectors, batch_tokens
-from models.encoders.choices import Choices
+from models.encoders.base import PromptsAndTasks, TextOptions, Tokens, Vectors, batch_tokens
 from models.errors import DeviceFailed, OutOfDeviceMemory, TextTooLong
 
 DIMENSIONS = 8
 MAX_TOKENS = 64
 POISON, NAN, LOST = 1, 2, 3
-QUERY = Choices(prompts={"query": "query: "})
+QUERY = PromptsAndTasks(prompts={"query": "query: "})
 _IDS = {"poison": POISON, "nan": NAN, "unplugged": LOST}
 
 
@@ -53,7 +52,7 @@ class FakeEncoder:
         model: str = "minilm",
         memory_tokens: int = 1_000_000,
         packed: bool = False,
-        choices: Choices = QUERY,
+        names: PromptsAndTasks = QUERY,
         layers: int = 1,
     ) -> None:
         self.model = model
@@ -67,24 +66,24 @@ class FakeEncoder:
         self.ended: list[list[int]] = []
         self.seen: set[int] = set()
         self.closed = False
-        self._choices = choices
+        self._names = names
         self._held_tokens = 0
 
     @property
     def prompts(self) -> Mapping[str, str]:
-        return self._choices.prompts
+        return self._names.prompts
 
     @property
     def tasks(self) -> Mapping[str, int]:
-        return self._choices.tasks
+        return self._names.tasks
 
     def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
-        prompt = self._choices.prompt(options)
+        prompt = self._names.prompt(options)
         return [self._tokens(i, (prompt + text).split(), options) for i, text in enumerate(texts)]
 
     def _tokens(self, index: int, words: list[str], options: TextOptions) -> Tokens | TextTooLong:
         ids = [word_id(word) for word in words]
-        task = self.tasks.get(self._choices.task(options) or "")
+        task = self.tasks.get(self._names.task(options) or "")
         if len(ids) <= MAX_TOKENS:
             return Tokens(ids, task=task)
         if options.truncate == "error":

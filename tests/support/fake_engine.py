@@ -11,9 +11,25 @@ from collections import deque
 from dataclasses import dataclass, replace
 
 from models.errors import DeviceFailed
-from models.generation.base import Chat, EngineFacts, EngineLimits, EngineLoad, Fill, Plain, Prompt, PromptTokens
 from models.generation.errors import DuplicateRequest, EngineFull, InvalidRequest, PromptTooLong
-from models.generation.request import Event, Finished, FinishReason, Piece, Request, Scored, TokenLogprob, Usage
+from models.generation.types import (
+    Chat,
+    EngineFacts,
+    EngineLimits,
+    EngineLoad,
+    Event,
+    Fill,
+    Finished,
+    FinishReason,
+    Piece,
+    Plain,
+    Prompt,
+    PromptTokens,
+    Request,
+    Scored,
+    TokenLogprob,
+    Usage,
+)
 
 VOCABULARY = 1000
 CONTEXT = 5000
@@ -56,7 +72,7 @@ class FakeEngine:
             chat=model == "smollm2",
             fill=True,
             max_running=limits.max_running,
-            places=limits.max_running + limits.waiting,
+            max_requests=limits.max_running + limits.waiting,
         )
         self.load = EngineLoad(kv_bytes=kv_bytes)
         self.limits = limits

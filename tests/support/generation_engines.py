@@ -1,4 +1,4 @@
-"""Engines over the random models of generation_models.py, and what a test asks of them."""
+"""Engines over the random models of generation_models.py, and helpers to run requests on them."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -10,25 +10,24 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from models.catalogue import ModelSpec
-from models.generation.base import EngineLimits
 from models.generation.causal_lm import CausalLM
-from models.generation.detokenise import Detokeniser
 from models.generation.engine import Engine
 from models.generation.kv_cache import BLOCK
-from models.generation.request import Event, Finished, Piece, Request, Sampling, Scored
+from models.generation.output import Detokeniser
+from models.generation.types import EngineLimits, Event, Finished, Piece, Request, Sampling, Scored
 from models.loading.loader import LoadOptions, load_generator
 
 GREEDY = Sampling(temperature=0)
 
 
 def read(folder: Path, **options: Any) -> CausalLM:
-    """A model on the CPU, in fp32 unless told otherwise."""
+    """A model on the CPU, in fp32 by default."""
     spec = ModelSpec(id="random", kind="generation", folder=folder)
     return load_generator(spec, LoadOptions(device="cpu", **{"dtype": "fp32", **options}))
 
 
 def new_engine(loaded: CausalLM, cache_tokens: int = 4096, **limits: Any) -> Engine:
-    """An engine whose cache holds so many tokens, where it keeps them in fp32."""
+    """An engine with a cache of this many tokens in fp32."""
     shape = replace(loaded.kv_shape, dtype=torch.float32)
     return Engine(loaded, EngineLimits(kv_bytes=(cache_tokens + BLOCK) * shape.token_bytes, **limits))
 
@@ -39,7 +38,7 @@ def greedy(name: str, prompt: list[int], max_tokens: int, **fields: Any) -> Requ
 
 @dataclass
 class Outcome:
-    """What came of a request."""
+    """The events of one request."""
 
     pieces: list[Piece] = field(default_factory=list)
     finished: Finished | None = None
@@ -51,7 +50,7 @@ class Outcome:
 
 
 class Outcomes(defaultdict[str, Outcome]):
-    """What came of each request; that each has one end, the last, is checked."""
+    """The events of each request; checks that each ends once, last."""
 
     def __init__(self) -> None:
         super().__init__(Outcome)
@@ -72,7 +71,7 @@ class Outcomes(defaultdict[str, Outcome]):
 
 
 def run(engine: Engine, *requests: Request, steps: int = 5000) -> Outcomes:
-    """All requests at once, to the end."""
+    """Run all requests at once, to the end."""
     for request in requests:
         engine.add(request)
     outcomes = Outcomes()
@@ -90,7 +89,9 @@ class Oracle:
         self.network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self._tokenizer = loaded.tokenizer
 
-    def ids(self, prompt: list[int], max_tokens: int, stop_ids: frozenset[int] = frozenset(), **how: Any) -> list[int]:
+    def ids(
+        self, prompt: list[int], max_tokens: int, stop_ids: frozenset[int] = frozenset(), **options: Any
+    ) -> list[int]:
         """The completion's token ids, the one that ends it included."""
         ends = sorted(stop_ids) or None
         with torch.no_grad():
@@ -98,25 +99,25 @@ class Oracle:
                 torch.tensor([prompt]),
                 attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
                 max_new_tokens=max_tokens,
-                **{"do_sample": False, "eos_token_id": ends, "pad_token_id": 0, **how},
+                **{"do_sample": False, "eos_token_id": ends, "pad_token_id": 0, **options},
             )
         found: list[int] = made[0, len(prompt) :].tolist()
         return found
 
     def logprobs(self, ids: list[int]) -> torch.Tensor:
-        """What follows each token, (T, V)."""
+        """Log-probabilities (T, V) for the token after each token."""
         with torch.no_grad():
             return torch.log_softmax(self.network(torch.tensor([ids])).logits[0].float(), -1)
 
-    def text(self, prompt: list[int], max_tokens: int, stop_ids: frozenset[int] = frozenset(), **how: Any) -> str:
+    def text(self, prompt: list[int], max_tokens: int, stop_ids: frozenset[int] = frozenset(), **options: Any) -> str:
         """The completion as the one-shot text."""
-        ids = self.ids(prompt, max_tokens, stop_ids, **how)
+        ids = self.ids(prompt, max_tokens, stop_ids, **options)
         output = Detokeniser(self._tokenizer, prompt)
         return "".join([*map(output.push, (token for token in ids if token not in stop_ids)), output.flush()])
 
 
 def assert_scored(scored: Scored | None, ids: list[int], oracle: Oracle, alternatives: int, apart: float) -> None:
-    """That a prompt's scores are transformers' own, to so many nats, and the likeliest tokens too."""
+    """Check that a prompt's scores and likeliest tokens are transformers' own, within `apart` nats."""
     assert scored is not None
     first, *rest = scored.logprobs
     assert (first.id, first.logprob, first.top) == (ids[0], None, ())
@@ -125,7 +126,7 @@ def assert_scored(scored: Scored | None, ids: list[int], oracle: Oracle, alterna
     own = exact[torch.arange(len(rest)), torch.tensor(ids[1:], dtype=torch.long)]
     torch.testing.assert_close(torch.tensor([one.logprob for one in rest]), own, rtol=0, atol=apart)
     likeliest = exact.topk(alternatives).values
-    told = torch.tensor([[value for _, _, value in one.top] for one in rest]).reshape(likeliest.shape)
-    torch.testing.assert_close(told, likeliest, rtol=0, atol=apart)
-    named = torch.tensor([[token for token, _, _ in one.top] for one in rest], dtype=torch.long).reshape(told.shape)
-    torch.testing.assert_close(exact.gather(1, named), told, rtol=0, atol=apart)
+    found = torch.tensor([[value for _, _, value in one.top] for one in rest]).reshape(likeliest.shape)
+    torch.testing.assert_close(found, likeliest, rtol=0, atol=apart)
+    named = torch.tensor([[token for token, _, _ in one.top] for one in rest], dtype=torch.long).reshape(found.shape)
+    torch.testing.assert_close(exact.gather(1, named), found, rtol=0, atol=apart)

@@ -16,7 +16,7 @@ from nats.aio.msg import Msg
 from subjects import FinetuneReply, Job, JobsListReply, codec, names, stream
 from subjects.errors import MLError, Unavailable
 from subjects.jobs import TERMINAL
-from subjects.promote import ModelsPromoteReply
+from subjects.models import ModelsPromoteReply
 from subjects.uploads import UploadReply
 
 NOW = datetime(2026, 3, 1, 2, 0, tzinfo=UTC)

@@ -1,9 +1,7 @@
 """`mlbus admin` and what it makes, asked of the real server."""
 
-import asyncio
 import json
 import stat
-import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 from nats.aio.client import Client
 from nats.js.api import RetentionPolicy, StreamConfig
 from nats_server import CONF, PASSWORDS, NatsServer, plain_server
-from workers import clean_environment
+from shell import Shell
 
 from service.bus.causes import Denied
 from service.bus.connection import connected, settled
@@ -24,7 +22,6 @@ from service.jobs.bucket import NotSetUp
 from service.jobs.store import JobStore
 from subjects import names
 
-MLBUS = str(Path(sys.executable).with_name("mlbus"))
 MADE = [
     "made stream ML_JOBS",
     "made key-value bucket ml_jobs",
@@ -50,17 +47,8 @@ async def init(server: NatsServer, folder: Path, *arguments: str, role: str | No
 
 async def admin(folder: Path, *arguments: str, **variables: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of `mlbus admin`."""
-    process = await asyncio.create_subprocess_exec(
-        *(MLBUS, "admin", *arguments),
-        cwd=folder,
-        env=clean_environment(XDG_CONFIG_HOME=str(folder), **variables),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    assert b"Traceback" not in err
-    return process.returncode, out.decode(), err.decode()
+    ended = await Shell(folder, command=("admin",), variables=variables).run(*arguments)
+    return ended.code, ended.out, ended.err
 
 
 async def test_everything_is_made_once(nc: Client) -> None:

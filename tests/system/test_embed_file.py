@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from fake_encoder import DIMENSIONS, FakeEncoder, vector_of, word_id
-from workers import clean_environment, hear_ctrl_c, running_worker
+from shell import Shell
+from workers import clean_environment, running_worker
 
 from models.encoders.base import finish
-from subjects.encodings import encode
+from subjects.vectors import encode
 
-MLBUS = str(Path(sys.executable).with_name("mlbus"))
 LINES = [f"line {number}" for number in range(5000)]
 
 
@@ -41,24 +41,13 @@ def expected(texts: list[str]) -> np.ndarray:
 
 
 async def start(folder: Path, url: str, *arguments: str, **pipes: int) -> asyncio.subprocess.Process:
-    environ = clean_environment(XDG_CONFIG_HOME=str(folder / "no-config"), NATS_URL=url, TERM="xterm")
-    pipe = asyncio.subprocess.PIPE
-    return await asyncio.create_subprocess_exec(
-        *(MLBUS, "embed", *arguments),
-        cwd=folder,
-        env=environ,
-        stdout=pipe,
-        preexec_fn=hear_ctrl_c,
-        **{"stdin": pipe, "stderr": pipe, **pipes},
-    )
+    return await Shell(folder, url, ("embed",)).start(*arguments, **pipes)
 
 
 async def mlbus(folder: Path, url: str, *arguments: str, text: str = "") -> tuple[int, str, str]:
     """Exit code, standard output and standard error, on one line each."""
-    process = await start(folder, url, *arguments)
-    out, err = await process.communicate(text.encode())
-    assert process.returncode is not None
-    return process.returncode, *(" ".join(part.decode().split()) for part in (out, err))
+    ended = await Shell(folder, url, ("embed",)).run(*arguments, text=text)
+    return ended.code, *(" ".join(part.split()) for part in (ended.out, ended.err))
 
 
 def left(folder: Path) -> list[str]:

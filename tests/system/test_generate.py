@@ -14,7 +14,8 @@ from fake_engine import CONTEXT, VOCABULARY, FakeEngine
 from fake_loader import FakeLoader
 from workers import running_worker
 
-from models.generation.base import Defaults, EngineLimits
+from models.catalogue import SamplingDefaults
+from models.generation.types import EngineLimits
 from subjects import MLClient, names
 
 
@@ -84,7 +85,7 @@ async def test_what_is_asked_reaches_the_engine(nc, engine):
 
 async def test_what_is_not_asked_comes_from_the_model_and_then_is_neutral(nats_url):
     engine = FakeEngine()
-    engine.facts = replace(engine.facts, defaults=Defaults(temperature=0.2, top_k=40))
+    engine.facts = replace(engine.facts, defaults=SamplingDefaults(temperature=0.2, top_k=40))
     async with running_worker(nats_url, engine), await nats.connect(nats_url) as nc:
         await ask(nc, {"prompt": "a", "max_tokens": 1, "top_k": 0}, Ml_Request_Id="r")
         seeds = {(await ask(nc, {"prompt": "a", "max_tokens": 1}))["seed"] for _ in range(3)}

@@ -3,22 +3,15 @@
 import asyncio
 import json
 import os
-import pty
 import signal
-import sys
 from collections.abc import AsyncIterator
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from scripted_worker import DONE, SERVED, Worker, failing, frames, refusal, reply, scripted_worker, silent, tokens
-from workers import clean_environment, hear_ctrl_c
+from shell import Ended, Shell
 
 from subjects import stream
 from subjects.errors import Internal, InvalidField
-
-MLBUS = str(Path(sys.executable).with_name("mlbus"))
 
 
 @pytest.fixture
@@ -27,61 +20,9 @@ async def worker(nats_url) -> AsyncIterator[Worker]:
         yield worker
 
 
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-@dataclass(frozen=True)
-class Shell:
-    """Runs `mlbus generate` in a folder, its output into pipes or, with `run_on_terminal`, onto a terminal."""
-
-    folder: Path
-    url: str
-
-    async def start(self, *arguments: str, out: int = asyncio.subprocess.PIPE) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *(MLBUS, "generate", *arguments),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=out,
-            stderr=asyncio.subprocess.PIPE,
-            env=clean_environment(NATS_URL=self.url, XDG_CONFIG_HOME=str(self.folder), TERM="xterm", COLUMNS="200"),
-            cwd=self.folder,
-            preexec_fn=hear_ctrl_c,
-        )
-
-    async def run(self, *arguments: str, text: str = "") -> Ended:
-        process = await self.start(*arguments)
-        out, err = await process.communicate(text.encode())
-        assert process.returncode is not None
-        return Ended(process.returncode, out.decode(), err.decode())
-
-    async def run_on_terminal(self, *arguments: str) -> Ended:
-        ours, theirs = pty.openpty()
-        try:
-            process = await self.start(*arguments, out=theirs)
-        finally:
-            os.close(theirs)
-        shown = asyncio.create_task(asyncio.to_thread(_all_of, ours))
-        _, err = await process.communicate()
-        assert process.returncode is not None
-        return Ended(process.returncode, (await shown).decode().replace("\r\n", "\n"), err.decode())
-
-
-def _all_of(terminal: int) -> bytes:
-    shown = b""
-    with suppress(OSError):  # what Linux says of a terminal that nobody has open any more
-        while part := os.read(terminal, 65536):
-            shown += part
-    os.close(terminal)
-    return shown
-
-
 @pytest.fixture
 def shell(tmp_path, nats_url) -> Shell:
-    return Shell(tmp_path, nats_url)
+    return Shell(tmp_path, nats_url, ("generate",))
 
 
 async def test_a_pipe_gets_the_text_and_nothing_else(worker, shell):
@@ -132,7 +73,7 @@ async def test_ctrl_c_ends_the_work(worker, shell):
 async def test_a_reader_that_leaves_ends_the_work(worker, shell):
     worker.scripts = [frames(*tokens("first"), sentinel=False)]
     ours, theirs = os.pipe()
-    process = await shell.start("x", "--stream", out=theirs)
+    process = await shell.start("x", "--stream", stdout=theirs)
     os.close(theirs)
     assert await asyncio.to_thread(os.read, ours, 5) == b"first"
     os.close(ours)

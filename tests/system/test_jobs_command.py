@@ -5,21 +5,17 @@ import json
 import os
 import pty
 import signal
-import sys
 import termios
 from collections.abc import AsyncIterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from scripted_jobs import JobsWorker, job, scripted_jobs
-from workers import clean_environment, hear_ctrl_c
+from shell import Ended, Shell, read_terminal
 
 from subjects import names
 from subjects.errors import Conflict, InvalidField, NotFound, Unavailable
 
-MLBUS = str(Path(sys.executable).with_name("mlbus"))
 BEFORE_AND_AFTER = {"mrr@10_before": 0.594, "mrr@10_after": 0.6631, "cosine_p5": 0.9, "ndcg@10_before": 0.6}
 DONE = {"parent": "base", "version": "v2", "worker": "W1", "metrics": BEFORE_AND_AFTER}
 
@@ -28,42 +24,6 @@ DONE = {"parent": "base", "version": "v2", "worker": "W1", "metrics": BEFORE_AND
 async def worker(nats_url: str) -> AsyncIterator[JobsWorker]:
     async with scripted_jobs(nats_url) as worker:
         yield worker
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-@dataclass(frozen=True)
-class Shell:
-    """Runs `mlbus` in a folder; standard error goes into a pipe, or onto a terminal."""
-
-    folder: Path
-    url: str
-
-    async def start(self, *arguments: str, err: int = asyncio.subprocess.PIPE) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *(MLBUS, *arguments),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=err,
-            env=clean_environment(NATS_URL=self.url, XDG_CONFIG_HOME=str(self.folder), TERM="xterm", COLUMNS="200"),
-            cwd=self.folder,
-            preexec_fn=hear_ctrl_c,
-        )
-
-    async def run(self, *arguments: str, text: str = "") -> Ended:
-        return await self.end(await self.start(*arguments), text)
-
-    async def end(self, process: asyncio.subprocess.Process, text: str = "") -> Ended:
-        out, err = await process.communicate(text.encode())
-        assert process.returncode is not None
-        ended = Ended(process.returncode, out.decode(), (err or b"").decode())
-        assert "Traceback" not in ended.err
-        return ended
 
 
 @pytest.fixture
@@ -247,23 +207,14 @@ async def test_a_watch_in_json_is_a_line_for_each_state(worker: JobsWorker, shel
 async def test_a_person_sees_a_bar(worker: JobsWorker, shell: Shell) -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 150))
-    process = await shell.start("jobs", "watch", "j1", err=theirs)
+    process = await shell.start("jobs", "watch", "j1", stderr=theirs)
     os.close(theirs)
-    seen = asyncio.create_task(asyncio.to_thread(_all_of, ours))
+    seen = asyncio.create_task(asyncio.to_thread(read_terminal, ours))
     await worker.is_asked()
     training = job("training", 1, step=3, steps=12, loss=0.5, pairs_per_s=6.25, eta_s=61.4)
     await worker.publish(training, job("done", 2, **DONE))
     assert (await shell.end(process)).code == 0
     assert "step 3 of 12, loss 0.5000, 6.2 pairs/s, 0:01:01 left" in await seen
-
-
-def _all_of(terminal: int) -> str:
-    seen = b""
-    with suppress(OSError):  # what Linux says of a terminal that nobody has open any more
-        while piece := os.read(terminal, 4096):
-            seen += piece
-    os.close(terminal)
-    return seen.decode()
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """`mlbus models load|unload|reload` against two workers of this process, whose loaders make fake models."""
 
-import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +8,11 @@ from typing import Any
 
 import pytest
 from fake_loader import FakeLoader
-from workers import clean_environment, running_worker
+from shell import Shell
+from workers import running_worker
 
 from models.errors import ModelUnavailable
 
-MLBUS = str(Path(sys.executable).with_name("mlbus"))
 OWN = {"a": {"kind": "embedding", "folder": "weights/a"}}
 
 
@@ -28,17 +26,8 @@ class Fleet:
 
     async def models(self, *arguments: str) -> tuple[int, str, str]:
         """Exit code, standard output and standard error of `mlbus models`."""
-        process = await asyncio.create_subprocess_exec(
-            *(MLBUS, "models", *arguments),
-            cwd=self.folder,
-            env=clean_environment(XDG_CONFIG_HOME=str(self.folder), NATS_URL=self.url),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        out, err = await process.communicate()
-        assert process.returncode is not None
-        assert b"Traceback" not in err
-        return process.returncode, out.decode(), err.decode()
+        ended = await Shell(self.folder, self.url, ("models",)).run(*arguments)
+        return ended.code, ended.out, ended.err
 
     async def done(self, *arguments: str) -> list[dict[str, Any]]:
         """What every worker answers, where none fails."""

@@ -13,7 +13,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from workers import running_worker
 
-from models.generation.base import EngineLimits
+from models.generation.types import EngineLimits
 from subjects import names
 
 

@@ -13,8 +13,7 @@ import pytest
 from fake_encoder import MAX_TOKENS, FakeEncoder, vector_of, word_id
 from workers import running_worker
 
-from models.encoders.base import finish
-from models.encoders.choices import Choices
+from models.encoders.base import PromptsAndTasks, finish
 from subjects import MLClient, codec, names, to_float32
 from subjects.embed import MAX_TEXTS, EmbedChunk, EmbedDone
 from subjects.errors import DeadlinePassed, InvalidField, NotFound, NotServed, TooLarge, Unavailable, VersionChanged
@@ -172,7 +171,7 @@ async def test_each_encoding_comes_as_its_dtype_and_says_so(ml, encoding):
 
 
 async def test_what_a_model_lacks_is_named_with_what_it_has(nats_url):
-    encoder = FakeEncoder(choices=Choices(prompts={"query": "query: "}, tasks={"clustering": 0, "retrieval": 1}))
+    encoder = FakeEncoder(names=PromptsAndTasks(prompts={"query": "query: "}, tasks={"clustering": 0, "retrieval": 1}))
     encoder.matryoshka = (2, 4)
     async with running_worker(nats_url, encoder), await MLClient.connect(nats_url) as ml:
         for lacking, had in (

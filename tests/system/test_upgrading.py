@@ -9,7 +9,7 @@ from nats_server import secured_server as secured
 from workers import running_worker
 
 from service.cli import doctor_nats
-from service.cli.doctor_upgrade import SENT_SINCE
+from service.cli.doctor_nats import SENT_SINCE
 from service.config import Settings
 from service.jobs import setup
 from subjects import names

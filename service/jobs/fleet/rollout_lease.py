@@ -1,6 +1,6 @@
-"""One roll-out of a model at a time in a fleet: who has the key `rollout.<model>` of the bucket ml_jobs goes first.
+"""The lease that makes roll-outs of one model exclusive in a fleet: the key `rollout.<model>` of the bucket ml_jobs.
 
-The key goes by itself after LEASE_S, where its worker dies.
+The key expires after LEASE_S if its worker dies.
 """
 
 import asyncio
@@ -21,17 +21,16 @@ from ..retry import OVERTAKEN, TROUBLE, retry_while_down
 log = structlog.get_logger(__name__)
 
 LEASE_S, RENEW_S = 15.0, 5.0
-ASK_AGAIN_S = 0.5
+POLL_S = 0.5
 RELEASE_S = 5.0
 _AFTER = Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value
 
 
 @asynccontextmanager
 async def rolling_out(nc: Client, model: str, job: str | None) -> AsyncIterator[None]:
-    """Inside, no other worker rolls out a version of the model; entering waits until none does.
+    """Inside, no other worker rolls out a version of the model; entering waits for that.
 
-    job: for which it is done; a worker that goes on with a job does not wait for the one that had it before. Raises
-    NotSetUp.
+    job: a worker that continues a job takes over the lease of the worker that had the job before. Raises NotSetUp.
     """
     bucket = await retry_while_down(lambda: jobs_bucket(nc))
     lease = _Lease(nc, bucket, f"rollout.{model}", job or secrets.token_hex(16))
@@ -44,7 +43,7 @@ async def rolling_out(nc: Client, model: str, job: str | None) -> AsyncIterator[
 
 
 class _Lease:
-    """A key whose value begins with who has it, and ends in what tells this hold from another of the same."""
+    """A key whose value is the holder's name and a random part, which distinguishes leases of one holder."""
 
     def __init__(self, nc: Client, bucket: KeyValue, key: str, holder: str) -> None:
         self._nc = nc
@@ -59,10 +58,10 @@ class _Lease:
             free = not value or value.startswith(self._holder)
             if free and await self._put(revision):
                 return
-            await asyncio.sleep(ASK_AGAIN_S)
+            await asyncio.sleep(POLL_S)
 
     async def renew(self, closing: asyncio.Event) -> None:
-        """Keep it for as long as it is ours."""
+        """Renew it while it is ours."""
         while not closing.is_set():
             await asyncio.sleep(RENEW_S)
             try:
@@ -75,7 +74,7 @@ class _Lease:
                 log.debug("rollout.lease_not_renewed", key=self._key, error=repr(error))
 
     async def release(self) -> None:
-        """Let the next one begin; where that cannot be said, it does so after LEASE_S."""
+        """Free the lease at once if the server can be reached; else it expires."""
         with suppress(APIError, *TROUBLE):
             async with asyncio.timeout(RELEASE_S):
                 value, revision = await self._stored()
@@ -83,7 +82,7 @@ class _Lease:
                     await self._bucket.delete(self._key, last=revision)
 
     async def _stored(self) -> tuple[bytes, int]:
-        """The key's value, empty where there is none, and what the next one comes after."""
+        """The key's value, empty if there is none, and its revision."""
         try:
             entry = await self._bucket.get(self._key)
         except KeyNotFoundError as error:
@@ -91,7 +90,7 @@ class _Lease:
         return entry.value or b"", entry.revision or 0
 
     async def _put(self, revision: int) -> bool:
-        """Have it for LEASE_S -> whether nobody was faster. nats-py's `update` takes no time to live."""
+        """Write it with a TTL of LEASE_S -> whether nobody was faster. nats-py's `update` takes no TTL."""
         subject, headers = f"{SUBJECT}{self._key}", {_AFTER: str(revision)}
         try:
             await self._nc.jetstream().publish(subject, self._own, headers=headers, msg_ttl=LEASE_S)

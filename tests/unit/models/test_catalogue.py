@@ -20,7 +20,7 @@ def test_every_entry_states_its_licence() -> None:
     assert all(spec.licence and spec.commercial is not None for spec in load_catalogue())
 
 
-def test_facts_that_the_service_stands_on() -> None:
+def test_facts_that_the_service_relies_on() -> None:
     catalogue = load_catalogue()
     assert catalogue.get("minilm").dimensions == 384
     assert not catalogue.get("jina_v3").commercial
@@ -40,40 +40,40 @@ def test_facts_that_the_service_stands_on() -> None:
     }
 
 
-def test_another_stands_in_for_a_default_that_cannot_be_had() -> None:
+def test_another_default_replaces_one_that_is_not_available() -> None:
     catalogue = load_catalogue()
     assert catalogue.default("prompt", without="smollm2").id == "tiny_coder"
     assert catalogue.default("messages", without="smollm2") is None
 
 
-def test_a_default_of_ones_own_is_what_a_worker_loads_and_serves() -> None:
+def test_a_users_own_default_is_loaded_and_served() -> None:
     own = load_catalogue({"own": {"kind": "generation", "folder": "x", "default": True}})
     assert (load_catalogue().usual(), own.usual()) == (["minilm", "smollm2"], ["minilm", "own"])
     assert set(own.defaults().values()) == {"minilm", "own"}
     assert own.defaults(["codellama_7b"])["messages"] == "codellama_7b"
 
 
-def test_a_form_that_nothing_takes_has_no_default() -> None:
+def test_a_form_that_no_model_takes_has_no_default() -> None:
     without = load_catalogue({"smollm2": {"default": False}, "tiny_coder": {"default": False}})
     assert without.defaults() == {"embedding": "minilm"}
     assert without.usual() == ["minilm"]
 
 
-def test_a_default_of_ones_own_serves_every_form_that_it_takes() -> None:
+def test_a_users_own_default_serves_every_form_that_it_takes() -> None:
     own = {"kind": "generation", "folder": "x", "default": True}
     assert {load_catalogue({"own": own}).default(form).id for form in ("prompt", "messages", "fim")} == {"own"}
     plain = load_catalogue({"own": own | {"forms": ["prompt"]}})
     assert [plain.default(form).id for form in ("prompt", "messages", "fim")] == ["own", "smollm2", "tiny_coder"]
 
 
-def test_an_unknown_model_names_the_known() -> None:
+def test_the_error_for_an_unknown_model_lists_the_known_ones() -> None:
     with pytest.raises(UnknownModel) as caught:
         load_catalogue().get("gpt")
     assert caught.value.known == tuple(SHIPPED)
     assert "minilm" in str(caught.value)
 
 
-def test_own_entries_stand_beside_the_shipped_and_may_replace_them() -> None:
+def test_own_entries_add_to_the_shipped_ones_or_replace_them() -> None:
     catalogue = load_catalogue(
         {
             "mine": {"kind": "embedding", "folder": "weights/mine", "default": True},

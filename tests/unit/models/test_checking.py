@@ -1,4 +1,4 @@
-"""What `mlbus models check` finds out: masks and end tokens by how code is found, precisions by a text's perplexity."""
+"""`mlbus models check`: code search with each mask and end token, perplexity in each precision."""
 
 import json
 import math
@@ -42,7 +42,7 @@ def test_every_function_has_one_query() -> None:
 @pytest.mark.parametrize("fields", [{"causal": False, "append_eos": True}, {}])
 def test_each_mask_and_end_token_is_tried_once(tmp_path: Path, fields: dict[str, Any]) -> None:
     """The entry's own comes first; one that names no mask has the architecture's, which is causal."""
-    found = code_search.tried(of(write_qodo(tmp_path), **fields), loaded)
+    found = code_search.evaluate(of(write_qodo(tmp_path), **fields), loaded)
     assert [one.problem for one in found] == [None] * 4
     settings = {(one.causal, one.append_eos) for one in found}
     assert settings == {(False, False), (False, True), (True, False), (True, True)}
@@ -53,7 +53,7 @@ def test_each_mask_and_end_token_is_tried_once(tmp_path: Path, fields: dict[str,
 
 
 def test_a_model_with_one_mask_and_no_end_token_has_one_setting() -> None:
-    found = code_search.tried(MINILM, loaded)
+    found = code_search.evaluate(MINILM, loaded)
     own, *others = found
     assert (own.causal, own.append_eos, own.own) == (False, False, True)
     assert all(one.problem and one.ranking is None for one in others)
@@ -65,7 +65,7 @@ def test_a_table_of_token_vectors_has_no_setting(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(locate(MINILM) / "tokenizer.json"))
     model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=16)], device="cpu")
     model.save(str(tmp_path), create_model_card=False)
-    own, *others = code_search.tried(of(tmp_path), loaded)
+    own, *others = code_search.evaluate(of(tmp_path), loaded)
     assert (own.causal, own.ranking is None) == (None, False)
     assert {one.problem for one in others if one.causal} == {
         "`causal` is for transformers, and it is a table of token vectors"
@@ -74,18 +74,19 @@ def test_a_table_of_token_vectors_has_no_setting(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_be_loaded_cannot_be_checked(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match=r"modules\.json"):
-        code_search.tried(of(tmp_path), loaded)
+        code_search.evaluate(of(tmp_path), loaded)
 
 
+@pytest.mark.slow
 def test_precisions_side_by_side() -> None:
-    """The perplexity is transformers' own; what cannot be loaded so is told with the reason."""
+    """The perplexity is transformers' own; a precision that cannot be loaded has its reason."""
 
     def load_as(dtype: Any, quantization: Any) -> Any:
         if dtype == "bf16":
             raise ModelUnavailable("tiny_coder", "not today")
         return load_generator(TINY_CODER, LoadOptions("cpu", dtype, quantization))
 
-    fp32, bf16, int8, int4 = precision.measured(load_as)
+    fp32, bf16, int8, int4 = precision.measure(load_as)
     kept = load_generator(TINY_CODER, LoadOptions("cpu", "fp32"))
     network = AutoModelForCausalLM.from_pretrained(locate(TINY_CODER), dtype=torch.float32).eval()
     ids = torch.tensor([list(kept.prompts(precision.Plain(precision.TEXT)).ids)])
@@ -99,14 +100,15 @@ def test_precisions_side_by_side() -> None:
     assert math.isfinite(int4.perplexity)
 
 
-def test_what_can_be_loaded_in_no_precision_cannot_be_checked() -> None:
+def test_a_model_that_loads_in_no_precision_cannot_be_checked() -> None:
     def load_as(dtype: Any, quantization: Any) -> Any:
         raise ModelUnavailable("tiny_coder", f"not in {dtype}")
 
     with pytest.raises(ModelUnavailable, match="not in fp32"):
-        precision.measured(load_as)
+        precision.measure(load_as)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = Settings(device="cpu", dtype="fp32", data_dir=tmp_path)
     check_model(settings, "tiny_coder", as_json=False)
@@ -121,20 +123,18 @@ def test_the_command_prints_a_table_or_json(tmp_path: Path, capsys: pytest.Captu
     assert row["ndcg_at_10"] > 0.7
 
 
-def test_a_better_setting_is_told_as_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_better_setting_is_printed_as_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_qodo(tmp_path / "model")
     for causal in (False, True):
         entry = {"kind": "embedding", "folder": str(tmp_path / "model"), "causal": causal}
         settings = Settings(device="cpu", dtype="fp32", data_dir=tmp_path, catalogue={"mine": entry})
         check_model(settings, "mine", as_json=False)
-        told = capsys.readouterr().out
-        assert ("mine ranks best as the catalogue has it" in told) != ("[catalogue.mine]\ncausal = " in told)
-        assert len(re.findall(r"^(both ways|causal).*0\.\d{3} ", told, re.M)) == 4
+        printed = capsys.readouterr().out
+        assert ("mine ranks best as the catalogue has it" in printed) != ("[catalogue.mine]\ncausal = " in printed)
+        assert len(re.findall(r"^(both ways|causal).*0\.\d{3} ", printed, re.M)) == 4
 
 
-def test_what_is_not_on_this_machine_is_said_with_the_next_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_model_is_an_error_with_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for model, error in ("qodo", ModelUnavailable), ("codellama_7b", ModelUnavailable), ("nobody", UnknownModel):
         with pytest.raises(error, match=f"mlbus models pull {model}|unknown model"):
@@ -148,7 +148,7 @@ def test_code_in_a_sample_is_printed_as_it_is(
         precision.Measured("fp32", "fp32", 1000, 2.0, "text[i]"),
         precision.Measured("int8", problem="not [so]"),
     ]
-    monkeypatch.setattr(precision, "measured", lambda load: found)
+    monkeypatch.setattr(precision, "measure", lambda load: found)
     check_model(Settings(device="cpu", dtype="fp32", data_dir=tmp_path), "tiny_coder", as_json=False)
     printed = capsys.readouterr().out
     assert "text[i]" in printed

@@ -12,7 +12,7 @@ def order(fair: FairOrder, items: list[tuple[str, float]]) -> list[str]:
     return [source for _, _, source in sorted(numbers)]
 
 
-def test_sources_alternate_whatever_came_first() -> None:
+def test_sources_alternate_in_any_order_of_arrival() -> None:
     assert "".join(order(FairOrder(), [(source, 1) for source in "aaabbc"])) == "abcaba"
 
 

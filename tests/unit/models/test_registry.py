@@ -135,7 +135,7 @@ EVENTS = st.lists(
 
 
 @given(EVENTS)
-def test_whatever_happens_nothing_in_use_goes_and_the_budget_holds(events: list[tuple[str, int, int]]) -> None:
+def test_any_sequence_of_events_keeps_the_budget_and_what_is_in_use(events: list[tuple[str, int, int]]) -> None:
     store = registry()
     leased: list[LoadedModel[str]] = []
     for event, number, gigabytes in events:

@@ -1,4 +1,4 @@
-"""The check of the README's blocks finds what it is for."""
+"""The check of the pages's blocks finds what it is for."""
 
 from pathlib import Path
 

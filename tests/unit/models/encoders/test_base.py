@@ -26,7 +26,7 @@ def test_without_normalising_it_only_cuts(vectors: Vectors, dimensions: int) -> 
 
 
 @given(matrices)
-def test_the_input_is_left_alone_and_twice_is_once(vectors: Vectors) -> None:
+def test_the_input_is_not_modified_and_finish_is_idempotent(vectors: Vectors) -> None:
     before = vectors.copy()
     once = finish(vectors, True)
     np.testing.assert_array_equal(vectors, before)

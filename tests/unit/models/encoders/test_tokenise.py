@@ -26,6 +26,6 @@ def test_calls_from_many_threads_give_what_single_ones_give() -> None:
     assert found == [expected[case % len(CASES)] for case in range(200)]
 
 
-def test_no_texts_are_no_tokens() -> None:
+def test_no_texts_give_no_tokens() -> None:
     encoder = load(load_catalogue().get("minilm"), LoadOptions("cpu", "fp32"))
     assert encoder.tokenize([], TextOptions()) == []

@@ -1,4 +1,4 @@
-"""Noise by hashing: uniform, without correlations, and a function of seed, position and token id alone."""
+"""Counter-based random numbers: uniform, uncorrelated, a function of seed, position and token id alone."""
 
 import pytest
 import torch
@@ -12,8 +12,8 @@ seeds = st.integers(0, WORD - 1)
 positions = st.integers(0, 100_000)
 
 
-def _uniform(starts: list[int], ids: range | list[int]) -> torch.Tensor:
-    return counter_rng.uniform(torch.tensor(starts)[:, None], torch.tensor(list(ids))[None])
+def _uniform(keys: list[int], ids: range | list[int]) -> torch.Tensor:
+    return counter_rng.uniform(torch.tensor(keys)[:, None], torch.tensor(list(ids))[None])
 
 
 def _excess(counts: torch.Tensor, expected: float) -> float:
@@ -38,7 +38,7 @@ def _split_mix(seed: int, position: int, token: int) -> int:
 
 @given(seeds, positions, st.integers(0, 300_000))
 def test_a_number_is_the_top_bits_of_the_published_hash(seed: int, position: int, token: int) -> None:
-    found = float(_uniform([counter_rng.start(seed, position)], [token]))
+    found = float(_uniform([counter_rng.key(seed, position)], [token]))
     assert found == pytest.approx((_split_mix(seed, position, token) >> 33) / 2**31, abs=2**-24)
     assert 0 < found < 1
 
@@ -58,23 +58,23 @@ def test_no_hash_gives_zero_or_one(bits: int, bound: float) -> None:
     word = undone(word * pow(0xBF58476D1CE4E5B9, -1, WORD) % WORD, 30)
     start = (word - 0x9E3779B97F4A7C15) % WORD
     signed = start - WORD if start >= WORD // 2 else start
-    starts, ids = torch.tensor([[signed]]), torch.tensor([[0]])
-    assert float(counter_rng.uniform(starts, ids)) == pytest.approx(bound, rel=1e-9)
-    assert 0 < float(counter_rng.exponential(starts, ids)) < torch.inf
+    keys, ids = torch.tensor([[signed]]), torch.tensor([[0]])
+    assert float(counter_rng.uniform(keys, ids)) == pytest.approx(bound, rel=1e-9)
+    assert 0 < float(counter_rng.exponential(keys, ids)) < torch.inf
 
 
 @pytest.mark.parametrize(
-    ("starts", "ids"),
+    ("keys", "ids"),
     [
-        ([counter_rng.start(0, 0)], range(200_000)),
-        ([counter_rng.start(7, position) for position in range(20_000)], range(5, 15)),
-        ([counter_rng.start(seed, 0) for seed in range(20_000)], range(10)),
-        ([counter_rng.start(seed << 40, 3) for seed in range(20_000)], range(10)),
+        ([counter_rng.key(0, 0)], range(200_000)),
+        ([counter_rng.key(7, position) for position in range(20_000)], range(5, 15)),
+        ([counter_rng.key(seed, 0) for seed in range(20_000)], range(10)),
+        ([counter_rng.key(seed << 40, 3) for seed in range(20_000)], range(10)),
     ],
     ids=["ids", "positions", "seeds", "high seeds"],
 )
-def test_numbers_are_uniform(starts: list[int], ids: range) -> None:
-    found = _uniform(starts, ids).flatten()
+def test_numbers_are_uniform(keys: list[int], ids: range) -> None:
+    found = _uniform(keys, ids).flatten()
     for bins in (10, 256, 1000):
         assert abs(_excess(torch.histc(found, bins, 0, 1), found.numel() / bins)) < 4
 
@@ -90,11 +90,11 @@ def test_numbers_are_uniform(starts: list[int], ids: range) -> None:
     ],
     ids=["next position", "next seed", "next id", "far seed", "seed and position"],
 )
-def test_neighbours_know_nothing_of_each_other(one: tuple[int, int, int], other: tuple[int, int, int]) -> None:
+def test_neighbouring_numbers_are_uncorrelated(one: tuple[int, int, int], other: tuple[int, int, int]) -> None:
     """The joint distribution of two rows of numbers, or of one and itself an id further; and their correlation."""
     count = 100_000
     x, y = (
-        _uniform([counter_rng.start(seed, position)], range(shift, shift + count))[0]
+        _uniform([counter_rng.key(seed, position)], range(shift, shift + count))[0]
         for seed, position, shift in (one, other)
     )
     bins = (x * 16).int() * 16 + (y * 16).int()
@@ -103,8 +103,8 @@ def test_neighbours_know_nothing_of_each_other(one: tuple[int, int, int], other:
 
 
 def test_single_bits_of_the_seed_change_half_of_all_bits() -> None:
-    starts = [counter_rng.start(0, 0), *(counter_rng.start(1 << bit, 0) for bit in range(64))]
-    words = (_uniform(starts, range(1000)) * 2**16).int()
+    keys = [counter_rng.key(0, 0), *(counter_rng.key(1 << bit, 0) for bit in range(64))]
+    words = (_uniform(keys, range(1000)) * 2**16).int()
     changed = torch.zeros(64)
     for bit in range(16):
         changed += ((words[1:] ^ words[:1]) >> bit & 1).float().mean(1) / 16
@@ -112,14 +112,14 @@ def test_single_bits_of_the_seed_change_half_of_all_bits() -> None:
 
 
 def test_exponential_numbers_have_mean_and_variance_one() -> None:
-    found = counter_rng.exponential(torch.tensor([[counter_rng.start(3, 3)]]), torch.arange(500_000)[None])
+    found = counter_rng.exponential(torch.tensor([[counter_rng.key(3, 3)]]), torch.arange(500_000)[None])
     assert float(found.mean()) == pytest.approx(1, abs=0.01)
     assert float(found.var()) == pytest.approx(1, abs=0.02)
 
 
 @given(st.lists(st.tuples(seeds, positions), min_size=1, max_size=5), st.lists(st.integers(0, 60_000), min_size=1))
-def test_a_number_does_not_depend_on_what_is_computed_beside_it(rows: list[tuple[int, int]], ids: list[int]) -> None:
-    starts = [counter_rng.start(*row) for row in rows]
-    together = counter_rng.exponential(torch.tensor(starts)[:, None], torch.tensor(ids)[None])
-    alone = [[float(counter_rng.exponential(torch.tensor([[s]]), torch.tensor([[i]]))) for i in ids] for s in starts]
+def test_a_number_does_not_depend_on_its_batch(rows: list[tuple[int, int]], ids: list[int]) -> None:
+    keys = [counter_rng.key(*row) for row in rows]
+    together = counter_rng.exponential(torch.tensor(keys)[:, None], torch.tensor(ids)[None])
+    alone = [[float(counter_rng.exponential(torch.tensor([[s]]), torch.tensor([[i]]))) for i in ids] for s in keys]
     assert together.tolist() == alone

@@ -1,4 +1,4 @@
-"""What the engine promises besides the right tokens: refusals, one end each, and that one failure is one failure."""
+"""The engine besides its tokens: refusals, one end per request, and failures that stay with their request."""
 
 import math
 import shutil
@@ -17,13 +17,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from models.errors import DeviceFailed, ModelUnavailable, OutOfDeviceMemory
 from models.generation import sampling
-from models.generation.base import Chat, EngineLimits, Fill, Message, Plain
 from models.generation.causal_lm import CausalLM
 from models.generation.engine import Engine
 from models.generation.errors import DuplicateRequest, EngineFull, InvalidRequest, NonFiniteLogits, PromptTooLong
-from models.generation.logprobs import LEAST, logprobs
 from models.generation.output import TextOutput
-from models.generation.request import Request, Sampling
+from models.generation.sampling import MIN_LOGPROB, logprobs
+from models.generation.types import Chat, EngineLimits, Fill, Message, Plain, Request, Sampling
 
 POISON = 20
 
@@ -38,12 +37,12 @@ def ids(text: str) -> list[int]:
 
 
 @contextmanager
-def poisoned(how: Any) -> Iterator[None]:
-    """Where the POISON token is among a step's, its embedding is what `how` makes of it."""
+def poisoned(corrupt: Any) -> Iterator[None]:
+    """The embedding of the POISON token is changed by `corrupt`."""
 
     def hook(_module: torch.nn.Module, arguments: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
         where = arguments[0] == POISON
-        return how(output, where) if bool(where.any()) else output
+        return corrupt(output, where) if bool(where.any()) else output
 
     handle = llama().network.get_input_embeddings().register_forward_hook(hook)
     try:
@@ -53,10 +52,10 @@ def poisoned(how: Any) -> Iterator[None]:
 
 
 def _raise(error: Exception) -> Any:
-    def how(_output: torch.Tensor, _where: torch.Tensor) -> torch.Tensor:
+    def corrupt(_output: torch.Tensor, _where: torch.Tensor) -> torch.Tensor:
         raise error
 
-    return how
+    return corrupt
 
 
 def _nan(output: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
@@ -67,17 +66,17 @@ HEALTHY = [[30, 31, 32, 33], [40] * 50, [50, 51]]
 
 
 @pytest.mark.parametrize(
-    ("how", "kind"),
+    ("corrupt", "kind"),
     [
         (_raise(ValueError("boom")), ValueError),
         (_raise(torch.OutOfMemoryError("no room")), OutOfDeviceMemory),
         (_nan, NonFiniteLogits),
     ],
 )
-def test_the_one_that_fails_fails_alone(how: Any, kind: type[Exception]) -> None:
+def test_a_failing_request_fails_alone(corrupt: Any, kind: type[Exception]) -> None:
     requests = [greedy(f"h{place}", prompt, 20) for place, prompt in enumerate(HEALTHY)]
     alone = run(new_engine(llama()), *requests)
-    with poisoned(how):
+    with poisoned(corrupt):
         outcomes = run(
             new_engine(llama(), chunk_tokens=16), requests[0], greedy("bad", [60, POISON, 61], 20), *requests[1:]
         )
@@ -89,7 +88,7 @@ def test_the_one_that_fails_fails_alone(how: Any, kind: type[Exception]) -> None
         assert outcomes[request.id] == alone[request.id]
 
 
-def test_a_text_that_cannot_be_written_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_detokenisation_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     push = TextOutput.push
 
     def broken(output: TextOutput, token: int, logprob: Any) -> Any:
@@ -103,11 +102,11 @@ def test_a_text_that_cannot_be_written_fails_alone(monkeypatch: pytest.MonkeyPat
 
     outcomes = run(new_engine(llama()), greedy("bad", HEALTHY[1], 9), good)
 
-    assert isinstance(outcomes["bad"].finished.error, ValueError)  # type: ignore[union-attr]
+    assert isinstance(outcomes["bad"].finished.error, ValueError)
     assert outcomes["good"] == alone["good"]
 
 
-def test_scores_that_cannot_be_sampled_fail_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_sampling_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = sampling.sample
 
     def broken(rows: torch.Tensor, states: Any) -> Any:
@@ -121,7 +120,7 @@ def test_scores_that_cannot_be_sampled_fail_alone(monkeypatch: pytest.MonkeyPatc
 
     outcomes = run(new_engine(llama()), Request("bad", HEALTHY[1], 9, sampling=Sampling(seed=13)), good)
 
-    assert isinstance(outcomes["bad"].finished.error, ValueError)  # type: ignore[union-attr]
+    assert isinstance(outcomes["bad"].finished.error, ValueError)
     assert outcomes["good"] == alone["good"]
 
 
@@ -129,7 +128,7 @@ SCORED = {"sampling": Sampling(temperature=0, logprobs=0), "prompt_logprobs": Tr
 
 
 @pytest.mark.parametrize("max_tokens", [0, 4])
-def test_a_prompt_that_cannot_be_scored_fails_alone(max_tokens: int) -> None:
+def test_a_prompt_with_nan_scores_fails_alone(max_tokens: int) -> None:
     others = [greedy("plain", HEALTHY[0], 9), greedy("scored", HEALTHY[1], 9, **SCORED)]
     alone = run(new_engine(llama()), *others)
     with poisoned(_nan):
@@ -140,15 +139,15 @@ def test_a_prompt_that_cannot_be_scored_fails_alone(max_tokens: int) -> None:
             others[1],
         )
 
-    assert isinstance(outcomes["bad"].finished.error, NonFiniteLogits)  # type: ignore[union-attr]
+    assert isinstance(outcomes["bad"].finished.error, NonFiniteLogits)
     assert [outcomes[other.id].text for other in others] == [alone[other.id].text for other in others]
     assert (outcomes["bad"].scored, outcomes["plain"].scored) == (None, None)
-    told, expected = (made["scored"].scored.logprobs for made in (outcomes, alone))  # type: ignore[union-attr]
-    assert [one.id for one in told] == HEALTHY[1]
-    assert [one.logprob for one in told[1:]] == pytest.approx([one.logprob for one in expected[1:]], abs=1e-4)
+    found, expected = (made["scored"].scored.logprobs for made in (outcomes, alone))
+    assert [one.id for one in found] == HEALTHY[1]
+    assert [one.logprob for one in found[1:]] == pytest.approx([one.logprob for one in expected[1:]], abs=1e-4)
 
 
-def test_a_prompt_that_is_cancelled_half_scored_keeps_nothing() -> None:
+def test_a_cancelled_scored_prompt_keeps_no_scores() -> None:
     engine = new_engine(llama(), chunk_tokens=8)
     request = greedy("a", [30] * 100, 0, **SCORED)
     engine.add(request)
@@ -159,59 +158,61 @@ def test_a_prompt_that_is_cancelled_half_scored_keeps_nothing() -> None:
     engine.abort("a", "cancelled")
 
     outcome = run(engine)["a"]
-    assert (outcome.scored, outcome.finished.usage.completion) == (None, 0)  # type: ignore[union-attr]
+    assert (outcome.scored, outcome.finished.usage.completion) == (None, 0)
     assert not sequence.scores
     assert engine.load.kv_used_bytes == 0
 
 
 @pytest.mark.parametrize("length", [1, 2, 40])
-def test_no_tokens_at_all_end_at_once_and_leave_the_prompt_in_the_cache(length: int) -> None:
+def test_max_tokens_zero_ends_at_once_and_leaves_the_prompt_in_the_cache(length: int) -> None:
     engine = new_engine(llama())
     prompt = list(range(30, 30 + length))
 
-    outcome, scored = (run(engine, greedy(name, prompt, 0, **how))[name] for name, how in (("a", {}), ("b", SCORED)))
+    outcome, scored = (
+        run(engine, greedy(name, prompt, 0, **fields))[name] for name, fields in (("a", {}), ("b", SCORED))
+    )
 
     for one in (outcome, scored):
         assert one.finished is not None
         assert (one.finished.reason, one.finished.usage.prompt, one.finished.usage.cached) == ("length", length, 0)
         assert (one.text, one.finished.usage.completion) == ("", 0)
     assert outcome.scored is None
-    assert [logprob.id for logprob in scored.scored.logprobs] == prompt  # type: ignore[union-attr]
-    used = run(engine, greedy("c", prompt, 1))["c"].finished.usage  # type: ignore[union-attr]
+    assert [logprob.id for logprob in scored.scored.logprobs] == prompt
+    used = run(engine, greedy("c", prompt, 1))["c"].finished.usage
     assert used.cached == (39 if length == 40 else 0)
 
 
-def test_a_token_that_cannot_be_has_a_number_all_the_same() -> None:
+def test_a_token_of_probability_zero_has_a_finite_logprob() -> None:
     """JSON has no infinity."""
     ((value, top),) = logprobs(torch.tensor([[0.0, -math.inf, 1.0]]), [1], [3])
-    assert value == LEAST
+    assert value == MIN_LOGPROB
     assert [token for token, _ in top] == [2, 0]
 
 
-def test_what_failed_is_no_prefix_of_others() -> None:
+def test_a_failed_request_is_not_reused_as_a_prefix() -> None:
     engine = new_engine(llama())
     prompt = [60, POISON, *range(30, 130)]
     with poisoned(_nan):
-        assert run(engine, greedy("a", prompt, 3))["a"].finished.reason == "error"  # type: ignore[union-attr]
+        assert run(engine, greedy("a", prompt, 3))["a"].finished.reason == "error"
 
-    assert run(engine, greedy("a", prompt, 3))["a"].finished.usage.cached == 0  # type: ignore[union-attr]
+    assert run(engine, greedy("a", prompt, 3))["a"].finished.usage.cached == 0
 
 
-def test_on_a_device_too_the_one_that_fails_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_request_fails_alone_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device's scores do not lie where an empty tensor lies by default; `meta` stands in for one."""
     engine = new_engine(llama())
 
-    def runs(works: Any) -> torch.Tensor:
-        if any(work.sequence.request.id == "bad" for work in works):
+    def runs(chunks: Any) -> torch.Tensor:
+        if any(chunk.sequence.request.id == "bad" for chunk in chunks):
             raise ValueError("boom")
-        return torch.empty(len(works), llama().vocabulary, device="meta")
+        return torch.empty(len(chunks), llama().facts.vocabulary, device="meta")
 
     monkeypatch.setattr(engine._runner, "run", runs)
     monkeypatch.setattr(sampling, "sample", lambda rows, states: [sampling.Chosen(30)] * len(rows))
 
     outcomes = run(engine, greedy("bad", [30], 2), greedy("good", [31], 2))
 
-    assert [outcomes[name].finished.reason for name in ("bad", "good")] == ["error", "length"]  # type: ignore[union-attr]
+    assert [outcomes[name].finished.reason for name in ("bad", "good")] == ["error", "length"]
 
 
 def test_a_device_that_fails_for_good_fails_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,14 +230,14 @@ def test_a_device_that_fails_for_good_fails_the_step(monkeypatch: pytest.MonkeyP
         run(engine, greedy("a", HEALTHY[0], 2), greedy("b", HEALTHY[1], 2))
 
 
-def test_a_search_that_fails_fails_alone() -> None:
+def test_a_failing_search_fails_alone() -> None:
     with poisoned(_nan):
         outcomes = run(
             new_engine(llama()), greedy("bad", [60, POISON], 9, num_beams=3), greedy("good", HEALTHY[0], 9, num_beams=3)
         )
 
-    assert isinstance(outcomes["bad"].finished.error, NonFiniteLogits)  # type: ignore[union-attr]
-    assert outcomes["good"].finished.reason == "length"  # type: ignore[union-attr]
+    assert isinstance(outcomes["bad"].finished.error, NonFiniteLogits)
+    assert outcomes["good"].finished.reason == "length"
 
 
 def test_a_cancelled_search_leaves_nothing_behind() -> None:
@@ -251,7 +252,7 @@ def test_a_cancelled_search_leaves_nothing_behind() -> None:
     outcomes = Outcomes()
     outcomes.take(engine.step())
 
-    assert [outcomes[name].finished.reason for name in ("a", "waits")] == ["cancelled", "timeout"]  # type: ignore[union-attr]
+    assert [outcomes[name].finished.reason for name in ("a", "waits")] == ["cancelled", "timeout"]
     assert engine.is_idle
     assert (engine.load.running, engine.load.waiting, engine.load.kv_used_bytes) == (0, 0, 0)
 
@@ -266,8 +267,11 @@ def test_a_cancelled_search_leaves_nothing_behind() -> None:
         ({"min_tokens": 6}, "min_tokens"),
         ({"stop": ("a", "")}, "stop"),
         ({"num_beams": 0}, "num_beams"),
+        ({"num_beams": 9}, "num_beams"),
         ({"num_beams": 8}, "num_beams"),  # more than run at once
         ({"num_beams": 2, "length_penalty": math.nan}, "length_penalty"),
+        ({"num_beams": 2, "length_penalty": math.inf}, "length_penalty"),
+        ({"num_beams": 2, "length_penalty": -11.0}, "length_penalty"),
         ({"num_beams": 2, "sampling": Sampling(repetition_penalty=1.5)}, "repetition_penalty"),
         ({"num_beams": 2, "sampling": Sampling(logit_bias={3: 1.0})}, "logit_bias"),
         ({"sampling": Sampling(temperature=math.nan)}, "temperature"),
@@ -279,7 +283,7 @@ def test_a_cancelled_search_leaves_nothing_behind() -> None:
         ({"sampling": Sampling(seed=2**64)}, "seed"),
     ],
 )
-def test_what_could_never_run_is_refused_by_name(fields: dict[str, Any], field: str) -> None:
+def test_invalid_requests_are_refused_by_field(fields: dict[str, Any], field: str) -> None:
     engine = new_engine(llama(), max_running=4)
     request = Request(**{"id": "a", "prompt": [30], "max_tokens": 5, **fields})
 
@@ -297,7 +301,7 @@ def test_a_top_k_above_the_vocabulary_keeps_all() -> None:
 
 
 def test_a_prompt_that_passes_the_context_or_the_cache_is_refused() -> None:
-    context = llama().max_tokens
+    context = llama().facts.max_tokens
     with pytest.raises(PromptTooLong, match=f"{context} of the model's context"):
         new_engine(llama(), cache_tokens=2 * context).add(greedy("a", [30] * context, 1))
     engine = new_engine(llama(), cache_tokens=64)
@@ -306,7 +310,7 @@ def test_a_prompt_that_passes_the_context_or_the_cache_is_refused() -> None:
     with pytest.raises(PromptTooLong, match="32 of its cache"):
         engine.add(greedy("a", [30] * 30, 5, num_beams=2))
 
-    assert run(engine, greedy("a", [30] * 60, 4))["a"].finished.reason == "length"  # type: ignore[union-attr]
+    assert run(engine, greedy("a", [30] * 60, 4))["a"].finished.reason == "length"
 
 
 def test_the_queue_is_bounded_by_count_and_by_tokens() -> None:
@@ -330,8 +334,8 @@ def test_an_id_can_be_used_again_only_after_its_end() -> None:
     with pytest.raises(DuplicateRequest):
         engine.add(greedy("a", [31], 3))
 
-    assert run(engine)["a"].finished.usage.prompt == 1  # type: ignore[union-attr]
-    assert run(engine, greedy("a", [31, 32], 3))["a"].finished.usage.prompt == 2  # type: ignore[union-attr]
+    assert run(engine)["a"].finished.usage.prompt == 1
+    assert run(engine, greedy("a", [31, 32], 3))["a"].finished.usage.prompt == 2
 
 
 def test_aborting_what_has_ended_does_nothing() -> None:
@@ -356,7 +360,7 @@ def test_a_stop_string_ends_the_text_before_it() -> None:
 
 def test_min_tokens_keeps_a_text_from_ending() -> None:
     engine = new_engine(llama())
-    every = frozenset(range(llama().vocabulary)) - {77}
+    every = frozenset(range(llama().facts.vocabulary)) - {77}
 
     outcome = run(engine, greedy("a", [30], 9, min_tokens=5, stop_ids=every))["a"]
 
@@ -365,17 +369,17 @@ def test_min_tokens_keeps_a_text_from_ending() -> None:
     assert sum(piece.tokens for piece in outcome.pieces) == 5
 
 
-def test_usage_tells_of_cached_tokens() -> None:
+def test_usage_reports_cached_tokens() -> None:
     engine = new_engine(llama())
     prompt = list(range(30, 130))
     run(engine, greedy("a", prompt, 3))
 
-    usage = run(engine, greedy("b", prompt, 3))["b"].finished.usage  # type: ignore[union-attr]
+    usage = run(engine, greedy("b", prompt, 3))["b"].finished.usage
 
     assert (usage.prompt, usage.cached, usage.completion) == (100, 99, 3)
 
 
-def test_forms_that_a_model_has_not_are_refused() -> None:
+def test_unsupported_prompt_forms_are_refused() -> None:
     engine = new_engine(llama())
     assert not engine.facts.chat
     assert not engine.facts.fill
@@ -387,7 +391,7 @@ def test_forms_that_a_model_has_not_are_refused() -> None:
         engine.prompt_tokens(Plain(""))
 
 
-def test_keys_and_values_take_what_was_computed() -> None:
+def test_load_reports_the_cache_in_use() -> None:
     engine = new_engine(llama(), cache_tokens=640)
     held = engine._cache._arena.untyped_storage().nbytes()
     assert engine.facts.kv_bytes == engine.load.kv_bytes == held
@@ -405,18 +409,18 @@ def test_many_requests_leave_nothing_behind() -> None:
     run(engine)
 
     load = engine.load
-    assert (load.running, load.waiting, load.kv_used_bytes, load.completion_tokens) == (0, 0, 0, 400)
+    assert (load.running, load.waiting, load.kv_used_bytes) == (0, 0, 0)
     assert len(engine._scheduler._prefixes._kept) <= 10
     assert not engine._sequences
     assert set(engine._scheduler._prefixes._holders.values()) <= set(engine._scheduler._prefixes._kept)
 
 
 @pytest.mark.parametrize("kind", ["diffllama", "nemotron"])
-def test_an_architecture_that_needs_more_than_the_engine_knows_is_refused(kind: str, tmp_path: Path) -> None:
+def test_an_architecture_that_the_engine_does_not_reproduce_is_refused(kind: str, tmp_path: Path) -> None:
     folder = tmp_path / kind
     shutil.copytree(generation_models.llama(), folder, ignore=shutil.ignore_patterns("model*"))
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = AutoConfig.for_model(kind, vocab_size=llama().vocabulary, num_key_value_heads=2, **sizes)
+    config = AutoConfig.for_model(kind, vocab_size=llama().facts.vocabulary, num_key_value_heads=2, **sizes)
     torch.manual_seed(1)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
@@ -426,6 +430,6 @@ def test_an_architecture_that_needs_more_than_the_engine_knows_is_refused(kind: 
     assert "cached_attention" not in str(refused.value)
 
 
-def test_a_cache_without_room_for_any_text_is_refused() -> None:
+def test_a_cache_too_small_for_any_text_is_refused() -> None:
     with pytest.raises(ModelUnavailable, match="kv_gb"):
         new_engine(llama(), cache_tokens=32)

@@ -1,4 +1,4 @@
-"""The cache of keys and values: runs never overlap, keep what they hold however they move, and fill all there is."""
+"""The KV cache: slices never overlap, keep their contents when they move, and can use all the space."""
 
 from dataclasses import dataclass, field
 
@@ -20,14 +20,14 @@ def new_cache(tokens: int = 8 * BLOCK) -> KVCache:
 
 @dataclass(eq=False)
 class Held:
-    """A run and what was written to it: for each token a number of its own."""
+    """A slice and what was written to it: a number of its own for each token."""
 
-    run: CacheSlice
+    slice: CacheSlice
     marks: list[float] = field(default_factory=list)
 
 
-class Runs(RuleBasedStateMachine):
-    """Any order of what may be done to a cache."""
+class Slices(RuleBasedStateMachine):
+    """Operations on a cache in any order."""
 
     held = Bundle("held")
 
@@ -38,9 +38,9 @@ class Runs(RuleBasedStateMachine):
         self.next_mark = 0.0
 
     def write(self, held: Held, upto: int) -> None:
-        while len(held.marks) < min(upto, held.run.capacity):
+        while len(held.marks) < min(upto, held.slice.capacity):
             self.next_mark += 1
-            at = held.run.start + len(held.marks)
+            at = held.slice.start + len(held.marks)
             for layer in (*self.cache.keys, *self.cache.values):
                 layer[:, at] = self.next_mark
             held.marks.append(self.next_mark)
@@ -48,11 +48,11 @@ class Runs(RuleBasedStateMachine):
     @rule(target=held, tokens=st.integers(1, 5 * BLOCK), filled=st.integers(0, 5 * BLOCK))
     def allocate(self, tokens: int, filled: int):
         free = self.cache.tokens - self.cache.used_tokens
-        run = self.cache.allocate(tokens)
-        assert (run is None) == (blocks(tokens) > free)
-        if run is None:
+        new = self.cache.allocate(tokens)
+        assert (new is None) == (blocks(tokens) > free)
+        if new is None:
             return multiple()
-        self.alive.append(held := Held(run))
+        self.alive.append(held := Held(new))
         self.write(held, min(filled, tokens))
         return held
 
@@ -60,56 +60,56 @@ class Runs(RuleBasedStateMachine):
     def grow(self, held: Held, more: int) -> None:
         if held not in self.alive:
             return
-        wanted = held.run.capacity + more
-        others = self.cache.used_tokens - held.run.capacity
-        room = self.cache.tokens - others
-        grown = self.cache.grow(held.run, wanted, len(held.marks))
-        assert grown <= (blocks(wanted) <= room)
-        assert grown or others or blocks(wanted) > room
+        wanted = held.slice.capacity + more
+        others = self.cache.used_tokens - held.slice.capacity
+        free = self.cache.tokens - others
+        grown = self.cache.grow(held.slice, wanted, len(held.marks))
+        assert grown <= (blocks(wanted) <= free)
+        assert grown or others or blocks(wanted) > free
         assert grown or blocks(wanted) + self.cache.used_tokens > self.cache.tokens
         self.write(held, wanted)
 
     @rule(held=held, keep=st.integers(1, 2 * BLOCK))
     def shrink(self, held: Held, keep: int) -> None:
         if held in self.alive:
-            self.cache.shrink(held.run, keep)
-            del held.marks[held.run.capacity :]
+            self.cache.shrink(held.slice, keep)
+            del held.marks[held.slice.capacity :]
 
     @rule(source=held, into=held)
     def copy(self, source: Held, into: Held) -> None:
         if source is into or source not in self.alive or into not in self.alive:
             return
-        tokens = min(len(source.marks), into.run.capacity)
-        self.cache.copy(source.run, into.run, tokens)
+        tokens = min(len(source.marks), into.slice.capacity)
+        self.cache.copy(source.slice, into.slice, tokens)
         into.marks[:tokens] = source.marks[:tokens]
 
     @rule(held=held)
     def free(self, held: Held) -> None:
         if held in self.alive:
             self.alive.remove(held)
-            self.cache.free(held.run)
+            self.cache.free(held.slice)
 
     @invariant()
     def nothing_is_lost(self) -> None:
         for held in self.alive:
-            start = held.run.start
+            start = held.slice.start
             for layer in (*self.cache.keys, *self.cache.values):
                 assert layer[0, start : start + len(held.marks), 0].tolist() == held.marks
 
     @invariant()
-    def runs_lie_apart_within_the_arena(self) -> None:
-        runs = sorted((held.run for held in self.alive), key=lambda run: run.start)
-        ends = [0, *(run.start + run.capacity for run in runs)]
-        assert all(run.start >= end for run, end in zip(runs, ends, strict=False))
+    def slices_do_not_overlap(self) -> None:
+        slices = sorted((held.slice for held in self.alive), key=lambda each: each.start)
+        ends = [0, *(each.start + each.capacity for each in slices)]
+        assert all(each.start >= end for each, end in zip(slices, ends, strict=False))
         assert ends[-1] <= self.cache.tokens
-        assert self.cache.used_tokens == sum(run.capacity for run in runs)
+        assert self.cache.used_tokens == sum(each.capacity for each in slices)
 
 
-Runs.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
-TestRuns = Runs.TestCase
+Slices.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestSlices = Slices.TestCase
 
 
-def test_a_cache_takes_as_many_bytes_as_it_is_given() -> None:
+def test_a_cache_fills_its_budget() -> None:
     budget = 1_000_000
     tokens = SHAPE.tokens_in(budget)
 

@@ -21,11 +21,10 @@ from transformers import (
 )
 
 from bench.random_generators import write_codellama, write_llama, write_starcoder
-from models.catalogue import ModelSpec, load_catalogue
+from models.catalogue import ModelSpec, SamplingDefaults, load_catalogue
 from models.errors import ModelUnavailable
-from models.generation import load_self_test, read_model
+from models.generation import load, self_test
 from models.generation.architecture import context_of, kv_shape, served_config
-from models.generation.base import Defaults
 from models.generation.errors import NonFiniteLogits
 from models.loading import loader
 from models.loading.loader import LoadOptions, expected_bytes, load_generator
@@ -65,7 +64,7 @@ def reason_of(folder: Path, options: LoadOptions = FP32, **fields: object) -> st
     return caught.value.reason
 
 
-def test_loading_is_silent_and_tells_its_steps(codellama: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_is_silent_and_reports_its_steps(codellama: Path, capfd: pytest.CaptureFixture[str]) -> None:
     steps: list[str] = []
     load_generator(spec_of(codellama), LoadOptions("cpu", "bf16", "int8"), steps.append)
     assert capfd.readouterr() == ("", "")
@@ -75,32 +74,32 @@ def test_loading_is_silent_and_tells_its_steps(codellama: Path, capfd: pytest.Ca
 
 def test_facts(codellama: Path, starcoder: Path) -> None:
     llama, coder = (load_generator(spec_of(folder), FP32) for folder in (codellama, starcoder))
-    assert (llama.model, llama.device, llama.dtype, llama.quantization, llama.notes) == (
+    assert (llama.facts.model, llama.facts.device, llama.facts.dtype, llama.facts.quantization, llama.facts.notes) == (
         "mine",
         "cpu",
         "fp32",
         None,
         (),
     )
-    assert llama.version.endswith("-fp32")
-    assert llama.version != coder.version
-    assert (llama.max_tokens, coder.max_tokens) == (16384, 8192)
+    assert llama.facts.version.endswith("-fp32")
+    assert llama.facts.version != coder.facts.version
+    assert (llama.facts.max_tokens, coder.facts.max_tokens) == (16384, 8192)
     assert (llama.stop_ids, coder.stop_ids) == ({2}, {0})
     assert (llama.kv_shape.heads, coder.kv_shape.heads) == (4, 1)
     assert llama.kv_shape.token_bytes == 2 * 2 * 4 * 16 * 4
-    assert llama.vocabulary == llama.network.config.vocab_size
-    assert (llama.defaults, llama.network.training) == (Defaults(), False)
+    assert llama.facts.vocabulary == llama.network.config.vocab_size
+    assert (llama.facts.defaults, llama.network.training) == (SamplingDefaults(), False)
 
 
-def test_a_quantised_model_says_how_near_it_stays(codellama: Path) -> None:
+def test_a_quantised_model_notes_its_divergence(codellama: Path) -> None:
     model = load_generator(spec_of(codellama, quantization="int4"), LoadOptions("cpu", "bf16"))
-    assert model.version.endswith("-bf16-int4")
-    assert model.notes[0].startswith("as int4 its probabilities are 0.")
+    assert model.facts.version.endswith("-bf16-int4")
+    assert model.facts.notes[0].startswith("as int4 its probabilities are 0.")
 
 
-@pytest.mark.parametrize("how", [None, "int8", "int4"])
-def test_closed_it_keeps_no_weights(codellama: Path, how: str | None) -> None:
-    model = load_generator(spec_of(codellama), LoadOptions("cpu", "bf16", how))
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+def test_a_closed_model_keeps_no_weights(codellama: Path, quantization: str | None) -> None:
+    model = load_generator(spec_of(codellama), LoadOptions("cpu", "bf16", quantization))
     held = [weakref.ref(held) for held in (*model.network.parameters(), *model.network.buffers())]
     assert len(held) > 20
     model.close()
@@ -109,33 +108,33 @@ def test_closed_it_keeps_no_weights(codellama: Path, how: str | None) -> None:
 
 
 def test_an_entry_may_set_a_shorter_context(codellama: Path) -> None:
-    assert load_generator(spec_of(codellama, max_tokens=100), FP32).max_tokens == 100
-    assert load_generator(spec_of(codellama, max_tokens=99999), FP32).max_tokens == 16384
-    assert load_generator(spec_of(codellama, max_tokens=8), FP32).max_tokens == 8
+    assert load_generator(spec_of(codellama, max_tokens=100), FP32).facts.max_tokens == 100
+    assert load_generator(spec_of(codellama, max_tokens=99999), FP32).facts.max_tokens == 16384
+    assert load_generator(spec_of(codellama, max_tokens=8), FP32).facts.max_tokens == 8
     assert "too short for any text" in reason_of(codellama, max_tokens=1)
 
 
-def test_every_end_that_anybody_states_counts(own: Path) -> None:
+def test_stop_ids_come_from_every_file(own: Path) -> None:
     edited(own, "generation_config.json", eos_token_id=[5, 7, 10**6])
     edited(own, "config.json", eos_token_id=6)
     assert load_generator(spec_of(own), FP32).stop_ids == {2, 5, 6, 7}
 
 
-def test_sampling_is_the_authors_where_they_sample(own: Path) -> None:
+def test_sampling_defaults_need_do_sample(own: Path) -> None:
     edited(own, "generation_config.json", temperature=0.6, top_p=0.9, top_k=50)
-    assert load_generator(spec_of(own), FP32).defaults == Defaults()
+    assert load_generator(spec_of(own), FP32).facts.defaults == SamplingDefaults()
     edited(own, "generation_config.json", do_sample=True)
-    assert load_generator(spec_of(own), FP32).defaults == Defaults(temperature=0.6, top_k=50, top_p=0.9)
+    assert load_generator(spec_of(own), FP32).facts.defaults == SamplingDefaults(temperature=0.6, top_k=50, top_p=0.9)
 
 
 def test_a_folder_without_a_generation_config_is_served(own: Path) -> None:
     (own / "generation_config.json").unlink()
     model = load_generator(spec_of(own), FP32)
-    assert (model.stop_ids, model.defaults) == ({2}, Defaults())
+    assert (model.stop_ids, model.facts.defaults) == ({2}, SamplingDefaults())
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("{", "generation_config.json in .* cannot be used, Invalid JSON"),
         ("[]", "cannot be used"),
@@ -144,16 +143,16 @@ def test_a_folder_without_a_generation_config_is_served(own: Path) -> None:
         ('{"eos_token_id": "</s>"}', "cannot be used, eos_token_id: "),
     ],
 )
-def test_a_damaged_generation_config_is_refused(own: Path, text: str, told: str) -> None:
+def test_a_damaged_generation_config_is_refused(own: Path, text: str, message: str) -> None:
     (own / "generation_config.json").write_text(text)
-    with pytest.raises(ModelUnavailable, match=told):
+    with pytest.raises(ModelUnavailable, match=message):
         load_generator(spec_of(own), FP32)
 
 
-def test_what_is_not_used_does_no_harm(own: Path) -> None:
+def test_unused_fields_of_a_generation_config_are_ignored(own: Path) -> None:
     """A penalty is used without sampling too."""
     edited(own, "generation_config.json", temperature=5.0, top_p=0, do_sample=False, repetition_penalty=1.1)
-    assert load_generator(spec_of(own), FP32).defaults == Defaults(repetition_penalty=1.1)
+    assert load_generator(spec_of(own), FP32).facts.defaults == SamplingDefaults(repetition_penalty=1.1)
 
 
 def without(folder: Path, part: str) -> None:
@@ -196,7 +195,7 @@ def as_pickle(folder: Path) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_together_is_refused(own: Path, spoil, why: str) -> None:
+def test_folders_that_do_not_fit_together_are_refused(own: Path, spoil, why: str) -> None:
     spoil(own)
     with pytest.raises(ModelUnavailable, match=why):
         load_generator(spec_of(own), FP32)
@@ -210,17 +209,17 @@ def test_a_config_of_a_larger_model_costs_no_memory(
         pytest.fail("it was read")
 
     edited(own, "config.json", **fields)
-    monkeypatch.setattr(read_model.AutoModelForCausalLM, "from_pretrained", never)
+    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", never)
     assert "do not fit its config.json" in reason_of(own)
 
 
-def test_a_model_keeps_nothing_of_its_file(tmp_path: Path) -> None:
+def test_a_model_does_not_refer_to_its_file(tmp_path: Path) -> None:
     folder = write_codellama(tmp_path / "bf16", dtype="bfloat16")
     model = load_generator(spec_of(folder), LoadOptions("cpu", "bf16"))
     for file in folder.glob("*.safetensors"):
         with file.open("r+b") as opened:
             opened.write(bytes(file.stat().st_size))
-    scores = load_self_test.probe_logits("mine", model.network, model.probe)[-1]
+    scores = self_test.probe_logits("mine", model.network, model.probe)[-1]
     assert torch.equal(scores, model.probe_scores)
 
 
@@ -243,51 +242,51 @@ def test_a_tokeniser_that_loses_text_is_refused(tmp_path: Path, write: Callable[
     folder = write(tmp_path / "model")
     sentencepiece = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").unlink()
-    told = "does not give back what it reads; use a copy with its tokenizer.json"
-    assert told in reason_of(folder)
+    message = "does not give back what it reads; use a copy with its tokenizer.json"
+    assert message in reason_of(folder)
     (folder / "tokenizer.json").write_text(sentencepiece)
     edited(folder, "tokenizer_config.json", tokenizer_class="GPTNeoXTokenizer")
-    assert told in reason_of(folder)
+    assert message in reason_of(folder)
 
 
-def test_tokens_without_weights_are_told(tmp_path: Path) -> None:
+def test_tokens_without_weights_are_noted(tmp_path: Path) -> None:
     """CodeLlama 7b-Python is so: its tokeniser's class adds the tokens of gaps."""
     folder = write_llama(tmp_path / "python")
     edited(folder, "tokenizer_config.json", tokenizer_class="CodeLlamaTokenizer")
     model = load_generator(spec_of(folder), FP32)
-    assert (model.prompts.fill, model.notes) == (False, ("4 tokens of its tokeniser have no weights",))
+    assert (model.prompts.fill, model.facts.notes) == (False, ("4 tokens of its tokeniser have no weights",))
 
 
-@pytest.mark.parametrize("how", ["int8", "int4"])
-def test_what_cannot_be_quantised_for_the_most_part_is_refused(starcoder: Path, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_a_mostly_unquantizable_model_is_refused(starcoder: Path, tmp_path: Path, quantization: str) -> None:
     """GPT-2's layers are of a kind of its own."""
     folder = Path(shutil.copytree(starcoder, tmp_path / "gpt2", ignore=shutil.ignore_patterns("model*")))
     rows = json.loads((starcoder / "config.json").read_text())["vocab_size"]
     GPT2LMHeadModel(GPT2Config(n_embd=64, n_head=4, n_layer=2, vocab_size=rows)).save_pretrained(folder)
-    assert "of its weights are in layers that cannot be" in reason_of(folder, LoadOptions("cpu", "bf16", how))
+    assert "of its weights are in layers that cannot be" in reason_of(folder, LoadOptions("cpu", "bf16", quantization))
 
 
-def test_what_is_not_quantised_is_told(codellama: Path) -> None:
-    note = load_generator(spec_of(codellama), LoadOptions("cpu", "bf16", "int4")).notes[1]
+def test_unquantised_matrices_are_noted(codellama: Path) -> None:
+    note = load_generator(spec_of(codellama), LoadOptions("cpu", "bf16", "int4")).facts.notes[1]
     assert note == "1 of its matrices, 34% of their weights, are not int4"
 
 
 def test_quantised_layers_are_tested_with_one_row_and_with_many() -> None:
-    probes = load_self_test.probes_of_rows([5, 6, 7], 1000)
-    assert ([len(ids) for ids in probes], set(probes[2])) == ([1, 3, load_self_test.MANY_TOKENS], {5, 6, 7})
-    assert [len(ids) for ids in load_self_test.probes_of_rows([5, 6, 7], 8)] == [1, 3, 8]
+    probes = self_test.probes_of_rows([5, 6, 7], 1000)
+    assert ([len(ids) for ids in probes], set(probes[2])) == ([1, 3, self_test.MANY_TOKENS], {5, 6, 7})
+    assert [len(ids) for ids in self_test.probes_of_rows([5, 6, 7], 8)] == [1, 3, 8]
     near, far = torch.zeros(2, 4), torch.tensor([[99.0, 0, 0, 0]] * 2)
     with pytest.raises(ModelUnavailable, match="choose a higher precision"):
-        load_self_test.require_near("mine", "int8", [near, near, near], [near, near, far])
+        self_test.require_near("mine", "int8", [near, near, near], [near, near, far])
 
 
-def test_no_context_is_below_one(own: Path) -> None:
+def test_a_negative_context_is_refused(own: Path) -> None:
     edited(own, "config.json", max_position_embeddings=-1)
     assert "give `max_tokens`" in reason_of(own)
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.attn.bias"])
-def test_what_older_repositories_keep_beside_the_weights_does_no_harm(own: Path, name: str) -> None:
+def test_stale_buffers_are_ignored(own: Path, name: str) -> None:
     beside(own, name)
     load_generator(spec_of(own), FP32)
 
@@ -337,7 +336,7 @@ def test_architectures_that_the_engine_cannot_run(config: PretrainedConfig, why:
         ({"model_type": "gemma4_text"}, "does not say what keys and values"),
     ],
 )
-def test_more_of_them(fields: dict[str, object], why: str, tmp_path: Path) -> None:
+def test_configurations_that_the_engine_cannot_run(fields: dict[str, object], why: str, tmp_path: Path) -> None:
     """By the configuration alone: there are no weights."""
     (tmp_path / "config.json").write_text(json.dumps(fields))
     with pytest.raises(ModelUnavailable, match=f"its architecture, {fields['model_type']}, is not served: .*{why}"):
@@ -369,7 +368,7 @@ def test_a_model_whose_tokens_see_the_next_cannot_write(codellama: Path, monkeyp
     def backwards(model: str, network: object, ids: list[int]) -> torch.Tensor:
         return torch.tensor([[float(ids[-1]), 0.0]])
 
-    monkeypatch.setattr(load_self_test, "probe_logits", backwards)
+    monkeypatch.setattr(self_test, "probe_logits", backwards)
     assert "cannot write" in reason_of(codellama)
 
 
@@ -394,18 +393,20 @@ def test_auto_falls_back_to_fp32_where_bf16_is_not_finite(codellama: Path, monke
             network.lm_head.weight[0] = float("inf")
         return network
 
-    read = read_model.read_network
-    monkeypatch.setattr("models.generation.causal_lm.read_network", spoilt)
+    read = load.read_network
+    monkeypatch.setattr("models.generation.load.read_network", spoilt)
     monkeypatch.setattr(loader, "pick_dtype", lambda wanted, _: "bf16" if wanted == "auto" else wanted)
     model = load_generator(spec_of(codellama), LoadOptions("cpu"))
-    assert model.dtype == "fp32"
-    assert model.notes[0].startswith("runs in fp32, because in bf16 ")
+    assert model.facts.dtype == "fp32"
+    assert model.facts.notes[0].startswith("runs in fp32, because in bf16 ")
     with pytest.raises(NonFiniteLogits):
         load_generator(spec_of(codellama), LoadOptions("cpu", "bf16"))
 
 
-def test_a_quantised_model_that_strays_is_refused(codellama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load_self_test, "MOST_NATS", {"int8": -1.0})
+def test_a_quantised_model_with_too_much_divergence_is_refused(
+    codellama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_test, "MAX_DIVERGENCE", {"int8": -1.0})
     assert "as int8 its probabilities are" in reason_of(codellama, LoadOptions("cpu", "bf16", "int8"))
 
 
@@ -420,23 +421,23 @@ def test_a_tokeniser_of_another_model_is_refused(codellama: Path, tmp_path: Path
     assert "its weights have 300 rows" in reason_of(folder)
 
 
-@pytest.mark.parametrize("how", [None, "int8", "int4"])
-def test_what_it_will_take_is_about_what_it_takes(tmp_path: Path, how: str | None) -> None:
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+def test_expected_bytes_are_close_to_the_real_ones(tmp_path: Path, quantization: str | None) -> None:
     for write in (write_codellama, write_starcoder):
         folder = write(tmp_path / write.__name__, hidden=256, intermediate=1024, vocab=4096)
-        spec, options = spec_of(folder), LoadOptions("cpu", "bf16", how)
+        spec, options = spec_of(folder), LoadOptions("cpu", "bf16", quantization)
         device, expected = expected_bytes(spec, options)
         assert device == "cpu"
-        assert load_generator(spec, options).weight_bytes == pytest.approx(expected, rel=0.03)
+        assert load_generator(spec, options).facts.weight_bytes == pytest.approx(expected, rel=0.03)
 
 
-@pytest.mark.parametrize("how", [None, "int8"])
-def test_the_model_that_comes_with_mlbus(how: str | None) -> None:
-    model = load_generator(load_catalogue().get("tiny_coder"), LoadOptions("cpu", "bf16", how))
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_the_model_that_comes_with_mlbus(quantization: str | None) -> None:
+    model = load_generator(load_catalogue().get("tiny_coder"), LoadOptions("cpu", "bf16", quantization))
     assert model.prompts.fill
     assert model.stop_ids
-    if how:
-        assert nats_in(model.notes[0]) < 0.01
+    if quantization:
+        assert nats_in(model.facts.notes[0]) < 0.01
 
 
 def nats_in(note: str) -> float:

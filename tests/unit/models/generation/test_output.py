@@ -14,11 +14,10 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer
 
 from models.errors import ModelUnavailable
-from models.generation.detokenise import Detokeniser
-from models.generation.output import TextOutput
-from models.generation.request import Piece, Request, TokenLogprob
-from models.generation.token_bytes import spelling_of
+from models.generation.output import Detokeniser, TextOutput
+from models.generation.token_bytes import read_token_bytes
 from models.generation.tokenizer import GenerationTokenizer
+from models.generation.types import Piece, Request, TokenLogprob
 
 FOLDERS: dict[str, Callable[[], Path]] = {"sentencepiece": codellama, "byte level": starcoder}
 KINDS = pytest.mark.parametrize("kind", FOLDERS)
@@ -59,7 +58,7 @@ def of(kind: str, *tokens: str) -> list[int]:
 
 @KINDS
 @given(data=st.data())
-def test_any_ids_joined_are_the_text_at_once(kind: str, data: st.DataObject) -> None:
+def test_pieces_joined_equal_the_one_shot_text(kind: str, data: st.DataObject) -> None:
     # Past the vocabulary too: models have rows in their output layer that are no token.
     ids = data.draw(st.lists(st.integers(0, tokenizer(kind).vocabulary + 20)))
     assert "".join(pieces(kind, ids)) == at_once(kind, [token for token in ids if token < tokenizer(kind).vocabulary])
@@ -67,7 +66,7 @@ def test_any_ids_joined_are_the_text_at_once(kind: str, data: st.DataObject) -> 
 
 @KINDS
 @given(data=st.data())
-def test_bytes_that_are_no_characters_become_what_the_tokeniser_makes_of_them(kind: str, data: st.DataObject) -> None:
+def test_invalid_bytes_are_replaced_as_the_tokeniser_does(kind: str, data: st.DataObject) -> None:
     if kind == "byte level":
         names = st.sampled_from([name for name in backend(kind).get_vocab() if len(name) == 1])
     else:
@@ -78,8 +77,8 @@ def test_bytes_that_are_no_characters_become_what_the_tokeniser_makes_of_them(ki
 
 @KINDS
 @given(text=TEXTS)
-def test_a_text_comes_back_whole(kind: str, text: str) -> None:
-    ids = tokenizer(kind).encode(text)[len(tokenizer(kind).before) :]
+def test_text_survives_a_round_trip(kind: str, text: str) -> None:
+    ids = tokenizer(kind).encode(text)[len(tokenizer(kind).prefix_ids) :]
     assert "".join(pieces(kind, ids)) == at_once(kind, ids)
     within = tokenizer(kind).encode_within(text)
     assert "".join(pieces(kind, within, prompt=of(kind, "e"))) == text
@@ -87,7 +86,7 @@ def test_a_text_comes_back_whole(kind: str, text: str) -> None:
 
 @KINDS
 @given(text=TEXTS, more=TEXTS)
-def test_a_completion_is_what_the_whole_has_more_than_its_prompt(kind: str, text: str, more: str) -> None:
+def test_a_completion_is_the_whole_text_without_its_prompt(kind: str, text: str, more: str) -> None:
     prompt, ids = tokenizer(kind).encode(text + "."), tokenizer(kind).encode_within(more)
     before, whole = at_once(kind, prompt), at_once(kind, [*prompt, *ids])
     assert whole.startswith(before)
@@ -103,20 +102,20 @@ def test_no_piece_holds_part_of_a_character(kind: str, text: str) -> None:
         assert text.startswith(sent)
 
 
-def test_characters_of_a_byte_level_vocabulary_come_with_their_last_byte() -> None:
+def test_a_character_is_emitted_with_its_last_byte() -> None:
     ids = tokenizer("byte level").encode("é🙂")
     assert [piece for piece in pieces("byte level", ids) if piece] == ["é", "🙂"]
     assert pieces("byte level", ids)[-2:] == ["🙂", ""]
 
 
-def test_a_run_of_bytes_comes_when_it_ends() -> None:
+def test_a_run_of_fallback_bytes_is_emitted_when_it_ends() -> None:
     good = of("sentencepiece", "<0xE4>", "<0xBD>", "<0xA0>", "e")
     assert pieces("sentencepiece", good) == ["", "", "", "你e", ""]
     bad = of("sentencepiece", "<0xE4>", "<0xBD>", "<0xA0>", "<0xFF>")
     assert pieces("sentencepiece", bad) == ["", "", "", "", "\ufffd" * 4]
 
 
-def test_the_first_space_goes_only_where_nothing_stands_before_it() -> None:
+def test_the_first_space_is_dropped_only_at_the_start_of_a_text() -> None:
     words, bos = of("sentencepiece", "▁", "e", "▁", "e"), of("sentencepiece", "<s>")
     assert pieces("sentencepiece", words) == ["", "e", " ", "e", ""]
     assert pieces("sentencepiece", words, prompt=bos) == ["", "e", " ", "e", ""]
@@ -124,47 +123,47 @@ def test_the_first_space_goes_only_where_nothing_stands_before_it() -> None:
 
 
 @KINDS
-def test_a_tokens_own_text_is_for_people(kind: str) -> None:
+def test_token_bytes_name_special_tokens_too(kind: str) -> None:
     known = tokenizer(kind)
     for token in known.encode_within(" return x"):
-        assert known.token_text(token) in " return x"
-    assert known.token_text(known.encode_within("🙂")[0]) == "\ufffd"
-    assert known.token_text(known.eos_id or 0) in ("</s>", "<|endoftext|>")
-    assert known.token_text(10**6) == ""
+        assert known.token_bytes(token) in b" return x"
+    assert known.token_bytes(known.encode_within("🙂")[0]) in "🙂".encode()
+    assert known.token_bytes(known.eos_id or 0) in (b"</s>", b"<|endoftext|>")
+    assert known.token_bytes(10**6) == b""
 
 
-def test_decoders_of_other_kinds_are_refused(tmp_path: Path) -> None:
+def test_unsupported_decoders_are_refused(tmp_path: Path) -> None:
     for decoder in (decoders.WordPiece(), decoders.Sequence([decoders.Fuse(), decoders.Replace("a", "b")]), None):
         other = Tokenizer(models.BPE({"a": 0}, []))
         if decoder is not None:
             other.decoder = decoder
         with pytest.raises(ValueError, match="is not known here"):
-            spelling_of(other)
+            read_token_bytes(other)
     other.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     with pytest.raises(ModelUnavailable, match="'mine' is unavailable: its tokeniser decodes by no rule"):
         GenerationTokenizer.read(tmp_path, "mine")
 
 
-def test_added_tokens_of_a_byte_level_vocabulary_are_their_own_text() -> None:
+def test_added_tokens_of_a_byte_level_vocabulary_stand_for_themselves() -> None:
     other = Tokenizer(models.BPE({"a": 0}, []))
     other.decoder = decoders.ByteLevel()
     other.add_tokens(["你 a"])
-    assert spelling_of(other).parts == {0: b"a", 1: "你 a".encode()}
+    assert read_token_bytes(other).parts == {0: b"a", 1: "你 a".encode()}
 
 
-def test_bytes_are_what_the_library_takes_for_them() -> None:
+def test_fallback_bytes_are_parsed_as_the_library_does() -> None:
     """A sign is one of its digits."""
     names = ["<0x+A>", "<0x-A>", "<0x0a>", "<0xAG>", "<0x+>"]
     other = Tokenizer(models.BPE({name: place for place, name in enumerate(names)}, []))
     other.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    parts = spelling_of(other).parts
+    parts = read_token_bytes(other).parts
     assert [parts[token] for token in range(5)] == [b"\n", "<0x-A>", b"\n", "<0xAG>", "<0x+>"]
     for token, part in parts.items():
         assert other.decode([token]) == (part if isinstance(part, str) else part.decode())
 
 
-def test_a_tokeniser_in_python_is_unavailable(tmp_path: Path) -> None:
+def test_a_slow_tokeniser_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
     with pytest.raises(ModelUnavailable, match="has no fast form"):
         GenerationTokenizer.read(tmp_path)
@@ -193,7 +192,7 @@ def test_threads_share_a_tokeniser() -> None:
         assert list(pool.map(lambda text: (known.encode(text), known.encode_within(text)), texts)) == expected
 
 
-def test_a_model_with_neither_chat_nor_fill_says_so() -> None:
+def test_a_model_without_chat_and_fill_reports_it() -> None:
     base = GenerationTokenizer.read(llama())
     assert base.chat is None
     assert base.id_of("▁<PRE>") is None
@@ -219,12 +218,12 @@ def run(out: TextOutput, ids: Sequence[int]) -> tuple[list[Piece], str | None]:
     return made + ([last] if last else []), stop
 
 
-def test_tokens_without_text_of_their_own_go_with_the_next_piece() -> None:
+def test_tokens_without_text_belong_to_the_next_piece() -> None:
     ids = tokenizer("byte level").encode("🙂.")
     made, stop = run(output("byte level"), ids)
     assert stop is None
     assert [(piece.text, piece.tokens) for piece in made] == [("🙂", len(ids) - 1), (".", 1)]
-    assert [[told.id for told in piece.logprobs] for piece in made] == [ids[:-1], ids[-1:]]
+    assert [[logprob.id for logprob in piece.logprobs] for piece in made] == [ids[:-1], ids[-1:]]
 
 
 def test_a_stop_string_over_several_tokens_is_cut_off() -> None:
@@ -234,14 +233,14 @@ def test_a_stop_string_over_several_tokens_is_cut_off() -> None:
     assert [(piece.text, piece.tokens) for piece in made] == [("a", 1), ("b", 1)]
 
 
-def test_text_held_back_for_nothing_comes_with_its_tokens() -> None:
+def test_released_text_comes_with_its_tokens() -> None:
     made, stop = run(output("byte level", "#!?"), of("byte level", *"a#!b#"))
     assert stop is None
     assert [(piece.text, piece.tokens) for piece in made] == [("a", 1), ("#!b", 3), ("#", 1)]
-    assert [told.text for piece in made for told in piece.logprobs] == [b"a", b"#", b"!", b"b", b"#"]
+    assert [logprob.text for piece in made for logprob in piece.logprobs] == [b"a", b"#", b"!", b"b", b"#"]
 
 
-def test_a_token_goes_with_its_first_character() -> None:
+def test_a_token_belongs_to_the_piece_of_its_first_character() -> None:
     words = sorted(name for name in backend("byte level").get_vocab() if name.isascii() and name.isalpha())
     long = next(word for word in words if len(set(word)) == len(word) > 3)
     made, stop = run(output("byte level", long[2:] + "#"), of("byte level", long, "!"))
@@ -269,7 +268,7 @@ def test_a_stop_string_of_byte_tokens_ends_the_text_at_once() -> None:
     assert ("".join(piece.text for piece in made), stop) == ("e\n", "你")
 
 
-def test_a_stop_string_that_only_the_end_makes_whole_is_found_there() -> None:
+def test_a_stop_string_completed_by_the_flush_is_found() -> None:
     made, stop = run(
         output("byte level", "a\ufffd"), [*of("byte level", "e", "a"), *tokenizer("byte level").encode("你")[:1]]
     )
@@ -289,7 +288,7 @@ def test_pieces_are_never_empty_and_hold_each_token_once(kind: str, data: st.Dat
     made, stop = run(output(kind, *stops), ids)
     text = "".join(pieces(kind, ids, of(kind, "e")))
     assert all(piece.text for piece in made)
-    assert [told.id for piece in made for told in piece.logprobs] == ids[: sum(piece.tokens for piece in made)]
+    assert [logprob.id for piece in made for logprob in piece.logprobs] == ids[: sum(piece.tokens for piece in made)]
     sent = "".join(piece.text for piece in made)
     assert text.startswith(sent)
     assert not any(wanted in sent for wanted in stops)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from models.generation.base import Chat, Fill, Message, Plain, Prompt
 from models.generation.errors import InvalidRequest
 from models.generation.prompt import Prompts
 from models.generation.tokenizer import GenerationTokenizer
+from models.generation.types import Chat, Fill, Message, Plain, Prompt
 
 END = frozenset({2})
 TURNS = (
@@ -51,18 +51,18 @@ def test_a_plain_prompt_is_encoded_as_the_tokeniser_does(name: str, text: str) -
     assert made.stop_ids == END
 
 
-def test_there_is_one_beginning_of_text() -> None:
+def test_a_plain_prompt_has_one_bos() -> None:
     assert named(codellama(), Plain("x")) == "<s>▁x"
     assert named(codellama(), Plain("<s>x")) == "<s>x"
     assert named(starcoder(), Plain("x")) == "x"
 
 
-def test_transformers_own_marker_is_text() -> None:
+def test_transformers_fill_marker_is_text() -> None:
     assert named(codellama(), Plain("a<FILL_ME>b")) == "<s>▁a<FILL_ME>b"
     assert reader(codellama()).id_of("<FILL_ME>") is None
 
 
-def test_a_chat_is_what_the_template_makes_of_it() -> None:
+def test_a_chat_equals_the_rendered_template() -> None:
     oracle = AutoTokenizer.from_pretrained(codellama())
     turns = [{"role": turn.role, "content": turn.content} for turn in TURNS]
     expected = oracle.apply_chat_template(turns, add_generation_prompt=True, return_dict=True).input_ids
@@ -72,23 +72,23 @@ def test_a_chat_is_what_the_template_makes_of_it() -> None:
     assert made.stop_ids == END
 
 
-def test_a_developer_is_a_system_where_the_template_knows_none() -> None:
+def test_developer_becomes_system_if_the_template_has_no_such_role() -> None:
     system, developer = (Chat((Message(role, "Be brief."), *TURNS[1:])) for role in ("system", "developer"))
     assert prompts(codellama())(developer) == prompts(codellama())(system)
     assert named(converted_folder(), developer) == named(converted_folder(), system)
 
 
-def test_a_tool_is_told_of_where_the_template_writes_roles() -> None:
+def test_tool_messages_need_a_template_that_writes_their_role() -> None:
     assert "<|im_start|>toolĊ42<|im_end|>" in named(converted_folder(), Chat((*TURNS, Message("tool", "42"))))
     with pytest.raises(InvalidRequest, match="does not take them: it has no turns of the role 'tool'"):
         prompts(codellama())(Chat((Message("user", "a"), Message("tool", "42"), Message("user", "b"))))
 
 
-def test_a_turn_may_be_empty() -> None:
+def test_a_message_may_be_empty() -> None:
     assert "<|im_start|>userĊ<|im_end|>" in named(converted_folder(), Chat((Message("user", ""),)))
 
 
-def test_a_last_turn_is_continued() -> None:
+def test_the_final_message_is_continued() -> None:
     begun = Chat((Message("user", "a"), Message("assistant", "Sure: ")), continue_final=True)
     assert named(converted_folder(), begun).endswith("<|im_start|>assistantĊSure:Ġ")
 
@@ -101,7 +101,7 @@ def test_a_last_turn_is_continued() -> None:
         ((Message("user", "\ud800"),), "surrogate"),
     ],
 )
-def test_a_chat_that_the_template_refuses_is_the_callers_mistake(messages: tuple[Message, ...], reason: str) -> None:
+def test_a_chat_that_the_template_refuses_is_an_invalid_request(messages: tuple[Message, ...], reason: str) -> None:
     with pytest.raises(InvalidRequest, match=reason) as refused:
         prompts(codellama())(Chat(messages))
     assert refused.value.field == "messages"
@@ -124,7 +124,7 @@ def test_a_bad_template_costs_the_request_alone(tmp_path: Path, template: str, r
         prompts(folder)(Chat((Message("user", "hi"),)))
 
 
-def test_what_a_model_cannot_do_is_refused() -> None:
+def test_unsupported_prompts_are_refused() -> None:
     base = prompts(llama())
     assert not base.chat
     assert not base.fill
@@ -148,7 +148,7 @@ def test_what_a_model_cannot_do_is_refused() -> None:
         (Fill("a", "\ud800"), "suffix"),
     ],
 )
-def test_nothing_and_no_characters_are_refused(prompt: Prompt, field: str) -> None:
+def test_empty_prompts_and_surrogates_are_refused(prompt: Prompt, field: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         prompts(starcoder())(prompt)
     assert refused.value.field == field
@@ -169,7 +169,7 @@ def test_no_space_is_put_before_a_suffix() -> None:
     assert named(codellama(), Fill("a", "")) == "<s>▁<PRE>▁a▁<SUF>▁<MID>"
 
 
-def test_starcoders_gap_has_no_beginning_of_text() -> None:
+def test_starcoders_gap_has_no_bos() -> None:
     made = prompts(starcoder())(Fill("def f(", "):\n    pass"))
     expected = AutoTokenizer.from_pretrained(starcoder())("<fim_prefix>def f(<fim_suffix>):\n    pass<fim_middle>")
     assert list(made.ids) == expected.input_ids
@@ -178,11 +178,11 @@ def test_starcoders_gap_has_no_beginning_of_text() -> None:
 
 @pytest.mark.parametrize("name", ALL)
 @given(words=st.lists(st.sampled_from(["<fim_suffix>", "<|endoftext|>", "<s>", "</s>", "a", " "]), min_size=1))
-def test_code_about_special_tokens_holds_none(name: str, words: list[str]) -> None:
+def test_special_tokens_around_a_gap_are_text(name: str, words: list[str]) -> None:
     tokenizer, text = reader(ALL[name]()), "".join(words)
     ids = tokenizer.encode_within(text)
-    assert "".join(map(tokenizer.token_text, ids)) == text
-    assert all(token in tokenizer.spelling.parts for token in ids)
+    assert b"".join(map(tokenizer.token_bytes, ids)).decode() == text
+    assert all(token in tokenizer.decoding.parts for token in ids)
 
 
 def other_kind(*special: str, bos: bool) -> PreTrainedTokenizerFast:
@@ -215,7 +215,7 @@ def test_gaps_of_other_families(special: tuple[str, ...], bos: bool, expected: l
     assert made.stop_ids == ends
 
 
-def test_tokens_beyond_the_weights_are_none() -> None:
+def test_fill_tokens_beyond_the_weights_are_ignored() -> None:
     """transformers adds those of a gap to any tokeniser of CodeLlama's class."""
     rows = reader(codellama()).id_of("▁<MID>")
     assert rows
@@ -224,7 +224,7 @@ def test_tokens_beyond_the_weights_are_none() -> None:
     assert made.stop_ids == frozenset()
 
 
-def test_tokens_that_are_added_and_not_special_are_code_in_a_gap() -> None:
+def test_added_tokens_around_a_gap_are_text() -> None:
     """So are Qwen's; but runs of spaces are found, as the model knows them."""
     tokenizer = other_kind(*QWEN, bos=False)
     plain = [AddedToken(name, special=False, normalized=False) for name in ("<|fim_pad|>", "<|file_sep|>", "    ")]
@@ -238,7 +238,7 @@ def test_tokens_that_are_added_and_not_special_are_code_in_a_gap() -> None:
     assert Prompts(read, frozenset(), 100)(Fill("a", "b")).stop_ids == ends
 
 
-def test_no_end_is_put_behind_a_prompt() -> None:
+def test_no_eos_is_appended_to_a_prompt() -> None:
     tokenizer = other_kind("<eos>", bos=False)
     end = ("<eos>", 2)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(

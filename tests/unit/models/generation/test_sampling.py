@@ -16,9 +16,10 @@ from transformers.generation import logits_process as theirs
 
 from models.generation import filters
 from models.generation.errors import InvalidRequest
-from models.generation.penalties import adjusted
-from models.generation.request import Sampling
-from models.generation.sampling import NOT_FINITE, Chosen, SamplerState, check, sample
+from models.generation.sampler_state import SamplerState
+from models.generation.sampling import NOT_FINITE, Chosen, adjusted, sample
+from models.generation.types import Sampling
+from models.generation.validation import check_sampling
 
 VOCABULARY = 30
 NO_STOPS: frozenset[int] = frozenset()
@@ -72,7 +73,7 @@ def _state(sampling: Sampling, prompt: Sequence[int] = (), text: Sequence[int] =
 
 
 def _draws(row: Tensor, sampling: Sampling, count: int) -> list[int]:
-    """A token for each of so many seeds."""
+    """A token for each of `count` seeds."""
     states = [_state(replace(sampling, seed=seed), width=len(row)) for seed in range(count)]
     return [chosen.id for chosen in sample(row.expand(count, -1), states)]
 
@@ -110,13 +111,13 @@ def _is_on_an_edge(row: Tensor, sampling: Sampling) -> bool:
     return at_top_p or (sampling.min_p > 0 and bool(((relative - sampling.min_p).abs() < 1e-6).any()))
 
 
-# What is drawn
+# Draws
 
 
 @pytest.mark.usefixtures("candidates")
 @settings(max_examples=60)
 @given(some_logits, filtered)
-def test_exactly_what_transformers_keeps_is_drawn(logits: list[float], sampling: Sampling) -> None:
+def test_draws_are_exactly_from_what_transformers_keeps(logits: list[float], sampling: Sampling) -> None:
     row = torch.tensor(logits)
     assume(not _is_on_an_edge(row, sampling))
     expected = _probabilities(row, sampling)
@@ -137,7 +138,7 @@ def test_exactly_what_transformers_keeps_is_drawn(logits: list[float], sampling:
         Sampling(temperature=1.3, top_k=15, top_p=0.95, min_p=0.02),
     ],
 )
-def test_tokens_have_the_odds_of_the_softmax(sampling: Sampling) -> None:
+def test_draws_follow_the_softmax(sampling: Sampling) -> None:
     count = 6_000
     row = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(0)) * 1.5
     expected = _probabilities(row, sampling) * count
@@ -149,7 +150,7 @@ def test_tokens_have_the_odds_of_the_softmax(sampling: Sampling) -> None:
     assert chi_square < freedom + 4 * (2 * freedom) ** 0.5
 
 
-def test_rare_tokens_have_their_odds_among_many() -> None:
+def test_rare_tokens_are_drawn_as_often_as_the_softmax_says() -> None:
     """Ten tokens hold half of the mass, 32,000 the other half, each as likely as the next."""
     row = torch.zeros(32_010)
     row[-10:] += torch.tensor(3200.0).log()
@@ -196,7 +197,7 @@ def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.3, 2.0, 8.0])
-def test_a_token_does_not_depend_on_the_way_it_was_found(scale: float) -> None:
+def test_a_token_does_not_depend_on_the_code_path(scale: float) -> None:
     rows = torch.randn(40, 2000, generator=torch.Generator().manual_seed(2)) * scale
     rows[::2] = rows[::2].bfloat16().float()  # many ties
     states = [_state(replace(MIXED[i % 10], seed=i), text=[3, 4, 4], width=2000) for i in range(40)]
@@ -226,7 +227,7 @@ def _complete(sampling: Sampling, steps: int, rebuilt_after: int | None = None) 
     return text
 
 
-def test_a_text_is_the_same_alone_in_a_crowd_and_built_anew() -> None:
+def test_a_text_is_the_same_alone_in_a_batch_and_rebuilt() -> None:
     prompt, steps = [1, 2, 3, 3], 12
     alone = [_complete(sampling, steps) for sampling in MIXED]
     assert [_complete(sampling, steps, rebuilt_after=5) for sampling in MIXED] == alone
@@ -242,7 +243,7 @@ def test_a_text_is_the_same_alone_in_a_crowd_and_built_anew() -> None:
     assert [state.position for state in states] == [steps] * len(MIXED)
 
 
-def test_seeds_and_positions_draw_anew() -> None:
+def test_seeds_and_positions_draw_independently() -> None:
     row = torch.zeros(1, 1000)
     assert len(set(_draws(row[0], Sampling(), 100))) > 80
     state = _state(Sampling(seed=2**64 - 1), width=1000)
@@ -271,7 +272,7 @@ def test_a_row_without_finite_scores_fails_alone(broken: Tensor, value: float) -
     assert found[1::2] == [Chosen(NOT_FINITE)] * len(MIXED)
 
 
-def test_logits_and_states_are_left_as_they_are() -> None:
+def test_logits_and_states_are_not_modified() -> None:
     rows = torch.randn(len(MIXED), VOCABULARY, generator=torch.Generator().manual_seed(4))
     before = rows.clone()
     states = [_state(sampling, [1, 2], [3], stop_ids=frozenset({5}), min_tokens=3) for sampling in MIXED]
@@ -304,7 +305,7 @@ def test_biases_are_as_in_transformers(logits: list[float], biases: dict[int, fl
 
 
 @given(some_logits, tokens, tokens, st.floats(-2, 2, width=32), st.floats(-2, 2, width=32))
-def test_presence_and_frequency_count_the_text_alone(
+def test_presence_and_frequency_count_only_the_completion(
     logits: list[float], prompt: list[int], text: list[int], presence: float, frequency: float
 ) -> None:
     row = torch.tensor([logits])
@@ -322,20 +323,20 @@ def test_each_row_has_its_own_penalties() -> None:
     assert torch.equal(adjusted(rows, states), torch.cat(alone))
 
 
-def test_rows_that_ask_for_nothing_are_not_copied() -> None:
+def test_rows_without_adjustments_are_not_copied() -> None:
     rows = torch.zeros(1, VOCABULARY)
     assert adjusted(rows, [_state(GREEDY, [1, 2], [3], stop_ids=frozenset({4}), min_tokens=1)]) is rows
 
 
-# What is told
+# Log-probabilities
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, VOCABULARY])
 def test_logprobs_are_the_models_own(count: int) -> None:
     rows = torch.randn(3, VOCABULARY, generator=torch.Generator().manual_seed(6))
     rows[1, 4:] = -torch.inf
-    asked = Sampling(0.1, top_k=3, repetition_penalty=2.0, logit_bias={1: 5.0}, logprobs=count)
-    found = sample(rows, [_state(asked, [1, 2]), _state(replace(asked, seed=4)), _state(GREEDY)])
+    sampling = Sampling(0.1, top_k=3, repetition_penalty=2.0, logit_bias={1: 5.0}, logprobs=count)
+    found = sample(rows, [_state(sampling, [1, 2]), _state(replace(sampling, seed=4)), _state(GREEDY)])
     expected = torch.log_softmax(rows, dim=-1)
     for row, chosen in enumerate(found[:2]):
         assert chosen.logprob == float(expected[row, chosen.id])
@@ -363,16 +364,16 @@ def test_logprobs_are_the_models_own(count: int) -> None:
         *(("logit_bias", value) for value in ({VOCABULARY: 1.0}, {-1: 1.0}, {0: 101.0}, {0: torch.nan})),
     ],
 )
-def test_what_cannot_be_sampled_is_refused_by_name(field: str, value: object) -> None:
+def test_invalid_sampling_is_refused_by_field(field: str, value: object) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        check(Sampling(**{field: value}), VOCABULARY)
+        check_sampling(Sampling(**{field: value}), VOCABULARY)
     assert refused.value.field == field
 
 
 @pytest.mark.parametrize("sampling", [*MIXED, Sampling(top_p=1e-9, seed=2**64 - 1), Sampling(temperature=2)])
-def test_what_can_be_sampled_passes(sampling: Sampling) -> None:
-    check(sampling, VOCABULARY)
+def test_valid_sampling_passes(sampling: Sampling) -> None:
+    check_sampling(sampling, VOCABULARY)
 
 
-def test_no_rows_are_no_tokens() -> None:
+def test_no_rows_give_no_tokens() -> None:
     assert sample(torch.zeros(0, VOCABULARY), []) == []

@@ -1,4 +1,4 @@
-"""The scheduler alone: decodes first, prompts in turn, each with room in the cache, nobody forgotten."""
+"""The scheduler alone: decodes first, prompts round-robin, each with space in the cache, none starved."""
 
 from collections import Counter
 from typing import Any
@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.generation import scheduler
-from models.generation.base import EngineLimits
 from models.generation.kv_cache import BLOCK, KVCache, KVShape
-from models.generation.request import Request, Sampling
-from models.generation.scheduler import ALONE, ScheduledChunk, Scheduler
-from models.generation.sequence import Sequence
+from models.generation.scheduler import MIN_CHUNK_TOKENS, PREFILL_ONLY_FACTOR, STRETCH, PrefillBudget, Scheduler
+from models.generation.sequence import ScheduledChunk, Sequence
+from models.generation.types import EngineLimits, Request, Sampling
 
 SHAPE = KVShape(layers=1, heads=1, head_dim=1, dtype=torch.float32)
 CHUNK = 16
@@ -21,11 +20,11 @@ SCORED = 128
 
 
 class Simulation:
-    """A scheduler whose model makes token 7 in no time. computed: tokens of each sequence, also those done again."""
+    """A scheduler whose model always makes token 7. computed: tokens of each sequence, recomputed ones included."""
 
-    def __init__(self, cache_blocks: int = 16, max_running: int = 4, chunk: int = CHUNK) -> None:
+    def __init__(self, cache_blocks: int = 16, max_running: int = 4, chunk_tokens: int = CHUNK) -> None:
         self.cache = KVCache(SHAPE, cache_blocks * BLOCK, torch.device("cpu"))
-        self.scheduler = Scheduler(self.cache, EngineLimits(max_running=max_running, chunk_tokens=chunk), SCORED)
+        self.scheduler = Scheduler(self.cache, EngineLimits(max_running=max_running, chunk_tokens=chunk_tokens), SCORED)
         self.plans: list[list[ScheduledChunk]] = []
         self.computed: Counter[int] = Counter()
         self.ended: list[int] = []
@@ -39,24 +38,24 @@ class Simulation:
         return sequence
 
     def step(self) -> list[ScheduledChunk]:
-        works = self.scheduler.plan(CHUNK)
-        self.plans.append(works)
+        chunks = self.scheduler.plan(CHUNK)
+        self.plans.append(chunks)
         assert self.cache.used_tokens <= self.cache.tokens
-        for work in works:
-            assert work.sequence.run is not None
-            assert work.sequence.computed + work.length <= work.sequence.run.capacity
-            self.computed[work.sequence.order] += work.length
-            self.scheduler.computed(work)
-        for sequence in [work.sequence for work in works if not work.sequence.missing]:
+        for chunk in chunks:
+            assert chunk.sequence.cache_slice is not None
+            assert chunk.sequence.computed + chunk.length <= chunk.sequence.cache_slice.capacity
+            self.computed[chunk.sequence.order] += chunk.length
+            self.scheduler.mark_computed(chunk)
+        for sequence in [chunk.sequence for chunk in chunks if not chunk.sequence.missing]:
             sequence.tokens.append(7)
             if not sequence.left:
                 self.scheduler.remove(sequence)
                 self.ended.append(sequence.order)
-        return works
+        return chunks
 
     def run(self, steps: int = 2000) -> None:
         while self.scheduler.running or self.scheduler.waiting:
-            assert self.step(), "something waits and nothing runs"
+            assert self.step(), "a sequence waits and none runs"
             assert len(self.plans) < steps
 
 
@@ -65,22 +64,22 @@ requests = st.lists(
 )
 
 
-@given(asked=requests, blocks=st.integers(5, 12), max_running=st.integers(1, 6), ahead=st.sampled_from([2, 256]))
+@given(cases=requests, blocks=st.integers(5, 12), max_running=st.integers(1, 6), ahead=st.sampled_from([2, 256]))
 @settings(max_examples=80, deadline=None)
-def test_everything_ends_whatever_the_room(
-    asked: list[tuple[int, int, str]], blocks: int, max_running: int, ahead: int
+def test_everything_ends_whatever_the_cache_size(
+    cases: list[tuple[int, int, str]], blocks: int, max_running: int, ahead: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(scheduler, "HEADROOM", ahead)
         simulation = Simulation(blocks, max_running)
-        for number, (prompt, made, caller) in enumerate(asked):
+        for number, (prompt, made, caller) in enumerate(cases):
             simulation.add([number] * prompt, made, caller=caller)
 
         simulation.run()
 
-    assert sorted(simulation.ended) == list(range(len(asked)))
+    assert sorted(simulation.ended) == list(range(len(cases)))
     assert simulation.scheduler.used_tokens == 0
-    assert all(len({work.sequence for work in plan if work.length == 1}) <= max_running for plan in simulation.plans)
+    assert all(len({chunk.sequence for chunk in plan if chunk.length == 1}) <= max_running for plan in simulation.plans)
 
 
 def test_decodes_come_first_and_a_chunk_beside_them() -> None:
@@ -89,21 +88,21 @@ def test_decodes_come_first_and_a_chunk_beside_them() -> None:
     simulation.step()
     long = simulation.add([2] * 3 * CHUNK, 1)
 
-    works = simulation.step()
+    chunks = simulation.step()
 
-    assert [(work.sequence, work.length) for work in works] == [(first, 1), (long, CHUNK)]
+    assert [(chunk.sequence, chunk.length) for chunk in chunks] == [(first, 1), (long, CHUNK)]
 
 
-def test_where_nobody_decodes_a_chunk_may_be_longer() -> None:
+def test_a_chunk_may_be_longer_without_decodes() -> None:
     simulation = Simulation()
-    long = simulation.add([2] * (ALONE + 1) * CHUNK, 1)
+    long = simulation.add([2] * (PREFILL_ONLY_FACTOR + 1) * CHUNK, 1)
 
-    assert simulation.step() == [ScheduledChunk(long, ALONE * CHUNK)]
+    assert simulation.step() == [ScheduledChunk(long, PREFILL_ONLY_FACTOR * CHUNK)]
 
 
-def test_prompts_that_are_scored_share_a_bound_and_wait_for_nobody() -> None:
+def test_scored_prompts_share_a_limit_and_use_no_prefix() -> None:
     """Each of their tokens takes a row of scores over the vocabulary."""
-    simulation = Simulation(cache_blocks=64, chunk=SCORED)
+    simulation = Simulation(cache_blocks=64, chunk_tokens=SCORED)
     prompt = list(range(SCORED + 60))
     scored = {"sampling": Sampling(logprobs=0), "prompt_logprobs": True}
     first, second = simulation.add(prompt, 1, **scored), simulation.add(prompt, 1, **scored)
@@ -117,7 +116,7 @@ def test_prompts_that_are_scored_share_a_bound_and_wait_for_nobody() -> None:
     assert second.cached == 0
 
 
-def test_prompts_take_turns() -> None:
+def test_prompts_are_computed_round_robin() -> None:
     simulation = Simulation()
     simulation.add([1] * 8, 50)
     simulation.step()
@@ -141,7 +140,7 @@ def test_a_short_prompt_need_not_wait_for_a_long_one() -> None:
     assert long.missing
 
 
-def test_what_begins_alike_is_computed_once() -> None:
+def test_a_common_prefix_is_computed_once() -> None:
     simulation = Simulation(32, 8)
     shared = list(range(4 * BLOCK))
     sequences = [simulation.add([*shared, 1000 + number, 1], 3) for number in range(5)]
@@ -150,10 +149,9 @@ def test_what_begins_alike_is_computed_once() -> None:
 
     assert simulation.computed[0] == len(shared) + 2 + 2
     assert [sequence.cached for sequence in sequences] == [0, *[len(shared)] * 4]
-    assert simulation.scheduler.prefix_hits == 4 * len(shared)
 
 
-def test_a_prompt_waits_for_another_no_longer_than_they_are_alike() -> None:
+def test_a_prompt_waits_only_for_the_common_prefix() -> None:
     simulation = Simulation(64)
     simulation.add([1] * 8, 50)
     simulation.step()
@@ -167,7 +165,7 @@ def test_a_prompt_waits_for_another_no_longer_than_they_are_alike() -> None:
     assert long.missing
 
 
-def test_what_others_share_is_still_found_when_its_first_owner_goes() -> None:
+def test_a_shared_prefix_is_found_after_its_first_holder_is_freed() -> None:
     simulation = Simulation(cache_blocks=12)
     shared = list(range(2 * BLOCK))
     for tail in (1, 2):
@@ -179,10 +177,10 @@ def test_what_others_share_is_still_found_when_its_first_owner_goes() -> None:
 
     again = simulation.add([*shared, 3, 3], 1)
     simulation.run()
-    assert (again.cached, second.run is not None) == (2 * BLOCK, True)
+    assert (again.cached, second.cache_slice is not None) == (2 * BLOCK, True)
 
 
-def test_what_was_turned_out_tells_of_no_more_cached_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preempted_sequence_reports_no_cached_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "HEADROOM", 1)
     simulation = Simulation(cache_blocks=5)
     sequences = [simulation.add([number] * 40, 60) for number in range(2)]
@@ -193,7 +191,7 @@ def test_what_was_turned_out_tells_of_no_more_cached_tokens(monkeypatch: pytest.
     assert [sequence.cached for sequence in sequences] == [0, 0]
 
 
-def test_beams_take_a_seat_each() -> None:
+def test_each_beam_counts_as_running() -> None:
     simulation = Simulation(cache_blocks=64, max_running=4)
     request = Request("beams", [1, 2, 3], 10, num_beams=4)
     siblings = tuple(Sequence(request, 0, None, None) for _ in range(3))
@@ -205,7 +203,7 @@ def test_beams_take_a_seat_each() -> None:
     assert [sequence.request.id for sequence in simulation.scheduler.running] == ["beams"]
 
 
-def test_the_same_prompt_again_is_computed_but_for_its_last_token() -> None:
+def test_the_same_prompt_again_computes_its_last_token_only() -> None:
     simulation = Simulation()
     prompt = list(range(2 * BLOCK))
     simulation.add(prompt, 1)
@@ -217,7 +215,7 @@ def test_the_same_prompt_again_is_computed_but_for_its_last_token() -> None:
     assert again.cached == len(prompt) - 1
 
 
-def test_ended_sequences_make_room_the_least_recently_used_first() -> None:
+def test_ended_sequences_are_evicted_least_recently_used_first() -> None:
     simulation = Simulation(cache_blocks=8)
     prompts = [[number] * 2 * BLOCK for number in range(2)]
     for prompt in prompts:
@@ -234,7 +232,7 @@ def test_ended_sequences_make_room_the_least_recently_used_first() -> None:
     assert [bool(sequence.cached) for sequence in again] == [True, False]
 
 
-def test_the_latest_is_turned_out_and_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_latest_is_preempted_and_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "HEADROOM", 1)
     simulation = Simulation(cache_blocks=4)
     early, late = simulation.add([1] * 40, 60), simulation.add([2] * 40, 60)
@@ -247,7 +245,7 @@ def test_the_latest_is_turned_out_and_computed_again(monkeypatch: pytest.MonkeyP
     assert simulation.ended == [early.order, late.order]
 
 
-def test_what_waits_can_be_taken_out() -> None:
+def test_a_waiting_sequence_can_be_removed() -> None:
     simulation = Simulation(max_running=1)
     simulation.add([1], 5)
     waiting = simulation.add([2], 5)
@@ -259,11 +257,11 @@ def test_what_waits_can_be_taken_out() -> None:
     assert simulation.ended == [0]
 
 
-def callers(works: list[ScheduledChunk]) -> list[str]:
-    return [work.sequence.request.caller for work in works]
+def callers(chunks: list[ScheduledChunk]) -> list[str]:
+    return [chunk.sequence.request.caller for chunk in chunks]
 
 
-def test_callers_take_turns_for_room() -> None:
+def test_callers_are_admitted_in_turn() -> None:
     simulation = Simulation(max_running=1)
     for caller in "aaabbc":
         simulation.add([1], 2, caller=caller)
@@ -271,7 +269,7 @@ def test_callers_take_turns_for_room() -> None:
     assert simulation.ended == [0, 3, 5, 1, 4, 2]
 
 
-def test_a_caller_that_takes_all_room_gives_some_up_for_another_and_goes_on_later() -> None:
+def test_a_caller_that_holds_everything_is_preempted_for_another() -> None:
     simulation = Simulation()
     many = [simulation.add([number] * 4, 100, caller="many") for number in range(8)]
     for _ in range(10):
@@ -280,14 +278,14 @@ def test_a_caller_that_takes_all_room_gives_some_up_for_another_and_goes_on_late
     for number in range(3):
         simulation.add([9 + number], 3, caller="few")
     assert sorted(callers(simulation.step())) == ["few", "few", "many", "many"]
-    assert [sequence.run is not None for sequence in many[:4]] == [True, True, False, False]  # the latest gave way
+    assert [sequence.cache_slice is not None for sequence in many[:4]] == [True, True, False, False]  # latest preempted
     simulation.run()
     assert simulation.ended[:3] == [8, 9, 10]
     assert sorted(simulation.ended) == list(range(11))
     assert simulation.scheduler.preempted == 2
 
 
-def test_nobody_gives_up_more_than_leaves_it_as_much_as_the_other_has() -> None:
+def test_a_caller_is_not_preempted_below_the_share_of_the_other() -> None:
     simulation = Simulation(max_running=3)
     for caller in "aab":
         simulation.add([1], 4, caller=caller)
@@ -295,3 +293,35 @@ def test_nobody_gives_up_more_than_leaves_it_as_much_as_the_other_has() -> None:
     simulation.add([1], 4, caller="b")
     simulation.run()
     assert simulation.scheduler.preempted == 0
+
+
+def trained(decode_s: float, token_s: float, max_tokens: int = 128) -> PrefillBudget:
+    budget = PrefillBudget(max_tokens)
+    budget.record(4, 0, decode_s)
+    budget.record(4, 100, decode_s + 100 * token_s)
+    return budget
+
+
+def test_the_budget_starts_at_the_limit() -> None:
+    assert PrefillBudget(128).chunk_tokens == 128
+
+
+def test_a_step_with_prompts_takes_at_most_stretch_times_as_long() -> None:
+    assert trained(decode_s=0.02, token_s=0.001).chunk_tokens == int((STRETCH - 1) * 20)
+
+
+def test_a_prompt_ends_however_slow_its_tokens_are() -> None:
+    assert trained(decode_s=0.001, token_s=0.01).chunk_tokens == MIN_CHUNK_TOKENS
+    assert trained(decode_s=0.001, token_s=0.01, max_tokens=4).chunk_tokens == 4
+
+
+def test_the_budget_never_passes_the_limit() -> None:
+    assert trained(decode_s=1.0, token_s=0.0).chunk_tokens == 128
+    assert trained(decode_s=1.0, token_s=0.001).chunk_tokens == 128
+
+
+def test_a_step_of_prompts_alone_changes_no_budget() -> None:
+    budget = trained(decode_s=0.02, token_s=0.001)
+    before = budget.chunk_tokens
+    budget.record(0, 512, 100.0)
+    assert budget.chunk_tokens == before

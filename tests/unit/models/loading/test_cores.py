@@ -1,12 +1,10 @@
-"""The cores: how many a process may use, and who else wants them."""
+"""The number of cores that a process may use."""
 
 from pathlib import Path
 
 import pytest
 
 from models.loading.cores import usable_cores
-from service.cli import doctor_machine
-from service.config import Settings
 
 
 @pytest.mark.parametrize(
@@ -56,19 +54,3 @@ def test_files_that_cannot_be_read_limit_nothing(tmp_path: Path, groups: bytes) 
 def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
     assert usable_cores(tmp_path / "none", tmp_path, cores=3) == 3
     assert usable_cores() >= 1
-
-
-@pytest.mark.parametrize(("waited", "status"), [("3.20", "ok"), ("44.10", "warn")])
-def test_doctor_says_when_the_machine_is_crowded(tmp_path: Path, waited: str, status: str) -> None:
-    (tmp_path / "cpu").write_text(f"some avg10=1.00 avg60={waited} avg300=9.00 total=12\nfull avg10=0.00\n")
-    (finding,) = doctor_machine.load(Settings(), tmp_path / "cpu")
-    assert (finding.status, finding.found) == (
-        status,
-        f"processes waited for a core {float(waited):.0f} % of the last minute",
-    )
-
-
-def test_without_the_kernels_figure_the_load_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.getloadavg", lambda: (99.0, 0.0, 0.0))
-    (finding,) = doctor_machine.load(Settings(), tmp_path / "none")
-    assert (finding.status, finding.found.partition(" processes")[0]) == ("warn", "99.0")

@@ -1,4 +1,4 @@
-"""Loading: what is refused and why, what falls back, what is said on the way."""
+"""Loading: what is refused and why, what falls back, and which steps are reported."""
 
 import gc
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from own_entry import own
 from safetensors.numpy import load_file, save_file
 
 from models.catalogue import ModelSpec, load_catalogue
@@ -38,10 +39,10 @@ def minilm() -> ModelSpec:
 def copied(minilm: ModelSpec, folder: Path) -> ModelSpec:
     """The same model as a user's own entry, in a folder that a test may spoil."""
     shutil.copytree(hub.locate(minilm), folder)
-    return load_catalogue({"mine": {"kind": "embedding", "folder": str(folder)}}).get("mine")
+    return own(folder=folder)
 
 
-def test_loading_is_silent_and_tells_its_steps(minilm: ModelSpec, capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_is_silent_and_reports_its_steps(minilm: ModelSpec, capfd: pytest.CaptureFixture[str]) -> None:
     steps: list[str] = []
     encoder = loader.load(minilm, LoadOptions("cpu", "fp32"), steps.append)
     assert capfd.readouterr() == ("", "")
@@ -104,7 +105,7 @@ def test_what_does_not_fit_together_is_refused(minilm: ModelSpec, tmp_path: Path
         loader.load(own, LoadOptions("cpu", "fp32"))
 
 
-def test_a_model_that_has_one_mask_only_takes_no_other(minilm: ModelSpec) -> None:
+def test_an_entry_cannot_change_the_only_mask_that_a_model_has(minilm: ModelSpec) -> None:
     loader.load(minilm.model_copy(update={"causal": False}), LoadOptions("cpu", "fp32"))
     with pytest.raises(ModelUnavailable, match="`causal`"):
         loader.load(minilm.model_copy(update={"causal": True}), LoadOptions("cpu", "fp32"))
@@ -123,7 +124,7 @@ def test_too_few_tokens_to_test_a_model_with_are_an_error(minilm: ModelSpec) -> 
         loader.load(minilm.model_copy(update={"max_tokens": 4}), LoadOptions("cpu", "fp32"))
 
 
-def test_what_is_remembered_of_weights_is_of_their_setup_too(minilm: ModelSpec, tmp_path: Path) -> None:
+def test_cached_vectors_are_of_weights_and_configuration(minilm: ModelSpec, tmp_path: Path) -> None:
     options = LoadOptions("cpu", "fp32", cache=LoadCache(tmp_path / "cache"))
     own = copied(minilm, tmp_path / "mine")
     loader.load(own, options)
@@ -146,7 +147,7 @@ def test_an_entry_may_set_a_lower_token_limit(minilm: ModelSpec) -> None:
     assert (len(tokens), tokens.truncated) == (16, True)
 
 
-def test_auto_falls_back_to_fp32_where_bf16_strays(minilm: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_falls_back_to_fp32_where_bf16_is_too_inexact(minilm: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "pick_dtype", lambda wanted, _: "bf16" if wanted == "auto" else wanted)
     encoder = loader.load(minilm.model_copy(update={"min_cosine": 1.1}), LoadOptions("cpu", "auto"))
     assert encoder.dtype == "fp32"
@@ -174,7 +175,7 @@ def test_an_embedder_that_loses_too_much_is_refused_unless_its_entry_accepts_it(
     assert loader.load(accepted, LoadOptions("cpu", "bf16")).version == "53aa51172d14-bf16-int4"
 
 
-def test_new_weights_are_not_held_to_the_pins_of_the_old(minilm: ModelSpec, tmp_path: Path) -> None:
+def test_pins_of_the_entry_do_not_hold_for_other_weights(minilm: ModelSpec, tmp_path: Path) -> None:
     shutil.copytree(hub.locate(minilm), tmp_path / "tuned")
     weights = load_file(tmp_path / "tuned" / "model.safetensors")
     weights["embeddings.word_embeddings.weight"] *= 1.01
@@ -183,7 +184,7 @@ def test_new_weights_are_not_held_to_the_pins_of_the_old(minilm: ModelSpec, tmp_
     assert not encoder.version.startswith("53aa51172d14")
 
 
-def test_what_is_closed_goes_at_once(minilm: ModelSpec) -> None:
+def test_a_closed_model_is_freed_at_once(minilm: ModelSpec) -> None:
     encoder = loader.load(minilm, LoadOptions("cpu", "fp32"))
     assert isinstance(encoder, TorchEncoder)
     transformer = weakref.ref(encoder._first)
@@ -214,7 +215,7 @@ def test_vectors_of_another_length_than_the_references_are_named(
 ) -> None:
     """As a sentence-transformers configuration with `truncate_dim` makes them."""
     monkeypatch.setattr(
-        self_test, "reference_vectors", lambda *_: (np.ones((len(self_test.PROBES), 32), np.float32), "another")
+        self_test, "reference_vectors", lambda *_: (np.ones((len(self_test.TEST_TEXTS), 32), np.float32), "another")
     )
     with pytest.raises(ModelUnavailable, match="its vectors have 384 values here and 32 in another; "):
         loader.load(minilm, LoadOptions("cpu", "fp32"))
@@ -231,7 +232,7 @@ def test_the_golden_file_can_be_made_again(tmp_path: Path, minilm: ModelSpec) ->
     assert self_test.golden_vectors(tmp_path / "minilm.json", "0" * 64) is None
 
 
-def test_no_room_on_the_device_is_an_error_of_ours(minilm: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_on_the_device_is_an_error_of_ours(minilm: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = loader.load(minilm, LoadOptions("cpu", "fp32"))
     for failure in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 9 bytes")):
 

@@ -1,4 +1,4 @@
-"""Memory: what a model will take, what is free, and that it is really given back, measured in a process of its own."""
+"""Memory: estimates for a model, what is free, and that it is given back, measured in a child process."""
 
 import subprocess
 import sys
@@ -46,6 +46,7 @@ for _ in range(3):
 """
 
 
+@pytest.mark.slow
 def test_a_closed_model_gives_its_memory_back_to_the_system(tmp_path: Path) -> None:
     # Cast to bf16, for weights that stay as they are in the file are mapped and not read. Mostly one large matrix, for
     # of small ones glibc keeps up to 64 MB in the arena of each thread that has read some, for the next load.
@@ -90,7 +91,7 @@ def test_the_default_budget_leaves_a_margin() -> None:
 
 @pytest.mark.parametrize("translated", [memory_errors, onnx_session._memory_errors], ids=["torch", "onnx"])
 def test_a_gpu_that_repeats_its_error_has_failed_for_good(monkeypatch: pytest.MonkeyPatch, translated: Any) -> None:
-    """A failure after which it works is one like any other; a CPU is not asked."""
+    """After other failures it goes on working; a CPU is not checked."""
 
     def illegal(_: str) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")

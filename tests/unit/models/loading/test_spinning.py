@@ -1,4 +1,4 @@
-"""How OpenMP's threads wait: what is said before torch is loaded, who counts as a neighbour, what libgomp is told."""
+"""How OpenMP's threads spin: variables set before torch is loaded, other processes' use of cores, libgomp's threads."""
 
 import math
 import os
@@ -16,7 +16,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Machine:
-    """A clock, and the kernel's file of what the cores have done, both by hand."""
+    """A clock and the kernel's statistics of the cores, both set by hand."""
 
     def __init__(self, stat: Path) -> None:
         self.stat = stat
@@ -28,7 +28,7 @@ class Machine:
         return self.now
 
     def after(self, seconds: float, used: float, column: int = 0) -> None:
-        """Others used so many cores for so long."""
+        """Let others use a number of cores for some seconds."""
         self.now += seconds
         self.ticks += round(seconds * used * TICKS)
         columns = [0] * 10
@@ -53,7 +53,7 @@ def machine(tmp_path: Path) -> Machine:
         ({"OMP_WAIT_POLICY": "ACTIVE"}, 2, {"OMP_WAIT_POLICY": "ACTIVE"}),
     ],
 )
-def test_spins_are_short_under_a_quota_unless_the_user_says_otherwise(
+def test_spins_are_short_under_a_quota_unless_the_user_has_set_them(
     monkeypatch: pytest.MonkeyPatch, before: dict[str, str], cores: int, after: dict[str, str]
 ) -> None:
     monkeypatch.setattr(spinning, "affine_cores", lambda: 8)
@@ -64,20 +64,22 @@ def test_spins_are_short_under_a_quota_unless_the_user_says_otherwise(
 
 
 @pytest.mark.parametrize("said", [{"GOMP_SPINCOUNT": "300000"}, {"OMP_WAIT_POLICY": "PASSIVE"}])
-def test_nobody_watches_where_the_user_said_how_long(monkeypatch: pytest.MonkeyPatch, said: dict[str, str]) -> None:
+def test_there_is_no_watch_if_the_user_has_set_the_spins(monkeypatch: pytest.MonkeyPatch, said: dict[str, str]) -> None:
     monkeypatch.setattr(spinning, "affine_cores", lambda: 8)
     spinning.adapt(2, said)
     assert "spins" not in {thread.name for thread in threading.enumerate()}
 
 
 @pytest.mark.parametrize("threads", [1, 9])
-def test_nobody_watches_one_thread_or_more_than_there_are_cores(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+def test_there_is_no_watch_for_one_thread_or_more_than_there_are_cores(
+    monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
     monkeypatch.setattr(spinning, "affine_cores", lambda: 8)
     spinning.adapt(threads, {})
     assert "spins" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_others_count_while_they_use_more_than_is_bearable_and_a_moment_longer(machine: Machine) -> None:
+def test_others_count_while_they_use_too_much_and_a_moment_longer(machine: Machine) -> None:
     watch = Watch(0.5, machine.stat, machine.clock)
     for seconds, used, present in [
         (0.25, 0.3, False),  # clients of ours
@@ -95,7 +97,7 @@ def test_others_count_while_they_use_more_than_is_bearable_and_a_moment_longer(m
 @pytest.mark.parametrize(
     ("column", "counts"), [(0, True), (1, False), (2, True), (3, False), (4, False), (5, True), (6, True), (7, True)]
 )
-def test_what_steps_back_and_idle_time_are_nobodys(machine: Machine, column: int, counts: bool) -> None:
+def test_processes_of_low_priority_and_idle_time_do_not_count(machine: Machine, column: int, counts: bool) -> None:
     machine.after(0, 0, column)
     before = others_s(machine.stat)
     machine.after(100, 1, column)
@@ -103,7 +105,7 @@ def test_what_steps_back_and_idle_time_are_nobodys(machine: Machine, column: int
 
 
 @pytest.mark.parametrize("content", [None, "", "cpu0 garbage\n"])
-def test_where_the_kernel_does_not_say_others_are_taken_to_be_there(tmp_path: Path, content: str | None) -> None:
+def test_without_the_kernels_figures_others_are_assumed(tmp_path: Path, content: str | None) -> None:
     stat = tmp_path / "stat"
     if content is not None:
         stat.write_text(content)

@@ -32,7 +32,7 @@ def test_products_are_the_same(dtype: torch.dtype, tolerance: float, rows: int, 
     assert torch.allclose(packed, plain, atol=tolerance, rtol=tolerance)
 
 
-def test_rows_that_do_not_lie_together_are_multiplied_too() -> None:
+def test_non_contiguous_rows_are_supported() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(16, 16))
     hidden = torch.randn(16, 5).T
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Weight-only quantisation: how near it stays, what it takes, what it leaves alone, and that it is announced."""
+"""Weight-only quantisation: accuracy, size, layers that stay as they are, and errors."""
 
 import copy
 from pathlib import Path
@@ -15,14 +15,14 @@ from models.encoders.modules import read_sentence_transformer
 from models.encoders.torch_encoder import TorchEncoder
 from models.errors import CannotQuantize
 from models.loading.footprint import footprint
-from models.loading.self_test import PROBES
+from models.loading.self_test import TEST_TEXTS
 from models.quantization import int4, int8
 from models.quantization.quantize import linear_layers, quantizable, quantize, tied_outputs, weight_bytes
 from models.weights.hub import locate
 
 CPU = torch.device("cpu")
 NEAR = {"int8": 0.999, "int4": 0.95}
-"""The lowest cosine to fp32 over the probe texts, for all-MiniLM-L6-v2."""
+"""The lowest cosine to fp32 over the test texts, for all-MiniLM-L6-v2."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,41 +39,42 @@ def spec_of(folder: Path) -> ModelSpec:
     return load_catalogue({"mine": {"kind": "embedding", "folder": str(folder)}}).get("mine")
 
 
-def encoder_of(spec: ModelSpec, dtype: torch.dtype, how: Quantization | None) -> TorchEncoder:
-    return TorchEncoder(spec, "0" * 64, read_sentence_transformer(spec, locate(spec), dtype), CPU, how)
+def encoder_of(spec: ModelSpec, dtype: torch.dtype, quantization: Quantization | None) -> TorchEncoder:
+    return TorchEncoder(spec, "0" * 64, read_sentence_transformer(spec, locate(spec), dtype), CPU, quantization)
 
 
 def vectors(encoder: TorchEncoder, packed: bool = False) -> Vectors:
     encoder.pack() if packed else encoder.pad()
-    tokens = encoder.tokenize([text for text in PROBES if text], TextOptions())
+    tokens = encoder.tokenize([text for text in TEST_TEXTS if text], TextOptions())
     return encoder.encode([item for item in tokens if isinstance(item, Tokens)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("how", ["int8", "int4"])
-def test_a_real_model_stays_near(dtype: torch.dtype, how: Quantization) -> None:
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_a_real_model_stays_near(dtype: torch.dtype, quantization: Quantization) -> None:
     spec = load_catalogue().get("minilm")
     exact = vectors(encoder_of(spec, torch.float32, None))
-    encoder = encoder_of(spec, dtype, how)
-    assert cosine_rows(vectors(encoder), exact).min() >= NEAR[how]
-    assert encoder.version.endswith(f"-{how}")
+    encoder = encoder_of(spec, dtype, quantization)
+    assert cosine_rows(vectors(encoder), exact).min() >= NEAR[quantization]
+    assert encoder.version.endswith(f"-{quantization}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("how", ["int8", "int4"])
-def test_packed_equals_padded(qodo: Path, dtype: torch.dtype, how: Quantization) -> None:
-    encoder = encoder_of(spec_of(qodo), dtype, how)
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_packed_equals_padded(qodo: Path, dtype: torch.dtype, quantization: Quantization) -> None:
+    encoder = encoder_of(spec_of(qodo), dtype, quantization)
     cosines = cosine_rows(vectors(encoder, packed=True), vectors(encoder))
     assert cosines.min() >= (0.99999 if dtype == torch.float32 else 0.999)
 
 
-@pytest.mark.parametrize("how", ["int8", "int4"])
-def test_sentence_transformers_still_encodes(qodo: Path, how: Quantization) -> None:
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_sentence_transformers_still_encodes(qodo: Path, quantization: Quantization) -> None:
     model = SentenceTransformer(str(qodo), device="cpu")
-    exact = model.encode(list(PROBES))
-    assert quantize(model[0].auto_model, how) == 0
-    real = [row for row, text in enumerate(PROBES) if text]
-    assert cosine_rows(model.encode(list(PROBES))[real], exact[real]).min() >= {"int8": 0.999, "int4": 0.85}[how]
+    exact = model.encode(list(TEST_TEXTS))
+    assert quantize(model[0].auto_model, quantization) == 0
+    real = [row for row, text in enumerate(TEST_TEXTS) if text]
+    worst = cosine_rows(model.encode(list(TEST_TEXTS))[real], exact[real]).min()
+    assert worst >= {"int8": 0.999, "int4": 0.85}[quantization]
 
 
 def test_the_kernel_equals_the_unpacked_weights() -> None:
@@ -89,7 +90,7 @@ def test_the_kernel_equals_the_unpacked_weights() -> None:
         torch.testing.assert_close(kernel(hidden).float(), exact, atol=0.02, rtol=0.02)
 
 
-def test_int4_errs_by_half_a_step_at_most() -> None:
+def test_the_error_of_int4_is_half_a_step_at_most() -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(64, 32, bias=False)
     found = int4.PlainInt4Linear(*int4._quantized(layer.weight.detach()), None)(torch.eye(64)).T
@@ -99,15 +100,15 @@ def test_int4_errs_by_half_a_step_at_most() -> None:
     assert (error <= 0.6 * step).all()  # the scale is rounded to bfloat16
 
 
-@pytest.mark.parametrize("how", ["int8", "int4"])
-def test_the_footprint_is_what_it_takes(qodo: Path, how: Quantization) -> None:
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_the_footprint_equals_the_real_size(qodo: Path, quantization: Quantization) -> None:
     for spec in (spec_of(qodo), load_catalogue().get("minilm")):
         model = read_sentence_transformer(spec, locate(spec), torch.bfloat16)
         sizes = footprint(spec).sizes
         assert weight_bytes(model) == pytest.approx(sizes["bf16"], rel=0.01)
-        quantize(model[0].auto_model, how)
-        assert weight_bytes(model) == pytest.approx(sizes[how], rel=0.01)
-        assert sizes[how] < sizes["bf16"]
+        quantize(model[0].auto_model, quantization)
+        assert weight_bytes(model) == pytest.approx(sizes[quantization], rel=0.01)
+        assert sizes[quantization] < sizes["bf16"]
 
 
 def tiny_starcoder() -> GPTBigCodeForCausalLM:
@@ -118,15 +119,18 @@ def tiny_starcoder() -> GPTBigCodeForCausalLM:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("how", ["int8", "int4"])
-def test_one_int8_matrix_is_embedding_and_output_layer(dtype: torch.dtype, how: Quantization) -> None:
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_one_int8_matrix_is_embedding_and_output_layer(dtype: torch.dtype, quantization: Quantization) -> None:
     model = tiny_starcoder().to(dtype)
     ids = torch.arange(8)[None]
     with torch.inference_mode():
         exact = model(ids).logits
         assert tied_outputs(model) == {"lm_head": "transformer.wte"}
-        assert quantize(model, how) == (0 if how == "int8" else len(linear_layers(model)))
-        assert torch.nn.functional.cosine_similarity(model(ids).logits.float(), exact.float(), dim=-1).min() > NEAR[how]
+        assert quantize(model, quantization) == (0 if quantization == "int8" else len(linear_layers(model)))
+        assert (
+            torch.nn.functional.cosine_similarity(model(ids).logits.float(), exact.float(), dim=-1).min()
+            > NEAR[quantization]
+        )
     assert model.lm_head.matrix is model.transformer.wte.matrix
     assert weight_bytes(model.lm_head) == 64 * 32 + 64 * 2
 
@@ -140,7 +144,7 @@ def test_a_layer_that_shares_its_weights_with_others_stays() -> None:
 
 
 @pytest.mark.parametrize(("out_features", "in_features"), [(48, 96), (31, 64), (12, 16), (4100, 1040)])
-def test_each_way_to_multiply_is_the_same_product(out_features: int, in_features: int) -> None:
+def test_kernel_and_plain_product_are_the_same(out_features: int, in_features: int) -> None:
     """To bfloat16's digits, whose last of eight is half a thousandth of two; the exact product in float64."""
     torch.manual_seed(0)
     weight = torch.randn(out_features, in_features, dtype=torch.bfloat16)
@@ -156,16 +160,16 @@ def test_each_way_to_multiply_is_the_same_product(out_features: int, in_features
         assert error.max() < 0.006, rows
 
 
-def test_a_rows_way_is_its_own() -> None:
+def test_a_rows_kernel_does_not_depend_on_its_neighbours() -> None:
     matrix = int8.int8_matrix(torch.randn(48, 96, dtype=torch.bfloat16), CPU)
-    by = int8.shared_rows(torch.nn.ModuleList([matrix]))
+    rows = int8.shared_rows(torch.nn.ModuleList([matrix]))
     hidden = torch.randn(40, 96, dtype=torch.bfloat16)
-    by.first = 30
+    rows.first = 30
     together = matrix(hidden)
     for place in (0, 29):
-        by.first = 1
+        rows.first = 1
         assert torch.equal(matrix(hidden[place : place + 1]), together[place : place + 1])
-    by.first = 0
+    rows.first = 0
     assert torch.equal(matrix(hidden[30:]), together[30:])
     assert matrix(hidden[:0]).shape == (0, 48)
 
@@ -184,7 +188,7 @@ def test_rows_of_zeros_and_rows_that_are_not_finite_stay_so() -> None:
         assert (out[3:, 3] == 0).all()
 
 
-def test_a_matrix_without_a_kernel_is_multiplied_all_the_same() -> None:
+def test_a_matrix_without_a_kernel_is_multiplied_plainly() -> None:
     layer = torch.nn.Linear(33, 7).bfloat16()
     model = torch.nn.Sequential(layer, torch.nn.Linear(7, 16).bfloat16())
     assert not int8.has_kernel(layer.weight, CPU)

@@ -33,7 +33,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, link: str = 
 
 
 def refused(tmp_path: Path, told: str, *members: tarfile.TarInfo, **bounds: int) -> None:
-    """Nothing of it is left, anywhere."""
+    """Unpacking fails and leaves nothing behind."""
     digest = tar_of(tmp_path / "bad.tar", *members)
     (tmp_path / "in").mkdir()
     with pytest.raises(BadArchive, match=told):
@@ -75,7 +75,7 @@ def test_the_same_files_give_the_same_bytes(tmp_path):
     assert pack(tmp_path / "one", tmp_path / "1.tar") == pack(tmp_path / "two", tmp_path / "2.tar")
 
 
-def test_other_bytes_are_not_looked_at(tmp_path):
+def test_an_archive_with_another_digest_is_not_parsed(tmp_path):
     trained(tmp_path / "run")
     digest = pack(tmp_path / "run", tmp_path / "it.tar")
     whole = (tmp_path / "it.tar").read_bytes()
@@ -94,7 +94,7 @@ def test_names_that_point_elsewhere_are_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["training_args.bin", "a/MODEL.PT", "x.pth", "optimizer.ckpt"])
-def test_pickles_are_neither_sent_nor_taken(tmp_path, name):
+def test_pickles_are_neither_packed_nor_unpacked(tmp_path, name):
     trained(tmp_path / "elsewhere" / "run")
     (tmp_path / "elsewhere" / "run" / "a").mkdir()
     (tmp_path / "elsewhere" / "run" / name).touch()
@@ -109,7 +109,7 @@ def test_pickles_are_neither_sent_nor_taken(tmp_path, name):
     "kind",
     [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, b"z"],
 )
-def test_only_plain_files_are_taken(tmp_path, kind):
+def test_only_plain_files_are_unpacked(tmp_path, kind):
     odd = member("odd", kind, link="model.safetensors")
     refused(tmp_path, "'odd' is no plain file", member("model.safetensors"), odd)
 
@@ -145,7 +145,7 @@ def test_too_much_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("names", [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a", "a/b/c")])
-def test_a_name_is_taken_once(tmp_path, names):
+def test_a_name_may_occur_once(tmp_path, names):
     refused(tmp_path, "is there twice", *(member(name) for name in names))
 
 
@@ -173,7 +173,7 @@ def test_garbage_of_the_right_digest_is_refused_or_harmless(tmp_path_factory, da
 
 
 @pytest.mark.parametrize("packing", [True, False], ids=["pack", "unpack"])
-def test_whoever_is_killed_leaves_all_or_nothing(tmp_path, packing):
+def test_a_killed_process_leaves_all_or_nothing(tmp_path, packing):
     digests = []
 
     def prepare(folder: Path) -> None:
@@ -195,8 +195,8 @@ def test_whoever_is_killed_leaves_all_or_nothing(tmp_path, packing):
     kill_everywhere(tmp_path, prepare, change, check)
 
 
-def test_tensors_go_through_in_pieces(tmp_path):
-    """A file of 64 MB takes no such memory, in either direction."""
+def test_large_files_are_copied_in_pieces(tmp_path):
+    """Packing and unpacking a file of 64 MB takes less than 8 MB."""
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / "model.safetensors").open("wb") as file:
         file.truncate(64 * 2**20)

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: killed before each operation, and on a disk without room."""
+"""Files and folders that appear whole or not at all: killed before each operation, and on a full disk."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""A GGUF file becomes a folder of safetensors: once, whole, and with a clear word where it cannot."""
+"""A GGUF file becomes a folder of safetensors: once, complete, and with a clear error otherwise."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from gguf_model import SMOLLM2, SOURCE, cache_folder, converted_folder
 
 from models.catalogue import ModelSpec
 from models.errors import CorruptWeights, ModelUnavailable
-from models.generation.generation_config import read_generation_config
+from models.generation.load import read_generation_config
 from models.loading.footprint import footprint
 from models.loading.load_cache import LoadCache
 from models.loading.loader import LoadOptions, located
@@ -49,7 +49,7 @@ def test_the_footprint_is_that_of_the_converted_weights() -> None:
     assert footprint(SMOLLM2).sizes["bf16"] == pytest.approx(stored, rel=0.01)
 
 
-def test_the_entry_says_how_tokens_are_chosen_where_the_folder_does_not() -> None:
+def test_the_entry_states_the_sampling_defaults_that_the_folder_does_not() -> None:
     stated = read_generation_config(SMOLLM2, converted_folder()).defaults
     chosen = SMOLLM2.sampling
     assert (stated.temperature, stated.top_p) == (chosen.temperature, chosen.top_p)
@@ -63,6 +63,7 @@ def test_another_file_than_the_pinned_one_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 4, 3_000_000])
+@pytest.mark.slow
 def test_a_file_that_is_cut_short_is_one_clear_line(tmp_path: Path, size: int) -> None:
     with SOURCE.open("rb") as whole:
         (tmp_path / SOURCE.name).write_bytes(whole.read(size))
@@ -73,7 +74,7 @@ def test_a_file_that_is_cut_short_is_one_clear_line(tmp_path: Path, size: int) -
     assert list((tmp_path / "cache" / "gguf").iterdir()) == []
 
 
-def test_without_a_place_for_it_nothing_is_converted(tmp_path: Path) -> None:
+def test_without_a_data_directory_nothing_is_converted(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match="no data directory"):
         located(SMOLLM2, LoadOptions())
     (tmp_path / "gguf").write_text("a file where the folder should be")
@@ -81,7 +82,7 @@ def test_without_a_place_for_it_nothing_is_converted(tmp_path: Path) -> None:
         gguf.converted(SMOLLM2, SOURCE, "a" * 64, tmp_path)
 
 
-def test_without_its_package_it_is_not_here() -> None:
+def test_without_its_package_it_is_not_present() -> None:
     missing = SMOLLM2.model_copy(update={"package": "no_such_package", "repository": None})
     assert not hub.is_present(missing)
     with pytest.raises(ModelUnavailable, match="install no_such_package"):

@@ -1,4 +1,4 @@
-"""The way from an entry to a folder: from a package, from a folder, and from a Hub that can fail in every manner."""
+"""The folder of an entry: from a package, from a folder, and from a Hub that fails in many ways."""
 
 import errno
 import json
@@ -15,6 +15,7 @@ from hub_server import Hub, hub_server
 from huggingface_hub import HfApi, RepoFile, close_session, constants, file_download
 from huggingface_hub.utils import WeakFileLock
 from onnx_models import save_constant
+from own_entry import own
 from safetensors.numpy import save_file
 
 from models.catalogue import ModelSpec, load_catalogue
@@ -24,10 +25,6 @@ from models.loading.support import Support, support
 from models.weights import hub, hub_cache, model_files
 
 REPOSITORY = "me/mine"
-
-
-def own(**fields: object) -> ModelSpec:
-    return load_catalogue({"mine": {"kind": "embedding", **fields}}).get("mine")
 
 
 MINE = own(repository=REPOSITORY)
@@ -51,7 +48,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def source(folder: Path, value: float = 1.0) -> Path:
-    """What an author would upload: a model, and what nobody here should fetch."""
+    """What an author would upload: a model, and files that must not be fetched."""
     (folder / "1_Pooling").mkdir(parents=True, exist_ok=True)
     (folder / "onnx").mkdir(exist_ok=True)
     types = {"": "Transformer", "1_Pooling": "Pooling"}
@@ -101,7 +98,7 @@ def test_missing_folder_and_package_say_what_to_do(tmp_path: Path) -> None:
         hub.locate(own(package="no_such_package.inside"))
 
 
-def test_a_download_brings_what_serving_needs_and_no_pickle_and_no_code(remote: Hub, tmp_path: Path) -> None:
+def test_a_download_has_what_serving_needs_and_no_pickle_and_no_code(remote: Hub, tmp_path: Path) -> None:
     assert not hub.is_present(MINE)
     with pytest.raises(ModelUnavailable, match="mlbus models pull mine"):
         hub.locate(MINE, download=False)
@@ -122,7 +119,7 @@ def test_a_download_brings_what_serving_needs_and_no_pickle_and_no_code(remote: 
     assert hub.pull(MINE).fetched_bytes == 0
 
 
-def test_of_a_model_that_generates_comes_what_transformers_reads(remote: Hub, tmp_path: Path) -> None:
+def test_only_files_that_transformers_reads_are_fetched_of_a_generation_model(remote: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "writes"
     for name in ("model-00001-of-00001", "consolidated", "fp16/model", "original/consolidated"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +129,7 @@ def test_of_a_model_that_generates_comes_what_transformers_reads(remote: Hub, tm
     (folder / "original" / "params.json").write_text("{}")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     remote.add("me/writes", folder)
-    spec = load_catalogue({"mine": {"kind": "generation", "repository": "me/writes"}}).get("mine")
+    spec = own("generation", repository="me/writes")
     found = hub.pull(spec).folder
     assert {path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()} == {
         "chat_template.jinja",
@@ -142,20 +139,20 @@ def test_of_a_model_that_generates_comes_what_transformers_reads(remote: Hub, tm
     assert model_files.weight_files(spec, found) == ["model-00001-of-00001.safetensors"]
 
 
-def test_shards_of_any_name_come_where_an_index_names_them(remote: Hub, tmp_path: Path) -> None:
+def test_shards_of_any_name_are_fetched_if_an_index_names_them(remote: Hub, tmp_path: Path) -> None:
     shard = "model.safetensors-00001-of-00001.safetensors"
     for name in (shard, "other.safetensors"):
         save_file({"a": np.ones(9, np.float32)}, tmp_path / name)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
     remote.add("me/odd", tmp_path)
-    spec = load_catalogue({"mine": {"kind": "generation", "repository": "me/odd"}}).get("mine")
+    spec = own("generation", repository="me/odd")
     found = hub.pull(spec).folder
     assert [path.name for path in found.glob("*.safetensors")] == model_files.weight_files(spec, found) == [shard]
     assert hub.is_present(spec)
 
 
 @pytest.mark.parametrize(("kind", "served"), [("mistral", True), ("mamba", False)])
-def test_whether_a_model_can_be_served_is_known_before_its_weights_come(
+def test_whether_a_model_can_be_served_is_known_before_its_weights_are_fetched(
     remote: Hub, tmp_path: Path, kind: str, served: bool
 ) -> None:
     folder = tmp_path / kind
@@ -164,23 +161,23 @@ def test_whether_a_model_can_be_served_is_known_before_its_weights_come(
     save_file({"a": np.zeros(1, np.float32)}, folder / "model.safetensors")
     remote.add("me/coder", folder)
 
-    found = support(load_catalogue({"mine": {"kind": "generation", "repository": "me/coder"}}).get("mine"))
+    found = support(own("generation", repository="me/coder"))
 
     assert (found.served, remote.asked("model.safetensors")) == (served, [])
     assert not (tmp_path / "cache").exists()
     if not served:  # and the loader says the same
         with pytest.raises(ModelUnavailable) as refused:
-            load_generator(load_catalogue({"mine": {"kind": "generation", "folder": str(folder)}}).get("mine"))
+            load_generator(own("generation", folder=folder))
         assert refused.value.reason == found.reason
 
 
-def test_of_a_model_that_nobody_tells_of_it_is_not_known(remote: Hub, tmp_path: Path) -> None:
+def test_without_a_configuration_it_is_not_known_whether_a_model_can_be_served(remote: Hub, tmp_path: Path) -> None:
     for fields in ({"repository": "me/none"}, {"folder": str(tmp_path / "none")}):
-        found = support(load_catalogue({"mine": {"kind": "generation", **fields}}).get("mine"))
+        found = support(own("generation", **fields))
         assert (found.served, bool(found.reason)) == (None, True)
 
 
-def test_modules_of_an_embedding_model_that_need_code_are_known_before_it_comes(remote: Hub, tmp_path: Path) -> None:
+def test_an_embedding_model_that_needs_code_is_recognised_before_it_is_fetched(remote: Hub, tmp_path: Path) -> None:
     assert support(MINE) == Support(True)
     modules = '[{"path": "", "type": "modeling_mine.Own"}]'
     (tmp_path / "source" / "modules.json").write_text(modules)
@@ -196,7 +193,7 @@ def test_an_entry_chooses_files_but_never_pickles_or_code(remote: Hub) -> None:
     assert not {"pytorch_model.bin", "modeling_mine.py"} & set(cached())
 
 
-def test_an_onnx_model_brings_its_graph_and_the_data_beside_it(remote: Hub, tmp_path: Path) -> None:
+def test_the_graph_of_an_onnx_model_and_its_data_are_fetched(remote: Hub, tmp_path: Path) -> None:
     save_constant(tmp_path / "source" / "onnx" / "model_fp16.onnx", None)
     remote.add(REPOSITORY, tmp_path / "source")
     graphs = {"fp32": "onnx/model.onnx", "fp16": "onnx/model_fp16.onnx"}
@@ -287,7 +284,7 @@ def test_a_broken_transfer_goes_on_where_it_stopped(remote: Hub, monkeypatch: py
     assert model_files.check_weights(MINE, folder) == model_files.file_sha256(folder / "model.safetensors")
 
 
-def test_what_came_whole_is_not_fetched_again(remote: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complete_files_are_not_fetched_again(remote: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         failing = _fails_on("model.safetensors", ConnectionResetError("reset by peer"), transfers=3)
         patched.setattr(file_download, "http_get", failing)
@@ -301,7 +298,7 @@ def test_what_came_whole_is_not_fetched_again(remote: Hub, monkeypatch: pytest.M
 
 
 def _fails_on(name: str, error: Exception, transfers: int = 1) -> Any:
-    """A transfer that fails for one file after some bytes of it, once so many transfers have begun."""
+    """A transfer that fails for one file after some bytes of it, after a number of transfers has begun."""
     get, all_begun = file_download.http_get, Barrier(transfers)
 
     def transfer(url: str, temp_file: Any, **options: Any) -> None:
@@ -343,10 +340,13 @@ def test_a_damaged_copy_in_the_cache_is_repaired(remote: Hub) -> None:
     file.resolve().write_bytes(whole[:1000])
     with pytest.raises(ModelUnavailable, match=r"model\.safetensors cannot be read.*mlbus models pull mine"):
         model_files.check_weights(MINE, hub.locate(MINE))
+    another = folder / "pytorch_model.bin"
+    another.write_bytes(b"of another program")
     for damaged in (whole[:1000], whole[:-1] + b"!"):
         file.resolve().write_bytes(damaged)
         assert hub.pull(MINE).fetched_bytes == len(whole)
         assert file.read_bytes() == whole
+    assert another.is_file()
 
 
 def test_a_shard_that_the_repository_lacks_is_named(remote: Hub, tmp_path: Path) -> None:
@@ -397,7 +397,7 @@ def test_a_cache_that_may_not_be_written_is_named(remote: Hub, tmp_path: Path, m
         hub.pull(MINE)
 
 
-def test_what_the_system_says_may_have_braces(remote: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_of_the_system_may_have_braces(remote: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     for error, words in [
         (PermissionError(errno.EACCES, "no", "/a/{b}c}"), r"/a/\{b\}c\} cannot be written \(no\)"),
         (RuntimeError("odd {name}}"), r"RuntimeError: odd \{name\}\}"),
@@ -442,7 +442,7 @@ def test_a_pinned_revision_stays_when_the_branch_moves(remote: Hub, tmp_path: Pa
     assert hub.locate(pinned).name == first
 
 
-def test_what_no_entry_uses_may_go_and_nothing_else(remote: Hub, tmp_path: Path) -> None:
+def test_what_no_entry_uses_can_be_deleted_and_nothing_else(remote: Hub, tmp_path: Path) -> None:
     first = hub.pull(MINE).folder
     remote.add("you/other", tmp_path / "source")
     other = hub.pull(own(repository="you/other")).folder
@@ -465,7 +465,7 @@ def test_what_no_entry_uses_may_go_and_nothing_else(remote: Hub, tmp_path: Path)
     assert (other / "model.safetensors").is_file()
 
 
-def test_the_weights_of_a_model_go_unless_another_entry_uses_them(remote: Hub) -> None:
+def test_the_weights_of_a_model_can_be_deleted_unless_another_entry_uses_them(remote: Hub) -> None:
     hub.pull(MINE)
     assert not hub_cache.survey({REPOSITORY}, [MINE]).superfluous
     survey = hub_cache.survey({REPOSITORY}, [])

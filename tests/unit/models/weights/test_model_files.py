@@ -8,19 +8,16 @@ import numpy as np
 import onnx
 import pytest
 from onnx_models import save_constant
+from own_entry import own
 from safetensors.numpy import save_file
 
-from models.catalogue import ModelSpec, load_catalogue
+from models.catalogue import load_catalogue
 from models.errors import CorruptWeights, ModelUnavailable
 from models.weights import hub
-from models.weights.model_files import check_weights, default_graph, file_sha256, weight_files
+from models.weights.model_files import check_weights, file_sha256, weight_files
 from models.weights.onnx_data import data_names
 
 PINNED = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
-def own(**fields: object) -> ModelSpec:
-    return load_catalogue({"mine": {"kind": "embedding", **fields}}).get("mine")
 
 
 def layout(folder: Path, *modules: str, type_: str = "sentence_transformers.models.Transformer") -> Path:
@@ -143,7 +140,7 @@ def test_the_weights_of_an_onnx_model_are_its_graph_and_the_data_that_it_names(t
         onnx_files={"fp32": "onnx/model.onnx", "fp16": "onnx/half.onnx"},
         sha256={"onnx/half.onnx": PINNED},
     )
-    assert default_graph(spec) == "fp32"
+    assert spec.graph() == "fp32"
     with pytest.raises(ModelUnavailable, match=r"no onnx/model\.onnx"):
         weight_files(spec, tmp_path)
     save_constant(tmp_path / "onnx/model.onnx", "some.data")
@@ -176,7 +173,7 @@ def test_pins_hold_for_the_graph_that_is_chosen_and_not_for_another(tmp_path: Pa
 
 
 def named(path: Path, location: str, *, value_first: bool = False) -> None:
-    """A graph whose one tensor lies, by `location`, elsewhere."""
+    """A graph whose one tensor lies in the file `location`."""
     tensor = onnx.TensorProto(name="weight", data_type=onnx.TensorProto.FLOAT, dims=[1])
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="offset", value="0")
@@ -189,7 +186,7 @@ def named(path: Path, location: str, *, value_first: bool = False) -> None:
     path.write_bytes(content)
 
 
-def test_data_is_found_however_its_place_is_written(tmp_path: Path) -> None:
+def test_data_is_found_however_its_location_is_written(tmp_path: Path) -> None:
     spec = own(folder=str(tmp_path), served_by="onnx", onnx_files={"fp32": "m.onnx"})
     long = "d" * 200
     for name in ("data", long):
@@ -242,7 +239,7 @@ def test_a_graph_that_cannot_be_walked_is_refused_by_name(tmp_path: Path) -> Non
             weight_files(spec, tmp_path)
 
 
-def test_digests_may_be_remembered(tmp_path: Path) -> None:
+def test_digests_may_be_cached(tmp_path: Path) -> None:
     minilm = load_catalogue().get("minilm")
     asked: list[Path] = []
 

@@ -1,4 +1,4 @@
-"""Versions of a model on disk: which is live, and that none is ever half there, whenever the process is killed."""
+"""Versions of a model on disk: which is live, and that none is ever incomplete, whenever the process is killed."""
 
 import errno
 import json
@@ -102,6 +102,7 @@ def no_rename_between(monkeypatch, one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("across", [False, True], ids=["one file system", "two"])
+@pytest.mark.slow
 def test_a_version_is_kept_whole_whenever_the_process_is_killed(tmp_path, monkeypatch, across):
     names = []
 
@@ -182,7 +183,7 @@ def test_the_live_version_moves_on_and_back_and_remembers_the_one_before(tmp_pat
     assert marks(tmp_path) == (second, BASE)
 
 
-def test_the_previous_version_is_the_one_that_is_named_also_where_it_is_not_here(tmp_path):
+def test_the_previous_version_is_the_one_that_is_named_even_if_it_is_not_here(tmp_path):
     first, second = kept(tmp_path, 2)
     for version, previous, expected in (
         (first, second, (first, second)),
@@ -233,7 +234,7 @@ def test_pruning_goes_by_count_and_age_and_spares_what_serves_or_was_not_trained
     assert prune(tmp_path, "unknown", names, 0, LATER) == []
 
 
-def test_history_tells_of_each_version_newest_first_and_of_base_last(tmp_path):
+def test_history_has_each_version_newest_first_and_base_last(tmp_path):
     trained(tmp_path / "mine" / "a", "a")
     metrics = {"mrr": 0.5, "gone": float("nan"), "text": "x"}
     report = {"accepted": False, "reasons": ["MRR@10 is worse"], "metrics": metrics, "losses": [1, 2]}
@@ -263,7 +264,7 @@ def test_history_tells_of_each_version_newest_first_and_of_base_last(tmp_path):
         (REPORT, b'{"accepted": true, "metrics": 1}', "metrics: "),
     ],
 )
-def test_what_cannot_be_read_is_told_and_hides_nothing(tmp_path, file, content, told):
+def test_a_file_that_cannot_be_read_is_reported_and_hides_nothing(tmp_path, file, content, told):
     trained(tmp_path / "mine" / "good", "good", accepted=True)
     trained(tmp_path / "mine" / "bad", "bad", accepted=True)
     (tmp_path / "mine" / "bad" / file).unlink()
@@ -276,7 +277,7 @@ def test_what_cannot_be_read_is_told_and_hides_nothing(tmp_path, file, content, 
     assert (by_name["bad"].record is None) == (file == RECORD)
 
 
-def test_a_file_that_may_not_be_opened_is_told(tmp_path):
+def test_a_file_that_may_not_be_opened_is_reported(tmp_path):
     trained(tmp_path / "mine" / "bad", "bad")
     (tmp_path / "mine" / "bad" / RECORD).unlink()
     (tmp_path / "mine" / "bad" / RECORD).mkdir()

@@ -3,8 +3,7 @@
 import pytest
 import typer
 
-from service.cli.gap import split_at
-from service.cli.generate import form_of
+from service.cli.generate import form_of, split_at
 
 CODE = "def f():\r\n    é()\n"
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from fake_encoder import MAX_TOKENS, FakeEncoder, vector_of, word_id
 
-from models.encoders.base import TextOptions, finish
-from models.encoders.choices import Choices
+from models.encoders.base import PromptsAndTasks, TextOptions, finish
 from models.errors import OutOfDeviceMemory, TextTooLong
 from service.admission import LinearCost
 from service.embedding import batch_runner
@@ -504,7 +503,7 @@ async def test_bulk_at_the_tokeniser_does_not_hold_up_a_text_that_somebody_waits
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 async def test_a_batch_holds_texts_of_one_task(packed):
-    encoder = FakeEncoder(packed=packed, choices=Choices(tasks={"find": 0, "match": 1}, default_task="match"))
+    encoder = FakeEncoder(packed=packed, names=PromptsAndTasks(tasks={"find": 0, "match": 1}, default_task="match"))
     tasks = [TextOptions(task="find"), TextOptions(task="match"), TextOptions()]
     encoder.gate.clear()
     async with batching(encoder) as batcher:
@@ -639,7 +638,7 @@ async def test_nothing_is_learned_of_texts_that_nobody_ran():
 
 
 async def test_a_long_text_beside_short_ones_with_a_long_prompt_has_no_more_tokens_than_fit():
-    encoder = FakeEncoder(choices=Choices(prompts={"long": "find " * 50}))
+    encoder = FakeEncoder(names=PromptsAndTasks(prompts={"long": "find " * 50}))
     async with batching(encoder, budget_tokens=1) as batcher:
         prompted = TextOptions(prompt_name="long")
         await asyncio.gather(*submit(batcher, *["a"] * 200, options=prompted))  # 51 tokens of 3 characters

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from models.generation.base import EngineLimits, Plain
 from models.generation.errors import DuplicateRequest
-from models.generation.request import Event, Finished, Piece, Request, TokenLogprob, Usage
+from models.generation.types import EngineLimits, Event, Finished, Piece, Plain, Request, TokenLogprob, Usage
 from service.config import Settings
 from service.generation.completion_stream import CompletionStream
 from service.generation.engine_loop import StepFailed

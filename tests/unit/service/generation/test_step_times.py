@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.generation.request import Finished, Request, Usage
+from models.generation.types import Finished, Request, Usage
 from service.generation.step_times import GenerationTimes, Ready, StepCost
 
 

@@ -10,12 +10,12 @@ from fake_loader import GB, FakeLoader
 
 from models.catalogue import load_catalogue
 from models.errors import OverBudget
-from service.config import MemorySettings
 from service.embedding.embedder import Embedder
 from service.embedding.pending_text import BatchLimits
 from service.residency.manager import ModelManager
 from service.residency.reservations import ReservationRefused
 from service.runtime.device_thread import DeviceThread
+from service.serving_config import MemorySettings
 from service.telemetry import Telemetry
 
 OWN = {name: {"kind": "embedding", "folder": name} for name in ("a", "b", "c")}

@@ -20,8 +20,7 @@ from training_runs import run_in
 from workers import clean_environment
 
 from models.catalogue import ModelSpec, load_catalogue
-from models.encoders.base import TextOptions, Tokens, Vectors, cosine_rows
-from models.encoders.choices import Choices
+from models.encoders.base import PromptsAndTasks, TextOptions, Tokens, Vectors, cosine_rows
 from models.errors import ModelUnavailable, OutOfDeviceMemory
 from models.loading import loader
 from models.loading.loader import LoadOptions
@@ -126,6 +125,7 @@ def verdict(run: RunFolder) -> Verified:
     return said[-1]
 
 
+@pytest.mark.slow
 def test_weights_with_a_little_noise_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained(begun(tmp_path, minilm(), pairs()), noisy(0.02))
     said = verdict(run)
@@ -160,6 +160,7 @@ def check_vectors(run: RunFolder) -> None:
     assert cosine_rows(encode_texts(served, texts[:8]), vectors[:8]).min() > 0.9999
 
 
+@pytest.mark.slow
 def test_weights_with_much_noise_are_rejected_and_keep_their_report(tmp_path: Path) -> None:
     run = trained(begun(tmp_path, minilm(), pairs()), noisy(0.6))
     said = verdict(run)
@@ -210,6 +211,7 @@ def test_without_a_candidate_nothing_is_written(tmp_path: Path) -> None:
     assert not run.candidate.exists()
 
 
+@pytest.mark.slow
 def test_the_process_emits_events(tmp_path: Path) -> None:
     run = trained(begun(tmp_path, minilm(), pairs()), with_nan)
     command = [sys.executable, "-m", "models.training", "verify", str(run.path)]
@@ -338,7 +340,7 @@ def test_slower_than_allowed_is_rejected() -> None:
 
 
 def test_queries_and_documents_get_their_prompts() -> None:
-    choices = Choices({"query": "query: ", "passage": "passage: "}, tasks={"retrieval.query": 0, "other": 1})
+    choices = PromptsAndTasks({"query": "query: ", "passage": "passage: "}, tasks={"retrieval.query": 0, "other": 1})
     encoder = FakeEncoder(choices=choices)
     assert options_named(encoder, ANCHOR_PROMPTS) == TextOptions(prompt_name="query")
     assert options_named(encoder, DOCUMENT_PROMPTS) == TextOptions(prompt_name="passage")

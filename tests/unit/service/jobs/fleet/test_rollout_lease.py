@@ -29,7 +29,7 @@ async def bucket(nc: Client) -> KeyValue:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollout_lease, "ASK_AGAIN_S", 0.02)
+    monkeypatch.setattr(rollout_lease, "POLL_S", 0.02)
     monkeypatch.setattr(rollout_lease, "RENEW_S", 0.05)
 
 
