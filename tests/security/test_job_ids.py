@@ -24,7 +24,9 @@ from service.endpoint.in_flight import InFlight, Limits
 from service.endpoint.reply_subject import ReplySubjects
 from service.handlers.finetune import FinetuneHandlers
 from service.jobs import setup
+from service.jobs.objects import Objects
 from service.jobs.store import JobStore
+from service.jobs.uploads import Uploads
 from service.jobs.watch import Watch
 from service.telemetry import Telemetry
 from subjects import MLClient, names, stream
@@ -44,10 +46,11 @@ async def events(nats_url: str) -> AsyncIterator[Events]:
 async def answering(worker: JobsWorker, watches: int = 10) -> AsyncIterator[tuple[Endpoint, Client]]:
     """An endpoint with the routes of jobs, which drains at the end, and a client of it."""
     watch = Watch(worker.nc, worker.store, poll_s=0.1)
+    uploads = Uploads(Objects(worker.nc, names.DATA_BUCKET))
     endpoint = Endpoint(
         nc=worker.nc,
         worker_id="w1",
-        handlers=FinetuneHandlers(worker.submission, worker.store, watch).handlers(),
+        handlers=FinetuneHandlers(worker.submission, worker.store, watch, uploads).handlers(),
         in_flight=InFlight(Limits(requests=10, request_bytes=2**24, default_timeout_s=10, watches=watches)),
         telemetry=Telemetry(),
         metadata=dict,
