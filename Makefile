@@ -21,8 +21,8 @@ $(STAMP): pyproject.toml constraints.txt
 run: setup
 	MLBUS_EMBEDDED_NATS=true $(BIN)/mlbus serve
 
-# A file's tests stay in one process: they share its servers and models.
-PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile
+# A file's tests stay in one process, for they share servers and models; the order ends with short files.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: setup
 	$(PYTEST) -m 'not slow'

@@ -39,6 +39,7 @@ def snippets(count: int) -> list[str]:
     return texts
 
 
+@pytest.mark.slow
 async def test_vectors_over_the_bus_equal_the_reference(nats_url, minilm):
     texts = snippets(160)
     expected = SentenceTransformer(str(locate(minilm)), device="cpu").encode(texts, convert_to_numpy=True)

@@ -466,6 +466,7 @@ def peer() -> SentenceTransformer:
     return read_sentence_transformer(model, locate(model))
 
 
+@pytest.mark.slow
 def test_minilm_equals_torch(minilm: OnnxEncoder, peer: SentenceTransformer) -> None:
     texts = ["def hello(): pass", "", "Zürich, naïve café, Ελλάδα, 東京 🚀", "x" * 400, "a b " * 200, "one more"]
     for batch in (texts, texts[::-1], texts[:1]):
@@ -500,6 +501,7 @@ print(mib("VmHWM") - before, mib("VmRSS") - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_is_freed_after_a_large_batch(minilm_folder: Path) -> None:
     command = [sys.executable, "-c", GIVES_BACK, str(minilm_folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=Path(__file__).parents[2])

@@ -17,6 +17,7 @@ from models.generation.types import Chat, Message, Plain, Prompt, Request, Sampl
 from models.loading.load_cache import LoadCache
 from models.loading.loader import LoadOptions, load_generator
 
+pytestmark = pytest.mark.slow
 NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",

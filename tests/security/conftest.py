@@ -7,6 +7,7 @@ import nats
 import pytest
 from fake_encoder import FakeEncoder
 from fake_engine import FakeEngine
+from job_fixtures import client, events, script, worker  # noqa: F401
 from nats.aio.client import Client
 from nats_server import NatsServer, as_role
 from workers import running_worker
@@ -32,4 +33,18 @@ async def anyone(secured_server: NatsServer, admin: Client, tmp_path: Path) -> A
         running_worker(as_role(secured_server, "worker"), *loaded, **own),
         await nats.connect(secured_server.url) as nc,
     ):
+        yield nc
+
+
+@pytest.fixture
+async def nc(nats_url: str) -> AsyncIterator[Client]:
+    """A client of a server without passwords."""
+    async with await nats.connect(nats_url) as nc:
+        yield nc
+
+
+@pytest.fixture
+async def attacker(nats_url: str) -> AsyncIterator[Client]:
+    """Another one, who wishes the first no good."""
+    async with await nats.connect(nats_url) as nc:
         yield nc

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from repositories import git, write
+from repositories import committed, git, write
 
 from models.training.data.sources import read_codebase
 from models.training.errors import PathRefused
@@ -11,13 +11,7 @@ from models.training.errors import PathRefused
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A committed repository of a few files."""
-    folder = tmp_path / "code"
-    write(folder, "b.py", "a.py", "pile/stack.go", "pile/heap.rs")
-    git(folder, "init")
-    git(folder, "add", ".")
-    git(folder, "commit", "-m", "first")
-    return folder
+    return committed(tmp_path / "code")
 
 
 def test_git_of_a_codebase_runs_no_command_and_sees_no_environment(

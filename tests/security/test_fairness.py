@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 
-import nats
 import pytest
 from fake_encoder import FakeEncoder
 from generation_engines import new_engine
@@ -21,20 +19,6 @@ PATIENT = {names.TIMEOUT_MS: "900000"}
 """On a slow machine too nothing is refused for its deadline."""
 
 
-@pytest.fixture
-async def many(nats_url: str) -> AsyncIterator[Client]:
-    """The connection of a caller with a backlog."""
-    async with await nats.connect(nats_url) as connection:
-        yield connection
-
-
-@pytest.fixture
-async def one(nats_url: str) -> AsyncIterator[Client]:
-    """Somebody else's."""
-    async with await nats.connect(nats_url) as connection:
-        yield connection
-
-
 async def backlog(nc: Client, subject: str, times: int, **fields: object) -> Subscription:
     """So many requests, which the server has once this returns -> where their replies come."""
     inbox = nc.new_inbox()
@@ -47,15 +31,15 @@ async def backlog(nc: Client, subject: str, times: int, **fields: object) -> Sub
 
 @pytest.mark.parametrize("packed", [True, False])
 async def test_of_a_backlog_of_texts_one_goes_and_then_the_other_callers(
-    nats_url: str, many: Client, one: Client, packed: bool
+    nats_url: str, attacker: Client, nc: Client, packed: bool
 ) -> None:
     encoder = FakeEncoder(packed=packed)
     async with running_worker(nats_url, encoder, batch={"budget_tokens": 1}):
         encoder.gate.clear()
-        replies = await backlog(many, names.EMBED, 50, text="word")
+        replies = await backlog(attacker, names.EMBED, 50, text="word")
         assert await asyncio.to_thread(encoder.entered.wait, 10)
-        other = await backlog(one, names.EMBED, 1, text="two words")
-        assert await MLClient(one).discover()  # the worker has had it by now
+        other = await backlog(nc, names.EMBED, 1, text="two words")
+        assert await MLClient(nc).discover()  # the worker has had it by now
         encoder.gate.set()
         await other.next_msg(20)
         for _ in range(50):
@@ -63,14 +47,16 @@ async def test_of_a_backlog_of_texts_one_goes_and_then_the_other_callers(
     assert encoder.batches.index([2]) <= 3  # one ran and one was at the device before it came
 
 
-async def test_a_backlog_of_long_texts_to_write_delays_no_short_one(nats_url: str, many: Client, one: Client) -> None:
+async def test_a_backlog_of_long_texts_to_write_delays_no_short_one(
+    nats_url: str, attacker: Client, nc: Client
+) -> None:
     """Its caller may have gone, which nobody notices: it named no subject where it listens."""
     spec = ModelSpec(id="tiny_coder", kind="generation", folder=llama())
     engine = new_engine(load_generator(spec, LoadOptions(device="cpu", dtype="fp32")), max_running=2)
     async with running_worker(nats_url, FakeEncoder(), engine):
         asked = {"prompt": "def fib(n):", "temperature": 0}
-        replies = await backlog(many, names.GENERATE, 6, **asked, max_tokens=150)
-        other = await backlog(one, names.GENERATE, 1, **asked, max_tokens=3)
+        replies = await backlog(attacker, names.GENERATE, 6, **asked, max_tokens=150)
+        other = await backlog(nc, names.GENERATE, 1, **asked, max_tokens=3)
         short = json.loads((await other.next_msg(60)).data)
         assert short["usage"]["completion_tokens"] == 3
         assert replies.pending_msgs == 0

@@ -39,18 +39,6 @@ async def events(nats_url: str) -> AsyncIterator[Events]:
         yield heard
 
 
-@pytest.fixture
-def script(tmp_path: Path) -> Script:
-    return Script(tmp_path / "script").write()
-
-
-@pytest.fixture
-async def queueing(nats_url: str, tmp_path: Path, script: Script, events: Events) -> AsyncIterator[JobsWorker]:
-    """A worker that only lets jobs be submitted."""
-    async with jobs_worker(nats_url, tmp_path / "data", script, takes_jobs=False) as worker:
-        yield worker
-
-
 @asynccontextmanager
 async def answering(worker: JobsWorker, watches: int = 10) -> AsyncIterator[tuple[Endpoint, Client]]:
     """An endpoint with the routes of jobs, which drains at the end, and a client of it."""
@@ -81,19 +69,19 @@ async def waiting(worker: JobsWorker) -> int:
 # Who knows an id
 
 
-async def test_a_job_without_an_id_of_its_own_gets_one_that_nobody_guesses(queueing: JobsWorker) -> None:
-    first, second = [(await queueing.submission.submit(of(queueing))).job for _ in range(2)]
+async def test_a_job_without_an_id_of_its_own_gets_one_that_nobody_guesses(client: JobsWorker) -> None:
+    first, second = [(await client.submission.submit(of(client))).job for _ in range(2)]
     assert len(bytes.fromhex(first)) == len(bytes.fromhex(second)) == 16
     assert first[:8] != second[:8]  # as the ids of one process would begin that count up
 
 
 async def test_the_nightly_job_is_the_same_for_all_workers_and_cannot_be_taken_before(
-    queueing: JobsWorker, nats_url: str
+    client: JobsWorker, nats_url: str
 ) -> None:
     name = "nightly-2026-06-01-a"
-    squatted = (await queueing.submission.submit(of(queueing, name))).job
-    first = await queueing.submission.submit(of(queueing, name), "nightly")
-    again = await queueing.submission.submit(of(queueing, name), "nightly")
+    squatted = (await client.submission.submit(of(client, name))).job
+    first = await client.submission.submit(of(client, name), "nightly")
+    again = await client.submission.submit(of(client, name), "nightly")
     assert (squatted, first.duplicate, again.duplicate) == (name, False, True)
     assert first.job == again.job
     assert first.job.removeprefix(f"{name}-") not in (first.job, "")
@@ -103,8 +91,8 @@ async def test_the_nightly_job_is_the_same_for_all_workers_and_cannot_be_taken_b
         assert await store.secret_id("nightly-2026-06-02-a") != first.job
 
 
-async def test_an_id_that_is_not_there_is_refused_the_same_for_all_questions(queueing: JobsWorker) -> None:
-    async with answering(queueing) as (_, nc):
+async def test_an_id_that_is_not_there_is_refused_the_same_for_all_questions(client: JobsWorker) -> None:
+    async with answering(client) as (_, nc):
         ml = MLClient(nc, timeout_s=10)
         for question in (ml.jobs.get("guess"), ml.jobs.cancel("guess"), anext(ml.jobs.watch("guess"))):
             with pytest.raises(NotFound, match="there is no job 'guess'"):
@@ -131,15 +119,15 @@ async def test_nobody_is_told_which_job_made_a_version(nats_url: str, tmp_path: 
 # Watching
 
 
-async def test_a_watch_tells_each_state_by_frames_until_the_job_is_over(queueing: JobsWorker) -> None:
-    await queueing.submit("mine")
-    async with answering(queueing) as (_, nc):
+async def test_a_watch_tells_each_state_by_frames_until_the_job_is_over(client: JobsWorker) -> None:
+    await client.submit("mine")
+    async with answering(client) as (_, nc):
         inbox = nc.new_inbox()
         frames = await nc.subscribe(inbox)
         await nc.publish(names.JOBS_WATCH, b"mine", reply=inbox)
         told = [await frames.next_msg(10)]
         for state in ("training", "done"):
-            await queueing.store.change("mine", state=state)
+            await client.store.change("mine", state=state)
             told.append(await frames.next_msg(10))
         assert [json.loads(one.data)["state"] for one in told] == ["queued", "training", "done"]
         assert [one.headers[names.EVENT] for one in told] == [stream.JOB, stream.JOB, stream.DONE]
@@ -148,22 +136,22 @@ async def test_a_watch_tells_each_state_by_frames_until_the_job_is_over(queueing
         assert (sentinel.data, sentinel.headers) == (b"", None)
 
 
-async def test_a_watch_hears_what_no_event_told_and_no_forged_event(queueing: JobsWorker) -> None:
-    await queueing.submit("mine")
-    async with answering(queueing) as (_, nc):
+async def test_a_watch_hears_what_no_event_told_and_no_forged_event(client: JobsWorker) -> None:
+    await client.submit("mine")
+    async with answering(client) as (_, nc):
         watched = MLClient(nc).jobs.watch("mine")
         waits = await anext(watched)
         forged = waits.model_copy(update={"state": "done", "version": "forged"})
         await nc.publish(names.job_event_subject("mine"), forged.model_dump_json().encode())
         silent = waits.model_copy(update={"notes": ["written without an event"]})
-        await (await queueing.store.bucket()).put("job.mine", silent.model_dump_json().encode())
+        await (await client.store.bucket()).put("job.mine", silent.model_dump_json().encode())
         assert (await anext(watched)).notes == ["written without an event"]
         await watched.aclose()
 
 
-async def test_a_watch_has_no_deadline_pings_and_is_no_service_time(queueing: JobsWorker) -> None:
-    await queueing.submit("mine")
-    async with answering(queueing) as (endpoint, nc):
+async def test_a_watch_has_no_deadline_pings_and_is_no_service_time(client: JobsWorker) -> None:
+    await client.submit("mine")
+    async with answering(client) as (endpoint, nc):
         before = endpoint._service_s
         inbox = nc.new_inbox()
         frames = await nc.subscribe(inbox)
@@ -177,14 +165,14 @@ async def test_a_watch_has_no_deadline_pings_and_is_no_service_time(queueing: Jo
         while (last := await frames.next_msg(10)).headers[names.EVENT] == stream.PING:
             pass
         assert last.headers[names.ERROR_CODE] == "499"
-        await queueing.submission.cancel("mine")
+        await client.submission.cancel("mine")
         assert [one.state async for one in MLClient(nc).jobs.watch("mine")] == ["cancelled"]
         assert endpoint._service_s == before
 
 
-async def test_watches_are_bounded_in_number_and_take_no_places_of_others(queueing: JobsWorker) -> None:
-    await queueing.submit("mine")
-    async with answering(queueing, watches=8) as (_, nc):
+async def test_watches_are_bounded_in_number_and_take_no_places_of_others(client: JobsWorker) -> None:
+    await client.submit("mine")
+    async with answering(client, watches=8) as (_, nc):
         ml = MLClient(nc)
         two = [ml.jobs.watch("mine") for _ in range(2)]
         for watched in two:
@@ -197,10 +185,10 @@ async def test_watches_are_bounded_in_number_and_take_no_places_of_others(queuei
         await anext(ml.jobs.watch("mine"))
 
 
-async def test_a_watch_ends_where_the_bucket_has_gone(queueing: JobsWorker) -> None:
+async def test_a_watch_ends_where_the_bucket_has_gone(client: JobsWorker) -> None:
     """Also where the worker, or the client, waits for a server that is away."""
-    await queueing.submit("mine")
-    async with answering(queueing) as (_, nc):
+    await client.submit("mine")
+    async with answering(client) as (_, nc):
         watched = MLClient(nc).jobs.watch("mine")
         assert (await anext(watched)).state == "queued"
         await nc.jetstream().delete_key_value(names.JOBS_BUCKET)
@@ -208,9 +196,9 @@ async def test_a_watch_ends_where_the_bucket_has_gone(queueing: JobsWorker) -> N
             await asyncio.wait_for(anext(watched), 20)
 
 
-async def test_one_users_watches_leave_room_for_the_others(queueing: JobsWorker) -> None:
+async def test_one_users_watches_leave_room_for_the_others(client: JobsWorker) -> None:
     """What the server does not tell apart is one: inboxes that callers choose, and all that is below ml.watch."""
-    await queueing.submit("mine")
+    await client.submit("mine")
 
     async def watch(inbox: str, caller: str = "") -> str:
         """The first frame's event, or the code of the error that comes instead."""
@@ -220,7 +208,7 @@ async def test_one_users_watches_leave_room_for_the_others(queueing: JobsWorker)
         told = (await frames.next_msg(10)).headers
         return told.get(names.ERROR_CODE) or told[names.EVENT]
 
-    async with answering(queueing, watches=8) as (_, nc):
+    async with answering(client, watches=8) as (_, nc):
         await nc.subscribe("_INBOX_ml.me.caller")
         greedy = [f"_INBOX_ml.me.{number}" for number in range(3)]
         assert [await watch(inbox) for inbox in greedy] == ["job", "job", "429"]
@@ -231,10 +219,10 @@ async def test_one_users_watches_leave_room_for_the_others(queueing: JobsWorker)
         assert await watch("_INBOX_ml.third.x") == "429"
 
 
-async def test_whoever_is_gone_ends_the_watch(queueing: JobsWorker) -> None:
-    await queueing.submit("mine")
-    async with answering(queueing) as (endpoint, nc):
-        async with await nats.connect(queueing.settings.nats_url) as other:
+async def test_whoever_is_gone_ends_the_watch(client: JobsWorker) -> None:
+    await client.submit("mine")
+    async with answering(client) as (endpoint, nc):
+        async with await nats.connect(client.settings.nats_url) as other:
             inbox = other.new_inbox()
             frames = await other.subscribe(inbox)
             await other.publish(names.JOBS_WATCH, b"mine", reply=inbox, headers={names.PING_MS: "100"})
@@ -245,69 +233,69 @@ async def test_whoever_is_gone_ends_the_watch(queueing: JobsWorker) -> None:
         assert nc.is_connected
 
 
-async def test_a_drain_ends_a_watch_at_once_and_the_client_goes_on_elsewhere(queueing: JobsWorker) -> None:
-    await queueing.submit("mine")
-    async with await nats.connect(queueing.settings.nats_url) as nc:
+async def test_a_drain_ends_a_watch_at_once_and_the_client_goes_on_elsewhere(client: JobsWorker) -> None:
+    await client.submit("mine")
+    async with await nats.connect(client.settings.nats_url) as nc:
         watched = MLClient(nc).jobs.watch("mine")
-        async with answering(queueing):
+        async with answering(client):
             assert (await anext(watched)).state == "queued"
             went_on = asyncio.create_task(anext(watched))
         # drained long before its grace of 20 seconds, or the test would have timed out
-        await queueing.submission.cancel("mine")
-        async with answering(queueing):
+        await client.submission.cancel("mine")
+        async with answering(client):
             assert (await asyncio.wait_for(went_on, 10)).state == "cancelled"
 
 
 # The queue
 
 
-async def test_so_many_jobs_wait_and_no_more(queueing: JobsWorker) -> None:
-    ids = [(await queueing.submission.submit(of(queueing))).job for _ in range(setup.MAX_REQUESTED)]
+async def test_so_many_jobs_wait_and_no_more(client: JobsWorker) -> None:
+    ids = [(await client.submission.submit(of(client))).job for _ in range(setup.MAX_REQUESTED)]
     with pytest.raises(Busy) as refused:
-        await queueing.submission.submit(of(queueing))
+        await client.submission.submit(of(client))
     assert refused.value.retry_after_ms
-    assert (await queueing.submission.submit(of(queueing, ids[1]))).duplicate
-    await queueing.submission.cancel(ids[0])
-    await queueing.submission.submit(of(queueing))
+    assert (await client.submission.submit(of(client, ids[1]))).duplicate
+    await client.submission.cancel(ids[0])
+    await client.submission.submit(of(client))
 
 
 async def test_the_nightly_run_has_a_place_that_callers_cannot_take_by_many_workers_at_once(
-    nats_url: str, tmp_path: Path, script: Script, queueing: JobsWorker
+    nats_url: str, tmp_path: Path, script: Script, client: JobsWorker
 ) -> None:
     async with jobs_worker(nats_url, tmp_path / "data", script, "w2", takes_jobs=False) as other:
-        asked = [worker.submission.submit(of(worker)) for _ in range(setup.MAX_JOBS) for worker in (queueing, other)]
+        asked = [worker.submission.submit(of(worker)) for _ in range(setup.MAX_JOBS) for worker in (client, other)]
         ends = await asyncio.gather(*asked, return_exceptions=True)
     refused = [end for end in ends if isinstance(end, BaseException)]
     assert all(isinstance(end, Busy) for end in refused)
-    assert len(ends) - len(refused) == await waiting(queueing) == setup.MAX_REQUESTED
-    assert len(await queueing.store.list()) == setup.MAX_REQUESTED
-    nightly = await queueing.submission.submit(of(queueing, "nightly-2026-06-01-a"), "nightly")
-    assert (nightly.duplicate, await waiting(queueing)) == (False, setup.MAX_JOBS)
+    assert len(ends) - len(refused) == await waiting(client) == setup.MAX_REQUESTED
+    assert len(await client.store.list()) == setup.MAX_REQUESTED
+    nightly = await client.submission.submit(of(client, "nightly-2026-06-01-a"), "nightly")
+    assert (nightly.duplicate, await waiting(client)) == (False, setup.MAX_JOBS)
     with pytest.raises(Busy):
-        await queueing.submission.submit(of(queueing, "nightly-2026-06-01-b"), "nightly")
+        await client.submission.submit(of(client, "nightly-2026-06-01-b"), "nightly")
 
 
-async def test_cancelled_jobs_leave_the_queue_at_once(queueing: JobsWorker) -> None:
-    ids = [(await queueing.submission.submit(of(queueing))).job for _ in range(20)]
+async def test_cancelled_jobs_leave_the_queue_at_once(client: JobsWorker) -> None:
+    ids = [(await client.submission.submit(of(client))).job for _ in range(20)]
     kept = ids.pop(10)
-    async with answering(queueing) as (_, nc):
+    async with answering(client) as (_, nc):
         for job_id in ids:
             assert (await MLClient(nc).jobs.cancel(job_id)).state == "cancelled"
-    assert await waiting(queueing) == 1
-    queue = await queueing.nc.jetstream().pull_subscribe_bind(setup.CONSUMER, stream=names.JOBS_STREAM)
+    assert await waiting(client) == 1
+    queue = await client.nc.jetstream().pull_subscribe_bind(setup.CONSUMER, stream=names.JOBS_STREAM)
     (left,) = await queue.fetch(1, timeout=5)
     assert left.subject == names.job_queue_subject(kept)
 
 
-async def test_one_that_is_to_be_begun_again_leaves_the_queue_too(queueing: JobsWorker) -> None:
+async def test_one_that_is_to_be_begun_again_leaves_the_queue_too(client: JobsWorker) -> None:
     """Its message has been delivered, and would be again."""
-    js = queueing.nc.jetstream()
+    js = client.nc.jetstream()
     for job_id in ("crashed", "next"):
-        await queueing.submit(job_id)
+        await client.submit(job_id)
     queue = await js.pull_subscribe_bind(setup.CONSUMER, stream=names.JOBS_STREAM)
     (delivered,) = await queue.fetch(1, timeout=5)
     await delivered.nak(delay=600)
-    await queueing.submission.cancel("crashed")
+    await client.submission.cancel("crashed")
     (other,) = await queue.fetch(1, timeout=10)
     assert other.subject == names.job_queue_subject("next")
 

@@ -21,19 +21,6 @@ PULLS = f"$JS.API.CONSUMER.MSG.NEXT.{names.JOBS_STREAM}.{setup.CONSUMER}"
 
 
 @pytest.fixture
-async def events(nats_url: str) -> AsyncIterator[Events]:
-    await set_up(nats_url)
-    async with listening(nats_url) as heard:
-        yield heard
-
-
-@pytest.fixture
-async def attacker(nats_url: str) -> AsyncIterator[Client]:
-    async with await nats.connect(nats_url) as nc:
-        yield nc
-
-
-@pytest.fixture
 async def pull_inbox(nats_url: str, events: Events, attacker: Client) -> "asyncio.Queue[str]":
     """Where the worker's next pulls want their job, as whoever may watch JetStream's subjects sees it."""
     inboxes: asyncio.Queue[str] = asyncio.Queue()

@@ -96,6 +96,7 @@ def test_a_list_of_modules_reaches_no_other_code_of_the_library(tmp_path: Path, 
         module_folders(own(folder=tmp_path), tmp_path)
 
 
+@pytest.mark.slow
 def test_more_layers_than_weights_are_counted_and_not_made(folder: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3_000_000}))
@@ -126,6 +127,7 @@ def test_an_endless_graph_is_given_up(tmp_path: Path) -> None:
         required.run(4)
 
 
+@pytest.mark.slow
 def test_a_probed_model_is_not_probed_again_until_it_changes(folder: Path, tmp_path: Path) -> None:
     spec = own("generation", folder=folder)
     required = needed(spec, tmp_path)

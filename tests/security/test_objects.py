@@ -16,11 +16,10 @@ from uuid import uuid4
 
 import nats
 import pytest
-from fake_steps import Script
 from nats.aio.client import Client
 from nats.js.errors import APIError, BadRequestError
 from nats_server import NatsServer, plain_server
-from serve_jobs import Events, JobsWorker, answering, asked, jobs_worker, listening, set_up
+from serve_jobs import Events, JobsWorker, answering, asked, listening, set_up
 
 from models.catalogue import load_catalogue
 from models.sandbox.limits import ProcessLimits
@@ -58,12 +57,6 @@ def name() -> str:
 async def events(nats_url: str) -> AsyncIterator[Events]:
     async with listening(nats_url) as heard:
         yield heard
-
-
-@pytest.fixture
-async def worker(nats_url: str, tmp_path: Path, events: Events) -> AsyncIterator[JobsWorker]:
-    async with jobs_worker(nats_url, tmp_path / "data", Script(tmp_path / "script").write()) as running:
-        yield running
 
 
 @pytest.fixture

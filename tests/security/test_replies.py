@@ -6,7 +6,6 @@ On a plain server, where everybody may publish everywhere and the attacker sees 
 from collections.abc import AsyncIterator
 from typing import Any
 
-import nats
 import pytest
 from fake_encoder import FakeEncoder
 from fake_engine import FakeEngine
@@ -27,18 +26,6 @@ OTHERS = "0" * 32
 async def worker(nats_url: str) -> AsyncIterator[Worker]:
     async with scripted_worker(nats_url) as worker:
         yield worker
-
-
-@pytest.fixture
-async def nc(nats_url: str) -> AsyncIterator[Client]:
-    async with await nats.connect(nats_url) as connection:
-        yield connection
-
-
-@pytest.fixture
-async def attacker(nats_url: str) -> AsyncIterator[Client]:
-    async with await nats.connect(nats_url) as connection:
-        yield connection
 
 
 def forgeries(event: str, seq: int, body: bytes) -> list[dict[str, str] | None]:

@@ -1,6 +1,7 @@
-"""smollm2 as it is served: converted once for the whole suite, which takes seconds."""
+"""smollm2 as it is served: converted once for all processes of a test run, which takes seconds."""
 
-import tempfile
+import fcntl
+import os
 from functools import cache
 from pathlib import Path
 
@@ -13,13 +14,14 @@ SMOLLM2 = load_catalogue().get("smollm2")
 SOURCE = hub.locate(SMOLLM2) / str(SMOLLM2.gguf)
 
 
-@cache
 def cache_folder() -> Path:
     """Where the conversion is kept; a worker with this folder as its cache need not do it again."""
-    return Path(tempfile.mkdtemp(prefix="mlbus-tests-"))
+    return Path(os.environ["TESTS_CACHE"])
 
 
 @cache
 def converted_folder() -> Path:
     """The converted model."""
-    return located(SMOLLM2, LoadOptions("cpu", "fp32", cache=LoadCache(cache_folder())))[1]
+    with (cache_folder() / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return located(SMOLLM2, LoadOptions("cpu", "fp32", cache=LoadCache(cache_folder())))[1]

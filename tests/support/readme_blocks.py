@@ -5,7 +5,6 @@ and standard error: `…` stands for anything, alone on a line for any lines, nu
 and empty lines do not count.
 """
 
-import json
 import os
 import re
 import subprocess
@@ -15,10 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 from nats_server import REPOSITORY
-from workers import clean_environment
+from workers import clean_environment, worker_process
 
 BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<exempt>[^\n]+) -->\n)?(?P<fence>`{3,})(?P<kind>\w+)\n(?P<code>.*?)^(?P=fence)\n",
@@ -112,26 +110,22 @@ class Checkout:
 
 
 @contextmanager
-def checkout(folder: Path, nats_command: str) -> Iterator[Checkout]:
-    """The folder, and in it a worker with an embedded server; nats_command: what the blocks find as `nats`."""
+def checkout(folder: Path, nats_command: str, converted: Path | None = None) -> Iterator[Checkout]:
+    """The folder, and in it a worker with an embedded server; nats_command: what the blocks find as `nats`.
+
+    converted: the folder of converted models, where there is one already.
+    """
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / "subjects").symlink_to(REPOSITORY / "subjects")
     install_nats(folder, nats_command)
+    if converted:
+        (folder / "var" / "cache").mkdir(parents=True)
+        (folder / "var" / "cache" / "gguf").symlink_to(converted)
     ports = ("--nats-port", "0", "--metrics-port", "0")
     alone = ("--threads", "1")  # several that share busy cores wait for each other at every product
     command = [folder / ".venv" / "bin" / "mlbus", "serve", "--embedded-nats", *ports, *alone]
-    with subprocess.Popen(command, cwd=folder, env=clean_environment(), stderr=subprocess.PIPE, text=True) as worker:
-        try:
-            events: dict[str, Any] = {}
-            while "worker.ready" not in events:
-                line = worker.stderr.readline()
-                assert line.startswith("{"), f"the worker did not start: {line or list(events)}"
-                events[json.loads(line)["event"]] = json.loads(line)
-            yield Checkout(folder, events["nats_server.started"]["url"], events["worker.ready"]["metrics_port"])
-        finally:
-            worker.terminate()
-            worker.communicate(timeout=30)
-    assert worker.returncode == 0
+    with worker_process(command, folder, clean_environment()) as events:
+        yield Checkout(folder, events["nats_server.started"]["url"], events["worker.ready"]["metrics_port"])
 
 
 def install_nats(folder: Path, command: str) -> None:

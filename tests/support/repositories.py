@@ -20,3 +20,12 @@ def write(folder: Path, *paths: str, text: str = CODE) -> None:
     for path in paths:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)
+
+
+def committed(folder: Path) -> Path:
+    """Make it a repository of a few files, with one commit; -> the folder."""
+    write(folder, "b.py", "a.py", "pile/stack.go", "pile/heap.rs")
+    git(folder, "init")
+    git(folder, "add", ".")
+    git(folder, "commit", "-m", "first")
+    return folder

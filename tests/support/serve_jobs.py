@@ -218,7 +218,7 @@ class Events:
             self.heard.append(Job.model_validate_json(msg.data))
             self._news.notify_all()
 
-    async def until(self, job_id: str, *states: JobState, note: str | None = None, timeout_s: float = 20) -> Job:
+    async def until(self, job_id: str, *states: JobState, note: str | None = None, timeout_s: float = 60) -> Job:
         """The first event of a job in one of these states, or with this note."""
 
         def found() -> Job | None:
@@ -231,7 +231,7 @@ class Events:
         assert job is not None
         return job
 
-    async def until_over(self, job_id: str, timeout_s: float = 20) -> Job:
+    async def until_over(self, job_id: str, timeout_s: float = 60) -> Job:
         return await self.until(job_id, *TERMINAL, timeout_s=timeout_s)
 
     def states(self, job_id: str) -> list[JobState]:

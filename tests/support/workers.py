@@ -1,9 +1,12 @@
-"""Workers for the tests: the real process wiring, in this event loop, on fake or given models."""
+"""Workers for the tests: in this event loop on fake or given models, or as a process that loads its own."""
 
+import json
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 from fake_encoder import FakeEncoder
@@ -26,6 +29,26 @@ async def running_worker(
     serves = loaded or (() if loader else (FakeEncoder(),))
     async with worker(configured, Stop(), serves, loader=loader) as started:
         yield started
+
+
+@contextmanager
+def worker_process(
+    command: Sequence[str | Path], folder: Path, environment: dict[str, str]
+) -> Iterator[dict[str, dict[str, Any]]]:
+    """`mlbus serve` with its options, in a folder -> the log lines until it was ready, by event; leaving ends it."""
+    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as worker:
+        assert worker.stderr is not None
+        events: dict[str, dict[str, Any]] = {}
+        try:
+            while "worker.ready" not in events:
+                line = worker.stderr.readline()
+                assert line.startswith("{"), f"the worker did not start: {line or list(events)}"
+                events[json.loads(line)["event"]] = json.loads(line)
+            yield events
+        finally:
+            worker.terminate()
+            worker.communicate(timeout=30)
+    assert worker.returncode == 0
 
 
 def clean_environment(**values: str) -> dict[str, str]:

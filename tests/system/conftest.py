@@ -1,4 +1,4 @@
-"""A worker with an engine whose steps the test holds back and lets go, for the tests of generation."""
+"""What the tests of jobs share, and a worker with an engine whose steps the test holds back and lets go."""
 
 from collections.abc import AsyncIterator
 
@@ -6,6 +6,7 @@ import nats
 import pytest
 from fake_encoder import FakeEncoder
 from fake_engine import FakeEngine
+from job_fixtures import client, events, script, worker  # noqa: F401
 from nats.aio.client import Client
 from workers import running_worker
 

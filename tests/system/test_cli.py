@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from nats_server import PASSWORDS
+from shell import MLBUS
 from workers import clean_environment
 
 from models.errors import ModelUnavailable
@@ -23,7 +24,6 @@ from service.bus.settings import NatsSettings
 from service.cli.serve import ready_text
 from subjects.client.bulk import slices
 
-MLBUS = str(Path(sys.executable).with_name("mlbus"))
 NOWHERE = "nats://127.0.0.1:1"
 READY_TIMEOUT_S = 90
 

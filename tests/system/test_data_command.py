@@ -2,13 +2,12 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from shell import MLBUS
 from workers import clean_environment
 
-MLBUS = Path(sys.executable).with_name("mlbus")
 FUNCTION = '''
 def {verb}_{noun}(values):
     """{Verb} every {noun} of the values that somebody gave, and say how many there were."""
@@ -33,7 +32,7 @@ def codebase(tmp_path: Path) -> Path:
 
 
 def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = (str(MLBUS), "data", "build", *arguments)
+    command = (MLBUS, "data", "build", *arguments)
     environment = clean_environment(MLBUS_DATA_DIR=str(tmp_path / "var"))
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=100)
 
@@ -65,6 +64,7 @@ def test_a_person_sees_counts_and_examples(codebase: Path, tmp_path: Path) -> No
     assert list((tmp_path / "here").glob("day-*.jsonl"))
 
 
+@pytest.mark.slow
 def test_the_vectors_of_a_model_may_choose_negatives(codebase: Path, tmp_path: Path) -> None:
     done = run(tmp_path, str(codebase), "--model", "minilm", "--hard-negatives", "2", "--json")
     assert done.returncode == 0, done.stderr

@@ -2,16 +2,15 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from workers import clean_environment
+from shell import MLBUS
+from workers import clean_environment, worker_process
 
-MLBUS = Path(sys.executable).with_name("mlbus")
 FUNCTION = '''
 def {verb}_{noun}(values, force=False):
     """{Verb} every {noun} of the values that somebody gave, and say how many there were."""
@@ -34,7 +33,7 @@ class Machine:
     environment: dict[str, str]
 
     def mlbus(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = (str(MLBUS), *arguments)
+        command = (MLBUS, *arguments)
         return subprocess.run(
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=280
         )
@@ -55,19 +54,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     ports = ("--nats-port", "0", "--metrics-port", "0", "--threads", "1")
     command = [MLBUS, "serve", "--embedded-nats", "--model", "minilm", *ports]
     lenient = clean_environment(MLBUS_FINETUNE__LIMITS__REQUIRE_GAIN="false")  # so little is learned in so short a time
-    with subprocess.Popen(command, cwd=folder, env=lenient, stderr=subprocess.PIPE, text=True) as worker:
-        try:
-            assert worker.stderr is not None
-            events: dict[str, Any] = {}
-            while "worker.ready" not in events:
-                line = worker.stderr.readline()
-                assert line.startswith("{"), f"the worker did not start: {line or list(events)}"
-                events[json.loads(line)["event"]] = json.loads(line)
-            url = events["nats_server.started"]["url"]
-            yield Machine(folder, clean_environment(NATS_URL=url, XDG_CONFIG_HOME=str(folder)))
-        finally:
-            worker.terminate()
-            worker.communicate(timeout=30)
+    with worker_process(command, folder, lenient) as events:
+        url = events["nats_server.started"]["url"]
+        yield Machine(folder, clean_environment(NATS_URL=url, XDG_CONFIG_HOME=str(folder)))
 
 
 @pytest.mark.slow

@@ -126,6 +126,7 @@ class Load:
             self._answered.release()
 
 
+@pytest.mark.slow
 async def test_thirty_drains_under_load_lose_nothing(nats_url, ml):
     ml._caller.retries = 0
     load = Load(ml)
@@ -136,6 +137,7 @@ async def test_thirty_drains_under_load_lose_nothing(nats_url, ml):
     assert not load.lost
 
 
+@pytest.mark.slow
 async def test_processes_drained_by_sigterm_under_load_lose_nothing(nats_url, ml):
     ml._caller.retries = 0
     load = Load(ml)

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import resource
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -22,24 +21,6 @@ from service.jobs.store import JobStore
 from subjects import names
 from subjects.errors import Busy, NotServed, Unavailable
 from subjects.finetune import FinetuneOptions, FinetuneRequest, TrainingPair
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Script:
-    return Script(tmp_path / "script").write()
-
-
-@pytest.fixture
-async def events(nats_url: str) -> AsyncIterator[Events]:
-    await set_up(nats_url)
-    async with listening(nats_url) as heard:
-        yield heard
-
-
-@pytest.fixture
-async def worker(nats_url: str, tmp_path: Path, script: Script, events: Events) -> AsyncIterator[JobsWorker]:
-    async with jobs_worker(nats_url, tmp_path / "data", script) as running:
-        yield running
 
 
 async def test_job_goes_through_all_states_and_its_version_is_served(worker: JobsWorker, events: Events) -> None:

@@ -9,21 +9,9 @@ from pathlib import Path
 
 import pytest
 from fake_steps import Script, holding
-from serve_jobs import Events, jobs_process, jobs_worker, listening, set_up
+from serve_jobs import Events, jobs_process, jobs_worker
 
 from subjects.names import JobState
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Script:
-    return Script(tmp_path / "script").write()
-
-
-@pytest.fixture
-async def events(nats_url: str) -> AsyncIterator[Events]:
-    await set_up(nats_url)
-    async with listening(nats_url) as heard:
-        yield heard
 
 
 @pytest.mark.parametrize(
@@ -66,6 +54,7 @@ async def test_step_ends_with_the_worker_that_was_killed(
         await first.wait()
 
 
+@pytest.mark.slow
 async def test_job_that_kills_its_workers_is_ended_and_the_next_one_runs(
     nats_url: str, tmp_path: Path, script: Script, events: Events
 ) -> None:

@@ -1,15 +1,14 @@
 """Jobs whose message is not in the queue: the sweep ends them, and no others."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import nats
 import pytest
-from fake_steps import Script, holding
+from fake_steps import holding
 from nats.js import JetStreamContext
-from serve_jobs import Events, JobsWorker, jobs_worker, listening, set_up
+from serve_jobs import Events, JobsWorker, jobs_worker
 
 from service.jobs.bucket import NotSetUp
 from service.jobs.store import JobStore
@@ -19,20 +18,6 @@ from subjects.errors import Unavailable
 from subjects.jobs import Job
 
 SOON = timedelta(seconds=1)
-
-
-@pytest.fixture
-async def events(nats_url: str) -> AsyncIterator[Events]:
-    await set_up(nats_url)
-    async with listening(nats_url) as heard:
-        yield heard
-
-
-@pytest.fixture
-async def client(nats_url: str, tmp_path: Path, events: Events) -> AsyncIterator[JobsWorker]:
-    script = Script(tmp_path / "script").write()
-    async with jobs_worker(nats_url, tmp_path / "data", script, "client", takes_jobs=False) as made:
-        yield made
 
 
 async def test_a_worker_that_was_killed_before_the_message_leaves_no_job_for_ever(

@@ -97,6 +97,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 async def test_hostile_messages_are_refused_in_bounded_memory_while_others_are_served(worker, ml, secured_server):
     before = resident_kb(worker)
     async with await nats.connect(secured_server.url) as hostile:

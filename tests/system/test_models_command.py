@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import termios
 import tomllib
 from collections.abc import Iterator
@@ -15,12 +14,12 @@ import numpy as np
 import pytest
 from hub_server import Hub, hub_server
 from safetensors.numpy import save_file
+from shell import MLBUS
 from workers import clean_environment
 
 from models.catalogue import load_catalogue
 from models.weights import hub
 
-MLBUS = str(Path(sys.executable).with_name("mlbus"))
 NOWHERE = "nats://127.0.0.1:1"
 SETTINGS = """\
 models = ["mine"]  # kept as it is
@@ -82,6 +81,7 @@ def refused(code: int, told: str, *arguments: str, cwd: Path, **variables: str) 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_model_is_pulled_looked_at_and_pruned(remote: Hub, tmp_path: Path) -> None:
     done = run("pull", "mine", cwd=tmp_path, HF_ENDPOINT=remote.url)
     assert done.returncode == 0
@@ -104,6 +104,7 @@ def test_a_model_is_pulled_looked_at_and_pruned(remote: Hub, tmp_path: Path) -> 
     assert facts("info", "mine", cwd=tmp_path)["present"] is False
 
 
+@pytest.mark.slow
 def test_what_cannot_be_served_is_said_before_its_weights_are_fetched(remote: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "coder"
     folder.mkdir()
@@ -163,6 +164,7 @@ def test_the_list_is_there_with_and_without_its_name(remote: Hub, tmp_path: Path
     assert "CC-BY-NC-4.0 (non-commercial)" in run(cwd=tmp_path).stdout
 
 
+@pytest.mark.slow
 def test_a_folder_or_a_repository_is_added_without_disturbing_the_settings(remote: Hub, tmp_path: Path) -> None:
     told = run(
         "add", "local", "source", "--prompt", "query=find: ", "--max-tokens", "128", "--no-check", cwd=tmp_path
@@ -186,6 +188,7 @@ def test_a_folder_or_a_repository_is_added_without_disturbing_the_settings(remot
     assert (tmp_path / "source" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_what_is_added_has_been_loaded(remote: Hub, tmp_path: Path) -> None:
     """A folder as it is; a repository once it is fetched."""
     minilm = str(hub.locate(load_catalogue().get("minilm")))
@@ -205,6 +208,7 @@ def test_a_model_that_does_not_fit_is_not_added(remote: Hub, tmp_path: Path) -> 
     assert (tmp_path / "mlbus.toml").read_text() == SETTINGS
 
 
+@pytest.mark.slow
 def test_the_prompts_that_a_folder_brings_are_shown(remote: Hub, tmp_path: Path) -> None:
     own = tmp_path / "source" / "config_sentence_transformers.json"
     own.write_text('{"prompts": {"own": "read: "}}')

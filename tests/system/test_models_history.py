@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 import nats
 import pytest
 from fake_loader import FakeLoader
+from shell import MLBUS
 from trained_versions import serve, trained
 from workers import clean_environment, running_worker
 
 from models.weights.versions import RECORD, keep, version_name
 from subjects import MLClient
 
-MLBUS = str(Path(sys.executable).with_name("mlbus"))
 OWN = {"kind": "embedding", "folder": "weights"}
 REPORT = {"accepted": True, "metrics": {"mrr@10_before": 0.594, "mrr@10_after": 0.6631}}
 WORSE = {"accepted": False, "reasons": ["NDCG@10 is worse"], "metrics": {"mrr@10_before": 0.6631}}

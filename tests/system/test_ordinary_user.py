@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 from nats_server import REPOSITORY
-from workers import clean_environment
+from shell import MLBUS
+from workers import clean_environment, worker_process
 
-MLBUS = str(Path(sys.executable).with_name("mlbus"))
 SOURCES = ("subjects", "models", "service", "nats-server.conf", "pyproject.toml")
 NOBODY = 65534
 MAY_READ = 1 << 2
@@ -86,24 +86,8 @@ def url(user: User) -> Iterator[str]:
     ports = [part for name in ("nats", "metrics") for part in (f"--{name}-port", "0")]
     models = ("--model", "minilm", "--model", "tiny_coder", "--device", "cpu", "--threads", "1")
     command = user.command("serve", "--embedded-nats", *ports, *models, "--data-dir", str(user.home / "data"))
-    process = subprocess.Popen(command, env=user.environment(), cwd=user.sources, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = []
-    found = ""
-    with process, process.stderr as lines:
-        try:
-            for line in lines:
-                said.append(line)
-                event = json.loads(line)
-                found = event.get("url") or found
-                if event["event"] == "worker.ready":
-                    break
-            assert process.poll() is None, "".join(said)
-            yield found
-        finally:
-            process.terminate()
-            lines.read()
-    assert process.returncode == 0
+    with worker_process(command, user.sources, user.environment()) as events:
+        yield events["nats_server.started"]["url"]
 
 
 def test_the_sources_cannot_be_written(user: User) -> None:

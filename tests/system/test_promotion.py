@@ -9,8 +9,7 @@ from pathlib import Path
 
 import nats
 import pytest
-from fake_steps import Script
-from serve_jobs import Events, JobsWorker, jobs_worker, listening, set_up
+from serve_jobs import Events, JobsWorker
 from versioned_fleet import BASE_WEIGHTS, MODEL, Fleet
 
 from models.weights.versions import BASE
@@ -21,24 +20,6 @@ from subjects import MLClient
 from subjects.errors import Conflict, InvalidField, NotFound
 from subjects.finetune import FinetuneRequest, TrainingPair
 from subjects.jobs import Job
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Script:
-    return Script(tmp_path / "script").write()
-
-
-@pytest.fixture
-async def events(nats_url: str) -> AsyncIterator[Events]:
-    await set_up(nats_url)
-    async with listening(nats_url) as heard:
-        yield heard
-
-
-@pytest.fixture
-async def worker(nats_url: str, tmp_path: Path, script: Script, events: Events) -> AsyncIterator[JobsWorker]:
-    async with jobs_worker(nats_url, tmp_path / "data", script) as running:
-        yield running
 
 
 class TestOfAJob:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gguf_model import converted_folder
 from nats_server import REPOSITORY
 from readme_blocks import STAND_IN, Block, Checkout, blocks, checkout
 
@@ -37,7 +38,7 @@ OUTSIDE_THE_SITE = [
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    with checkout(tmp_path_factory.mktemp("mlbus"), STAND_IN) as made:
+    with checkout(tmp_path_factory.mktemp("mlbus"), STAND_IN, converted_folder().parent) as made:
         yield made
 
 

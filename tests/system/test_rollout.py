@@ -434,6 +434,7 @@ class TestRealWeights:
         keep(folder, tmp_path / "one" / "checkpoints", "minilm", name)
         return name
 
+    @pytest.mark.slow
     async def test_two_workers_swap_and_go_back(self, nats_url: str, nc: Client, tmp_path: Path, version: str) -> None:
         await setup.create(nc)
         settings = NatsSettings(url=nats_url)

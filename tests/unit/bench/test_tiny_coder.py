@@ -115,6 +115,7 @@ def test_the_gradient_is_that_of_the_whole_loss(run: training.Run, monkeypatch: 
     torch.testing.assert_close(gradient, run.model.model.embed_tokens.weight.grad, rtol=0.02, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_lowers_the_loss_and_one_that_was_stopped_ends_alike(
     sources: list[Source], run: training.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def test_a_model_that_cannot_be_loaded_cannot_be_checked(tmp_path: Path) -> None
         code_search.evaluate(of(tmp_path), loaded)
 
 
+@pytest.mark.slow
 def test_precisions_side_by_side() -> None:
     """The perplexity is transformers' own; a precision that cannot be loaded has its reason."""
 
@@ -107,6 +108,7 @@ def test_a_model_that_loads_in_no_precision_cannot_be_checked() -> None:
         precision.measure(load_as)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = Settings(device="cpu", dtype="fp32", data_dir=tmp_path)
     check_model(settings, "tiny_coder", as_json=False)

@@ -46,6 +46,7 @@ for _ in range(3):
 """
 
 
+@pytest.mark.slow
 def test_a_closed_model_gives_its_memory_back_to_the_system(tmp_path: Path) -> None:
     # Cast to bf16, for weights that stay as they are in the file are mapped and not read. Mostly one large matrix, for
     # of small ones glibc keeps up to 64 MB in the arena of each thread that has read some, for the next load.

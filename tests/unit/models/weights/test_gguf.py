@@ -63,6 +63,7 @@ def test_another_file_than_the_pinned_one_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 4, 3_000_000])
+@pytest.mark.slow
 def test_a_file_that_is_cut_short_is_one_clear_line(tmp_path: Path, size: int) -> None:
     with SOURCE.open("rb") as whole:
         (tmp_path / SOURCE.name).write_bytes(whole.read(size))

@@ -102,6 +102,7 @@ def no_rename_between(monkeypatch, one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("across", [False, True], ids=["one file system", "two"])
+@pytest.mark.slow
 def test_a_version_is_kept_whole_whenever_the_process_is_killed(tmp_path, monkeypatch, across):
     names = []
 

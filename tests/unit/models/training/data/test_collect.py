@@ -367,6 +367,7 @@ def stepped(run: RunFolder) -> tuple[int, list[Event]]:
     return done.returncode, [read_event(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_the_model_itself_finds_negatives(repository: Path, tmp_path: Path) -> None:
     entry = load_catalogue().get("minilm")
     run = run_of(tmp_path, codebase=repository, base=locate(entry), options=TrainingOptions(hard_negatives=2))
@@ -384,6 +385,7 @@ def test_the_model_itself_finds_negatives(repository: Path, tmp_path: Path) -> N
     assert pairs != by_words.pairs
 
 
+@pytest.mark.slow
 def test_negatives_are_found_by_words_when_memory_is_short(code: Path, tmp_path: Path) -> None:
     entry, options = load_catalogue().get("minilm"), TrainingOptions(hard_negatives=1)
     run = run_of(tmp_path, codebase=code, base=locate(entry), options=options, memory_bytes=1 << 22)

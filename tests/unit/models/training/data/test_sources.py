@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from repositories import CODE, git, write
+from repositories import CODE, committed, git, write
 
 from models.training.data import sources
 from models.training.data.sources import Codebase, read_codebase
@@ -17,13 +17,7 @@ def paths(codebase: Codebase) -> list[str]:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A committed repository of a few files."""
-    folder = tmp_path / "code"
-    write(folder, "b.py", "a.py", "pile/stack.go", "pile/heap.rs")
-    git(folder, "init")
-    git(folder, "add", ".")
-    git(folder, "commit", "-m", "first")
-    return folder
+    return committed(tmp_path / "code")
 
 
 def test_git_tracked_files_are_read_in_order(repository: Path) -> None:

@@ -52,6 +52,7 @@ def require_equal(one: RunFolder, other: RunFolder) -> None:
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_minilm_learns_and_leaves_a_complete_candidate(tmp_path: Path) -> None:
     entry = load_catalogue().get("minilm")
     run = run_in(tmp_path / "run", entry, learning_rate=5e-5, epochs=2)
@@ -85,6 +86,7 @@ def test_a_finished_step_only_emits_its_event(base: Path, tmp_path: Path) -> Non
     assert trained(run) == [first]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits(base: Path, tmp_path: Path) -> None:
     one, same, other = (run_in(tmp_path / str(n), of_folder(base), epochs=2, seed=n // 2) for n in range(3))
     digests = [last(trained(run), Candidate).weights_sha256 for run in (one, same, other)]
@@ -92,6 +94,7 @@ def test_the_same_seed_gives_the_same_bits(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.slow
 def test_a_resumed_training_gives_the_same_weights(base: Path, tmp_path: Path, method: str) -> None:
     whole, cut = (
         run_in(tmp_path / name, of_folder(base), epochs=3, patience=3, method=method) for name in ("whole", "cut")
@@ -236,6 +239,7 @@ SHORT = [
 
 
 @pytest.mark.parametrize("error", SHORT)
+@pytest.mark.slow
 def test_micro_batches_are_halved_when_memory_is_short(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Callable[[], Exception]
 ) -> None:
@@ -254,6 +258,7 @@ def test_micro_batches_are_halved_when_memory_is_short(
     assert last(events, Candidate).stopped is None
 
 
+@pytest.mark.slow
 def test_triplet_training_restarts_when_memory_is_short(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

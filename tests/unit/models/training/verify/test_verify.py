@@ -42,8 +42,8 @@ from models.weights import durable, hub, model_files
 from models.weights.version_history import OWN_DATA, verdict_of
 from models.weights.versions import RECORD, TrainingRecord
 
-DEFAULT = VerifyLimits(require_gain=False)
-"""But for the gain: most candidates here are the live version itself."""
+DEFAULT = VerifyLimits(require_gain=False, max_slowdown=10)
+"""Without a gain, since most candidates here are the live version itself; and whatever else the machine computes."""
 METRICS = {
     *(f"{name}_{when}" for name in ("ndcg@10", "mrr@10", "probe") for when in ("before", "after")),
     *("p_worse", "probe_base", "cosine_p5", "cosine_p50", "overlap@10"),
@@ -125,6 +125,7 @@ def verdict(run: RunFolder) -> Verified:
     return said[-1]
 
 
+@pytest.mark.slow
 def test_weights_with_a_little_noise_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained(begun(tmp_path, minilm(), pairs()), noisy(0.02))
     said = verdict(run)
@@ -159,6 +160,7 @@ def check_vectors(run: RunFolder) -> None:
     assert cosine_rows(encode_texts(served, texts[:8]), vectors[:8]).min() > 0.9999
 
 
+@pytest.mark.slow
 def test_weights_with_much_noise_are_rejected_and_keep_their_report(tmp_path: Path) -> None:
     run = trained(begun(tmp_path, minilm(), pairs()), noisy(0.6))
     said = verdict(run)
@@ -209,6 +211,7 @@ def test_without_a_candidate_nothing_is_written(tmp_path: Path) -> None:
     assert not run.candidate.exists()
 
 
+@pytest.mark.slow
 def test_the_process_emits_events(tmp_path: Path) -> None:
     run = trained(begun(tmp_path, minilm(), pairs()), with_nan)
     command = [sys.executable, "-m", "models.training", "verify", str(run.path)]
