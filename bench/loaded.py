@@ -159,8 +159,8 @@ def _load_ours(setting: Setting) -> Callable[[], tuple[Encode, dict[str, Any]]]:
     from models.encoders.base import TextOptions, Tokens
     from models.loading.load_cache import LoadCache
     from models.loading.loader import LoadOptions, load
-    from service.app import BUDGET_TOKENS
     from service.embedding.packing import oldest_within
+    from service.residency.wiring import BUDGET_TOKENS
 
     spec = load_catalogue({"bench": {"kind": "embedding", "folder": setting.folder}}).get("bench")
     device: Literal["cpu", "cuda"] = "cuda" if setting.device == "cuda" else "cpu"

@@ -1,4 +1,4 @@
-"""The worker process: the only place where parts are wired. Contexts nest: leaving them is the shutdown order."""
+"""The worker process, put together from its parts. Contexts nest: leaving them is the shutdown order."""
 
 import asyncio
 import functools
@@ -7,13 +7,12 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import structlog
 from nats.nuid import NUID
 
-from models.catalogue import FORMS, Catalogue, load_catalogue
-from models.encoders.base import Encoder
+from models.catalogue import FORMS, load_catalogue
 from models.loading.memory import bound_arenas
 
 from .bus.causes import Denied
@@ -23,40 +22,36 @@ from .bus.embedded import EmbeddedServer, EmbeddedSettings, embedded_server
 from .bus.errors import NotPermitted
 from .bus.settings import NatsSettings
 from .config import Settings
-from .embedding.embedder import Embedder
-from .embedding.pending_text import BatchLimits
-from .endpoint.endpoint import Endpoint, Limits, serving
+from .endpoint.endpoint import Endpoint, serving
+from .endpoint.in_flight import InFlight, Limits
 from .endpoint.reply_subject import JETSTREAM_INBOX, ReplySubjects
-from .generation.generator import Generator
 from .handlers.embed import EmbedHandlers
 from .handlers.generate import GenerateHandlers
 from .handlers.models import ModelHandlers
 from .handlers.schema import SchemaHandlers
-from .handlers.similarity import SimilarityHandlers
 from .jobs.wiring import Finetuning, set_up
 from .residency import gauges
 from .residency.first_models import first_models, load_first, retry_missing
 from .residency.loader import ModelLoader, OnStep
 from .residency.manager import ModelManager
-from .runtime.background import Background, going_on
+from .residency.wiring import model_manager
+from .runtime.background import Background, background_task
 from .runtime.device_thread import DeviceThread
 from .runtime.http_port import Health, serve_http
 from .runtime.self_watch import SelfWatch
 from .runtime.stop import Stop, StoppedEarly, end_on_signals, end_soon, unless_stopped
-from .served_model import Facts, Model, ServedModel, facts_of, generates
+from .served_model import Facts, Model, facts_of
 from .telemetry import Telemetry, configured_tracer
 
 log = structlog.get_logger(__name__)
 
-BUDGET_TOKENS = {"cpu": 1024, "cuda": 16384}
-OVERHEAD_TOKENS = {"cpu": 32, "cuda": 256}
 LEAVING_S = 5.0
-"""Of the grace time, what is kept for what comes after the last answer: connections are closed, a server is stopped."""
+"""The part of the grace time that is kept for closing connections and stopping a server, after the last answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What is known once the worker answers. server: the nats-server that this process started, if it did."""
+    """A worker that answers. server: the nats-server that this process started, if it did."""
 
     nats: NatsSettings
     server: EmbeddedServer | None
@@ -76,8 +71,8 @@ async def serve(
 ) -> int:
     """Run a worker until it is told to stop -> exit code.
 
-    loaded: models of any kind, instead of those that the settings name; loader: how others are loaded, instead
-    of as the settings say. on_step hears what start-up is doing. Raises BusError or ModelError when it cannot start.
+    loaded: models to serve instead of those that the settings name. loader: loads models, in place of one made from the
+    settings. on_step: called with each step of the start. Raises BusError or ModelError if it cannot start.
     """
     bound_arenas()
     stop = Stop(max(settings.grace_s, LEAVING_S))
@@ -87,7 +82,7 @@ async def serve(
         with suppress(StoppedEarly):
             async with worker(settings, stop, loaded, on_step, loader) as started:
                 on_ready(started)
-                await stop.asked.wait()
+                await stop.requested.wait()
         code = stop.code
         log.info("worker.stopped", code=code)
     finally:
@@ -103,12 +98,9 @@ async def worker(
     on_step: OnStep = lambda step: None,
     loader: ModelLoader | None = None,
 ) -> AsyncIterator[Started]:
-    """A worker that answers while the context is open; leaving it drains. See `serve`.
-
-    loader: how models are loaded, instead of as the settings say.
-    """
+    """A worker that answers while the context is open; leaving it drains. See `serve`."""
     catalogue = load_catalogue(settings.catalogue)
-    first_models(catalogue, settings)  # one that nobody knows is told of before anything starts
+    first_models(catalogue, settings)  # an unknown model is an error before anything starts
     telemetry = Telemetry(configured_tracer())
     health = Health()
     async with AsyncExitStack() as stack:
@@ -120,7 +112,7 @@ async def worker(
         nc = await stack.enter_async_context(connected(nats, on_closed=stop.fail, on_denied=denials.note))
         device = stack.enter_context(closing(DeviceThread()))
         loader = loader or ModelLoader(settings, on_step)
-        manager = _model_manager(catalogue, settings, loader, device, telemetry, stop)
+        manager = model_manager(catalogue, settings, loader, device, telemetry, stop.fail)
         await stack.enter_async_context(manager.running())
         worker_id = NUID().next().decode()
         finetuning = Finetuning(nc, nats, manager, settings, worker_id)
@@ -128,14 +120,7 @@ async def worker(
             await set_up(server)
         await unless_stopped(stop, stack.enter_async_context(finetuning.rollout.running()))
         if loaded:
-            manager.defaults |= {
-                form: facts.model
-                for facts in map(facts_of, reversed(loaded))
-                for form in FORMS
-                if (form == "embedding") == (facts.kind == "embedding")
-            }
-            for given in loaded:
-                manager.publish(given)
+            _publish(manager, loaded)
         else:
             await unless_stopped(stop, device.run(loader.prepare))
             await unless_stopped(stop, load_first(manager, settings))
@@ -146,40 +131,54 @@ async def worker(
         watch = SelfWatch(nc, worker_id, functools.partial(stop.fail, within_s=LEAVING_S))
         endpoint = _endpoint(nc, manager, finetuning, settings, telemetry, worker_id, watch.inbox)
         health.not_ready = functools.partial(_not_ready, nc, endpoint, manager)
-        denials.published, denials.any = endpoint.on_denied, watch.on_denied
+        denials.on_publish, denials.on_any = endpoint.on_denied, watch.on_denied
         await stack.enter_async_context(serving(endpoint, max(0.0, settings.grace_s - LEAVING_S)))
-        await stack.enter_async_context(going_on(lambda closing: watch.run(), "self_watch"))
+        await stack.enter_async_context(background_task(lambda closing: watch.run(), "self_watch"))
         await stack.enter_async_context(finetuning.working())
-        if denials.silent:
-            ours_first = sorted(denials.silent, key=lambda subject: (not subject.startswith("ml."), subject))
-            raise NotPermitted(nats.identity, tuple(ours_first[:3]))
-        present = [loaded.serves.facts for loaded in manager.registry]
+        denials.require_none(nats.identity)
+        present = [model.serves.facts for model in manager.registry]
         log.info("worker.ready", models={facts.model: facts.version for facts in present}, metrics_port=port)
         loader.on_step = lambda step: log.info("model.step_began", step=step)
         yield Started(nats, server, present, port, manager, settings.metrics_host)
 
 
+def _publish(manager: ModelManager, loaded: Sequence[Model]) -> None:
+    """Serve models that are loaded already; the first that takes a form of request is the default for it."""
+    for model in reversed(loaded):
+        facts = facts_of(model)
+        forms = [form for form in FORMS if (form == "embedding") == (facts.kind == "embedding")]
+        manager.defaults |= dict.fromkeys(forms, facts.model)
+    for model in loaded:
+        manager.publish(model)
+
+
 @dataclass(slots=True)
 class _Denials:
-    """What the server refuses. silent: subjects of this service that it does not let us listen on.
+    """What the server refuses this worker. subscriptions: subjects of this service that it may not listen on.
 
-    published: hears of what it does not let us publish to; any: of that too, and of the rest.
+    on_publish: called with a subject that it may not publish to; on_any: with any refused subject.
     """
 
-    silent: set[str] = field(default_factory=set)
-    published: Callable[[str], None] = lambda subject: None
-    any: Callable[[str], None] = lambda subject: None
+    subscriptions: set[str] = field(default_factory=set)
+    on_publish: Callable[[str], None] = lambda subject: None
+    on_any: Callable[[str], None] = lambda subject: None
 
     def note(self, denied: Denied) -> None:
-        self.any(denied.subject)
+        self.on_any(denied.subject)
         if denied.operation == "publish":
-            self.published(denied.subject)
+            self.on_publish(denied.subject)
         elif not denied.subject.startswith("_inbox"):
-            self.silent.add(denied.subject)
+            self.subscriptions.add(denied.subject)
+
+    def require_none(self, identity: str) -> None:
+        """Raises NotPermitted, with our own subjects first."""
+        if self.subscriptions:
+            ours_first = sorted(self.subscriptions, key=lambda subject: (not subject.startswith("ml."), subject))
+            raise NotPermitted(identity, tuple(ours_first[:3]))
 
 
 async def _server(settings: Settings, stack: AsyncExitStack, stop: Stop, on_step: OnStep) -> EmbeddedServer | None:
-    """A server of our own, where the settings say so."""
+    """A server of our own, if the settings say so."""
     if not settings.embedded_nats:
         return None
     on_step("starting nats-server")
@@ -193,46 +192,9 @@ async def _server(settings: Settings, stack: AsyncExitStack, stop: Stop, on_step
 def nats_settings(settings: Settings) -> NatsSettings:
     """How to reach the server that the settings, the NATS_* variables or a context name. Raises BadBusSettings."""
     nats = NatsSettings.from_env(os.environ, **({"url": settings.nats_url} if settings.nats_url else {}))
-    # What the server answers us must come where we answer nobody.
+    # The server's answers to us must come where we answer nobody.
     answered = ReplySubjects(settings.reply_prefixes).allow(f"{nats.inbox_prefix}.x")
     return nats.model_copy(update={"inbox_prefix": JETSTREAM_INBOX}) if answered else nats
-
-
-def _model_manager(
-    catalogue: Catalogue,
-    settings: Settings,
-    loader: ModelLoader,
-    device: DeviceThread,
-    telemetry: Telemetry,
-    stop: Stop,
-) -> ModelManager:
-    """The models of this worker, none loaded yet; all of them share the device's thread."""
-
-    def serving(model: Model) -> ServedModel:
-        if generates(model):
-            generation = settings.generation
-            return Generator(model, device, telemetry.generation, generation.max_running, generation.stuck_step_s)
-        encoder = cast(Encoder, model)
-        return Embedder(encoder, device, _batch_limits(settings, encoder.device), telemetry)
-
-    def died(error: BaseException) -> None:
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        log.error("model.died", exc_info=error)
-        stop.fail(error)
-
-    return ModelManager(catalogue, loader, serving, catalogue.defaults(settings.chosen_models), died, settings.memory)
-
-
-def _batch_limits(settings: Settings, device: str) -> BatchLimits:
-    kind = device.partition(":")[0]
-    batch, limits = settings.batch, settings.limits
-    return BatchLimits(
-        budget_tokens=batch.budget_tokens or BUDGET_TOKENS[kind],
-        overhead_tokens=OVERHEAD_TOKENS[kind] if batch.overhead_tokens is None else batch.overhead_tokens,
-        queue_texts=limits.queue_texts,
-        queue_tokens=limits.queue_tokens,
-    )
 
 
 def _endpoint(
@@ -244,45 +206,36 @@ def _endpoint(
     worker_id: str,
     watched_at: str,
 ) -> Endpoint:
-    registry = manager.registry
-
-    def figures() -> dict[str, Any]:
-        texts, tokens = gauges.queued(registry)
-        return {
-            **telemetry.figures(),
-            "in_flight": len(endpoint.calls),
-            "queued_texts": texts,
-            "queued_tokens": tokens,
-            "generating": gauges.generating(registry),
-        }
-
-    limits = settings.limits
+    registry, limits = manager.registry, settings.limits
     handlers = {
         **EmbedHandlers(manager).handlers(),
-        **SimilarityHandlers(manager).handlers(),
         **GenerateHandlers(manager, telemetry.generation).handlers(),
         **ModelHandlers(manager, worker_id, settings.checkpoints_dir, finetuning.rollout).handlers(),
         **finetuning.handlers(),
         **SchemaHandlers().handlers(),
     }
-    endpoint = Endpoint(
+    in_flight = InFlight(Limits(limits.requests, limits.request_bytes, limits.default_timeout_s, limits.watches))
+
+    def figures() -> dict[str, Any]:
+        return {**telemetry.figures(), "in_flight": len(in_flight.calls), **gauges.figures(registry)}
+
+    for name, help_text, read in gauges.read_on_demand(in_flight, manager):
+        telemetry.gauge(name, help_text, read)
+    return Endpoint(
         nc=nc,
         worker_id=worker_id,
         handlers=handlers,
-        limits=Limits(limits.requests, limits.request_bytes, limits.default_timeout_s, limits.watches),
-        observer=telemetry,
+        in_flight=in_flight,
+        telemetry=telemetry,
         metadata=lambda: gauges.described(registry, manager.defaults, manager.missing),
         data=figures,
         replies=ReplySubjects(settings.reply_prefixes, telemetry.unanswerable),
         watched_at=watched_at,
     )
-    for name, help_text, read in gauges.read_on_demand(endpoint, manager):
-        telemetry.gauge(name, help_text, read)
-    return endpoint
 
 
 async def _http_port(settings: Settings, telemetry: Telemetry, health: Health, stack: AsyncExitStack) -> int | None:
-    """The port of metrics and health, until the stack closes; None where the settings want none."""
+    """Serve metrics and health until the stack closes -> the port; None if the settings want none."""
     if settings.metrics_port < 0:
         return None
     where = settings.metrics_host, settings.metrics_port

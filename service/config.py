@@ -1,10 +1,9 @@
 """Settings: flags over MLBUS_* variables over one TOML file over the defaults below. Read once, validated, handed down.
 
-Where the NATS server is and who we are there comes from the environment of the nats command (bus/settings.py).
+The NATS server and the credentials for it come from the environment of the nats command (bus/settings.py).
 """
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -32,7 +31,7 @@ _OF_THE_SERVER = re.compile(r"MLBUS_([A-Z][A-Z0-9_]*_PASSWORD|TLS_(CERT|KEY|CA))
 
 
 class BadSettings(Exception):
-    """A setting that cannot be used; the message names it and where it came from."""
+    """A setting that cannot be used; the message names it and its source."""
 
 
 class Settings(BaseSettings):
@@ -116,12 +115,12 @@ class Settings(BaseSettings):
 
     @property
     def chosen_models(self) -> tuple[str, ...]:
-        """The models that somebody said to load; empty where nobody did: then the catalogue's defaults are meant."""
+        """The models that were named; empty if none were: then the catalogue's defaults are meant."""
         return self.models if "models" in self.model_fields_set else ()
 
     @property
     def cache_dir(self) -> Path:
-        """What is remembered of weights between runs."""
+        """What is cached about weights between runs."""
         return self.data_dir / "cache"
 
     @property
@@ -131,12 +130,12 @@ class Settings(BaseSettings):
 
     @property
     def training_data_dir(self) -> Path:
-        """What models were trained on, a file for each job."""
+        """Training data, a file for each job."""
         return self.data_dir / "training_data"
 
     @property
     def runs_dir(self) -> Path:
-        """The working files of jobs that are not over."""
+        """Working files of jobs that are not over."""
         return self.data_dir / "runs"
 
     @field_validator("models", "reply_prefixes", mode="before")
@@ -167,7 +166,7 @@ class Settings(BaseSettings):
 
 
 def read_settings(config: Path | None = None, **flags: Any) -> Settings:
-    """The settings in force. flags that are None were not given. Raises BadSettings."""
+    """Read the settings. flags: None for those not given. Raises BadSettings."""
     path = config or Path(os.environ.get("MLBUS_CONFIG", CONFIG_FILE))
     if not path.is_file() and (config or "MLBUS_CONFIG" in os.environ):
         raise BadSettings(f"there is no settings file {path}")
@@ -195,9 +194,9 @@ def read_settings(config: Path | None = None, **flags: Any) -> Settings:
 
 
 def _with_one_server(settings: Settings, given: Mapping[str, Any]) -> Settings:
-    """A server of our own, or one that is named and never both.
+    """Settings with either an embedded server or the address of one.
 
-    `--embedded-nats` wins over a server that a variable or the file names; as a setting it gives way to one.
+    The flag `--embedded-nats` wins over a server that a variable or the file names; as a setting it gives way to one.
     """
     typed = bool(given.get("embedded_nats"))
     if typed and "nats_url" in given:
@@ -221,7 +220,7 @@ def _fault(fault: ErrorDetails) -> str:
 
 
 def _names(settings: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every setting, those of the tables dotted."""
+    """The names of all settings, those in tables with dots."""
     names = []
     for name, field in settings.model_fields.items():
         names.append(prefix + name)
@@ -240,49 +239,3 @@ def _refuse_unknown_variables() -> None:
 def _suggestion(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def as_toml(settings: BaseModel, prefix: str = "") -> str:
-    """The settings as the file that would give them, each with its meaning."""
-    lines: list[str] = []
-    tables: list[str] = []
-    for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        if isinstance(value, BaseModel):
-            tables.append(f"\n# {type(value).__doc__}\n[{prefix}{name}]\n{as_toml(value, f'{prefix}{name}.')}")
-            continue
-        if isinstance(value, dict):
-            tables += [f"\n[{prefix}{name}.{_key(key)}]\n{_toml_table(item)}" for key, item in value.items()]
-            continue
-        if field.description:
-            lines.append(f"# {field.description}")
-        lines.append(f"# {name} =" if value is None else f"{name} = {_toml(value)}")
-    return "\n".join(lines) + "\n" + "".join(tables)
-
-
-def _toml_table(items: dict[str, Any]) -> str:
-    return "".join(f"{line}\n" for line in _toml_pairs(items))
-
-
-def _toml_pairs(items: dict[str, Any]) -> list[str]:
-    """TOML has no null: what is None is left out."""
-    return [f"{_key(key)} = {_toml(value)}" for key, value in items.items() if value is not None]
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(_toml_pairs(value)) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    # repr words infinity as TOML does; JSON escapes text as TOML does, but for DEL and what is beyond 16 bits.
-    return repr(value) if isinstance(value, int | float) else _quoted(str(value))
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quoted(name)
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

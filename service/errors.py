@@ -1,4 +1,4 @@
-"""The one table from the errors of `models` to the errors of the wire: the first class that fits."""
+"""The table from errors of `models` to errors of the wire; the first class that fits counts."""
 
 from models import errors as models
 from models.generation import errors as generation
@@ -35,7 +35,7 @@ INTERNAL = "internal error; the worker's log tells more under this request id"
 
 
 def to_wire(error: BaseException) -> wire.MLError | None:
-    """The wire error for an exception; None for one that nobody foresaw (log it, send INTERNAL)."""
+    """The wire error for an exception; None for an unexpected one (log it, send INTERNAL)."""
     if isinstance(error, wire.MLError):
         return error
     kind = next((kind for known, kind in _TABLE.items() if isinstance(error, known)), None)

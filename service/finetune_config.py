@@ -8,10 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.training.options import VerifyLimits
 
 
-class NightlySettings(BaseModel):
-    """The training that begins by itself; without paths there is none."""
+class Section(BaseModel):
+    """A table of the settings file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NightlySettings(Section):
+    """The training that begins by itself; without paths there is none."""
 
     cron: str = Field("0 2 * * *", description="when, as five cron fields")
     timezone: str | None = Field(
@@ -26,10 +30,8 @@ class NightlySettings(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict, description="options of ml.finetune")
 
 
-class FinetuneSettings(BaseModel):
+class FinetuneSettings(Section):
     """How models are trained further, beside those that serve."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     enabled: bool = Field(True, description="take jobs; a worker that does not still swaps to new versions")
     roots: tuple[Path, ...] = Field((Path(),), description="folders below which codebases may be trained on")

@@ -1,12 +1,12 @@
 """The settings of serving: `limits.*`, `batch.*`, `memory.*` and `generation.*` in config.py."""
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from .finetune_config import Section
 
 
-class LimitSettings(BaseModel):
+class LimitSettings(Section):
     """What one worker accepts at once. Past a limit it refuses requests with 429."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     requests: int = Field(
         4096,
@@ -27,10 +27,8 @@ class LimitSettings(BaseModel):
     queue_tokens: int = Field(1_000_000, ge=1, description="tokens of each priority that wait for one model")
 
 
-class BatchSettings(BaseModel):
+class BatchSettings(Section):
     """How texts to embed are batched."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     budget_tokens: int | None = Field(
         None,
@@ -45,10 +43,8 @@ class BatchSettings(BaseModel):
     )
 
 
-class MemorySettings(BaseModel):
+class MemorySettings(Section):
     """Which models stay in memory."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     budget_gb: float | None = Field(
         None,
@@ -83,10 +79,8 @@ class MemorySettings(BaseModel):
         return self
 
 
-class GenerationSettings(BaseModel):
+class GenerationSettings(Section):
     """How text is generated."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kv_gb: float | None = Field(
         None,

@@ -1,5 +1,6 @@
 """Logs, metrics and traces of the process. Never the text of a request."""
 
+import functools
 import logging
 import sys
 from collections import Counter as Counts
@@ -11,21 +12,24 @@ import structlog
 from opentelemetry import propagate, trace
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from models.generation.types import Finished
 from subjects import names
 from subjects.errors import MLError
 
 from .endpoint.call import Call
-from .generation.telemetry import GenerationTelemetry
 
 log = structlog.get_logger(__name__)
 
 LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 POWERS = tuple(2.0**n for n in range(16))
 WASTE = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
+FIRST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+BETWEEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5)
+STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 30)
 
 
 def configure_logging(log_format: str, level: str) -> None:
-    """Console lines on a terminal, JSON lines otherwise (or as told), on standard error."""
+    """Log to standard error: lines for a console on a terminal, else JSON; log_format may say which."""
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     renderers: list[Any] = [structlog.dev.ConsoleRenderer()]
     if not console:
@@ -43,10 +47,89 @@ def configure_logging(log_format: str, level: str) -> None:
     )
 
 
-class Telemetry:
-    """Counts what ends and what runs; the figures go to Prometheus and into $SRV.STATS.
+def _histogram(
+    registry: CollectorRegistry, name: str, help_text: str, buckets: tuple[float, ...], label: str
+) -> Histogram:
+    return Histogram(f"mlbus_{name}", help_text, [label], registry=registry, buckets=buckets)
 
-    tracer: None leaves requests untraced, at no cost.
+
+def _counter(registry: CollectorRegistry, name: str, help_text: str, *labels: str) -> Counter:
+    return Counter(f"mlbus_{name}", help_text, labels, registry=registry)
+
+
+class GenerationTelemetry:
+    """Counts by model. Times in seconds."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        histogram = functools.partial(_histogram, registry, label="model")
+        counter = functools.partial(_counter, registry)
+        self._first = histogram(
+            "generate_ttft_seconds", "From receipt of a request to its first text, by model", FIRST_S
+        )
+        self._between = histogram("generate_inter_token_seconds", "Between two pieces of one text, by model", BETWEEN_S)
+        self._steps = histogram("generate_step_seconds", "Duration of an engine's step, by model", STEP_S)
+        self._prompt = counter("generate_prompt_tokens", "Prompt tokens of ended completions, by model", "model")
+        self._cached = counter(
+            "generate_prefix_hit_tokens",
+            "Prompt tokens of ended completions that were in the prefix cache, by model",
+            "model",
+        )
+        self._made = counter("generate_completion_tokens", "Generated tokens of ended completions, by model", "model")
+        self._ended = counter(
+            "generate_completions", "Ended completions, by model and finish reason", "model", "reason"
+        )
+        self._refused = counter(
+            "generate_refused",
+            "Requests refused for a full queue or a deadline that it leaves no time for, by model",
+            "model",
+        )
+        self._counts: dict[str, Counts[str]] = {}
+
+    def stepped(self, model: str, seconds: float) -> None:
+        """An engine has made a step."""
+        self._steps.labels(model).observe(seconds)
+
+    def first(self, model: str, seconds: float) -> None:
+        """The first piece of a request's text has come, this long after its receipt."""
+        self._first.labels(model).observe(seconds)
+
+    def went_on(self, model: str, seconds: float) -> None:
+        """A later piece of a text has come, this long after the last."""
+        self._between.labels(model).observe(seconds)
+
+    def completed(self, model: str, finished: Finished) -> None:
+        """A completion has ended."""
+        usage = finished.usage
+        self._prompt.labels(model).inc(usage.prompt)
+        self._cached.labels(model).inc(usage.cached)
+        self._made.labels(model).inc(usage.completion)
+        self._ended.labels(model, finished.reason).inc()
+        counts = self._counts.setdefault(model, Counts())
+        counts.update(
+            {
+                "completions": 1,
+                "prompt_tokens": usage.prompt,
+                "prefix_hit_tokens": usage.cached,
+                "completion_tokens": usage.completion,
+                finished.reason: 1,
+            }
+        )
+
+    def refused(self, model: str) -> None:
+        """A request was refused: the queue was full, or too long for its deadline."""
+        self._refused.labels(model).inc()
+        self._counts.setdefault(model, Counts()).update(refused=1)
+
+    def figures(self) -> Mapping[str, Mapping[str, int]]:
+        """Totals since the start, by model."""
+        return {model: dict(counts) for model, counts in self._counts.items()}
+
+
+class Telemetry:
+    """Metrics of requests and batches, for Prometheus and $SRV.STATS; traces of requests.
+
+    tracer: None leaves requests untraced, at no cost. unanswerable, denied: called for each request that is dropped for
+    its reply subject, and for each answer that the server refuses.
     """
 
     def __init__(self, tracer: trace.Tracer | None = None) -> None:
@@ -54,47 +137,26 @@ class Telemetry:
         self._tracer = tracer
         self._errors: Counts[int] = Counts()
         self._batches: dict[str, Counts[str]] = {}
-        self._latency = Histogram(
-            "mlbus_request_seconds",
-            "From receipt of a request to its last reply, by route",
-            ["route"],
-            registry=registry,
-            buckets=LATENCY_S,
+        histogram, counter = functools.partial(_histogram, registry), functools.partial(_counter, registry)
+        self._latency = histogram(
+            "request_seconds", "From receipt of a request to its last reply, by route", LATENCY_S, "route"
         )
-        self._failed = Counter("mlbus_errors", "Error replies, by route and code", ["route", "code"], registry=registry)
-        self._unanswerable = Counter(
-            "mlbus_unanswerable_requests",
-            "Requests dropped for their reply subject, see reply_prefixes",
-            registry=registry,
-        )
-        self._denied = Counter(
-            "mlbus_replies_denied",
-            "Replies that the server's permissions refused; their work ends at once",
-            registry=registry,
-        )
-        self._texts = Histogram(
-            "mlbus_batch_texts", "Texts of a batch, by model", ["model"], registry=registry, buckets=POWERS
-        )
-        self._tokens = Histogram(
-            "mlbus_batch_tokens",
-            "Tokens of a batch without padding, by model",
-            ["model"],
-            registry=registry,
-            buckets=POWERS,
-        )
-        self._waste = Histogram(
-            "mlbus_batch_padding_ratio",
-            "Share of padding in a batch, by model",
-            ["model"],
-            registry=registry,
-            buckets=WASTE,
-        )
-        self._device = Counter("mlbus_device_seconds", "Time in forward passes, by model", ["model"], registry=registry)
+        self._failed = counter("errors", "Error replies, by route and code", "route", "code")
+        self.unanswerable = counter(
+            "unanswerable_requests", "Requests dropped for their reply subject, see reply_prefixes"
+        ).inc
+        self.denied = counter(
+            "replies_denied", "Replies that the server's permissions refused; their work ends at once"
+        ).inc
+        self._texts = histogram("batch_texts", "Texts of a batch, by model", POWERS, "model")
+        self._tokens = histogram("batch_tokens", "Tokens of a batch without padding, by model", POWERS, "model")
+        self._waste = histogram("batch_padding_ratio", "Share of padding in a batch, by model", WASTE, "model")
+        self._device = counter("device_seconds", "Time in forward passes, by model", "model")
         self._by_route: dict[str, Any] = {}
         self.generation = GenerationTelemetry(registry)
 
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
-        """A figure that is looked up whenever somebody asks for the metrics."""
+        """A figure that is read whenever the metrics are."""
         Gauge(name, help_text, registry=self.registry).set_function(read)
 
     def ended(self, call: Call, seconds: float, error: MLError | None) -> None:
@@ -106,18 +168,10 @@ class Telemetry:
         if error is not None:
             self._errors[error.code] += 1
             self._failed.labels(call.route, error.code).inc()
-            log.debug("request.refused", route=call.route, request_id=call.asked.request_id, code=error.code)
-
-    def unanswerable(self) -> None:
-        """A request was dropped: it named no subject that may be answered."""
-        self._unanswerable.inc()
-
-    def denied(self) -> None:
-        """The server refused an answer."""
-        self._denied.inc()
+            log.debug("request.refused", route=call.route, request_id=call.headers.request_id, code=error.code)
 
     def batch_ran(self, model: str, texts: int, tokens: int, computed: int, seconds: float) -> None:
-        """A batch came back from the device; seconds on it."""
+        """A batch came back from the device, after this many seconds on it."""
         counts = self._batches.setdefault(model, Counts())
         counts.update(batches=1, texts=texts, tokens=tokens, computed_tokens=computed)
         self._texts.labels(model).observe(texts)
@@ -134,13 +188,13 @@ class Telemetry:
         }
 
     def traced(self, call: Call) -> AbstractContextManager[Any]:
-        """A server span that continues the caller's traceparent, where OpenTelemetry is configured."""
+        """A server span that continues the caller's traceparent, if OpenTelemetry is configured."""
         return nullcontext() if self._tracer is None else self._span(self._tracer, call)
 
     @contextmanager
     def _span(self, tracer: trace.Tracer, call: Call) -> Iterator[None]:
-        carrier = {names.TRACEPARENT: call.asked.traceparent} if call.asked.traceparent else {}
-        attributes = {"messaging.system": "nats", "mlbus.request_id": call.asked.request_id}
+        carrier = {names.TRACEPARENT: call.headers.traceparent} if call.headers.traceparent else {}
+        attributes = {"messaging.system": "nats", "mlbus.request_id": call.headers.request_id}
         with tracer.start_as_current_span(
             f"ml.{call.route}",
             propagate.extract(carrier),

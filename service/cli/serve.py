@@ -16,8 +16,9 @@ from rich.text import Text
 
 from ..bus.errors import BadBusSettings
 from ..bus.settings import NatsSettings
-from ..config import Settings, as_toml, read_settings
+from ..config import Settings, read_settings
 from ..telemetry import configure_logging
+from ..toml import as_toml
 from .options import NATS, Config, options_of
 from .output import err, spinner
 

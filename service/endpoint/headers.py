@@ -1,4 +1,4 @@
-"""What the headers of a request ask for. Knows the wire; knows no connection and no call."""
+"""The headers of a request."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -15,28 +15,20 @@ PING_MS = range(100, 60_001)
 T = TypeVar("T")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
-_NAMES = {
-    name.lower(): name
-    for name in (
-        names.CONTENT_TYPE,
-        names.ACCEPT,
-        names.REQUEST_ID,
-        names.TIMEOUT_MS,
-        names.STREAM,
-        names.PING_MS,
-        names.CALLER,
-        names.TRACEPARENT,
-    )
-}
+_KNOWN = (
+    *(names.CONTENT_TYPE, names.ACCEPT, names.REQUEST_ID, names.TIMEOUT_MS),
+    *(names.STREAM, names.PING_MS, names.CALLER, names.TRACEPARENT),
+)
+_NAMES = {name.lower(): name for name in _KNOWN}
 
 
 @dataclass(frozen=True, slots=True)
 class RequestHeaders:
-    """The headers of a request. fault: the first that could not be read; the others hold all the same.
+    """The headers of a request.
 
-    stream: whether to answer with frames; auto: only where one message may not hold the reply; None: not said.
-    ping_s: after how long without a frame to send a ping; None: never. caller: where the caller listens as long as it
-    wants the answer.
+    stream: whether to answer with frames; auto: only if one message may not hold the reply; None: not said. ping_s:
+    after how long without a frame to send a ping; None: never. caller: where the caller listens as long as it wants the
+    answer. fault: the error of the first header that could not be read; the others hold all the same.
     """
 
     request_id: str = ""
@@ -51,7 +43,7 @@ class RequestHeaders:
 
 
 def read_headers(headers: Mapping[str, str] | None, body: bytes, text: bool = False) -> RequestHeaders:
-    """Headers as the design names them, names in any case. text: whether the replies have a text form."""
+    """Read headers, whose names may be in any case. text: whether the reply has a text form."""
     if not headers:
         kind = codec.request_type(None, body)
         return RequestHeaders(uuid4().hex, kind, codec.reply_type(None, kind, text))

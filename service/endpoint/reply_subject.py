@@ -1,7 +1,7 @@
-"""Where a request may have us answer: below the prefixes that nats-server.conf lets a worker publish to, nowhere else.
+"""The reply subjects that a worker answers: those below the prefixes that nats-server.conf lets it publish to.
 
-The requester names the reply subject freely, also one that it may not publish to itself: without this check a client
-could have the empty message at the end of a stream sent to `$JS.API.STREAM.DELETE.…`, on a server that permits more.
+A client names any reply subject, also one that it may not publish to itself: without this check it could have the empty
+message at the end of a stream sent to `$JS.API.STREAM.DELETE.…`, on a server that lets the worker publish there.
 """
 
 import re
@@ -13,21 +13,21 @@ from ..bus.credentials import inbox_prefix
 from ..bus.log import RareLog
 
 IMPORTED = "_R_"
-"""Below it the server takes answers to requests that came in from another account."""
+"""Below it the server takes answers to requests from another account."""
 USERS_INBOX = "_INBOX_ml"
-"""Below it each user has an inbox of its own, where no other may listen."""
+"""Below it each user has its own inbox, where no other may listen."""
 PREFIXES = ("_INBOX", USERS_INBOX, IMPORTED, "ml.watch")
 JETSTREAM_INBOX = inbox_prefix("worker")
-"""Below it the server answers a worker; whoever could have something sent there could answer in its place."""
+"""Below it the server answers a worker; a client that had messages sent there could answer in its place."""
 WORKERS_INBOX = "_INBOX_ml.worker"
 """Below it workers answer each other."""
 MOST_BYTES = 1024
-"""Of a subject: a server closes the connection for good over a line that is too long, in general 4,096 bytes."""
+"""Of a subject: a server closes the connection over a line that is too long, usually 4,096 bytes."""
 _PREFIX = re.compile(r"[^\s.*>$][^\s.*>]*(\.[^\s.*>]+)*")
 
 
 class ReplySubjects:
-    """The subjects below some prefixes. refused: called for each request that could not be answered."""
+    """The subjects below some prefixes. refused: called for each request that cannot be answered."""
 
     def __init__(self, prefixes: Sequence[str], refused: Callable[[], None] = lambda: None) -> None:
         self.prefixes = tuple(prefixes)
@@ -37,31 +37,31 @@ class ReplySubjects:
         self._rare = RareLog()
 
     def allow(self, subject: str) -> bool:
-        """Whether a worker may publish there for somebody else."""
+        """Whether a worker may publish there on request."""
         return len(subject.encode()) <= MOST_BYTES and self._below.fullmatch(subject) is not None
 
     def source(self, subject: str) -> str:
-        """Whom answers to a subject that is allowed are for, as far as it tells: its prefix and the token behind it.
+        """Who gets answers on an allowed subject, as far as the subject tells: its prefix and the next token.
 
-        That is a user below `_INBOX_ml`, and below `_INBOX` what a client drew for its connection or its request.
+        Below `_INBOX_ml` that is a user, below `_INBOX` a random token of a client's connection or request.
         """
         prefix = max((prefix for prefix in self.prefixes if subject.startswith(f"{prefix}.")), key=len)
         return f"{prefix}.{subject[len(prefix) + 1 :].partition('.')[0]}"
 
     def user(self, subject: str) -> str:
-        """Whom answers to a subject that is allowed are for, as far as the server sees to it.
+        """Who gets answers on an allowed subject, as far as the server enforces it.
 
-        That is a user below `_INBOX_ml`. What comes behind another prefix a caller chooses freely: there all are one.
+        Below `_INBOX_ml` that is a user. Below another prefix callers choose the tokens: there all count as one.
         """
         source = self.source(subject)
         return source if source.startswith(f"{USERS_INBOX}.") else source.rpartition(".")[0]
 
     def include(self, denied: str) -> bool:
-        """Whether a publish that was denied is likely to have been an answer; the subject comes in lower case."""
+        """Whether a denied publish was probably an answer. denied: the subject, in lower case."""
         return self._below_in_any_case.fullmatch(denied) is not None
 
     def admit(self, request: Msg) -> bool:
-        """Whether a request can be answered. Where not, it is counted and, now and then, logged."""
+        """Whether a request can be answered; if not, it is counted, and logged at a low rate."""
         if self.allow(request.reply):
             return True
         self._refused()

@@ -1,10 +1,11 @@
 """Handlers on the subjects of the table (subjects/routes.py), as one worker serves them."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from subjects import names
+from subjects.errors import MLError
 from subjects.routes import ROUTES, Route
 
 from .call import Call
@@ -17,13 +18,30 @@ Answer: TypeAlias = Callable[[Any, Call], Any]
 class Handler:
     """What answers on a subject.
 
-    answer_here: what answers where this worker is asked by its id, if that is something else.
-    ready_in_s: when a request would be answered, in seconds from now, going by its body that nobody has read.
+    answer_here: what answers if this worker is asked by its id, if that is something else. ready_in_s: when a request
+    would be answered, in seconds from now, judged by its unread body.
     """
 
     answer: Answer
     answer_here: Answer | None = None
     ready_in_s: Callable[[Call], float] | None = None
+
+
+@dataclass(slots=True)
+class Counts:
+    """The figures of a route for STATS; times in nanoseconds, from receipt to the last reply."""
+
+    requests: int = 0
+    errors: int = 0
+    last_error: str = ""
+    busy_ns: int = 0
+
+    def record(self, busy_ns: int, error: MLError | None) -> None:
+        """error: only its kind is shown; its message may quote what the caller sent."""
+        self.busy_ns += busy_ns
+        if error is not None:
+            self.errors += 1
+            self.last_error = f"{error.code}: {type(error).__name__}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +55,8 @@ class ServedRoute:
     route: Route
     queue: str
     answer: Answer
-    ready_in_s: Callable[[Call], float] | None = None
+    ready_in_s: Callable[[Call], float] | None
+    counts: Counts = field(default_factory=Counts)
 
 
 def served_routes(handlers: Mapping[str, Handler], worker_id: str) -> Iterator[ServedRoute]:

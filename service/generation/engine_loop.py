@@ -15,10 +15,10 @@ from subjects.errors import Busy, Cancelled, DeadlinePassed, Unavailable
 from ..admission import past_deadline, retry_after_ms
 from ..runtime.background import Change
 from ..runtime.device_thread import DeviceThread
+from ..telemetry import GenerationTelemetry
 from .engine_step import Abort, Addition, Command, StepResult, StepWatchdog, run_step
 from .event_queue import LIMIT_CHARS, EventQueue
 from .step_times import GenerationTimes
-from .telemetry import GenerationTelemetry
 
 log = structlog.get_logger(__name__)
 

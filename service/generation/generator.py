@@ -14,10 +14,10 @@ from models.generation.types import Chat, Fill, GenerationEngine, Plain, Prompt,
 
 from ..runtime.device_thread import DeviceThread
 from ..served_model import ServedModel
+from ..telemetry import GenerationTelemetry
 from .completion_stream import CompletionStream
 from .engine_loop import EngineLoop
 from .shortest_job_first import ShortestJobFirst
-from .telemetry import GenerationTelemetry
 
 TOKENIZER_THREADS = 2
 CHAR_S = 10e-6

@@ -1,10 +1,12 @@
-"""`ml.embed` and `ml.embed.batch`: decode, call, encode."""
+"""`ml.embed`, `ml.embed.batch` and `ml.similarity`: decode, embed, encode or compare."""
 
+from collections.abc import Sequence
 from contextlib import aclosing
+from typing import Any
 
 import numpy as np
 
-from models.encoders.base import Encoder, TextOptions, check_options
+from models.encoders.base import Encoder, TextOptions, Vectors, check_options
 from subjects import names
 from subjects.embed import (
     MAX_INTERACTIVE_TEXTS,
@@ -16,6 +18,11 @@ from subjects.embed import (
     EmbedReply,
     EmbedRequest,
     EncodeOptions,
+    Ranked,
+    SimilarityRanking,
+    SimilarityReply,
+    SimilarityRequest,
+    SimilarityScore,
     Usage,
 )
 from subjects.errors import InvalidField, TooLarge
@@ -46,10 +53,11 @@ class EmbedHandlers:
         return {
             names.EMBED: Handler(self.embed, ready_in_s=self._ready_in_s),
             names.EMBED_BATCH: Handler(self.batch),
+            names.SIMILARITY: Handler(self.similarity),
         }
 
     def _ready_in_s(self, call: Call) -> float:
-        """When a request would be answered, going by its bytes. One of bulk stands in another line."""
+        """When a request would be answered, judged by its bytes. Bulk requests wait in another queue."""
         if b"bulk" in call.body:
             return 0.0
         default = self._manager.defaults.get("embedding")
@@ -60,9 +68,7 @@ class EmbedHandlers:
             encoder = embedder.encoder
             done = await embedder.embed(request.text, params_of(request, call, 1, _normalize(request, encoder)))
         return EmbedReply(
-            model=encoder.model,
-            version=encoder.version,
-            usage=Usage(tokens=done.tokens),
+            **_common(encoder, done.tokens),
             encoding_format=request.encoding_format,
             dimensions=len(done.vector),
             embedding=encode(done.vector, request.encoding_format),
@@ -70,36 +76,53 @@ class EmbedHandlers:
         )
 
     async def batch(self, request: EmbedBatchRequest, call: Call) -> Frames:
-        """The one reply, or chunks as they are ready and then what holds for all of them."""
+        """The one reply; or chunks as they are ready, and then the `done` frame."""
         async with self._manager.embedder(request.model) as embedder:
             params = params_of(request, call, len(request.texts), _normalize(request, embedder.encoder))
             check_options(embedder.encoder, params.options, request.dimensions)
             vector_bytes = _vector_bytes(request, call, embedder.encoder)
             call.choose_form(_too_large(len(request.texts), vector_bytes, call.reply_limit))
-            if call.framed:
-                window = max(1, min(WINDOW, call.reply_limit // vector_bytes))
-                frames = _chunks(request, params, embedder, window)
-            else:
-                frames = _whole(request, params, embedder)
-            async with aclosing(frames):
+            if not call.framed:
+                yield DONE, await _whole(request, params, embedder)
+                return
+            window = max(1, min(WINDOW, call.reply_limit // vector_bytes))
+            async with aclosing(_chunks(request, params, embedder, window)) as frames:
                 async for frame in frames:
                     yield frame
 
+    async def similarity(self, request: SimilarityRequest, call: Call) -> SimilarityReply:
+        texts = [text for text in (request.a, request.b, request.query) if text is not None]
+        texts += request.candidates or []
+        async with self._manager.embedder(request.model) as embedder:
+            encoder = embedder.encoder
+            part = await embedder.embed_all(texts, params_of(request, call, len(texts)))
+        scores = cosines(part.vectors[0], part.vectors[1:])
+        common = _common(encoder, part.tokens) | {"truncated": bool(part.truncated)}
+        if request.candidates is None:
+            return SimilarityScore(score=float(scores[0]), **common)
+        best = np.argsort(-scores, kind="stable")[: request.top_k]
+        return SimilarityRanking(results=[Ranked(index=int(i), score=float(scores[i])) for i in best], **common)
 
-async def _whole(request: EmbedBatchRequest, params: EmbedParams, embedder: Embedder) -> Frames:
-    encoder = embedder.encoder
+
+def cosines(left: Vectors, right: Sequence[Vectors]) -> Vectors:
+    """Cosine of one unit vector (D,) with each of N unit vectors (D,) -> (N,), -1 to 1."""
+    scores: Vectors = np.clip(np.stack(right) @ left, -1.0, 1.0)
+    return scores
+
+
+def _common(encoder: Encoder, tokens: int) -> dict[str, Any]:
+    """The fields that all replies have."""
+    return {"model": encoder.model, "version": encoder.version, "usage": Usage(tokens=tokens)}
+
+
+async def _whole(request: EmbedBatchRequest, params: EmbedParams, embedder: Embedder) -> EmbedBatchReply:
     part = await embedder.embed_all(request.texts, params)
-    yield (
-        DONE,
-        EmbedBatchReply(
-            model=encoder.model,
-            version=encoder.version,
-            usage=Usage(tokens=part.tokens),
-            encoding_format=request.encoding_format,
-            dimensions=len(part.vectors[0]),
-            embeddings=list(encode(np.stack(part.vectors), request.encoding_format)),
-            truncated=part.truncated,
-        ),
+    return EmbedBatchReply(
+        **_common(embedder.encoder, part.tokens),
+        encoding_format=request.encoding_format,
+        dimensions=len(part.vectors[0]),
+        embeddings=list(encode(np.stack(part.vectors), request.encoding_format)),
+        truncated=part.truncated,
     )
 
 
@@ -110,31 +133,20 @@ async def _chunks(request: EmbedBatchRequest, params: EmbedParams, embedder: Emb
     async with aclosing(embedder.embed_parts(request.texts, params, window)) as parts:
         async for part in parts:
             tokens += part.tokens
-            yield (
-                CHUNK,
-                EmbedChunk(
-                    version=encoder.version,
-                    index=part.index,
-                    encoding_format=request.encoding_format,
-                    dimensions=dimensions,
-                    embeddings=list(encode(np.stack(part.vectors), request.encoding_format)),
-                    truncated=part.truncated,
-                ),
+            chunk = EmbedChunk(
+                version=encoder.version,
+                index=part.index,
+                encoding_format=request.encoding_format,
+                dimensions=dimensions,
+                embeddings=list(encode(np.stack(part.vectors), request.encoding_format)),
+                truncated=part.truncated,
             )
-    yield (
-        DONE,
-        EmbedDone(
-            model=encoder.model,
-            version=encoder.version,
-            usage=Usage(tokens=tokens),
-            count=len(request.texts),
-            dimensions=dimensions,
-        ),
-    )
+            yield CHUNK, chunk
+    yield DONE, EmbedDone(**_common(encoder, tokens), count=len(request.texts), dimensions=dimensions)
 
 
 def _normalize(request: EmbedOptions, encoder: Encoder) -> bool:
-    """Whether vectors are scaled to unit length. Raises InvalidField where the encoding is for such vectors only."""
+    """Whether vectors are scaled to unit length. Raises InvalidField if the encoding is for such vectors only."""
     normalize = encoder.normalizes if request.normalize is None else request.normalize
     if not normalize and request.encoding_format in UNIT_LENGTH_ONLY:
         raise InvalidField(
@@ -145,11 +157,11 @@ def _normalize(request: EmbedOptions, encoder: Encoder) -> bool:
 
 
 def _vector_bytes(request: EmbedOptions, call: Call, encoder: Encoder) -> int:
-    return max_bytes(request.dimensions or encoder.dimensions, request.encoding_format, call.asked.reply_type)
+    return max_bytes(request.dimensions or encoder.dimensions, request.encoding_format, call.headers.reply_type)
 
 
 def _too_large(texts: int, vector_bytes: int, limit_bytes: int) -> TooLarge | None:
-    """Why one message may not hold the reply, if so; before any work, since it could not be sent afterwards."""
+    """Why one message may not hold the reply, if so; known before any work is done for it."""
     if texts * vector_bytes <= limit_bytes:
         return None
     return TooLarge(

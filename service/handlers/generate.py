@@ -15,8 +15,8 @@ from ..endpoint.frames import Frames
 from ..endpoint.route import Handler
 from ..generation.reply import Replies, least_bytes, least_reply_bytes
 from ..generation.request import GenerationCall, read
-from ..generation.telemetry import GenerationTelemetry
 from ..residency.manager import ModelManager
+from ..telemetry import GenerationTelemetry
 
 LARGE_BYTES = 32_768
 LARGE_COUNT = 256
@@ -39,7 +39,7 @@ class GenerateHandlers:
         call.choose_form(None)
         if request.num_beams > 1 and call.framed:
             raise InvalidField("field 'num_beams': beams are not streamed; send 1, or ask for one reply")
-        if call.asked.reply_type == names.TEXT and (request.n > 1 or request.logprobs is not None):
+        if call.headers.reply_type == names.TEXT and (request.n > 1 or request.logprobs is not None):
             raise InvalidField("fields 'n' and 'logprobs' need a reply in JSON or MessagePack; set Accept")
         generation = read(request, str(call.serial), call.source)
         if not call.framed:
@@ -73,7 +73,7 @@ class GenerateHandlers:
 
         Raises Conflict if a request with the same id runs: a cancellation could not tell the two apart.
         """
-        request_id = call.asked.request_id
+        request_id = call.headers.request_id
         if request_id in self._ids:
             raise Conflict(f"a request with the same {names.REQUEST_ID} is running already; send another")
         self._ids.add(request_id)

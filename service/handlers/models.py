@@ -84,7 +84,7 @@ class ModelHandlers:
         return self._changed(loaded)
 
     async def reload(self, request: ModelsReloadRequest, call: Call) -> ModelsChangeReply:
-        """A version that is named is then the live one, also for workers that start later."""
+        """A version that is named becomes the live one, also for workers that start later."""
         if request.version is None:
             return await self.reload_here(request, call)
         return self._changed(await self._rollout.go_back(request.model, request.version))
@@ -156,7 +156,7 @@ class ModelHandlers:
 
 
 def _version(version: Version) -> VersionEntry:
-    """All but the id of the job that made it, which is the right to see that job and to cancel it."""
+    """All but the id of the job that made it: whoever knows the id may see the job, and cancel it."""
     record = version.record
     return VersionEntry(
         name=version.name,

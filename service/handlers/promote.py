@@ -1,4 +1,4 @@
-"""`ml.models.promote`: decode, call the promotion, encode."""
+"""`ml.models.promote`: decode, promote, encode."""
 
 from subjects import names
 from subjects.models import ModelsPromoteReply, ModelsPromoteRequest

@@ -1,4 +1,4 @@
-"""`ml.schema`: the JSON Schemas of the routes. They are made once, when somebody asks."""
+"""`ml.schema`: the JSON Schemas of the routes, made at the first request."""
 
 import functools
 
@@ -14,7 +14,7 @@ from ..endpoint.call import Call
 from ..endpoint.route import Handler
 
 ANSWERS_S = 50
-"""All schemas take a millisecond to encode."""
+"""Replies a second; all schemas take a millisecond to encode."""
 
 
 class SchemaHandlers:
@@ -38,7 +38,7 @@ class SchemaHandlers:
 
 @functools.cache
 def _schemas() -> SchemaReply:
-    """By subject; where workers are asked by their ids, `*` stands for one."""
+    """By subject; `*` stands for a worker's id."""
     schemas = {}
     for subject, route in ROUTES.items():
         schemas[subject] = SubjectSchema(

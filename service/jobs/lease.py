@@ -19,7 +19,7 @@ from subjects import names
 from subjects.errors import MLError, NotFound
 from subjects.jobs import TERMINAL, Job
 
-from ..runtime.background import stopped
+from ..runtime.background import cancel_and_wait
 from .retry import TROUBLE, retry_while_down
 from .store import Changing, JobStore
 
@@ -83,7 +83,7 @@ class JobLease:
             await self.check()  # for what happened before the subscription
             yield self
         finally:
-            await stopped(writing)
+            await cancel_and_wait(writing)
             if not self._nc.is_closed:
                 await events.unsubscribe()
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from subjects import names
 from subjects.finetune import FinetuneRequest
 
-from ..runtime.background import going_on, stopped
+from ..runtime.background import background_task, cancel_and_wait
 from .bucket import NotSetUp
 from .retry import TROUBLE, retry_while_down
 from .runner import Ending
@@ -61,7 +61,7 @@ class JobQueue:
     def running(self, handle: Handle) -> AbstractAsyncContextManager[None]:
         """Handles one job after the other while the context is open, whatever fails. Leaving it hands back the
         present one."""
-        return going_on(lambda closing: self._run(closing, handle), "jobs")
+        return background_task(lambda closing: self._run(closing, handle), "jobs")
 
     async def _run(self, closing: asyncio.Event, handle: Handle) -> None:
         warned = False
@@ -138,7 +138,7 @@ class JobQueue:
         try:
             return await self._handle(msg, handle)
         finally:
-            await stopped(beating)
+            await cancel_and_wait(beating)
 
     async def _handle(self, msg: Msg, handle: Handle) -> Ending:
         try:

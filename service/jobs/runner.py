@@ -13,7 +13,7 @@ from models.errors import ModelError
 from models.training.errors import DiskFull
 from subjects.finetune import FinetuneRequest
 
-from ..runtime.background import stopped
+from ..runtime.background import cancel_and_wait
 from .lease import JobLease, LeaseLost, PromotionRequested
 from .retry import TROUBLE, retry_while_down
 from .stages import Stages
@@ -76,11 +76,11 @@ class JobRunner:
         try:
             await asyncio.wait({work, ended}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            await stopped(work, ended)
+            await cancel_and_wait(work, ended)
             await self._hand_back(lease)
             raise
         finished = work.done()
-        await stopped(work, ended)
+        await cancel_and_wait(work, ended)
         if finished:
             return await self._settle(lease, request, work)
         if not lease.cancelled:

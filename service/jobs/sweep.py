@@ -17,7 +17,7 @@ from subjects.errors import MLError
 from subjects.jobs import TERMINAL, Job
 
 from ..bus.jetstream import api_subject
-from ..runtime.background import going_on
+from ..runtime.background import background_task
 from .bucket import NotSetUp
 from .retry import TROUBLE
 from .store import JobStore
@@ -42,7 +42,7 @@ class Sweep:
 
     def running(self, every_s: float = EVERY_S) -> AbstractAsyncContextManager[None]:
         """Sweeps at an interval while the context is open, whatever fails."""
-        return going_on(lambda closing: self._run(closing, every_s), "jobs.sweep")
+        return background_task(lambda closing: self._run(closing, every_s), "jobs.sweep")
 
     async def once(self) -> None:
         """Sweep. Raises NotSetUp, and what an absent server raises."""

@@ -1,1 +1,1 @@
-"""Which models are in memory: loaded on first use, leased, swapped, evicted."""
+"""The models in memory: loaded on first use, leased, swapped, evicted."""

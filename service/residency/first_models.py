@@ -1,4 +1,4 @@
-"""The models that the settings name: loaded at the start, and again later where one cannot be had then."""
+"""The models that the settings name: loaded at the start; missing ones are tried again later."""
 
 import asyncio
 from contextlib import suppress
@@ -15,13 +15,15 @@ from .manager import ModelManager
 log = structlog.get_logger(__name__)
 
 RETRY_S = 30.0
-"""How long after the start a missing model is tried again; each time twice as long, up to LONGEST_S."""
+"""When a missing model is tried again after the start; the pause doubles each time, up to LONGEST_S."""
 LONGEST_S = 600.0
 
 
 def first_models(catalogue: Catalogue, settings: Settings) -> list[str]:
-    """The models to load at the start: those that somebody chose, else the defaults for vectors and for prompts; and
-    those that are pinned. Raises UnknownModel."""
+    """The models to load at the start: those that the settings name, else the catalogue's defaults; and those pinned.
+
+    Raises UnknownModel.
+    """
     pinned = [catalogue.get(model).id for model in settings.memory.pinned]
     named = [catalogue.get(model).id for model in settings.chosen_models] or catalogue.usual()
     return list(dict.fromkeys((*named, *pinned)))
@@ -53,10 +55,7 @@ async def load_first(manager: ModelManager, settings: Settings) -> None:
 
 
 async def _require_here(manager: ModelManager, settings: Settings, model: str) -> None:
-    """Nobody chose the default for prompts, and another can take its place: it is not worth a download.
-
-    Raises ModelUnavailable.
-    """
+    """The default for prompts is not worth a download: another model can take its place. Raises ModelUnavailable."""
     if model in (*settings.chosen_models, *settings.memory.pinned) or model != manager.defaults.get("prompt"):
         return
     if not await asyncio.to_thread(hub.is_present, manager.catalogue.get(model)):
@@ -64,9 +63,9 @@ async def _require_here(manager: ModelManager, settings: Settings, model: str) -
 
 
 async def _serve_prompts_otherwise(manager: ModelManager) -> None:
-    """Where the default for prompts is missing, and nobody chose it, the next one serves them.
+    """If the default for prompts is missing, have the next one serve them.
 
-    Not so for vectors: those of two models do not mix.
+    Not for vectors: those of two models do not mix.
     """
     model = manager.defaults.get("prompt", "")
     instead = manager.catalogue.default("prompt", without=model)
@@ -74,12 +73,12 @@ async def _serve_prompts_otherwise(manager: ModelManager) -> None:
         return
     log.warning("model.replaced", model=model, prompts_are_served_by=instead.id)
     manager.defaults["prompt"] = instead.id
-    with suppress(ModelError):  # a request then says why
+    with suppress(ModelError):  # a request then gets the error
         await manager.load(instead.id, pin=True)
 
 
 async def retry_missing(manager: ModelManager, settings: Settings) -> None:
-    """Try to load what is missing, until nothing is; what did not fit beside the others comes when it is asked for."""
+    """Try to load what is missing, until nothing is. Models that do not fit the memory are loaded on request."""
     pause_s = RETRY_S
     while manager.missing:
         await asyncio.sleep(pause_s)

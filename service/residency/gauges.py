@@ -1,11 +1,11 @@
-"""What is in memory, as discovery, statistics and metrics tell it."""
+"""The models in memory and their queues, for discovery, statistics and metrics."""
 
 import functools
 import json
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgpack
 
@@ -14,7 +14,7 @@ from models.registry import Registry
 
 from ..embedding.batcher import Batcher
 from ..embedding.embedder import Embedder
-from ..endpoint.endpoint import Endpoint
+from ..endpoint.in_flight import InFlight
 from ..generation.generator import Generator
 from ..served_model import ServedModel
 from .manager import ModelManager
@@ -23,14 +23,22 @@ Models: TypeAlias = Registry[ServedModel]
 
 REASON_CHARS = 300
 _MODEL = (b'"model"', b"\xa5model")
-"""A body's key for the model, in JSON and in MessagePack."""
+"""The key of the model in a body, in JSON and in MessagePack."""
 DEFAULTS: Mapping[Form, str] = {
     "embedding": "default_model",
     "prompt": "default_generation_model",
     "messages": "default_chat_model",
     "fim": "default_fim_model",
 }
-DOING = ("running", "waiting", "waiting_tokens", "kv_used_bytes", "kv_bytes", "preempted")
+ENGINE_FIGURES = {
+    "running": "Completions being generated",
+    "waiting": "Completions waiting",
+    "waiting_tokens": "Prompt tokens of waiting completions",
+    "kv_used_bytes": "KV cache that is in use",
+    "kv_bytes": "Size of the KV caches",
+    "preempted": "Completions preempted from a full KV cache, to be recomputed",
+}
+"""Fields of EngineLoad, with their meanings."""
 
 
 def queued(models: Models) -> tuple[int, int]:
@@ -40,43 +48,46 @@ def queued(models: Models) -> tuple[int, int]:
 
 
 def ready_in_s(models: Models, body: bytes, default: str | None, source: str | None = None) -> float:
-    """When a request to embed would be answered, going by its body that nobody has read.
+    """When a request to embed would be answered, in seconds from now, judged by its unread body.
 
-    default: the model that serves those which name none; source: who takes turns with others. 0 where the body may mean
-    another model that is not in memory.
+    default: the model for requests that name none. source: who takes turns with others. 0 if the body may name a model
+    that is not in memory.
     """
     batchers = _batchers(models)
     if places := [at for key in _MODEL if (at := body.find(key)) >= 0]:
         named = {batcher: _naming(batcher.encoder.model) for batcher in batchers}
-        asked = [batcher for batcher, naming in named.items() if any(naming.match(body, at) for at in places)]
+        meant = [batcher for batcher, naming in named.items() if any(naming.match(body, at) for at in places)]
     else:
-        asked = [batcher for batcher in batchers if batcher.encoder.model == default]
-    return min((batcher.ready_in_s(len(body), source) for batcher in asked), default=0.0)
+        meant = [batcher for batcher in batchers if batcher.encoder.model == default]
+    return min((batcher.ready_in_s(len(body), source) for batcher in meant), default=0.0)
 
 
 @functools.cache
 def _naming(model: str) -> re.Pattern[bytes]:
-    """What a body has, in JSON or MessagePack, that names a model."""
+    """The bytes that name a model in a body, in JSON or MessagePack."""
     in_json, in_msgpack = re.escape(json.dumps(model).encode()), re.escape(msgpack.packb(model))
     return re.compile(rb"%b\s*:\s*%b|%b%b" % (_MODEL[0], in_json, _MODEL[1], in_msgpack))
 
 
 def generating(models: Models) -> dict[str, int]:
-    """What all engines do, by the names of EngineLoad's fields; what they have done, telemetry counts."""
+    """The present load of all engines, by the names of EngineLoad's fields; telemetry counts what they have done."""
     loads = [generator.engine.load for generator in _generators(models)]
-    return {name: sum(getattr(load, name) for load in loads) for name in DOING}
+    return {name: sum(getattr(load, name) for load in loads) for name in ENGINE_FIGURES}
+
+
+def figures(models: Models) -> dict[str, Any]:
+    """For $SRV.STATS."""
+    texts, tokens = queued(models)
+    return {"queued_texts": texts, "queued_tokens": tokens, "generating": generating(models)}
 
 
 def memory_bytes(models: Models) -> int:
-    """What all models take, over all devices."""
+    """Memory of all models, over all devices."""
     return sum(loaded.memory_bytes for loaded in models.everything())
 
 
 def described(models: Models, defaults: Mapping[Form, str], missing: Mapping[str, Exception]) -> dict[str, str]:
-    """What takes requests, in which version and where, and which of them those that name none; what is missing and why.
-
-    Reasons are cut: INFO stays small.
-    """
+    """The models that take requests, with version and device; the defaults; and why models are missing, shortened."""
     return {
         "models": ",".join(loaded.model for loaded in models),
         **{DEFAULTS[form]: model for form, model in defaults.items()},
@@ -90,15 +101,15 @@ def _stuck_s(models: Models) -> float:
 
 
 def _batchers(models: Models) -> list[Batcher]:
-    return [served.batcher for served in _serving(models) if isinstance(served, Embedder)]
+    return [loaded.serves.batcher for loaded in models.everything() if isinstance(loaded.serves, Embedder)]
 
 
 def _generators(models: Models) -> list[Generator]:
-    return [served for served in _serving(models) if isinstance(served, Generator)]
+    return [loaded.serves for loaded in models.everything() if isinstance(loaded.serves, Generator)]
 
 
-def _serving(models: Models) -> list[ServedModel]:
-    return [loaded.serves for loaded in models.everything()]
+def _engine_figure(name: str) -> Callable[[Models], float]:
+    return lambda models: generating(models)[name]
 
 
 _OF_MODELS: Mapping[str, tuple[str, Callable[[Models], float]]] = {
@@ -106,30 +117,19 @@ _OF_MODELS: Mapping[str, tuple[str, Callable[[Models], float]]] = {
     "queued_tokens": ("Tokens of the texts that wait or run", lambda models: queued(models)[1]),
     "models_loaded": ("Models in memory that accept requests", lambda models: len(list(models))),
     "model_memory_bytes": ("Memory of all models, including those about to be unloaded", memory_bytes),
-    "generate_running": ("Completions being generated", lambda models: generating(models)["running"]),
-    "generate_waiting": ("Completions waiting", lambda models: generating(models)["waiting"]),
-    "generate_waiting_tokens": (
-        "Prompt tokens of waiting completions",
-        lambda models: generating(models)["waiting_tokens"],
-    ),
-    "generate_kv_used_bytes": ("KV cache that is in use", lambda models: generating(models)["kv_used_bytes"]),
-    "generate_kv_bytes": ("Size of the KV caches", lambda models: generating(models)["kv_bytes"]),
-    "generate_preempted": (
-        "Completions preempted from a full KV cache, to be recomputed",
-        lambda models: generating(models)["preempted"],
-    ),
+    **{f"generate_{name}": (text, _engine_figure(name)) for name, text in ENGINE_FIGURES.items()},
     "generate_stuck_seconds": (
         "Time that a step has taken so far, once it exceeds generation.stuck_step_s; else 0",
         _stuck_s,
     ),
 }
-"""Metric -> its meaning, and how it is read."""
+"""Metrics: name -> meaning, and how it is read."""
 
 
-def read_on_demand(endpoint: Endpoint, manager: ModelManager) -> Iterator[tuple[str, str, Callable[[], float]]]:
+def read_on_demand(in_flight: InFlight, manager: ModelManager) -> Iterator[tuple[str, str, Callable[[], float]]]:
     """The metrics that are read when somebody asks for them: name, meaning, and how each is read."""
-    yield "mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(endpoint.calls)
-    yield "mlbus_request_bytes_in_flight", "Bytes of the bodies of these requests", lambda: endpoint.bytes_in_flight
+    yield "mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(in_flight.calls)
+    yield "mlbus_request_bytes_in_flight", "Bytes of the bodies of these requests", lambda: in_flight.request_bytes
     yield "mlbus_models_missing", "Models of the settings that cannot be loaded", lambda: len(manager.missing)
     for name, (meaning, read) in _OF_MODELS.items():
         yield f"mlbus_{name}", meaning, functools.partial(read, manager.registry)

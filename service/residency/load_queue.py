@@ -45,10 +45,10 @@ class LoadRequest:
 
 
 @dataclass(eq=False)
-class _NotProved(Exception):
+class _NeedsProbe(Exception):
     """A model has not been opened in a process of its own yet."""
 
-    unproved: "Probe"
+    probe: "Probe"
 
 
 class LoadQueue:
@@ -93,8 +93,8 @@ class LoadQueue:
             try:
                 async with self._lock:
                     return await self._run(request)
-            except _NotProved as error:
-                await self._prove(error.unproved)
+            except _NeedsProbe as error:
+                await self._run_probe(error.probe)
             except Crowded as crowded:
                 try:
                     async with asyncio.timeout_at(until):
@@ -117,26 +117,26 @@ class LoadQueue:
         self._changed.set()
         return loaded
 
-    async def _prove(self, unproved: "Probe") -> None:
+    async def _run_probe(self, probe: "Probe") -> None:
         """Open a model in a process of its own, without the lock: that may take for ever."""
         try:
-            await self._threads.run(self._loader.prove, unproved)
+            await self._threads.run(self._loader.run_probe, probe)
         except ModelError as error:
-            self._failed(unproved.spec, error)
+            self._failed(probe.spec, error)
             raise
 
     async def _load(self, spec: ModelSpec, overrides: LoadOverrides) -> Loaded:
         log.info("model.load_began", model=spec.id)
         try:
             options = await self._step(spec.id, self._loader.options, spec, overrides)
-            if unproved := await self._step(spec.id, self._loader.unproved, spec, options):
-                raise _NotProved(unproved)
+            if probe := await self._step(spec.id, self._loader.probe_for, spec, options):
+                raise _NeedsProbe(probe)
             expected = await self._step(spec.id, self._loader.expected, spec, options)
             await self._reservations.make_space(spec.id, *expected)
             model = await self._step(spec.id, self._loader.load, spec, options)
             await self._check(spec, model)
             return self._publish(model)
-        except _NotProved:
+        except _NeedsProbe:
             raise
         except (TimeoutError, StillRunning) as error:
             self._loader.abandon()

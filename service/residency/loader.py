@@ -96,27 +96,27 @@ class ModelLoader:
             cache=LoadCache(settings.cache_dir),
         )
 
-    def unproved(self, spec: ModelSpec, options: "LoadOptions") -> "Probe | None":
+    def probe_for(self, spec: ModelSpec, options: "LoadOptions") -> "Probe | None":
         """What has to be opened in a process of its own before this is loaded; None if nothing. Raises ModelError."""
         from models.sandbox.probe import needed
 
-        unproved = needed(spec, options)
-        if unproved is None or unproved.key not in self._verdicts:
-            return unproved
-        if error := self._verdicts[unproved.key]:
+        probe = needed(spec, options)
+        if probe is None or probe.key not in self._verdicts:
+            return probe
+        if error := self._verdicts[probe.key]:
             raise error.with_traceback(None)
         return None
 
-    def prove(self, unproved: "Probe") -> None:
+    def run_probe(self, probe: "Probe") -> None:
         """Open it there. A refusal is remembered as long as this worker runs. Raises ModelError."""
-        self.on_step(f"{unproved.spec.id}: opening the model in a process of its own, once")
+        self.on_step(f"{probe.spec.id}: opening the model in a process of its own, once")
         try:
-            unproved.run(self._settings.memory.load_timeout_s)
+            probe.run(self._settings.memory.load_timeout_s)
         except ModelError as error:
-            self._verdicts[unproved.key] = error
+            self._verdicts[probe.key] = error
             raise
-        self._verdicts[unproved.key] = None
-        LoadCache(self._settings.cache_dir).keep_probed(unproved.key)
+        self._verdicts[probe.key] = None
+        LoadCache(self._settings.cache_dir).keep_probed(probe.key)
 
     def expected(self, spec: ModelSpec, options: "LoadOptions") -> tuple[str, int]:
         """Where a model will be loaded, and about how many bytes it will take there. Raises ModelError."""

@@ -1,1 +1,1 @@
-"""What the process stands on: threads, tasks, child processes, health and the end."""
+"""Threads, tasks, child processes, health and the end of the process."""

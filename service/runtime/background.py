@@ -39,11 +39,11 @@ class Background:
 
     async def close(self) -> None:
         """Cancel what has not ended, and wait for that."""
-        await stopped(*self._tasks)
+        await cancel_and_wait(*self._tasks)
 
 
 @asynccontextmanager
-async def going_on(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]], name: str) -> AsyncIterator[None]:
+async def background_task(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]], name: str) -> AsyncIterator[None]:
     """Run `work(closing)` in a task while the context is open.
 
     `closing` is set at the end, before the task is cancelled: nats-py may swallow a cancellation.
@@ -54,10 +54,10 @@ async def going_on(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]], n
         yield
     finally:
         closing.set()
-        await stopped(task)
+        await cancel_and_wait(task)
 
 
-async def stopped(*tasks: asyncio.Task[Any]) -> None:
+async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks and wait for their end; again after a while, since nats-py swallows cancellations as it flushes."""
     while left := [task for task in tasks if not task.done()]:
         for task in left:

@@ -1,7 +1,4 @@
-"""The worker's HTTP port: /metrics for Prometheus; /healthz and /readyz for whoever supervises the process.
-
-Owns the threads that answer. Knows the event loop, and what is asked of it, only as Health.
-"""
+"""The worker's HTTP port: /metrics for Prometheus, /healthz and /readyz for the supervisor of the process."""
 
 import asyncio
 import socket
@@ -22,15 +19,15 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 TURN_S = 5.0
-"""How long the event loop may take to come round before it counts as stuck."""
+"""How long the event loop may take to run a callback before it counts as stuck."""
 UNSENT_S = 10
-"""How long a connection may say nothing, in seconds."""
+"""How long a connection may be silent, in seconds."""
 
 
 class Health:
-    """What is asked of the worker from other threads. not_ready: why it takes no requests now; nothing where it does.
+    """The worker's health, for other threads. Made in the event loop, which calls not_ready.
 
-    Made in the event loop, which calls not_ready.
+    not_ready: why the worker takes no requests now; empty if it does.
     """
 
     def __init__(self) -> None:
@@ -38,19 +35,19 @@ class Health:
         self._loop = asyncio.get_running_loop()
 
     def faults(self, path: str) -> list[str]:
-        """Why the answer at /healthz or /readyz is no: that the loop does not turn; at /readyz also what is not ready.
+        """Why the answer at /healthz or /readyz is no: the loop is stuck; at /readyz also what is not ready.
 
         Waits for the loop, TURN_S at most.
         """
-        asked = asyncio.run_coroutine_threadsafe(self._look(), self._loop)
+        check = asyncio.run_coroutine_threadsafe(self._check(), self._loop)
         try:
-            faults = asked.result(TURN_S)
+            faults = check.result(TURN_S)
         except TimeoutError:
-            asked.cancel()
+            check.cancel()
             return [f"the event loop has not come round for {TURN_S:g} s"]
         return faults if path == "/readyz" else []
 
-    async def _look(self) -> list[str]:
+    async def _check(self) -> list[str]:
         return list(self.not_ready())
 
 
@@ -58,7 +55,7 @@ class _Handler(WSGIRequestHandler):
     timeout = UNSENT_S
 
     def log_message(self, *_: object) -> None:
-        """Say nothing of each request."""
+        """Requests are not logged."""
 
 
 class _Server6(ThreadingWSGIServer):
@@ -66,9 +63,9 @@ class _Server6(ThreadingWSGIServer):
 
 
 def serve_http(host: str, port: int, registry: CollectorRegistry, health: Health) -> tuple[int, Callable[[], None]]:
-    """Answer at host and port; at a free port where that one is taken, as by another worker of this machine.
+    """Serve at host and port; at a free port if that one is taken, as by another worker on this machine.
 
-    -> the port in use, and what closes it. Raises BadSettings where the host is not this machine's.
+    -> the port in use, and a function that closes it. Raises BadSettings if the host is not this machine's.
     """
     metrics = make_wsgi_app(registry)
 

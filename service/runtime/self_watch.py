@@ -1,6 +1,6 @@
-"""A worker asks over the bus, now and then, whether it is there itself: one that hears nothing serves nobody any more.
+"""A worker PINGs itself over the bus at intervals: if no answer comes, it does not serve anybody any more.
 
-Knows nothing of what is wrong then; whoever supervises the process starts it anew.
+It then ends, and its supervisor restarts it.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ MISSES = 3
 
 
 class SelfWatch:
-    """on_lost: hears, once, that there was no answer so many times in a row. inbox: where it is answered."""
+    """on_lost: called, once, after MISSES PINGs in a row without an answer. inbox: where answers come."""
 
     def __init__(self, nc: BusClient, worker_id: str, on_lost: Callable[[str], None]) -> None:
         self._nc = nc
@@ -34,11 +34,11 @@ class SelfWatch:
         self._denied = False
 
     def on_denied(self, subject: str) -> None:
-        """The server refused it to us; in lower case. Silence where we may not ask, or be answered, proves nothing."""
+        """The server refused us a subject, in lower case. Without the permission to ask, silence proves nothing."""
         self._denied |= subject in (self._subject.lower(), self.inbox.lower())
 
     async def run(self) -> None:
-        """Ask until nobody answers any more, or it may not ask."""
+        """Ask until there is no answer any more, or no permission."""
         answers, misses = await self._nc.subscribe(self.inbox), 0
         while misses < MISSES and not self._denied:
             misses = misses + 1 if await self._miss(answers) else 0
@@ -48,16 +48,16 @@ class SelfWatch:
             self._on_lost(f"it asked for itself over the bus {MISSES} times in a row, and nobody answered")
 
     async def _miss(self, answers: Any) -> bool:
-        """Whether nothing came, though the connection held and the event loop turned. A late answer is one too."""
+        """Whether no answer came although the connection held and the loop ran; a late answer counts as one."""
         loop = asyncio.get_running_loop()
         began, connection = loop.time(), self._nc.stats["reconnects"]
-        asking = asyncio.create_task(self._ask())  # a client that is broken may not return
+        asking = asyncio.create_task(self._ask())  # a broken client may not return
         await asyncio.sleep(EVERY_S)
         asking.cancel()
         turned = loop.time() - began < 2 * EVERY_S
         heard = False
         while answers.pending_msgs:
-            heard |= bool((await answers.next_msg()).data)  # without any it is the server's: nobody listens there
+            heard |= bool((await answers.next_msg()).data)  # an empty one is the server's: nobody listens there
         return turned and not heard and self._nc.is_connected and self._nc.stats["reconnects"] == connection
 
     async def _ask(self) -> None:

@@ -1,4 +1,4 @@
-"""When the process should end: asked by a signal, or because something that it stands on has failed."""
+"""The end of the process: requested by a signal, or because something that it depends on has failed."""
 
 import asyncio
 import faulthandler
@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 ResultT = TypeVar("ResultT")
 
 AT_EXIT_S = 3.0
-"""How long what runs at the interpreter's end may take, such as sending the last traces."""
+"""How long the interpreter's exit may take, which sends the last traces for example."""
 LONGEST_S = 1e6
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -26,32 +26,32 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Stop:
     """Whether the process should end, and with which exit code.
 
-    within_s: how long it may take over that; past it the process tells where each thread is and ends with code 1.
-    None: as long as it takes.
+    within_s: how long that may take; after it the process dumps each thread's traceback and ends with code 1. None:
+    any time.
     """
 
     within_s: float | None = None
     code: int = 0
-    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    requested: asyncio.Event = field(default_factory=asyncio.Event)
     _armed: bool = False
 
-    def ask(self) -> None:
+    def request(self) -> None:
         self.arm()
-        self.asked.set()
+        self.requested.set()
 
     def arm(self) -> None:
-        """Have the process end in time, whatever hangs; in any thread. What ends it needs neither Python nor a turn."""
+        """Have the process end in time, whatever hangs; callable in any thread. The timer needs no Python to run."""
         if self.within_s is not None and not self._armed:
             self._armed = True
             faulthandler.dump_traceback_later(min(self.within_s, LONGEST_S), exit=True)
 
     def fail(self, reason: object, within_s: float = LONGEST_S) -> None:
-        """End with a non-zero exit code, so that a supervisor starts the worker again. within_s: if that is less."""
+        """End with a non-zero exit code, so that a supervisor restarts the worker. within_s: if that is less."""
         log.error("worker.failed", reason=str(reason))
         self.code = 1
         if self.within_s is not None:
             self.within_s = min(self.within_s, within_s)
-        self.ask()
+        self.request()
 
 
 class StoppedEarly(Exception):
@@ -60,27 +60,27 @@ class StoppedEarly(Exception):
 
 async def unless_stopped(stop: Stop, starting: Coroutine[Any, Any, ResultT]) -> ResultT:
     """The result of a step of the start. Raises StoppedEarly as soon as the worker is told to stop."""
-    task, asked = asyncio.create_task(starting), asyncio.create_task(stop.asked.wait())
-    await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
-    asked.cancel()
-    if stop.asked.is_set():
+    task, stopping = asyncio.create_task(starting), asyncio.create_task(stop.requested.wait())
+    await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if stop.requested.is_set():
         task.cancel()
         raise StoppedEarly
     return task.result()
 
 
 def end_soon(code: int) -> None:
-    """End the process in a moment although a thread is busy, which cannot be interrupted: Python would wait for it."""
+    """End the process soon even if a thread is busy: it cannot be interrupted, and Python would wait for it."""
     timer = threading.Timer(AT_EXIT_S, os._exit, (code,))
     timer.daemon = True
     timer.start()
 
 
 def end_on_signals(stop: Stop) -> None:
-    """The first signal drains; a second one ends at once.
+    """Drain on the first signal, end at once on the second.
 
-    A thread of its own hears them, for the event loop may be what hangs. Where that thread gets no turn, as beside a
-    pattern that takes for ever to match, Python lets the handler run all the same.
+    A thread of its own reads them, because the event loop may hang. If that thread cannot run either, as beside a
+    pattern that takes for ever to match, Python still runs the handler.
     """
     loop = asyncio.get_running_loop()
     heard, wake = os.pipe()
@@ -96,9 +96,9 @@ def _hear(heard: int, stop: Stop, loop: asyncio.AbstractEventLoop) -> None:
     while number := os.read(heard, 1):
         if number[0] not in _SIGNALS:
             continue
-        if told or stop.asked.is_set():
+        if told or stop.requested.is_set():
             os._exit(130)
         told = True
         stop.arm()
         with suppress(RuntimeError):  # the loop is closed: the process ends already
-            loop.call_soon_threadsafe(stop.ask)
+            loop.call_soon_threadsafe(stop.request)

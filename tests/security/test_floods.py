@@ -148,13 +148,13 @@ async def test_nothing_that_one_caller_sends_is_shown_to_others(anyone: Client) 
 async def test_many_who_list_jobs_at_once_cost_two_readings(
     admin: Client, anyone: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reading, readings = store.entries, []
+    reading, readings = store.read_entries, []
 
     async def counted(*what: Any) -> Any:
         readings.append(what)
         return await reading(*what)
 
-    monkeypatch.setattr(store, "entries", counted)
+    monkeypatch.setattr(store, "read_entries", counted)
     ml = MLClient(admin)
     for _ in range(2):
         listed = await asyncio.gather(*(ml.jobs.list() for _ in range(50)))

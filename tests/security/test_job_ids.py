@@ -19,7 +19,8 @@ from trained_versions import serve, trained
 from workers import running_worker
 
 from models.weights.versions import keep
-from service.endpoint.endpoint import Endpoint, Limits, serving
+from service.endpoint.endpoint import Endpoint, serving
+from service.endpoint.in_flight import InFlight, Limits
 from service.endpoint.reply_subject import ReplySubjects
 from service.handlers.finetune import FinetuneHandlers
 from service.jobs import setup
@@ -47,8 +48,8 @@ async def answering(worker: JobsWorker, watches: int = 10) -> AsyncIterator[tupl
         nc=worker.nc,
         worker_id="w1",
         handlers=FinetuneHandlers(worker.submission, worker.store, watch).handlers(),
-        limits=Limits(requests=10, request_bytes=2**24, default_timeout_s=10, watches=watches),
-        observer=Telemetry(),
+        in_flight=InFlight(Limits(requests=10, request_bytes=2**24, default_timeout_s=10, watches=watches)),
+        telemetry=Telemetry(),
         metadata=dict,
         data=dict,
         replies=ReplySubjects(worker.settings.reply_prefixes),
@@ -152,7 +153,7 @@ async def test_a_watch_hears_what_no_event_told_and_no_forged_event(client: Jobs
 async def test_a_watch_has_no_deadline_pings_and_is_no_service_time(client: JobsWorker) -> None:
     await client.submit("mine")
     async with answering(client) as (endpoint, nc):
-        before = endpoint._service_s
+        before = endpoint.in_flight.service_s
         inbox = nc.new_inbox()
         frames = await nc.subscribe(inbox)
         headers = {names.TIMEOUT_MS: "1", names.PING_MS: "100", names.REQUEST_ID: "w"}
@@ -167,7 +168,7 @@ async def test_a_watch_has_no_deadline_pings_and_is_no_service_time(client: Jobs
         assert last.headers[names.ERROR_CODE] == "499"
         await client.submission.cancel("mine")
         assert [one.state async for one in MLClient(nc).jobs.watch("mine")] == ["cancelled"]
-        assert endpoint._service_s == before
+        assert endpoint.in_flight.service_s == before
 
 
 async def test_watches_are_bounded_in_number_and_take_no_places_of_others(client: JobsWorker) -> None:
@@ -227,7 +228,7 @@ async def test_whoever_is_gone_ends_the_watch(client: JobsWorker) -> None:
             frames = await other.subscribe(inbox)
             await other.publish(names.JOBS_WATCH, b"mine", reply=inbox, headers={names.PING_MS: "100"})
             await frames.next_msg(10)
-            (call,) = endpoint.calls.values()
+            (call,) = endpoint.in_flight.calls.values()
         assert call.task is not None
         await asyncio.wait_for(call.task, 20)
         assert nc.is_connected

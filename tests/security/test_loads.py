@@ -22,10 +22,10 @@ class Hanging(FakeLoader):
         self.go, self.began = threading.Event(), threading.Event()
         self.opening = opening
 
-    def unproved(self, spec, options):
+    def probe_for(self, spec, options):
         return spec if self.opening and spec.id == "a" and not self.go.is_set() else None
 
-    def prove(self, unproved):
+    def run_probe(self, probe):
         self.began.set()
         assert self.go.wait(60)
 

@@ -54,7 +54,7 @@ class FakeLoader(ModelLoader):
         self.choices.setdefault(spec.id, []).append(choice)
         return LoadOptions()
 
-    def unproved(self, spec: ModelSpec, options: LoadOptions) -> None:
+    def probe_for(self, spec: ModelSpec, options: LoadOptions) -> None:
         """A fake comes with no file."""
 
     def abandon(self) -> None:

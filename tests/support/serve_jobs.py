@@ -28,7 +28,8 @@ from models.training.errors import CannotTrain
 from models.training.options import TrainingOptions
 from service.bus.client import BusClient
 from service.config import Settings
-from service.endpoint.endpoint import Endpoint, Limits, serving
+from service.endpoint.endpoint import Endpoint, serving
+from service.endpoint.in_flight import InFlight, Limits
 from service.endpoint.reply_subject import ReplySubjects
 from service.handlers.finetune import FinetuneHandlers
 from service.jobs import setup, step_process
@@ -194,9 +195,9 @@ async def answering(worker: JobsWorker) -> AsyncIterator[Client]:
     """A client of an endpoint with the routes of jobs."""
     uploads = Uploads(Objects(worker.nc, names.DATA_BUCKET))
     handlers = FinetuneHandlers(worker.submission, worker.store, Watch(worker.nc, worker.store), uploads).handlers()
-    limits = Limits(requests=10, request_bytes=2**24, default_timeout_s=10)
+    in_flight = InFlight(Limits(requests=10, request_bytes=2**24, default_timeout_s=10))
     replies = ReplySubjects(worker.settings.reply_prefixes)
-    endpoint = Endpoint(worker.nc, "w1", handlers, limits, Telemetry(configured_tracer()), dict, dict, replies)
+    endpoint = Endpoint(worker.nc, "w1", handlers, in_flight, Telemetry(configured_tracer()), dict, dict, replies)
     async with serving(endpoint, 1), await nats.connect(worker.settings.nats_url) as nc:
         yield nc
 

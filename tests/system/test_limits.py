@@ -126,15 +126,15 @@ async def test_a_server_that_does_not_read_stops_the_stream_and_fills_no_memory(
     texts = [f"text {i}" for i in range(3000)]
     encoder, waiting = WideEncoder(), asyncio.Event()
     held = []
-    room = Call._room
+    wait_for_space = Call._wait_for_space
 
     async def noted(self):
-        held.append(self._nc.kept_bytes)
-        if held[-1] > MAX_KEPT_BYTES or self._nc.pending_data_size > MAX_UNSENT_BYTES:
+        held.append(self.nc.kept_bytes)
+        if held[-1] > MAX_KEPT_BYTES or self.nc.pending_data_size > MAX_UNSENT_BYTES:
             waiting.set()
-        await room(self)
+        await wait_for_space(self)
 
-    monkeypatch.setattr(Call, "_room", noted)
+    monkeypatch.setattr(Call, "_wait_for_space", noted)
     async with running_worker(nats_server.url, encoder), await nats.connect(nats_server.url) as nc:
         inbox = nc.new_inbox()
         frames = await nc.subscribe(inbox)

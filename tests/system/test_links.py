@@ -348,7 +348,7 @@ async def test_the_embedded_server_killed_is_started_again_and_its_worker_goes_o
             encoder.gate.set()
             assert "embedding" in json.loads((await asked).data)
             assert "embedding" in json.loads((await nc.request(names.EMBED, b"b", timeout=10)).data)
-    assert not stop.asked.is_set()
+    assert not stop.requested.is_set()
 
 
 def numbers(frames: list[Any]) -> list[int]:

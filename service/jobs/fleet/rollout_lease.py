@@ -14,7 +14,7 @@ from nats.js.api import Header
 from nats.js.errors import APIError, KeyNotFoundError
 from nats.js.kv import KeyValue
 
-from ...runtime.background import going_on
+from ...runtime.background import background_task
 from ..bucket import SUBJECT, jobs_bucket
 from ..retry import OVERTAKEN, TROUBLE, retry_while_down
 
@@ -35,7 +35,7 @@ async def rolling_out(nc: Client, model: str, job: str | None) -> AsyncIterator[
     bucket = await retry_while_down(lambda: jobs_bucket(nc))
     lease = _Lease(nc, bucket, f"rollout.{model}", job or secrets.token_hex(16))
     await retry_while_down(lease.take)
-    async with going_on(lease.renew, f"rollout.{model}"):
+    async with background_task(lease.renew, f"rollout.{model}"):
         try:
             yield
         finally:

@@ -14,7 +14,7 @@ from subjects.errors import MLError
 
 from ...bus.errors import BusError
 from ...residency.manager import ModelManager
-from ...runtime.background import stopped
+from ...runtime.background import cancel_and_wait
 from ..bucket import NotSetUp
 from ..retry import TROUBLE
 from .checkpoints import Checkpoints
@@ -63,7 +63,7 @@ class VersionSync:
         try:
             yield self
         finally:
-            await stopped(*tasks)
+            await cancel_and_wait(*tasks)
 
     def serves(self, model: str) -> str | None:
         """The version that this worker has swapped to; None if it did not follow the fleet."""

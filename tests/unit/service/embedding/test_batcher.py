@@ -32,7 +32,7 @@ def encoder(request) -> FakeEncoder:
 
 
 class Watched(DeviceThread):
-    """Says of each job that is handed over whether it is urgent."""
+    """Notes of each job that it is given whether it is urgent."""
 
     def __init__(self, **options) -> None:
         super().__init__(**options)
@@ -192,16 +192,16 @@ async def test_the_queue_is_bounded_by_tokens_too():
             submit(batcher, " ".join("y" * 200))
 
 
-async def test_room_comes_when_the_queue_empties():
+async def test_a_text_that_waits_for_space_gets_it_when_the_queue_empties():
     encoder = FakeEncoder()
     encoder.gate.clear()
     async with batching(encoder, queue_texts=10) as batcher:
         submit(batcher, *(f"text {n}" for n in range(10)))
-        room = asyncio.create_task(batcher.wait_for_space(["a"] * 5))
+        waiting = asyncio.create_task(batcher.wait_for_space(["a"] * 5))
         await entered(encoder)
-        assert not room.done()
+        assert not waiting.done()
         encoder.gate.set()
-        await asyncio.wait_for(room, 10)
+        await asyncio.wait_for(waiting, 10)
 
 
 async def test_options_are_each_texts_own():
@@ -322,7 +322,7 @@ async def test_a_long_text_does_not_hold_up_a_short_one():
         await asyncio.gather(*long)
 
 
-async def test_a_bulk_request_larger_than_the_queue_gets_its_room():
+async def test_a_bulk_request_larger_than_the_queue_gets_its_space():
     async with batching(FakeEncoder(), queue_tokens=100, queue_texts=50) as batcher:
         await asyncio.wait_for(batcher.wait_for_space(["word " * 60] * 200), 10)
         held = submit(batcher, "a", "b")
@@ -340,7 +340,7 @@ async def test_a_batcher_that_has_ended_refuses():
 # Beside bulk
 
 
-async def test_a_text_that_somebody_waits_for_runs_between_the_layers_of_a_bulk_pass(encoder):
+async def test_an_interactive_text_runs_between_the_layers_of_a_bulk_pass(encoder):
     encoder.layers = 2
     encoder.gate.clear()
     async with batching(encoder, device := Watched()) as batcher:
@@ -471,7 +471,7 @@ async def test_a_bulk_that_is_given_up_in_part_goes_on_for_the_rest():
 
 
 @pytest.mark.parametrize(("full", "other"), [("bulk", "interactive"), ("interactive", "bulk")])
-async def test_each_priority_has_room_of_its_own(full, other):
+async def test_each_priority_has_its_own_limits(full, other):
     encoder = FakeEncoder()
     encoder.gate.clear()
     async with batching(encoder, queue_texts=10) as batcher:
@@ -484,7 +484,7 @@ async def test_each_priority_has_room_of_its_own(full, other):
         await asyncio.gather(*admitted)
 
 
-async def test_bulk_at_the_tokeniser_does_not_hold_up_a_text_that_somebody_waits_for():
+async def test_bulk_at_the_tokeniser_does_not_hold_up_an_interactive_text():
     held = threading.Event()
 
     class Slow(FakeEncoder):
@@ -519,7 +519,7 @@ async def test_a_batch_holds_texts_of_one_task(packed):
 
 
 async def slow_by(encoder: FakeEncoder, batcher: Batcher, text: str, seconds: float) -> None:
-    """Let a text take so long that the queue is known to be slow, then let nothing end any more."""
+    """Have a text take this long, so that the queue counts as slow; then let nothing end any more."""
     encoder.gate.clear()
     (slow,) = submit(batcher, text)
     await entered(encoder)
@@ -577,7 +577,7 @@ async def test_long_texts_are_expected_to_have_as_many_tokens_as_the_latest(enco
         await asyncio.gather(*waits)
 
 
-async def test_what_has_become_hopeless_is_dropped_before_its_deadline(encoder):
+async def test_what_has_become_late_is_dropped_before_its_deadline(encoder):
     encoder.gate.clear()
     async with batching(encoder) as batcher:
         batcher._runner.token_s = 1.0  # the running one, and
@@ -585,10 +585,10 @@ async def test_what_has_become_hopeless_is_dropped_before_its_deadline(encoder):
         running = submit(batcher, "a")
         await entered(encoder)
         with pytest.raises(DeadlinePassed, match="cannot be ready"):
-            await asyncio.gather(*submit(batcher, "hopeless", within_s=1.9))
+            await asyncio.gather(*submit(batcher, "late", within_s=1.9))
         encoder.gate.set()
         await asyncio.gather(*running)
-    assert word_id("hopeless") not in encoder.seen
+    assert word_id("late") not in encoder.seen
 
 
 async def test_a_budget_that_was_halved_grows_again_and_no_further(monkeypatch):

@@ -81,9 +81,9 @@ async def test_after_the_last_frame_nothing_but_the_sentinel_follows():
 
 
 def test_a_header_flood_keeps_the_form_of_the_reply():
-    asked = read_headers({names.STREAM: "true", **{f"X-{n}": "y" * 100 for n in range(300)}}, b"x")
-    assert isinstance(asked.fault, TooLarge)
-    assert asked.stream
+    headers = read_headers({names.STREAM: "true", **{f"X-{n}": "y" * 100 for n in range(300)}}, b"x")
+    assert isinstance(headers.fault, TooLarge)
+    assert headers.stream
 
 
 @pytest.mark.parametrize("value", ["10000000000000000000garbage", "1e3", "", " ", "0x10", "1_000", "9" * 19])

@@ -19,9 +19,9 @@ from service.generation.completion_stream import CompletionStream
 from service.generation.engine_loop import StepFailed
 from service.generation.event_queue import LIMIT_CHARS, EventQueue
 from service.generation.generator import Generator
-from service.generation.telemetry import GenerationTelemetry
 from service.residency.loader import LEAST_KV_BYTES, ModelLoader
 from service.runtime.device_thread import DeviceThread
+from service.telemetry import GenerationTelemetry
 from subjects.errors import Busy, Cancelled, DeadlinePassed, Unavailable
 
 
@@ -118,7 +118,7 @@ async def test_merged_pieces_count_their_tokens_and_keep_their_logprobs():
     assert (piece.text, piece.tokens, [logprob.id for logprob in piece.logprobs]) == ("012", 3, [0, 1, 2])
 
 
-async def test_later_pieces_wait_for_company_and_an_end_does_not():
+async def test_later_pieces_wait_for_others_and_an_end_does_not():
     queue, loop = EventQueue(), asyncio.get_running_loop()
     queue.open("a")
     queue.put(Piece("a", "x"))
@@ -261,7 +261,7 @@ async def test_a_stream_that_is_cancelled_before_it_began_is_over():
         assert await told(stream, requests(generator, "a")) == {}
 
 
-async def test_only_the_first_completion_of_a_call_is_refused_for_want_of_room():
+async def test_only_the_first_completion_of_a_call_is_refused_for_want_of_a_slot():
     engine = FakeEngine(limits=EngineLimits(max_running=1, waiting=1))
     engine.gate.clear()
     async with running(engine) as generator:
@@ -348,7 +348,7 @@ async def test_a_panic_of_the_tokeniser_is_an_error_of_its_prompt():
 # The watchdog
 
 
-async def test_a_step_that_takes_too_long_is_told_of_while_it_does_and_when_it_has_ended():
+async def test_a_step_that_takes_too_long_is_logged_while_it_runs_and_when_it_has_ended():
     engine, stuck = FakeEngine(), asyncio.Event()
     engine.gate.clear()
     with capture_logs() as logs:
@@ -393,7 +393,7 @@ def test_keys_and_values_get_a_share_of_the_memory_and_no_more_than_is_of_use(se
 
 
 async def added(engine: FakeEngine, requests: int) -> None:
-    """Wait until the engine has been given so many in all."""
+    """Wait until the engine has been given this many requests in all."""
     async with asyncio.timeout(10):
         while len(engine.requests) < requests:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
@@ -448,7 +448,7 @@ async def test_a_text_in_one_reply_that_would_be_late_even_alone_is_refused_besi
         await other
 
 
-async def test_a_text_that_has_become_hopeless_while_it_waited_is_never_begun():
+async def test_a_text_that_has_become_late_while_it_waited_is_never_begun():
     engine = FakeEngine(limits=EngineLimits(max_running=1, waiting=50))
     engine.slow(0.005)
     async with running(engine) as generator:

@@ -1,4 +1,4 @@
-"""What waits for a few threads: short before long, and neither for ever."""
+"""Jobs that wait for a few threads: short ones before long ones, and none for ever."""
 
 import asyncio
 import threading
@@ -59,7 +59,7 @@ async def test_what_fails_fails_alone(kind):
         assert await pool.run(1, lambda: "next") == "next"
 
 
-async def test_who_leaves_costs_nothing_and_what_waits_at_the_end_is_cancelled():
+async def test_a_cancelled_job_costs_nothing_and_jobs_that_wait_at_the_end_are_cancelled():
     log: list[int] = []
     with closing(ShortestJobFirst(1, 1.0, "test")) as pool:
         async with occupied(pool):

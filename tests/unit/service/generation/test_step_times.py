@@ -1,4 +1,4 @@
-"""When a text would be ready: what is learned of steps and ends, and what follows from it for those that come later."""
+"""When a completion would be ready, as learned from steps and ends."""
 
 import pytest
 
@@ -57,7 +57,7 @@ def test_prompts_that_are_not_read_yet_come_first():
     assert unread.begins_s - read.begins_s == pytest.approx(8 * 10 * 0.001)
 
 
-def test_prompts_go_on_coming_as_they_came_of_late():
+def test_prompts_go_on_coming_as_they_came_lately():
     times = learned(places=32)
     before = ready(times)
     for _ in range(200):
@@ -66,7 +66,7 @@ def test_prompts_go_on_coming_as_they_came_of_late():
     assert ready(times).alone_s == pytest.approx(before.alone_s, rel=0.01)
 
 
-def test_where_all_places_are_taken_a_text_waits_for_those_before_it():
+def test_where_all_slots_are_taken_a_text_waits_for_those_before_it():
     step_s = 0.02 + 4 * 0.001
     free, full, nearly, queued = (
         ready(learned(), **before)
@@ -101,7 +101,7 @@ def test_a_first_text_that_ended_early_tells_what_to_expect_of_the_next():
 
 
 def learned_cost() -> StepCost:
-    """20 ms a step, 10 ms for each text in it and 1 ms for each token of a prompt; eight completions at most."""
+    """20 ms a step, 10 ms for each completion in it and 1 ms for each token of a prompt; eight completions at most."""
     cost = StepCost()
     for _ in range(40):
         for completions, prompt_tokens in ((1, 0), (8, 0), (4, 0), (4, 50)):

@@ -1,4 +1,4 @@
-"""Memory set aside for work beside the models: who goes for it, who waits, and that it comes back whatever happens."""
+"""Memory reserved for work beside the models: what is evicted, who waits, and that it is always given back."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -59,7 +59,7 @@ def used(manager: ModelManager) -> int:
 
 
 class Work:
-    """Work that sets memory aside: `has` is set while it has it, `done` lets it end."""
+    """Work with a reservation: `has` is set while it has the memory, `done` lets it end."""
 
     def __init__(self, manager: ModelManager, memory_bytes: int, name: str = "work") -> None:
         self.has, self.done = asyncio.Event(), asyncio.Event()
@@ -117,7 +117,7 @@ async def test_models_in_use_are_waited_for(manager: ModelManager) -> None:
     assert used(manager) == 0
 
 
-async def test_who_waits_can_leave(manager: ModelManager) -> None:
+async def test_a_reservation_that_waits_can_be_cancelled(manager: ModelManager) -> None:
     await manager.load("a")
     async with manager.embedder("a"):
         work = Work(manager, 3 * GB)
@@ -127,7 +127,7 @@ async def test_who_waits_can_leave(manager: ModelManager) -> None:
     assert used(manager) == GB
 
 
-async def test_cancelled_while_a_model_leaves_it_gives_all_back(loader: FakeLoader, manager: ModelManager) -> None:
+async def test_cancelled_while_a_model_is_evicted_it_gives_all_back(loader: FakeLoader, manager: ModelManager) -> None:
     await manager.load("a")
     released, leaving = asyncio.Event(), asyncio.Event()
     loaded_model = manager.registry.current("a")
@@ -167,7 +167,7 @@ async def test_pinned_models_stay(manager: ModelManager) -> None:
         assert loaded(manager) == {"a"}
 
 
-async def test_loads_respect_it_and_find_room_again_after_it(
+async def test_loads_respect_it_and_find_memory_again_after_it(
     manager: ModelManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.residency.load_queue.CROWDED_S", 0)

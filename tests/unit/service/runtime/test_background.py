@@ -1,4 +1,4 @@
-"""Tasks that outlive whoever asked for them come to an end."""
+"""Tasks that outlive their caller come to an end."""
 
 import asyncio
 from contextlib import suppress
@@ -19,14 +19,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def deaf(begun: asyncio.Event) -> None:
-    """Waits for ever, and hears its first cancellation as little as nats-py does at times."""
+    """Waits for ever, and swallows its first cancellation, as nats-py does at times."""
     begun.set()
     with suppress(asyncio.CancelledError):
         await asyncio.Event().wait()
     await asyncio.Event().wait()
 
 
-async def test_a_task_that_does_not_hear_is_told_again() -> None:
+async def test_a_task_that_swallows_a_cancellation_is_cancelled_again() -> None:
     ours, begun = Background(), asyncio.Event()
     task = ours.spawn(deaf(begun), "deaf")
     await begun.wait()
@@ -34,7 +34,7 @@ async def test_a_task_that_does_not_hear_is_told_again() -> None:
     assert task.cancelled()
 
 
-async def test_a_job_ends_though_its_progress_does_not_hear_of_it(nats_url: str) -> None:
+async def test_a_job_ends_although_its_progress_swallows_the_cancellation(nats_url: str) -> None:
     """Nobody would have taken another job, in the whole fleet."""
 
     class Store:

@@ -1,4 +1,4 @@
-"""The watch of a worker over itself: what counts as silence, and what does not."""
+"""A worker's PINGs to itself: what counts as silence, and what does not."""
 
 import asyncio
 from pathlib import Path
