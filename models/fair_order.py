@@ -1,8 +1,8 @@
-"""Start-time fair queueing: the order in which what waits for several sources is served. Not thread-safe."""
+"""Start-time fair queueing: the order in which the waiting items of several sources are served."""
 
 
 class FairOrder:
-    """Gives numbers, of which the lowest goes first: in order for each source, and first the source that had least."""
+    """Start tags: the item with the lowest is served first. Items of a source stay in order. Not thread-safe."""
 
     def __init__(self) -> None:
         self._next: dict[str, float] = {}
@@ -10,7 +10,7 @@ class FairOrder:
         self._prune_above = 1024
 
     def take(self, source: str, cost: float) -> float:
-        """A number for the source's next item, which has this cost.
+        """The start tag of the source's next item, which has this cost.
 
         A source that had none waiting begins level with the others: what it did not use is not saved up.
         """
@@ -21,9 +21,9 @@ class FairOrder:
             self._prune_above = max(1024, 2 * len(self._next))
         return number
 
-    def go(self, number: float, cost: float, sources: int) -> None:
-        """The item with this number goes now. sources: how many have an item that waits or runs.
+    def serve(self, number: float, cost: float, sources: int) -> None:
+        """Note that the item with this tag is served now. sources: how many have an item that waits or runs.
 
-        Each of them is taken to have had its share of that cost, so that later items never go before all that wait.
+        The virtual time advances by cost / sources, so that later items never get ahead of all that wait.
         """
         self._reached = max(self._reached, number) + cost / sources

@@ -1,4 +1,4 @@
-"""What decides whether work is taken on: how often it may come, and whether it would be ready in time."""
+"""Admission control: rate limits, and the estimate whether work would be ready by its deadline."""
 
 import time
 

@@ -1,6 +1,6 @@
 """The prefix cache: which beginnings of prompts have keys and values, found by blocks of tokens.
 
-It only keeps the books; the scheduler copies and frees. Each engine has its own, so it never outlives the weights.
+It is bookkeeping only; the scheduler copies and frees. Each engine has its own, so it never outlives the weights.
 """
 
 from collections.abc import Sequence as Tokens

@@ -136,7 +136,7 @@ class Scheduler:
             if not self._allocate_fairly(sequence):
                 return
             callers = {other.request.caller for other in (*self.waiting, *self.running)}
-            self._fair_order.go(sequence.start_tag, _total_tokens(sequence), len(callers))
+            self._fair_order.serve(sequence.start_tag, _total_tokens(sequence), len(callers))
             self.waiting.remove(sequence)
             self.running.append(sequence)
             self._prompts.append(sequence)

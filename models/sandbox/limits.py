@@ -36,7 +36,7 @@ class ProcessLimits:
 
 @contextmanager
 def memory_limit(allowed_bytes: int | None) -> Iterator[None]:
-    """Let this process allocate so many bytes more than it has now; past that allocations fail. None: no limit.
+    """Let this process allocate this many more bytes than it has now; past that allocations fail. None: no limit.
 
     oneDNN does not say that it lacked memory; its failures inside are taken for that. Raises MemoryError.
     """

@@ -1,4 +1,4 @@
-"""nats-py's client with some faults mended, and with replies that survive the loss of a connection."""
+"""nats-py's client with workarounds for its faults, and with replies that survive the loss of a connection."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PING = b"PING\r\n"
 CONFIRM_S = 0.25
 """How long after a reply to ask the server, by PING, whether it has received it."""
 CONFIRM_BYTES = 2**20
-"""After so many bytes of replies the server is asked at once, because callers may wait for the buffer to shrink."""
+"""After this many bytes of replies the server is asked at once, because callers may wait for the buffer to shrink."""
 CLOSE_S = 1.0
 """How long a lost connection may take to send its buffer: a peer that does not read would take many minutes."""
 

@@ -24,9 +24,9 @@ from .tokenizer_queue import TokenizerQueue
 LONG_CHARS = 20_000
 """A text with more characters waits in a tokenizer queue of its own, so that it does not hold up short ones."""
 JOB_CHARS = {"interactive": 262_144, "bulk": 16_384}
-"""Characters that a job for the tokenizer takes: all of a crowd at once, of bulk no more than some batches."""
-LINGER_S = 0.002
-"""How long an idle device waits for the rest of a crowd."""
+"""Characters of one job for the tokenizer: all concurrent interactive texts, but only some batches of bulk."""
+BATCH_WAIT_S = 0.002
+"""How long an idle device waits for the other requests of concurrent callers."""
 LEARN = 0.02
 """Weight of the latest text in the average of tokens for each estimated token."""
 AHEAD_S = 0.002
@@ -73,14 +73,14 @@ class BatchQueue:
         self._running_tokens = 0
         self._running_since = 0.0
         self._busy_until = 0.0
-        self._crowd = 1.0
+        self._usual_concurrency = 1.0
 
     def put(self, texts: list[PendingText]) -> None:
         """Add texts at the end."""
         self.unfinished.update(texts)
         for text in texts:
             source = text.params.source
-            text.turn = self._order.take(source, text.cost)
+            text.start_tag = self._order.take(source, text.cost)
             self._tokens_of[source] += text.cost
         cost = sum(text.cost for text in texts)
         self.tokens += cost
@@ -89,10 +89,10 @@ class BatchQueue:
         self._long.put(text for text in texts if len(text.text) > LONG_CHARS)
 
     def ready_in_s(self, costs: Iterable[int], source: str | None = None) -> float:
-        """When texts of these estimated costs would have their answers, were they put now; 0 where nothing waits.
+        """When texts of these estimated costs would have their answers if they were put now; 0 if nothing waits.
 
-        source: whose they are; each other source has its turns before them, and no more of them than this one. None:
-        they come after all others.
+        source: of the texts. Each other source is assumed to get at most as much as this one before them. None: they
+        come after all others.
         """
         if not self.unfinished:
             return 0.0
@@ -154,8 +154,8 @@ class BatchQueue:
 
     def _is_enough(self) -> bool:
         """Whether a full batch waits; or, at an idle device, as much as can be expected to come together."""
-        crowd_is_here = self._running == 0 and 2 * len(self._ready) >= self._crowd
-        return crowd_is_here or self._ready_tokens >= self._runner.budget(self._urgent)
+        all_are_here = self._running == 0 and 2 * len(self._ready) >= self._usual_concurrency
+        return all_are_here or self._ready_tokens >= self._runner.budget(self._urgent)
 
     async def _dispatch(self, group: asyncio.TaskGroup) -> None:
         while True:
@@ -188,20 +188,20 @@ class BatchQueue:
     def _fill_until(self) -> float | None:
         """Until when (loop time) the next batch may grow: just before the device is free, or briefly if it is.
 
-        How long a bulk pass takes, which gives way to others, cannot be told; its end is waited for.
+        A bulk pass can be interrupted, so its length is unknown: this waits for its end.
         """
         if self._running:
             return self._busy_until - AHEAD_S if self._urgent else None
-        return self._ready[0].arrived + LINGER_S
+        return self._ready[0].arrived + BATCH_WAIT_S
 
     def _take(self) -> list[PendingText]:
-        """The next batch: the text whose turn it is, and others of the same task."""
-        waiting = sorted((text for text in self._ready if self._is_in_time(text)), key=attrgetter("turn"))
+        """The next batch: the text with the lowest start tag, and others of the same task."""
+        waiting = sorted((text for text in self._ready if self._is_in_time(text)), key=attrgetter("start_tag"))
         if not waiting:
             self._set_ready(waiting)
             return []
         at_tokenizer = sum(map(len, self._tokenizer_queues))
-        self._crowd += 0.5 * (len(self.unfinished) - at_tokenizer - self._crowd)
+        self._usual_concurrency += 0.5 * (len(self.unfinished) - at_tokenizer - self._usual_concurrency)
         alike = [i for i, text in enumerate(waiting) if text.tokens.task == waiting[0].tokens.task]
         lengths = [waiting[i].cost for i in alike]
         budget = self._runner.budget(self._urgent)
@@ -210,7 +210,7 @@ class BatchQueue:
         else:
             chosen = like_oldest_within(lengths, budget, self._overhead_tokens)
         batch = [waiting[alike[i]] for i in chosen]
-        self._order.go(waiting[0].turn, sum(text.cost for text in batch), len(self._tokens_of))
+        self._order.serve(waiting[0].start_tag, sum(text.cost for text in batch), len(self._tokens_of))
         taken = set(batch)
         self._set_ready([text for text in waiting if text not in taken])
         return batch
@@ -226,7 +226,7 @@ class BatchQueue:
     def _is_in_time(self, text: PendingText) -> bool:
         """Whether a text is still wanted and can be ready by its deadline; else it is answered.
 
-        An idle device takes any text: how fast it is now, only a run can tell.
+        An idle device takes any text: its speed is unknown until it runs one.
         """
         if not text.wanted():
             self._answer(text, overdue())
@@ -239,7 +239,7 @@ class BatchQueue:
     def _ends_at(self, cost: int) -> float:
         """When a text would have its answer if it ran next, in loop time.
 
-        Not by the device time of a token alone: many small batches make that far too much for a full one.
+        The device time for each token alone would overestimate a full batch after many small ones.
         """
         now = asyncio.get_running_loop().time()
         free = self._running_since + self._batch_cost.expected_s(self._running_tokens, self._running)
@@ -263,5 +263,5 @@ class BatchQueue:
 
 
 def _has_vector(text: PendingText) -> bool:
-    """Whether it was run with success: unwanted and failed texts tell nothing of the time."""
+    """Whether it was computed: the time of a batch is learned only from texts that were."""
     return not text.future.cancelled() and text.future.exception() is None

@@ -25,12 +25,12 @@ from .pending_text import Embedded, PendingText
 log = structlog.get_logger(__name__)
 
 YIELD_S = 0.1
-"""How long a bulk pass should keep the device between two yield points: a person hardly notices."""
+"""The longest time between two yield points of a bulk pass, which a person hardly notices."""
 LEAST_TOKENS = 128
-"""No bulk batch is made smaller than this for it; an interactive text takes about as long."""
+"""The lower limit of a bulk batch that is cut to meet YIELD_S; an interactive text takes about as long."""
 GROW_S = 60.0
 GROWTH = 1.25
-"""How often, and by how much, a budget grows again that once was too large for the memory."""
+"""After out-of-memory the budget grows by GROWTH every GROW_S."""
 
 Answer = Callable[[PendingText, "Embedded | Exception"], None]
 
@@ -71,8 +71,8 @@ class BatchRunner:
     def budget(self, urgent: bool) -> int:
         """What the next batch may compute, in tokens.
 
-        In bulk, no more than reaches the next yield point in time: a large model's layers take long, some models have
-        no yield points, and a GPU that is handed all layers at once does not stop between them.
+        A bulk batch is cut so that it takes at most YIELD_S to the next yield point. That matters for large models, for
+        models without yield points, and on a GPU, which does not stop between queued layers.
         """
         if urgent or not self._unyielding_token_s:
             return self.budget_tokens
@@ -104,8 +104,8 @@ class BatchRunner:
     async def _shrink(self, batch: list[PendingText], answer: Answer, error: OutOfDeviceMemory) -> list[PendingText]:
         """Out of memory: remember half the budget, and run the batch again.
 
-        Not for a batch cut to an older, larger budget, nor for a small one: there memory is short for another reason,
-        and its members are tried one by one.
+        A batch of at most half the budget is short of memory for another reason: its texts are tried one by one. A
+        batch that was cut to an older, larger budget is only run again.
         """
         tokens = self.computed_tokens(batch)
         if len(batch) == 1 or tokens <= self.budget_tokens // 2:
@@ -154,7 +154,7 @@ class BatchRunner:
             self._set_budget(math.ceil(self.budget_tokens * GROWTH))
 
 
-class _AllUnwanted(Exception):
+class _NothingWanted(Exception):
     """Nobody waits for any text of the batch any more."""
 
 
@@ -177,7 +177,7 @@ class _YieldPoint:
         self._resumed = time.perf_counter()
         self.away_s += self._resumed - left
         if not any(text.wanted() for text in self._batch):
-            raise _AllUnwanted
+            raise _NothingWanted
 
     def reached(self) -> float:
         """A stretch ends now -> now, in seconds of the performance counter."""
@@ -198,7 +198,7 @@ def forward(encoder: Encoder, batch: Sequence[PendingText], give_way: Callable[[
     yield_point = _YieldPoint(wanted, give_way) if give_way else None
     try:
         pooled = encoder.encode([text.tokens for text in wanted], yield_point)
-    except _AllUnwanted:
+    except _NothingWanted:
         return BatchResult()
     except OutOfDeviceMemory as error:
         _clear_frames(error)

@@ -55,7 +55,7 @@ class Batcher:
         return max(1, self._limits.queue_tokens // 4)
 
     def estimates(self, texts: Sequence[str]) -> list[int]:
-        """The cost of each text until it is tokenized: a token a character and two more, within what is read."""
+        """The cost of each text until it is tokenized: len(text) + 2, at most the model's max_tokens."""
         return [min(len(text) + 2, self.encoder.max_tokens) for text in texts]
 
     def submit(self, texts: Sequence[str], params: EmbedParams, first_index: int = 0) -> list[PendingText]:
@@ -97,14 +97,14 @@ class Batcher:
             raise late
 
     def _fits(self, texts: int, tokens: int, priority: Priority) -> bool:
-        """Whether so much more may wait. An empty queue takes anything, so that nothing is refused for ever."""
+        """Whether they fit. An empty queue takes anything, so that nothing is refused for ever."""
         queue, limits = self._queues[priority], self._limits
         if not queue.unfinished:
             return True
         return len(queue.unfinished) + texts <= limits.queue_texts and queue.tokens + tokens <= limits.queue_tokens
 
     def _full(self, priority: Priority) -> Busy:
-        """With the time in which about half of what waits now will be done."""
+        """With retry_after_ms after which about half of the queue is done."""
         queue = self._queues[priority]
         return Busy(
             f"this worker's {priority} queue for model {self.encoder.model!r} is full "

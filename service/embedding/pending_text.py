@@ -1,4 +1,4 @@
-"""One text on its way through a batcher, with what is asked of it and what comes of it."""
+"""A text in a batcher, with its options and its result."""
 
 import asyncio
 import time
@@ -34,7 +34,10 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class EmbedParams:
-    """How the texts of a request are embedded. deadline: loop time, seconds. source: who takes turns with others."""
+    """How the texts of a request are embedded.
+
+    deadline: loop time, seconds. source: the fairness key; each source gets an equal share.
+    """
 
     options: TextOptions
     finish: Finish
@@ -56,7 +59,7 @@ class Embedded:
 class PendingText:
     """One text of a request. index: within the request. arrived: loop time, seconds.
 
-    cost: its tokens; before it is tokenized, an estimate. turn: its place in the order (models/fair_order.py).
+    cost: its tokens; before it is tokenized, an estimate. start_tag: its place in the order (models/fair_order.py).
     """
 
     text: str
@@ -65,7 +68,7 @@ class PendingText:
     arrived: float
     cost: int
     future: asyncio.Future[Embedded]
-    turn: float = 0.0
+    start_tag: float = 0.0
     tokens: Tokens = field(default_factory=lambda: Tokens([]))
 
     def wanted(self) -> bool:

@@ -40,7 +40,7 @@ class TokenizerQueue:
 
     def put(self, texts: Iterable[PendingText]) -> None:
         for text in texts:
-            heappush(self._waiting, (text.turn, next(self._numbers), text))
+            heappush(self._waiting, (text.start_tag, next(self._numbers), text))
         if self._waiting:
             self._any.set()
 

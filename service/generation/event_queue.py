@@ -7,7 +7,7 @@ from contextlib import suppress
 from models.generation.types import Event, Finished, Piece, Scored
 
 LIMIT_CHARS = 65_536
-"""How much text of one completion of a stream may wait: a reader that is further behind is not reading."""
+"""How much text of one completion of a stream may wait: a call whose reader is further behind is cancelled."""
 LOGPROB_CHARS = 64
 """What a token's log-probability counts for, in characters."""
 

@@ -9,9 +9,9 @@ from models.generation.types import Finished, Request
 from ..admission import LinearCost
 
 _DECAY = 0.98
-"""Weight of what is known of prompts, after another step with one."""
+"""Weight of earlier measurements of prompts after another one."""
 _WEIGHT = 0.05
-"""Weight of the latest step, or completion, in an average; the first completions count alike."""
+"""Weight of the latest step or completion in an average; the first completions are averaged equally."""
 
 
 class StepCost:
@@ -46,8 +46,8 @@ class StepCost:
     def completions_s(self, completions: int) -> float:
         """Seconds for a step with this many completions and no prompts; 0 while nothing is known.
 
-        Beyond one more than were ever seen, the time is taken to grow in proportion: a step of twice the size may need
-        twice the time. One more is taken at the learned cost, or nobody would ever learn what several cost together.
+        Above the largest number seen plus one, it scales linearly: the learned slope may be wrong there. One more than
+        seen is estimated by the learned cost, so that larger steps are tried at all.
         """
         known = min(completions, self._most_completions + 1)
         return self._completions.expected_s(known) * completions / known if known else self._completions.expected_s(0)

@@ -37,7 +37,7 @@ class QueueTimes:
 
     heartbeat_s: between two signs of progress to the server, well below the consumer's ack_wait. fetch_s: the time-out
     of a pull; one that was lost in a restart of the server is repeated after it. retry_s: the delay before a job is
-    delivered again. setup_s: between two looks for a queue that does not exist.
+    delivered again. setup_s: between two checks for a queue that does not exist.
     """
 
     heartbeat_s: float = 20.0
@@ -60,7 +60,7 @@ class JobQueue:
 
     def running(self, handle: Handle) -> AbstractAsyncContextManager[None]:
         """Handles one job after the other while the context is open, whatever fails. Leaving it hands back the
-        present one."""
+        current one."""
         return background_task(lambda closing: self._run(closing, handle), "jobs")
 
     async def _run(self, closing: asyncio.Event, handle: Handle) -> None:

@@ -23,7 +23,7 @@ from .store import JobStore
 log = structlog.get_logger(__name__)
 
 _UNPROVEN = {"failed", "cancelled"}
-"""Ends after which no version of the job may be live: a worker killed during the swap has not checked it."""
+"""States that require undoing the job's roll-out: a worker killed during the swap has not checked it."""
 HAND_BACK_S = 5.0
 """How long a stopping worker tries to queue its job again."""
 

@@ -138,9 +138,10 @@ class Stages:
         return {**outcome, "state": "done"}
 
     async def _note_trained(self, model: str, request: FinetuneRequest, record: TrainingRecord) -> None:
-        """Have the nightly run skip this code. Called only for a version that is live or that the nightly run made:
+        """Have the nightly run skip this code.
 
-        another caller's candidate must not keep the nightly run from training.
+        Called only for a version that is live or that the nightly run made: another caller's candidate must not keep
+        the nightly run from training.
         """
         if request.path is not None:
             digest = str(record.data.get("digest", ""))
@@ -183,5 +184,5 @@ def _record(folder: Path) -> TrainingRecord:
 def _verdict(folder: Path) -> Verdict:
     verdict = verdict_of(folder)
     if verdict is None:
-        raise FileNotFoundError(f"{folder} holds no report of its examination")
+        raise FileNotFoundError(f"{folder} holds no verification report")
     return verdict

@@ -118,7 +118,7 @@ class Steps:
             stderr=PIPE,
             limit=_LINE_BYTES,
         )
-        step_back(process.pid)
+        lower_priority(process.pid)
         return process
 
     async def _end(self, process: Process) -> None:
@@ -135,7 +135,7 @@ class Steps:
             await _ended(process)
 
 
-def step_back(pid: int) -> None:
+def lower_priority(pid: int) -> None:
     """Lower the process's priority below serving. With autogroup scheduling niceness counts only within a session, so
     the session's own niceness is raised too."""
     with suppress(ProcessLookupError):

@@ -120,7 +120,7 @@ class Submission:
             )
         if request.options.loss == "triplet" and not _may_have_negatives(request):
             raise InvalidField(
-                "field 'options.loss': triplet is against negatives; give some in 'pairs', or for a codebase "
+                "field 'options.loss': triplet needs negatives; give some in 'pairs', or for a codebase "
                 "'options.hard_negatives' above 0"
             )
         await asyncio.to_thread(self._check_weights, entry)
@@ -189,7 +189,7 @@ class Submission:
     async def _publish(self, job: Job, body: bytes) -> None:
         """Put the message into the queue. Raises Busy if only the nightly run's place is left.
 
-        Callers' messages are stored one by one in the whole fleet: each only if no other was since the count.
+        In the whole fleet callers' messages are stored one by one: each expects the last sequence that the count saw.
         """
         js, subject = self.nc.jetstream(), names.job_queue_subject(job.id)
         headers = {Header.MSG_ID.value: f"{job.id}.{job.created_at.timestamp()}"}

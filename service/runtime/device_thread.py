@@ -64,7 +64,7 @@ class _Share:
         self._waiting_since = None
 
     def end(self, now: float, seconds: float) -> None:
-        """The job has had the device for this long. Time that nobody else wanted makes no debt."""
+        """The job has had the device for this long. Idle time is not charged."""
         self._owed_s = max(0.0, self._owed_s - seconds * (1 - SHARE))
         self._ended = now
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-TURN_S = 5.0
+LOOP_TIMEOUT_S = 5.0
 """How long the event loop may take to run a callback before it counts as stuck."""
 UNSENT_S = 10
 """How long a connection may be silent, in seconds."""
@@ -37,14 +37,14 @@ class Health:
     def faults(self, path: str) -> list[str]:
         """Why the answer at /healthz or /readyz is no: the loop is stuck; at /readyz also what is not ready.
 
-        Waits for the loop, TURN_S at most.
+        Waits for the loop, LOOP_TIMEOUT_S at most.
         """
         check = asyncio.run_coroutine_threadsafe(self._check(), self._loop)
         try:
-            faults = check.result(TURN_S)
+            faults = check.result(LOOP_TIMEOUT_S)
         except TimeoutError:
             check.cancel()
-            return [f"the event loop has not come round for {TURN_S:g} s"]
+            return [f"the event loop has not responded for {LOOP_TIMEOUT_S:g} s"]
         return faults if path == "/readyz" else []
 
     async def _check(self) -> list[str]:

@@ -181,7 +181,7 @@ async def jobs_worker(
     try:
         if takes_jobs:
             # Steps at the lowest priority would wait for whatever else the tests' machine does.
-            with patch.object(step_process, "step_back"):
+            with patch.object(step_process, "lower_priority"):
                 async with JobQueue(nc, store, PACE).running(pipeline.handle):
                     yield made
         else:

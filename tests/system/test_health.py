@@ -76,7 +76,7 @@ async def test_a_worker_without_its_server_is_not_ready_until_that_is_back(nats_
 
 
 async def test_a_loop_that_does_not_turn_is_told(nats_url, monkeypatch):
-    monkeypatch.setattr(http_port, "TURN_S", 0.1)
+    monkeypatch.setattr(http_port, "LOOP_TIMEOUT_S", 0.1)
     async with running_worker(nats_url, metrics_port=0) as started:
         for path in ("healthz", "readyz"):
             assert probe(started.metrics_port, path) == (503, "the event loop has not come round for 0.1 s\n")

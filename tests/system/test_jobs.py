@@ -287,7 +287,11 @@ async def _refusal(worker: JobsWorker, **fields: object) -> Exception:
             "ml.finetune.upload",
         ),
         ({"options": {"loss": "triplet", "hard_negatives": 0}}, 422, "'options.hard_negatives' above 0"),
-        ({"path": None, "pairs": PAIRS, "options": {"loss": "triplet"}}, 422, "'options.loss': triplet is against"),
+        (
+            {"path": None, "pairs": PAIRS, "options": {"loss": "triplet"}},
+            422,
+            "'options.loss': triplet needs negatives",
+        ),
         ({"path": None, "pairs": [{"anchor": "a", "positive": "b"}]}, 422, "1 pair was given; 16 to train on and 1 to"),
         ({"path": None, "pairs": [{"anchor": "a", "positive": "b"}] * 50}, 422, "1 pair was given"),
         (

@@ -23,7 +23,7 @@ def test_what_costs_more_comes_less_often() -> None:
 def test_a_source_that_had_nothing_begins_level() -> None:
     fair = FairOrder()
     for _ in range(10):
-        fair.go(fair.take("a", 1), 1, 1)
+        fair.serve(fair.take("a", 1), 1, 1)
     assert fair.take("b", 1) == fair.take("a", 1) == 10
 
 
@@ -34,7 +34,7 @@ def test_each_source_keeps_its_order(items: list[tuple[str, int]]) -> None:
         number = fair.take(source, cost)
         assert number > last.get(source, -1)
         last[source] = number
-        fair.go(min(last.values()), cost, len(last))
+        fair.serve(min(last.values()), cost, len(last))
 
 
 def test_sources_that_keep_coming_do_not_keep_one_from_its_share() -> None:
@@ -45,12 +45,12 @@ def test_sources_that_keep_coming_do_not_keep_one_from_its_share() -> None:
         waiting.sort()
         number, source = waiting.pop(0)
         gone.append(source)
-        fair.go(number, 1, 2)
+        fair.serve(number, 1, 2)
     assert gone.count("patient") == 10
 
 
 def test_sources_that_are_gone_are_forgotten() -> None:
     fair = FairOrder()
     for source in range(100_000):
-        fair.go(fair.take(f"source {source}", 1), 1, 1)
+        fair.serve(fair.take(f"source {source}", 1), 1, 1)
     assert len(fair._next) < 3000

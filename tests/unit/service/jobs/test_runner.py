@@ -47,12 +47,12 @@ async def test_step_is_quiet_and_has_its_arguments(tmp_path: Path) -> None:
 
 def test_a_step_stands_behind_whatever_serves() -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, start_new_session=True) as process:
-        step_process.step_back(process.pid)
+        step_process.lower_priority(process.pid)
         assert os.getpriority(os.PRIO_PROCESS, process.pid) == 10
         group = Path(f"/proc/{process.pid}/autogroup")
         assert not group.exists() or group.read_text().endswith("nice 19\n")
         process.communicate()
-    step_process.step_back(process.pid)  # one that is gone harms nobody
+    step_process.lower_priority(process.pid)  # one that is gone harms nobody
 
 
 async def test_failure_needs_its_word(tmp_path: Path) -> None:
