@@ -2,7 +2,7 @@
 
 import time
 
-from subjects.errors import Busy
+from subjects.errors import Busy, Unavailable
 
 MARGIN = 1.2
 """Work is refused if this multiple of its expected time does not fit: a late answer is useless and costs as much."""
@@ -28,6 +28,11 @@ def past_deadline(subject: str, ready_in_s: float, left_s: float) -> Busy | None
         f"{subject} {needed_s:.1f} s now, which is past the deadline; try again later",
         retry_after_ms=retry_after_ms(needed_s - left_s),
     )
+
+
+def shutting_down() -> Unavailable:
+    """The error for work that comes while the worker stops."""
+    return Unavailable("this worker is shutting down; ask again", retry_after_ms=100)
 
 
 class RateLimit:

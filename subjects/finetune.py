@@ -4,7 +4,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field, StringConstraints, model_validator
 
-from .embed import Message, Reply, Text, Token
+from .message import Message, Reply, Text, Token
 from .names import TrainingLoss, TrainingMethod
 
 JobId: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,96}$")]

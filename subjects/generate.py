@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from .embed import STREAM, Message, Reply, Stream, Token
 from .generate_fields import MAX_TOKEN_ID, Biases, Content, Part, StopStrings, StopTokenIds, Text
+from .message import STREAM, Message, Reply, Stream, Token
 from .names import ChatRole, FinishReason
 
 MAX_TOKENS = 1_048_576
@@ -255,12 +255,6 @@ class TokenFrame(Reply):
 
     def beside_text(self) -> dict[str, Any]:
         return {}
-
-
-class PingFrame(Reply):
-    """The worker is still working and has nothing to send yet."""
-
-    seq: int = 0
 
 
 class CompletionEnd(Ended):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints
 
-from .embed import MAX_TEXT_CHARS
+from .message import MAX_TEXT_CHARS
 
 MAX_TOKEN_ID = 2**31 - 1
 MAX_STOPS = 16

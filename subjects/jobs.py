@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from .embed import Message, Reply, Token
 from .finetune import JobId
+from .message import Message, Reply, Token
 from .names import JobState
 
 TERMINAL: frozenset[JobState] = frozenset({"done", "failed", "cancelled", "rejected", "skipped"})

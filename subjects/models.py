@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from .embed import Message, Reply, Token
 from .finetune import JobId
+from .message import Message, Reply, Token
 from .names import Dtype, Form, Kind, Quantization, Use
 
 Version = Annotated[str, StringConstraints(min_length=1, max_length=128)]

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
-from .embed import Message, Reply
+from .message import Message, Reply
 
 
 class SchemaRequest(Message):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
-from .embed import Message, Reply
+from .message import Message, Reply
 
 CHUNK_BYTES = 2**17
 """Of every chunk but the last, which may be shorter."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .errors import BusError, PortBusy, ServerFailed, WritesRefused
 
-_LAUNCHER = Path(__file__).with_name("die_with_parent.py")
+_LAUNCHER = Path(__file__).parents[1] / "runtime" / "die_with_parent.py"
 _LOG_BYTES = 10 * 2**20
 _LINE_BYTES = 2**20
 _TAIL_LINES = 15

@@ -12,9 +12,9 @@ import typer
 
 from subjects import codec
 from subjects.client.jobs import FinetuneCallOptions
-from subjects.embed import MAX_TEXT_CHARS
 from subjects.errors import Conflict, MLError
 from subjects.finetune import MAX_PAIRS, FinetuneOptions, FinetuneReply, TrainingPair
+from subjects.message import MAX_TEXT_CHARS
 
 from ..bus.errors import BusError
 from .ask import Connection, ask_worker

@@ -9,7 +9,7 @@ from typing import TextIO
 
 import typer
 
-from subjects.embed import MAX_TEXT_CHARS
+from subjects.message import MAX_TEXT_CHARS
 
 STDIN = "-"
 

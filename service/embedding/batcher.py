@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 
 from models.encoders.base import Encoder
-from subjects.errors import Busy, Unavailable
+from subjects.errors import Busy
 
-from ..admission import past_deadline, retry_after_ms
+from ..admission import past_deadline, retry_after_ms, shutting_down
 from ..runtime.device_thread import DeviceThread
 from ..telemetry import Telemetry
 from .batch_queue import BatchQueue
@@ -64,7 +64,7 @@ class Batcher:
         Raises Busy if they do not fit, Unavailable once the batcher has ended.
         """
         if self._stopped:
-            raise Unavailable("this worker is shutting down; ask again", retry_after_ms=100)
+            raise shutting_down()
         costs = self.estimates(texts)
         if not self._fits(len(texts), sum(costs), params.priority):
             raise self._full(params.priority)

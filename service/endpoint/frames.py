@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from pydantic import BaseModel
 
-from subjects.generate import PingFrame
+from subjects.message import PingFrame
 from subjects.stream import PING
 
 from .call import Call

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from subjects import codec, names
-from subjects.embed import Stream
 from subjects.errors import DeadlinePassed, InvalidField, Malformed, MLError, TooLarge
+from subjects.message import Stream
 
 MAX_HEADER_BYTES = 16_384
 PING_MS = range(100, 60_001)

@@ -5,9 +5,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from subjects.errors import Busy, Cancelled, MLError, TooLarge, Unavailable
+from subjects.errors import Busy, Cancelled, MLError, TooLarge
 
-from ..admission import past_deadline, retry_after_ms
+from ..admission import past_deadline, retry_after_ms, shutting_down
 from .call import Call
 from .route import ServedRoute
 
@@ -115,4 +115,4 @@ class InFlight:
 
 def _shut_down(calls: Iterable[Call]) -> None:
     for call in list(calls):
-        call.end(Unavailable("this worker is shutting down; ask again", retry_after_ms=100))
+        call.end(shutting_down())

@@ -10,9 +10,9 @@ import structlog
 from models.errors import DeviceFailed
 from models.generation.errors import DuplicateRequest, EngineFull
 from models.generation.types import Finished, FinishReason, GenerationEngine, Piece, Request, Scored, Usage
-from subjects.errors import Busy, Cancelled, DeadlinePassed, Unavailable
+from subjects.errors import Busy, Cancelled, DeadlinePassed
 
-from ..admission import past_deadline, retry_after_ms
+from ..admission import past_deadline, retry_after_ms, shutting_down
 from ..runtime.background import Change
 from ..runtime.device_thread import DeviceThread
 from ..telemetry import GenerationTelemetry
@@ -104,7 +104,7 @@ class EngineLoop:
         Raises the engine's refusal, and Unavailable once the loop has ended.
         """
         if self._stopped:
-            raise _shutting_down()
+            raise shutting_down()
         if request.id in self._requests:
             raise DuplicateRequest(request.id)
         self.require_slot()
@@ -253,13 +253,9 @@ class EngineLoop:
         self._stopped = True
         self.watchdog.close()
         for added in self._requests.values():
-            added.events.fail(_shutting_down())
+            added.events.fail(shutting_down())
             if not added.admitted.done():
-                added.admitted.set_exception(_shutting_down())
+                added.admitted.set_exception(shutting_down())
         self._requests.clear()
         self._abandoned.clear()
         self._request_ended.set()
-
-
-def _shutting_down() -> Unavailable:
-    return Unavailable("this worker is shutting down; ask again", retry_after_ms=100)

@@ -32,7 +32,7 @@ TROUBLE = (
 """Errors of a server that is down, or that has just come back."""
 OVERTAKEN = (10071, 10164)
 """JetStream's codes for a stream or subject whose last message is not the expected one."""
-NO_ROOM = (10077, 10023)
+FULL = (10077, 10023)
 """JetStream's codes for a full stream and a full server."""
 RETRY_S = 1.0
 

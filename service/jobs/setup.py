@@ -40,7 +40,7 @@ MAX_REQUESTED = MAX_JOBS - 1
 """Beyond this, callers' requests are refused: the last place is kept for the nightly run."""
 MAX_MESSAGE_BYTES = 8 * MIB
 """max_payload of nats-server.conf: a request with its pairs in it."""
-_NO_ROOM = 10047
+_STORAGE_EXCEEDED = 10047
 """JetStream's error code for a reservation beyond its storage."""
 
 
@@ -173,7 +173,7 @@ async def _attempted(label: str, work: _Done) -> list[str]:
     except APIError as error:
         hint = (
             "give JetStream more room (max_file_store in its configuration)"
-            if error.err_code == _NO_ROOM
+            if error.err_code == _STORAGE_EXCEEDED
             else "where one that was made by hand is in the way, remove that one"
         )
         raise CannotSetUp(label, error.description or str(error), hint) from error

@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 Step: TypeAlias = Literal["collect", "train", "verify"]
 COMMAND = (sys.executable, "-P", "-m", "models.training")
-_LAUNCHER = Path(__file__).parent.parent / "bus" / "die_with_parent.py"
+_LAUNCHER = Path(__file__).parents[1] / "runtime" / "die_with_parent.py"
 _NICENESS = 10
 _GROUP_NICENESS = 19
 _LINE_BYTES = 2**18

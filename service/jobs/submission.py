@@ -30,7 +30,7 @@ from subjects.jobs import Job
 from ..config import Settings
 from .bucket import NotSetUp
 from .objects import Objects
-from .retry import NO_ROOM, OVERTAKEN, TROUBLE
+from .retry import FULL, OVERTAKEN, TROUBLE
 from .setup import MAX_JOBS, MAX_REQUESTED
 from .store import JobStore
 
@@ -176,7 +176,7 @@ class Submission:
         except APIError as error:
             if made:
                 await self.store.remove(job.id)
-            if error.err_code not in NO_ROOM:
+            if error.err_code not in FULL:
                 raise Unavailable(
                     f"the queue of jobs did not take it ({error.description}); ask again later"
                 ) from error

@@ -18,7 +18,7 @@ from subjects.uploads import CHUNK_BYTES, UploadReply, UploadRequest
 from ..admission import RateLimit
 from .bucket import NotSetUp
 from .objects import Objects
-from .retry import NO_ROOM, OVERTAKEN
+from .retry import FULL, OVERTAKEN
 
 MAX_BYTES, MAX_MESSAGES = 3 * 2**30, 49_152
 """Beyond this no chunk is accepted: the rest of the bucket is kept for the administrator."""
@@ -98,7 +98,7 @@ class Uploads:
         except APIError as error:
             if error.err_code in OVERTAKEN:
                 return None
-            if error.err_code in NO_ROOM:
+            if error.err_code in FULL:
                 raise _full() from None
             raise Unavailable(f"the bucket did not take it ({error.description}); send it again") from error
         return stored.seq

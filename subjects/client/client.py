@@ -61,10 +61,15 @@ class MLClient(GenerateCalls, FinetuneCalls):
 
     @classmethod
     async def connect(
-        cls, servers: str | list[str] = "nats://127.0.0.1:4222", *, timeout_s: float = 30.0, **options: Any
+        cls,
+        servers: str | list[str] = "nats://127.0.0.1:4222",
+        *,
+        timeout_s: float = 30.0,
+        retries: int = 3,
+        **options: Any,
     ) -> "MLClient":
         """A client with a connection of its own. options: those of nats.connect (user, password, tls, ...)."""
-        client = cls(await nats.connect(servers, **options), timeout_s=timeout_s)
+        client = cls(await nats.connect(servers, **options), timeout_s=timeout_s, retries=retries)
         client._owned = True
         return client
 

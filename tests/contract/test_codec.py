@@ -13,11 +13,12 @@ from pydantic import BaseModel, TypeAdapter
 from scripted_jobs import job
 
 from subjects import codec, names
-from subjects.embed import MAX_TEXT_CHARS, MAX_TEXTS, EmbedBatchRequest, EmbedReply, EmbedRequest, SimilarityRequest
+from subjects.embed import MAX_TEXTS, EmbedBatchRequest, EmbedReply, EmbedRequest, SimilarityRequest
 from subjects.errors import InvalidField, Malformed, MLError, NotAcceptable, TooLarge, UnsupportedType
 from subjects.finetune import FinetuneReply, FinetuneRequest
 from subjects.generate import GenerateBatchRequest, GenerateRequest
 from subjects.jobs import JobsCancelRequest, JobsGetRequest
+from subjects.message import MAX_TEXT_CHARS
 
 garbage = st.binary(max_size=200)
 values = st.recursive(

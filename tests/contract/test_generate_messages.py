@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from subjects import codec, names
-from subjects.embed import MAX_TEXT_CHARS, EmbedReply
+from subjects.embed import EmbedReply
 from subjects.errors import Busy, InvalidField, Malformed, MLError, NotAcceptable, TooLarge
 from subjects.generate import (
     Choice,
@@ -25,11 +25,11 @@ from subjects.generate import (
     GenerateRequest,
     GenerateResult,
     GenerateUsage,
-    PingFrame,
     TokenFrame,
     TokenLogprob,
     TopLogprob,
 )
+from subjects.message import MAX_TEXT_CHARS, PingFrame
 
 EVERY_OPTION = {
     "model": "tiny_coder",

@@ -34,7 +34,7 @@ from service.bus.settings import NatsSettings
 from service.bus.supervisor import Supervisor
 from service.cli.ask import Connection
 
-LAUNCHER = REPOSITORY / "service" / "bus" / "die_with_parent.py"
+LAUNCHER = REPOSITORY / "service" / "runtime" / "die_with_parent.py"
 PARENT = """
 import asyncio, sys
 from pathlib import Path
