@@ -24,7 +24,7 @@ static natsMsg *message(const char *subject, const char *reply, const char *body
     return made;
 }
 
-// The body of a reply or frame, which it frees; NULL for an error, which is one with two headers more.
+// The body of a reply or frame, which it frees; NULL for an error, which is one with two more headers.
 static cJSON *take(natsMsg *got) {
     const char *code, *text = "";
     cJSON *body = NULL;

@@ -14,7 +14,7 @@ function sent(more = {}) {
   return set;
 }
 
-// The body of a reply or frame; an error is one with two headers more.
+// The body of a reply or frame; an error is one with two more headers.
 function checked(message) {
   const code = message.headers?.get("Nats-Service-Error-Code");
   if (code) throw new Error(`${code} ${message.headers.get("Nats-Service-Error")}`);

@@ -20,7 +20,7 @@ class MLError(Exception):
 
 
 def checked(message):
-    """The body of a reply or frame; an error is one with two headers more."""
+    """The body of a reply or frame; an error is one with two more headers."""
     headers = message.headers or {}
     if code := headers.get("Nats-Service-Error-Code"):
         raise MLError(f"{code} {headers['Nats-Service-Error']}")

@@ -50,7 +50,7 @@ func message(subject string, body object) *nats.Msg {
 	return msg
 }
 
-// decode reads a reply or frame; an error is one with two headers more.
+// decode reads a reply or frame; an error is one with two more headers.
 func decode(msg *nats.Msg, err error) (body reply, _ error) {
 	if err != nil {
 		return body, err

@@ -19,7 +19,7 @@ fn header<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
     message.headers.as_ref()?.get(name).map(|value| value.as_str())
 }
 
-/// The body of a reply or frame; an error is one with two headers more.
+/// The body of a reply or frame; an error is one with two more headers.
 fn checked(message: &Message) -> Result<Value, Error> {
     match header(message, "Nats-Service-Error-Code") {
         Some(code) => Err(format!("{code} {}", header(message, "Nats-Service-Error").unwrap_or_default()).into()),

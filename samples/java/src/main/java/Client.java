@@ -26,7 +26,7 @@ record Client(Connection nc) {
         return NatsMessage.builder().subject(subject).headers(headers).data(JSON.writeValueAsBytes(body));
     }
 
-    /** The body of a reply or frame; an error is one with two headers more. */
+    /** The body of a reply or frame; an error is one with two more headers. */
     static JsonNode checked(Message message) throws IOException {
         String code = message.hasHeaders() ? message.getHeaders().getFirst("Nats-Service-Error-Code") : null;
         if (code != null) {
