@@ -79,7 +79,7 @@ async def test_a_loop_that_does_not_turn_is_told(nats_url, monkeypatch):
     monkeypatch.setattr(http_port, "LOOP_TIMEOUT_S", 0.1)
     async with running_worker(nats_url, metrics_port=0) as started:
         for path in ("healthz", "readyz"):
-            assert probe(started.metrics_port, path) == (503, "the event loop has not come round for 0.1 s\n")
+            assert probe(started.metrics_port, path) == (503, "the event loop has not responded for 0.1 s\n")
 
 
 async def test_where_it_is_served_can_be_chosen(nats_url):
