@@ -341,13 +341,13 @@ def test_slower_than_allowed_is_rejected() -> None:
 
 def test_queries_and_documents_get_their_prompts() -> None:
     choices = PromptsAndTasks({"query": "query: ", "passage": "passage: "}, tasks={"retrieval.query": 0, "other": 1})
-    encoder = FakeEncoder(choices=choices)
+    encoder = FakeEncoder(names=choices)
     assert options_named(encoder, ANCHOR_PROMPTS) == TextOptions(prompt_name="query")
     assert options_named(encoder, DOCUMENT_PROMPTS) == TextOptions(prompt_name="passage")
     assert options_named(encoder, ANCHOR_PROMPTS[1:]) == TextOptions(task="retrieval.query")
     assert options_named(encoder, ()) == TextOptions()
-    searched = FakeEncoder(choices=choices)
-    VersionComparison(FakeEncoder(choices=choices), searched, held_out(pairs()), DEFAULT, seed=0).measure(Findings())
+    searched = FakeEncoder(names=choices)
+    VersionComparison(FakeEncoder(names=choices), searched, held_out(pairs()), DEFAULT, seed=0).measure(Findings())
     assert {word_id("query:"), word_id("passage:")} <= searched.seen
 
 
