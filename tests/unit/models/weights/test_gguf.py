@@ -50,7 +50,7 @@ def test_the_footprint_is_that_of_the_converted_weights() -> None:
 
 
 def test_the_entry_states_the_sampling_defaults_that_the_folder_does_not() -> None:
-    stated = read_generation_config(SMOLLM2, converted_folder()).defaults
+    stated = read_generation_config(SMOLLM2, converted_folder())
     chosen = SMOLLM2.sampling
     assert (stated.temperature, stated.top_p) == (chosen.temperature, chosen.top_p)
     assert stated.temperature is not None
