@@ -44,7 +44,9 @@ class _Group:
 
 
 class InFlight:
-    """calls: by serial number. service_s: how long a request takes, as a moving average."""
+    """The requests that this worker has admitted and not answered, and its limits on them.
+
+    calls: by serial number. service_s: how long a request takes, as a moving average."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits

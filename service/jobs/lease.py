@@ -39,7 +39,7 @@ class PromotionRequested(Exception):
 
 
 class JobLease:
-    """Made by `begin`. job: its state when it was last read.
+    """The right to work on a job and to change it, made by `begin`. job: its state when it was last read.
 
     ended: set once the lease is lost or the job is to be cancelled; `cancelled` tells which.
     """

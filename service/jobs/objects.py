@@ -46,7 +46,7 @@ class ObjectMeta(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Objects:
-    """bucket: its name."""
+    """The objects of one bucket. bucket: its name."""
 
     nc: Client
     bucket: str

@@ -17,7 +17,7 @@ from .store import JobStore
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """A promotion that is cut off is undone: the version before it is live again."""
+    """Promotes versions. A promotion that is cut off is undone: the version before it is live again."""
 
     store: JobStore
     catalogue: Catalogue

@@ -34,7 +34,7 @@ Outcome: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """checkpoints: the folder of all versions."""
+    """Runs the stages of a job one after the other. checkpoints: the folder of all versions."""
 
     store: JobStore
     catalogue: Catalogue

@@ -55,7 +55,9 @@ class StepCrashed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """command: called with the step's name and the run's folder. threads: compute threads of a step.
+    """Starts steps as child processes.
+
+    command: called with the step's name and the run's folder. threads: compute threads of a step.
 
     grace_s: the time between SIGTERM and SIGKILL.
     """

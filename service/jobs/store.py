@@ -47,7 +47,7 @@ def no_such_job(job_id: str) -> NotFound:
 
 
 class JobStore:
-    """kept: how many finished jobs are remembered."""
+    """The states of all jobs. kept: how many finished jobs are remembered."""
 
     def __init__(self, nc: Client, kept: int = KEPT_JOBS) -> None:
         self._nc = nc

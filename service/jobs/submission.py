@@ -43,7 +43,7 @@ Check: TypeAlias = Callable[[ModelSpec, Path], None]
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """defaults: the default model of each form of request."""
+    """Accepts, checks and queues requests to fine-tune. defaults: the default model of each form of request."""
 
     nc: Client
     store: JobStore
@@ -51,7 +51,7 @@ class Submission:
     defaults: Mapping[Form, str]
     settings: Settings
     check_trainable: Check
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _publish_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def submit(self, request: FinetuneRequest, origin: Origin = "request") -> FinetuneReply:
         """Queue a job; an existing job of the same id is not changed.
@@ -196,7 +196,7 @@ class Submission:
         if job.origin == "nightly":
             await js.publish(subject, body, stream=names.JOBS_STREAM, headers=headers)
             return
-        async with self._turn:
+        async with self._publish_lock:
             for _ in range(MAX_JOBS):
                 state = (await js.stream_info(names.JOBS_STREAM, subject)).state
                 if state.messages >= MAX_REQUESTED:

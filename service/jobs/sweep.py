@@ -33,7 +33,7 @@ REASON = "its message is not in the queue: the worker that took the request was 
 
 
 class Sweep:
-    """All times are the server's."""
+    """Finds and ends such jobs. All times are the server's."""
 
     def __init__(self, nc: Client, store: JobStore, lost_after: timedelta = LOST_AFTER) -> None:
         self._nc = nc

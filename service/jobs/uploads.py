@@ -28,7 +28,7 @@ LOOKUPS_S = 20
 
 @dataclass(frozen=True, slots=True)
 class Uploads:
-    """An upload's id is the name of its object and of the subject of its chunks."""
+    """Stores the chunks of uploads. An upload's id is the name of its object and of the subject of its chunks."""
 
     objects: Objects
     _lookups: RateLimit = field(default_factory=lambda: RateLimit(LOOKUPS_S))

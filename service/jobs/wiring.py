@@ -56,7 +56,7 @@ async def set_up(server: EmbeddedServer) -> None:
 
 
 class Finetuning:
-    """worker: this worker's id. Raises BadSettings for an impossible nightly run."""
+    """All parts of fine-tuning in a worker. worker: its id. Raises BadSettings for an impossible nightly run."""
 
     def __init__(self, nc: Client, nats: NatsSettings, manager: ModelManager, settings: Settings, worker: str) -> None:
         self._nc = nc

@@ -24,7 +24,9 @@ MISSES = 3
 
 
 class SelfWatch:
-    """on_lost: called, once, after MISSES PINGs in a row without an answer. inbox: where answers come."""
+    """Checks that this worker's own PINGs are answered over the bus.
+
+    on_lost: called, once, after MISSES PINGs in a row without an answer. inbox: where answers come."""
 
     def __init__(self, nc: BusClient, worker_id: str, on_lost: Callable[[str], None]) -> None:
         self._nc = nc

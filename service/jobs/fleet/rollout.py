@@ -55,7 +55,9 @@ class RolledBack(Exception):
 
 
 class Rollout:
-    """connect: opens another connection like nc, for transfers. checkpoints: the folder of all versions.
+    """Makes versions live in the fleet, and undoes that.
+
+    connect: opens another connection like nc, for transfers. checkpoints: the folder of all versions.
 
     swap_timeout_s: how long workers may take to swap. live: replaces the default access to the live versions.
     first: see VersionSync.
