@@ -269,6 +269,7 @@ async def test_the_sentinel_follows_an_end_that_comes_from_outside(nats_url, enc
         await nc.publish(names.cancel_subject("id-7"))
         assert error_of((await all_of(answers))[0])["code"] == 499
         answers = await sent(nc, b"left", names.EMBED)
+        await nc.request(f"$SRV.PING.{names.SERVICE}", timeout=20)  # the worker has the request before it
         draining = asyncio.create_task(stack.aclose())
         assert error_of((await all_of(answers))[0])["code"] == 503
         encoder.gate.set()
