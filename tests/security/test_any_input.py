@@ -10,7 +10,7 @@ import msgpack
 import nats
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats_server import plain_server
 from workers import running_worker
@@ -133,13 +133,18 @@ async def _in_flight(nc: Any) -> int:
     return int(stats["endpoints"][0]["data"]["in_flight"])
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(SUBJECTS), bodies, headers)
-def test_one_terminal_answer_of_a_known_code_and_nothing_left_behind(
-    bus: Bus, subject: str, body: bytes, sent: dict[str, str]
-) -> None:
-    *frames, last = bus.ask(subject, body, sent)
-    assert bus.in_flight() == 0
+def test_one_terminal_answer_of_a_known_code_and_nothing_left_behind(bus: Bus) -> None:
+    @settings(max_examples=400, deadline=None)
+    @given(st.sampled_from(SUBJECTS), bodies, headers)
+    def check(subject: str, body: bytes, sent: dict[str, str]) -> None:
+        _check_answer(bus.ask(subject, body, sent))
+
+    check()
+    assert bus.in_flight() == 0  # asked once: a worker answers such questions at a limited rate
+
+
+def _check_answer(messages: list[Any]) -> None:
+    *frames, last = messages
     if frames:
         assert last.data == b""
         assert last.headers is None
