@@ -123,7 +123,7 @@ class FakeSwap:
                 await self._nc.publish("test.holding", holding("swap").encode())
                 await asyncio.Event().wait()
             case "roll back":
-                raise RolledBack(version, "a live round did not match")
+                raise RolledBack(f"version {version} was rolled back: a live round did not match")
         self.live[model] = version
         return []
 
