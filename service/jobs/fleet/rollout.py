@@ -15,7 +15,7 @@ import structlog
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from models.training.verify.canary import read_canary
+from models.training.verify.check_texts import read_canary
 from models.weights.archive import BadArchive
 from models.weights.versions import BASE, live_version, record_of, version_folder, versions
 from subjects.client.discovery import ask_workers
