@@ -23,10 +23,10 @@ from workers import running_worker
 
 from service.app import worker
 from service.bus.client import BusClient
-from service.config import Settings
 from service.endpoint.call import MAX_KEPT_BYTES, Call
 from service.endpoint.reply_subject import PREFIXES
 from service.runtime.stop import Stop
+from service.settings import Settings
 from subjects import MLClient, names
 from subjects.client.discovery import ask_workers
 from subjects.errors import Cancelled
