@@ -12,7 +12,7 @@ import numpy as np
 from models.encoders.base import Encoder, TextOptions, Tokens, Vectors
 from models.errors import TextTooLong
 from service.app import serve
-from service.config import read_settings
+from service.settings import read_settings
 
 from .responders import DIMENSIONS
 

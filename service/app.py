@@ -21,7 +21,6 @@ from .bus.connection import connected
 from .bus.embedded import EmbeddedServer, EmbeddedSettings, embedded_server
 from .bus.errors import NotPermitted
 from .bus.settings import NatsSettings
-from .config import Settings
 from .endpoint.endpoint import Endpoint, serving
 from .endpoint.in_flight import InFlight, Limits
 from .endpoint.reply_subject import JETSTREAM_INBOX, ReplySubjects
@@ -41,6 +40,7 @@ from .runtime.http_port import Health, serve_http
 from .runtime.self_watch import SelfWatch
 from .runtime.stop import Stop, StoppedEarly, end_on_signals, end_soon, unless_stopped
 from .served_model import Facts, Model, facts_of
+from .settings import BadSettings, Settings
 from .telemetry import Telemetry, configured_tracer
 
 log = structlog.get_logger(__name__)
@@ -235,11 +235,17 @@ def _endpoint(
 
 
 async def _http_port(settings: Settings, telemetry: Telemetry, health: Health, stack: AsyncExitStack) -> int | None:
-    """Serve metrics and health until the stack closes -> the port; None if the settings want none."""
+    """Serve metrics and health until the stack closes -> the port; None if the settings want none.
+
+    Raises BadSettings.
+    """
     if settings.metrics_port < 0:
         return None
-    where = settings.metrics_host, settings.metrics_port
-    port, close = await asyncio.to_thread(serve_http, *where, telemetry.registry, health)
+    host = settings.metrics_host
+    try:
+        port, close = await asyncio.to_thread(serve_http, host, settings.metrics_port, telemetry.registry, health)
+    except OSError as error:
+        raise BadSettings(f"metrics_host {host!r} cannot be listened on: {error.strerror}") from None
     stack.callback(close)
     return port
 

@@ -15,7 +15,7 @@ from ..catalogue import ModelSpec
 class TrainingOptions(BaseModel):
     """How to train: the fields of `ml.finetune` on the wire, for a caller in this process."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: Literal["auto", "lora", "full"] = "auto"
     loss: Literal["infonce", "triplet"] = "infonce"
@@ -23,8 +23,8 @@ class TrainingOptions(BaseModel):
     epochs: int = Field(1, ge=1, le=100)
     batch_size: int = Field(32, ge=2, le=4096)
     micro_batch: int | None = Field(None, ge=1, le=4096)
-    learning_rate: float = Field(1e-5, gt=0, le=0.1, allow_inf_nan=False)
-    warmup: float = Field(0.1, ge=0, le=1, allow_inf_nan=False)
+    learning_rate: float = Field(1e-5, gt=0, le=0.1)
+    warmup: float = Field(0.1, ge=0, le=1)
     max_tokens: int | None = Field(None, ge=8, le=32768)
     patience: int = Field(2, ge=1, le=100)
     hard_negatives: int = Field(1, ge=0, le=8)

@@ -13,8 +13,8 @@ from ..bus.contexts import select_context, write_context
 from ..bus.credentials import FILE_NAME, ROLES, add_user, inbox_prefix, password, variable
 from ..bus.embedded import CONF
 from ..bus.settings import NatsSettings
-from ..config import read_settings
 from ..jobs.setup import create
+from ..settings import read_settings
 from .ask import Connection, ask, silence_logs
 from .options import Json, NatsUrl, Timeout
 from .output import err, out, print_json

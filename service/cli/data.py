@@ -17,7 +17,7 @@ from models.training.run import TrainingOptions
 from subjects import codec
 from subjects.finetune import FinetuneOptions
 
-from ..config import Settings, read_settings
+from ..settings import Settings, read_settings
 from .options import Config, Json, options_of
 from .output import err, out, print_json, shortened, spinner
 

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from models.catalogue import Dtype, ModelSpec, Quantization, load_catalogue
 
-from ..config import Settings, read_settings
 from ..residency.loader import LoadOverrides, ModelLoader
+from ..settings import Settings, read_settings
 from .options import Config, Json, ModelId
 from .output import out, print_json, spinner
 

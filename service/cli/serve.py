@@ -16,9 +16,9 @@ from rich.text import Text
 
 from ..bus.errors import BadBusSettings
 from ..bus.settings import NatsSettings
-from ..config import Settings, read_settings
+from ..settings import Settings, read_settings
+from ..settings.toml import as_toml
 from ..telemetry import configure_logging
-from ..toml import as_toml
 from .options import NATS, Config, options_of
 from .output import err, spinner
 

@@ -20,7 +20,7 @@ from models.weights.versions import live_version, prune, versions
 from subjects.errors import MLError
 from subjects.jobs import TERMINAL
 
-from ..config import Settings
+from ..settings import Settings
 from .fleet.checkpoints import Checkpoints
 from .fleet.live import Live, LiveVersions
 from .retry import TROUBLE

@@ -24,7 +24,7 @@ from subjects.errors import InvalidField, NotFound, NotServed, TooLarge
 from subjects.finetune import FinetuneRequest, TrainingPair
 from subjects.jobs import Job
 
-from ..config import Settings
+from ..settings import Settings
 from .objects import Objects
 from .step_process import StepFailed
 

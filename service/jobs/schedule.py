@@ -14,8 +14,8 @@ from subjects import codec
 from subjects.errors import MLError
 from subjects.finetune import FinetuneOptions, FinetuneRequest
 
-from ..config import BadSettings, Settings
-from ..finetune_config import NightlySettings
+from ..settings import BadSettings, Settings
+from ..settings.finetuning import NightlySettings
 
 MAX_GRACE_S = 86_400
 """A day: the ids of jobs contain their day."""

@@ -27,7 +27,7 @@ from subjects.errors import Busy, InvalidField, MLError, TooLarge, Unavailable
 from subjects.finetune import FinetuneReply, FinetuneRequest, TrainingPair
 from subjects.jobs import Job
 
-from ..config import Settings
+from ..settings import Settings
 from .bucket import NotSetUp
 from .objects import Objects
 from .retry import FULL, OVERTAKEN, TROUBLE

@@ -16,12 +16,12 @@ from subjects.finetune import FinetuneRequest
 from ..bus.connection import connected
 from ..bus.embedded import EmbeddedServer
 from ..bus.settings import NatsSettings
-from ..config import Settings
 from ..endpoint.route import Handler
 from ..handlers.finetune import FinetuneHandlers
 from ..handlers.promote import PromoteHandlers
 from ..residency.first_models import first_models
 from ..residency.manager import ModelManager
+from ..settings import Settings
 from . import setup
 from .bucket import NotSetUp
 from .fleet.rollout import Rollout

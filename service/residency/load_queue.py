@@ -13,7 +13,7 @@ from models.registry import Registry
 
 from ..runtime.background import Change
 from ..served_model import Model, ServedModel, facts_of
-from ..serving_config import MemorySettings
+from ..settings.serving import MemorySettings
 from .loader import LoaderThreads, LoadOverrides, ModelLoader, StillRunning
 from .reservations import Loaded, MemoryReservations
 

@@ -21,8 +21,8 @@ from models.loading.load_cache import LoadCache
 from models.weights import hub
 from models.weights.versions import version_folder
 
-from ..config import Settings
 from ..served_model import Model, facts_of
+from ..settings import Settings
 
 if TYPE_CHECKING:
     from models.loading.loader import LoadOptions

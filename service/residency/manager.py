@@ -18,7 +18,7 @@ from ..embedding.embedder import Embedder
 from ..generation.generator import Generator
 from ..runtime.background import Background, Change
 from ..served_model import Model, ServedModel
-from ..serving_config import MemorySettings
+from ..settings.serving import MemorySettings
 from .load_queue import LoadQueue, LoadRequest
 from .loader import ModelLoader
 from .reservations import Evictor, Loaded, MemoryReservations

@@ -8,12 +8,12 @@ import structlog
 from models.catalogue import Catalogue
 from models.encoders.base import Encoder
 
-from ..config import Settings
 from ..embedding.embedder import Embedder
 from ..embedding.pending_text import BatchLimits
 from ..generation.generator import Generator
 from ..runtime.device_thread import DeviceThread
 from ..served_model import Model, ServedModel, generates
+from ..settings import Settings
 from ..telemetry import Telemetry
 from .loader import ModelLoader
 from .manager import ModelManager

@@ -27,7 +27,6 @@ from models.errors import OverBudget
 from models.training.errors import CannotTrain
 from models.training.run import TrainingOptions
 from service.bus.client import BusClient
-from service.config import Settings
 from service.endpoint.endpoint import Endpoint, serving
 from service.endpoint.in_flight import InFlight, Limits
 from service.endpoint.reply_subject import ReplySubjects
@@ -44,6 +43,7 @@ from service.jobs.store import JobStore
 from service.jobs.submission import Submission
 from service.jobs.uploads import Uploads
 from service.jobs.watch import Watch
+from service.settings import Settings
 from service.telemetry import Telemetry, configured_tracer
 from subjects import names
 from subjects.finetune import FinetuneRequest

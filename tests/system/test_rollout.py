@@ -38,11 +38,11 @@ from models.weights.versions import (
 )
 from service.bus.connection import connected
 from service.bus.settings import NatsSettings
-from service.config import Settings
 from service.jobs import setup
 from service.jobs.fleet.live import Live, LiveVersions
 from service.jobs.fleet.rollout import RolledBack, Rollout
 from service.residency.loader import ModelLoader
+from service.settings import Settings
 from subjects import MLClient, names
 from subjects.errors import MLError
 

@@ -22,7 +22,7 @@ from subjects.client.discovery import ask_workers
 from subjects.errors import Unavailable
 
 from ...bus.errors import BusError
-from ...endpoint.reply_subject import WORKERS_INBOX
+from ...bus.held_messages import WORKERS_INBOX
 from ...residency.manager import ModelManager
 from ...residency.reservations import Loaded
 from ...runtime.background import Background

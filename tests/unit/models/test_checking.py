@@ -21,7 +21,7 @@ from models.errors import ModelUnavailable, UnknownModel
 from models.loading.loader import LoadOptions, load, load_generator
 from models.weights.hub import locate
 from service.cli.models_check import check_model
-from service.config import Settings
+from service.settings import Settings
 
 MINILM, TINY_CODER = (load_catalogue().get(model) for model in ("minilm", "tiny_coder"))
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from models.catalogue import load_catalogue
 from models.training.errors import PathRefused
-from service.config import BadSettings, Settings
-from service.finetune_config import NightlySettings
 from service.jobs.bucket import NotSetUp
 from service.jobs.nightly import nightly
 from service.jobs.schedule import Schedule, next_run, schedule_of
+from service.settings import BadSettings, Settings
+from service.settings.finetuning import NightlySettings
 from subjects.errors import Unavailable
 from subjects.finetune import FinetuneReply, FinetuneRequest
 

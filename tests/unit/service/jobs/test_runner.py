@@ -15,11 +15,11 @@ from models.catalogue import ModelSpec
 from models.training import errors as training
 from models.training.progress import Event, Note
 from models.training.run import RunSpec, TrainingOptions
-from service.config import Settings
 from service.errors import to_wire
 from service.jobs import step_process
 from service.jobs.runs import Runs
 from service.jobs.step_process import StepCrashed, StepFailed, Steps
+from service.settings import Settings
 from subjects.finetune import FinetuneOptions, FinetuneRequest, TrainingPair
 from subjects.jobs import Job
 

@@ -21,9 +21,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from .endpoint.reply_subject import PREFIXES, checked_prefixes
-from .finetune_config import FinetuneSettings
-from .serving_config import BatchSettings, GenerationSettings, LimitSettings, MemorySettings
+from ..endpoint.reply_subject import PREFIXES, checked_prefixes
+from .finetuning import FinetuneSettings
+from .serving import BatchSettings, GenerationSettings, LimitSettings, MemorySettings
 
 CONFIG_FILE = "mlbus.toml"
 _OF_THE_SERVER = re.compile(r"MLBUS_([A-Z][A-Z0-9_]*_PASSWORD|TLS_(CERT|KEY|CA))")

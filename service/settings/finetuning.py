@@ -1,4 +1,4 @@
-"""The settings of fine-tuning, `finetune.*` in config.py."""
+"""The settings of fine-tuning, `finetune.*` in settings.py."""
 
 from pathlib import Path
 from typing import Any
