@@ -25,7 +25,7 @@ from workers import clean_environment
 from models.catalogue import ModelSpec, load_catalogue
 from models.errors import OverBudget
 from models.training.errors import CannotTrain
-from models.training.options import TrainingOptions
+from models.training.run import TrainingOptions
 from service.bus.client import BusClient
 from service.endpoint.endpoint import Endpoint, serving
 from service.endpoint.in_flight import InFlight, Limits

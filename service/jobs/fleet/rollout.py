@@ -14,14 +14,14 @@ import structlog
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from models.training.verify.canary import read_canary
+from models.training.verify.check_texts import read_canary
 from models.weights.archive import BadArchive
 from models.weights.versions import BASE, live_version, record_of, version_folder, versions
 from subjects.client.discovery import ask_workers
 from subjects.errors import Unavailable
 
 from ...bus.errors import BusError
-from ...endpoint.reply_subject import WORKERS_INBOX
+from ...bus.held_messages import WORKERS_INBOX
 from ...residency.manager import ModelManager
 from ...residency.reservations import Loaded
 from ...runtime.background import Background

@@ -27,7 +27,7 @@ Request: TypeAlias = BaseModel | Mapping[str, Any]
 _WAY_BACK_S = 0.25
 
 
-class Caller:
+class Transport:
     """Sends requests and reads their replies. Only a message with the request's own id is taken for its answer.
 
     timeout_s: for a whole call with its retries, unless the call names another time. retries: how often a retryable
@@ -61,9 +61,7 @@ class Caller:
         Raises DeadlinePassed if fewer come in time, and the errors of `ask` if none can come.
         """
         body, attempts = _body(route, request), self.attempts(timeout_s)
-        request_id = uuid4().hex
-        headers = await self._headers(request_id, attempts.left_s())
-        self._check_size(headers, body)
+        headers = await self._headers(body, attempts.left_s())
         found: list[ReplyT | MLError] = []
         try:
             async with inbox(self._nc, self._below) as (to, messages):
@@ -71,7 +69,7 @@ class Caller:
                 while len(found) < answers:
                     left_s = attempts.left_s()
                     with self._until_closed():
-                        message = await _next_message(messages, request_id, route.subject, left_s, first=not found)
+                        message = await _next_message(messages, headers, route.subject, left_s, first=not found)
                     found.append(_error_in(message) or parse(message.data, route.reply))
         except nats.errors.Error as error:
             raise _no_connection(error) from None
@@ -144,20 +142,18 @@ class Caller:
         return Attempts(self._timeout_s if timeout_s is None else timeout_s, self.retries)
 
     async def _attempt(self, subject: str, body: bytes, timeout_s: float) -> Msg:
-        request_id = uuid4().hex
-        headers = await self._headers(request_id, timeout_s)
-        self._check_size(headers, body)
+        headers = await self._headers(body, timeout_s)
         try:
             with _cancellable():
                 async with asyncio.timeout(timeout_s):
                     message = await self._reply(subject, body, headers)
         except TimeoutError:
-            await self._give_up(request_id)
+            await self._give_up(headers)
             raise DeadlinePassed(f"no answer on {subject} within {timeout_s:.3g} s") from None
         except nats.errors.Error as error:
             raise _no_connection(error) from None
         except (asyncio.CancelledError, Cancelled):
-            await self._give_up(request_id)
+            await self._give_up(headers)
             raise
         if nobody_listens(message):
             raise _no_worker(subject)
@@ -173,9 +169,7 @@ class Caller:
     async def _stream_once(
         self, subject: str, body: bytes, attempts: Attempts | Silence
     ) -> AsyncGenerator[Frame, None]:
-        request_id = uuid4().hex
-        headers = await self._headers(request_id, attempts.left_s()) | {names.STREAM: "true"}
-        self._check_size(headers, body)
+        headers = await self._headers(body, attempts.left_s(), {names.STREAM: "true"})
         ended = False
         try:
             async with inbox(self._nc, self._below) as (reply, messages):
@@ -184,7 +178,7 @@ class Caller:
                 while not ended:
                     left_s = attempts.left_s(names.WIND_UP_S if expected else 0.0)
                     with self._until_closed():
-                        message = await _next_message(messages, request_id, subject, left_s, first=not expected)
+                        message = await _next_message(messages, headers, subject, left_s, first=not expected)
                     if refusal := _error_in(message):
                         ended = True
                         raise refusal
@@ -196,10 +190,13 @@ class Caller:
             raise _no_connection(error) from None
         finally:
             if not ended:
-                await self._give_up(request_id)
+                await self._give_up(headers)
 
-    async def _headers(self, request_id: str, timeout_s: float) -> dict[str, str]:
-        """The worker gets a little less time than the call, so that its answer at the deadline still arrives."""
+    async def _headers(self, body: bytes, timeout_s: float, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The headers of a new request with this body, and with `more`. Raises TooLarge if a message cannot hold it.
+
+        The worker gets a little less time than the call, so that its answer at the deadline still arrives.
+        """
         self._check_open()
         try:
             caller = await self._inbox.open()
@@ -208,23 +205,21 @@ class Caller:
         work_s = min(timeout_s - min(_WAY_BACK_S, timeout_s / 20), names.MAX_TIMEOUT_S)
         headers = {
             names.CONTENT_TYPE: names.MSGPACK,
-            names.REQUEST_ID: request_id,
+            names.REQUEST_ID: uuid4().hex,
             names.TIMEOUT_MS: str(max(1, int(work_s * 1000))),
             names.CALLER: caller,
+            **(more or {}),
         }
         propagate.inject(headers)  # the current trace, where OpenTelemetry is configured
+        size = names.header_bytes(headers) + len(body)
+        if size > self._nc.max_payload:  # the server would close the connection
+            raise TooLarge(f"the request takes {size} bytes, a message holds {self._nc.max_payload}; send fewer texts")
         return headers
 
-    async def _give_up(self, request_id: str) -> None:
-        """Cancel the work, if the connection still allows it."""
+    async def _give_up(self, headers: Mapping[str, str]) -> None:
+        """Cancel the work for a request, if the connection still allows it."""
         with suppress(nats.errors.Error):
-            await self.cancel(request_id)
-
-    def _check_size(self, headers: dict[str, str], body: bytes) -> None:
-        """Raises TooLarge: the server counts the headers too, and closes the connection on too large a message."""
-        size = names.header_bytes(headers) + len(body)
-        if size > self._nc.max_payload:
-            raise TooLarge(f"the request takes {size} bytes, a message holds {self._nc.max_payload}; send fewer texts")
+            await self.cancel(headers[names.REQUEST_ID])
 
 
 def split(options: Any) -> tuple[dict[str, Any], float | None]:
@@ -258,8 +253,13 @@ def _cancellable() -> Iterator[None]:
         raise asyncio.CancelledError
 
 
-async def _next_message(messages: Any, request_id: str, subject: str, timeout_s: float, *, first: bool) -> Msg:
-    """The next message that answers the request. first: whether the server may say instead that nobody listens."""
+async def _next_message(
+    messages: Any, headers: Mapping[str, str], subject: str, timeout_s: float, *, first: bool
+) -> Msg:
+    """The next message that answers the request with these headers.
+
+    first: whether the server may say instead that nobody listens.
+    """
     until = time.monotonic() + timeout_s
     while (left_s := until - time.monotonic()) > 0:
         try:
@@ -267,7 +267,7 @@ async def _next_message(messages: Any, request_id: str, subject: str, timeout_s:
                 message: Msg = await messages.next_msg(timeout=left_s)
         except nats.errors.TimeoutError:
             break
-        if carries(message, request_id):
+        if carries(message, headers[names.REQUEST_ID]):
             return message
         if first and nobody_listens(message):
             raise _no_worker(subject)
