@@ -1,0 +1,7 @@
+"""What the gateway says of itself."""
+
+from fastapi import APIRouter
+
+
+def router() -> APIRouter:
+    return APIRouter()
