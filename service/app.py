@@ -180,7 +180,7 @@ class _Denials:
         """Raises NotPermitted, with our own subjects first."""
         if self.subscriptions:
             ours_first = sorted(self.subscriptions, key=lambda subject: (not subject.startswith("ml."), subject))
-            raise NotPermitted(identity, tuple(ours_first[:3]))
+            raise NotPermitted(identity, ", ".join(ours_first[:3]))
 
 
 async def _server(settings: Settings, stack: AsyncExitStack, stop: Stop, on_step: OnStep) -> EmbeddedServer | None:

@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..catalogue import ModelSpec, Quantization
 from ..errors import BadDimensions, ModelUnavailable, TextTooLong, UnknownPrompt, UnknownTask
+
+if TYPE_CHECKING:  # it imports this module
+    from .tokenise import TextTokenizer
 
 Vectors = NDArray[np.float32]
 Truncation = Literal["end", "start", "error"]
@@ -115,6 +119,33 @@ class PromptsAndTasks:
             raise UnknownPrompt(options.prompt_name, tuple(self.prompts))
         names = (options.prompt_name, self.task(options), self.default_prompt)
         return next((self.prompts[name] for name in names if name is not None and name in self.prompts), "")
+
+
+class EntryEncoder(Encoder):
+    """An Encoder of a catalogue entry. A subclass adds what its runtime knows: dimensions, device, weights."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        version: str,
+        tokenizer: "TextTokenizer",
+        prompts: Mapping[str, str],
+        default_prompt: str | None,
+    ) -> None:
+        self.model = spec.id
+        self.version = version
+        self.normalizes = spec.normalize
+        self.max_tokens = tokenizer.max_tokens
+        self.matryoshka = spec.matryoshka
+        self.prompts = MappingProxyType(prompts)
+        self.tasks = MappingProxyType(spec.tasks)
+        self.notes: tuple[str, ...] = ()
+        self._names = PromptsAndTasks(self.prompts, default_prompt, self.tasks, spec.default_task)
+        self._tokenizer = tokenizer
+
+    def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
+        self._names.task(options)  # a model without tasks refuses one
+        return self._tokenizer(texts, self._names.prompt(options), options.truncate)
 
 
 def version_of(digest: str, dtype: str, quantization: Quantization | None = None) -> str:

@@ -15,10 +15,10 @@ from tokenizers import Tokenizer, processors
 
 from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable, TemplateRefused
+from ..loading.load_report import first_fault, misfit, reading
 from ..sandbox.templates import renderer
 from ..weights.model_files import module_folders, next_step
 from .base import refuse_transformer_options
-from .load_report import first_fault, misfit, reading
 from .tokenise import ChatTokenizer, TextTokenizer
 
 MESSAGES = "message"

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable, cause_text
-from ..loading.quiet import READING, quiet
+from ..loading.quiet import READ_LOCK, quiet
 from .attention import AttentionOptions, use_cached_attention
 from .kv_cache import KVShape
 
@@ -153,7 +153,7 @@ class _TrialAttention:
 
 
 def _run_trial(config: PretrainedConfig, attention: _TrialAttention) -> None:
-    with READING, FakeTensorMode(), torch.no_grad(), quiet():
+    with READ_LOCK, FakeTensorMode(), torch.no_grad(), quiet():
         network: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             deepcopy(config),
             dtype=torch.bfloat16,  # the one for which torch knows the shapes of all products

@@ -8,7 +8,7 @@ from threading import RLock, local
 from transformers.utils import logging as hf_logging
 
 
-class _Reading:
+class _ReadLock:
     """A re-entrant lock, held by a thread while it reads a model.
 
     transformers changes torch's default dtype for the whole process meanwhile, and then restores what it found: of two
@@ -35,7 +35,7 @@ class _Reading:
         torch.set_default_dtype(torch.float32)
 
 
-READING = _Reading()
+READ_LOCK = _ReadLock()
 
 
 @contextmanager

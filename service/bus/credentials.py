@@ -4,8 +4,6 @@ Passwords are generated once and kept in a file of `NAME=value` lines that only 
 source.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

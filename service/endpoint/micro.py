@@ -19,7 +19,8 @@ from nats.micro.service import EndpointInfo, EndpointStats, ServiceInfo, Service
 from subjects import names
 
 from ..admission import RateLimit
-from .reply_subject import WORKERS_INBOX, ReplySubjects
+from ..bus.held_messages import WORKERS_INBOX
+from .reply_subject import ReplySubjects
 from .route import ServedRoute
 
 DESCRIPTION = (

@@ -9,10 +9,9 @@ from starlette.types import ASGIApp
 from subjects.errors import MLError
 
 from ..settings.gateway import HttpSettings
-from . import documents, errors, health, native
+from . import errors, health, native
 from .bus import Bus
 from .guard import Guard
-from .openai import endpoints
 from .telemetry import GatewayTelemetry
 
 
@@ -21,8 +20,6 @@ def application(bus: Bus, settings: HttpSettings) -> ASGIApp:
     telemetry = GatewayTelemetry()
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.include_router(health.router(bus, telemetry.registry))
-    app.include_router(documents.router())
-    app.include_router(endpoints.router(bus, settings))
     app.include_router(native.router(bus, settings))
     app.add_exception_handler(MLError, _refused)
     app.add_exception_handler(HTTPException, _not_routed)

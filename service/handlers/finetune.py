@@ -23,7 +23,7 @@ from ..endpoint.call import Call
 from ..endpoint.frames import Frames
 from ..endpoint.route import Handler
 from ..jobs.retry import TROUBLE
-from ..jobs.store import JobStore, no_such_job
+from ..jobs.store import JobStore
 from ..jobs.submission import Submission
 from ..jobs.uploads import Uploads
 from ..jobs.watch import Watch
@@ -65,10 +65,7 @@ class FinetuneHandlers:
 
     async def get(self, request: JobsGetRequest, _call: Call) -> Job:
         with answering():
-            job = await self._store.get(request.job_id)
-        if job is None:
-            raise no_such_job(request.job_id)
-        return job
+            return await self._store.require(request.job_id)
 
     async def watch(self, request: JobsWatchRequest, _call: Call) -> Frames:
         """The job as it stands, each newer state of it, and at last its end."""

@@ -9,7 +9,7 @@ import structlog
 from nats.aio.client import Client
 
 from models.catalogue import ModelSpec
-from models.training.options import TrainingOptions
+from models.training.run import TrainingOptions
 from subjects import names
 from subjects.finetune import FinetuneRequest
 
@@ -117,13 +117,13 @@ class Finetuning:
 
 
 def _check_trainable(entry: ModelSpec, base: Path) -> None:
-    from models.training.fit.footprint import check_trainable
+    from models.training.fit.cost import check_trainable
 
     check_trainable(entry, base)
 
 
 def _training_bytes(entry: ModelSpec, base: Path, options: TrainingOptions) -> tuple[str, int]:
-    from models.training.fit.footprint import training_bytes
+    from models.training.fit.cost import training_bytes
 
     return training_bytes(entry, base, options)
 

@@ -7,7 +7,7 @@ from nats.aio.msg import Msg
 from ..routes import Route
 from ..stream import Frame
 from .attempts import Attempts, Silence
-from .caller import Caller
+from .transport import Transport
 
 SILENCE_S = 15.0
 """The longest silence of a lasting stream, whose workers send pings."""
@@ -19,11 +19,11 @@ class ForwardCalls:
     timeout_s: for the whole call; there are no retries. Raises the worker's error.
     """
 
-    _caller: Caller
+    _transport: Transport
 
     async def forward(self, route: Route, body: bytes, headers: Mapping[str, str], timeout_s: float) -> Msg:
         """The one reply: its body, and its headers."""
-        return await self._caller.forward(route.subject, body, headers, timeout_s)
+        return await self._transport.forward(route.subject, body, headers, timeout_s)
 
     def forward_stream(
         self, route: Route, body: bytes, headers: Mapping[str, str], timeout_s: float
@@ -33,4 +33,4 @@ class ForwardCalls:
         The header Ml-Stream or the body says what is wanted. Closing the iterator early cancels the work.
         """
         time = Silence(timeout_s, SILENCE_S) if route.lasting else Attempts(timeout_s, retries=0)
-        return self._caller.forward_stream(route.subject, body, headers, time)
+        return self._transport.forward_stream(route.subject, body, headers, time)

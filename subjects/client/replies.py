@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -40,8 +40,13 @@ def cancellable() -> Iterator[None]:
         raise asyncio.CancelledError
 
 
-async def next_message(messages: Any, request_id: str, subject: str, timeout_s: float, *, first: bool) -> Msg:
-    """The next message that answers the request. first: whether the server may say instead that nobody listens."""
+async def next_message(
+    messages: Any, headers: Mapping[str, str], subject: str, timeout_s: float, *, first: bool
+) -> Msg:
+    """The next message that answers the request with these headers.
+
+    first: whether the server may say instead that nobody listens.
+    """
     until = time.monotonic() + timeout_s
     while (left_s := until - time.monotonic()) > 0:
         try:
@@ -49,7 +54,7 @@ async def next_message(messages: Any, request_id: str, subject: str, timeout_s: 
                 message: Msg = await messages.next_msg(timeout=left_s)
         except nats.errors.TimeoutError:
             break
-        if carries(message, request_id):
+        if carries(message, headers[names.REQUEST_ID]):
             return message
         if first and nobody_listens(message):
             raise no_worker(subject)

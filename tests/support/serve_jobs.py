@@ -25,7 +25,7 @@ from workers import clean_environment
 from models.catalogue import ModelSpec, load_catalogue
 from models.errors import OverBudget
 from models.training.errors import CannotTrain
-from models.training.options import TrainingOptions
+from models.training.run import TrainingOptions
 from service.bus.client import BusClient
 from service.endpoint.endpoint import Endpoint, serving
 from service.endpoint.in_flight import InFlight, Limits
@@ -123,7 +123,7 @@ class FakeSwap:
                 await self._nc.publish("test.holding", holding("swap").encode())
                 await asyncio.Event().wait()
             case "roll back":
-                raise RolledBack(version, "a live round did not match")
+                raise RolledBack(f"version {version} was rolled back: a live round did not match")
         self.live[model] = version
         return []
 

@@ -345,7 +345,7 @@ def test_a_person_is_told_where_things_are():
         "model 'smollm2' is unavailable: its file is damaged; it is tried again later",
         "http://[::1]:9464/metrics",
         "nats req ml.embed",
-        "http://127.0.0.1:8080/docs",
+        "http://127.0.0.1:8080",
     ):
         assert told in text
     assert "export NATS_URL=nats://127.0.0.1:4333" in text

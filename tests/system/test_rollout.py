@@ -23,7 +23,7 @@ from models.catalogue import load_catalogue
 from models.errors import ModelUnavailable
 from models.loading.loader import LoadOptions, load
 from models.training.encoding import encode_texts
-from models.training.verify.canary import canary_texts, write_canary
+from models.training.verify.check_texts import canary_texts, write_canary
 from models.weights import hub
 from models.weights.model_files import file_sha256
 from models.weights.versions import (

@@ -11,9 +11,8 @@ from ...errors import OutOfDeviceMemory
 from ...sandbox.limits import memory_limit
 from ...weights.durable import clear_leftovers, write_durably
 from ..errors import BadJudge, NoPairs, TrainingError
-from ..options import TrainingOptions
 from ..progress import Collected, Emit, Note
-from ..run import RunFolder, RunSpec
+from ..run import RunFolder, RunSpec, TrainingOptions
 from .dataset import Dataset, archive_dataset, read_given, to_json_lines, write_dataset
 from .negatives import with_negatives
 from .pairs import PairSource, pair_sources

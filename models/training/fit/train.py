@@ -29,9 +29,9 @@ from ..errors import CannotTrain, Diverged, NoPairs
 from ..progress import Candidate, Emit, History, Note
 from ..run import RunFolder, RunSpec
 from .batches import Batches, collate, examples
+from .cost import check_trainable
 from .epochs import WEIGHTS, Epochs
 from .export import export
-from .footprint import check_trainable
 from .loop import NonFiniteLoss, Trainer, TrainingData, TrainingMonitor, trainer_arguments
 from .method import (
     Method,

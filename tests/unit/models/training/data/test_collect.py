@@ -26,9 +26,8 @@ from models.training.data.dataset import read_pairs
 from models.training.data.records import Manifest
 from models.training.data.test_detection import is_test_file
 from models.training.errors import BadJudge, MalformedPair, NoPairs, PathRefused
-from models.training.options import TrainingOptions
 from models.training.progress import Collected, Event, Failed, Note, read_event
-from models.training.run import RunFolder, RunSpec
+from models.training.run import RunFolder, RunSpec, TrainingOptions
 from models.weights.hub import locate
 
 PYTHON = '''
@@ -247,7 +246,7 @@ def test_the_bytes_are_the_same_in_every_process(code: Path, tmp_path: Path, has
     expected = build_dataset(code, TrainingOptions(hard_negatives=3, seed=5)).lines()
     program = (
         "import sys; from pathlib import Path; from models.training.data.collect import build_dataset;"
-        "from models.training.options import TrainingOptions;"
+        "from models.training.run import TrainingOptions;"
         "made = build_dataset(Path(sys.argv[1]), TrainingOptions(hard_negatives=3, seed=5));"
         "sys.stdout.buffer.write(made.lines())"
     )

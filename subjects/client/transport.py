@@ -25,17 +25,16 @@ FrameT = TypeVar("FrameT", bound=BaseModel)
 Request: TypeAlias = BaseModel | Mapping[str, Any]
 """A message, or its fields, which are then checked."""
 Headers: TypeAlias = Mapping[str, str]
-_NONE: Headers = {}
 _STREAMED: Headers = {names.STREAM: "true"}
 _WAY_BACK_S = 0.25
 
 
-class Caller:
+class Transport:
     """Sends requests and reads their replies. Only a message with the request's own id is taken for its answer.
 
     timeout_s: for a whole call with its retries, unless the call names another time. retries: how often a retryable
     error is tried again. below: the prefix of reply subjects, instead of the connection's own. pending_bytes: of a
-    stream that may wait to be read; past them the stream ends with FrameLost.
+    stream that may wait to be read; past them it ends with FrameLost.
     """
 
     def __init__(
@@ -68,9 +67,7 @@ class Caller:
         Raises DeadlinePassed if fewer come in time, and the errors of `ask` if none can come.
         """
         body, attempts = _body(route, request), self.attempts(timeout_s)
-        request_id = uuid4().hex
-        headers = await self._headers(request_id, attempts.left_s())
-        self._check_size(headers, body)
+        headers = await self._headers(body, attempts.left_s())
         found: list[ReplyT | MLError] = []
         try:
             async with inbox(self._nc, self._below) as (to, messages):
@@ -78,7 +75,7 @@ class Caller:
                 while len(found) < answers:
                     left_s = attempts.left_s()
                     with self._until_closed():
-                        message = await next_message(messages, request_id, route.subject, left_s, first=not found)
+                        message = await next_message(messages, headers, route.subject, left_s, first=not found)
                     found.append(error_in(message) or parse(message.data, route.reply))
         except nats.errors.Error as error:
             raise no_connection(error) from None
@@ -160,21 +157,19 @@ class Caller:
         """The deadline and the retries of a call."""
         return Attempts(self._timeout_s if timeout_s is None else timeout_s, self.retries)
 
-    async def _attempt(self, subject: str, body: bytes, timeout_s: float, own: Headers = _NONE) -> Msg:
-        headers = {**await self._headers(uuid4().hex, timeout_s), **own}
-        request_id = headers[names.REQUEST_ID]
-        self._check_size(headers, body)
+    async def _attempt(self, subject: str, body: bytes, timeout_s: float, more: Headers | None = None) -> Msg:
+        headers = await self._headers(body, timeout_s, more)
         try:
             with cancellable():
                 async with asyncio.timeout(timeout_s):
                     message = await self._reply(subject, body, headers)
         except TimeoutError:
-            await self._give_up(request_id)
+            await self._give_up(headers)
             raise DeadlinePassed(f"no answer on {subject} within {timeout_s:.3g} s") from None
         except nats.errors.Error as error:
             raise no_connection(error) from None
         except (asyncio.CancelledError, Cancelled):
-            await self._give_up(request_id)
+            await self._give_up(headers)
             raise
         if nobody_listens(message):
             raise no_worker(subject)
@@ -188,11 +183,9 @@ class Caller:
             return await reply
 
     async def _stream_once(
-        self, subject: str, body: bytes, attempts: Attempts | Silence, own: Headers
+        self, subject: str, body: bytes, attempts: Attempts | Silence, more: Headers
     ) -> AsyncGenerator[Frame, None]:
-        headers = {**await self._headers(uuid4().hex, attempts.left_s()), **own}
-        request_id = headers[names.REQUEST_ID]
-        self._check_size(headers, body)
+        headers = await self._headers(body, attempts.left_s(), more)
         ended = False
         try:
             async with inbox(self._nc, self._below, self._pending_bytes) as (reply, messages):
@@ -201,11 +194,11 @@ class Caller:
                 while not ended:
                     left_s = attempts.left_s(names.WIND_UP_S if expected else 0.0)
                     with self._until_closed():
-                        message = await next_message(messages, request_id, subject, left_s, first=not expected)
+                        message = await next_message(messages, headers, subject, left_s, first=not expected)
                     if refusal := error_in(message):
                         ended = True
                         raise refusal
-                    if not expected and names.EVENT not in (message.headers or {}) and own is not _STREAMED:
+                    if not expected and names.EVENT not in (message.headers or {}) and more is not _STREAMED:
                         ended = True
                         yield Frame(REPLY, 0, message.data)
                         return
@@ -217,10 +210,13 @@ class Caller:
             raise no_connection(error) from None
         finally:
             if not ended:
-                await self._give_up(request_id)
+                await self._give_up(headers)
 
-    async def _headers(self, request_id: str, timeout_s: float) -> dict[str, str]:
-        """The worker gets a little less time than the call, so that its answer at the deadline still arrives."""
+    async def _headers(self, body: bytes, timeout_s: float, more: Headers | None = None) -> dict[str, str]:
+        """The headers of a new request with this body, and with `more`. Raises TooLarge if a message cannot hold it.
+
+        The worker gets a little less time than the call, so that its answer at the deadline still arrives.
+        """
         self._check_open()
         try:
             caller = await self._inbox.open()
@@ -229,23 +225,21 @@ class Caller:
         work_s = min(timeout_s - min(_WAY_BACK_S, timeout_s / 20), names.MAX_TIMEOUT_S)
         headers = {
             names.CONTENT_TYPE: names.MSGPACK,
-            names.REQUEST_ID: request_id,
+            names.REQUEST_ID: uuid4().hex,
             names.TIMEOUT_MS: str(max(1, int(work_s * 1000))),
             names.CALLER: caller,
+            **(more or {}),
         }
         propagate.inject(headers)  # the current trace, where OpenTelemetry is configured
+        size = names.header_bytes(headers) + len(body)
+        if size > self._nc.max_payload:  # the server would close the connection
+            raise TooLarge(f"the request takes {size} bytes, a message holds {self._nc.max_payload}; send fewer texts")
         return headers
 
-    async def _give_up(self, request_id: str) -> None:
-        """Cancel the work, if the connection still allows it."""
+    async def _give_up(self, headers: Mapping[str, str]) -> None:
+        """Cancel the work for a request, if the connection still allows it."""
         with suppress(nats.errors.Error):
-            await self.cancel(request_id)
-
-    def _check_size(self, headers: dict[str, str], body: bytes) -> None:
-        """Raises TooLarge: the server counts the headers too, and closes the connection on too large a message."""
-        size = names.header_bytes(headers) + len(body)
-        if size > self._nc.max_payload:
-            raise TooLarge(f"the request takes {size} bytes, a message holds {self._nc.max_payload}; send fewer texts")
+            await self.cancel(headers[names.REQUEST_ID])
 
 
 def split(options: Any) -> tuple[dict[str, Any], float | None]:
