@@ -29,12 +29,11 @@ from .handlers.embed import EmbedHandlers
 from .handlers.generate import GenerateHandlers
 from .handlers.models import ModelHandlers
 from .handlers.schema import SchemaHandlers
-from .jobs.wiring import Finetuning, set_up
+from .jobs.finetuning import Finetuning, set_up
 from .residency import gauges
 from .residency.first_models import first_models, load_first, retry_missing
 from .residency.loader import ModelLoader, OnStep
-from .residency.manager import ModelManager
-from .residency.wiring import model_manager
+from .residency.manager import ModelManager, model_manager
 from .runtime.background import Background, background_task
 from .runtime.device_thread import DeviceThread
 from .runtime.http_port import Health, serve_http
@@ -216,7 +215,7 @@ def _endpoint(
     handlers = {
         **EmbedHandlers(manager).handlers(),
         **GenerateHandlers(manager, telemetry.generation).handlers(),
-        **ModelHandlers(manager, worker_id, settings.checkpoints_dir, finetuning.rollout).handlers(),
+        **ModelHandlers(manager, worker_id, settings.checkpoints_dir, finetuning.promotion).handlers(),
         **finetuning.handlers(),
         **SchemaHandlers().handlers(),
     }

@@ -16,9 +16,8 @@ from ..catalogue import ModelSpec, Quantization, SamplingDefaults
 from ..encoders.base import version_of
 from ..errors import CannotQuantize, ModelUnavailable
 from ..loading.device import TORCH_DTYPES
-from ..loading.load_report import first_fault, misfit, reading
 from ..loading.memory import stored_shapes
-from ..loading.quiet import quiet
+from ..loading.reading import first_fault, misfit, quiet, reading
 from ..quantization.prepacked import prepack
 from ..quantization.quantize import quantize, unquantizable, weight_bytes
 from ..weights.model_files import next_step, weight_files

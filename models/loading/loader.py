@@ -23,7 +23,7 @@ from . import self_test
 from .device import TORCH_DTYPES, DeviceName, memory_errors, pick_device, pick_dtype
 from .load_cache import LoadCache
 from .memory import estimated_bytes, give_back
-from .quiet import READ_LOCK
+from .reading import READ_LOCK
 
 OnStep = Callable[[str], None]
 """Called with each step of a load, as a clause in the present tense."""

@@ -11,7 +11,7 @@ import structlog
 from nats.aio.client import Client
 
 from models.errors import ModelError
-from models.training.errors import DiskFull
+from models.training.errors import DISK_FULL
 from subjects.finetune import FinetuneRequest
 
 from ..runtime.background import cancel_and_wait
@@ -103,7 +103,7 @@ class JobRunner:
     def _failure(self, job_id: str, error: Exception) -> str | None:
         """Why the job failed; None if it broke, so that trying again may help."""
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return str(DiskFull(str(error.filename or self.stages.runs.folder(job_id).path)))
+            return DISK_FULL.format(folder=error.filename or self.stages.runs.folder(job_id).path)
         return str(error) if isinstance(error, StepFailed | ModelError) else None
 
     async def _clean_up(self, request: FinetuneRequest) -> None:

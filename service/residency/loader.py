@@ -183,7 +183,7 @@ class ModelLoader:
 
     def abandon(self) -> None:
         """A load hangs: let others read their weights."""
-        from models.loading.quiet import READ_LOCK
+        from models.loading.reading import READ_LOCK
 
         READ_LOCK.abandon()
 

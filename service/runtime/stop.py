@@ -84,22 +84,22 @@ def end_on_signals(stop: Stop) -> None:
     pattern that takes for ever to match, Python still runs the handler.
     """
     loop = asyncio.get_running_loop()
-    heard, wake = os.pipe()
+    signals, wake = os.pipe()
     os.set_blocking(wake, False)
     for number in _SIGNALS:
         signal.signal(number, lambda *_: stop.arm())
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-    threading.Thread(target=_hear, args=(heard, stop, loop), name="signals", daemon=True).start()
+    threading.Thread(target=_read_signals, args=(signals, stop, loop), name="signals", daemon=True).start()
 
 
-def _hear(heard: int, stop: Stop, loop: asyncio.AbstractEventLoop) -> None:
-    told = False
-    while number := os.read(heard, 1):
+def _read_signals(signals: int, stop: Stop, loop: asyncio.AbstractEventLoop) -> None:
+    is_second = False
+    while number := os.read(signals, 1):
         if number[0] not in _SIGNALS:
             continue
-        if told or stop.requested.is_set():
+        if is_second or stop.requested.is_set():
             os._exit(130)
-        told = True
+        is_second = True
         stop.arm()
         with suppress(RuntimeError):  # the loop is closed: the process ends already
             loop.call_soon_threadsafe(stop.request)

@@ -1,17 +1,18 @@
-"""Faults from transformers' load report: weights that do not fit the configuration, which it only logs."""
+"""How models are read: one at a time, silently, and without faults that transformers only logs."""
 
 import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock, local
 
 import torch
+from transformers.utils import logging as hf_logging
 
 from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable, cause_text
 from ..weights.model_files import next_step
-from .quiet import quiet
 
 _LOGGER = logging.getLogger("transformers.modeling_utils")
 _ROW = re.compile(r"^(?P<key>\S.*?)\s*\|\s*(?:\x1b\[[0-9;]*m)*(?P<status>MISSING|MISMATCH|UNEXPECTED|CONVERSION)", re.M)
@@ -19,6 +20,52 @@ _NUMBERED = re.compile(r"^(?P<layers>.+?)\.(\d+|\{[\d, .]+\})\.")
 """Weights of several layers stand on one line, with the numbers of the layers in braces."""
 UNUSED = ("pooler.",)
 """Prefixes of weights that may be missing: no module behind the transformer uses their output."""
+
+
+class _ReadLock:
+    """A re-entrant lock, held by a thread while it reads a model.
+
+    transformers changes torch's default dtype for the whole process meanwhile, and then restores what it found: of two
+    reads at once one could leave the other's dtype behind.
+    """
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self._own = local()
+
+    def __enter__(self) -> None:
+        lock = self._lock
+        lock.acquire()
+        self._own.held = [*getattr(self._own, "held", ()), lock]
+
+    def __exit__(self, *_: object) -> None:
+        self._own.held.pop().release()
+
+    def abandon(self) -> None:
+        """Let others read although a thread that hangs holds the lock."""
+        self._lock = RLock()
+        torch.set_default_dtype(torch.float32)
+
+
+READ_LOCK = _ReadLock()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep progress bars and what the libraries log below errors off stderr."""
+    peer = logging.getLogger("sentence_transformers")
+    level, verbosity = peer.level, hf_logging.get_verbosity()
+    bars = hf_logging.is_progress_bar_enabled()
+    peer.setLevel(logging.ERROR)
+    hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        peer.setLevel(level)
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -48,7 +95,7 @@ def reading(spec: ModelSpec, folder: Path, advice: str) -> Iterator[list[tuple[s
 
 
 def misfit(spec: ModelSpec, folder: Path, fault: str) -> ModelUnavailable:
-    """The error for weights with a fault."""
+    """The error for weights that do not fit; fault: a clause."""
     return ModelUnavailable(spec.id, f"the weights in {folder} do not fit its config.json: {fault}; {next_step(spec)}")
 
 
