@@ -65,6 +65,11 @@ Commands = group_of(
     ),
     LazyCommand("finetune:data_app", "Training data for fine-tuning, made on this machine.", _TUNE),
     LazyCommand("serve:serve", "Run a worker until Ctrl-C or SIGTERM, which finish what is in flight.", _RUN),
+    LazyCommand(
+        "gateway:gateway",
+        "Answer over HTTP what workers answer over NATS, until Ctrl-C or SIGTERM, which finish what is in flight.",
+        _RUN,
+    ),
     LazyCommand("admin:admin_app", "Set up the NATS server and who may use it.", _RUN),
     LazyCommand("embed:embed", "Turn texts into vectors.", _ASK),
     LazyCommand(

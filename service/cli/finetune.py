@@ -16,7 +16,7 @@ from models.catalogue import load_catalogue
 from models.encoders.base import Encoder
 from models.training.data.dataset import Dataset, archive_dataset
 from models.training.data.records import Manifest, Pair
-from models.training.options import TrainingOptions
+from models.training.run import TrainingOptions
 from subjects import codec
 from subjects.client.jobs import FinetuneCallOptions
 from subjects.errors import Conflict, MLError

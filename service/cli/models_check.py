@@ -13,7 +13,7 @@ from .output import out, print_json, spinner, table_of
 
 if TYPE_CHECKING:
     from models.checking.code_search import Setting
-    from models.checking.precision import Measured
+    from models.checking.precision import PrecisionResult
     from models.encoders.base import Encoder
     from models.generation.causal_lm import CausalLM
 
@@ -128,7 +128,7 @@ def _check_generation(spec: ModelSpec, loader: ModelLoader) -> tuple[dict[str, A
     return {"prompt": precision.PROMPT, "precisions": rows}, [table]
 
 
-def _precision_row(one: "Measured", own: str) -> dict[str, Any]:
+def _precision_row(one: "PrecisionResult", own: str) -> dict[str, Any]:
     possible = one.problem is None
     return {
         "precision": one.precision,

@@ -14,7 +14,7 @@ from subjects.client.transport import Transport
 from subjects.embed import EmbedBatchReply
 from subjects.errors import DeadlinePassed, MLError
 
-from ...endpoint.reply_subject import WORKERS_INBOX
+from ...bus.held_messages import WORKERS_INBOX
 
 ROUND_S = 120.0
 """The time for all replies; it includes a server that is away for a moment."""
@@ -23,14 +23,8 @@ RETRY_S = 0.5
 MIN_COSINE = 0.999
 
 
-@dataclass(eq=False)
 class Mismatch(Exception):
-    """The replies are not what the candidate gave; `reason` is a clause."""
-
-    reason: str
-
-    def __str__(self) -> str:
-        return self.reason
+    """The replies are not what the candidate gave; the text is a clause."""
 
 
 @dataclass(frozen=True, slots=True)
