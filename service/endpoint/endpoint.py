@@ -194,7 +194,7 @@ class Endpoint:
         self.accepting = False
         log.info("endpoint.draining", in_flight=len(self.in_flight.calls), grace_s=grace_s)
         try:
-            await self._fence()
+            await self.nc.fence(self._subscriptions)
         except (NatsError, OSError) as error:
             log.warning("endpoint.fence_failed", error=str(error))
         await self.in_flight.finish(grace_s)
@@ -203,17 +203,6 @@ class Endpoint:
             for subscription in self._control:
                 await subscription.unsubscribe()
         log.info("endpoint.drained")
-
-    async def _fence(self) -> None:
-        """Return when every request that the server has routed here has become a call.
-
-        A PING may overtake an UNSUB that is still in the client's buffer, so one flush is not enough: the UNSUBs go out
-        first, and each subscription's own drain flushes again.
-        """
-        for subscription in self._subscriptions:
-            await self.nc._send_unsubscribe(subscription._id)
-        await self.nc.flush()
-        await asyncio.gather(*(subscription.drain() for subscription in self._subscriptions))
 
 
 @asynccontextmanager

@@ -535,3 +535,31 @@ async def test_a_worker_leaves_a_server_that_is_about_to_close_and_loses_nothing
             finally:
                 over.set()
         assert answered
+
+
+async def test_a_worker_that_stops_while_its_connection_moves_gets_no_more_requests(secured_server, encoder, journal):
+    """The new connection used to subscribe again, to requests that nobody answered."""
+    ready, stop = asyncio.Event(), asyncio.Event()
+    async with cuttable(secured_server) as relay, await nats.connect(secured_server.url) as nc:
+
+        async def serving() -> None:
+            async with running_worker(as_worker(relay.address), encoder):
+                ready.set()
+                await stop.wait()
+
+        worker = asyncio.create_task(serving())
+        await asyncio.wait_for(ready.wait(), 20)
+        encoder.gate.clear()
+        asked = asyncio.create_task(nc.request(names.EMBED, b"a", timeout=20))
+        assert await asyncio.to_thread(encoder.entered.wait, 10)
+        relay.swallow()
+        stop.set()
+        await relay.swallowed(b"UNSUB")
+        relay.cut()
+        await journal.until("bus.reconnected")
+        with pytest.raises(nats.errors.NoRespondersError):
+            await nc.request(names.EMBED, b"b", timeout=5)
+        encoder.gate.set()
+        assert "embedding" in json.loads((await asked).data)
+        await worker
+    assert "endpoint.fence_failed" not in [line["event"] for line in journal.lines]
