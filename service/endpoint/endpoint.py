@@ -79,6 +79,8 @@ class Endpoint:
         call = Call(self.nc, served.name, msg, self._serial, timeout_s, served.route.has_text_reply)
         if served.route.lasting:
             call.make_lasting()
+        if served.route.every_worker:
+            call.worker = self.worker_id
         refusal = call.headers.fault or self._read_caller(call) or self.in_flight.refusal(served, call)
         msg.data = b""  # nats-py keeps each subscription's last message
         if refusal:  # at once: under a flood that is most of the work

@@ -27,9 +27,9 @@ from service.endpoint.call import MAX_KEPT_BYTES, Call
 from service.endpoint.reply_subject import PREFIXES
 from service.runtime.stop import Stop
 from service.settings import Settings
-from subjects import MLClient, names
+from subjects import MLClient, codec, names
 from subjects.client.discovery import ask_workers
-from subjects.errors import Cancelled
+from subjects.errors import Cancelled, Internal
 
 WORDS = 40
 
@@ -396,6 +396,28 @@ async def test_a_reply_waits_for_the_connection(secured_server, encoder, journal
         encoder.gate.set()
         relay.open.set()
         assert "embedding" in json.loads((await asked).data)
+
+
+async def test_an_answer_that_comes_twice_is_one_worker(nats_server, monkeypatch):
+    """Of all workers one has lost its connection, and sends its answer again."""
+    monkeypatch.setattr("service.bus.client.CONFIRM_S", 300)
+    async with (
+        cuttable(nats_server) as relay,
+        await nats.connect(nats_server.url) as nc,
+        running_worker(f"nats://{relay.address}"),
+    ):
+        heard, asked = await nc.subscribe("_INBOX.>"), await nc.subscribe(names.MODELS_RELOAD)
+        changed = asyncio.create_task(MLClient(nc, timeout_s=20).models.reload_all("nope", 2))
+        request = await asked.next_msg(timeout=10)
+        first = await heard.next_msg(timeout=10)
+        relay.cut()
+        second = await heard.next_msg(timeout=10)
+        assert (first.data, first.headers) == (second.data, second.headers)
+        error = Internal("of the other worker")
+        own = {name: request.headers[name] for name in (names.REQUEST_ID, names.CONTENT_TYPE)}
+        body = codec.dumps_error(error, own[names.REQUEST_ID], own[names.CONTENT_TYPE])
+        await nc.publish(request.reply, body, headers=error.headers() | own | {names.WORKER: "other"})
+        assert [answer.code for answer in await changed] == [404, 500]
 
 
 async def test_answers_wait_for_callers_that_are_back_after_their_worker(nats_server, engine, journal, monkeypatch):
