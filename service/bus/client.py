@@ -1,7 +1,5 @@
 """nats-py's client with workarounds for its faults, and with replies that survive the loss of a connection."""
 
-from __future__ import annotations
-
 import asyncio
 import secrets
 from collections import deque

@@ -13,7 +13,7 @@ from models.encoders.base import Encoder
 from models.training.data.collect import build_dataset
 from models.training.data.dataset import Dataset, archive_dataset
 from models.training.data.records import Manifest, Pair
-from models.training.options import TrainingOptions
+from models.training.run import TrainingOptions
 from subjects import codec
 from subjects.finetune import FinetuneOptions
 

@@ -15,8 +15,7 @@ from pydantic import ValidationError
 
 from models.catalogue import ModelSpec
 from models.training.errors import PathRefused
-from models.training.options import TrainingOptions
-from models.training.run import RunFolder, RunSpec
+from models.training.run import RunFolder, RunSpec, TrainingOptions
 from models.weights import hub
 from models.weights.durable import discard, publish_file, temporary_name, write_durably
 from models.weights.versions import BASE, version_folder

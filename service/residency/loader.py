@@ -183,9 +183,9 @@ class ModelLoader:
 
     def abandon(self) -> None:
         """A load hangs: let others read their weights."""
-        from models.loading.quiet import READING
+        from models.loading.reading import READ_LOCK
 
-        READING.abandon()
+        READ_LOCK.abandon()
 
     def drop(self, model: Model) -> None:
         """Close a model that never served."""

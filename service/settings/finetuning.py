@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.training.options import VerifyLimits
+from models.training.run import VerifyLimits
 
 
 class Section(BaseModel):

@@ -23,7 +23,7 @@ from models.catalogue import load_catalogue
 from models.errors import ModelUnavailable
 from models.loading.loader import LoadOptions, load
 from models.training.encoding import encode_texts
-from models.training.verify.canary import canary_texts, write_canary
+from models.training.verify.check_texts import canary_texts, write_canary
 from models.weights import hub
 from models.weights.model_files import file_sha256
 from models.weights.versions import (
@@ -89,7 +89,7 @@ async def requests(url: str) -> AsyncIterator[set[str]]:
         await ask(client, number)
 
     async with await MLClient.connect(url) as client, asyncio.TaskGroup() as callers:
-        client._caller.retries = 0
+        client._transport.retries = 0
         await ask(client, 0)
         for number in range(8):
             callers.create_task(caller(client, number))

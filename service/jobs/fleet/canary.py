@@ -23,14 +23,8 @@ RETRY_S = 0.5
 MIN_COSINE = 0.999
 
 
-@dataclass(eq=False)
 class Mismatch(Exception):
-    """The replies are not what the candidate gave; `reason` is a clause."""
-
-    reason: str
-
-    def __str__(self) -> str:
-        return self.reason
+    """The replies are not what the candidate gave; the text is a clause."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,8 @@ from nats.aio.client import Client
 
 from models.catalogue import ModelSpec
 from models.training import errors as training
-from models.training.options import TrainingOptions
 from models.training.progress import Event, Note
-from models.training.run import RunSpec
+from models.training.run import RunSpec, TrainingOptions
 from service.errors import to_wire
 from service.jobs import step_process
 from service.jobs.runs import Runs
