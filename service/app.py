@@ -24,16 +24,16 @@ from .bus.settings import NatsSettings
 from .endpoint.endpoint import Endpoint, serving
 from .endpoint.in_flight import InFlight, Limits
 from .endpoint.reply_subject import JETSTREAM_INBOX, ReplySubjects
+from .gateway.beside import gateway_beside
 from .handlers.embed import EmbedHandlers
 from .handlers.generate import GenerateHandlers
 from .handlers.models import ModelHandlers
 from .handlers.schema import SchemaHandlers
-from .jobs.wiring import Finetuning, set_up
+from .jobs.finetuning import Finetuning, set_up
 from .residency import gauges
 from .residency.first_models import first_models, load_first, retry_missing
 from .residency.loader import ModelLoader, OnStep
-from .residency.manager import ModelManager
-from .residency.wiring import model_manager
+from .residency.manager import ModelManager, model_manager
 from .runtime.background import Background, background_task
 from .runtime.device_thread import DeviceThread
 from .runtime.http_port import Health, serve_http
@@ -51,7 +51,7 @@ LEAVING_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A worker that answers. server: the nats-server that this process started, if it did."""
+    """A worker that answers. server, gateway: what it started besides: a nats-server, an HTTP gateway at this url."""
 
     nats: NatsSettings
     server: EmbeddedServer | None
@@ -59,6 +59,7 @@ class Started:
     metrics_port: int | None
     manager: ModelManager
     metrics_host: str = "127.0.0.1"
+    gateway: str | None = None
 
 
 async def serve(
@@ -110,6 +111,7 @@ async def worker(
         on_step("connecting to NATS")
         denials = _Denials()
         nc = await stack.enter_async_context(connected(nats, on_closed=stop.fail, on_denied=denials.note))
+        gateway = await stack.enter_async_context(gateway_beside(settings, server, nats))
         device = stack.enter_context(closing(DeviceThread()))
         loader = loader or ModelLoader(settings, on_step)
         manager = model_manager(catalogue, settings, loader, device, telemetry, stop.fail)
@@ -137,9 +139,12 @@ async def worker(
         await stack.enter_async_context(finetuning.working())
         denials.require_none(nats.identity)
         present = [model.serves.facts for model in manager.registry]
-        log.info("worker.ready", models={facts.model: facts.version for facts in present}, metrics_port=port)
+        if gateway:
+            stack.callback(gateway.stop)  # first of all
+        versions, url = {facts.model: facts.version for facts in present}, gateway.url if gateway else None
+        log.info("worker.ready", models=versions, metrics_port=port, gateway=url)
         loader.on_step = lambda step: log.info("model.step_began", step=step)
-        yield Started(nats, server, present, port, manager, settings.metrics_host)
+        yield Started(nats, server, present, port, manager, settings.metrics_host, url)
 
 
 def _publish(manager: ModelManager, loaded: Sequence[Model]) -> None:
@@ -210,7 +215,7 @@ def _endpoint(
     handlers = {
         **EmbedHandlers(manager).handlers(),
         **GenerateHandlers(manager, telemetry.generation).handlers(),
-        **ModelHandlers(manager, worker_id, settings.checkpoints_dir, finetuning.rollout).handlers(),
+        **ModelHandlers(manager, worker_id, settings.checkpoints_dir, finetuning.promotion).handlers(),
         **finetuning.handlers(),
         **SchemaHandlers().handlers(),
     }

@@ -41,7 +41,7 @@ async def job_events(nc: Client, job_id: str, on_event: Callable[[Msg], Awaitabl
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class JobWatch:
     """Watches jobs, each with a subscription of its own."""
 
     nc: Client

@@ -19,7 +19,8 @@ from ..names import JobState, TrainingLoss, TrainingMethod
 from ..stream import PING
 from ..uploads import UploadReply, UploadRequest, in_chunks
 from .attempts import Pauses, Silence
-from .transport import Transport, parse, split
+from .replies import parse
+from .transport import Transport, split
 
 GivenPair: TypeAlias = TrainingPair | Mapping[str, Any] | list[Any] | tuple[Any, ...]
 """(anchor, positive) or (anchor, positive, negatives), the negatives one text or several; or the same by name."""

@@ -42,7 +42,7 @@ from service.jobs.step_process import Steps
 from service.jobs.store import JobStore
 from service.jobs.submission import Submission
 from service.jobs.uploads import Uploads
-from service.jobs.watch import Watch
+from service.jobs.watch import JobWatch
 from service.settings import Settings
 from service.telemetry import Telemetry, configured_tracer
 from subjects import names
@@ -194,7 +194,7 @@ async def jobs_worker(
 async def answering(worker: JobsWorker) -> AsyncIterator[Client]:
     """A client of an endpoint with the routes of jobs."""
     uploads = Uploads(Objects(worker.nc, names.DATA_BUCKET))
-    handlers = FinetuneHandlers(worker.submission, worker.store, Watch(worker.nc, worker.store), uploads).handlers()
+    handlers = FinetuneHandlers(worker.submission, worker.store, JobWatch(worker.nc, worker.store), uploads).handlers()
     in_flight = InFlight(Limits(requests=10, request_bytes=2**24, default_timeout_s=10))
     replies = ReplySubjects(worker.settings.reply_prefixes)
     endpoint = Endpoint(worker.nc, "w1", handlers, in_flight, Telemetry(configured_tracer()), dict, dict, replies)

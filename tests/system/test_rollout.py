@@ -89,7 +89,7 @@ async def requests(url: str) -> AsyncIterator[set[str]]:
         await ask(client, number)
 
     async with await MLClient.connect(url) as client, asyncio.TaskGroup() as callers:
-        client._caller.retries = 0
+        client._transport.retries = 0
         await ask(client, 0)
         for number in range(8):
             callers.create_task(caller(client, number))
