@@ -44,6 +44,15 @@ class UnknownModel(ModelError):
     message = "unknown model {model!r}; known: {known}"
 
 
+class UnknownToken(ModelError):
+    """The model has no token of this id; `place` is where it stands among the ids."""
+
+    id: int
+    place: int
+    last: int
+    message = "field 'tokens': token id {id} at place {place} does not exist; the model's ids are 0 to {last}"
+
+
 class BadEntry(ModelError):
     """A catalogue entry, usually the user's own, does not fit the schema."""
 

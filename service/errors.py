@@ -10,6 +10,7 @@ _TABLE: dict[type[Exception], type[wire.MLError]] = {
     models.TextTooLong: wire.TooLarge,
     models.UnknownPrompt: wire.InvalidField,
     models.UnknownTask: wire.InvalidField,
+    models.UnknownToken: wire.InvalidField,
     models.TemplateRefused: wire.InvalidField,
     models.BadDimensions: wire.InvalidField,
     models.DeviceFailed: wire.Unavailable,

@@ -30,10 +30,13 @@ if TYPE_CHECKING:
         TokenFrame,
     )
     from .jobs import Job, JobsListReply
+    from .tokenize import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
     from .vectors import to_float32
 
 __all__ = [
     "ChatMessage",
+    "DetokenizeReply",
+    "DetokenizeRequest",
     "EmbedBatchReply",
     "EmbedBatchRequest",
     "EmbedReply",
@@ -55,6 +58,8 @@ __all__ = [
     "SimilarityRequest",
     "SimilarityScore",
     "TokenFrame",
+    "TokenizeReply",
+    "TokenizeRequest",
     "TrainingPair",
     "to_float32",
 ]
@@ -87,6 +92,7 @@ if not TYPE_CHECKING:
                 "TokenFrame",
             ),
             "jobs": ("Job", "JobsListReply"),
+            "tokenize": ("DetokenizeReply", "DetokenizeRequest", "TokenizeReply", "TokenizeRequest"),
         }.items()
         for name in names_in_it
     }

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..catalogue import ModelSpec, Quantization
 from ..errors import BadDimensions, ModelUnavailable, TextTooLong, UnknownPrompt, UnknownTask
+from ..tokenized_text import TokenizedText, Vocabulary
 
 Vectors = NDArray[np.float32]
 Truncation = Literal["end", "start", "error"]
@@ -76,6 +77,17 @@ class Encoder(Protocol):
     def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
         """Tokenise texts. With truncate "error", a text that is too long gives an error in its place in the list.
 
+        Thread-safe. Raises UnknownPrompt, UnknownTask.
+        """
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Its tokens. Usable from any thread."""
+
+    def tokenized(self, text: str, options: TextOptions, special: bool = True, offsets: bool = True) -> TokenizedText:
+        """Tokenise a whole text, of any length, to look at its tokens; options: without `truncate`.
+
+        special: whether to put the model's special tokens around it. offsets: whether their places are wanted.
         Thread-safe. Raises UnknownPrompt, UnknownTask.
         """
 

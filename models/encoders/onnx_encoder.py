@@ -10,6 +10,7 @@ import onnxruntime
 
 from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable, TextTooLong
+from ..tokenized_text import TokenizedText, Vocabulary
 from .base import Encoder, PromptsAndTasks, TextOptions, Tokens, Vectors, refuse_transformer_options, version_of
 from .onnx_folder import OnnxFolder
 from .onnx_session import Array, Graph, OnnxOptions
@@ -70,6 +71,14 @@ class OnnxEncoder(Encoder):
         if task is None:
             return tokenized
         return [replace(item, task=self.tasks[task]) if isinstance(item, Tokens) else item for item in tokenized]
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self._tokenizer.vocabulary
+
+    def tokenized(self, text: str, options: TextOptions, special: bool = True, offsets: bool = True) -> TokenizedText:
+        self._names.task(options)  # an unknown one is refused
+        return self._tokenizer.tokenized(text, self._names.prompt(options), special, offsets)
 
     def encode(self, batch: Sequence[Tokens], between_layers: Callable[[], None] | None = None) -> Vectors:
         """As Encoder.encode; a session cannot stop between layers. A text without tokens gets zeros."""

@@ -16,6 +16,7 @@ from ..catalogue import ModelSpec, Quantization
 from ..errors import CannotQuantize, ModelUnavailable, TextTooLong
 from ..loading.device import TORCH_DTYPES, memory_errors
 from ..quantization.quantize import weight_bytes
+from ..tokenized_text import TokenizedText, Vocabulary
 from .base import Encoder, PromptsAndTasks, TextOptions, Tokens, Vectors, version_of
 from .modules import detach_modules, static_embedding
 from .tokenise import TextTokenizer
@@ -74,6 +75,14 @@ class SentenceEncoder(Encoder, ABC):
     def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
         self._names.task(options)  # a model without tasks refuses one
         return self._tokenizer(texts, self._names.prompt(options), options.truncate)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self._tokenizer.vocabulary
+
+    def tokenized(self, text: str, options: TextOptions, special: bool = True, offsets: bool = True) -> TokenizedText:
+        self._names.task(options)  # an unknown one is refused
+        return self._tokenizer.tokenized(text, self._names.prompt(options), special, offsets)
 
     def encode(self, batch: Sequence[Tokens], between_layers: Callable[[], None] | None = None) -> Vectors:
         if not batch:

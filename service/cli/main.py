@@ -47,6 +47,8 @@ _COMMANDS = (
         "Complete a text, answer a question or fill in a gap. Ctrl-C ends the work at the worker too.",
         _ASK,
     ),
+    LazyCommand("tokenize", "tokenize:tokenize", "Show the tokens that a model reads of a text, or count them.", _ASK),
+    LazyCommand("detokenize", "tokenize:detokenize", "Turn token ids into text.", _ASK),
     LazyCommand(
         "ping",
         "discover:ping",

@@ -20,6 +20,7 @@ from .caller import Caller, split
 from .generate import GenerateCalls
 from .jobs import FinetuneCalls, JobsClient
 from .models import ModelsClient
+from .tokenize import TokenCalls
 
 _SCORE: routes.Route[SimilarityScore] = replace(routes.SIMILARITY, reply=SimilarityScore)
 _RANKING: routes.Route[SimilarityRanking] = replace(routes.SIMILARITY, reply=SimilarityRanking)
@@ -43,8 +44,8 @@ class EmbedCallOptions(CallOptions, total=False):
     encoding_format: EncodingFormat
 
 
-class MLClient(GenerateCalls, FinetuneCalls):
-    """Embeddings, similarity, completions and fine-tuning over a NATS connection.
+class MLClient(GenerateCalls, TokenCalls, FinetuneCalls):
+    """Embeddings, similarity, completions, tokens and fine-tuning over a NATS connection.
 
     timeout_s: for a whole call, retries included. retries: how often a retryable error (busy, restarting,
     out of memory, no worker) is tried again, with jitter and no sooner than the worker asks.
