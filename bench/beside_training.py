@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from models.training.options import TrainingOptions
+from models.training.run import TrainingOptions
 from service.jobs import setup
 from subjects import MLClient
 

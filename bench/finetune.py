@@ -26,10 +26,9 @@ from models.loading.loader import LoadOptions, load
 from models.training.data.dataset import read_pairs, write_dataset
 from models.training.data.held_out import HeldOut, held_out
 from models.training.encoding import encode_texts
-from models.training.options import TrainingOptions
 from models.training.progress import Trained, read_event
-from models.training.run import RunFolder, RunSpec
-from models.training.verify.english import probe_score
+from models.training.run import RunFolder, RunSpec, TrainingOptions
+from models.training.verify.check_texts import probe_score
 from models.training.verify.metrics import rank_metrics
 from models.weights.hub import locate
 

@@ -16,7 +16,7 @@ from models.training.data.pairs import pair_sources
 from models.training.data.sources import read_codebase
 from models.training.data.split import without_duplicates
 from models.training.data.symbols import symbols_of
-from models.training.options import TrainingOptions
+from models.training.run import TrainingOptions
 
 _LEFT_OUT = ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "*.so", "config-*")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from nats.aio.client import Client
 
-from models.training.options import TrainingOptions
+from models.training.run import TrainingOptions
 from service.jobs import setup
 from subjects import MLClient, MLError
 from subjects.client.discovery import ask_workers

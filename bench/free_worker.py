@@ -15,7 +15,7 @@ from models.encoders.base import Encoder, TextOptions, Tokens, Vectors
 from models.errors import TextTooLong
 from models.tokenized_text import TokenizedText, Vocabulary
 from service.app import serve
-from service.config import read_settings
+from service.settings import read_settings
 
 from .responders import DIMENSIONS
 

@@ -160,7 +160,7 @@ def _load_ours(setting: Setting) -> Callable[[], tuple[Encode, dict[str, Any]]]:
     from models.loading.load_cache import LoadCache
     from models.loading.loader import LoadOptions, load
     from service.embedding.packing import oldest_within
-    from service.residency.wiring import BUDGET_TOKENS
+    from service.residency.manager import BUDGET_TOKENS
 
     spec = load_catalogue({"bench": {"kind": "embedding", "folder": setting.folder}}).get("bench")
     device: Literal["cpu", "cuda"] = "cuda" if setting.device == "cuda" else "cpu"

@@ -1,20 +1,22 @@
 """What the models package refuses or fails at. service/errors.py maps these classes to the errors of the wire."""
 
 from dataclasses import dataclass
+from inspect import get_annotations
 from typing import Any, ClassVar, dataclass_transform
 
 
 @dataclass_transform(eq_default=False)
 class ModelError(Exception):
-    """Base of all errors that the package raises on purpose; also raised itself, with a text.
+    """Base of all errors that the package raises on purpose; raised with a text, as are subclasses without fields.
 
-    A subclass is a dataclass of facts, from which its `message` is filled in; a tuple is written as a list.
+    Any other subclass is a dataclass of facts, from which its `message` is filled in; a tuple is written as a list.
     """
 
     message: ClassVar[str] = "{}"
 
     def __init_subclass__(cls) -> None:
-        dataclass(eq=False)(cls)
+        if get_annotations(cls):
+            dataclass(eq=False)(cls)
 
     def __str__(self) -> str:
         return self.message.format(*self.args, **{name: _text(value) for name, value in vars(self).items()})
@@ -26,7 +28,12 @@ def _text(value: Any) -> Any:
 
 def cause_text(error: BaseException) -> str:
     """The type and the first line of an exception, as part of a `reason`."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text."""
+    return str(error).partition("\n")[0][:300]
 
 
 def size_text(size_bytes: int) -> str:
@@ -42,15 +49,6 @@ class UnknownModel(ModelError):
     model: str
     known: tuple[str, ...]
     message = "unknown model {model!r}; known: {known}"
-
-
-class UnknownToken(ModelError):
-    """The model has no token of this id; `place` is where it stands among the ids."""
-
-    id: int
-    place: int
-    last: int
-    message = "field 'tokens': token id {id} at place {place} does not exist; the model's ids are 0 to {last}"
 
 
 class BadEntry(ModelError):
@@ -121,39 +119,8 @@ class TextTooLong(ModelError):
     message = "text {index} has {tokens} tokens, the model takes {limit}"
 
 
-class UnknownPrompt(ModelError):
-    """The model has no prompt of this name."""
-
-    name: str
-    known: tuple[str, ...]
-    message = "unknown prompt {name!r}; known: {known}"
-
-
-class UnknownTask(ModelError):
-    """The model has no task of this name."""
-
-    name: str
-    known: tuple[str, ...]
-    message = "unknown task {name!r}; known: {known}"
-
-
-class TemplateRefused(ModelError):
-    """The chat template through which a model embeds texts refused one; `reason` is the template's."""
-
-    reason: str
-    message = "the model's chat template refuses the text or its prompt: {reason}"
-
-
-class BadDimensions(ModelError):
-    """Vectors cannot be cut to this length; `known`: the lengths that the model was trained for, empty: any."""
-
-    dimensions: int
-    limit: int
-    known: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        wanted = f"one of {', '.join(map(str, self.known))}" if self.known else f"from 1 to {self.limit}"
-        return f"dimensions must be {wanted}, not {self.dimensions}"
+class InvalidOption(ModelError):
+    """The model does not have, or refuses, an option of a request; raised with a text."""
 
 
 class UnknownVersion(ModelError):

@@ -64,7 +64,7 @@ class Registry(Generic[T]):
         """All models in memory, retired ones included."""
         return [*self._current.values(), *self._retired]
 
-    def holds(self, loaded: LoadedModel[T]) -> bool:
+    def in_memory(self, loaded: LoadedModel[T]) -> bool:
         """Whether it still takes memory."""
         return loaded in self._retired or self._current.get(loaded.model) is loaded
 
@@ -117,15 +117,15 @@ class Registry(Generic[T]):
         used = self.used_bytes(device)
         # Retired models that are not used any more are being freed.
         used -= sum(loaded.memory_bytes for loaded in here if loaded.retired and not loaded.leases)
-        movable = [each for each in here if not each.pinned and not each.retired and each.model != model]
+        replaceable = [each for each in here if not each.pinned and not each.retired and each.model != model]
         evicted: list[LoadedModel[T]] = []
-        for loaded in sorted((each for each in movable if not each.leases), key=lambda each: each.used_at):
+        for loaded in sorted((each for each in replaceable if not each.leases), key=lambda each: each.used_at):
             if used + memory_bytes <= budget:
                 break
             evicted.append(loaded)
             used -= loaded.memory_bytes
         if used + memory_bytes > budget:
-            in_use = [each for each in here if each.leases and (each in movable or each.retired)]
+            in_use = [each for each in here if each.leases and (each in replaceable or each.retired)]
             fixed = used - sum(loaded.memory_bytes for loaded in in_use)
             if fixed + memory_bytes <= budget:
                 raise Crowded(model, memory_bytes, budget, used, tuple(dict.fromkeys(each.model for each in in_use)))

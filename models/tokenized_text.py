@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from .errors import UnknownToken
+from .errors import InvalidOption
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +78,19 @@ class Vocabulary:
         return self._piece(token)
 
     def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str:
-        """The text of token ids, as the tokeniser's own decoder writes it. Raises UnknownToken."""
+        """The text of token ids, as the tokeniser's own decoder writes it. Raises InvalidOption."""
         self.require(tokens)
         return self._backend.decode(tokens, skip_special_tokens=skip_special)
 
     def require(self, tokens: Sequence[int]) -> None:
-        """Raises UnknownToken for the first id that the model does not have."""
+        """Raises InvalidOption for the first id that the model does not have."""
         last = len(self._known) - 1
         ids = np.array(tokens, dtype=np.int64)
         known = (ids >= 0) & self._known[ids.clip(0, last)] & (ids <= last)
         if not known.all():
             place = int(known.argmin())
-            raise UnknownToken(tokens[place], place, last)
+            wrong = f"token id {tokens[place]} at place {place} does not exist"
+            raise InvalidOption(f"field 'tokens': {wrong}; the model's ids are 0 to {last}")
 
     def _name(self, token: int) -> str:
         return self._backend.id_to_token(token) or ""

@@ -21,27 +21,27 @@ from .bus.connection import connected
 from .bus.embedded import EmbeddedServer, EmbeddedSettings, embedded_server
 from .bus.errors import NotPermitted
 from .bus.settings import NatsSettings
-from .config import Settings
 from .endpoint.endpoint import Endpoint, serving
 from .endpoint.in_flight import InFlight, Limits
 from .endpoint.reply_subject import JETSTREAM_INBOX, ReplySubjects
+from .gateway.beside import gateway_beside
 from .handlers.embed import EmbedHandlers
 from .handlers.generate import GenerateHandlers
 from .handlers.models import ModelHandlers
 from .handlers.schema import SchemaHandlers
 from .handlers.tokenize import TokenizeHandlers
-from .jobs.wiring import Finetuning, set_up
+from .jobs.finetuning import Finetuning, set_up
 from .residency import gauges
 from .residency.first_models import first_models, load_first, retry_missing
 from .residency.loader import ModelLoader, OnStep
-from .residency.manager import ModelManager
-from .residency.wiring import model_manager
+from .residency.manager import ModelManager, model_manager
 from .runtime.background import Background, background_task
 from .runtime.device_thread import DeviceThread
 from .runtime.http_port import Health, serve_http
 from .runtime.self_watch import SelfWatch
 from .runtime.stop import Stop, StoppedEarly, end_on_signals, end_soon, unless_stopped
 from .served_model import Facts, Model, facts_of
+from .settings import BadSettings, Settings
 from .telemetry import Telemetry, configured_tracer
 
 log = structlog.get_logger(__name__)
@@ -52,7 +52,7 @@ LEAVING_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A worker that answers. server: the nats-server that this process started, if it did."""
+    """A worker that answers. server, gateway: what it started besides: a nats-server, an HTTP gateway at this url."""
 
     nats: NatsSettings
     server: EmbeddedServer | None
@@ -60,6 +60,7 @@ class Started:
     metrics_port: int | None
     manager: ModelManager
     metrics_host: str = "127.0.0.1"
+    gateway: str | None = None
 
 
 async def serve(
@@ -111,6 +112,7 @@ async def worker(
         on_step("connecting to NATS")
         denials = _Denials()
         nc = await stack.enter_async_context(connected(nats, on_closed=stop.fail, on_denied=denials.note))
+        gateway = await stack.enter_async_context(gateway_beside(settings, server, nats))
         device = stack.enter_context(closing(DeviceThread()))
         loader = loader or ModelLoader(settings, on_step)
         manager = model_manager(catalogue, settings, loader, device, telemetry, stop.fail)
@@ -138,9 +140,12 @@ async def worker(
         await stack.enter_async_context(finetuning.working())
         denials.require_none(nats.identity)
         present = [model.serves.facts for model in manager.registry]
-        log.info("worker.ready", models={facts.model: facts.version for facts in present}, metrics_port=port)
+        if gateway:
+            stack.callback(gateway.stop)  # first of all
+        versions, url = {facts.model: facts.version for facts in present}, gateway.url if gateway else None
+        log.info("worker.ready", models=versions, metrics_port=port, gateway=url)
         loader.on_step = lambda step: log.info("model.step_began", step=step)
-        yield Started(nats, server, present, port, manager, settings.metrics_host)
+        yield Started(nats, server, present, port, manager, settings.metrics_host, url)
 
 
 def _publish(manager: ModelManager, loaded: Sequence[Model]) -> None:
@@ -175,7 +180,7 @@ class _Denials:
         """Raises NotPermitted, with our own subjects first."""
         if self.subscriptions:
             ours_first = sorted(self.subscriptions, key=lambda subject: (not subject.startswith("ml."), subject))
-            raise NotPermitted(identity, tuple(ours_first[:3]))
+            raise NotPermitted(identity, ", ".join(ours_first[:3]))
 
 
 async def _server(settings: Settings, stack: AsyncExitStack, stop: Stop, on_step: OnStep) -> EmbeddedServer | None:
@@ -211,7 +216,7 @@ def _endpoint(
     handlers = {
         **EmbedHandlers(manager).handlers(),
         **GenerateHandlers(manager, telemetry.generation).handlers(),
-        **ModelHandlers(manager, worker_id, settings.checkpoints_dir, finetuning.rollout).handlers(),
+        **ModelHandlers(manager, worker_id, settings.checkpoints_dir, finetuning.promotion).handlers(),
         **finetuning.handlers(),
         **TokenizeHandlers(manager).handlers(),
         **SchemaHandlers().handlers(),
@@ -237,11 +242,17 @@ def _endpoint(
 
 
 async def _http_port(settings: Settings, telemetry: Telemetry, health: Health, stack: AsyncExitStack) -> int | None:
-    """Serve metrics and health until the stack closes -> the port; None if the settings want none."""
+    """Serve metrics and health until the stack closes -> the port; None if the settings want none.
+
+    Raises BadSettings.
+    """
     if settings.metrics_port < 0:
         return None
-    where = settings.metrics_host, settings.metrics_port
-    port, close = await asyncio.to_thread(serve_http, *where, telemetry.registry, health)
+    host = settings.metrics_host
+    try:
+        port, close = await asyncio.to_thread(serve_http, host, settings.metrics_port, telemetry.registry, health)
+    except OSError as error:
+        raise BadSettings(f"metrics_host {host!r} cannot be listened on: {error.strerror}") from None
     stack.callback(close)
     return port
 

@@ -8,11 +8,7 @@ from subjects import errors as wire
 _TABLE: dict[type[Exception], type[wire.MLError]] = {
     models.UnknownModel: wire.NotFound,
     models.TextTooLong: wire.TooLarge,
-    models.UnknownPrompt: wire.InvalidField,
-    models.UnknownTask: wire.InvalidField,
-    models.UnknownToken: wire.InvalidField,
-    models.TemplateRefused: wire.InvalidField,
-    models.BadDimensions: wire.InvalidField,
+    models.InvalidOption: wire.InvalidField,
     models.DeviceFailed: wire.Unavailable,
     models.OutOfDeviceMemory: wire.OutOfMemory,
     models.OverBudget: wire.OutOfMemory,

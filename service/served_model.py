@@ -8,7 +8,7 @@ from typing import TypeAlias, TypeGuard, TypeVar, TypeVarTuple, Unpack, cast
 
 from models.catalogue import Kind, Quantization
 from models.encoders.base import Encoder
-from models.generation.types import GenerationEngine
+from models.generation.types import EngineFacts, GenerationEngine
 
 from .generation.shortest_job_first import ShortestJobFirst
 from .runtime.device_thread import DeviceThread
@@ -109,35 +109,17 @@ def generates(model: Model) -> TypeGuard[GenerationEngine]:
 
 def facts_of(model: Model) -> Facts:
     """The facts of a loaded model."""
-    return _of_engine(model) if generates(model) else _of_encoder(cast(Encoder, model))
-
-
-def _of_encoder(encoder: Encoder) -> Facts:
+    known = model.facts if generates(model) else cast(Encoder, model)
     return Facts(
-        kind="embedding",
-        model=encoder.model,
-        version=encoder.version,
-        device=encoder.device,
-        dtype=encoder.dtype,
-        quantization=encoder.quantization,
-        memory_bytes=encoder.weight_bytes,
-        max_tokens=encoder.max_tokens,
-        notes=encoder.notes,
-        dimensions=encoder.dimensions,
-        prompts=tuple(encoder.prompts),
-    )
-
-
-def _of_engine(engine: GenerationEngine) -> Facts:
-    facts = engine.facts
-    return Facts(
-        kind="generation",
-        model=facts.model,
-        version=facts.version,
-        device=facts.device,
-        dtype=facts.dtype,
-        quantization=facts.quantization,
-        memory_bytes=facts.weight_bytes + facts.kv_bytes,
-        max_tokens=facts.max_tokens,
-        notes=facts.notes,
+        kind="generation" if isinstance(known, EngineFacts) else "embedding",
+        model=known.model,
+        version=known.version,
+        device=known.device,
+        dtype=known.dtype,
+        quantization=known.quantization,
+        memory_bytes=known.weight_bytes + (known.kv_bytes if isinstance(known, EngineFacts) else 0),
+        max_tokens=known.max_tokens,
+        notes=known.notes,
+        dimensions=0 if isinstance(known, EngineFacts) else known.dimensions,
+        prompts=() if isinstance(known, EngineFacts) else tuple(known.prompts),
     )

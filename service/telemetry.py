@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 POWERS = tuple(2.0**n for n in range(16))
-WASTE = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
+PADDING = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
 FIRST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BETWEEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5)
 STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 30)
@@ -89,11 +89,11 @@ class GenerationTelemetry:
         """An engine has made a step."""
         self._steps.labels(model).observe(seconds)
 
-    def first(self, model: str, seconds: float) -> None:
+    def first_piece(self, model: str, seconds: float) -> None:
         """The first piece of a request's text has come, this long after its receipt."""
         self._first.labels(model).observe(seconds)
 
-    def went_on(self, model: str, seconds: float) -> None:
+    def next_piece(self, model: str, seconds: float) -> None:
         """A later piece of a text has come, this long after the last."""
         self._between.labels(model).observe(seconds)
 
@@ -150,7 +150,7 @@ class Telemetry:
         ).inc
         self._texts = histogram("batch_texts", "Texts of a batch, by model", POWERS, "model")
         self._tokens = histogram("batch_tokens", "Tokens of a batch without padding, by model", POWERS, "model")
-        self._waste = histogram("batch_padding_ratio", "Share of padding in a batch, by model", WASTE, "model")
+        self._padding = histogram("batch_padding_ratio", "Share of padding in a batch, by model", PADDING, "model")
         self._device = counter("device_seconds", "Time in forward passes, by model", "model")
         self._by_route: dict[str, Any] = {}
         self.generation = GenerationTelemetry(registry)
@@ -176,7 +176,7 @@ class Telemetry:
         counts.update(batches=1, texts=texts, tokens=tokens, computed_tokens=computed)
         self._texts.labels(model).observe(texts)
         self._tokens.labels(model).observe(tokens)
-        self._waste.labels(model).observe(1 - tokens / computed)
+        self._padding.labels(model).observe(1 - tokens / computed)
         self._device.labels(model).inc(seconds)
 
     def figures(self) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .client.client import MLClient
+    from .client import MLClient
     from .embed import (
         EmbedBatchReply,
         EmbedBatchRequest,
@@ -65,39 +65,10 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    _MODULES = {
-        name: module
-        for module, names_in_it in {
-            "client.client": ("MLClient",),
-            "embed": (
-                "EmbedBatchReply",
-                "EmbedBatchRequest",
-                "EmbedReply",
-                "EmbedRequest",
-                "Ranked",
-                "SimilarityRanking",
-                "SimilarityRequest",
-                "SimilarityScore",
-            ),
-            "vectors": ("to_float32",),
-            "errors": ("MLError",),
-            "finetune": ("FinetuneOptions", "FinetuneReply", "FinetuneRequest", "TrainingPair"),
-            "generate": (
-                "ChatMessage",
-                "GenerateBatchReply",
-                "GenerateBatchRequest",
-                "GenerateDone",
-                "GenerateReply",
-                "GenerateRequest",
-                "TokenFrame",
-            ),
-            "jobs": ("Job", "JobsListReply"),
-            "tokenize": ("DetokenizeReply", "DetokenizeRequest", "TokenizeReply", "TokenizeRequest"),
-        }.items()
-        for name in names_in_it
-    }
+    _MODULES = ("errors", "finetune", "generate", "jobs", "embed", "tokenize", "vectors", "client")
 
     def __getattr__(name: str) -> Any:
-        if module := _MODULES.get(name):
-            return getattr(importlib.import_module(f".{module}", __name__), name)
+        for module in _MODULES if name in __all__ else ():
+            if hasattr(found := importlib.import_module(f".{module}", __name__), name):
+                return getattr(found, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

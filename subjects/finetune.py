@@ -44,8 +44,8 @@ class FinetuneOptions(Message):
         description="pairs computed at once, halved by itself where memory is short; absent: as many as the memory "
         "allows",
     )
-    learning_rate: float = Field(1e-5, gt=0, le=0.1, allow_inf_nan=False, description="after the warm-up")
-    warmup: float = Field(0.1, ge=0, le=1, allow_inf_nan=False, description="share of steps until the full rate")
+    learning_rate: float = Field(1e-5, gt=0, le=0.1, description="after the warm-up")
+    warmup: float = Field(0.1, ge=0, le=1, description="share of steps until the full rate")
     max_tokens: int | None = Field(None, ge=8, le=32768, description="of a text; absent: 256, or what the model takes")
     patience: int = Field(2, ge=1, le=100, description="evaluations without a gain before it stops early")
     hard_negatives: int = Field(

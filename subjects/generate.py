@@ -22,6 +22,11 @@ MAX_MESSAGES = 256
 _WITHOUT_SAMPLING = {"n": 1, "temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0}
 
 
+def _as_model_says(description: str, **bounds: Any) -> Any:
+    """A field that, if absent, is as the model's entry or its generation_config says, or changes no probability."""
+    return Field(None, description=f"{description}; absent: as the model says", **bounds)
+
+
 class ChatMessage(Message):
     role: ChatRole
     content: Content = Field(description="may be empty; a list of text parts is joined by line breaks")
@@ -34,11 +39,7 @@ def check_continues(continue_final: bool, messages: Sequence[ChatMessage] | None
 
 
 class GenerateOptions(Message):
-    """The options of every request that generates text.
-
-    temperature, top_p, top_k, min_p, repetition_penalty: if absent, as the model's entry or its generation_config
-    says, and otherwise the value that changes no probability.
-    """
+    """The options of every request that generates text."""
 
     model: Token | None = Field(None, description="model id; absent: the worker's default")
     max_tokens: int = Field(
@@ -51,41 +52,19 @@ class GenerateOptions(Message):
     min_tokens: int = Field(
         0, ge=0, le=MAX_TOKENS, description="the text does not end by itself before this many tokens"
     )
-    temperature: float | None = Field(
-        None,
-        ge=0,
-        le=2,
-        allow_inf_nan=False,
-        description="below 1 makes likely tokens likelier; 0: always the likeliest; absent: as the model says",
+    temperature: float | None = _as_model_says(
+        "below 1 makes likely tokens likelier; 0: always the likeliest", ge=0, le=2
     )
-    top_p: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        allow_inf_nan=False,
-        description="only the likeliest tokens that together have this probability; absent: as the model says",
-    )
-    top_k: int | None = Field(
-        None, ge=0, le=MAX_TOKEN_ID, description="only this many likeliest tokens; 0: all; absent: as the model says"
-    )
-    min_p: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        allow_inf_nan=False,
-        description="no token below this share of the likeliest token's probability; absent: as the model says",
-    )
-    repetition_penalty: float | None = Field(
-        None,
-        ge=0.01,
-        le=10,
-        allow_inf_nan=False,
-        description="above 1 makes tokens of prompt and text less likely; absent: as the model says",
+    top_p: float | None = _as_model_says("only the likeliest tokens that together have this probability", gt=0, le=1)
+    top_k: int | None = _as_model_says("only this many likeliest tokens; 0: all", ge=0, le=MAX_TOKEN_ID)
+    min_p: float | None = _as_model_says("no token below this share of the likeliest token's probability", ge=0, le=1)
+    repetition_penalty: float | None = _as_model_says(
+        "above 1 makes tokens of prompt and text less likely", ge=0.01, le=10
     )
     presence_penalty: float = Field(
-        0.0, ge=-2, le=2, allow_inf_nan=False, description="subtracted from the logits of tokens that the text contains"
+        0.0, ge=-2, le=2, description="subtracted from the logits of tokens that the text contains"
     )
-    frequency_penalty: float = Field(0.0, ge=-2, le=2, allow_inf_nan=False, description="the same, for each occurrence")
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, description="the same, for each occurrence")
     logit_bias: Biases | None = Field(
         None, description="token id -> what is added to its logit; in JSON the ids are strings of decimals"
     )
@@ -98,9 +77,7 @@ class GenerateOptions(Message):
     )
     n: int = Field(1, ge=1, le=16, description="completions of each prompt")
     num_beams: int = Field(1, ge=1, le=8, description="above 1: beam search, which is neither sampled nor streamed")
-    length_penalty: float = Field(
-        1.0, ge=-10, le=10, allow_inf_nan=False, description="for beams: above 0 favours longer texts"
-    )
+    length_penalty: float = Field(1.0, ge=-10, le=10, description="for beams: above 0 favours longer texts")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="absent: drawn; the reply contains it either way")
     stop: StopStrings | None = Field(
         None, description="strings that end the text and are not part of it; one or a list"

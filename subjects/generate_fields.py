@@ -63,7 +63,7 @@ Part = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS), AfterValidat
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS), AfterValidator(_without_nul)]
 Content = Annotated[Part, BeforeValidator(_joined, json_schema_input_type=Part | list[TextPart])]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
-Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 Biases = Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES), BeforeValidator(_whole_keys)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 StopStrings = Annotated[

@@ -31,9 +31,9 @@ Token = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
 class Message(BaseModel):
-    """Base of requests: unknown fields and near-miss types are refused by name."""
+    """Base of requests: unknown fields and near-miss types are refused by name, and numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Reply(BaseModel):

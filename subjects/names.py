@@ -66,6 +66,7 @@ TEXT = "text/plain"
 EncodingFormat: TypeAlias = Literal["float32", "float16", "base64", "array", "int8", "binary"]
 Truncate: TypeAlias = Literal["end", "start", "error"]
 Priority: TypeAlias = Literal["interactive", "bulk"]
+"""Whether a person waits for a text, or it is one of many."""
 ChatRole: TypeAlias = Literal["system", "developer", "user", "assistant", "tool"]
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "timeout", "error"]
 TrainingMethod: TypeAlias = Literal["auto", "lora", "full"]

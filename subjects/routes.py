@@ -96,8 +96,10 @@ class Route(Generic[ReplyT, FrameT]):
         """Whether its replies have a form in plain text."""
         return hasattr(self.reply, "as_text")
 
-    def to_worker(self, worker_id: str) -> "Route[ReplyT, FrameT]":
-        """The same on the subject of one worker."""
+    def to_worker(self, worker_id: str | None) -> "Route[ReplyT, FrameT]":
+        """The same on the subject of one worker; unchanged without one."""
+        if not worker_id:
+            return self
         return replace(self, subject=f"{self.subject}.{worker_id}", every_worker=False, by_worker=False)
 
 

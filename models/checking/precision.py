@@ -8,7 +8,7 @@ from ..catalogue import Dtype, Quantization
 from ..errors import ModelError
 from ..generation.causal_lm import CausalLM
 from ..generation.engine import Engine
-from ..generation.self_test import probe_logits
+from ..generation.load_checks import probe_logits
 from ..generation.types import EngineLimits, Finished, Piece, Plain, Request, Sampling
 from ..loading.footprint import Precision
 
@@ -47,7 +47,7 @@ Load = Callable[[Dtype, Quantization | None], CausalLM]
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class PrecisionResult:
     """A model in one precision. dtype: of the computation. perplexity: of TEXT. sample: greedy completion of PROMPT.
 
     problem: why it cannot be loaded; the other fields are then not set.
@@ -61,27 +61,27 @@ class Measured:
     problem: str | None = None
 
 
-def measure(load: Load) -> list[Measured]:
+def measure(load: Load) -> list[PrecisionResult]:
     """Measure each precision. load: dtype, quantization -> the model.
 
     Raises the first error if the model cannot be loaded in any.
     """
-    found: list[Measured] = []
+    found: list[PrecisionResult] = []
     errors: list[ModelError] = []
     for precision, options in PRECISIONS.items():
         try:
             found.append(_measure(precision, load(*options)))
         except ModelError as error:
             errors.append(error)
-            found.append(Measured(precision, problem=str(error)))
+            found.append(PrecisionResult(precision, problem=str(error)))
     if len(errors) == len(found):
         raise errors[0]
     return found
 
 
-def _measure(precision: Precision, loaded: CausalLM) -> Measured:
+def _measure(precision: Precision, loaded: CausalLM) -> PrecisionResult:
     try:
-        return Measured(
+        return PrecisionResult(
             precision, loaded.facts.dtype, loaded.facts.weight_bytes, perplexity(loaded), greedy_sample(loaded)
         )
     finally:

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..catalogue import ModelSpec, Quantization
-from ..errors import BadDimensions, ModelUnavailable, TextTooLong, UnknownPrompt, UnknownTask
+from ..errors import InvalidOption, ModelUnavailable, TextTooLong
 from ..tokenized_text import TokenizedText, Vocabulary
+
+if TYPE_CHECKING:  # it imports this module
+    from .tokenise import TextTokenizer
 
 Vectors = NDArray[np.float32]
 Truncation = Literal["end", "start", "error"]
@@ -77,7 +81,7 @@ class Encoder(Protocol):
     def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
         """Tokenise texts. With truncate "error", a text that is too long gives an error in its place in the list.
 
-        Thread-safe. Raises UnknownPrompt, UnknownTask.
+        Thread-safe. Raises InvalidOption.
         """
 
     @property
@@ -88,7 +92,7 @@ class Encoder(Protocol):
         """Tokenise a whole text, of any length, to look at its tokens; options: without `truncate`.
 
         special: whether to put the model's special tokens around it. offsets: whether their places are wanted.
-        Thread-safe. Raises UnknownPrompt, UnknownTask.
+        Thread-safe. Raises InvalidOption.
         """
 
     def encode(self, batch: Sequence[Tokens], between_layers: Callable[[], None] | None = None) -> Vectors:
@@ -112,21 +116,60 @@ class PromptsAndTasks:
     default_task: str | None = None
 
     def task(self, options: TextOptions) -> str | None:
-        """The task that applies; None for a model without tasks. Raises UnknownTask."""
+        """The task that applies; None for a model without tasks. Raises InvalidOption."""
         if options.task is None:
             return self.default_task
-        if options.task not in self.tasks:
-            raise UnknownTask(options.task, tuple(self.tasks))
+        _require_known("task", options.task, self.tasks)
         return options.task
 
     def prompt(self, options: TextOptions) -> str:
-        """The text to put in front: as given, as named, the task's, or the default. Raises UnknownPrompt."""
+        """The text to put in front: as given, as named, the task's, or the default. Raises InvalidOption."""
         if options.prompt is not None:
             return options.prompt
-        if options.prompt_name is not None and options.prompt_name not in self.prompts:
-            raise UnknownPrompt(options.prompt_name, tuple(self.prompts))
+        if options.prompt_name is not None:
+            _require_known("prompt", options.prompt_name, self.prompts)
         names = (options.prompt_name, self.task(options), self.default_prompt)
         return next((self.prompts[name] for name in names if name is not None and name in self.prompts), "")
+
+
+def _require_known(kind: str, name: str, known: Mapping[str, object]) -> None:
+    if name not in known:
+        raise InvalidOption(f"unknown {kind} {name!r}; known: {', '.join(known) or 'none'}")
+
+
+class EntryEncoder(Encoder):
+    """An Encoder of a catalogue entry. A subclass adds what its runtime knows: dimensions, device, weights."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        version: str,
+        tokenizer: "TextTokenizer",
+        prompts: Mapping[str, str],
+        default_prompt: str | None,
+    ) -> None:
+        self.model = spec.id
+        self.version = version
+        self.normalizes = spec.normalize
+        self.max_tokens = tokenizer.max_tokens
+        self.matryoshka = spec.matryoshka
+        self.prompts = MappingProxyType(prompts)
+        self.tasks = MappingProxyType(spec.tasks)
+        self.notes: tuple[str, ...] = ()
+        self._names = PromptsAndTasks(self.prompts, default_prompt, self.tasks, spec.default_task)
+        self._tokenizer = tokenizer
+
+    def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
+        self._names.task(options)  # a model without tasks refuses one
+        return self._tokenizer(texts, self._names.prompt(options), options.truncate)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self._tokenizer.vocabulary
+
+    def tokenized(self, text: str, options: TextOptions, special: bool = True, offsets: bool = True) -> TokenizedText:
+        self._names.task(options)  # an unknown one is refused
+        return self._tokenizer.tokenized(text, self._names.prompt(options), special, offsets)
 
 
 def version_of(digest: str, dtype: str, quantization: Quantization | None = None) -> str:
@@ -140,11 +183,13 @@ def batch_tokens(encoder: Encoder, lengths: Sequence[int]) -> int:
 
 
 def check_options(encoder: Encoder, options: TextOptions, dimensions: int | None) -> None:
-    """Refuse options that the encoder does not have. Raises BadDimensions, UnknownPrompt, UnknownTask."""
+    """Refuse options that the encoder does not have. Raises InvalidOption."""
     if dimensions is not None:
         allowed = (*encoder.matryoshka, encoder.dimensions) if encoder.matryoshka else range(1, encoder.dimensions + 1)
         if dimensions not in allowed or not 1 <= dimensions <= encoder.dimensions:
-            raise BadDimensions(dimensions, encoder.dimensions, tuple(encoder.matryoshka))
+            known = ", ".join(map(str, encoder.matryoshka))
+            wanted = f"one of {known}" if known else f"from 1 to {encoder.dimensions}"
+            raise InvalidOption(f"dimensions must be {wanted}, not {dimensions}")
     own = PromptsAndTasks(encoder.prompts, tasks=encoder.tasks)
     own.task(options)
     own.prompt(options)

@@ -14,11 +14,11 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding, 
 from tokenizers import Tokenizer, processors
 
 from ..catalogue import ModelSpec
-from ..errors import ModelUnavailable, TemplateRefused
+from ..errors import InvalidOption, ModelUnavailable, first_line
+from ..loading.reading import first_fault, misfit, reading
 from ..sandbox.templates import renderer
 from ..weights.model_files import module_folders, next_step
 from .base import refuse_transformer_options
-from .load_report import first_fault, misfit, reading
 from .tokenise import ChatTokenizer, TextTokenizer
 
 MESSAGES = "message"
@@ -99,7 +99,8 @@ def text_tokenizer(transformer: Any, max_tokens: int) -> TextTokenizer:
         try:
             rendered: list[str] = processor.apply_chat_template(messages, tokenize=False, **fields)
         except Exception as error:  # a template is a program of the model's author
-            raise TemplateRefused(str(error).partition("\n")[0]) from error
+            reason = f"the model's chat template refuses the text or its prompt: {first_line(error)}"
+            raise InvalidOption(reason) from error
         return rendered
 
     return ChatTokenizer(backend, max_tokens, render, arguments.get("restore_suffix", True))

@@ -3,15 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import onnxruntime
 
 from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable, TextTooLong
-from ..tokenized_text import TokenizedText, Vocabulary
-from .base import Encoder, PromptsAndTasks, TextOptions, Tokens, Vectors, refuse_transformer_options, version_of
+from .base import EntryEncoder, TextOptions, Tokens, Vectors, refuse_transformer_options, version_of
 from .onnx_folder import OnnxFolder
 from .onnx_session import Array, Graph, OnnxOptions
 from .tokenise import TextTokenizer
@@ -23,7 +21,7 @@ FED = (*REQUIRED, "token_type_ids", "position_ids", "task_id")
 INTEGERS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
 
-class OnnxEncoder(Encoder):
+class OnnxEncoder(EntryEncoder):
     """An Encoder over an ONNX graph in a model's folder. A graph with tasks gets one per batch."""
 
     def __init__(self, spec: ModelSpec, digest: str, folder: Path, options: OnnxOptions) -> None:
@@ -31,21 +29,14 @@ class OnnxEncoder(Encoder):
         refuse_transformer_options(spec, "torch models; in an ONNX graph and its tokenizer.json it is settled")
         facts = OnnxFolder(spec, folder)
         graph = Graph(spec, folder, options)
-        self.model = spec.id
-        self.version = version_of(digest, options.dtype)
+        version, tokenizer = version_of(digest, options.dtype), TextTokenizer(facts.tokenizer, facts.max_tokens)
+        super().__init__(spec, version, tokenizer, facts.prompts, facts.default_prompt)
         self.dtype = options.dtype
         self.quantization = None
         self.device = graph.device
         self.packed = False
         self.weight_bytes = graph.weight_bytes
-        self.normalizes = spec.normalize
-        self.max_tokens = facts.max_tokens
-        self.matryoshka = spec.matryoshka
-        self.prompts = MappingProxyType(facts.prompts)
-        self.tasks = MappingProxyType(spec.tasks)
         self.notes = graph.notes
-        self._names = PromptsAndTasks(self.prompts, facts.default_prompt, self.tasks, spec.default_task)
-        self._tokenizer = TextTokenizer(facts.tokenizer, self.max_tokens)
         self._inputs = GraphInputs(spec, graph, facts.pad_id)
         self._graph: Graph | None = graph
         trials = [self._trial(graph, task) for task in self.tasks or [None]]
@@ -67,18 +58,10 @@ class OnnxEncoder(Encoder):
 
     def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
         task = self._names.task(options)
-        tokenized = self._tokenizer(texts, self._names.prompt(options), options.truncate)
+        tokenized = super().tokenize(texts, options)
         if task is None:
             return tokenized
         return [replace(item, task=self.tasks[task]) if isinstance(item, Tokens) else item for item in tokenized]
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        return self._tokenizer.vocabulary
-
-    def tokenized(self, text: str, options: TextOptions, special: bool = True, offsets: bool = True) -> TokenizedText:
-        self._names.task(options)  # an unknown one is refused
-        return self._tokenizer.tokenized(text, self._names.prompt(options), special, offsets)
 
     def encode(self, batch: Sequence[Tokens], between_layers: Callable[[], None] | None = None) -> Vectors:
         """As Encoder.encode; a session cannot stop between layers. A text without tokens gets zeros."""

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, groupby
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from ..catalogue import ModelSpec, Quantization
-from ..errors import CannotQuantize, ModelUnavailable, TextTooLong
+from ..errors import CannotQuantize, ModelUnavailable
 from ..loading.device import TORCH_DTYPES, memory_errors
 from ..quantization.quantize import weight_bytes
-from ..tokenized_text import TokenizedText, Vocabulary
-from .base import Encoder, PromptsAndTasks, TextOptions, Tokens, Vectors, version_of
+from .base import EntryEncoder, Tokens, Vectors, version_of
 from .modules import detach_modules, static_embedding
 from .tokenise import TextTokenizer
 
@@ -25,7 +23,7 @@ STATIC_MAX_TOKENS = 1_000_000
 """Limit of a static embedding if neither the entry nor the tokeniser states one: the longest text, in characters."""
 
 
-class SentenceEncoder(Encoder, ABC):
+class SentenceEncoder(EntryEncoder, ABC):
     """An Encoder over a sentence-transformers model, which it takes apart and moves to `device`.
 
     The first module keeps its dtype; the following ones (pooling, dense layers) run in float32. A trailing Normalize is
@@ -38,25 +36,17 @@ class SentenceEncoder(Encoder, ABC):
         digest: str,
         source: SentenceTransformer,
         device: torch.device,
-        dtype: torch.dtype,
-        quantization: Quantization | None,
-        tokenizer: TextTokenizer,
+        quantization: Quantization | None = None,
     ) -> None:
-        self.model = spec.id
+        """Raises ModelUnavailable, CannotQuantize."""
+        check_facts(spec, source)
+        dtype, tokenizer = self._prepare(spec, source, device, quantization)
         self.dtype = next(name for name, known in TORCH_DTYPES.items() if known == dtype)
         self.quantization = quantization
-        self.version = version_of(digest, self.dtype, quantization)
+        version, prompts = version_of(digest, self.dtype, quantization), _prompts(spec, source)
+        super().__init__(spec, version, tokenizer, prompts, spec.default_prompt or source.default_prompt_name)
         self.device = str(device)
-        self.normalizes = spec.normalize
-        self.max_tokens = tokenizer.max_tokens
         self.dimensions = int(source.get_embedding_dimension() or 0)
-        self.matryoshka = spec.matryoshka
-        self.prompts = MappingProxyType(_prompts(spec, source))
-        self.tasks = MappingProxyType(spec.tasks)
-        self.notes: tuple[str, ...] = ()
-        default_prompt = spec.default_prompt or source.default_prompt_name
-        self._names = PromptsAndTasks(self.prompts, default_prompt, self.tasks, spec.default_task)
-        self._tokenizer = tokenizer
         first, *following = detach_modules(source)
         if following and isinstance(following[-1], Normalize):
             following.pop()
@@ -71,18 +61,6 @@ class SentenceEncoder(Encoder, ABC):
             module._parameters.clear()  # frees the weights even if something still refers to a module
             module._buffers.clear()
         del self._first, self._head, self._tokenizer, self._layers
-
-    def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
-        self._names.task(options)  # a model without tasks refuses one
-        return self._tokenizer(texts, self._names.prompt(options), options.truncate)
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        return self._tokenizer.vocabulary
-
-    def tokenized(self, text: str, options: TextOptions, special: bool = True, offsets: bool = True) -> TokenizedText:
-        self._names.task(options)  # an unknown one is refused
-        return self._tokenizer.tokenized(text, self._names.prompt(options), special, offsets)
 
     def encode(self, batch: Sequence[Tokens], between_layers: Callable[[], None] | None = None) -> Vectors:
         if not batch:
@@ -103,6 +81,12 @@ class SentenceEncoder(Encoder, ABC):
         return vectors
 
     @abstractmethod
+    def _prepare(
+        self, spec: ModelSpec, source: SentenceTransformer, device: torch.device, quantization: Quantization | None
+    ) -> tuple[torch.dtype, TextTokenizer]:
+        """Check and quantise the first module, in place -> its dtype before that, and the tokeniser."""
+
+    @abstractmethod
     def _read(self, batch: Sequence[Tokens]) -> dict[str, Any]:
         """The first module's features for a batch, in float32."""
 
@@ -115,22 +99,15 @@ class StaticEncoder(SentenceEncoder):
 
     packed = True
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        digest: str,
-        source: SentenceTransformer,
-        device: torch.device,
-        quantization: Quantization | None = None,
-    ) -> None:
-        """Raises ModelUnavailable, CannotQuantize."""
+    def _prepare(
+        self, spec: ModelSpec, source: SentenceTransformer, device: torch.device, quantization: Quantization | None
+    ) -> tuple[torch.dtype, TextTokenizer]:
         if quantization is not None:
             raise CannotQuantize(quantization, "a table of token vectors has no linear layers")
-        check_facts(spec, source)
         table = static_embedding(source)
         limit = (table.tokenizer.truncation or {}).get("max_length", STATIC_MAX_TOKENS)
         tokenizer = TextTokenizer(table.tokenizer, min(limit, spec.max_tokens or limit), special=False)
-        super().__init__(spec, digest, source, device, table.embedding.weight.dtype, None, tokenizer)
+        return table.embedding.weight.dtype, tokenizer
 
     def _read(self, batch: Sequence[Tokens]) -> dict[str, Any]:
         ids = torch.tensor([i for tokens in batch for i in tokens.ids], dtype=torch.long)

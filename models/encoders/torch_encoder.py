@@ -20,7 +20,8 @@ from ..errors import ModelUnavailable
 from ..quantization.quantize import quantize
 from .base import Tokens
 from .modules import stated_length, text_tokenizer, text_transformer
-from .sentence_encoder import SentenceEncoder, check_facts
+from .sentence_encoder import SentenceEncoder
+from .tokenise import TextTokenizer
 
 LONGEST_BELIEVED = 1_000_000  # tokenisers without a maximum length state an astronomical one
 ATTENTION = "mlbus_packed"
@@ -33,25 +34,20 @@ UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias", "head_mask
 class TorchEncoder(SentenceEncoder):
     """An Encoder over a transformer and the modules behind it, optionally quantised."""
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        digest: str,
-        source: SentenceTransformer,
-        device: torch.device,
-        quantization: Quantization | None = None,
-    ) -> None:
-        check_facts(spec, source)
+    packed = False
+
+    def _prepare(
+        self, spec: ModelSpec, source: SentenceTransformer, device: torch.device, quantization: Quantization | None
+    ) -> tuple[torch.dtype, TextTokenizer]:
         transformer = text_transformer(spec, source)
         tokenizer = text_tokenizer(transformer, _max_tokens(spec, source))
         self._padding_left = transformer.tokenizer.padding_side == "left"
         self._pad_id = int(transformer.tokenizer.pad_token_id or 0)
+        self._padded_attention = transformer.auto_model.config._attn_implementation
         dtype = transformer.auto_model.dtype
         if quantization is not None:
             quantize(transformer.auto_model, quantization, device)
-        super().__init__(spec, digest, source, device, dtype, quantization, tokenizer)
-        self._padded_attention = transformer.auto_model.config._attn_implementation
-        self.packed = False
+        return dtype, tokenizer
 
     def pack(self) -> None:
         """Use packed batches from now on. Raises whatever a model raises that cannot."""

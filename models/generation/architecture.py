@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..catalogue import ModelSpec
-from ..errors import ModelUnavailable, cause_text
-from ..loading.quiet import READING, quiet
+from ..errors import ModelUnavailable, cause_text, first_line
+from ..loading.reading import READ_LOCK, quiet
 from .attention import AttentionOptions, use_cached_attention
 from .kv_cache import KVShape
 
@@ -90,7 +90,7 @@ def _unsupported(config: PretrainedConfig) -> str | None:
     try:
         return _stated_fault(config) or _trial_fault(config, kv_shape(config, torch.float32))
     except Exception as error:  # the fields are missing, or differ between layers
-        return f"it does not say what keys and values its layers have ({str(error).partition(chr(10))[0][:200]})"
+        return f"it does not say what keys and values its layers have ({first_line(error)})"
 
 
 def _stated_fault(config: PretrainedConfig) -> str | None:
@@ -132,9 +132,9 @@ def _trial_fault(config: PretrainedConfig, shape: KVShape) -> str | None:
     except (DataDependentOutputException, DynamicOutputShapeException):
         return None
     except ValueError as error:
-        return str(error).partition("\n")[0]
+        return first_line(error)
     except Exception as error:  # an unsupported architecture may raise anything
-        return f"it fails with {str(error).partition(chr(10))[0]!r}"
+        return f"it fails with {first_line(error)!r}"
     return None if sorted(attention.layers) == [*range(shape.layers)] else "not all of its layers keep keys and values"
 
 
@@ -153,7 +153,7 @@ class _TrialAttention:
 
 
 def _run_trial(config: PretrainedConfig, attention: _TrialAttention) -> None:
-    with READING, FakeTensorMode(), torch.no_grad(), quiet():
+    with READ_LOCK, FakeTensorMode(), torch.no_grad(), quiet():
         network: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             deepcopy(config),
             dtype=torch.bfloat16,  # the one for which torch knows the shapes of all products

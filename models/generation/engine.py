@@ -16,12 +16,12 @@ from .beam_search import BeamGroup
 from .causal_lm import CausalLM
 from .errors import DuplicateRequest, EngineFull, NonFiniteLogits
 from .kv_cache import KVCache
+from .load_checks import require_same_scores
 from .model_runner import ModelRunner
 from .output import TextOutput
 from .sampler_state import SamplerState
 from .sampling import NOT_FINITE, Chosen, TopLogprobs, logprobs
 from .scheduler import PrefillBudget, Scheduler
-from .self_test import require_same_scores
 from .sequence import ScheduledChunk, Sequence
 from .types import (
     Chat,

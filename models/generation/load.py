@@ -14,15 +14,14 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..catalogue import ModelSpec, Quantization, SamplingDefaults
 from ..encoders.base import version_of
-from ..encoders.load_report import first_fault, misfit, reading
 from ..errors import CannotQuantize, ModelUnavailable
 from ..loading.device import TORCH_DTYPES
 from ..loading.memory import stored_shapes
-from ..loading.quiet import quiet
+from ..loading.reading import first_fault, misfit, quiet, reading
 from ..quantization.prepacked import prepack
 from ..quantization.quantize import quantize, unquantizable, weight_bytes
 from ..weights.model_files import next_step, weight_files
-from . import self_test
+from . import load_checks
 from .architecture import context_of, drop_unused, kv_shape, served_config, skeleton
 from .causal_lm import CausalLM
 from .output import Detokeniser
@@ -84,9 +83,9 @@ class Checkpoint:
 
     def _probe(self, tokenizer: GenerationTokenizer, vocabulary: int, context: int) -> list[int]:
         """The ids of the self-test's text. Raises ModelUnavailable if decoding them does not give back the text."""
-        ids = tokenizer.encode(self_test.PROBE)
+        ids = tokenizer.encode(load_checks.PROBE)
         output = Detokeniser(tokenizer)
-        if "".join([*map(output.push, ids), output.flush()]) != self_test.PROBE:
+        if "".join([*map(output.push, ids), output.flush()]) != load_checks.PROBE:
             reason = f"the tokeniser in {self.folder} does not give back what it reads"
             raise ModelUnavailable(self.spec.id, f"{reason}; use a copy with its tokenizer.json")
         if max(ids) >= vocabulary:
@@ -94,7 +93,7 @@ class Checkpoint:
             raise ModelUnavailable(self.spec.id, f"{reason}; use a copy whose files belong together")
         if context < 2:
             raise ModelUnavailable(self.spec.id, "its context is too short for any text; raise `max_tokens`")
-        return ids[: min(self_test.PROBE_TOKENS, context)]
+        return ids[: min(load_checks.PROBE_TOKENS, context)]
 
     def _place_and_test(
         self, network: PreTrainedModel, dtype: str, quantization: Quantization | None, probe: list[int], context: int
@@ -104,18 +103,18 @@ class Checkpoint:
         -> its logits (V,) for the token after the probe, and notes for the operator.
         """
         model = self.spec.id
-        probes = self_test.probes_of_rows(probe, context) if quantization else ()
-        plain = [self_test.probe_logits(model, network, ids) for ids in probes]
+        probes = load_checks.probes_of_rows(probe, context) if quantization else ()
+        plain = [load_checks.probe_logits(model, network, ids) for ids in probes]
         notes = self._quantize(network, quantization) if quantization else ()
         network.to(self.device)  # type: ignore[arg-type]
         prepack(network)
         own_memory(network)
         self.on_step(f"testing the model in {dtype} on {self.device}")
-        scores = self_test.probe_logits(model, network, probe)
-        self_test.require_causal(model, network, probe, scores)
+        scores = load_checks.probe_logits(model, network, probe)
+        load_checks.require_causal(model, network, probe, scores)
         if quantization:
-            after = [self_test.probe_logits(model, network, ids) for ids in probes]
-            notes = (self_test.require_near(model, quantization, plain, after), *notes)
+            after = [load_checks.probe_logits(model, network, ids) for ids in probes]
+            notes = (load_checks.require_near(model, quantization, plain, after), *notes)
         return scores[-1].clone(), notes
 
     def _quantize(self, network: PreTrainedModel, quantization: Quantization) -> tuple[str, ...]:

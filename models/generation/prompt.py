@@ -8,9 +8,6 @@ from .errors import InvalidRequest
 from .tokenizer import GenerationTokenizer
 from .types import Chat, Fill, Plain, Prompt, PromptTokens
 
-TEMPLATE_CHARACTERS = 65_536
-"""How many characters a chat template may add to twice those of the messages."""
-
 
 @dataclass(frozen=True, slots=True)
 class _FillForm:
@@ -98,8 +95,6 @@ class Prompts:
         except Exception as error:  # a template is a program of the model's author
             reason = " ".join(str(error).split())[:200]
             raise InvalidRequest("messages", f"the model's chat template does not take them: {reason}") from error
-        if len(text) > TEMPLATE_CHARACTERS + 2 * sum(len(message.content) for message in chat.messages):
-            raise InvalidRequest("messages", f"the model's chat template makes {len(text)} characters of them")
         return template.encode(text)
 
     def _fill(self, prefix: str, suffix: str) -> PromptTokens:

@@ -14,10 +14,10 @@ HEADROOM = 256
 """Tokens that a sequence gets cache space for in advance, if it may make that many."""
 PREFILL_ONLY_FACTOR = 4
 """Chunks may be this many times chunk_tokens in a step without decodes, where nobody waits for a next token."""
-STRETCH = 2.5
-"""How many times as long a step may take with a chunk of a prompt in it as without."""
+MAX_STEP_FACTOR = 2.5
+"""A step with a chunk of a prompt may take this many times as long as one without."""
 MIN_CHUNK_TOKENS = 16
-"""Computed of prompts even if that stretches the step further, so that every prompt ends."""
+"""Computed of prompts even if the step then takes longer, so that every prompt ends."""
 _WEIGHT = 0.2  # of the latest step in an average
 _ORDER = attrgetter("order")
 
@@ -38,7 +38,7 @@ class PrefillBudget:
         """For one prompt, in the next step."""
         if not self._decode_s or not self._token_s:
             return self._max_tokens
-        fitting = int((STRETCH - 1) * self._decode_s / self._token_s)
+        fitting = int((MAX_STEP_FACTOR - 1) * self._decode_s / self._token_s)
         return max(min(MIN_CHUNK_TOKENS, self._max_tokens), min(self._max_tokens, fitting))
 
     def record(self, decodes: int, prompt_tokens: int, seconds: float) -> None:

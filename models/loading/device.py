@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 
 from ..catalogue import Dtype
-from ..errors import DeviceFailed, ModelError, OutOfDeviceMemory
+from ..errors import DeviceFailed, ModelError, OutOfDeviceMemory, first_line
 from . import spinning
 from .cores import usable_cores
 
@@ -97,7 +97,7 @@ def require_working(device: str, error: Exception) -> None:
     try:
         torch.cuda.synchronize(device)
     except RuntimeError as repeated:
-        raise DeviceFailed(device, str(repeated).partition("\n")[0]) from error
+        raise DeviceFailed(device, first_line(repeated)) from error
 
 
 def describe(device: torch.device) -> DeviceReport:

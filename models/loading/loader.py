@@ -23,7 +23,7 @@ from . import self_test
 from .device import TORCH_DTYPES, DeviceName, memory_errors, pick_device, pick_dtype
 from .load_cache import LoadCache
 from .memory import estimated_bytes, give_back
-from .quiet import READING
+from .reading import READ_LOCK
 
 OnStep = Callable[[str], None]
 """Called with each step of a load, as a clause in the present tense."""
@@ -87,7 +87,7 @@ def _loaded(spec: ModelSpec, options: LoadOptions, on_step: OnStep, read: "Calla
     on_step("locating the weights")
     spec, folder = located(spec, options, on_step)
     try:
-        with READING, memory_errors(str(device), spec.id):
+        with READ_LOCK, memory_errors(str(device), spec.id):
             model = read(_Loading(spec, folder, device, options, on_step))
     except ModelError:
         raise

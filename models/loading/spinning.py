@@ -19,10 +19,10 @@ from .cores import affine_cores, usable_cores
 
 BRIEF_SPINS = 1000
 LOOK_S = 0.25
-TOO_MUCH = 0.5
-"""Share of our cores that others may use, in cores: the clients of a busy worker do so too."""
-GONE_S = 1.0
-"""How long others have to use less before they count as gone."""
+TOLERATED_CORES = 0.5
+"""What others may use of the cores that our threads compute on; the clients of a busy worker use some too."""
+QUIET_S = 1.0
+"""How long others must use no more than is tolerated before our threads spin long again."""
 
 _HARD_PAUSE = 2
 _lock = threading.Lock()
@@ -53,12 +53,12 @@ def adapt(threads: int, environ: Mapping[str, str] = os.environ) -> None:
 
 
 class Watch:
-    """Whether other processes want our cores, by their use of these. bearable: cores that they may use together."""
+    """Whether other processes want our cores, by their use of these. tolerated: cores that they may use together."""
 
     def __init__(
-        self, bearable: float, stat: Path = Path("/proc/stat"), clock: Callable[[], float] = time.monotonic
+        self, tolerated: float, stat: Path = Path("/proc/stat"), clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._bearable = bearable
+        self._bearable = tolerated
         self._stat, self._clock = stat, clock
         self._looked, self._used_s = clock(), others_s(stat)
         self._seen = -math.inf
@@ -70,12 +70,12 @@ class Watch:
         self._looked, self._used_s = now, used_s
         if not used <= self._bearable:  # or there is no telling
             self._seen = now
-        return now - self._seen < GONE_S
+        return now - self._seen < QUIET_S
 
 
 def _run(free: int) -> None:
     """Watch as long as the process lives. free: cores that no thread of ours computes on."""
-    watch = Watch(free + TOO_MUCH)
+    watch = Watch(free + TOLERATED_CORES)
     teams = [Team(path, free + 2) for path in libgomps()]  # one more than there are cores
     while teams:
         time.sleep(LOOK_S)

@@ -30,7 +30,7 @@ from ..generation.tokenizer import GenerationTokenizer
 from ..loading.footprint import encoder_skeleton
 from ..loading.loader import LoadOptions, graph_dtype, load, load_generator
 from ..loading.memory import stored_shapes
-from ..loading.quiet import quiet
+from ..loading.reading import quiet
 from ..weights import hub
 from ..weights.model_files import (
     check_weights,

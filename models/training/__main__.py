@@ -13,12 +13,12 @@ from typing import TypeAlias
 from safetensors import SafetensorError
 
 from ..errors import ModelError
-from .errors import DiskFull
+from .errors import DISK_FULL
 from .progress import Emit, Failed, emit
 from .run import RunFolder
 
 Step: TypeAlias = Callable[[RunFolder, Emit], None]
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     except (OSError, RuntimeError, SafetensorError) as error:
         if not _is_disk_full(error):
             raise
-        reason = str(DiskFull(getattr(error, "filename", None) or folder))
+        reason = DISK_FULL.format(folder=getattr(error, "filename", None) or folder)
     else:
         return 0
     emit(Failed(reason=reason))
@@ -44,9 +44,9 @@ def main(arguments: list[str]) -> int:
 def _is_disk_full(error: Exception) -> bool:
     """Whether an error means a full disk. safetensors reports it in its message, torch as a file of the wrong size."""
     if isinstance(error, OSError):
-        return error.errno in _DISK_FULL
+        return error.errno in _NO_SPACE
     if isinstance(error, SafetensorError):
-        return any(f"(os error {number})" in str(error) for number in _DISK_FULL)
+        return any(f"(os error {number})" in str(error) for number in _NO_SPACE)
     return "inline_container.cc" in str(error) and "unexpected pos" in str(error)
 
 

@@ -2,6 +2,8 @@
 
 from ..errors import ModelError
 
+DISK_FULL = "no space is left in {folder}; free some, and ask again"
+
 
 class TrainingError(ModelError):
     """Ends a run on purpose."""
@@ -30,31 +32,9 @@ class MalformedPair(TrainingError):
     message = "line {line} is no training pair: {reason}"
 
 
-class BadJudge(TrainingError):
-    """The evaluation data of the setting `finetune.judge` cannot be used; `reason` is a clause."""
-
-    path: str
-    reason: str
-    message = "finetune.judge, {path}, cannot be judged by: {reason}"
-
-
 class CannotTrain(TrainingError):
     """The model cannot be trained here; `reason` is a clause with the next step."""
 
     model: str
     reason: str
     message = "model {model!r} cannot be trained: {reason}"
-
-
-class Diverged(TrainingError):
-    """The loss became infinite or NaN before any epoch was better than the old weights."""
-
-    step: int
-    message = "the loss was no number any more at step {step}; try a lower learning_rate"
-
-
-class DiskFull(TrainingError):
-    """The disk is too full for a run's files."""
-
-    folder: str
-    message = "no space is left in {folder}; free some, and ask again"

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from ..errors import ModelError
-from .durable import publish_file, publish_folder, temporary_name
+from .durable import new_folder, publish_file, temporary_name
 from .model_files import PICKLES, file_sha256
 
 MAX_FILES = 1_000
@@ -56,17 +56,12 @@ def unpack(file: Path, folder: Path, sha256: str, *, max_files: int = MAX_FILES,
     found = file_sha256(file)
     if found != sha256:
         raise BadArchive(file.name, f"its SHA-256 is {found}, not {sha256}")
-    temporary = temporary_name(folder)
     try:
-        temporary.mkdir(parents=True)
-        with tarfile.open(file, "r:") as archive:
+        with new_folder(folder) as temporary, tarfile.open(file, "r:") as archive:
             for member in _checked(archive, file.name, max_files, max_bytes):
                 _extract(archive, member, temporary)
-        publish_folder(temporary, folder)
     except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
         raise BadArchive(file.name, str(error)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, str]]:

@@ -10,7 +10,8 @@ import re
 import secrets
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
@@ -63,6 +64,22 @@ def publish_folder(temporary: Path, final: Path) -> None:
             raise
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final)) from error
     _sync(final.parent)
+
+
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A temporary folder that is filled in this context, and then gets its final name; if that fails, it is removed.
+
+    Raises FileExistsError where the name is taken, OSError.
+    """
+    temporary = temporary_name(final)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        publish_folder(temporary, final)
+    except BaseException:
+        _remove(temporary)
+        raise
 
 
 def point(link: Path, target: str) -> None:

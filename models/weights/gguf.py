@@ -144,7 +144,7 @@ def _pre_tokenizer(source: Path) -> str:
 
 
 if __name__ == "__main__":
-    from ..loading.quiet import quiet
+    from ..loading.reading import quiet
 
     try:
         with quiet():

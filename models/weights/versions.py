@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from ..errors import UnknownVersion
-from .durable import clear_leftovers, discard, point, publish_folder, temporary_name
+from .durable import clear_leftovers, discard, new_folder, point, publish_folder
 
 BASE = "base"
 LATEST = "checkpoint-latest"
@@ -118,7 +118,8 @@ def keep(candidate: Path, checkpoints: Path, model: str, version: str) -> Path:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        _copy(candidate, final)
+        with new_folder(final) as temporary:
+            shutil.copytree(candidate, temporary, dirs_exist_ok=True)
         discard(candidate)
     return final
 
@@ -183,13 +184,3 @@ def _same_weights(one: Path, other: Path) -> bool:
         return False
     digests = [record.weights_sha256 for record in records if record]
     return len(digests) == 2 and len(set(digests)) == 1
-
-
-def _copy(source: Path, final: Path) -> None:
-    temporary = temporary_name(final)
-    try:
-        shutil.copytree(source, temporary)
-        publish_folder(temporary, final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

@@ -4,8 +4,6 @@ The file is locked while the server runs. A file left by a killed process is not
 password, to another program on that port. Only its owner can read it, because whoever can read a file can lock it.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 from collections.abc import Iterator

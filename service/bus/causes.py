@@ -3,8 +3,6 @@
 nats-py passes the server's text on in lower case.
 """
 
-from __future__ import annotations
-
 import re
 import ssl
 from dataclasses import dataclass

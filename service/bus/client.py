@@ -1,12 +1,9 @@
 """nats-py's client with workarounds for its faults, and with replies that survive the loss of a connection."""
 
-from __future__ import annotations
-
 import asyncio
 import secrets
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from nats.aio.client import Client, Srv
@@ -15,6 +12,7 @@ from nats.errors import SecureConnWantedError, UnexpectedEOF
 from nats.nuid import NUID, TOTAL_LENGTH
 
 from .errors import UnreadableMessage
+from .held_messages import HeldMessages, Kept
 from .jetstream import JetStream
 
 _PING = b"PING\r\n"
@@ -24,14 +22,6 @@ CONFIRM_BYTES = 2**20
 """After this many bytes of replies the server is asked at once, because callers may wait for the buffer to shrink."""
 CLOSE_S = 1.0
 """How long a lost connection may take to send its buffer: a peer that does not read would take many minutes."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Kept:
-    """A command as sent, and the loop time until which it is worth sending again."""
-
-    command: bytes
-    until: float
 
 
 class _Secret(NUID):
@@ -44,9 +34,9 @@ class _Secret(NUID):
 class BusClient(Client):
     """A client that keeps what `publish_kept` sent until the server is known to have received it.
 
-    After a reconnect it sends that again, first and in order, until each message's time is up: a receiver may get a
-    message twice, and misses none. kept_bytes: the size of what is kept. eased: set whenever that shrinks.
-    reconnected_at: loop time of the last reconnect.
+    After a reconnect it sends that again, in order, once the receiver is back, until each message's time is up: a
+    receiver may get a message twice, and misses none. held: what waits for receivers. kept_bytes: the size of what
+    was sent and is kept. eased: set whenever either shrinks. reconnected_at: loop time of the last reconnect.
 
     Differences from nats-py:
     - With a tls:// url or certificates it never sends CONNECT, with the password, in the clear.
@@ -63,30 +53,53 @@ class BusClient(Client):
         self._jetstream_domain = jetstream_domain
         self._nuid = _Secret()
         self._wants_tls = wants_tls
-        self._kept: deque[_Kept] = deque()
+        self._kept: deque[Kept] = deque()
         self._counted = 0
-        self._until: float | None = None
+        self._publishing: tuple[str, float, bool] | None = None
         self._asked: deque[int] = deque()
         self._unasked_bytes = 0
         self._confirming: asyncio.Task[None] | None = None
         self._was_connected = False
+        self.held = HeldMessages(self)
         self.kept_bytes = 0
         self.eased = asyncio.Event()
         self.reconnected_at = float("-inf")
 
     async def publish_kept(
-        self, subject: str, payload: bytes, *, reply: str = "", headers: dict[str, str] | None = None, until: float
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        reply: str = "",
+        headers: dict[str, str] | None = None,
+        until: float,
+        heard_at: float,
     ) -> None:
-        """Publish, and again after a reconnect, until a loop time. Raises what `publish` raises."""
-        self._until = until
+        """Publish, and again after a reconnect, until a loop time. Raises what `publish` raises.
+
+        heard_at: loop time when the receiver last listened.
+        """
+        self._publishing = subject, until, self.held.concern(subject, heard_at)
         try:
             await self.publish(subject, payload, reply, headers)
         finally:
-            self._until = None
+            self._publishing = None
         if self._unasked_bytes > CONFIRM_BYTES and self.is_connected:
             await self._send_ping()
         elif self._confirming is None or self._confirming.done():
             self._confirming = asyncio.create_task(self._confirm(), name="bus.confirm")
+
+    def backlog_bytes(self, subject: str, heard_at: float) -> int:
+        """The size of what is kept together with what `publish_kept` would send there."""
+        return self.held.size_bytes if self.held.concern(subject, heard_at) else self.kept_bytes
+
+    async def send_kept(self, kept: Kept) -> None:
+        """Send a message and keep it."""
+        self._kept.append(kept)
+        self._counted += 1
+        self.kept_bytes += len(kept.command)
+        self._unasked_bytes += len(kept.command)
+        await super()._send_command(kept.command)
 
     def jetstream(self, **options: Any) -> JetStream:
         """nats-py's, except that a write that the server does not store raises NotStored."""
@@ -107,13 +120,16 @@ class BusClient(Client):
             await self._send_ping()
 
     async def _send_command(self, cmd: bytes, priority: bool = False) -> None:
-        until, self._until = self._until, None
-        if until is not None:  # no await since publish_kept, so this is its command
-            self._kept.append(_Kept(cmd, until))
-            self._counted += 1
-            self.kept_bytes += len(cmd)
-            self._unasked_bytes += len(cmd)
-        await super()._send_command(cmd, priority)
+        publishing, self._publishing = self._publishing, None
+        if publishing is None:
+            await super()._send_command(cmd, priority)
+            return
+        subject, until, waits = publishing  # no await since publish_kept, so this is its command
+        kept = Kept(subject, cmd, until)
+        if waits:
+            self.held.add(kept)
+        else:
+            await self.send_kept(kept)
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         self._pongs.append(asyncio.get_running_loop().create_future() if future is None else future)
@@ -140,19 +156,22 @@ class BusClient(Client):
             raise NatsError(f"no greeting of a NATS server: {error}") from error
         if self._was_connected:
             self.reconnected_at = asyncio.get_running_loop().time()
-            self._queue_again()
+            self._hold_again()
         self._was_connected = True
 
-    def _queue_again(self) -> None:
-        """Queue what is kept before everything else, and forget the PINGs of the old connection."""
-        queued = {id(kept.command) for kept in self._kept}
-        others = [command for command in self._pending if command is not _PING and id(command) not in queued]
-        self._kept = deque(kept for kept in self._kept if kept.until > self.reconnected_at)
-        self._pending = [*(kept.command for kept in self._kept), *others]
+    def _hold_again(self) -> None:
+        """Hold what is kept and still of use, and forget the PINGs of the old connection."""
+        kept = [*self._kept, *self.held.take()]
+        sent = {id(message.command) for message in self._kept}
+        self._pending = [command for command in self._pending if command is not _PING and id(command) not in sent]
         self._pending_data_size = sum(map(len, self._pending))
-        self.kept_bytes = sum(len(kept.command) for kept in self._kept)
-        self.eased.set()
+        self._kept.clear()
         self._asked.clear()
+        self.kept_bytes = 0
+        for message in kept:
+            if message.until > self.reconnected_at:
+                self.held.add(message)
+        self.eased.set()
 
     async def _read_loop(self) -> None:
         await super()._read_loop()
@@ -166,10 +185,13 @@ class BusClient(Client):
             await super()._attempt_reconnect()
         finally:
             giving_up.cancel()
+        if self.is_connected:
+            await self.held.open()
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         if self._confirming is not None:
             self._confirming.cancel()
+        self.held.take()
         await super()._close(status, do_cbs)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:

@@ -1,7 +1,5 @@
 """The connection to NATS: the first connect fails fast; after it every loss is followed by reconnects without end."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable

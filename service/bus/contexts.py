@@ -1,7 +1,5 @@
 """Contexts of the nats command (ADR-21): JSON files with a server's url and an identity. Read, written, selected."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

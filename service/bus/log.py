@@ -1,7 +1,5 @@
 """A rate-limited log: each event at most once an interval, with a count of those left out."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The options of a nats-py client made from settings: TLS context, keys, signatures. Reads files, so it may block."""
 
-from __future__ import annotations
-
 import base64
 import ssl
 from pathlib import Path

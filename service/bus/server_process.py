@@ -1,11 +1,7 @@
 """A nats-server as a child process: started, watched, its output logged, stopped."""
 
-from __future__ import annotations
-
 import asyncio
-import os
 import re
-import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,10 +9,11 @@ from dataclasses import dataclass
 from logging import makeLogRecord
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import Self
 
+from ..runtime.child_process import lines, start_child
 from .errors import BusError, PortBusy, ServerFailed, WritesRefused
 
-_LAUNCHER = Path(__file__).parents[1] / "runtime" / "die_with_parent.py"
 _LOG_BYTES = 10 * 2**20
 _LINE_BYTES = 2**20
 _TAIL_LINES = 15
@@ -62,31 +59,14 @@ class ServerProcess:
         self._watch = asyncio.create_task(self._read_to_the_end(), name="nats-server")
 
     @classmethod
-    async def start(
-        cls,
-        command: Sequence[str],
-        environ: Mapping[str, str],
-        log_path: Path,
-        keep_open: int,
-    ) -> ServerProcess:
-        """Run the command; it ends when this process does.
+    async def start(cls, command: Sequence[str], environ: Mapping[str, str], log_path: Path, keep_open: int) -> Self:
+        """Run the command, which must outlive the worker's drain. keep_open: a descriptor that it inherits.
 
-        keep_open: a descriptor that it inherits. It gets its own session, so that Ctrl-C does not reach it: the server
-        must outlive the worker's drain. Raises ServerFailed.
+        Raises ServerFailed.
         """
-        launcher = (sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()))
+        files = {"stdout": asyncio.subprocess.DEVNULL, "pass_fds": (keep_open,)}
         try:
-            process = await asyncio.create_subprocess_exec(
-                *launcher,
-                *command,
-                env=dict(environ),
-                pass_fds=(keep_open,),
-                start_new_session=True,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                limit=_LINE_BYTES,
-            )
+            process = await start_child(*command, env=environ, limit=_LINE_BYTES, **files)
         except OSError as error:
             raise ServerFailed(f"cannot be started: {error}", "(nothing)", log_path) from None
         return cls(process, log_path)
@@ -122,8 +102,7 @@ class ServerProcess:
             self._log.close()
 
     async def _read_to_the_end(self) -> None:
-        assert self._process.stderr is not None
-        async for line in self._process.stderr:
+        async for line in lines(self._process.stderr):
             self._note(line.decode(errors="replace").rstrip())
         code = await self._process.wait()
         failure = self._failure(f"ended with exit code {code}")

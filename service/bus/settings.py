@@ -1,7 +1,5 @@
 """Settings of a connection: the NATS_* variables and contexts, read as the `nats` command reads them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

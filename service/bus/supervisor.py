@@ -1,7 +1,5 @@
 """Restarts the embedded server after it ended or could not write, a few times in a row at most."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field

@@ -21,7 +21,7 @@ from ..bus.connection import connected
 from ..bus.credentials import FILE_NAME, password
 from ..bus.errors import BadBusSettings, BusError
 from ..bus.settings import NatsSettings
-from ..config import BadSettings, read_settings
+from ..settings import BadSettings, read_settings
 
 STALL_S = 0.3
 NO_WORKER = "no worker answers on this NATS server; start one with `mlbus serve`"

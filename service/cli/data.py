@@ -13,11 +13,11 @@ from models.encoders.base import Encoder
 from models.training.data.collect import build_dataset
 from models.training.data.dataset import Dataset, archive_dataset
 from models.training.data.records import Manifest, Pair
-from models.training.options import TrainingOptions
+from models.training.run import TrainingOptions
 from subjects import codec
 from subjects.finetune import FinetuneOptions
 
-from ..config import Settings, read_settings
+from ..settings import Settings, read_settings
 from .options import Config, Json, options_of
 from .output import err, out, print_json, shortened, spinner
 

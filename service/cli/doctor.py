@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 from rich.text import Text
 
-from ..config import BadSettings, Settings, read_settings
+from ..settings import BadSettings, Settings, read_settings
 from . import doctor_machine
 from .doctor_machine import Finding
 from .doctor_nats import nats

@@ -21,7 +21,7 @@ from models.weights import hub, model_files
 
 from ..bus.embedded import find_program
 from ..bus.errors import ServerMissing
-from ..config import Settings
+from ..settings import Settings
 
 Status: TypeAlias = Literal["ok", "warn", "fail"]
 

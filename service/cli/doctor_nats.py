@@ -22,11 +22,11 @@ from ..bus.credentials import FILE_NAME, inbox_prefix, password
 from ..bus.errors import BusError, Unreachable
 from ..bus.jetstream import NotStored
 from ..bus.settings import NatsSettings
-from ..config import Settings
 from ..endpoint.reply_subject import JETSTREAM_INBOX, ReplySubjects
 from ..jobs import setup
 from ..jobs.bucket import NotSetUp
 from ..jobs.retry import TROUBLE
+from ..settings import Settings
 from .ask import STALL_S, Connection, MayNotAsk, permitted
 from .doctor_machine import Finding
 

@@ -6,7 +6,7 @@ from models.errors import BadEntry, ModelError, UnknownModel
 from subjects.errors import InvalidField, Malformed, MLError
 
 from ..bus.errors import BadBusSettings, BusError
-from ..config import BadSettings
+from ..settings import BadSettings
 
 FAILED, UNUSABLE = 1, 2
 

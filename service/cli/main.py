@@ -33,6 +33,12 @@ _COMMANDS = (
     LazyCommand(
         "serve", "serve:serve", "Run a worker until Ctrl-C or SIGTERM, which finish what is in flight.", _WORKER
     ),
+    LazyCommand(
+        "gateway",
+        "gateway:gateway",
+        "Answer over HTTP what workers answer over NATS, until Ctrl-C or SIGTERM, which finish what is in flight.",
+        _WORKER,
+    ),
     LazyCommand("admin", "admin:admin_app", "Set up the NATS server and who may use it.", _WORKER),
     LazyCommand("embed", "embed:embed", "Turn texts into vectors.", _ASK),
     LazyCommand(

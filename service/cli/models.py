@@ -12,7 +12,7 @@ from models.weights import hub
 from subjects.client.discovery import ask_workers
 
 from ..bus.errors import BusError
-from ..config import read_settings
+from ..settings import read_settings
 from .ask import STALL_S, Connection, ask
 from .discover import loaded_models
 from .lazy import LazyCommand, group_of, require_none_given

@@ -16,10 +16,10 @@ from models.errors import BadEntry, ModelError
 from models.weights import hub
 from models.weights.model_files import require_whole, weight_files
 
-from ..config import CONFIG_FILE, BadSettings, Settings, read_settings
 from ..residency.loader import LoadOverrides, ModelLoader
 from ..served_model import Facts, facts_of
-from ..toml import as_toml
+from ..settings import CONFIG_FILE, BadSettings, Settings, read_settings
+from ..settings.toml import as_toml
 from .models_weights import origin_of, prompts_of, pull_model
 from .options import Config, Json
 from .output import err, out, print_json, spinner

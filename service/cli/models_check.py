@@ -9,14 +9,14 @@ from rich.table import Table
 
 from models.catalogue import Dtype, ModelSpec, Quantization, load_catalogue
 
-from ..config import Settings, read_settings
 from ..residency.loader import LoadOverrides, ModelLoader
+from ..settings import Settings, read_settings
 from .options import Config, Json, ModelId
 from .output import out, print_json, spinner
 
 if TYPE_CHECKING:
     from models.checking.code_search import Setting
-    from models.checking.precision import Measured
+    from models.checking.precision import PrecisionResult
     from models.encoders.base import Encoder
     from models.generation.causal_lm import CausalLM
 
@@ -138,7 +138,7 @@ def _check_generation(spec: ModelSpec, loader: ModelLoader) -> tuple[dict[str, A
     return {"prompt": precision.PROMPT, "precisions": rows}, [_precision_table(rows)]
 
 
-def _precision_row(one: "Measured", own: str) -> dict[str, Any]:
+def _precision_row(one: "PrecisionResult", own: str) -> dict[str, Any]:
     possible = one.problem is None
     return {
         "precision": one.precision,

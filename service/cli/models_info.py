@@ -20,7 +20,7 @@ from models.weights.model_files import MODULES, check_weights, weight_files
 from models.weights.version_history import Version
 from models.weights.versions import live_version, versions
 
-from ..config import Settings, read_settings
+from ..settings import Settings, read_settings
 from .models_weights import origin_of, prompts_of, size_bytes, source_of
 from .options import Config, Json, ModelId
 from .output import err, licence_text, out, print_json

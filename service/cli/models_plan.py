@@ -23,7 +23,7 @@ from models.loading.plan import (
 )
 from models.loading.plan import plan as plan_of
 
-from ..config import BadSettings, Settings, read_settings
+from ..settings import BadSettings, Settings, read_settings
 from .options import Config, Json
 from .output import err, out, print_json, shortened
 

@@ -22,7 +22,7 @@ from models.weights.hub_cache import Survey, survey
 from models.weights.hub_pull import OnBytes, OnStep
 from models.weights.model_files import check_weights, has_gguf, next_step
 
-from ..config import Settings, read_settings
+from ..settings import Settings, read_settings
 from .options import Config, Json
 from .output import err, licence_text, out, print_json
 

@@ -53,6 +53,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text f
 
 _METAVARS = {
     "data_dir": "DIR",
+    "listen": "HOST:PORT",
     "learning_rate": "RATE",
     "metrics_host": "HOST",
     "model": "ID",

@@ -14,11 +14,12 @@ from models.encoders.base import Tokens
 from models.errors import TextTooLong
 from models.fair_order import FairOrder
 from subjects.errors import DeadlinePassed, InvalidField
+from subjects.names import Priority
 
 from ..admission import LinearCost
 from .batch_runner import BatchRunner, overdue
 from .packing import like_oldest_within, oldest_within
-from .pending_text import Embedded, PendingText, Priority
+from .pending_text import Embedded, PendingText
 from .tokenizer_queue import TokenizerQueue
 
 LONG_CHARS = 20_000

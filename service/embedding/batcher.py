@@ -6,13 +6,14 @@ from concurrent.futures import Executor
 
 from models.encoders.base import Encoder
 from subjects.errors import Busy
+from subjects.names import Priority
 
 from ..admission import past_deadline, retry_after_ms, shutting_down
 from ..runtime.device_thread import DeviceThread
 from ..telemetry import Telemetry
 from .batch_queue import BatchQueue
 from .batch_runner import BatchRunner
-from .pending_text import BatchLimits, EmbedParams, PendingText, Priority
+from .pending_text import BatchLimits, EmbedParams, PendingText
 
 
 class Batcher:

@@ -3,12 +3,9 @@
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import Literal
 
 from models.encoders.base import TextOptions, Tokens, Vectors
-
-Priority = Literal["interactive", "bulk"]
-"""Whether a person waits for a text, or it is one of many."""
+from subjects.names import Priority
 
 
 @dataclass(frozen=True, slots=True)

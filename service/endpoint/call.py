@@ -237,7 +237,7 @@ class Call:
             if self.nc.is_connected and self.nc.pending_data_size > MAX_UNSENT_BYTES:
                 with _publishing():
                     await self.nc._flush_pending(force_flush=True)
-            elif self.nc.kept_bytes > MAX_KEPT_BYTES:
+            elif self.nc.backlog_bytes(self.reply, self.received) > MAX_KEPT_BYTES:
                 self.nc.eased.clear()
                 await self.nc.eased.wait()
             else:
@@ -266,7 +266,9 @@ class Call:
         if not self.denied:
             until = self.deadline + names.WIND_UP_S
             with _publishing():
-                await self.nc.publish_kept(self.reply, body, reply=probe, headers=headers, until=until)
+                await self.nc.publish_kept(
+                    self.reply, body, reply=probe, headers=headers, until=until, heard_at=self.received
+                )
 
 
 @contextmanager

@@ -17,19 +17,18 @@ from subjects.errors import DeadlinePassed, Internal, InvalidField, Malformed, M
 
 from ..bus.client import BusClient
 from ..bus.connection import settled
+from ..bus.held_messages import RETURN_S, WORKERS_INBOX
 from ..errors import INTERNAL, to_wire
 from ..telemetry import Telemetry
 from .call import Call, ReplyLost
 from .frames import send_stream
 from .in_flight import InFlight
 from .micro import Discovery
-from .reply_subject import IMPORTED, MOST_BYTES, WORKERS_INBOX, ReplySubjects
+from .reply_subject import IMPORTED, MOST_BYTES, ReplySubjects
 from .route import Handler, ServedRoute, served_routes
 
 log = structlog.get_logger(__name__)
 
-RETURN_S = 5.0
-"""How long callers may take to come back after our connection was lost: theirs may have been lost too."""
 PROBE_S = 1.0
 """How often callers that named a subject for it are asked whether they still wait."""
 
@@ -199,6 +198,7 @@ class Endpoint:
         except (NatsError, OSError) as error:
             log.warning("endpoint.fence_failed", error=str(error))
         await self.in_flight.finish(grace_s)
+        await self.nc.held.sent()
         if not self.nc.is_closed:
             for subscription in self._control:
                 await subscription.unsubscribe()

@@ -7,6 +7,7 @@ Nothing in them comes from a request.
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -19,7 +20,8 @@ from nats.micro.service import EndpointInfo, EndpointStats, ServiceInfo, Service
 from subjects import names
 
 from ..admission import RateLimit
-from .reply_subject import WORKERS_INBOX, ReplySubjects
+from ..bus.held_messages import WORKERS_INBOX
+from .reply_subject import ReplySubjects
 from .route import ServedRoute
 
 DESCRIPTION = (
@@ -34,6 +36,7 @@ with this worker's id, those to all workers, and PINGs to all whose reply subjec
 this worker watches itself is always answered: nobody else knows its reply subject."""
 
 
+@dataclass(frozen=True, slots=True)
 class Discovery:
     """Answers $SRV.PING, $SRV.INFO and $SRV.STATS, addressed to all, to this service or to this worker.
 
@@ -41,48 +44,38 @@ class Discovery:
     where the worker's PING to itself is answered.
     """
 
-    def __init__(
-        self,
-        nc: Client,
-        worker_id: str,
-        routes: Sequence[ServedRoute],
-        metadata: Callable[[], dict[str, str]],
-        data: Callable[[], Mapping[str, Any]],
-        replies: ReplySubjects,
-        watched_at: str = "",
-    ) -> None:
-        self._nc = nc
-        self._replies = replies
-        self.id = worker_id
-        self._routes = routes
-        self._metadata = metadata
-        self._data = data
-        self._watch = (f"$SRV.PING.{names.SERVICE}.{worker_id}", watched_at)
-        self._worker_rate = RateLimit(QUESTIONS_S)
-        self._started = datetime.now(UTC)
+    nc: Client
+    worker_id: str
+    routes: Sequence[ServedRoute]
+    metadata: Callable[[], dict[str, str]]
+    data: Callable[[], Mapping[str, Any]]
+    replies: ReplySubjects
+    watched_at: str = ""
+    _worker_rate: RateLimit = field(default_factory=lambda: RateLimit(QUESTIONS_S))
+    _started: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     async def subscribe(self) -> list[Any]:
         verbs = {"PING": self.ping, "INFO": self.info, "STATS": self.stats}
-        subscriptions = []
+        subscriptions, service = [], f".{names.SERVICE}"
         for verb, message in verbs.items():
             cached = _Cached(message)
             to_all, to_one = (functools.partial(self._answer, cached, RateLimit(QUESTIONS_S)) for _ in range(2))
-            for target, cb in (("", to_all), (f".{names.SERVICE}", to_all), (f".{names.SERVICE}.{self.id}", to_one)):
-                subscriptions.append(await self._nc.subscribe(f"$SRV.{verb}{target}", cb=cb))
+            for target, cb in (("", to_all), (service, to_all), (f"{service}.{self.worker_id}", to_one)):
+                subscriptions.append(await self.nc.subscribe(f"$SRV.{verb}{target}", cb=cb))
         return subscriptions
 
     async def _answer(self, cached: "_Cached", rate: RateLimit, msg: Msg) -> None:
-        if (msg.subject, msg.reply) != self._watch:
+        if (msg.subject, msg.reply) != (f"$SRV.PING.{names.SERVICE}.{self.worker_id}", self.watched_at):
             # Anybody can name a worker's reply subject: such questions are only counted apart.
             from_worker = msg.subject == f"$SRV.PING.{names.SERVICE}" and msg.reply.startswith(f"{WORKERS_INBOX}.")
             if not (self._worker_rate if from_worker else rate).allows():
                 return
-        if self._replies.admit(msg):
-            await self._nc.publish(msg.reply, cached.body())
+        if self.replies.admit(msg):
+            await self.nc.publish(msg.reply, cached.body())
 
     @property
     def _identity(self) -> dict[str, Any]:
-        return {"id": self.id, "name": names.SERVICE, "version": SERVICE_VERSION, "metadata": self._metadata()}
+        return {"id": self.worker_id, "name": names.SERVICE, "version": SERVICE_VERSION, "metadata": self.metadata()}
 
     def ping(self) -> dict[str, Any]:
         return ServicePing(**self._identity).to_dict()
@@ -90,14 +83,14 @@ class Discovery:
     def info(self) -> dict[str, Any]:
         endpoints = [
             EndpointInfo(name=served.name, subject=served.route.subject, queue_group=served.queue)
-            for served in self._routes
+            for served in self.routes
         ]
-        where = {"schemas": names.SCHEMA, "max_payload": str(self._nc.max_payload)}
-        identity = self._identity | {"metadata": self._metadata() | where}
+        where = {"schemas": names.SCHEMA, "max_payload": str(self.nc.max_payload)}
+        identity = self._identity | {"metadata": self.metadata() | where}
         return ServiceInfo(**identity, description=DESCRIPTION, endpoints=endpoints).to_dict()
 
     def stats(self) -> dict[str, Any]:
-        data = dict(self._data())
+        data = dict(self.data())
         endpoints = [
             EndpointStats(
                 name=served.name,
@@ -110,7 +103,7 @@ class Discovery:
                 average_processing_time=counts.busy_ns // max(1, counts.requests),
                 data=data,
             )
-            for served in self._routes
+            for served in self.routes
             for counts in (served.counts,)
         ]
         return ServiceStats(**self._identity, started=self._started, endpoints=endpoints).to_dict()

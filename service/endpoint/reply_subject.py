@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from nats.aio.msg import Msg
 
 from ..bus.credentials import inbox_prefix
+from ..bus.held_messages import WORKERS_INBOX
 from ..bus.log import RareLog
 
 IMPORTED = "_R_"
@@ -19,8 +20,6 @@ USERS_INBOX = "_INBOX_ml"
 PREFIXES = ("_INBOX", USERS_INBOX, IMPORTED, "ml.watch")
 JETSTREAM_INBOX = inbox_prefix("worker")
 """Below it the server answers a worker; a client that had messages sent there could answer in its place."""
-WORKERS_INBOX = "_INBOX_ml.worker"
-"""Below it workers answer each other."""
 MOST_BYTES = 1024
 """Of a subject: a server closes the connection over a line that is too long, usually 4,096 bytes."""
 _PREFIX = re.compile(r"[^\s.*>$][^\s.*>]*(\.[^\s.*>]+)*")

@@ -222,7 +222,7 @@ class EngineLoop:
         if isinstance(event, Piece):
             now = asyncio.get_running_loop().time()
             if added.piece_at is not None:
-                self._telemetry.went_on(self._model, now - added.piece_at)
+                self._telemetry.next_piece(self._model, now - added.piece_at)
             added.piece_at = now
             added.made += event.tokens
         if not added.events.put(event):

@@ -31,6 +31,7 @@ from subjects.vectors import UNIT_LENGTH_ONLY, encode, max_bytes
 
 from ..embedding.embedder import WINDOW, Embedder
 from ..embedding.pending_text import EmbedParams, Finish
+from ..embedding.unread_request import ready_in_s
 from ..endpoint.call import Call
 from ..endpoint.frames import Frames
 from ..endpoint.route import Handler
@@ -61,7 +62,7 @@ class EmbedHandlers:
         if b"bulk" in call.body:
             return 0.0
         default = self._manager.defaults.get("embedding")
-        return gauges.ready_in_s(self._manager.registry, call.body, default, call.source)
+        return ready_in_s(gauges.batchers(self._manager.registry), call.body, default, call.source)
 
     async def embed(self, request: EmbedRequest, call: Call) -> EmbedReply:
         async with self._manager.embedder(request.model) as embedder:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
 
 from subjects import names
 from subjects.errors import Forbidden, Unavailable
@@ -23,10 +24,10 @@ from ..endpoint.call import Call
 from ..endpoint.frames import Frames
 from ..endpoint.route import Handler
 from ..jobs.retry import TROUBLE
-from ..jobs.store import JobStore, no_such_job
+from ..jobs.store import JobStore
 from ..jobs.submission import Submission
 from ..jobs.uploads import Uploads
-from ..jobs.watch import Watch
+from ..jobs.watch import JobWatch
 
 PROMOTING = (
     "field 'swap': what serves is the administrator's to say. Leave it out: the new version is kept as a candidate, "
@@ -34,14 +35,14 @@ PROMOTING = (
 )
 
 
+@dataclass(frozen=True, slots=True)
 class FinetuneHandlers:
     """Any worker answers; which one does the job is the queue's to say."""
 
-    def __init__(self, submission: Submission, store: JobStore, watch: Watch, uploads: Uploads) -> None:
-        self._submission = submission
-        self._store = store
-        self._watch = watch
-        self._uploads = uploads
+    submission: Submission
+    store: JobStore
+    job_watch: JobWatch
+    uploads: Uploads
 
     def handlers(self) -> dict[str, Handler]:
         return {
@@ -57,34 +58,31 @@ class FinetuneHandlers:
         if request.swap:
             raise Forbidden(PROMOTING)
         with answering():
-            return await self._submission.submit(request)
+            return await self.submission.submit(request)
 
     async def upload(self, request: UploadRequest, _call: Call) -> UploadReply:
         with answering():
-            return await self._uploads.add(request)
+            return await self.uploads.add(request)
 
     async def get(self, request: JobsGetRequest, _call: Call) -> Job:
         with answering():
-            job = await self._store.get(request.job_id)
-        if job is None:
-            raise no_such_job(request.job_id)
-        return job
+            return await self.store.require(request.job_id)
 
     async def watch(self, request: JobsWatchRequest, _call: Call) -> Frames:
         """The job as it stands, each newer state of it, and at last its end."""
         with answering():
-            async with aclosing(self._watch.states(request.job_id)) as states:
+            async with aclosing(self.job_watch.states(request.job_id)) as states:
                 async for job in states:
                     yield DONE if job.state in TERMINAL else JOB, JobFrame(**job.model_dump())
 
     async def list(self, request: JobsListRequest, _call: Call) -> JobsListReply:
         with answering():
-            jobs = await self._store.list(request.state, request.model, request.limit, request.before)
+            jobs = await self.store.list(request.state, request.model, request.limit, request.before)
         return JobsListReply(jobs=jobs)
 
     async def cancel(self, request: JobsCancelRequest, _call: Call) -> Job:
         with answering():
-            return await self._submission.cancel(request.job_id)
+            return await self.submission.cancel(request.job_id)
 
 
 @contextmanager

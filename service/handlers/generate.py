@@ -51,7 +51,7 @@ class GenerateHandlers:
                     if not begun:
                         begun = True
                         first_s = asyncio.get_running_loop().time() - call.received
-                        self._telemetry.first(replies.facts.model, first_s)
+                        self._telemetry.first_piece(replies.facts.model, first_s)
                     if call.framed:
                         call.large = least_bytes(piece) >= LARGE_BYTES
                         frames = replies.frames(piece, completion.number, call.reply_limit)

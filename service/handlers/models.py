@@ -1,6 +1,7 @@
 """`ml.models.*`: decode, call the manager, encode."""
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 
 from models.catalogue import ModelSpec, Use
@@ -18,6 +19,8 @@ from subjects.models import (
     ModelsListReply,
     ModelsListRequest,
     ModelsLoadRequest,
+    ModelsPromoteReply,
+    ModelsPromoteRequest,
     ModelsRecommendedReply,
     ModelsRecommendedRequest,
     ModelsReloadRequest,
@@ -28,19 +31,23 @@ from subjects.models import (
 
 from ..endpoint.call import Call
 from ..endpoint.route import Handler
-from ..jobs.fleet.rollout import Rollout
+from ..jobs.promotion import Promotion
 from ..residency.manager import ModelManager
 from ..residency.reservations import Loaded
+from .finetune import answering
+
+_STATED = {"id", "kind", "matryoshka", "default_task", "licence", "commercial", "repository", "revision", "size_gb"}
+"""Fields of a catalogue entry that are told as they are."""
 
 
+@dataclass(frozen=True, slots=True)
 class ModelHandlers:
-    """worker: this worker's id; checkpoints: the folder of fine-tuned versions; rollout: how they go live."""
+    """worker: this worker's id; checkpoints: the folder of fine-tuned versions."""
 
-    def __init__(self, manager: ModelManager, worker: str, checkpoints: Path, rollout: Rollout) -> None:
-        self._manager = manager
-        self._rollout = rollout
-        self._worker = worker
-        self._checkpoints = checkpoints
+    manager: ModelManager
+    worker: str
+    checkpoints: Path
+    promotion: Promotion
 
     def handlers(self) -> dict[str, Handler]:
         return {
@@ -50,23 +57,24 @@ class ModelHandlers:
             names.MODELS_LOAD: Handler(self.load),
             names.MODELS_UNLOAD: Handler(self.unload),
             names.MODELS_RELOAD: Handler(self.reload, answer_here=self.reload_here),
+            names.MODELS_PROMOTE: Handler(self.promote),
         }
 
     async def list(self, request: ModelsListRequest, _call: Call) -> ModelsListReply:
-        specs = [spec for spec in self._manager.catalogue if request.kind in (None, spec.kind)]
+        specs = [spec for spec in self.manager.catalogue if request.kind in (None, spec.kind)]
         entries = [await self._entry(spec) for spec in specs]
-        registry = self._manager.registry
+        registry = self.manager.registry
         memory = [
             DeviceMemory(device=device, budget_bytes=registry.budget(device), used_bytes=registry.used_bytes(device))
             for device in registry.devices()
         ]
-        return ModelsListReply(worker=self._worker, models=entries, memory=memory)
+        return ModelsListReply(worker=self.worker, models=entries, memory=memory)
 
     async def info(self, request: ModelsInfoRequest, _call: Call) -> ModelsInfoReply:
-        entry = await self._entry(self._manager.catalogue.get(request.model))
-        where = self._checkpoints, request.model
+        entry = await self._entry(self.manager.catalogue.get(request.model))
+        where = self.checkpoints, request.model
         return ModelsInfoReply(
-            worker=self._worker,
+            worker=self.worker,
             model=entry,
             versions=list(await asyncio.to_thread(versions, *where)),
             live=await asyncio.to_thread(live_version, *where),
@@ -75,56 +83,60 @@ class ModelHandlers:
 
     async def recommended(self, request: ModelsRecommendedRequest, _call: Call) -> ModelsRecommendedReply:
         present = await asyncio.to_thread(self._present)
-        uses = [(spec.recommended_for, spec) for spec in self._manager.catalogue]
+        uses = [(spec.recommended_for, spec) for spec in self.manager.catalogue]
         found = [self._recommendation(use, spec, present) for use, spec in uses if use and request.use in (None, use)]
-        return ModelsRecommendedReply(worker=self._worker, recommended=found)
+        return ModelsRecommendedReply(worker=self.worker, recommended=found)
 
     async def load(self, request: ModelsLoadRequest, _call: Call) -> ModelsChangeReply:
-        loaded = await self._manager.load(request.model, request.dtype, request.quantization, pin=request.pin)
+        loaded = await self.manager.load(request.model, request.dtype, request.quantization, pin=request.pin)
         return self._changed(loaded)
 
     async def reload(self, request: ModelsReloadRequest, call: Call) -> ModelsChangeReply:
         """A version that is named becomes the live one, also for workers that start later."""
         if request.version is None:
             return await self.reload_here(request, call)
-        return self._changed(await self._rollout.go_back(request.model, request.version))
+        return self._changed(await self.promotion.rollout.go_back(request.model, request.version))
 
     async def reload_here(self, request: ModelsReloadRequest, _call: Call) -> ModelsChangeReply:
         """A version that is named is served by this worker alone, until another goes live."""
         if request.version is None:
-            return self._changed(await self._manager.reload(request.model))
-        return self._changed(await self._rollout.serve_here(request.model, request.version))
+            return self._changed(await self.manager.reload(request.model))
+        return self._changed(await self.promotion.rollout.serve_here(request.model, request.version))
 
     async def unload(self, request: ModelsUnloadRequest, _call: Call) -> ModelsChangeReply:
-        model = self._manager.catalogue.get(request.model).id
-        loaded = await self._manager.evictor.unload(model, force=request.force)
-        return ModelsChangeReply(worker=self._worker, model=loaded.model, unloaded=self._loaded(loaded))
+        model = self.manager.catalogue.get(request.model).id
+        loaded = await self.manager.evictor.unload(model, force=request.force)
+        return ModelsChangeReply(worker=self.worker, model=loaded.model, unloaded=self._loaded(loaded))
+
+    async def promote(self, request: ModelsPromoteRequest, _call: Call) -> ModelsPromoteReply:
+        model, version, live = request.model, request.version, True
+        with answering():
+            if request.job is not None:
+                job, notes = await self.promotion.of_job(request.job)
+                model, version, live = job.model, job.version, job.state == "done"
+            else:
+                notes = await self.promotion.of_version(str(model), str(version))
+        return ModelsPromoteReply(
+            worker=self.worker, model=str(model), version=version, job=request.job, live=live, notes=list(notes)
+        )
 
     def _changed(self, loaded: Loaded) -> ModelsChangeReply:
-        return ModelsChangeReply(worker=self._worker, model=loaded.model, loaded=self._loaded(loaded))
+        return ModelsChangeReply(worker=self.worker, model=loaded.model, loaded=self._loaded(loaded))
 
     async def _entry(self, spec: ModelSpec) -> ModelEntry:
-        loaded = self._manager.registry.current(spec.id)
-        failed = self._manager.registry.failure(spec.id)
-        failure = failed.error if failed else self._manager.missing.get(spec.id)
+        loaded = self.manager.registry.current(spec.id)
+        failed = self.manager.registry.failure(spec.id)
+        failure = failed.error if failed else self.manager.missing.get(spec.id)
         facts = loaded.serves.facts if loaded else None
-        default_for = [form for form, model in self._manager.defaults.items() if model == spec.id]
+        default_for = [form for form, model in self.manager.defaults.items() if model == spec.id]
         return ModelEntry(
-            id=spec.id,
-            kind=spec.kind,
+            **spec.model_dump(include=_STATED),
             default=bool(default_for),
             default_for=default_for,
             dimensions=(facts.dimensions if facts else spec.dimensions) or None,
             max_tokens=facts.max_tokens if facts else spec.max_tokens,
-            matryoshka=list(spec.matryoshka),
             prompts=list(facts.prompts if facts else spec.prompts),
             tasks=list(spec.tasks),
-            default_task=spec.default_task,
-            licence=spec.licence,
-            commercial=spec.commercial,
-            repository=spec.repository,
-            revision=spec.revision,
-            size_gb=spec.size_gb,
             present=await asyncio.to_thread(hub.is_present, spec),
             loaded=self._loaded(loaded) if loaded else None,
             failure=str(failure) if failure else None,
@@ -140,16 +152,16 @@ class ModelHandlers:
             memory_bytes=loaded.memory_bytes,
             pinned=loaded.pinned,
             requests=loaded.leases,
-            idle_s=round(self._manager.registry.clock() - loaded.used_at, 3),
+            idle_s=round(self.manager.registry.clock() - loaded.used_at, 3),
             notes=list(facts.notes),
         )
 
     def _present(self) -> set[str]:
-        return {spec.id for spec in self._manager.catalogue if hub.is_present(spec)}
+        return {spec.id for spec in self.manager.catalogue if hub.is_present(spec)}
 
     def _recommendation(self, use: Use, spec: ModelSpec, present: set[str]) -> Recommendation:
-        same_kind = [other.id for other in self._manager.catalogue if other.kind == spec.kind]
-        default = self._manager.defaults.get("embedding" if spec.kind == "embedding" else "prompt")
+        same_kind = [other.id for other in self.manager.catalogue if other.kind == spec.kind]
+        default = self.manager.defaults.get("embedding" if spec.kind == "embedding" else "prompt")
         candidates = [spec.id, default, *same_kind]
         model = next((name for name in candidates if name in present and name in same_kind), None)
         return Recommendation(use=use, recommended=spec.id, model=model, present=spec.id in present)

@@ -1,7 +1,8 @@
 """The key-value bucket of jobs and live versions: looked up, read whole, changed by compare-and-set."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar, cast
 
 from nats.aio.client import Client
@@ -31,12 +32,19 @@ class NotSetUp(NotServed):
         )
 
 
-async def jobs_bucket(nc: Client) -> KeyValue:
-    """The bucket. Raises NotSetUp."""
+@contextmanager
+def requiring_set_up() -> Iterator[None]:
+    """Inside, a stream or bucket that is not there, or a server without JetStream, raises NotSetUp."""
     try:
-        return await nc.jetstream().key_value(names.JOBS_BUCKET)
+        yield
     except (NotFoundError, ServiceUnavailableError, NoRespondersError):
         raise NotSetUp from None
+
+
+async def jobs_bucket(nc: Client) -> KeyValue:
+    """The bucket. Raises NotSetUp."""
+    with requiring_set_up():
+        return await nc.jetstream().key_value(names.JOBS_BUCKET)
 
 
 async def read_entry(bucket: KeyValue, key: str) -> KeyValue.Entry | None:

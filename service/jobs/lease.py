@@ -15,13 +15,13 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from pydantic import ValidationError
 
-from subjects import names
 from subjects.errors import MLError, NotFound
 from subjects.jobs import TERMINAL, Job
 
-from ..runtime.background import cancel_and_wait
+from ..runtime.background import background_task
 from .retry import TROUBLE, retry_while_down
 from .store import Changing, JobStore
+from .watch import job_events
 
 log = structlog.get_logger(__name__)
 
@@ -77,15 +77,12 @@ class JobLease:
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Self]:
         """Inside, cancellations set `ended`, and progress is written."""
-        events = await self._nc.subscribe(names.job_event_subject("*"), cb=self._on_event)  # see watch.py
-        writing = asyncio.create_task(self._write_progress(), name=f"progress.{self.job.id}")
-        try:
+        async with (
+            job_events(self._nc, self.job.id, self._on_event),
+            background_task(lambda closing: self._write_progress(), f"progress.{self.job.id}"),
+        ):
             await self.check()  # for what happened before the subscription
             yield self
-        finally:
-            await cancel_and_wait(writing)
-            if not self._nc.is_closed:
-                await events.unsubscribe()
 
     async def check(self) -> None:
         """Read the job: an event may have been lost with the connection."""
@@ -165,8 +162,6 @@ class JobLease:
 
     async def _on_event(self, msg: Msg) -> None:
         """An event is only a hint, because it may be late."""
-        if msg.subject != names.job_event_subject(self.job.id):
-            return
         try:
             job = Job.model_validate_json(msg.data)
         except ValidationError:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -70,37 +71,31 @@ async def nightly(
         await background.close()
 
 
+@dataclass(frozen=True, slots=True)
 class _Night:
     """One run."""
 
-    def __init__(
-        self,
-        schedule: Schedule,
-        submission: Submission,
-        afterwards: Callable[[], Awaitable[None]],
-        retry_s: float,
-    ) -> None:
-        self._schedule = schedule
-        self._submission = submission
-        self._afterwards = afterwards
-        self._retry_s = retry_s
+    schedule: Schedule
+    submission: Submission
+    afterwards: Callable[[], Awaitable[None]]
+    retry_s: float
 
     async def run(self, now: datetime) -> None:
-        at = self._schedule.last_run(now) or now
-        for request in self._schedule.requests(at):
-            await self._submit(request, at + self._schedule.grace)
-        await self._afterwards()
+        at = self.schedule.last_run(now) or now
+        for request in self.schedule.requests(at):
+            await self._submit(request, at + self.schedule.grace)
+        await self.afterwards()
 
     async def _submit(self, request: FinetuneRequest, until: datetime) -> None:
         while True:
             if await self._is_settled(request) or datetime.now(UTC) >= until:
                 return
-            await asyncio.sleep(self._retry_s)
+            await asyncio.sleep(self.retry_s)
 
     async def _is_settled(self, request: FinetuneRequest) -> bool:
         """Submit it -> whether there is no need to try again: it was accepted, or would be refused again."""
         try:
-            reply = await self._submission.submit(request, "nightly")
+            reply = await self.submission.submit(request, "nightly")
         except (MLError, ModelError, *TROUBLE) as error:
             log.warning("nightly.refused", job=request.id, path=request.path, reason=str(error) or repr(error))
             return isinstance(error, ModelError) or not getattr(error, "retryable", True)

@@ -20,7 +20,7 @@ from models.weights.versions import live_version, prune, versions
 from subjects.errors import MLError
 from subjects.jobs import TERMINAL
 
-from ..config import Settings
+from ..settings import Settings
 from .fleet.checkpoints import Checkpoints
 from .fleet.live import Live, LiveVersions
 from .retry import TROUBLE
@@ -28,7 +28,6 @@ from .store import JobStore
 
 log = structlog.get_logger(__name__)
 
-_ALL = 10**9
 _FOR_EVER_DAYS = 365_000
 """As good as never, and within the range of dates."""
 
@@ -114,7 +113,7 @@ class Pruning:
     async def _worked_on(self) -> set[str]:
         """The models of running jobs: their parent version and their new version must stay."""
         at_rest = {*TERMINAL, "queued"}
-        return {job.model for job in await self._jobs.list(limit=_ALL) if job.state not in at_rest}
+        return {job.model for job in await self._jobs.list(limit=None) if job.state not in at_rest}
 
 
 async def _attempt(what: str, work: Callable[[], Awaitable[None]]) -> None:

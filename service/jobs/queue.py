@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from subjects import names
 from subjects.finetune import FinetuneRequest
 
-from ..runtime.background import background_task, cancel_and_wait
+from ..runtime.background import background_task
 from .bucket import NotSetUp
 from .retry import TROUBLE, retry_while_down
 from .runner import Ending
@@ -115,7 +115,8 @@ class JobQueue:
 
     async def _settle(self, msg: Msg, handle: Handle) -> None:
         try:
-            ending = await self._kept_alive(msg, handle)
+            async with background_task(lambda closing: self._beat(msg), "jobs.heartbeat"):
+                ending = await self._handle(msg, handle)
         except asyncio.CancelledError:
             await _nak(msg)
             raise
@@ -131,14 +132,6 @@ class JobQueue:
                 await _nak(msg, self._times.retry_s)
             case Ending.LOST:
                 pass  # the message is another worker's now
-
-    async def _kept_alive(self, msg: Msg, handle: Handle) -> Ending:
-        """Handle a message, and send the server signs of progress meanwhile."""
-        beating = asyncio.create_task(self._beat(msg), name="jobs.heartbeat")
-        try:
-            return await self._handle(msg, handle)
-        finally:
-            await cancel_and_wait(beating)
 
     async def _handle(self, msg: Msg, handle: Handle) -> Ending:
         try:
@@ -161,6 +154,7 @@ class JobQueue:
         return await handle(request)
 
     async def _beat(self, msg: Msg) -> None:
+        """Send the server signs of progress."""
         while True:
             await asyncio.sleep(self._times.heartbeat_s)
             with suppress(*TROUBLE):

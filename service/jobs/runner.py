@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import functools
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -10,7 +11,7 @@ import structlog
 from nats.aio.client import Client
 
 from models.errors import ModelError
-from models.training.errors import DiskFull
+from models.training.errors import DISK_FULL
 from subjects.finetune import FinetuneRequest
 
 from ..runtime.background import cancel_and_wait
@@ -40,15 +41,15 @@ class Ending(Enum):
     DROPPED = "dropped"
 
 
+@dataclass(frozen=True, slots=True)
 class JobRunner:
     """Runs jobs, one at a time. worker: this worker's id; attempts: how often a job is tried."""
 
-    def __init__(self, nc: Client, store: JobStore, stages: Stages, worker: str, attempts: int) -> None:
-        self._nc = nc
-        self._store = store
-        self._stages = stages
-        self._worker = worker
-        self._attempts = attempts
+    nc: Client
+    store: JobStore
+    stages: Stages
+    worker: str
+    attempts: int
 
     async def handle(self, request: FinetuneRequest) -> Ending:
         """Run a job, or continue it, until it has ended or must be tried again.
@@ -57,7 +58,7 @@ class JobRunner:
         """
         assert request.id is not None
         try:
-            lease = await JobLease.begin(self._store, self._nc, request.id, self._worker, self._attempts)
+            lease = await JobLease.begin(self.store, self.nc, request.id, self.worker, self.attempts)
         except LeaseLost:
             await self._clean_up(request)
             return Ending.OVER
@@ -71,7 +72,7 @@ class JobRunner:
 
     async def _run(self, lease: JobLease, request: FinetuneRequest) -> Ending:
         """Run the stages until they end or the lease does."""
-        work = asyncio.create_task(self._stages.work(lease, request), name=f"job.{lease.job.id}")
+        work = asyncio.create_task(self.stages.work(lease, request), name=f"job.{lease.job.id}")
         ended = asyncio.create_task(lease.ended.wait())
         try:
             await asyncio.wait({work, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -95,41 +96,44 @@ class JobRunner:
             raise
         except PromotionRequested:
             return await self._run(lease, request)
-        except (StepFailed, ModelError) as error:
-            return await self._end(lease, state="failed", reason=str(error), eta_s=None)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                where = error.filename or str(self._stages.runs.folder(lease.job.id).path)
-                return await self._end(lease, state="failed", reason=str(DiskFull(str(where))), eta_s=None)
-            return await self._crashed(lease, error)
         except Exception as error:
-            return await self._crashed(lease, error)
+            reason = self._failure(lease.job.id, error)
+            return await (self._fail(lease, reason) if reason else self._crashed(lease, error))
+
+    def _failure(self, job_id: str, error: Exception) -> str | None:
+        """Why the job failed; None if it broke, so that trying again may help."""
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DISK_FULL.format(folder=error.filename or self.stages.runs.folder(job_id).path)
+        return str(error) if isinstance(error, StepFailed | ModelError) else None
 
     async def _clean_up(self, request: FinetuneRequest) -> None:
         """After a job that ended without a worker: cancelled in the queue, or out of attempts."""
         assert request.id is not None
         assert request.model is not None
-        job = await retry_while_down(functools.partial(self._store.get, request.id))
+        job = await retry_while_down(functools.partial(self.store.get, request.id))
         if job is not None and job.state in _UNPROVEN:
-            await self._stages.rollout.abandon(request.model, request.id)
-        await self._stages.runs.remove(request.id)
+            await self.stages.rollout.abandon(request.model, request.id)
+        await self.stages.runs.remove(request.id)
 
     async def _end(self, lease: JobLease, **fields: Any) -> Ending:
         if fields["state"] in _UNPROVEN:
-            await self._stages.rollout.abandon(lease.job.model, lease.job.id)
+            await self.stages.rollout.abandon(lease.job.model, lease.job.id)
         await lease.update(**fields)
-        await self._stages.runs.remove(lease.job.id)
+        await self.stages.runs.remove(lease.job.id)
         log.info("job.ended", job=lease.job.id, state=lease.job.state, reason=lease.job.reason)
         return Ending.OVER
+
+    async def _fail(self, lease: JobLease, reason: str) -> Ending:
+        return await self._end(lease, state="failed", reason=reason, eta_s=None)
 
     async def _crashed(self, lease: JobLease, error: Exception) -> Ending:
         """Try again if an attempt is left."""
         foreseen = isinstance(error, StepCrashed)
         log.error("job.crashed", job=lease.job.id, attempt=lease.job.attempt, exc_info=None if foreseen else error)
         reason = str(error) if foreseen else f"it broke ({type(error).__name__}); the worker's log tells more"
-        if lease.job.attempt >= self._attempts:
-            ending = f"attempt {lease.job.attempt} of {self._attempts} ended so: {reason}"
-            return await self._end(lease, state="failed", reason=ending, eta_s=None)
+        if lease.job.attempt >= self.attempts:
+            ending = f"attempt {lease.job.attempt} of {self.attempts} ended so: {reason}"
+            return await self._fail(lease, ending)
         await lease.hand_back(f"attempt {lease.job.attempt} ended so, another follows: {reason}", counted=True)
         return Ending.AGAIN
 

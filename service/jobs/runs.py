@@ -15,8 +15,7 @@ from pydantic import ValidationError
 
 from models.catalogue import ModelSpec
 from models.training.errors import PathRefused
-from models.training.options import TrainingOptions
-from models.training.run import RunFolder, RunSpec
+from models.training.run import RunFolder, RunSpec, TrainingOptions
 from models.weights import hub
 from models.weights.durable import discard, publish_file, temporary_name, write_durably
 from models.weights.versions import BASE, version_folder
@@ -25,7 +24,7 @@ from subjects.errors import InvalidField, NotFound, NotServed, TooLarge
 from subjects.finetune import FinetuneRequest, TrainingPair
 from subjects.jobs import Job
 
-from ..config import Settings
+from ..settings import Settings
 from .objects import Objects
 from .step_process import StepFailed
 

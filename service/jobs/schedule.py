@@ -10,12 +10,14 @@ from apscheduler.triggers.cron import CronTrigger
 
 from models.catalogue import Catalogue
 from models.errors import UnknownModel
+from models.training.errors import PathRefused
 from subjects import codec
 from subjects.errors import MLError
 from subjects.finetune import FinetuneOptions, FinetuneRequest
 
-from ..config import BadSettings, Settings
-from ..finetune_config import NightlySettings
+from ..settings import BadSettings, Settings
+from ..settings.finetuning import NightlySettings
+from .submission import folder_below
 
 MAX_GRACE_S = 86_400
 """A day: the ids of jobs contain their day."""
@@ -97,15 +99,9 @@ def _bad(setting: str, reason: str) -> BadSettings:
 
 def _paths(paths: tuple[Path, ...], roots: tuple[Path, ...]) -> tuple[Path, ...]:
     try:
-        folders = tuple(dict.fromkeys(path.resolve() for path in paths))
-        allowed = [root.resolve() for root in roots]
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
+        return tuple(dict.fromkeys(folder_below(str(path), roots) for path in paths))
+    except PathRefused as error:
         raise _bad("paths", str(error)) from None
-    for folder in folders:
-        if not any(folder.is_relative_to(root) for root in allowed):
-            named = ", ".join(map(str, allowed)) or "none"
-            raise _bad("paths", f"{folder} is not below one of finetune.roots ({named})")
-    return folders
 
 
 def _checked(model: str, catalogue: Catalogue) -> str:

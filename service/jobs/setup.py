@@ -3,12 +3,12 @@
 The administrator creates them once with `mlbus admin init`; an embedded server gets them at its start.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any
 
 from nats.aio.client import Client
-from nats.errors import NoRespondersError
 from nats.js import JetStreamContext
 from nats.js.api import (
     AckPolicy,
@@ -20,13 +20,13 @@ from nats.js.api import (
     StorageType,
     StreamConfig,
 )
-from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
+from nats.js.errors import APIError, NotFoundError
 
 from subjects import names
 from subjects.uploads import CHUNK_BYTES
 
 from ..bus.errors import BusError
-from .bucket import NotSetUp
+from .bucket import requiring_set_up
 from .objects import MAX_CHUNKS
 
 CONSUMER = "workers"
@@ -44,16 +44,13 @@ _STORAGE_EXCEEDED = 10047
 """JetStream's error code for a reservation beyond its storage."""
 
 
-@dataclass(eq=False)
 class CannotSetUp(BusError):
     """The server did not create or change something that fine-tuning needs; `reason` is its answer."""
 
     what: str
     reason: str
     hint: str
-
-    def __str__(self) -> str:
-        return f"the NATS server has no {self.what} as fine-tuning needs it: {self.reason}; {self.hint}"
+    message = "the NATS server has no {what} as fine-tuning needs it: {reason}; {hint}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +124,73 @@ _CONSUMER: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A stream or the consumer. info: reads it; make, change: create it, and give it another configuration."""
+
+    label: str
+    bounds: dict[str, Any]
+    info: Callable[[], Awaitable[Any]]
+    make: Callable[[], Awaitable[Any]]
+    change: Callable[[Any], Awaitable[Any]]
+
+    async def read(self) -> tuple[Any, dict[str, Any]]:
+        """-> its configuration, None if it is not there, and the bounds that it does not have."""
+        try:
+            config = (await self.info()).config
+        except NotFoundError:
+            return None, self.bounds
+        return config, {name: want for name, want in self.bounds.items() if (getattr(config, name) or 0) != (want or 0)}
+
+    async def create(self) -> list[str]:
+        config, differing = await self.read()
+        if missing := config is None:
+            await self.make()
+            config, differing = await self.read()
+        if differing:
+            await self.change(config.evolve(**differing))
+        if missing:
+            return [f"made {self.label}"]
+        return [f"changed {self.label}: {_in_words(config, differing)}"] if differing else []
+
+
+def _parts(js: JetStreamContext) -> Iterator[_Part]:
+    for storage in STORAGE:
+        info, make = partial(js.stream_info, storage.stream), partial(storage.made, js)
+        yield _Part(storage.label, storage.bounds, info, make, js.update_stream)
+    change = partial(js.add_consumer, names.JOBS_STREAM)
+    yield _Part(
+        f"consumer {CONSUMER}",
+        _CONSUMER,
+        partial(js.consumer_info, names.JOBS_STREAM, CONSUMER),
+        partial(change, ConsumerConfig(durable_name=CONSUMER, **_CONSUMER)),
+        change,
+    )
+
+
+def _in_words(config: Any, differing: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {getattr(config, name)} to {wanted}" for name, wanted in differing.items())
+
+
 async def create(nc: Client, timeout_s: float = 30.0) -> list[str]:
     """Create what is missing and change what differs -> what was done, in words.
 
     timeout_s: for each request. Only changes need the administrator's role. Raises NotSetUp without JetStream,
     CannotSetUp.
     """
-    js, done = nc.jetstream(timeout=timeout_s), list[str]()
-    for storage in STORAGE:
-        done += await _attempted(storage.label, _create_storage(js, storage))
-    return done + await _attempted(f"consumer {CONSUMER}", _create_consumer(js))
+    done: list[str] = []
+    for part in _parts(nc.jetstream(timeout=timeout_s)):
+        try:
+            with requiring_set_up():
+                done += await part.create()
+        except APIError as error:
+            hint = (
+                "give JetStream more room (max_file_store in its configuration)"
+                if error.err_code == _STORAGE_EXCEEDED
+                else "where one that was made by hand is in the way, remove that one"
+            )
+            raise CannotSetUp(part.label, error.description or str(error), hint) from error
+    return done
 
 
 async def outdated(nc: Client, timeout_s: float = 30.0) -> list[str]:
@@ -144,75 +198,12 @@ async def outdated(nc: Client, timeout_s: float = 30.0) -> list[str]:
 
     timeout_s: for each request. Raises NotSetUp without JetStream.
     """
-    js, old = nc.jetstream(timeout=timeout_s), list[str]()
-
-    async def look(label: str, info: Awaitable[Any], bounds: dict[str, Any]) -> None:
-        found = await _found(info)
-        if found is None:
-            old.append(f"{label} is not there")
-        elif differing := _differing(found.config, bounds):
-            old.append(f"{label}: {_in_words(found.config, differing)}")
-
-    try:
-        for storage in STORAGE:
-            await look(storage.label, js.stream_info(storage.stream), storage.bounds)
-        await look(f"consumer {CONSUMER}", js.consumer_info(names.JOBS_STREAM, CONSUMER), _CONSUMER)
-    except (ServiceUnavailableError, NoRespondersError):
-        raise NotSetUp from None
+    old: list[str] = []
+    for part in _parts(nc.jetstream(timeout=timeout_s)):
+        with requiring_set_up():
+            config, differing = await part.read()
+        if config is None:
+            old.append(f"{part.label} is not there")
+        elif differing:
+            old.append(f"{part.label}: {_in_words(config, differing)}")
     return old
-
-
-_Done: TypeAlias = Awaitable[list[str]]
-
-
-async def _attempted(label: str, work: _Done) -> list[str]:
-    try:
-        return await work
-    except (ServiceUnavailableError, NoRespondersError):
-        raise NotSetUp from None
-    except APIError as error:
-        hint = (
-            "give JetStream more room (max_file_store in its configuration)"
-            if error.err_code == _STORAGE_EXCEEDED
-            else "where one that was made by hand is in the way, remove that one"
-        )
-        raise CannotSetUp(label, error.description or str(error), hint) from error
-
-
-async def _create_storage(js: JetStreamContext, storage: Storage) -> list[str]:
-    info = await _found(js.stream_info(storage.stream))
-    if new := info is None:
-        await storage.made(js)
-        info = await js.stream_info(storage.stream)
-    differing = _differing(info.config, storage.bounds)
-    if differing:
-        await js.update_stream(info.config.evolve(**differing))
-    if new:
-        return [f"made {storage.label}"]
-    return [f"changed {storage.label}: {_in_words(info.config, differing)}"] if differing else []
-
-
-async def _create_consumer(js: JetStreamContext) -> list[str]:
-    info = await _found(js.consumer_info(names.JOBS_STREAM, CONSUMER))
-    if info is None:
-        await js.add_consumer(names.JOBS_STREAM, ConsumerConfig(durable_name=CONSUMER, **_CONSUMER))
-        return [f"made consumer {CONSUMER}"]
-    if differing := _differing(info.config, _CONSUMER):
-        await js.add_consumer(names.JOBS_STREAM, info.config.evolve(**differing))
-        return [f"changed consumer {CONSUMER}: {_in_words(info.config, differing)}"]
-    return []
-
-
-async def _found(info: Awaitable[Any]) -> Any:
-    try:
-        return await info
-    except NotFoundError:
-        return None
-
-
-def _differing(config: Any, wanted: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in wanted.items() if (getattr(config, name) or 0) != (value or 0)}
-
-
-def _in_words(config: Any, differing: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {getattr(config, name)} to {wanted}" for name, wanted in differing.items())

@@ -4,9 +4,9 @@ import asyncio
 import os
 import signal
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import PIPE, Process
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,12 @@ from models.sandbox.child_process import environment
 from models.sandbox.limits import ProcessLimits
 from models.training.progress import Event, Failed, read_event
 
+from ..runtime.child_process import lines, start_child
+
 log = structlog.get_logger(__name__)
 
 Step: TypeAlias = Literal["collect", "train", "verify"]
 COMMAND = (sys.executable, "-P", "-m", "models.training")
-_LAUNCHER = Path(__file__).parents[1] / "runtime" / "die_with_parent.py"
 _NICENESS = 10
 _GROUP_NICENESS = 19
 _LINE_BYTES = 2**18
@@ -32,34 +33,20 @@ _TAIL_CHARS = 500
 _TOO_LONG = "what was given takes too long to read; part it"
 
 
-@dataclass(eq=False)
 class StepFailed(Exception):
     """A step reported why it cannot be done; trying again would not help."""
 
-    reason: str
 
-    def __str__(self) -> str:
-        return self.reason
-
-
-@dataclass(eq=False)
 class StepCrashed(Exception):
     """A step ended without a reason; trying again may help."""
-
-    step: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"the step {self.step!r} {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
     """Starts steps as child processes.
 
-    command: called with the step's name and the run's folder. threads: compute threads of a step.
-
-    grace_s: the time between SIGTERM and SIGKILL.
+    threads: compute threads of a step. command: called with the step's name and the run's folder. grace_s: the time
+    between SIGTERM and SIGKILL.
     """
 
     threads: int
@@ -98,28 +85,15 @@ class Steps:
             raise StepFailed(failures[-1])
         if limits and code == -signal.SIGXCPU:
             raise StepFailed(f"{_TOO_LONG}: {limits.cpu_s} s of processor time are the most")
-        raise StepCrashed(step, _ending(code, tail))
+        raise StepCrashed(f"the step {step!r} {_ending(code, tail)}")
 
     async def _start(self, step: Step, folder: Path, limits: ProcessLimits | None) -> Process:
-        """In a session of its own, which Ctrl-C does not reach. It ends with this process, even by `kill -9`."""
-        launcher = (sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()))
         # Serving comes first: waiting threads sleep at once. A spin count would override the policy.
         quiet = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": str(self.threads)}
         # oneDNN compiles a kernel for each text length, about a megabyte; by default it keeps the last 1024.
         quiet["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "64"
-        process = await asyncio.create_subprocess_exec(
-            *launcher,
-            *(limits.launcher if limits else ()),
-            *self.command,
-            step,
-            str(folder),
-            env=environment(**quiet),
-            start_new_session=True,
-            stdin=DEVNULL,
-            stdout=PIPE,
-            stderr=PIPE,
-            limit=_LINE_BYTES,
-        )
+        command = (*(limits.launcher if limits else ()), *self.command, step, str(folder))
+        process = await start_child(*command, env=environment(**quiet), stdout=PIPE, limit=_LINE_BYTES)
         lower_priority(process.pid)
         return process
 
@@ -147,8 +121,7 @@ def lower_priority(pid: int) -> None:
 
 
 async def _events(process: Process, hear: Callable[[Event], None]) -> None:
-    assert process.stdout is not None
-    async for line in _lines(process.stdout):
+    async for line in lines(process.stdout):
         try:
             event = read_event(line)
         except ValidationError:
@@ -158,24 +131,11 @@ async def _events(process: Process, hear: Callable[[Event], None]) -> None:
 
 
 async def _tail(process: Process) -> deque[str]:
-    assert process.stderr is not None
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
-    async for line in _lines(process.stderr):
+    async for line in lines(process.stderr):
         if text := line.decode(errors="replace").strip():
             tail.append(text[-_TAIL_CHARS:])
     return tail
-
-
-async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """Line by line to the end; lines that are too long are skipped in part."""
-    while True:
-        try:
-            line = await stream.readline()
-        except ValueError:
-            continue
-        if not line:
-            return
-        yield line
 
 
 async def _ended(process: Process) -> None:

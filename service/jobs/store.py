@@ -41,8 +41,7 @@ Changing = Callable[[Job], Job]
 """Makes the new state of a job of its present one. Called again if somebody else changed the job in between."""
 
 
-def no_such_job(job_id: str) -> NotFound:
-    """The error for an unknown job id."""
+def _no_such_job(job_id: str) -> NotFound:
     return NotFound(f"there is no job {job_id!r}; those that are over are forgotten in time")
 
 
@@ -79,6 +78,12 @@ class JobStore:
             raise
         return _read(entry) if entry else None
 
+    async def require(self, job_id: str) -> Job:
+        """The present state of a job. Raises NotFound, NotSetUp."""
+        if (job := await self.get(job_id)) is None:
+            raise _no_such_job(job_id)
+        return job
+
     async def written_at(self, job_id: str) -> datetime | None:
         """When a job was last changed, by the server's clock; None if there is no such job. Raises NotSetUp."""
         await self.bucket()
@@ -99,7 +104,7 @@ class JobStore:
         def changed(entry: KeyValue.Entry | None) -> bytes | None:
             nonlocal job
             if entry is None:
-                raise no_such_job(job_id)
+                raise _no_such_job(job_id)
             before = _read(entry)
             job = before if before.state in TERMINAL else changing(before)
             if job == before:
@@ -127,9 +132,9 @@ class JobStore:
         return await self.change(job_id, promote=True)
 
     async def list(
-        self, state: JobState | None = None, model: str | None = None, limit: int = 50, before: str | None = None
+        self, state: JobState | None = None, model: str | None = None, limit: int | None = 50, before: str | None = None
     ) -> list[Job]:
-        """Jobs, newest first.
+        """Jobs, newest first. limit: None for all.
 
         before: the id of a job; only older ones are listed. Raises NotFound if that job is gone, NotSetUp.
         """

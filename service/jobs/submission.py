@@ -4,8 +4,8 @@ import asyncio
 import hashlib
 import secrets
 import stat
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from subjects.errors import Busy, InvalidField, MLError, TooLarge, Unavailable
 from subjects.finetune import FinetuneReply, FinetuneRequest, TrainingPair
 from subjects.jobs import Job
 
-from ..config import Settings
+from ..settings import Settings
 from .bucket import NotSetUp
 from .objects import Objects
 from .retry import FULL, OVERTAKEN, TROUBLE
@@ -136,14 +136,7 @@ class Submission:
         self.check_trainable(entry, live or hub.locate(entry, download=False))
 
     def _check_path(self, path: str) -> None:
-        try:
-            folder = Path(path).resolve()
-            roots = [root.resolve() for root in self.settings.finetune.roots]
-        except (OSError, ValueError, RuntimeError):  # RuntimeError: a loop of links
-            raise PathRefused(path, "it leads nowhere; name the folder of a codebase") from None
-        if not any(folder.is_relative_to(root) for root in roots):
-            named = ", ".join(map(str, roots)) or "none"
-            raise PathRefused(path, f"it is not below one of the worker's finetune.roots ({named})")
+        folder = folder_below(path, self.settings.finetune.roots)
         if fault := _fault(folder):  # only below the roots, so that callers learn nothing about other paths
             raise PathRefused(path, f"{fault}; name the folder of a codebase")
 
@@ -164,23 +157,12 @@ class Submission:
         not confirm, the job stays, so that the same id can be sent again.
         """
         try:
-            await self._publish(job, body)
-        except (NoStreamResponseError, NotFoundError):
-            if made:
-                await self.store.remove(job.id)
-            raise NotSetUp from None
+            with _refusals():
+                await self._publish(job, body)
         except MLError:
             if made:
                 await self.store.remove(job.id)
             raise
-        except APIError as error:
-            if made:
-                await self.store.remove(job.id)
-            if error.err_code not in FULL:
-                raise Unavailable(
-                    f"the queue of jobs did not take it ({error.description}); ask again later"
-                ) from error
-            raise _full(MAX_JOBS) from None
         except TROUBLE as error:
             raise Unavailable(
                 f"the NATS server did not confirm job {job.id!r} ({str(error) or repr(error)}); ask again with this id"
@@ -214,8 +196,34 @@ class Submission:
         raise Busy("others put jobs into the queue all the time; ask again", retry_after_ms=1000)
 
 
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Inside, a refusal of the queue becomes an error of the wire."""
+    try:
+        yield
+    except (NoStreamResponseError, NotFoundError):
+        raise NotSetUp from None
+    except APIError as error:
+        if error.err_code in FULL:
+            raise _full(MAX_JOBS) from None
+        raise Unavailable(f"the queue of jobs did not take it ({error.description}); ask again later") from error
+
+
 def _full(jobs: int) -> Busy:
     return Busy(f"{jobs} jobs wait or run; ask again when one of them is over", retry_after_ms=60_000)
+
+
+def folder_below(path: str, roots: Sequence[Path]) -> Path:
+    """The real path of a codebase. Raises PathRefused if it is not below one of the roots."""
+    try:
+        folder = Path(path).resolve()
+        allowed = [root.resolve() for root in roots]
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: a loop of links
+        raise PathRefused(path, "it leads nowhere; name the folder of a codebase") from None
+    if not any(folder.is_relative_to(root) for root in allowed):
+        named = ", ".join(map(str, allowed)) or "none"
+        raise PathRefused(path, f"it is not below one of the worker's finetune.roots ({named})")
+    return folder
 
 
 def digest_of(body: bytes) -> str:

@@ -5,8 +5,10 @@ and somebody may purge the queue.
 """
 
 import asyncio
+import functools
 import json
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
@@ -25,20 +27,19 @@ from .store import JobStore
 log = structlog.get_logger(__name__)
 
 EVERY_S = 60.0
-_ALL = 10**9
 LOST_AFTER = timedelta(minutes=5)
 """Longer than it takes to send a message, or another one with the same id."""
 _ASK_S = 5.0
 REASON = "its message is not in the queue: the worker that took the request was cut off; ask again with another id"
 
 
+@dataclass(frozen=True, slots=True)
 class Sweep:
     """Finds and ends such jobs. All times are the server's."""
 
-    def __init__(self, nc: Client, store: JobStore, lost_after: timedelta = LOST_AFTER) -> None:
-        self._nc = nc
-        self._store = store
-        self._lost_after = lost_after
+    nc: Client
+    store: JobStore
+    lost_after: timedelta = LOST_AFTER
 
     def running(self, every_s: float = EVERY_S) -> AbstractAsyncContextManager[None]:
         """Sweeps at an interval while the context is open, whatever fails."""
@@ -46,9 +47,9 @@ class Sweep:
 
     async def once(self) -> None:
         """Sweep. Raises NotSetUp, and what an absent server raises."""
-        for job in await self._store.list(limit=_ALL):
+        for job in await self.store.list(limit=None):
             if job.state not in TERMINAL and await self._is_lost(job):
-                await self._store.change(job.id, lambda now, seen=job: _ended(now, seen))  # type: ignore[misc]
+                await self.store.change(job.id, functools.partial(_ended, job))
 
     async def _run(self, closing: asyncio.Event, every_s: float) -> None:
         while not closing.is_set():
@@ -62,13 +63,13 @@ class Sweep:
 
     async def _is_lost(self, job: Job) -> bool:
         """Whether all messages in the queue are younger than the job's key. Messages are taken in order."""
-        written = await self._store.written_at(job.id)
+        written = await self.store.written_at(job.id)
         oldest = await self._oldest()
-        return written is not None and written + self._lost_after < oldest
+        return written is not None and written + self.lost_after < oldest
 
     async def _oldest(self) -> datetime:
         """When the queue's first message was stored; the present time if it is empty. nats-py reads neither."""
-        answer = await self._nc.request(api_subject(self._nc, f"STREAM.INFO.{names.JOBS_STREAM}"), timeout=_ASK_S)
+        answer = await self.nc.request(api_subject(self.nc, f"STREAM.INFO.{names.JOBS_STREAM}"), timeout=_ASK_S)
         info = json.loads(answer.data)
         if "error" in info:
             raise NotSetUp
@@ -76,7 +77,7 @@ class Sweep:
         return datetime.fromisoformat(state["first_ts"] if state["messages"] else info["ts"])
 
 
-def _ended(now: Job, seen: Job) -> Job:
+def _ended(seen: Job, now: Job) -> Job:
     """The failed job, unless it has changed meanwhile."""
     if now != seen:
         return now

@@ -7,16 +7,15 @@ import base64
 from dataclasses import dataclass, field
 
 import orjson
-from nats.errors import NoRespondersError
 from nats.js.api import Header, ObjectInfo, ObjectMetaOptions
-from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
+from nats.js.errors import APIError
 
 from models.training.data.dataset import MAX_GIVEN_BYTES
 from subjects.errors import Busy, Conflict, TooLarge, Unavailable
 from subjects.uploads import CHUNK_BYTES, UploadReply, UploadRequest
 
 from ..admission import RateLimit
-from .bucket import NotSetUp
+from .bucket import requiring_set_up
 from .objects import Objects
 from .retry import FULL, OVERTAKEN
 
@@ -50,7 +49,7 @@ class Uploads:
     async def _end(self, request: UploadRequest, sha256: str) -> str:
         """Write the object's metadata, once -> its name."""
         bucket, name = self.objects.bucket, request.upload
-        chunks = (await self._usage(self.objects.chunk_subject(name)))[0]
+        chunks, _, _ = await self._usage(self.objects.chunk_subject(name))
         size = (chunks - 1) * CHUNK_BYTES + len(request.data)
         if size > MAX_GIVEN_BYTES:
             raise _too_large()
@@ -84,10 +83,8 @@ class Uploads:
 
     async def _usage(self, subject: str) -> tuple[int, int, int]:
         """-> the messages on a subject, the messages in the bucket, the bytes in the bucket."""
-        try:
+        with requiring_set_up():
             state = (await self.objects.nc.jetstream().stream_info(self.objects.stream, subject)).state
-        except (NotFoundError, ServiceUnavailableError, NoRespondersError):
-            raise NotSetUp from None
         return (state.subjects or {}).get(subject, 0), state.messages, state.bytes
 
     async def _publish(self, subject: str, data: bytes, after: int) -> int | None:

@@ -4,8 +4,9 @@ An event only triggers a read of the job's key, which alone counts.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -14,19 +15,38 @@ from subjects import names
 from subjects.jobs import TERMINAL, Job
 
 from .retry import retry_while_down
-from .store import JobStore, no_such_job
+from .store import JobStore
 
 POLL_S = 10.0
 """A job is also read without an event: one can be lost with the connection."""
 
 
-class Watch:
+@asynccontextmanager
+async def job_events(nc: Client, job_id: str, on_event: Callable[[Msg], Awaitable[None]]) -> AsyncIterator[None]:
+    """Inside, `on_event` is called with each event of the job.
+
+    Of all jobs' events, which are subscribed to: monitoring shows subscriptions, and an id is a secret.
+    """
+
+    async def on_any(event: Msg) -> None:
+        if event.subject == names.job_event_subject(job_id):
+            await on_event(event)
+
+    events = await nc.subscribe(names.job_event_subject("*"), cb=on_any)
+    try:
+        yield
+    finally:
+        if not nc.is_closed:
+            await events.unsubscribe()
+
+
+@dataclass(frozen=True, slots=True)
+class JobWatch:
     """Watches jobs, each with a subscription of its own."""
 
-    def __init__(self, nc: Client, store: JobStore, poll_s: float = POLL_S) -> None:
-        self._nc = nc
-        self._store = store
-        self._poll_s = poll_s
+    nc: Client
+    store: JobStore
+    poll_s: float = POLL_S
 
     async def states(self, job_id: str) -> AsyncGenerator[Job, None]:
         """The present state of a job, then each new one, until it ends. States in quick succession are skipped.
@@ -37,28 +57,16 @@ class Watch:
         changed = asyncio.Event()
 
         async def on_event(event: Msg) -> None:
-            if event.subject == names.job_event_subject(job_id):
-                changed.set()
+            changed.set()
 
-        # To the events of all jobs: monitoring shows subscriptions, and an id is a secret.
-        events = await self._nc.subscribe(names.job_event_subject("*"), cb=on_event)
-        try:
-            job = await self._read(job_id)
+        async with job_events(self.nc, job_id, on_event):
+            job = await self.store.require(job_id)
             yield job
             while job.state not in TERMINAL:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._poll_s):
+                    async with asyncio.timeout(self.poll_s):
                         await changed.wait()
                 changed.clear()
-                seen, job = job, await retry_while_down(lambda: self._read(job_id))
+                seen, job = job, await retry_while_down(lambda: self.store.require(job_id))
                 if job != seen:
                     yield job
-        finally:
-            if not self._nc.is_closed:
-                await events.unsubscribe()
-
-    async def _read(self, job_id: str) -> Job:
-        job = await self._store.get(job_id)
-        if job is None:
-            raise no_such_job(job_id)
-        return job

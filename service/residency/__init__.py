@@ -1,1 +1,1 @@
-"""The models in memory: loaded on first use, leased, swapped, evicted."""
+"""Residency: which models are in memory. They are loaded, leased to requests, swapped and evicted here."""

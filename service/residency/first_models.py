@@ -9,7 +9,7 @@ from models.catalogue import Catalogue
 from models.errors import DeviceFailed, ModelError, ModelUnavailable, OverBudget
 from models.weights import hub
 
-from ..config import Settings
+from ..settings import Settings
 from .manager import ModelManager
 
 log = structlog.get_logger(__name__)

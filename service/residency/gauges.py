@@ -1,13 +1,9 @@
 """The models in memory and their queues, for discovery, statistics and metrics."""
 
 import functools
-import json
-import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
-
-import msgpack
 
 from models.catalogue import Form
 from models.registry import Registry
@@ -22,8 +18,6 @@ from .manager import ModelManager
 Models: TypeAlias = Registry[ServedModel]
 
 REASON_CHARS = 300
-_MODEL = (b'"model"', b"\xa5model")
-"""The key of the model in a body, in JSON and in MessagePack."""
 DEFAULTS: Mapping[Form, str] = {
     "embedding": "default_model",
     "prompt": "default_generation_model",
@@ -43,30 +37,9 @@ ENGINE_FIGURES = {
 
 def queued(models: Models) -> tuple[int, int]:
     """Texts and tokens that wait or run, over all embedding models."""
-    batchers = _batchers(models)
-    return sum(batcher.queued_texts for batcher in batchers), sum(batcher.queued_tokens for batcher in batchers)
-
-
-def ready_in_s(models: Models, body: bytes, default: str | None, source: str | None = None) -> float:
-    """When a request to embed would be answered, in seconds from now, judged by its unread body.
-
-    default: the model for requests that name none. source: who takes turns with others. 0 if the body may name a model
-    that is not in memory.
-    """
-    batchers = _batchers(models)
-    if places := [at for key in _MODEL if (at := body.find(key)) >= 0]:
-        named = {batcher: _naming(batcher.encoder.model) for batcher in batchers}
-        meant = [batcher for batcher, naming in named.items() if any(naming.match(body, at) for at in places)]
-    else:
-        meant = [batcher for batcher in batchers if batcher.encoder.model == default]
-    return min((batcher.ready_in_s(len(body), source) for batcher in meant), default=0.0)
-
-
-@functools.cache
-def _naming(model: str) -> re.Pattern[bytes]:
-    """The bytes that name a model in a body, in JSON or MessagePack."""
-    in_json, in_msgpack = re.escape(json.dumps(model).encode()), re.escape(msgpack.packb(model))
-    return re.compile(rb"%b\s*:\s*%b|%b%b" % (_MODEL[0], in_json, _MODEL[1], in_msgpack))
+    all_batchers = batchers(models)
+    texts = sum(batcher.queued_texts for batcher in all_batchers)
+    return texts, sum(batcher.queued_tokens for batcher in all_batchers)
 
 
 def generating(models: Models) -> dict[str, int]:
@@ -100,7 +73,8 @@ def _stuck_s(models: Models) -> float:
     return max((generator.stuck_s for generator in _generators(models)), default=0.0)
 
 
-def _batchers(models: Models) -> list[Batcher]:
+def batchers(models: Models) -> list[Batcher]:
+    """Of all embedding models."""
     return [loaded.serves.batcher for loaded in models.everything() if isinstance(loaded.serves, Embedder)]
 
 

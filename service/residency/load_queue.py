@@ -13,7 +13,7 @@ from models.registry import Registry
 
 from ..runtime.background import Change
 from ..served_model import Model, ServedModel, facts_of
-from ..serving_config import MemorySettings
+from ..settings.serving import MemorySettings
 from .loader import LoaderThreads, LoadOverrides, ModelLoader, StillRunning
 from .reservations import Loaded, MemoryReservations
 
@@ -51,34 +51,24 @@ class _NeedsProbe(Exception):
     probe: "Probe"
 
 
+@dataclass(frozen=True, slots=True)
 class LoadQueue:
     """Runs load requests.
 
     lock: held while one runs. publish: serves a loaded model from then on. on_died: called when a device has failed.
     """
 
-    def __init__(
-        self,
-        registry: Registry[ServedModel],
-        reservations: MemoryReservations,
-        loader: ModelLoader,
-        memory: MemorySettings,
-        lock: asyncio.Lock,
-        changed: Change,
-        publish: Callable[[Model], Loaded],
-        on_died: Callable[[BaseException], None],
-    ) -> None:
-        self._registry = registry
-        self._reservations = reservations
-        self._loader = loader
-        self._memory = memory
-        self._lock = lock
-        self._changed = changed
-        self._publish = publish
-        self._on_died = on_died
-        self._threads = LoaderThreads()
-        self._overrides: dict[str, LoadOverrides] = {}
-        self._dimensions: dict[str, int] = {}
+    registry: Registry[ServedModel]
+    reservations: MemoryReservations
+    loader: ModelLoader
+    memory: MemorySettings
+    lock: asyncio.Lock
+    changed: Change
+    publish: Callable[[Model], Loaded]
+    on_died: Callable[[BaseException], None]
+    _threads: LoaderThreads = field(default_factory=LoaderThreads)
+    _overrides: dict[str, LoadOverrides] = field(default_factory=dict)
+    _dimensions: dict[str, int] = field(default_factory=dict)
 
     async def load(self, request: LoadRequest) -> Loaded | None:
         """Bring a model into memory, after the loads before it; None if it is not loaded and `only_loaded` is set.
@@ -87,26 +77,26 @@ class LoadQueue:
         OtherDimensions, and what loading raises; an older version then goes on serving.
         """
         if request.download:
-            await self._threads.run(self._loader.fetch, request.spec)  # a download must not hold up other loads
+            await self._threads.run(self.loader.fetch, request.spec)  # a download must not hold up other loads
         until = asyncio.get_running_loop().time() + CROWDED_S
         while True:
             try:
-                async with self._lock:
+                async with self.lock:
                     return await self._run(request)
             except _NeedsProbe as error:
                 await self._run_probe(error.probe)
             except Crowded as crowded:
                 try:
                     async with asyncio.timeout_at(until):
-                        await self._changed.wait()
+                        await self.changed.wait()
                 except TimeoutError:
                     raise crowded from None
 
     async def _run(self, request: LoadRequest) -> Loaded | None:
         spec = request.spec
-        before = self._overrides.get(spec.id, LoadOverrides(pinned=spec.id in self._memory.pinned))
+        before = self._overrides.get(spec.id, LoadOverrides(pinned=spec.id in self.memory.pinned))
         chosen = replace(before, **request.overrides)
-        loaded = self._registry.current(spec.id)
+        loaded = self.registry.current(spec.id)
         if loaded is None and request.only_loaded:
             self._overrides[spec.id] = chosen
             return None
@@ -114,13 +104,13 @@ class LoadQueue:
             loaded = await self._load(spec, chosen)
         self._overrides[spec.id] = chosen
         loaded.pinned = chosen.pinned
-        self._changed.set()
+        self.changed.set()
         return loaded
 
     async def _run_probe(self, probe: "Probe") -> None:
         """Open a model in a process of its own, without the lock: that may take for ever."""
         try:
-            await self._threads.run(self._loader.run_probe, probe)
+            await self._threads.run(self.loader.run_probe, probe)
         except ModelError as error:
             self._failed(probe.spec, error)
             raise
@@ -128,19 +118,19 @@ class LoadQueue:
     async def _load(self, spec: ModelSpec, overrides: LoadOverrides) -> Loaded:
         log.info("model.load_began", model=spec.id)
         try:
-            options = await self._step(spec.id, self._loader.options, spec, overrides)
-            if probe := await self._step(spec.id, self._loader.probe_for, spec, options):
+            options = await self._step(spec.id, self.loader.options, spec, overrides)
+            if probe := await self._step(spec.id, self.loader.probe_for, spec, options):
                 raise _NeedsProbe(probe)
-            expected = await self._step(spec.id, self._loader.expected, spec, options)
-            await self._reservations.make_space(spec.id, *expected)
-            model = await self._step(spec.id, self._loader.load, spec, options)
+            expected = await self._step(spec.id, self.loader.expected, spec, options)
+            await self.reservations.make_space(spec.id, *expected)
+            model = await self._step(spec.id, self.loader.load, spec, options)
             await self._check(spec, model)
-            return self._publish(model)
+            return self.publish(model)
         except _NeedsProbe:
             raise
         except (TimeoutError, StillRunning) as error:
-            self._loader.abandon()
-            reason = f"its load was given up after {self._memory.load_timeout_s:g} s (memory.load_timeout_s)"
+            self.loader.abandon()
+            reason = f"its load was given up after {self.memory.load_timeout_s:g} s (memory.load_timeout_s)"
             self._failed(spec, hangs := ModelUnavailable(spec.id, f"{reason}, and goes on; start the worker again"))
             raise hangs from error
         except ModelError as error:
@@ -152,19 +142,19 @@ class LoadQueue:
             self._failed(spec, broken := ModelUnavailable(spec.id, reason))
             raise broken from error
         finally:
-            self._registry.cancel(spec.id)
+            self.registry.cancel(spec.id)
 
     async def _step(self, model: str, function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs) -> ResultT:
         """A step of a model's load. Raises TimeoutError, StillRunning."""
-        return await self._threads.run_within(self._memory.load_timeout_s, model, function, *arguments)
+        return await self._threads.run_within(self.memory.load_timeout_s, model, function, *arguments)
 
     def _failed(self, spec: ModelSpec, error: ModelError) -> None:
         log.warning("model.load_failed", model=spec.id, reason=str(error))
         if isinstance(error, DeviceFailed):
-            self._on_died(error)
+            self.on_died(error)
         # Memory may become free at any time, and looking for it costs little.
-        if self._registry.current(spec.id) is None and not isinstance(error, OverBudget):
-            self._registry.fail(spec.id, error)
+        if self.registry.current(spec.id) is None and not isinstance(error, OverBudget):
+            self.registry.fail(spec.id, error)
 
     async def _check(self, spec: ModelSpec, model: Model) -> None:
         """Drop a model whose vectors do not fit those before it, or whose measured size does not fit the memory."""
@@ -173,7 +163,7 @@ class LoadQueue:
             served = self._dimensions.setdefault(spec.id, facts.dimensions)
             if served != facts.dimensions:
                 raise OtherDimensions(spec.id, facts.dimensions, served)
-            await self._reservations.make_space(spec.id, facts.device, facts.memory_bytes)
+            await self.reservations.make_space(spec.id, facts.device, facts.memory_bytes)
         except BaseException:
-            await self._threads.run(self._loader.drop, model)
+            await self._threads.run(self.loader.drop, model)
             raise

@@ -21,8 +21,8 @@ from models.loading.load_cache import LoadCache
 from models.weights import hub
 from models.weights.versions import version_folder
 
-from ..config import Settings
 from ..served_model import Model, facts_of
+from ..settings import Settings
 
 if TYPE_CHECKING:
     from models.loading.loader import LoadOptions
@@ -183,9 +183,9 @@ class ModelLoader:
 
     def abandon(self) -> None:
         """A load hangs: let others read their weights."""
-        from models.loading.quiet import READING
+        from models.loading.reading import READ_LOCK
 
-        READING.abandon()
+        READ_LOCK.abandon()
 
     def drop(self, model: Model) -> None:
         """Close a model that never served."""

@@ -50,7 +50,7 @@ class Evictor:
         if loaded.leases and not force:
             raise InUse(model, loaded.leases)
         self.retire(loaded)
-        while self._registry.holds(loaded):
+        while self._registry.in_memory(loaded):
             await self._changed.wait()
         return loaded
 

@@ -11,8 +11,6 @@ import structlog
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
-from ..config import BadSettings
-
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -65,7 +63,7 @@ class _Server6(ThreadingWSGIServer):
 def serve_http(host: str, port: int, registry: CollectorRegistry, health: Health) -> tuple[int, Callable[[], None]]:
     """Serve at host and port; at a free port if that one is taken, as by another worker on this machine.
 
-    -> the port in use, and a function that closes it. Raises BadSettings if the host is not this machine's.
+    -> the port in use, and a function that closes it. Raises OSError if the host is not this machine's.
     """
     metrics = make_wsgi_app(registry)
 
@@ -86,10 +84,7 @@ def serve_http(host: str, port: int, registry: CollectorRegistry, health: Health
         server = listening(port)
     except OSError as error:
         log.warning("metrics.port_taken", port=port, reason=str(error))
-        try:
-            server = listening(0)
-        except OSError as nowhere:
-            raise BadSettings(f"metrics_host {host!r} cannot be listened on: {nowhere.strerror}") from None
+        server = listening(0)
     thread = threading.Thread(target=server.serve_forever, name="http", daemon=True)
     thread.start()
 

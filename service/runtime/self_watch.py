@@ -15,7 +15,7 @@ from nats.errors import Error as NatsError
 from subjects import names
 
 from ..bus.client import BusClient
-from ..endpoint.reply_subject import WORKERS_INBOX
+from ..bus.held_messages import WORKERS_INBOX
 
 log = structlog.get_logger(__name__)
 
@@ -56,11 +56,11 @@ class SelfWatch:
         asking = asyncio.create_task(self._ask())  # a broken client may not return
         await asyncio.sleep(EVERY_S)
         asking.cancel()
-        turned = loop.time() - began < 2 * EVERY_S
-        heard = False
+        loop_ran = loop.time() - began < 2 * EVERY_S
+        answered = False
         while answers.pending_msgs:
-            heard |= bool((await answers.next_msg()).data)  # an empty one is the server's: nobody listens there
-        return turned and not heard and self._nc.is_connected and self._nc.stats["reconnects"] == connection
+            answered |= bool((await answers.next_msg()).data)  # an empty one is the server's: nobody listens there
+        return loop_ran and not answered and self._nc.is_connected and self._nc.stats["reconnects"] == connection
 
     async def _ask(self) -> None:
         with suppress(NatsError):

@@ -27,12 +27,13 @@ class Stop:
     """Whether the process should end, and with which exit code.
 
     within_s: how long that may take; after it the process dumps each thread's traceback and ends with code 1. None:
-    any time.
+    any time. name: of the process, in the log.
     """
 
     within_s: float | None = None
     code: int = 0
     requested: asyncio.Event = field(default_factory=asyncio.Event)
+    name: str = "worker"
     _armed: bool = False
 
     def request(self) -> None:
@@ -46,8 +47,8 @@ class Stop:
             faulthandler.dump_traceback_later(min(self.within_s, LONGEST_S), exit=True)
 
     def fail(self, reason: object, within_s: float = LONGEST_S) -> None:
-        """End with a non-zero exit code, so that a supervisor restarts the worker. within_s: if that is less."""
-        log.error("worker.failed", reason=str(reason))
+        """End with a non-zero exit code, so that a supervisor restarts the process. within_s: if that is less."""
+        log.error(f"{self.name}.failed", reason=str(reason))
         self.code = 1
         if self.within_s is not None:
             self.within_s = min(self.within_s, within_s)
@@ -83,22 +84,22 @@ def end_on_signals(stop: Stop) -> None:
     pattern that takes for ever to match, Python still runs the handler.
     """
     loop = asyncio.get_running_loop()
-    heard, wake = os.pipe()
+    signals, wake = os.pipe()
     os.set_blocking(wake, False)
     for number in _SIGNALS:
         signal.signal(number, lambda *_: stop.arm())
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-    threading.Thread(target=_hear, args=(heard, stop, loop), name="signals", daemon=True).start()
+    threading.Thread(target=_read_signals, args=(signals, stop, loop), name="signals", daemon=True).start()
 
 
-def _hear(heard: int, stop: Stop, loop: asyncio.AbstractEventLoop) -> None:
-    told = False
-    while number := os.read(heard, 1):
+def _read_signals(signals: int, stop: Stop, loop: asyncio.AbstractEventLoop) -> None:
+    is_second = False
+    while number := os.read(signals, 1):
         if number[0] not in _SIGNALS:
             continue
-        if told or stop.requested.is_set():
+        if is_second or stop.requested.is_set():
             os._exit(130)
-        told = True
+        is_second = True
         stop.arm()
         with suppress(RuntimeError):  # the loop is closed: the process ends already
             loop.call_soon_threadsafe(stop.request)

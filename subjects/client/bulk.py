@@ -12,10 +12,10 @@ from typing import Any, TypeAlias, TypeVar
 
 from ..embed import EmbedChunk, EmbedDone, Usage
 from ..errors import DeadlinePassed, MLError, VersionChanged
+from .attempts import FIRST_PAUSE_S, Pauses
 
 REQUEST_TEXTS = 1024
 MAX_PENDING = 2
-PAUSE_S = 0.05
 T = TypeVar("T")
 Frames: TypeAlias = AsyncGenerator[EmbedChunk | EmbedDone, None]
 Ask: TypeAlias = Callable[[Sequence[str]], Frames]
@@ -122,7 +122,7 @@ async def _resumed(texts: Sequence[str], first: int, ask: Ask) -> Frames:
         except MLError as error:
             if done == begun or not (error.retryable or isinstance(error, DeadlinePassed)):
                 raise _counted(error, first + begun) from None
-            await asyncio.sleep(max(PAUSE_S, (error.retry_after_ms or 0) / 1000))
+            await asyncio.sleep(Pauses(FIRST_PAUSE_S).after(error))
 
 
 def _moved(chunk: EmbedChunk, by: int) -> EmbedChunk:

@@ -16,11 +16,13 @@ from ..errors import Internal
 from ..names import EncodingFormat, Priority, Truncate
 from ..schema import SchemaReply
 from . import bulk, discovery
-from .caller import Caller, split
+from .forward import ForwardCalls
 from .generate import GenerateCalls
+from .inbox import PENDING_BYTES
 from .jobs import FinetuneCalls, JobsClient
 from .models import ModelsClient
 from .tokenize import TokenCalls
+from .transport import Transport, split
 
 _SCORE: routes.Route[SimilarityScore] = replace(routes.SIMILARITY, reply=SimilarityScore)
 _RANKING: routes.Route[SimilarityRanking] = replace(routes.SIMILARITY, reply=SimilarityRanking)
@@ -44,21 +46,23 @@ class EmbedCallOptions(CallOptions, total=False):
     encoding_format: EncodingFormat
 
 
-class MLClient(GenerateCalls, TokenCalls, FinetuneCalls):
+class MLClient(GenerateCalls, TokenCalls, FinetuneCalls, ForwardCalls):
     """Embeddings, similarity, completions, tokens and fine-tuning over a NATS connection.
 
     timeout_s: for a whole call, retries included. retries: how often a retryable error (busy, restarting,
     out of memory, no worker) is tried again, with jitter and no sooner than the worker asks.
     Every call raises a subclass of MLError when it fails. A call that ends early (time-out, cancellation) is cancelled
-    at the worker.
+    at the worker. pending_bytes: of a stream that may wait to be read, before it ends with FrameLost.
     """
 
-    def __init__(self, nc: Client, *, timeout_s: float = 30.0, retries: int = 3) -> None:
+    def __init__(
+        self, nc: Client, *, timeout_s: float = 30.0, retries: int = 3, pending_bytes: int = PENDING_BYTES
+    ) -> None:
         self._nc = nc
-        self._caller = Caller(nc, timeout_s, retries)
+        self._transport = Transport(nc, timeout_s, retries, pending_bytes=pending_bytes)
         self._owned = False
-        self.models = ModelsClient(self._caller)
-        self.jobs = JobsClient(nc, self._caller)
+        self.models = ModelsClient(self._transport)
+        self.jobs = JobsClient(nc, self._transport)
 
     @classmethod
     async def connect(
@@ -84,13 +88,13 @@ class MLClient(GenerateCalls, TokenCalls, FinetuneCalls):
 
     async def close(self) -> None:
         """Cancel the calls that wait, and close the connection if `connect` made it."""
-        await self._caller.close()
+        await self._transport.close()
         if self._owned:
             await self._nc.close()
 
     async def embed(self, text: str, **options: Unpack[EmbedCallOptions]) -> EmbedReply:
         """One text -> `.embedding` (D,) float32, or what `encoding_format` asks for (see `to_float32`)."""
-        return await self._caller.ask(routes.EMBED, *split({"text": text, **options}))
+        return await self._transport.ask(routes.EMBED, *split({"text": text, **options}))
 
     async def embed_batch(self, texts: Sequence[str], **options: Unpack[EmbedCallOptions]) -> EmbedBatchReply:
         """Many texts -> `.embeddings`, in order. The reply is streamed, so the payload limit does not bound it."""
@@ -116,7 +120,7 @@ class MLClient(GenerateCalls, TokenCalls, FinetuneCalls):
 
         Closing the iterator early cancels the rest at the worker.
         """
-        return self._caller.stream(routes.EMBED_BATCH, *split({"texts": list(texts), **options}))
+        return self._transport.stream(routes.EMBED_BATCH, *split({"texts": list(texts), **options}))
 
     def embed_all(
         self, texts: Iterable[str], **options: Unpack[EmbedCallOptions]
@@ -131,7 +135,7 @@ class MLClient(GenerateCalls, TokenCalls, FinetuneCalls):
 
     async def similarity(self, a: str, b: str, **options: Unpack[CallOptions]) -> SimilarityScore:
         """The cosine of two texts."""
-        return await self._caller.ask(_SCORE, *split({"a": a, "b": b, **options}))
+        return await self._transport.ask(_SCORE, *split({"a": a, "b": b, **options}))
 
     async def rank(
         self,
@@ -143,15 +147,15 @@ class MLClient(GenerateCalls, TokenCalls, FinetuneCalls):
     ) -> SimilarityRanking:
         """Candidates by their cosine to the query, best first."""
         form = {"query": query, "candidates": list(candidates), "top_k": top_k}
-        return await self._caller.ask(_RANKING, *split({**form, **options}))
+        return await self._transport.ask(_RANKING, *split({**form, **options}))
 
     async def cancel(self, request_id: str) -> None:
         """Cancel the request with this id, whichever worker runs it; its caller gets a Cancelled error."""
-        await self._caller.cancel(request_id)
+        await self._transport.cancel(request_id)
 
     async def schema(self, subject: str | None = None, *, timeout_s: float | None = None) -> SchemaReply:
         """JSON Schemas of the requests and replies on a subject, or on all of them. Raises NotFound."""
-        return await self._caller.ask(routes.SCHEMA, {"subject": subject}, timeout_s)
+        return await self._transport.ask(routes.SCHEMA, {"subject": subject}, timeout_s)
 
     async def discover(self, verb: str = "PING", *, wait_s: float = 0.5) -> list[dict[str, Any]]:
         """The answers of all workers to PING, INFO or STATS of the micro protocol within wait_s."""

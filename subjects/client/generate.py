@@ -7,7 +7,7 @@ from typing_extensions import Unpack
 
 from .. import routes
 from ..generate import ChatMessage, GenerateBatchReply, GenerateDone, GenerateReply, TokenFrame
-from .caller import Caller, split
+from .transport import Transport, split
 
 Messages: TypeAlias = Sequence[ChatMessage | Mapping[str, Any]]
 
@@ -41,7 +41,7 @@ class GenerateCallOptions(TypedDict, total=False):
 class GenerateCalls:
     """Completions of a text, of `messages` (a chat), or of the gap between `prefix` and `suffix`: one of the three."""
 
-    _caller: Caller
+    _transport: Transport
 
     async def generate(
         self,
@@ -54,7 +54,7 @@ class GenerateCalls:
     ) -> GenerateReply:
         """One prompt -> `.text` and how it ended, in one reply."""
         form = _form(prompt, messages, prefix, suffix)
-        return await self._caller.ask(routes.GENERATE, *split({**form, **options}))
+        return await self._transport.ask(routes.GENERATE, *split({**form, **options}))
 
     def stream(
         self,
@@ -71,13 +71,19 @@ class GenerateCalls:
         first piece has come.
         """
         form = _form(prompt, messages, prefix, suffix)
-        return self._caller.stream(routes.GENERATE, *split({**form, **options}))
+        return self._transport.stream(routes.GENERATE, *split({**form, **options}))
 
     async def generate_batch(
         self, prompts: Sequence[str], **options: Unpack[GenerateCallOptions]
     ) -> GenerateBatchReply:
         """Many prompts -> `.results` in order. One that fails has an `error` there and costs the others nothing."""
-        return await self._caller.ask(routes.GENERATE_BATCH, *split({"prompts": list(prompts), **options}))
+        return await self._transport.ask(routes.GENERATE_BATCH, *split({"prompts": list(prompts), **options}))
+
+    def stream_batch(
+        self, prompts: Sequence[str], **options: Unpack[GenerateCallOptions]
+    ) -> AsyncGenerator[TokenFrame | GenerateDone, None]:
+        """The same as a stream, with `index` in each frame; see `stream`."""
+        return self._transport.stream(routes.GENERATE_BATCH, *split({"prompts": list(prompts), **options}))
 
 
 def _form(prompt: str | None, messages: Messages | None, prefix: str | None, suffix: str | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from hashlib import sha256
 from os import PathLike, fspath
 from typing import Any, TypeAlias, TypedDict
@@ -19,7 +19,8 @@ from ..names import JobState, TrainingLoss, TrainingMethod
 from ..stream import PING
 from ..uploads import UploadReply, UploadRequest, in_chunks
 from .attempts import Pauses, Silence
-from .caller import Caller, parse, split
+from .replies import parse
+from .transport import Transport, split
 
 GivenPair: TypeAlias = TrainingPair | Mapping[str, Any] | list[Any] | tuple[Any, ...]
 """(anchor, positive) or (anchor, positive, negatives), the negatives one text or several; or the same by name."""
@@ -60,7 +61,7 @@ class FinetuneCalls:
     """Fine-tuning on a codebase of the worker's machine, or on pairs of the caller."""
 
     _nc: Client
-    _caller: Caller
+    _transport: Transport
 
     async def finetune(
         self,
@@ -79,7 +80,7 @@ class FinetuneCalls:
         if request.pairs is not None and not self._fit(request.pairs):
             name = await self._upload(_lines(request.pairs))
             request = request.model_copy(update={"pairs": None, "object": name})
-        return await self._caller.ask(routes.FINETUNE, request, timeout_s)
+        return await self._transport.ask(routes.FINETUNE, request, timeout_s)
 
     def _fit(self, pairs: Sequence[TrainingPair]) -> bool:
         """Whether the pairs fit a message with all that goes around them."""
@@ -106,14 +107,10 @@ class FinetuneCalls:
 
     async def _send(self, chunk: UploadRequest) -> UploadReply:
         """Send a chunk, again where no answer comes: it is taken once."""
-        again = self._caller.retries
-        while True:
-            try:
-                return await self._caller.ask(routes.FINETUNE_UPLOAD, chunk, CHUNK_TIMEOUT_S)
-            except DeadlinePassed:
-                if not again:
-                    raise
-                again -= 1
+        for _ in range(self._transport.retries):
+            with suppress(DeadlinePassed):
+                return await self._transport.ask(routes.FINETUNE_UPLOAD, chunk, CHUNK_TIMEOUT_S)
+        return await self._transport.ask(routes.FINETUNE_UPLOAD, chunk, CHUNK_TIMEOUT_S)
 
 
 def _lines(pairs: Iterable[TrainingPair]) -> Iterator[bytes]:
@@ -146,17 +143,17 @@ def _pair_fields(pair: GivenPair) -> Any:
 class JobsClient:
     """The states of jobs."""
 
-    def __init__(self, nc: Client, caller: Caller) -> None:
+    def __init__(self, nc: Client, transport: Transport) -> None:
         self._nc = nc
-        self._caller = caller
+        self._transport = transport
 
     async def get(self, job_id: str, *, timeout_s: float | None = None) -> Job:
         """The present state of a job. Raises NotFound."""
-        return await self._caller.ask(routes.JOBS_GET, {"id": job_id}, timeout_s)
+        return await self._transport.ask(routes.JOBS_GET, {"id": job_id}, timeout_s)
 
     async def cancel(self, job_id: str, *, timeout_s: float | None = None) -> Job:
         """Cancel a job -> its state; a job that a worker runs ends a little later. Raises NotFound."""
-        return await self._caller.ask(routes.JOBS_CANCEL, {"id": job_id}, timeout_s)
+        return await self._transport.ask(routes.JOBS_CANCEL, {"id": job_id}, timeout_s)
 
     async def watch(
         self, job_id: str, *, silence_s: float = 15.0, timeout_s: float | None = None
@@ -169,7 +166,7 @@ class JobsClient:
         connection is closed for good.
         """
         request = codec.validate({"id": job_id}, JobsWatchRequest)
-        attempts, pauses = self._caller.attempts(timeout_s), Pauses(FIRST_RETRY_S, MAX_RETRY_S)
+        attempts, pauses = self._transport.attempts(timeout_s), Pauses(FIRST_RETRY_S, MAX_RETRY_S)
         job: Job | None = None
         while job is None or job.state not in TERMINAL:
             try:
@@ -190,7 +187,7 @@ class JobsClient:
 
     async def _states(self, request: JobsWatchRequest, silence: Silence) -> AsyncGenerator[Job, None]:
         """The states of a job from one worker, until the job is over or the worker leaves."""
-        async with aclosing(self._caller.listen(routes.JOBS_WATCH, request, silence)) as frames:
+        async with aclosing(self._transport.listen(routes.JOBS_WATCH, request, silence)) as frames:
             async for frame in frames:
                 if frame.event != PING:
                     yield parse(frame.body, Job)
@@ -210,7 +207,7 @@ class JobsClient:
 
         limit: at most 100. before: only jobs older than the one with this id, for the next page.
         """
-        asked: dict[str, Any] = {"state": state, "model": model, "before": before} | (
-            {} if limit is None else {"limit": limit}
-        )
-        return await self._caller.ask(routes.JOBS_LIST, asked, timeout_s)
+        fields: dict[str, Any] = {"state": state, "model": model, "before": before}
+        if limit is not None:
+            fields["limit"] = limit
+        return await self._transport.ask(routes.JOBS_LIST, fields, timeout_s)

@@ -7,8 +7,8 @@ from typing_extensions import Unpack
 
 from .. import routes
 from ..tokenize import DetokenizeReply, TokenizeReply
-from .caller import Caller, split
 from .generate import Messages
+from .transport import Transport, split
 
 
 class TokenizeCallOptions(TypedDict, total=False):
@@ -27,7 +27,7 @@ class TokenizeCallOptions(TypedDict, total=False):
 class TokenCalls:
     """The tokens of texts, and the texts of tokens."""
 
-    _caller: Caller
+    _transport: Transport
 
     async def tokenize(
         self,
@@ -39,7 +39,7 @@ class TokenCalls:
         """One text, several, or a chat -> `.counts` and `.results`, one for each, in order."""
         texts = [text] if isinstance(text, str) else text
         form = {"text": texts and list(texts), "messages": None if messages is None else list(messages)}
-        return await self._caller.ask(routes.TOKENIZE, *split({**form, **options}))
+        return await self._transport.ask(routes.TOKENIZE, *split({**form, **options}))
 
     async def detokenize(
         self,
@@ -52,4 +52,4 @@ class TokenCalls:
         """The ids of one text, or of several -> `.texts`, in order."""
         ids = [each if isinstance(each, int) else list(each) for each in tokens]
         asked = {"tokens": ids, "model": model, "skip_special_tokens": skip_special_tokens}
-        return await self._caller.ask(routes.DETOKENIZE, asked, timeout_s)
+        return await self._transport.ask(routes.DETOKENIZE, asked, timeout_s)

@@ -45,9 +45,7 @@ def test_a_foreign_error_body_still_gives_the_code(body):
         (models.UnknownModel("x", ("y",)), 404),
         (models.ModelUnavailable("x", "why"), 503),
         (models.TextTooLong(0, 300, 256), 413),
-        (models.UnknownPrompt("x", ()), 422),
-        (models.UnknownTask("x", ()), 422),
-        (models.BadDimensions(0, 384), 422),
+        (models.InvalidOption("no such prompt"), 422),
         (models.OutOfDeviceMemory("cuda:0"), 507),
     ],
 )

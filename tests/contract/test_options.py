@@ -6,7 +6,7 @@ from typing import get_type_hints
 import pytest
 from pydantic import BaseModel
 
-from models.training.options import TrainingOptions
+from models.training.run import TrainingOptions
 from subjects.client import CallOptions, EmbedCallOptions
 from subjects.client.generate import GenerateCallOptions
 from subjects.client.jobs import FinetuneCallOptions

@@ -17,7 +17,7 @@ from bench.random_models import write_qodo
 from models.catalogue import ModelSpec, load_catalogue
 from models.encoders.base import Encoder, TextOptions, Tokens, cosine_rows
 from models.encoders.modules import read_sentence_transformer
-from models.errors import ModelUnavailable, TemplateRefused, TextTooLong
+from models.errors import InvalidOption, ModelUnavailable, TextTooLong
 from models.loading.loader import LoadOptions, load
 from models.training.fit.export import export
 from models.training.fit.texts import TrainingTexts
@@ -111,7 +111,7 @@ def test_template_text_survives_truncation(backbone: Path, tmp_path: Path) -> No
 def test_a_prompt_that_the_template_refuses_is_an_error_of_its_own(backbone: Path, tmp_path: Path) -> None:
     saved(backbone, tmp_path, "alone")
     encoder = load(of(tmp_path / "model"), LoadOptions("cpu", "fp32"))
-    with pytest.raises(TemplateRefused, match="no system turn"):
+    with pytest.raises(InvalidOption, match="no system turn"):
         encoder.tokenize(["x"], TextOptions(prompt_name="query"))
     with pytest.raises(ModelUnavailable, match="take `append_eos` out"):
         load(of(tmp_path / "model", append_eos=True), LoadOptions("cpu", "fp32"))

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench.random_generators import write_codellama, write_llama, write_starcoder
 from models.catalogue import Dtype, Quantization, load_catalogue
 from models.generation.causal_lm import CausalLM
-from models.generation.self_test import PROBE, divergence, probe_logits
+from models.generation.load_checks import PROBE, divergence, probe_logits
 from models.loading.footprint import footprint
 from models.loading.loader import LoadOptions, load_generator
 from models.quantization.quantize import weight_bytes

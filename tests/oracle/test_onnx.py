@@ -26,7 +26,7 @@ from models.encoders.base import TextOptions, Tokens, Vectors, check_options, co
 from models.encoders.modules import read_sentence_transformer
 from models.encoders.onnx_encoder import OnnxEncoder
 from models.encoders.onnx_session import OnnxOptions
-from models.errors import BadDimensions, ModelUnavailable, OutOfDeviceMemory, TextTooLong, UnknownPrompt, UnknownTask
+from models.errors import InvalidOption, ModelUnavailable, OutOfDeviceMemory, TextTooLong
 from models.loading.loader import LoadOptions, load
 from models.weights.hub import locate
 
@@ -107,9 +107,9 @@ def test_a_task_brings_its_prompt_and_the_default_applies(jina: Path) -> None:
     np.testing.assert_allclose(embed(encoder, ["w1"], TextOptions(task="query")), with_prompt, atol=1e-5)
     (tokens,) = tokens_of(encoder, ["w1"], TextOptions(task="query"))
     assert (tokens.task, tokens.prompt_tokens) == (0, 3)
-    with pytest.raises(UnknownTask):
+    with pytest.raises(InvalidOption, match="unknown task"):
         encoder.tokenize(["w1"], TextOptions(task="poem"))
-    with pytest.raises(UnknownPrompt):
+    with pytest.raises(InvalidOption, match="unknown prompt"):
         encoder.tokenize(["w1"], TextOptions(prompt_name="poem"))
 
 
@@ -140,9 +140,8 @@ def test_matryoshka_dimensions(jina: Path) -> None:
     encoder = encoder_of(jina, **JINA, matryoshka=[4, 8])
     for dimensions in (None, 4, 8, DIMENSIONS):
         check_options(encoder, TextOptions(), dimensions)
-    with pytest.raises(BadDimensions) as caught:
+    with pytest.raises(InvalidOption, match="dimensions must be one of 4, 8, not 5"):
         check_options(encoder, TextOptions(), 5)
-    assert caught.value.known == (4, 8)
 
 
 def test_a_long_text_is_cut_at_the_limit(jina: Path) -> None:

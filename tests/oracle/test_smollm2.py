@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from models.generation import engine
 from models.generation.causal_lm import CausalLM
-from models.generation.self_test import PROBE
+from models.generation.load_checks import PROBE
 from models.generation.types import Chat, Message, Plain, Prompt, Request, Sampling
 from models.loading.load_cache import LoadCache
 from models.loading.loader import LoadOptions, load_generator

@@ -22,7 +22,7 @@ from models.loading.footprint import footprint
 from models.loading.loader import LoadOptions, expected_bytes, load
 from models.loading.plan import candidate, plan
 from models.training.errors import CannotTrain
-from models.training.fit.footprint import check_trainable
+from models.training.fit.cost import check_trainable
 from models.weights import model_files
 from models.weights.hub import locate
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from models.catalogue import load_catalogue
 from models.encoders.tokenise import TextTokenizer
-from models.errors import UnknownToken
+from models.errors import InvalidOption
 from models.generation.prompt import Prompts
 from models.generation.tokenizer import GenerationTokenizer
 from models.generation.types import Chat, Message, Plain
@@ -144,7 +144,7 @@ def test_pieces_are_what_generation_writes() -> None:
 def test_an_id_that_does_not_exist_is_refused_with_its_place(wrong: int) -> None:
     _, prompts = generation("tiny_coder")
     with pytest.raises(
-        UnknownToken, match=f"token id {wrong} at place 1 does not exist; the model's ids are 0 to 4095"
+        InvalidOption, match=f"token id {wrong} at place 1 does not exist; the model's ids are 0 to 4095"
     ):
         prompts.vocabulary.decode([1, wrong])
     assert prompts.vocabulary.decode([]) == ""
@@ -153,5 +153,5 @@ def test_an_id_that_does_not_exist_is_refused_with_its_place(wrong: int) -> None
 def test_a_token_without_weights_does_not_exist() -> None:
     tokenizer, _ = minilm()
     few = Vocabulary(tokenizer, rows=200)
-    with pytest.raises(UnknownToken, match="0 to 199"):
+    with pytest.raises(InvalidOption, match="0 to 199"):
         few.require([200])

@@ -17,7 +17,7 @@ from models.training.data.records import Pair
 from models.training.fit.batches import collate, examples
 from models.training.fit.method import Method, make_loss, merge_adapters, trainable_model, vector_lengths
 from models.training.fit.texts import TrainingTexts
-from models.training.options import TrainingOptions
+from models.training.run import TrainingOptions
 from models.weights.hub import locate
 
 CLOSE = 1e-5

@@ -15,8 +15,8 @@ from service.bus.client import BusClient
 from service.bus.connection import connected, settled
 from service.bus.settings import NatsSettings
 from service.cli import doctor_nats
-from service.config import Settings
 from service.jobs import setup
+from service.settings import Settings
 from subjects import names
 
 SUBJECTS = [

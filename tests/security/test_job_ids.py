@@ -27,7 +27,7 @@ from service.jobs import setup
 from service.jobs.objects import Objects
 from service.jobs.store import JobStore
 from service.jobs.uploads import Uploads
-from service.jobs.watch import Watch
+from service.jobs.watch import JobWatch
 from service.telemetry import Telemetry
 from subjects import MLClient, names, stream
 from subjects.errors import Busy, NotFound, NotServed
@@ -45,7 +45,7 @@ async def events(nats_url: str) -> AsyncIterator[Events]:
 @asynccontextmanager
 async def answering(worker: JobsWorker, watches: int = 10) -> AsyncIterator[tuple[Endpoint, Client]]:
     """An endpoint with the routes of jobs, which drains at the end, and a client of it."""
-    watch = Watch(worker.nc, worker.store, poll_s=0.1)
+    watch = JobWatch(worker.nc, worker.store, poll_s=0.1)
     uploads = Uploads(Objects(worker.nc, names.DATA_BUCKET))
     endpoint = Endpoint(
         nc=worker.nc,

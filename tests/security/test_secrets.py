@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from models.training.data.collect import build_dataset
-from models.training.options import TrainingOptions
+from models.training.run import TrainingOptions
 
 TOKEN = "ghp_" + "wWPw5k4aXcaT4fNP0UcnZwJUVFk6LO0pINUx"
 PASSWORD = "Tr0ub4dor and three"

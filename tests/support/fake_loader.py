@@ -12,8 +12,8 @@ from fake_engine import FakeEngine
 from models.catalogue import ModelSpec
 from models.errors import UnknownVersion
 from models.loading.loader import LoadOptions
-from service.config import Settings
 from service.residency.loader import LoadOverrides, ModelLoader
+from service.settings import Settings
 
 GB = 10**9
 

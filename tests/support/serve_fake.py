@@ -21,8 +21,8 @@ from workers import clean_environment
 import service.app
 import service.runtime.self_watch
 from service.app import Started, serve
-from service.config import Settings
 from service.endpoint.endpoint import Endpoint
+from service.settings import Settings
 from service.telemetry import configure_logging
 
 

@@ -25,9 +25,8 @@ from workers import clean_environment
 from models.catalogue import ModelSpec, load_catalogue
 from models.errors import OverBudget
 from models.training.errors import CannotTrain
-from models.training.options import TrainingOptions
+from models.training.run import TrainingOptions
 from service.bus.client import BusClient
-from service.config import Settings
 from service.endpoint.endpoint import Endpoint, serving
 from service.endpoint.in_flight import InFlight, Limits
 from service.endpoint.reply_subject import ReplySubjects
@@ -43,7 +42,8 @@ from service.jobs.step_process import Steps
 from service.jobs.store import JobStore
 from service.jobs.submission import Submission
 from service.jobs.uploads import Uploads
-from service.jobs.watch import Watch
+from service.jobs.watch import JobWatch
+from service.settings import Settings
 from service.telemetry import Telemetry, configured_tracer
 from subjects import names
 from subjects.finetune import FinetuneRequest
@@ -123,7 +123,7 @@ class FakeSwap:
                 await self._nc.publish("test.holding", holding("swap").encode())
                 await asyncio.Event().wait()
             case "roll back":
-                raise RolledBack(version, "a live round did not match")
+                raise RolledBack(f"version {version} was rolled back: a live round did not match")
         self.live[model] = version
         return []
 
@@ -194,7 +194,7 @@ async def jobs_worker(
 async def answering(worker: JobsWorker) -> AsyncIterator[Client]:
     """A client of an endpoint with the routes of jobs."""
     uploads = Uploads(Objects(worker.nc, names.DATA_BUCKET))
-    handlers = FinetuneHandlers(worker.submission, worker.store, Watch(worker.nc, worker.store), uploads).handlers()
+    handlers = FinetuneHandlers(worker.submission, worker.store, JobWatch(worker.nc, worker.store), uploads).handlers()
     in_flight = InFlight(Limits(requests=10, request_bytes=2**24, default_timeout_s=10))
     replies = ReplySubjects(worker.settings.reply_prefixes)
     endpoint = Endpoint(worker.nc, "w1", handlers, in_flight, Telemetry(configured_tracer()), dict, dict, replies)

@@ -7,9 +7,8 @@ from typing import Any
 
 from models.catalogue import ModelSpec, load_catalogue
 from models.training.fit.train import train
-from models.training.options import TrainingOptions, VerifyLimits
 from models.training.progress import Event
-from models.training.run import RunFolder, RunSpec
+from models.training.run import RunFolder, RunSpec, TrainingOptions, VerifyLimits
 from models.weights.hub import locate
 
 SUBJECTS = ["file", "socket", "tree", "token", "matrix", "thread", "price", "colour", "user", "row", "page", "clock"]

@@ -19,7 +19,7 @@ from workers import running_worker
 from models.catalogue import ModelSpec
 from models.encoders.base import TextOptions, Tokens, Vectors, finish
 from models.loading.loader import LoadOptions
-from models.training.verify.canary import canary_texts, write_canary
+from models.training.verify.check_texts import canary_texts, write_canary
 from models.weights.versions import keep, record_of, version_folder
 from service.app import Started
 from service.bus.connection import connected

@@ -12,9 +12,9 @@ from typing import Any
 from fake_encoder import FakeEncoder
 
 from service.app import Started, worker
-from service.config import Settings
 from service.residency.loader import ModelLoader
 from service.runtime.stop import Stop
+from service.settings import Settings
 
 
 @asynccontextmanager

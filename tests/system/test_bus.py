@@ -19,8 +19,9 @@ from nats_identities import Operator, key_pair, public, seed
 from nats_server import CONF, PASSWORDS, NatsServer, plain_server
 from nats_server import secured_server as secured
 
-from service.bus import client
+from service.bus import client, held_messages
 from service.bus.causes import Denied
+from service.bus.client import BusClient
 from service.bus.connection import connected, settled
 from service.bus.errors import BadBusSettings, BadCredentials, BusClosed, BusError, TlsFailed, Unreachable
 from service.bus.settings import NatsSettings
@@ -138,6 +139,24 @@ class TestFirstConnect:
         assert asyncio.all_tasks() == before
 
 
+class Answers:
+    """Sends answers to a request that comes now."""
+
+    def __init__(self, nc: BusClient, subject: str) -> None:
+        self._nc = nc
+        self._subject = subject
+        self.heard_at = asyncio.get_running_loop().time()
+
+    async def __call__(self, text: bytes, for_s: float = 60) -> None:
+        until = asyncio.get_running_loop().time() + for_s
+        await self._nc.publish_kept(self._subject, text, until=until, heard_at=self.heard_at)
+
+
+def quick(url: str) -> NatsSettings:
+    """Settings of a client that is soon back."""
+    return NatsSettings(url=url, reconnect_wait_s=0.05)
+
+
 class TestLosses:
     async def test_messages_flow_again_after_a_restart(self, nats_server: NatsServer, journal: Journal) -> None:
         async with connected(NatsSettings(url=nats_server.url, reconnect_wait_s=0.05)) as nc:
@@ -155,36 +174,81 @@ class TestLosses:
         assert [line["event"] for line in journal.lines].count("bus.disconnected") == 2
         assert journal.lines[-1] == {"event": "bus.closed", "url": nats_server.url, "asked": True}
 
-    async def test_answers_that_were_kept_come_first_and_in_order_while_they_are_worth_it(
+    async def test_answers_that_were_kept_come_in_order_while_they_are_worth_it(
         self, nats_server: NatsServer, journal: Journal
     ) -> None:
-        settings = NatsSettings(url=nats_server.url, reconnect_wait_s=0.05)
-        async with cuttable(nats_server) as relay, connected(settings) as reader:
+        async with cuttable(nats_server) as relay, connected(quick(nats_server.url)) as reader:
             inbox = await reader.subscribe("inbox")
             await settled(reader)
-            async with connected(settings.model_copy(update={"url": f"nats://{relay.address}"})) as nc:
-                now = asyncio.get_running_loop().time()
+            async with connected(quick(f"nats://{relay.address}")) as nc:
+                answer = Answers(nc, "inbox")
                 relay.swallow()
                 for text in (b"lost 1", b"lost 2"):
-                    await nc.publish_kept("inbox", text, until=now + 60)
+                    await answer(text)
                 await relay.swallowed(b"lost 2")
                 relay.open.clear()
                 relay.cut()
                 await journal.until("bus.disconnected")
-                await nc.publish("inbox", b"not kept")
-                await nc.publish_kept("inbox", b"too late", until=now)
-                await nc.publish_kept("inbox", b"while away", until=now + 60)
+                await answer(b"too late", for_s=0)
+                await answer(b"while away")
                 relay.open.set()
                 await journal.until("bus.reconnected")
+                await answer(b"afterwards")
+                await nc.held.sent()
                 await settled(nc)
-                assert nc.kept_bytes == 0
+                assert (nc.kept_bytes, nc.held.size_bytes) == (0, 0)
                 came = [(await inbox.next_msg(5)).data for _ in range(4)]
-                assert came == [b"lost 1", b"lost 2", b"while away", b"not kept"]
+                assert came == [b"lost 1", b"lost 2", b"while away", b"afterwards"]
                 relay.cut()
                 await journal.until("bus.reconnected")
                 await settled(nc)
             await settled(reader)
             assert inbox.pending_msgs == 0
+
+    async def test_answers_wait_for_a_receiver_that_comes_back_later(
+        self, nats_server: NatsServer, journal: Journal
+    ) -> None:
+        """Each waits for its own receiver, also over one more loss, and those who listen wait for nobody."""
+        async with connected(quick(nats_server.url)) as nc, connected(quick(nats_server.url)) as reader:
+            late, here = Answers(nc, "late"), Answers(nc, "here")
+            listening = await reader.subscribe("here")
+            nats_server.stop()
+            await journal.until("bus.disconnected")
+            for text in (b"1", b"2"):
+                await late(text)
+            await here(b"at once")
+            for text in (b"3", b"4"):
+                nats_server.start()
+                await journal.until("bus.reconnected")
+                await late(text)
+                assert (await listening.next_msg(5)).data == b"at once"
+                assert nc.held.size_bytes
+                nats_server.stop()
+                await here(b"at once")
+            nats_server.start()
+            back = await reader.subscribe("late")
+            assert [(await back.next_msg(5)).data for _ in range(4)] == [b"1", b"2", b"3", b"4"]
+            await nc.held.sent()
+            await settled(nc)
+            assert (nc.held.size_bytes, nc.kept_bytes, nc.held._tasks) == (0, 0, {})
+
+    async def test_a_receiver_that_stays_away_is_not_waited_for(
+        self, nats_server: NatsServer, journal: Journal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(held_messages, "RETURN_S", 0.5)
+        async with connected(quick(nats_server.url)) as nc:
+            answer = Answers(nc, "nobody")
+            nats_server.restart()
+            await journal.until("bus.reconnected")
+            await answer(bytes(1000))
+            assert nc.held.size_bytes > 1000
+            assert nc.backlog_bytes("nobody", answer.heard_at) > 1000
+            asked_since = Answers(nc, "others")
+            await asked_since(b"at once")
+            assert nc.backlog_bytes("others", asked_since.heard_at) < 1000
+            await nc.held.sent()
+            await settled(nc)
+            assert (nc.held.size_bytes, nc.kept_bytes) == (0, 0)
 
     async def test_after_many_bytes_the_server_is_asked_at_once(
         self, nats_url: str, monkeypatch: pytest.MonkeyPatch
@@ -194,7 +258,7 @@ class TestLosses:
         async with connected(NatsSettings(url=nats_url)) as nc:
             until = asyncio.get_running_loop().time() + 60
             for _ in range(2):
-                await nc.publish_kept("inbox", bytes(client.CONFIRM_BYTES // 2), until=until)
+                await nc.publish_kept("inbox", bytes(client.CONFIRM_BYTES // 2), until=until, heard_at=until)
             async with asyncio.timeout(10):
                 await nc.eased.wait()
             assert nc.kept_bytes == 0

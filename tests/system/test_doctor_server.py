@@ -12,7 +12,7 @@ from service.bus.embedded import EmbeddedSettings, embedded_server
 from service.bus.settings import NatsSettings
 from service.cli import doctor_nats
 from service.cli.doctor_machine import Finding
-from service.config import Settings
+from service.settings import Settings
 
 
 async def findings(server: NatsServer, folder: Path) -> dict[str, Finding]:

@@ -12,9 +12,9 @@ from workers import running_worker
 from models.errors import DeviceFailed, ModelUnavailable
 from service.app import worker
 from service.cli import doctor_nats
-from service.config import Settings
 from service.residency import first_models
 from service.runtime.stop import Stop, StoppedEarly
+from service.settings import Settings
 from subjects import MLClient
 from subjects.errors import NotServed
 

@@ -55,7 +55,7 @@ async def test_batches_form_under_load(nats_url, ml):
 
 
 async def test_overload_is_refused_at_once_and_the_admitted_finish(nats_url, ml):
-    ml._caller.retries = 0
+    ml._transport.retries = 0
     encoder = FakeEncoder()
     encoder.gate.clear()
     async with running_worker(nats_url, encoder, limits={"requests": 20}):
@@ -72,7 +72,7 @@ async def test_overload_is_refused_at_once_and_the_admitted_finish(nats_url, ml)
 
 
 async def test_bytes_in_flight_are_bounded(nats_url, ml):
-    ml._caller.retries = 0
+    ml._transport.retries = 0
     encoder = FakeEncoder()
     encoder.gate.clear()
     async with running_worker(nats_url, encoder, limits={"request_bytes": 100_000}):
@@ -86,7 +86,7 @@ async def test_bytes_in_flight_are_bounded(nats_url, ml):
 
 async def test_a_client_that_is_refused_comes_back(nats_url, ml):
     async with running_worker(nats_url, SlowEncoder(), limits={"requests": 4}):
-        ml._caller.retries = 50
+        ml._transport.retries = 50
         replies = await asyncio.gather(*(ml.embed(f"text {n}") for n in range(24)))
     assert len(replies) == 24
 
@@ -128,7 +128,7 @@ class Load:
 
 @pytest.mark.slow
 async def test_thirty_drains_under_load_lose_nothing(nats_url, ml):
-    ml._caller.retries = 0
+    ml._transport.retries = 0
     load = Load(ml)
     async with running_worker(nats_url), load.running():
         for _ in range(30):
@@ -139,7 +139,7 @@ async def test_thirty_drains_under_load_lose_nothing(nats_url, ml):
 
 @pytest.mark.slow
 async def test_processes_drained_by_sigterm_under_load_lose_nothing(nats_url, ml):
-    ml._caller.retries = 0
+    ml._transport.retries = 0
     load = Load(ml)
     async with running_worker(nats_url), load.running():
         for _ in range(3):
@@ -154,7 +154,7 @@ async def test_processes_drained_by_sigterm_under_load_lose_nothing(nats_url, ml
 
 
 async def test_what_the_grace_time_leaves_is_answered_503(nats_url, ml):
-    ml._caller.retries = 0
+    ml._transport.retries = 0
     encoder = FakeEncoder()
     encoder.gate.clear()
     async with running_worker(nats_url, encoder, grace_s=0.1):
@@ -167,7 +167,7 @@ async def test_what_the_grace_time_leaves_is_answered_503(nats_url, ml):
 
 
 async def test_a_killed_worker_leaves_its_callers_an_end_and_the_other_worker_goes_on(nats_url, ml):
-    ml._caller.retries = 0
+    ml._transport.retries = 0
     doomed = await fake_process(nats_url, "--held")
     asked = [asyncio.create_task(ml.embed(f"held {n}", timeout_s=6)) for n in range(50)]
     async with asyncio.timeout(5):
@@ -193,14 +193,14 @@ async def test_sigterm_ends_a_worker_with_code_0_and_a_lost_server_does_not_end_
     process = await fake_process(nats_server.url)
     await asyncio.to_thread(nats_server.restart)
     async with await MLClient.connect(nats_server.url, timeout_s=30) as ml:
-        ml._caller.retries = 100
+        ml._transport.retries = 100
         assert (await ml.embed("back again")).usage.tokens == 2
     process.terminate()
     assert await asyncio.wait_for(process.wait(), 20) == 0
 
 
 async def test_a_load_that_does_not_end_holds_up_no_shutdown(nats_url, ml):
-    ml._caller.retries = 0
+    ml._transport.retries = 0
     process = await fake_process(nats_url, "--loading", MLBUS_GRACE_S="0.2")
     waiting = asyncio.create_task(ml.embed("x", model="a"))
     async with asyncio.timeout(5):
@@ -216,7 +216,7 @@ async def test_after_a_restart_of_the_server_the_worker_answers_again(nats_serve
     async with running_worker(nats_server.url):
         await ml.embed("before")
         await asyncio.to_thread(nats_server.restart)
-        ml._caller.retries = 100
+        ml._transport.retries = 100
         started = time.monotonic()
         assert (await ml.embed("after", timeout_s=30)).usage.tokens == 1
         assert time.monotonic() - started < 20
@@ -237,7 +237,7 @@ async def test_a_reply_that_cannot_fit_is_refused_before_any_work(nats_server):
 
 async def test_a_busy_thread_holds_up_no_shutdown(nats_url, ml):
     """What computes, or steps, cannot be interrupted: the callers are answered, and the process ends all the same."""
-    ml._caller.retries = 0
+    ml._transport.retries = 0
     process = await fake_process(nats_url, "--held", MLBUS_GRACE_S="0.2")
     asked = [asyncio.create_task(ml.embed("x")), asyncio.create_task(ml.generate("x"))]
     async with asyncio.timeout(10):
@@ -251,7 +251,7 @@ async def test_a_busy_thread_holds_up_no_shutdown(nats_url, ml):
 @pytest.mark.parametrize("ask", [MLClient.embed, MLClient.generate], ids=["vectors", "text"])
 async def test_a_worker_whose_device_fails_for_good_leaves_and_ends(nats_url, ml, ask):
     """Its callers may ask another; a failure after which the device works ends nothing."""
-    ml._caller.retries = 0
+    ml._transport.retries = 0
     process = await fake_process(nats_url, stderr=PIPE)
     with pytest.raises(MLError):
         await ask(ml, "poison")

@@ -11,8 +11,8 @@ from fake_loader import FakeLoader
 from http_probe import asked, probe
 from workers import running_worker
 
-from service.config import BadSettings
 from service.runtime import http_port
+from service.settings import BadSettings
 from subjects import MLClient
 
 

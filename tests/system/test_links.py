@@ -23,10 +23,10 @@ from workers import running_worker
 
 from service.app import worker
 from service.bus.client import BusClient
-from service.config import Settings
-from service.endpoint.call import MAX_KEPT_BYTES
+from service.endpoint.call import MAX_KEPT_BYTES, Call
 from service.endpoint.reply_subject import PREFIXES
 from service.runtime.stop import Stop
+from service.settings import Settings
 from subjects import MLClient, names
 from subjects.client.discovery import ask_workers
 from subjects.errors import Cancelled
@@ -396,6 +396,43 @@ async def test_a_reply_waits_for_the_connection(secured_server, encoder, journal
         encoder.gate.set()
         relay.open.set()
         assert "embedding" in json.loads((await asked).data)
+
+
+async def test_answers_wait_for_callers_that_are_back_after_their_worker(nats_server, engine, journal, monkeypatch):
+    """The server is started again; what the worker sent before its callers had subscribed again was lost."""
+    closed = asyncio.Semaphore(0)
+    close = Call.close
+
+    async def noted(call):
+        await close(call)
+        closed.release()
+
+    monkeypatch.setattr(Call, "close", noted)
+    async with (
+        cuttable(nats_server) as relay,
+        await nats.connect(f"nats://{relay.address}", reconnect_time_wait=0.01) as nc,
+        running_worker(nats_server.url, engine),
+    ):
+        engine.slow(0.02)
+        asked = {"prompt": "a", "max_tokens": WORDS}
+        whole = asyncio.create_task(nc.request(names.GENERATE, json.dumps(asked).encode(), timeout=20))
+        words = await streamed(nc, names.GENERATE, asked)
+        ours = MLClient(nc, timeout_s=30).stream("a", max_tokens=WORDS)
+        text, first = (await anext(ours)).text, await words.next_msg(timeout=20)
+        engine.hold_after(1)
+        relay.open.clear()
+        nats_server.restart()
+        await journal.until("bus.reconnected")
+        engine.release()
+        for _ in range(3):
+            await asyncio.wait_for(closed.acquire(), 10)
+        relay.open.set()
+        came = [first, *await to_the_end(words)]
+        assert list(dict.fromkeys(numbers(came))) == list(range(len(set(numbers(came)))))
+        assert came[-1].headers[names.EVENT] == "done"
+        async for frame in ours:
+            text += getattr(frame, "text", "")
+        assert text == json.loads((await whole).data)["text"] == "".join(f" {n}" for n in range(WORDS))
 
 
 async def test_a_stream_that_finds_too_much_kept_waits_for_the_connection(secured_server, journal, monkeypatch):

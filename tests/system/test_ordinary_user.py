@@ -92,7 +92,7 @@ def url(user: User) -> Iterator[str]:
 
 def test_the_sources_cannot_be_written(user: User) -> None:
     script = "import os, sys; sys.exit(os.access(sys.argv[1], os.W_OK) or os.getuid() == 0)"
-    for path in (user.sources, user.sources / "models", user.sources / "service" / "config.py"):
+    for path in (user.sources, user.sources / "models", user.sources / "service" / "app.py"):
         assert subprocess.run([*user.prefix, sys.executable, "-c", script, str(path)]).returncode == 0
 
 

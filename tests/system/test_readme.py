@@ -19,7 +19,7 @@ from readme_blocks import STAND_IN, Block, Checkout, blocks, checkout
 from models.catalogue import load_catalogue
 from service.bus.credentials import ROLES
 from service.bus.settings import _VARIABLES
-from service.config import read_settings
+from service.settings import read_settings
 from subjects import names
 from tools.reference.pages import documents, refreshed
 

@@ -493,7 +493,7 @@ async def test_a_client_raises_the_errors_of_the_wire(ml):
 
 async def test_no_worker_is_said_at_once(nats_url):
     async with await MLClient.connect(nats_url) as ml:
-        ml._caller.retries = 1
+        ml._transport.retries = 1
         with pytest.raises(Unavailable, match="no worker"):
             await ml.embed("x")
         with pytest.raises(Unavailable, match="no worker"):
@@ -608,7 +608,7 @@ async def test_a_request_larger_than_a_worker_takes_is_not_told_to_come_again(na
 
 async def test_a_closed_connection_is_an_error_of_the_clients_own(nats_url):
     ml = await MLClient.connect(nats_url)
-    ml._caller.retries = 0
+    ml._transport.retries = 0
     await ml._nc.close()
     with pytest.raises(Unavailable, match="connection"):
         await ml.embed("x")

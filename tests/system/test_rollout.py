@@ -23,7 +23,7 @@ from models.catalogue import load_catalogue
 from models.errors import ModelUnavailable
 from models.loading.loader import LoadOptions, load
 from models.training.encoding import encode_texts
-from models.training.verify.canary import canary_texts, write_canary
+from models.training.verify.check_texts import canary_texts, write_canary
 from models.weights import hub
 from models.weights.model_files import file_sha256
 from models.weights.versions import (
@@ -38,11 +38,11 @@ from models.weights.versions import (
 )
 from service.bus.connection import connected
 from service.bus.settings import NatsSettings
-from service.config import Settings
 from service.jobs import setup
 from service.jobs.fleet.live import Live, LiveVersions
 from service.jobs.fleet.rollout import RolledBack, Rollout
 from service.residency.loader import ModelLoader
+from service.settings import Settings
 from subjects import MLClient, names
 from subjects.errors import MLError
 
@@ -89,7 +89,7 @@ async def requests(url: str) -> AsyncIterator[set[str]]:
         await ask(client, number)
 
     async with await MLClient.connect(url) as client, asyncio.TaskGroup() as callers:
-        client._caller.retries = 0
+        client._transport.retries = 0
         await ask(client, 0)
         for number in range(8):
             callers.create_task(caller(client, number))

@@ -82,7 +82,7 @@ async def test_the_client_sends_its_callers_trace(nats_url, monkeypatch):
 async def test_logs_are_json_off_a_terminal_and_hold_no_text(nats_url):
     worker = await fake_process(nats_url, "debug", stderr=PIPE)
     async with await MLClient.connect(nats_url) as ml:
-        ml._caller.retries = 0
+        ml._transport.retries = 0
         await ml.embed("verysecret words")
         for bad in ("verysecret poison", "verysecret nan"):
             with pytest.raises(MLError):

@@ -10,8 +10,8 @@ from workers import running_worker
 
 from service.cli import doctor_nats
 from service.cli.doctor_nats import SENT_SINCE
-from service.config import Settings
 from service.jobs import setup
+from service.settings import Settings
 from subjects import names
 
 

@@ -14,6 +14,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "commands": commands.commands,
     "errors": tables.errors,
     "metrics": tables.metrics,
+    "gateway_metrics": tables.gateway_metrics,
     "decisions": lambda: tables.decisions(REPOSITORY / "docs" / "decisions"),
 }
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end: \2 -->\n)", re.S)

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from models.catalogue import ModelSpec
 from service.cli.main import app
-from service.config import Settings
+from service.settings import Settings
 
 from .markdown import bounds, code, escaped, kind, table
 

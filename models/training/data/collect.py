@@ -10,10 +10,9 @@ from ...encoders.base import Encoder
 from ...errors import OutOfDeviceMemory
 from ...sandbox.limits import memory_limit
 from ...weights.durable import clear_leftovers, write_durably
-from ..errors import BadJudge, NoPairs, TrainingError
-from ..options import TrainingOptions
+from ..errors import NoPairs, TrainingError
 from ..progress import Collected, Emit, Note
-from ..run import RunFolder, RunSpec
+from ..run import RunFolder, RunSpec, TrainingOptions
 from .dataset import Dataset, archive_dataset, read_given, to_json_lines, write_dataset
 from .negatives import with_negatives
 from .pairs import PairSource, pair_sources
@@ -81,14 +80,14 @@ def _build(codebase: Path, options: TrainingOptions, roots: Sequence[Path], add_
 def _judge_pairs(judge: Path, roots: Sequence[Path]) -> list[Pair]:
     """The operator's evaluation pairs: a file's, all held out; or a codebase's, split as usual.
 
-    They do not depend on the job's options, such as the seed. Raises BadJudge.
+    They do not depend on the job's options, such as the seed. Raises TrainingError.
     """
     try:
         if judge.is_dir():
             return build_dataset(judge, TrainingOptions(hard_negatives=0), roots=tuple(roots)).pairs
         given = read_given(judge, seed=0).pairs
     except (TrainingError, OSError) as error:
-        raise BadJudge(str(judge), str(error)) from None
+        raise TrainingError(f"finetune.judge, {judge}, cannot be judged by: {error}") from None
     return [replace(pair, split="held_out") for pair in given[:MAX_HELD_OUT]]
 
 

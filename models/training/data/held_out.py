@@ -38,13 +38,13 @@ def held_out(pairs: Iterable[Pair], max_distractors: int = MAX_DISTRACTORS) -> H
     positives = dict.fromkeys(pair.positive for found in held.values() for pair in found)
     distractors = _sampled([text for text in trained if text not in positives], max_distractors)
     number = {text: index for index, text in enumerate([*positives, *distractors])}
-    taught: dict[str, set[int]] = {}
+    in_training: dict[str, set[int]] = {}
     for text in number:
         for anchor in trained.get(text, ()):
-            taught.setdefault(anchor, set()).add(number[text])
+            in_training.setdefault(anchor, set()).add(number[text])
     relevant = [{number[pair.positive] for pair in found} for found in held.values()]
     own = [{number[anchor]} if anchor in number else set() for anchor in held]
-    ignored = [(own[i] | taught.get(anchor, set())) - relevant[i] for i, anchor in enumerate(held)]
+    ignored = [(own[i] | in_training.get(anchor, set())) - relevant[i] for i, anchor in enumerate(held)]
     files = [found[0].file for found in held.values()]
     return HeldOut(list(held), list(number), len(positives), relevant, ignored, files)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...encoders.base import Tokens
 from ..data.records import Pair
-from ..options import TrainingOptions
+from ..run import TrainingOptions
 from .texts import TrainingTexts
 
 POOL = 64

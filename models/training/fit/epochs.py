@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...weights.durable import clear_leftovers, discard, publish_folder, temporary_name
+from ...weights.durable import clear_leftovers, discard, new_folder
 
 WEIGHTS = "weights.safetensors"
 SCORES = "scores.json"
@@ -78,16 +78,9 @@ class Epochs:
         Raises OSError.
         """
         number = len(self.scores) - 1
-        final = self._path(number)
-        temporary = temporary_name(final)
-        try:
-            temporary.mkdir()
+        with new_folder(self._path(number)) as temporary:
             write(temporary)
             (temporary / SCORES).write_text(json.dumps(self.scores))
-            publish_folder(temporary, final)
-        except BaseException:
-            discard(temporary)
-            raise
         for old in self._numbers():
             if old <= number - KEPT and old != self.best_number:
                 discard(self._path(old))

@@ -13,11 +13,11 @@ from sentence_transformers.sentence_transformer.training_args import SentenceTra
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 
-from ..options import TrainingOptions
 from ..progress import Evaluated, History, Measured, Trained
+from ..run import TrainingOptions
 from .batches import Batches, Example
+from .cost import measure_steps, measured_bytes
 from .epochs import STATE, WEIGHTS, Epochs
-from .footprint import measure_steps, measured_bytes
 from .method import Method, restore_weights, trained_weights
 from .texts import Evaluate
 

@@ -26,7 +26,7 @@ from ...encoders.modules import read_sentence_transformer, text_transformer
 from ...loading.device import DeviceName, pick_device, pick_dtype
 from ...loading.memory import stored_shapes
 from ...weights import model_files
-from ..options import TrainingOptions
+from ..run import TrainingOptions
 
 LARGE = 200_000_000
 """Parameters past which adapters are trained, and activations are recomputed instead of kept."""

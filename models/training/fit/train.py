@@ -18,20 +18,20 @@ from ...encoders.modules import text_transformer
 from ...errors import OutOfDeviceMemory
 from ...loading.device import configure_threads, memory_errors
 from ...loading.memory import device_memory, give_back
-from ...loading.quiet import quiet
+from ...loading.reading import quiet
 from ...sandbox.limits import memory_limit, resident_bytes
-from ...weights.durable import clear_leftovers, discard, publish_folder, temporary_name, write_durably
+from ...weights.durable import clear_leftovers, discard, new_folder, write_durably
 from ...weights.versions import RECORD, TrainingRecord, record_of
 from ..data.dataset import read_pairs
 from ..data.held_out import held_out, split_held_out
 from ..data.records import Pair
-from ..errors import CannotTrain, Diverged, NoPairs
+from ..errors import CannotTrain, NoPairs, TrainingError
 from ..progress import Candidate, Emit, History, Note
 from ..run import RunFolder, RunSpec
 from .batches import Batches, collate, examples
+from .cost import check_trainable
 from .epochs import WEIGHTS, Epochs
 from .export import export
-from .footprint import check_trainable
 from .loop import NonFiniteLoss, Trainer, TrainingData, TrainingMonitor, trainer_arguments
 from .method import (
     Method,
@@ -53,7 +53,7 @@ FREE_SHARE = 0.9
 def train(run: RunFolder, emit: Emit) -> None:
     """Train as `run.json` says, on `run.data`, and write `run.candidate`; if that exists, only emit its event.
 
-    Raises CannotTrain, NoPairs, Diverged, MalformedPair, ModelError, OSError.
+    Raises TrainingError, ModelError, OSError.
     """
     clear_leftovers(run.path)
     record, stopped = record_of(run.candidate), None
@@ -133,16 +133,10 @@ class _Training:
         model = trainable_model(spec.entry, spec.base, spec.options, method, torch.float32)
         restore_weights(model, load_file(best / WEIGHTS))
         merge_adapters(text_transformer(spec.entry, model).auto_model)
-        temporary = temporary_name(self._run.candidate)
-        try:
-            temporary.mkdir()
+        with new_folder(self._run.candidate) as temporary:
             digest = export(spec.entry, model, spec.base, temporary)
             record = self._record(digest, epochs)
             (temporary / RECORD).write_text(record.model_dump_json(indent=2))
-            publish_folder(temporary, self._run.candidate)
-        except BaseException:
-            discard(temporary)
-            raise
         return record
 
     def _fit(self, micro_batch: int) -> str | None:
@@ -189,11 +183,10 @@ class _Training:
         return replace(method, bf16=False)
 
     def _stop_at_best(self, step: int) -> str:
-        """Why the training ended. Raises Diverged where no epoch is better than the old weights."""
-        epochs = Epochs.load(self._run.checkpoints)
-        if not epochs.gained or epochs.best is None:
-            raise Diverged(step)
-        reason = f"the loss was no number any more at step {step}"
+        """Why the training ended. Raises TrainingError where no epoch is better than the old weights."""
+        epochs, reason = Epochs.load(self._run.checkpoints), f"the loss was no number any more at step {step}"
+        if not epochs.gained:
+            raise TrainingError(f"{reason}; try a lower learning_rate")
         self._history.add(Note(text=f"{reason}; the best epoch before is kept, try a lower learning_rate"))
         return reason
 

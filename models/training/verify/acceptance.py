@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ...encoders.base import Encoder, Vectors
-from ..options import VerifyLimits
+from ..run import VerifyLimits
 from .drift import Drift
 from .report import Comparison
 

@@ -10,11 +10,10 @@ import numpy as np
 from ...encoders.base import Encoder, Vectors, finish
 from ..data.held_out import HeldOut
 from ..encoding import ANCHOR_PROMPTS, DOCUMENT_PROMPTS, encode_texts, options_named, pool_texts, token_lists
-from ..options import VerifyLimits
+from ..run import VerifyLimits
 from . import acceptance
-from .canary import canary_texts
+from .check_texts import canary_texts, probe_score
 from .drift import Drift, ReindexCost, drift, fit_map, reindex_cost
-from .english import probe_score
 from .metrics import Ranking, Values, paired_bootstrap, rank_metrics
 from .report import Comparison, Example
 

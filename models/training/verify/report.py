@@ -1,18 +1,23 @@
-"""The schema of the report on a candidate: measurements, verdict and reasons, as `report.json`."""
+"""The report on a candidate: measurements, verdict and reasons, as JSON and as an HTML page without scripts."""
 
 from contextlib import suppress
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ...weights.durable import write_durably
 from ..data.records import Manifest
-from ..options import TrainingOptions, VerifyLimits
 from ..progress import Evaluated, Trained, read_history
+from ..run import TrainingOptions, VerifyLimits
+from .charts import Bar, bar_chart, histogram, line_chart
 from .drift import Drift, ReindexCost
 
-JSON_FILE = "report.json"
+JSON_FILE, HTML_FILE = "report.json", "report.html"
 TrainerEvent: TypeAlias = Annotated[Trained | Evaluated, Field(discriminator="event")]
 
 
@@ -90,3 +95,75 @@ def read_manifest(file: Path) -> Manifest | None:
     with suppress(OSError, ValidationError):
         return Manifest.model_validate_json(file.read_bytes())
     return None
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Write the page, then report.json, which marks the report as complete. Raises OSError."""
+    write_durably(folder / HTML_FILE, page(report).encode())
+    write_durably(folder / JSON_FILE, report.model_dump_json(indent=1).encode())
+
+
+def page(report: Report) -> str:
+    """The whole page, as HTML. A section without numbers is left out."""
+    evaluations = (event for event in report.history if isinstance(event, Evaluated))
+    settings = report.options.model_dump() | report.limits.model_dump()
+    return _template().render(
+        report=report,
+        retrieval_chart=Markup(_retrieval_chart(report)),
+        drift_chart=Markup(_drift_chart(report)),
+        loss_chart=Markup(_loss_chart(report)),
+        evaluations=[(f"epoch {event.epoch:g}", _metrics(event.metrics)) for event in evaluations],
+        settings=[(name.replace("_", " "), str(value)) for name, value in settings.items() if value is not None],
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True,
+        loader=PackageLoader(__package__, "."),
+        lstrip_blocks=True,
+        trim_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"number": "{:,}".format, "counts": _counts}
+    return environment.get_template("report.template.html")
+
+
+def _retrieval_chart(report: Report) -> str:
+    groups = [
+        (
+            f"{name.upper()}, held-out pairs",
+            _bars(found.before, found.after, found.before + found.low, found.before + found.high),
+        )
+        for name, found in report.retrieval.items()
+    ]
+    if "probe_before" in report.metrics:
+        scores = report.metrics["probe_before"], report.metrics["probe_after"]
+        groups.append(("MRR@10, everyday English", _bars(*scores)))
+    return bar_chart(groups, "Retrieval before and after") if groups else ""
+
+
+def _bars(before: float, after: float, low: float | None = None, high: float | None = None) -> list[Bar]:
+    return [Bar("live", before), Bar("candidate", after, low, high, strong=True)]
+
+
+def _drift_chart(report: Report) -> str:
+    if (drift := report.drift) is None:
+        return ""
+    marks = (("median", drift.cosine_p50), ("5th percentile", drift.cosine_p5))
+    return histogram(drift.edges, drift.counts, "Cosine of the old and the new vector of a text", marks)
+
+
+def _loss_chart(report: Report) -> str:
+    points = [(event.step, event.loss) for event in report.history if isinstance(event, Trained)]
+    return line_chart(points, "Loss of the training", "step") if points else ""
+
+
+def _metrics(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+
+
+def _counts(counts: dict[str, int]) -> str:
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} {count:,}" for name, count in ordered)

@@ -21,10 +21,9 @@ from ..data.dataset import read_pairs
 from ..data.held_out import HeldOut, held_out, split_held_out
 from ..progress import Emit, Note, Verified
 from ..run import RunFolder, RunSpec
-from .canary import canary_texts, write_canary
+from .check_texts import canary_texts, write_canary
 from .compare import Findings, VersionComparison
-from .report import Report, read_manifest, read_report, trainer_events
-from .report_page import write_report
+from .report import Report, read_manifest, read_report, trainer_events, write_report
 
 MAP = "map_from_parent.safetensors"
 MAX_TOKENS = 512

@@ -10,11 +10,11 @@ from nats.aio.client import Client
 
 from models.encoders.base import Vectors, cosine_rows
 from subjects import routes
-from subjects.client.caller import Caller
+from subjects.client.transport import Transport
 from subjects.embed import EmbedBatchReply
 from subjects.errors import DeadlinePassed, MLError
 
-from ...endpoint.reply_subject import WORKERS_INBOX
+from ...bus.held_messages import WORKERS_INBOX
 
 ROUND_S = 120.0
 """The time for all replies; it includes a server that is away for a moment."""
@@ -23,14 +23,8 @@ RETRY_S = 0.5
 MIN_COSINE = 0.999
 
 
-@dataclass(eq=False)
 class Mismatch(Exception):
-    """The replies are not what the candidate gave; `reason` is a clause."""
-
-    reason: str
-
-    def __str__(self) -> str:
-        return self.reason
+    """The replies are not what the candidate gave; the text is a clause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +74,11 @@ class CanaryCheck:
         return f"version {reply.version} answered, not {self.weights}"
 
     async def _ask(self, nc: Client) -> EmbedBatchReply:
-        caller = Caller(nc, REPLY_S, retries=0, below=WORKERS_INBOX)
+        transport = Transport(nc, REPLY_S, retries=0, below=WORKERS_INBOX)
         try:
-            return await caller.ask(routes.EMBED_BATCH, {"model": self.model, "texts": self.texts}, None)
+            return await transport.ask(routes.EMBED_BATCH, {"model": self.model, "texts": self.texts}, None)
         finally:
-            await caller.close()
+            await transport.close()
 
     def _compare(self, reply: EmbedBatchReply) -> None:
         found = np.stack([cast(Vectors, vector) for vector in reply.embeddings])

@@ -11,9 +11,8 @@ from typing import Any
 
 import structlog
 from nats.aio.client import Client
-from nats.errors import NoRespondersError
 from nats.js.api import ObjectInfo
-from nats.js.errors import APIError, NotFoundError, ObjectNotFoundError, ServiceUnavailableError
+from nats.js.errors import APIError, NotFoundError, ObjectNotFoundError
 from nats.js.object_store import ObjectStore
 
 from models.errors import ModelError, UnknownVersion
@@ -22,7 +21,7 @@ from models.weights.durable import temporary_name
 from models.weights.versions import version_folder, versions
 from subjects import names
 
-from ..bucket import NotSetUp
+from ..bucket import requiring_set_up
 
 log = structlog.get_logger(__name__)
 
@@ -37,18 +36,15 @@ ABANDONED_AFTER = timedelta(hours=6)
 """Longer than any transfer takes: chunks without metadata are then leftovers of a killed worker."""
 
 
-@dataclass(eq=False)
 class BucketFull(ModelError):
     """The object bucket cannot take another version."""
 
     model: str
     version: str
-
-    def __str__(self) -> str:
-        return (
-            f"version {self.version} of model {self.model!r} does not fit into the object bucket "
-            f"{names.CHECKPOINTS_BUCKET}: keep fewer versions (finetune.keep_versions, finetune.keep_days)"
-        )
+    message = (
+        f"version {{version}} of model {{model!r}} does not fit into the object bucket {names.CHECKPOINTS_BUCKET}: "
+        "keep fewer versions (finetune.keep_versions, finetune.keep_days)"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +135,8 @@ class Checkpoints:
     async def _bucket(self) -> AsyncIterator[tuple[Client, ObjectStore]]:
         """On its own connection: closing it also ends what nats-py leaves running after a cancelled get."""
         async with self._connect() as nc:
-            try:
+            with requiring_set_up():
                 bucket = await nc.jetstream().object_store(names.CHECKPOINTS_BUCKET)
-            except (NotFoundError, ServiceUnavailableError, NoRespondersError):
-                raise NotSetUp from None
             yield nc, bucket
 
 

@@ -7,7 +7,6 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,14 +14,14 @@ import structlog
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from models.training.verify.canary import read_canary
+from models.training.verify.check_texts import read_canary
 from models.weights.archive import BadArchive
 from models.weights.versions import BASE, live_version, record_of, version_folder, versions
 from subjects.client.discovery import ask_workers
 from subjects.errors import Unavailable
 
 from ...bus.errors import BusError
-from ...endpoint.reply_subject import WORKERS_INBOX
+from ...bus.held_messages import WORKERS_INBOX
 from ...residency.manager import ModelManager
 from ...residency.reservations import Loaded
 from ...runtime.background import Background
@@ -43,24 +42,15 @@ LEAST_REPLIES = 4
 """Of a canary check: the server chooses which worker answers, so more are asked for than there are workers."""
 
 
-@dataclass(eq=False)
 class RolledBack(Exception):
     """A version was live for a moment and failed its canary check; the version before it is live again."""
-
-    version: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"version {self.version} was rolled back: {self.reason}"
 
 
 class Rollout:
     """Makes versions live in the fleet, and undoes that.
 
-    connect: opens another connection like nc, for transfers. checkpoints: the folder of all versions.
-
-    swap_timeout_s: how long workers may take to swap. live: replaces the default access to the live versions.
-    first: see VersionSync.
+    connect: opens another connection like nc, for transfers. checkpoints: the folder of all versions. swap_timeout_s:
+    how long workers may take to swap. live: replaces the default access to the live versions. first: see VersionSync.
     """
 
     def __init__(
@@ -127,7 +117,7 @@ class Rollout:
             log.error("version.rolled_back", model=model, version=version, job=job, reason=str(mismatch))
             await asyncio.shield(self._start_undo(model, version, at))
             await self._wait_for_workers(model, lambda served: not served.startswith(canary.weights))
-            raise RolledBack(version, str(mismatch)) from mismatch
+            raise RolledBack(f"version {version} was rolled back: {mismatch}") from mismatch
         except BaseException:
             await asyncio.wait({self._start_undo(model, version, at)}, timeout=UNDO_S)
             raise

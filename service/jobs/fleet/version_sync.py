@@ -14,7 +14,7 @@ from subjects.errors import MLError
 
 from ...bus.errors import BusError
 from ...residency.manager import ModelManager
-from ...runtime.background import cancel_and_wait
+from ...runtime.background import background_task
 from ..bucket import NotSetUp
 from ..retry import TROUBLE
 from .checkpoints import Checkpoints
@@ -56,14 +56,11 @@ class VersionSync:
     async def running(self) -> AsyncIterator["VersionSync"]:
         """On entry the fleet's live versions are taken over if they can be had; inside, changes are followed."""
         await self._catch_up()
-        tasks = [
-            asyncio.create_task(self._listen(), name="live_versions.watch"),
-            asyncio.create_task(self._keep_up(), name="live_versions.follow"),
-        ]
-        try:
+        async with (
+            background_task(lambda closing: self._listen(), "live_versions.watch"),
+            background_task(lambda closing: self._keep_up(), "live_versions.follow"),
+        ):
             yield self
-        finally:
-            await cancel_and_wait(*tasks)
 
     def serves(self, model: str) -> str | None:
         """The version that this worker has swapped to; None if it did not follow the fleet."""

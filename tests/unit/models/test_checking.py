@@ -21,7 +21,7 @@ from models.errors import ModelUnavailable, UnknownModel
 from models.loading.loader import LoadOptions, load, load_generator
 from models.weights.hub import locate
 from service.cli.models_check import check_model
-from service.config import Settings
+from service.settings import Settings
 
 MINILM, TINY_CODER = (load_catalogue().get(model) for model in ("minilm", "tiny_coder"))
 
@@ -145,8 +145,8 @@ def test_code_in_a_sample_is_printed_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = [
-        precision.Measured("fp32", "fp32", 1000, 2.0, "text[i]"),
-        precision.Measured("int8", problem="not [so]"),
+        precision.PrecisionResult("fp32", "fp32", 1000, 2.0, "text[i]"),
+        precision.PrecisionResult("int8", problem="not [so]"),
     ]
     monkeypatch.setattr(precision, "measure", lambda load: found)
     check_model(Settings(device="cpu", dtype="fp32", data_dir=tmp_path), "tiny_coder", as_json=False)

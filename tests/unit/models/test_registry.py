@@ -165,7 +165,7 @@ def test_any_sequence_of_events_keeps_the_budget_and_what_is_in_use(events: list
             store.retire(current)
             store.forget(current)
         assert store.used_bytes("cpu") <= 10 * GB
-        assert all(store.holds(one) for one in leased)
+        assert all(store.in_memory(one) for one in leased)
     for one in leased:
         if store.release(one):
             store.forget(one)

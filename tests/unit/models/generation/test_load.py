@@ -23,7 +23,7 @@ from transformers import (
 from bench.random_generators import write_codellama, write_llama, write_starcoder
 from models.catalogue import ModelSpec, SamplingDefaults, load_catalogue
 from models.errors import ModelUnavailable
-from models.generation import load, self_test
+from models.generation import load, load_checks
 from models.generation.architecture import context_of, kv_shape, served_config
 from models.generation.errors import NonFiniteLogits
 from models.loading import loader
@@ -219,7 +219,7 @@ def test_a_model_does_not_refer_to_its_file(tmp_path: Path) -> None:
     for file in folder.glob("*.safetensors"):
         with file.open("r+b") as opened:
             opened.write(bytes(file.stat().st_size))
-    scores = self_test.probe_logits("mine", model.network, model.probe)[-1]
+    scores = load_checks.probe_logits("mine", model.network, model.probe)[-1]
     assert torch.equal(scores, model.probe_scores)
 
 
@@ -272,12 +272,12 @@ def test_unquantised_matrices_are_noted(codellama: Path) -> None:
 
 
 def test_quantised_layers_are_tested_with_one_row_and_with_many() -> None:
-    probes = self_test.probes_of_rows([5, 6, 7], 1000)
-    assert ([len(ids) for ids in probes], set(probes[2])) == ([1, 3, self_test.MANY_TOKENS], {5, 6, 7})
-    assert [len(ids) for ids in self_test.probes_of_rows([5, 6, 7], 8)] == [1, 3, 8]
+    probes = load_checks.probes_of_rows([5, 6, 7], 1000)
+    assert ([len(ids) for ids in probes], set(probes[2])) == ([1, 3, load_checks.MANY_TOKENS], {5, 6, 7})
+    assert [len(ids) for ids in load_checks.probes_of_rows([5, 6, 7], 8)] == [1, 3, 8]
     near, far = torch.zeros(2, 4), torch.tensor([[99.0, 0, 0, 0]] * 2)
     with pytest.raises(ModelUnavailable, match="choose a higher precision"):
-        self_test.require_near("mine", "int8", [near, near, near], [near, near, far])
+        load_checks.require_near("mine", "int8", [near, near, near], [near, near, far])
 
 
 def test_a_negative_context_is_refused(own: Path) -> None:
@@ -368,7 +368,7 @@ def test_a_model_whose_tokens_see_the_next_cannot_write(codellama: Path, monkeyp
     def backwards(model: str, network: object, ids: list[int]) -> torch.Tensor:
         return torch.tensor([[float(ids[-1]), 0.0]])
 
-    monkeypatch.setattr(self_test, "probe_logits", backwards)
+    monkeypatch.setattr(load_checks, "probe_logits", backwards)
     assert "cannot write" in reason_of(codellama)
 
 
@@ -406,7 +406,7 @@ def test_auto_falls_back_to_fp32_where_bf16_is_not_finite(codellama: Path, monke
 def test_a_quantised_model_with_too_much_divergence_is_refused(
     codellama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(self_test, "MAX_DIVERGENCE", {"int8": -1.0})
+    monkeypatch.setattr(load_checks, "MAX_DIVERGENCE", {"int8": -1.0})
     assert "as int8 its probabilities are" in reason_of(codellama, LoadOptions("cpu", "bf16", "int8"))
 
 

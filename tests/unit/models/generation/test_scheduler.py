@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from models.generation import scheduler
 from models.generation.kv_cache import BLOCK, KVCache, KVShape
-from models.generation.scheduler import MIN_CHUNK_TOKENS, PREFILL_ONLY_FACTOR, STRETCH, PrefillBudget, Scheduler
+from models.generation.scheduler import MAX_STEP_FACTOR, MIN_CHUNK_TOKENS, PREFILL_ONLY_FACTOR, PrefillBudget, Scheduler
 from models.generation.sequence import ScheduledChunk, Sequence
 from models.generation.types import EngineLimits, Request, Sampling
 
@@ -307,7 +307,7 @@ def test_the_budget_starts_at_the_limit() -> None:
 
 
 def test_a_step_with_prompts_takes_at_most_stretch_times_as_long() -> None:
-    assert trained(decode_s=0.02, token_s=0.001).chunk_tokens == int((STRETCH - 1) * 20)
+    assert trained(decode_s=0.02, token_s=0.001).chunk_tokens == int((MAX_STEP_FACTOR - 1) * 20)
 
 
 def test_a_prompt_ends_however_slow_its_tokens_are() -> None:

@@ -17,13 +17,12 @@ from models.catalogue import ModelSpec, load_catalogue
 from models.encoders.base import TextOptions, Tokens, check_options, cosine_rows
 from models.encoders.torch_encoder import TorchEncoder
 from models.errors import (
-    BadDimensions,
     CorruptWeights,
+    InvalidOption,
     ModelError,
     ModelUnavailable,
     OutOfDeviceMemory,
     SelfTestFailed,
-    UnknownPrompt,
 )
 from models.loading import device, loader, self_test
 from models.loading.load_cache import LoadCache
@@ -249,9 +248,9 @@ def test_options_are_checked_before_any_work(minilm: ModelSpec) -> None:
     check_options(encoder, TextOptions(prompt_name="query"), 384)
     check_options(encoder, TextOptions(prompt="any", prompt_name="no such"), None)
     for dimensions in (0, -1, 385):
-        with pytest.raises(BadDimensions):
+        with pytest.raises(InvalidOption, match="from 1 to 384"):
             check_options(encoder, TextOptions(), dimensions)
-    with pytest.raises(UnknownPrompt):
+    with pytest.raises(InvalidOption, match="unknown prompt"):
         check_options(encoder, TextOptions(prompt_name="no such"), None)
 
 

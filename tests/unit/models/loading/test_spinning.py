@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models.loading import spinning
-from models.loading.spinning import BRIEF_SPINS, GONE_S, Team, Watch, libgomps, others_s
+from models.loading.spinning import BRIEF_SPINS, QUIET_S, Team, Watch, libgomps, others_s
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -85,7 +85,7 @@ def test_others_count_while_they_use_too_much_and_a_moment_longer(machine: Machi
         (0.25, 0.3, False),  # clients of ours
         (0.25, 1.0, True),
         (0.25, 0.6, True),
-        (GONE_S - 0.25, 0.1, True),
+        (QUIET_S - 0.25, 0.1, True),
         (0.25, 0.1, False),
         (100.0, 0.0, False),
         (0.25, 2.0, True),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from service.cli import doctor_machine
-from service.config import Settings
+from service.settings import Settings
 
 
 @pytest.mark.parametrize(("waited", "status"), [("3.20", "ok"), ("44.10", "warn")])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.cli.models_info import print_info
-from service.config import Settings
+from service.settings import Settings
 
 
 def test_info_of_a_generation_model_has_nothing_on_vectors(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,8 @@ from models.catalogue import load_catalogue
 from models.loading.footprint import Footprint
 from models.loading.plan import STEPS, Candidate, Reserve, plan
 from service.cli.models_plan import PlanOptions, parse_size, print_plan, settings_lines
-from service.config import BadSettings, Settings
 from service.residency.loader import LoadOverrides, ModelLoader
+from service.settings import BadSettings, Settings
 
 GB = 10**9
 

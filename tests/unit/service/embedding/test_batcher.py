@@ -17,10 +17,11 @@ from service.admission import LinearCost
 from service.embedding import batch_runner
 from service.embedding.batch_runner import NonFinite
 from service.embedding.batcher import Batcher
-from service.embedding.pending_text import BatchLimits, Embedded, EmbedParams, Finish, Priority
+from service.embedding.pending_text import BatchLimits, Embedded, EmbedParams, Finish
 from service.runtime.device_thread import DeviceThread
 from service.telemetry import Telemetry
 from subjects.errors import Busy, DeadlinePassed, InvalidField, Unavailable
+from subjects.names import Priority
 
 PLAIN = TextOptions()
 UNIT = Finish()

@@ -23,11 +23,15 @@ class Recorder:
     max_payload: int = 1 << 20
     is_connected: bool = True
     pending_data_size: int = 0
-    kept_bytes: int = 0
     sent: list[tuple[bytes, Any]] = field(default_factory=list)
     stalled: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def publish_kept(self, subject: str, body: bytes, *, reply: str, headers: Any, until: float) -> None:
+    def backlog_bytes(self, subject: str, heard_at: float) -> int:
+        return 0
+
+    async def publish_kept(
+        self, subject: str, body: bytes, *, reply: str, headers: Any, until: float, heard_at: float
+    ) -> None:
         self.sent.append((body, headers))
         with suppress(asyncio.CancelledError):
             await self.stalled.wait()

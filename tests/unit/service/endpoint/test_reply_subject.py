@@ -4,8 +4,8 @@ import pytest
 from nats.aio.msg import Msg
 from pydantic import ValidationError
 
-from service.config import Settings
 from service.endpoint.reply_subject import PREFIXES, ReplySubjects
+from service.settings import Settings
 
 OURS = ReplySubjects(PREFIXES)
 

@@ -14,13 +14,13 @@ from structlog.testing import capture_logs
 
 from models.generation.errors import DuplicateRequest
 from models.generation.types import EngineLimits, Event, Finished, Piece, Plain, Request, TokenLogprob, Usage
-from service.config import Settings
 from service.generation.completion_stream import CompletionStream
 from service.generation.engine_loop import StepFailed
 from service.generation.event_queue import LIMIT_CHARS, EventQueue
 from service.generation.generator import Generator
 from service.residency.loader import LEAST_KV_BYTES, ModelLoader
 from service.runtime.device_thread import DeviceThread
+from service.settings import Settings
 from service.telemetry import GenerationTelemetry
 from subjects.errors import Busy, Cancelled, DeadlinePassed, Unavailable
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from models.catalogue import load_catalogue
 from models.training.errors import PathRefused
-from service.config import BadSettings, Settings
-from service.finetune_config import NightlySettings
 from service.jobs.bucket import NotSetUp
 from service.jobs.nightly import nightly
 from service.jobs.schedule import Schedule, next_run, schedule_of
+from service.settings import BadSettings, Settings
+from service.settings.finetuning import NightlySettings
 from subjects.errors import Unavailable
 from subjects.finetune import FinetuneReply, FinetuneRequest
 
@@ -186,8 +186,8 @@ def test_the_default_model_is_trained_where_none_is_named() -> None:
         ("timezone", "../Berlin", "is not known"),
         ("timezone", "Europe", "is not known"),
         ("misfire_grace_s", 10**12, "at most 86400"),
-        ("paths", (Path("/"),), "not below one of finetune.roots"),
-        ("paths", (Path("code"), Path("../other")), "not below one of finetune.roots"),
+        ("paths", (Path("/"),), "/ cannot be trained on: it is not below one of the worker's finetune.roots"),
+        ("paths", (Path("code"), Path("../other")), "not below one of the worker's finetune.roots"),
         ("models", ("nope",), "unknown model 'nope'"),
         ("models", ("tiny_coder",), "only embedding models"),
         ("options", {"epochs": 0}, "field 'epochs'"),

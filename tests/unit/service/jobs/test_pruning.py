@@ -11,13 +11,13 @@ from nats.aio.client import Client
 from trained_versions import serve, trained
 
 from models.weights.versions import keep, versions
-from service.config import Settings
 from service.jobs import setup
 from service.jobs.bucket import NotSetUp
 from service.jobs.fleet.checkpoints import Archived, Checkpoints
 from service.jobs.fleet.live import Live, LiveVersion, LiveVersions
 from service.jobs.pruning import Pruning
 from service.jobs.store import JobStore
+from service.settings import Settings
 from subjects.jobs import Job
 from subjects.names import JobState
 

@@ -13,14 +13,13 @@ from nats.aio.client import Client
 
 from models.catalogue import ModelSpec
 from models.training import errors as training
-from models.training.options import TrainingOptions
 from models.training.progress import Event, Note
-from models.training.run import RunSpec
-from service.config import Settings
+from models.training.run import RunSpec, TrainingOptions
 from service.errors import to_wire
 from service.jobs import step_process
 from service.jobs.runs import Runs
 from service.jobs.step_process import StepCrashed, StepFailed, Steps
+from service.settings import Settings
 from subjects.finetune import FinetuneOptions, FinetuneRequest, TrainingPair
 from subjects.jobs import Job
 

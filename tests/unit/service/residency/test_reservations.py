@@ -15,7 +15,7 @@ from service.embedding.pending_text import BatchLimits
 from service.residency.manager import ModelManager
 from service.residency.reservations import ReservationRefused
 from service.runtime.device_thread import DeviceThread
-from service.serving_config import MemorySettings
+from service.settings.serving import MemorySettings
 from service.telemetry import Telemetry
 
 OWN = {name: {"kind": "embedding", "folder": name} for name in ("a", "b", "c")}

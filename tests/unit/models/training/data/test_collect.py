@@ -25,10 +25,9 @@ from models.training.data.collect import build_dataset, collect
 from models.training.data.dataset import read_pairs
 from models.training.data.records import Manifest
 from models.training.data.test_detection import is_test_file
-from models.training.errors import BadJudge, MalformedPair, NoPairs, PathRefused
-from models.training.options import TrainingOptions
+from models.training.errors import MalformedPair, NoPairs, PathRefused, TrainingError
 from models.training.progress import Collected, Event, Failed, Note, read_event
-from models.training.run import RunFolder, RunSpec
+from models.training.run import RunFolder, RunSpec, TrainingOptions
 from models.weights.hub import locate
 
 PYTHON = '''
@@ -247,7 +246,7 @@ def test_the_bytes_are_the_same_in_every_process(code: Path, tmp_path: Path, has
     expected = build_dataset(code, TrainingOptions(hard_negatives=3, seed=5)).lines()
     program = (
         "import sys; from pathlib import Path; from models.training.data.collect import build_dataset;"
-        "from models.training.options import TrainingOptions;"
+        "from models.training.run import TrainingOptions;"
         "made = build_dataset(Path(sys.argv[1]), TrainingOptions(hard_negatives=3, seed=5));"
         "sys.stdout.buffer.write(made.lines())"
     )
@@ -331,7 +330,7 @@ def test_unusable_evaluation_data_ends_the_job_and_is_named(code: Path, tmp_path
         (code, "it lies outside of"),
     ):
         run.spec.write_text(run.read().model_copy(update={"judge": judge}).model_dump_json())
-        with pytest.raises(BadJudge, match=rf"^finetune\.judge, .*{reason}"):
+        with pytest.raises(TrainingError, match=rf"^finetune\.judge, .*{reason}"):
             collected(run)
     assert not run.manifest.exists()
 

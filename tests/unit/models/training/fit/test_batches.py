@@ -11,12 +11,12 @@ from bench.random_models import write_qodo
 from models.encoders.base import Tokens
 from models.training.data.records import Pair
 from models.training.fit.batches import Batches, Example, collate, examples
+from models.training.fit.cost import measure_steps
 from models.training.fit.epochs import Epochs
-from models.training.fit.footprint import measure_steps
 from models.training.fit.method import Method, trainable_model
 from models.training.fit.texts import TrainingTexts
-from models.training.options import TrainingOptions
 from models.training.progress import Evaluated, Event, History, Note, Trained, read_event
+from models.training.run import TrainingOptions
 
 CPU = Method(torch.device("cpu"), bf16=False, lora=False, checkpointing=False)
 

@@ -21,7 +21,7 @@ from workers import clean_environment
 from bench.random_models import write_qodo
 from models.catalogue import load_catalogue
 from models.loading.loader import LoadOptions, load
-from models.training.errors import CannotTrain, Diverged, NoPairs
+from models.training.errors import CannotTrain, NoPairs, TrainingError
 from models.training.fit import train
 from models.training.fit.epochs import Epochs
 from models.training.progress import Candidate, Evaluated, Measured, Note, Trained, read_event
@@ -208,7 +208,7 @@ def test_a_non_finite_loss_before_any_gain_is_an_error(
 ) -> None:
     run = run_in(tmp_path / "run", of_folder(base))
     spoiled(monkeypatch, lambda count, rows: math.nan)
-    with pytest.raises(Diverged, match="step 1"):
+    with pytest.raises(TrainingError, match="step 1"):
         trained(run)
     assert not run.candidate.exists()
 
@@ -227,7 +227,7 @@ def test_a_non_finite_gradient_never_reaches_the_weights(
         return loss
 
     monkeypatch.setattr(train.Trainer, "training_step", training_step)
-    with pytest.raises(Diverged, match="step 1"):
+    with pytest.raises(TrainingError, match="step 1"):
         trained(run)
 
 

@@ -12,8 +12,8 @@ from models.encoders.base import Vectors, finish
 from models.training.data.held_out import held_out, split_held_out
 from models.training.data.records import Pair
 from models.training.verify import metrics
+from models.training.verify.check_texts import probe_items, probe_score
 from models.training.verify.drift import drift, fit_map, reindex_cost
-from models.training.verify.english import probe_items, probe_score
 from models.training.verify.metrics import nearest, paired_bootstrap, rank_metrics
 
 

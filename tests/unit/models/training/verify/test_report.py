@@ -13,12 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.training.data.records import Manifest
-from models.training.options import TrainingOptions, VerifyLimits
 from models.training.progress import Candidate, Evaluated, Trained
+from models.training.run import TrainingOptions, VerifyLimits
 from models.training.verify.charts import Bar, bar_chart, histogram, line_chart
 from models.training.verify.drift import drift, reindex_cost
-from models.training.verify.report import Comparison, Example, Report, read_manifest, read_report, trainer_events
-from models.training.verify.report_page import page, write_report
+from models.training.verify.report import (
+    Comparison,
+    Example,
+    Report,
+    page,
+    read_manifest,
+    read_report,
+    trainer_events,
+    write_report,
+)
 
 HOSTILE = '<script>alert("&")</script>\'$body${title}'
 VOID = {"meta", "br"}

@@ -27,16 +27,13 @@ from models.loading.loader import LoadOptions
 from models.training.data.held_out import held_out
 from models.training.data.records import Pair
 from models.training.encoding import ANCHOR_PROMPTS, DOCUMENT_PROMPTS, encode_texts, options_named
-from models.training.options import VerifyLimits
 from models.training.progress import Event, Note, Verified, read_event
-from models.training.run import RunFolder
+from models.training.run import RunFolder, VerifyLimits
 from models.training.verify import report
 from models.training.verify.acceptance import check_gain, check_speed
-from models.training.verify.canary import FILE, canary_texts, read_canary
+from models.training.verify.check_texts import FILE, canary_texts, probe_items, read_canary
 from models.training.verify.compare import Findings, VersionComparison, speed_ratio
-from models.training.verify.english import probe_items
-from models.training.verify.report import JSON_FILE, Comparison, read_report
-from models.training.verify.report_page import HTML_FILE
+from models.training.verify.report import HTML_FILE, JSON_FILE, Comparison, read_report
 from models.training.verify.verify import MAP, verify
 from models.weights import durable, hub, model_files
 from models.weights.version_history import OWN_DATA, verdict_of

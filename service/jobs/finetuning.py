@@ -9,19 +9,18 @@ import structlog
 from nats.aio.client import Client
 
 from models.catalogue import ModelSpec
-from models.training.options import TrainingOptions
+from models.training.run import TrainingOptions
 from subjects import names
 from subjects.finetune import FinetuneRequest
 
 from ..bus.connection import connected
 from ..bus.embedded import EmbeddedServer
 from ..bus.settings import NatsSettings
-from ..config import Settings
 from ..endpoint.route import Handler
 from ..handlers.finetune import FinetuneHandlers
-from ..handlers.promote import PromoteHandlers
 from ..residency.first_models import first_models
 from ..residency.manager import ModelManager
+from ..settings import Settings
 from . import setup
 from .bucket import NotSetUp
 from .fleet.rollout import Rollout
@@ -39,7 +38,7 @@ from .store import JobStore
 from .submission import Submission
 from .sweep import Sweep
 from .uploads import Uploads
-from .watch import Watch
+from .watch import JobWatch
 
 log = structlog.get_logger(__name__)
 
@@ -69,15 +68,12 @@ class Finetuning:
         connect = functools.partial(connected, nats)
         first = set(first_models(manager.catalogue, settings))
         self.rollout = Rollout(nc, manager, connect, settings.checkpoints_dir, first=first)
+        self.promotion = Promotion(self._store, manager.catalogue, self.rollout)
 
     def handlers(self) -> dict[str, Handler]:
         """Its handlers, by subject."""
-        uploads = Uploads(Objects(self._nc, names.DATA_BUCKET))
-        promotion = Promotion(self._store, self._manager.catalogue, self.rollout)
-        return {
-            **FinetuneHandlers(self._submission, self._store, Watch(self._nc, self._store), uploads).handlers(),
-            **PromoteHandlers(promotion, self._worker).handlers(),
-        }
+        uploads, watch = Uploads(Objects(self._nc, names.DATA_BUCKET)), JobWatch(self._nc, self._store)
+        return FinetuneHandlers(self._submission, self._store, watch, uploads).handlers()
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -86,7 +82,7 @@ class Finetuning:
             yield
             return
         pruning = Pruning(self._settings, self._store, self.rollout.live, self.rollout.checkpoints)
-        runner = self._make_runner()
+        runner = JobRunner(self._nc, self._store, self._stages(), self._worker, self._settings.finetune.attempts)
 
         async def handle(request: FinetuneRequest) -> Ending:
             ending = await runner.handle(request)
@@ -99,31 +95,22 @@ class Finetuning:
             await stack.enter_async_context(nightly(self._schedule, self._submission, pruning.run))
             yield
 
-    def _make_runner(self) -> JobRunner:
-        settings, manager = self._settings, self._manager
+    def _stages(self) -> Stages:
+        settings, catalogue = self._settings, self._manager.catalogue
         threads = settings.finetune.threads or settings.threads or _default_threads()
-        runs = Runs(settings, self._nc, _training_bytes, threads)
-        steps = Steps(threads)
-        stages = Stages(
-            self._store,
-            manager.catalogue,
-            settings.checkpoints_dir,
-            runs,
-            steps,
-            manager.reservations,
-            self.rollout,
-        )
-        return JobRunner(self._nc, self._store, stages, self._worker, settings.finetune.attempts)
+        runs, steps = Runs(settings, self._nc, _training_bytes, threads), Steps(threads)
+        kept = settings.checkpoints_dir
+        return Stages(self._store, catalogue, kept, runs, steps, self._manager.reservations, self.rollout)
 
 
 def _check_trainable(entry: ModelSpec, base: Path) -> None:
-    from models.training.fit.footprint import check_trainable
+    from models.training.fit.cost import check_trainable
 
     check_trainable(entry, base)
 
 
 def _training_bytes(entry: ModelSpec, base: Path, options: TrainingOptions) -> tuple[str, int]:
-    from models.training.fit.footprint import training_bytes
+    from models.training.fit.cost import training_bytes
 
     return training_bytes(entry, base, options)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..catalogue import Quantization
-from ..errors import ModelError, ModelUnavailable
+from ..errors import ModelError, ModelUnavailable, first_line
 from ..loading.device import memory_errors
 from .causal_lm import CausalLM
 from .errors import NonFiniteLogits
@@ -96,8 +96,8 @@ def require_same_scores(loaded: CausalLM, runner: ModelRunner, cache: KVCache) -
     except ModelError:
         raise
     except Exception as error:  # an unsupported architecture may raise anything
-        message = str(error).partition("\n")[0][:200]
-        raise _unserved(loaded, message if isinstance(error, ValueError) else f"it fails with {message!r}") from error
+        fault = first_line(error) if isinstance(error, ValueError) else f"it fails with {first_line(error)!r}"
+        raise _unserved(loaded, fault) from error
     finally:
         cache.free(sequence.cache_slice)
     own = loaded.probe_scores

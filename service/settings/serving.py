@@ -1,8 +1,8 @@
-"""The settings of serving: `limits.*`, `batch.*`, `memory.*` and `generation.*` in config.py."""
+"""The settings of serving: `limits.*`, `batch.*`, `memory.*` and `generation.*` in settings.py."""
 
 from pydantic import Field, model_validator
 
-from .finetune_config import Section
+from .finetuning import Section
 
 
 class LimitSettings(Section):

@@ -11,8 +11,8 @@ from hypothesis import settings as checks
 from hypothesis import strategies as st
 from nats_server import CONF
 
-from service.config import BadSettings, read_settings
-from service.toml import as_toml
+from service.settings import BadSettings, read_settings
+from service.settings.toml import as_toml
 
 ODD_TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 

@@ -14,7 +14,7 @@ from ...errors import ModelUnavailable
 from ...sandbox.limits import peak_resident_bytes
 from ...weights import model_files
 from ..errors import CannotTrain
-from ..options import TrainingOptions
+from ..run import TrainingOptions
 from .batches import Example
 from .method import Method, choose_method, stored_tensors
 from .texts import MAX_TOKENS

@@ -8,8 +8,8 @@ from training_runs import of_folder
 from bench.random_models import write_qodo
 from models.catalogue import load_catalogue
 from models.training.errors import CannotTrain
-from models.training.fit.footprint import check_trainable, training_bytes
-from models.training.options import TrainingOptions
+from models.training.fit.cost import check_trainable, training_bytes
+from models.training.run import TrainingOptions
 from models.weights.hub import locate
 
 

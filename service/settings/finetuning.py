@@ -1,11 +1,11 @@
-"""The settings of fine-tuning, `finetune.*` in config.py."""
+"""The settings of fine-tuning, `finetune.*` in settings.py."""
 
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.training.options import VerifyLimits
+from models.training.run import VerifyLimits
 
 
 class Section(BaseModel):
