@@ -2,7 +2,6 @@
 
 import itertools
 import time
-from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import replace
 
@@ -50,7 +49,7 @@ class Engine(GenerationEngine):
     Raises ModelUnavailable if it does not reproduce the model's own scores, or has no cache for any text.
     """
 
-    def __init__(self, loaded: CausalLM, limits: EngineLimits, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, loaded: CausalLM, limits: EngineLimits) -> None:
         self._loaded = loaded
         self._limits = limits
         device = torch.device(loaded.facts.device)
@@ -59,7 +58,7 @@ class Engine(GenerationEngine):
         self._runner = ModelRunner(loaded.network, self._cache, device)
         require_same_scores(loaded, self._runner, self._cache)
         self._scheduler = Scheduler(self._cache, limits, max(1, SCORED_BYTES // (4 * loaded.facts.vocabulary)))
-        self._prefill_budget, self._clock = PrefillBudget(limits.chunk_tokens), clock
+        self._prefill_budget = PrefillBudget(limits.chunk_tokens)
         self._sequences: dict[str, Sequence] = {}
         self._groups: dict[str, BeamGroup] = {}
         self._events: list[Event] = []
@@ -123,7 +122,7 @@ class Engine(GenerationEngine):
             self._finish(sequence, reason)
 
     def step(self) -> list[Event]:
-        chunks, began = self._scheduler.plan(self._prefill_budget.chunk_tokens), self._clock()
+        chunks, began = self._scheduler.plan(self._prefill_budget.chunk_tokens), time.perf_counter()
         self._step_texts = sum(chunk.length == 1 for chunk in chunks)
         self._step_prompt_tokens = sum(chunk.length for chunk in chunks) - self._step_texts
         ready, rows = self._compute(chunks)
@@ -137,7 +136,7 @@ class Engine(GenerationEngine):
             except Exception as error:
                 self._fail(group.first, error)
         if chunks:
-            self._prefill_budget.record(self._step_texts, self._step_prompt_tokens, self._clock() - began)
+            self._prefill_budget.record(self._step_texts, self._step_prompt_tokens, time.perf_counter() - began)
         self._update_load()
         events, self._events = self._events, []
         return events

@@ -3,16 +3,14 @@
 from typing import Annotated, Any, cast
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from subjects.client.tokenize import TokenizeCallOptions
 from subjects.tokenize import DetokenizeRequest, TokenizedText, TokenizeRequest
 
 from .ask import Connection, ask_worker
+from .files import read_texts
 from .options import Json, NatsUrl, Timeout, options_of
-from .output import out, print_json, shortened
-from .texts import read_texts
+from .output import out, print_json, shortened, table_of
 
 _HOW = "How they are read"
 
@@ -43,18 +41,15 @@ def tokenize(
         print_json(reply.model_dump(exclude_none=True))
         return
     for place, one in enumerate(texts):
-        out.print(f"{reply.counts[place]:>8}  {shortened(one)}", markup=False)
+        out.print(f"{reply.counts[place]:>8}  {shortened(one)}")
         if reply.results:
             _show(reply.results[place])
     out.print(f"{reply.model} {reply.version}, {sum(reply.counts)} tokens")
 
 
 def _show(tokens: TokenizedText) -> None:
-    table = Table("id", "bytes", "piece", box=None, pad_edge=False)
-    for place, (token, piece) in enumerate(zip(tokens.ids, tokens.pieces, strict=True)):
-        start, end = tokens.offsets[place] if tokens.offsets else (0, 0)
-        table.add_row(str(token), f"{start}-{end}", Text(repr(piece) + " special" * (place in tokens.special)))
-    out.print(table)
+    rows = zip(tokens.ids, tokens.offsets or [], tokens.pieces, strict=True)
+    out.print(table_of(("id", "bytes", "piece"), [(str(id_), f"{a}-{b}", repr(piece)) for id_, (a, b), piece in rows]))
 
 
 @options_of(DetokenizeRequest, _HOW, "model")
