@@ -7,19 +7,21 @@ sees the caller's own id: that may come again while the engine still drops the l
 import functools
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
 from models.catalogue import Form, SamplingDefaults
-from models.errors import ModelError
+from models.errors import InvalidOption, ModelError
 from models.generation.types import (
     Chat,
     EngineFacts,
     Fill,
     Finished,
     FinishReason,
+    Ids,
     Message,
     Plain,
     Prompt,
@@ -44,7 +46,7 @@ class GenerationCall:
     """What a request asks for.
 
     id: of the call, on this worker. seed: of completion 0. batch: whether it is a batch of prompts. caller: who takes
-    turns with other callers.
+    turns with other callers. echoes: what the completions of each prompt begin with; empty: with nothing.
     """
 
     id: str
@@ -53,6 +55,7 @@ class GenerationCall:
     seed: int
     batch: bool = False
     caller: str = ""
+    echoes: Sequence[str] = ()
 
     @property
     def count(self) -> int:
@@ -63,7 +66,7 @@ class GenerationCall:
     def form(self) -> Form:
         """The form of its prompts, which all have the same."""
         match self.prompts[0]:
-            case Plain():
+            case Plain() | Ids():
                 return "prompt"
             case Chat():
                 return "messages"
@@ -76,8 +79,25 @@ class GenerationCall:
 
     def echo(self, number: int) -> str:
         """What a completion's text begins with: the prompt if the request has `echo`."""
-        prompt = self.prompts[number // self.options.n]
-        return prompt.text if self.options.echo and isinstance(prompt, Plain) else ""
+        return self.echoes[number // self.options.n] if self.echoes else ""
+
+    async def with_echoes(self, generator: Generator) -> "GenerationCall":
+        """The same with an echo of each prompt, if the request has `echo`; special tokens among ids by their names."""
+        if not self.options.echo:
+            return self
+        sizes = [len(prompt.tokens) for prompt in self.prompts if isinstance(prompt, Ids)]
+        texts = await generator.on_tokenizer(sum(sizes), self._texts, generator) if sizes else self._texts(generator)
+        return replace(self, echoes=texts)
+
+    def _texts(self, generator: Generator) -> list[str]:
+        texts: list[str] = []
+        for prompt in self.prompts:
+            text = prompt.text if isinstance(prompt, Plain) else ""
+            if isinstance(prompt, Ids):
+                with suppress(InvalidOption):  # this prompt's own error
+                    text = generator.engine.vocabulary.decode(prompt.tokens, skip_special=False)
+            texts.append(text)
+        return texts
 
     def never_begun(self, number: int, reason: FinishReason, error: Exception | None = None) -> Finished:
         """The end of a completion that the engine has not seen."""
@@ -123,7 +143,9 @@ def read(request: GenerateRequest | GenerateBatchRequest, call: str, caller: str
     """What a request asks for, for the call of this id; a seed is drawn if it names none."""
     seed = secrets.randbits(SEED_BITS) if request.seed is None else request.seed
     if isinstance(request, GenerateBatchRequest):
-        return GenerationCall(call, [Plain(text) for text in request.prompts], request, seed, True, caller)
+        prompts: list[Prompt] = [Plain(text) for text in request.prompts or ()]
+        prompts += [Ids(tokens) for tokens in request.tokens or ()]
+        return GenerationCall(call, prompts, request, seed, True, caller)
     return GenerationCall(call, [_prompt(request)], request, seed, False, caller)
 
 
@@ -142,6 +164,8 @@ def _prompt(request: GenerateRequest) -> Prompt:
         return chat_of(request.messages, request.continue_final)
     if request.prompt is not None:
         return Plain(request.prompt)
+    if request.tokens is not None:
+        return Ids(request.tokens)
     return Fill(request.prefix or "", request.suffix or "")
 
 

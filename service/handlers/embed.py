@@ -1,6 +1,6 @@
 """`ml.embed`, `ml.embed.batch` and `ml.similarity`: decode, embed, encode or compare."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -67,7 +67,9 @@ class EmbedHandlers:
     async def embed(self, request: EmbedRequest, call: Call) -> EmbedReply:
         async with self._manager.embedder(request.model) as embedder:
             encoder = embedder.encoder
-            done = await embedder.embed(request.text, params_of(request, call, 1, _normalize(request, encoder)))
+            if request.tokens is not None:
+                await require_known(embedder, {"tokens": request.tokens})
+            done = await embedder.embed(request.content, params_of(request, call, 1, _normalize(request, encoder)))
         return EmbedReply(
             **_common(encoder, done.tokens),
             encoding_format=request.encoding_format,
@@ -79,10 +81,12 @@ class EmbedHandlers:
     async def batch(self, request: EmbedBatchRequest, call: Call) -> Frames:
         """The one reply; or chunks as they are ready, and then the `done` frame."""
         async with self._manager.embedder(request.model) as embedder:
-            params = params_of(request, call, len(request.texts), _normalize(request, embedder.encoder))
+            texts = request.contents
+            params = params_of(request, call, len(texts), _normalize(request, embedder.encoder))
             check_options(embedder.encoder, params.options, request.dimensions)
             vector_bytes = _vector_bytes(request, call, embedder.encoder)
-            call.choose_form(_too_large(len(request.texts), vector_bytes, call.reply_limit))
+            call.choose_form(_too_large(len(texts), vector_bytes, call.reply_limit))
+            await require_known(embedder, {f"tokens.{i}": ids for i, ids in enumerate(request.tokens or [])})
             if not call.framed:
                 yield DONE, await _whole(request, params, embedder)
                 return
@@ -105,6 +109,15 @@ class EmbedHandlers:
         return SimilarityRanking(results=[Ranked(index=int(i), score=float(scores[i])) for i in best], **common)
 
 
+async def require_known(embedder: Embedder, lists: Mapping[str, Sequence[int]]) -> None:
+    """Refuse ids that the model does not have. lists: by the name of their field. Raises InvalidOption."""
+    if lists:
+        require = embedder.encoder.vocabulary.require
+        await embedder.on_tokenizer(
+            sum(map(len, lists.values())), lambda: [require(ids, field) for field, ids in lists.items()]
+        )
+
+
 def cosines(left: Vectors, right: Sequence[Vectors]) -> Vectors:
     """Cosine of one unit vector (D,) with each of N unit vectors (D,) -> (N,), -1 to 1."""
     scores: Vectors = np.clip(np.stack(right) @ left, -1.0, 1.0)
@@ -117,7 +130,7 @@ def _common(encoder: Encoder, tokens: int) -> dict[str, Any]:
 
 
 async def _whole(request: EmbedBatchRequest, params: EmbedParams, embedder: Embedder) -> EmbedBatchReply:
-    part = await embedder.embed_all(request.texts, params)
+    part = await embedder.embed_all(request.contents, params)
     return EmbedBatchReply(
         **_common(embedder.encoder, part.tokens),
         encoding_format=request.encoding_format,
@@ -131,7 +144,7 @@ async def _chunks(request: EmbedBatchRequest, params: EmbedParams, embedder: Emb
     encoder = embedder.encoder
     dimensions = request.dimensions or encoder.dimensions
     tokens = 0
-    async with aclosing(embedder.embed_parts(request.texts, params, window)) as parts:
+    async with aclosing(embedder.embed_parts(request.contents, params, window)) as parts:
         async for part in parts:
             tokens += part.tokens
             chunk = EmbedChunk(
@@ -143,7 +156,7 @@ async def _chunks(request: EmbedBatchRequest, params: EmbedParams, embedder: Emb
                 truncated=part.truncated,
             )
             yield CHUNK, chunk
-    yield DONE, EmbedDone(**_common(encoder, tokens), count=len(request.texts), dimensions=dimensions)
+    yield DONE, EmbedDone(**_common(encoder, tokens), count=len(request.contents), dimensions=dimensions)
 
 
 def _normalize(request: EmbedOptions, encoder: Encoder) -> bool:
