@@ -166,7 +166,7 @@ def test_pairs_of_a_repository_are_consistent(repository: Path, tmp_path: Path) 
             assert "def " in pair.anchor + pair.positive
     (repository / "more.py").write_text("x = 1\n")
     git(repository, "add", "more.py")
-    assert build_dataset(repository, TrainingOptions(hard_negatives=0)).manifest().commit == (
+    assert build_dataset(repository, TrainingOptions(hard_negatives=0)).manifest.commit == (
         git(repository, "rev-parse", "HEAD") + "+changes"
     )
 
@@ -237,7 +237,7 @@ def test_location_and_times_of_the_code_do_not_count(repository: Path, tmp_path:
         os.utime(path, (1, 1), follow_symlinks=False)
     one, other = build_dataset(repository, options), build_dataset(copy, options)
     assert one.lines() == other.lines()
-    assert one.digest == other.digest
+    assert one.manifest.digest == other.manifest.digest
     assert replace(one, source="") == replace(other, source="")
 
 
