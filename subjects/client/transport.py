@@ -64,11 +64,12 @@ class Transport:
     ) -> list[ReplyT | MLError]:
         """Send a request once, to all workers, and read this number of answers as they come.
 
-        Raises DeadlinePassed if fewer come in time, and the errors of `ask` if none can come.
+        A worker's answer may come twice, and counts once. Raises DeadlinePassed if fewer come in time, and the errors
+        of `ask` if none can come.
         """
         body, attempts = _body(route, request), self.attempts(timeout_s)
         headers = await self._headers(body, attempts.left_s())
-        found: list[ReplyT | MLError] = []
+        found: dict[str, ReplyT | MLError] = {}
         try:
             async with inbox(self._nc, self._below) as (to, messages):
                 await self._nc.publish(route.subject, body, reply=to, headers=headers)
@@ -76,10 +77,11 @@ class Transport:
                     left_s = attempts.left_s()
                     with self._until_closed():
                         message = await next_message(messages, headers, route.subject, left_s, first=not found)
-                    found.append(error_in(message) or parse(message.data, route.reply))
+                    worker = (message.headers or {}).get(names.WORKER, "")
+                    found[worker] = error_in(message) or parse(message.data, route.reply)
         except nats.errors.Error as error:
             raise no_connection(error) from None
-        return found
+        return list(found.values())
 
     async def stream(
         self, route: Route[Any, FrameT], request: Request, timeout_s: float | None
