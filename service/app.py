@@ -24,10 +24,12 @@ from .bus.settings import NatsSettings
 from .endpoint.endpoint import Endpoint, serving
 from .endpoint.in_flight import InFlight, Limits
 from .endpoint.reply_subject import JETSTREAM_INBOX, ReplySubjects
+from .gateway.beside import gateway_beside
 from .handlers.embed import EmbedHandlers
 from .handlers.generate import GenerateHandlers
 from .handlers.models import ModelHandlers
 from .handlers.schema import SchemaHandlers
+from .handlers.tokenize import TokenizeHandlers
 from .jobs.finetuning import Finetuning, set_up
 from .residency import gauges
 from .residency.first_models import first_models, load_first, retry_missing
@@ -50,7 +52,7 @@ LEAVING_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A worker that answers. server: the nats-server that this process started, if it did."""
+    """A worker that answers. server, gateway: what it started besides: a nats-server, an HTTP gateway at this url."""
 
     nats: NatsSettings
     server: EmbeddedServer | None
@@ -58,6 +60,7 @@ class Started:
     metrics_port: int | None
     manager: ModelManager
     metrics_host: str = "127.0.0.1"
+    gateway: str | None = None
 
 
 async def serve(
@@ -109,6 +112,7 @@ async def worker(
         on_step("connecting to NATS")
         denials = _Denials()
         nc = await stack.enter_async_context(connected(nats, on_closed=stop.fail, on_denied=denials.note))
+        gateway = await stack.enter_async_context(gateway_beside(settings, server, nats))
         device = stack.enter_context(closing(DeviceThread()))
         loader = loader or ModelLoader(settings, on_step)
         manager = model_manager(catalogue, settings, loader, device, telemetry, stop.fail)
@@ -136,9 +140,12 @@ async def worker(
         await stack.enter_async_context(finetuning.working())
         denials.require_none(nats.identity)
         present = [model.serves.facts for model in manager.registry]
-        log.info("worker.ready", models={facts.model: facts.version for facts in present}, metrics_port=port)
+        if gateway:
+            stack.callback(gateway.stop)  # first of all
+        versions, url = {facts.model: facts.version for facts in present}, gateway.url if gateway else None
+        log.info("worker.ready", models=versions, metrics_port=port, gateway=url)
         loader.on_step = lambda step: log.info("model.step_began", step=step)
-        yield Started(nats, server, present, port, manager, settings.metrics_host)
+        yield Started(nats, server, present, port, manager, settings.metrics_host, url)
 
 
 def _publish(manager: ModelManager, loaded: Sequence[Model]) -> None:
@@ -211,6 +218,7 @@ def _endpoint(
         **GenerateHandlers(manager, telemetry.generation).handlers(),
         **ModelHandlers(manager, worker_id, settings.checkpoints_dir, finetuning.promotion).handlers(),
         **finetuning.handlers(),
+        **TokenizeHandlers(manager).handlers(),
         **SchemaHandlers().handlers(),
     }
     in_flight = InFlight(Limits(limits.requests, limits.request_bytes, limits.default_timeout_s, limits.watches))

@@ -17,6 +17,9 @@ PING = "ping"
 DONE = "done"
 ERROR = "error"
 
+REPLY = "reply"
+"""In place of an event: the message is no frame but the one reply to a request that allowed both."""
+
 PROBE = "probe"
 """The event of a message to the subject in Ml-Caller, which only checks that somebody listens there."""
 

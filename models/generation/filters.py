@@ -35,7 +35,6 @@ class _Rows:
     rng_key: Tensor
 
     def at(self, places: Sequence[int]) -> "_Rows":
-        """Some of the rows."""
         return _Rows(*(getattr(self, field.name)[list(places)] for field in fields(self)))
 
     def weights(self, scores: Tensor) -> Tensor:

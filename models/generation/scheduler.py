@@ -42,7 +42,6 @@ class PrefillBudget:
         return max(min(MIN_CHUNK_TOKENS, self._max_tokens), min(self._max_tokens, fitting))
 
     def record(self, decodes: int, prompt_tokens: int, seconds: float) -> None:
-        """Learn from a step."""
         if not prompt_tokens:
             self._decode_s = _averaged(self._decode_s, seconds)
         elif decodes and self._decode_s:
@@ -81,11 +80,9 @@ class Scheduler:
 
     @property
     def waiting_tokens(self) -> int:
-        """Tokens of waiting sequences."""
         return sum(len(sequence.tokens) for sequence in self.waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Append a sequence to the queue."""
         sequence.start_tag = self._fair_order.take(sequence.request.caller, _total_tokens(sequence))
         self.waiting.append(sequence)
 
@@ -111,7 +108,6 @@ class Scheduler:
             self._free(sequence)
 
     def mark_computed(self, chunk: ScheduledChunk) -> None:
-        """Record that a step has computed a chunk."""
         chunk.sequence.computed += chunk.length
         if not chunk.sequence.is_beam:  # whose tokens change
             self._prefixes.register(chunk.sequence)

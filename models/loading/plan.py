@@ -50,12 +50,10 @@ class Placement:
 
     @property
     def model(self) -> str:
-        """Its catalogue id."""
         return self.candidate.footprint.model
 
     @property
     def precision(self) -> Precision:
-        """The precision that it is served at."""
         return self.candidate.steps[self.step]
 
     @property
@@ -89,7 +87,6 @@ class Plan:
 
     @property
     def fitting(self) -> list[Placement]:
-        """The models that fit."""
         return [placement for placement in self.placements if placement.fate == "fits"]
 
     @property

@@ -3,12 +3,14 @@
 import asyncio
 import secrets
 from collections import deque
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
 from nats.aio.client import Client, Srv
+from nats.aio.subscription import Subscription
+from nats.errors import ConnectionReconnectingError, SecureConnWantedError, UnexpectedEOF
 from nats.errors import Error as NatsError
-from nats.errors import SecureConnWantedError, UnexpectedEOF
 from nats.nuid import NUID, TOTAL_LENGTH
 
 from .errors import UnreadableMessage
@@ -42,6 +44,7 @@ class BusClient(Client):
     - With a tls:// url or certificates it never sends CONNECT, with the password, in the clear.
     - It closes the socket of a refused reconnect before the next attempt.
     - A PONG means that the server has received everything published before the PING.
+    - A flush fails if the connection is lost meanwhile.
     - It goes on reading after a message that it cannot read (a subject that is not UTF-8, a broken header block), and
       reports it to `error_cb`. It reads the later form of ack subjects (ADR-15).
     - Its inbox names are random.
@@ -60,6 +63,7 @@ class BusClient(Client):
         self._unasked_bytes = 0
         self._confirming: asyncio.Task[None] | None = None
         self._was_connected = False
+        self._fenced: set[int] = set()
         self.held = HeldMessages(self)
         self.kept_bytes = 0
         self.eased = asyncio.Event()
@@ -104,6 +108,18 @@ class BusClient(Client):
     def jetstream(self, **options: Any) -> JetStream:
         """nats-py's, except that a write that the server does not store raises NotStored."""
         return JetStream(self, **{"domain": self._jetstream_domain, **options})
+
+    async def fence(self, subscriptions: Collection[Subscription]) -> None:
+        """Unsubscribe, and return when every message that the server has sent there has been taken.
+
+        A reconnect does not subscribe again. Raises NatsError if the connection is lost twice meanwhile.
+        """
+        self._fenced.update(subscription._id for subscription in subscriptions)
+        for subscription in subscriptions:
+            await self._send_unsubscribe(subscription._id)
+        with suppress(NatsError):  # of a lost connection no more come
+            await self.flush()
+        await asyncio.gather(*(each.drain() for each in subscriptions))  # type: ignore[no-untyped-call]
 
     async def leave(self) -> None:
         """Move to another server, after leaving the queue groups."""
@@ -157,6 +173,7 @@ class BusClient(Client):
         if self._was_connected:
             self.reconnected_at = asyncio.get_running_loop().time()
             self._hold_again()
+            self._subs = {number: each for number, each in self._subs.items() if number not in self._fenced}
         self._was_connected = True
 
     def _hold_again(self) -> None:
@@ -179,6 +196,10 @@ class BusClient(Client):
             await self._process_op_err(UnexpectedEOF())  # it failed, and nats-py only logged it
 
     async def _attempt_reconnect(self) -> None:
+        for pong in self._pongs:
+            if not pong.done():  # nats-py lets a flush wait for it
+                pong.set_exception(ConnectionReconnectingError())
+                pong.exception()
         lost = self._transport._io_writer.transport  # type: ignore[union-attr]
         giving_up = asyncio.get_running_loop().call_later(CLOSE_S, lost.abort)
         try:

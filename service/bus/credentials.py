@@ -18,7 +18,7 @@ from .private_file import MODE, write_private
 
 log = structlog.get_logger(__name__)
 
-Role = Literal["admin", "worker", "client", "system"]
+Role = Literal["admin", "worker", "client", "gateway", "system"]
 ROLES: tuple[Role, ...] = get_args(Role)
 FILE_NAME = "nats-credentials.env"
 _USER = re.compile(r"[a-z][a-z0-9_]{0,62}")

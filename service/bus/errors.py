@@ -104,7 +104,7 @@ class ServerMissing(BusError):
 
 
 class PortBusy(BusError):
-    """Another program listens on the embedded server's port. `option` chooses another port."""
+    """Another program listens on the port of the embedded server or the gateway. `option` chooses another port."""
 
     address: str
     option: str

@@ -3,11 +3,9 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-
-from subjects.names import Role
 
 from ..bus.contexts import select_context, write_context
 from ..bus.credentials import FILE_NAME, ROLES, add_user, inbox_prefix, password, variable
@@ -22,10 +20,12 @@ from .output import err, out, print_json
 _ASK = "nats --context {name} req ml.embed hello"
 _TRY = {
     "worker": "NATS_CONTEXT={name} mlbus serve",
+    "gateway": "NATS_CONTEXT={name} mlbus gateway",
     "admin": "nats --context {name} stream ls",
     "system": "nats --context {name} server list",
 }
 
+UserRole = Literal["client", "gateway", "admin"]
 DataDir = Annotated[
     Path | None,
     typer.Option(
@@ -48,13 +48,13 @@ def init(as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.
     if as_json:
         print_json({"done": done})
     else:
-        out.print("\n".join(done) or "everything is there already", markup=False)
+        out.print("\n".join(done) or "everything is there already")
 
 
 @admin_app.command()
 def user(
     name: Annotated[str, typer.Argument(help="Its name.", metavar="NAME", show_default=False)],
-    role: Annotated[Role, typer.Option(help="What it may do.")] = "client",
+    role: Annotated[UserRole, typer.Option(help="What it may do.")] = "client",
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -68,13 +68,13 @@ def user(
     if as_json:
         print_json({"user": name, "role": role, "block": block, "variable": variable(name), "file": str(file)})
         return
-    out.print(block, markup=False, soft_wrap=True)
+    out.print(block)
     where = f"{variable(name)} is in {file}, which an embedded server reads"
     hint = f"Put that among the users of nats-server.conf; {where}. Then: mlbus admin context {name}"
-    err.print(hint, markup=False, soft_wrap=True)
+    err.print(hint)
 
 
-def block_of(conf: str, role: Role, name: str) -> str:
+def block_of(conf: str, role: UserRole, name: str) -> str:
     """The entry of a role in nats-server.conf, rewritten for another user."""
     found = re.search(rf"^ *{{ user: {role}, (.*}}$|[^}}]*}} }}$)", conf, re.MULTILINE)
     assert found is not None, f"nats-server.conf has no user {role}"
@@ -87,7 +87,9 @@ def context(
     user: Annotated[
         str,
         typer.Argument(
-            help="client, worker, admin or system of nats-server.conf, or a user.", metavar="USER", show_default=False
+            help="client, gateway, worker, admin or system of nats-server.conf, or a user.",
+            metavar="USER",
+            show_default=False,
         ),
     ],
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Its name.", show_default="mlbus-USER")] = None,
@@ -116,5 +118,5 @@ def context(
     if as_json:
         print_json({"context": name, "file": str(path), "url": settings.url, "user": user, "selected": select})
         return
-    out.print(f"{path}: {user} at {settings.url}", markup=False, soft_wrap=True)
-    out.print(f"Try: {_TRY.get(user, _ASK).format(name=name)}", markup=False, soft_wrap=True)
+    out.print(f"{path}: {user} at {settings.url}")
+    out.print(f"Try: {_TRY.get(user, _ASK).format(name=name)}")

@@ -17,8 +17,10 @@ from rich.text import Text
 from ..bus.errors import BadBusSettings
 from ..bus.settings import NatsSettings
 from ..settings import Settings, read_settings
+from ..settings.gateway import HttpSettings
 from ..settings.toml import as_toml
 from ..telemetry import configure_logging
+from .gateway import HTTP, with_http
 from .options import NATS, Config, options_of
 from .output import err, spinner
 
@@ -35,6 +37,8 @@ log = structlog.get_logger(__name__)
     helps={"embedded_nats": "Start a nats-server too, whatever NATS_URL says."},
     negatable=True,
 )
+@options_of(Settings, HTTP, "gateway", negatable=True)
+@options_of(HttpSettings, HTTP, "listen insecure")
 @options_of(Settings, "Models and device", "models strict device dtype threads", negatable=True)
 @options_of(Settings, "Logs and metrics", "metrics_host metrics_port log_format log_level")
 def serve(
@@ -50,7 +54,7 @@ def serve(
 
     --print-config shows the outcome, and what else can be set.
     """
-    settings = read_settings(config, **flags)
+    settings = read_settings(config, **with_http(flags))
     if print_config:
         typer.echo(as_toml(settings), nl=False)
         return
@@ -83,7 +87,7 @@ def _shown_start(settings: Settings) -> Iterator[Start]:
 
     def ready(started: "Started") -> None:
         progress.stop()
-        err.print(ready_text(started, _found_url()), markup=False)
+        err.print(ready_text(started, _found_url()))
 
     with progress:
         yield Start(lambda step: progress.reset(task, description=step), ready)
@@ -113,7 +117,7 @@ class LogAbove(io.TextIOBase):
             return self._file.write(text)
         *lines, self._line = (self._line + text).split("\n")
         for line in lines:
-            self._progress.console.print(Text.from_ansi(line), soft_wrap=True)
+            self._progress.console.print(Text.from_ansi(line))
         return len(text)
 
     def flush(self) -> None:
@@ -146,6 +150,8 @@ def _facts(started: "Started") -> Iterator[str]:
         yield f"  credentials  {server.credentials} (of each role; a local client needs none)"
         if server.monitor_url:
             yield f"  monitoring   {server.monitor_url}"
+    if started.gateway:
+        yield f"  HTTP         {started.gateway}"
     defaults = started.manager.defaults
     for facts in started.models:
         served = [form for form, model in defaults.items() if model == facts.model]

@@ -40,7 +40,7 @@ class Call:
     whether the answer is a stream of frames. timer: cancels the task at the deadline, once it runs. large: whether the
     next message takes long to encode. denied: whether the server refuses the answers. caller: where to ask whether the
     caller still waits; if empty, the frames themselves ask. gone: the subject, which nobody can guess, on which the
-    server says that nobody listens. source: who takes turns with others.
+    server says that nobody listens. source: who takes turns with others. worker: our id, where others answer too.
     """
 
     nc: BusClient
@@ -65,6 +65,7 @@ class Call:
     caller: str = ""
     source: str = ""
     gone: str = ""
+    worker: str = ""
     frames: int = 0
     large: bool = False
     _wind_up: Callable[[FinishReason], None] | None = None
@@ -224,6 +225,8 @@ class Call:
 
     def _reply_headers(self, message: BaseModel | None = None) -> dict[str, str]:
         headers = {names.CONTENT_TYPE: self.headers.reply_type, names.REQUEST_ID: self.headers.request_id}
+        if self.worker:
+            headers[names.WORKER] = self.worker
         if message is not None and self.headers.reply_type == names.TEXT:
             headers |= codec.text_headers(message)
         return headers

@@ -79,6 +79,8 @@ class Endpoint:
         call = Call(self.nc, served.name, msg, self._serial, timeout_s, served.route.has_text_reply)
         if served.route.lasting:
             call.make_lasting()
+        if served.route.every_worker:
+            call.worker = self.worker_id
         refusal = call.headers.fault or self._read_caller(call) or self.in_flight.refusal(served, call)
         msg.data = b""  # nats-py keeps each subscription's last message
         if refusal:  # at once: under a flood that is most of the work
@@ -194,7 +196,7 @@ class Endpoint:
         self.accepting = False
         log.info("endpoint.draining", in_flight=len(self.in_flight.calls), grace_s=grace_s)
         try:
-            await self._fence()
+            await self.nc.fence(self._subscriptions)
         except (NatsError, OSError) as error:
             log.warning("endpoint.fence_failed", error=str(error))
         await self.in_flight.finish(grace_s)
@@ -203,17 +205,6 @@ class Endpoint:
             for subscription in self._control:
                 await subscription.unsubscribe()
         log.info("endpoint.drained")
-
-    async def _fence(self) -> None:
-        """Return when every request that the server has routed here has become a call.
-
-        A PING may overtake an UNSUB that is still in the client's buffer, so one flush is not enough: the UNSUBs go out
-        first, and each subscription's own drain flushes again.
-        """
-        for subscription in self._subscriptions:
-            await self.nc._send_unsubscribe(subscription._id)
-        await self.nc.flush()
-        await asyncio.gather(*(subscription.drain() for subscription in self._subscriptions))
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ and somebody may purge the queue.
 import asyncio
 import functools
 import json
+from collections.abc import Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -47,8 +48,14 @@ class Sweep:
 
     async def once(self) -> None:
         """Sweep. Raises NotSetUp, and what an absent server raises."""
-        for job in await self.store.list(limit=None):
-            if job.state not in TERMINAL and await self._is_lost(job):
+        unfinished = [job for job in await self.store.list(limit=None) if job.state not in TERMINAL]
+        if not unfinished:
+            return
+        now, subjects = await self._queue()
+        for job in unfinished:
+            written = await self.store.written_at(job.id)
+            is_new = written is None or written + self.lost_after >= now
+            if names.job_queue_subject(job.id) not in subjects and not is_new:
                 await self.store.change(job.id, functools.partial(_ended, job))
 
     async def _run(self, closing: asyncio.Event, every_s: float) -> None:
@@ -61,20 +68,14 @@ class Sweep:
             except Exception:
                 log.exception("jobs.sweep_broke")
 
-    async def _is_lost(self, job: Job) -> bool:
-        """Whether all messages in the queue are younger than the job's key. Messages are taken in order."""
-        written = await self.store.written_at(job.id)
-        oldest = await self._oldest()
-        return written is not None and written + self.lost_after < oldest
-
-    async def _oldest(self) -> datetime:
-        """When the queue's first message was stored; the present time if it is empty. nats-py reads neither."""
-        answer = await self.nc.request(api_subject(self.nc, f"STREAM.INFO.{names.JOBS_STREAM}"), timeout=_ASK_S)
-        info = json.loads(answer.data)
+    async def _queue(self) -> tuple[datetime, Collection[str]]:
+        """-> the server's time, which nats-py does not read, and the subjects of all messages in the queue."""
+        asked = json.dumps({"subjects_filter": names.job_queue_subject("*")}).encode()
+        subject = api_subject(self.nc, f"STREAM.INFO.{names.JOBS_STREAM}")
+        info = json.loads((await self.nc.request(subject, asked, timeout=_ASK_S)).data)
         if "error" in info:
             raise NotSetUp
-        state = info["state"]
-        return datetime.fromisoformat(state["first_ts"] if state["messages"] else info["ts"])
+        return datetime.fromisoformat(info["ts"]), info["state"].get("subjects", {})
 
 
 def _ended(seen: Job, now: Job) -> Job:

@@ -27,12 +27,13 @@ class Stop:
     """Whether the process should end, and with which exit code.
 
     within_s: how long that may take; after it the process dumps each thread's traceback and ends with code 1. None:
-    any time.
+    any time. name: of the process, in the log.
     """
 
     within_s: float | None = None
     code: int = 0
     requested: asyncio.Event = field(default_factory=asyncio.Event)
+    name: str = "worker"
     _armed: bool = False
 
     def request(self) -> None:
@@ -46,8 +47,8 @@ class Stop:
             faulthandler.dump_traceback_later(min(self.within_s, LONGEST_S), exit=True)
 
     def fail(self, reason: object, within_s: float = LONGEST_S) -> None:
-        """End with a non-zero exit code, so that a supervisor restarts the worker. within_s: if that is less."""
-        log.error("worker.failed", reason=str(reason))
+        """End with a non-zero exit code, so that a supervisor restarts the process. within_s: if that is less."""
+        log.error(f"{self.name}.failed", reason=str(reason))
         self.code = 1
         if self.within_s is not None:
             self.within_s = min(self.within_s, within_s)

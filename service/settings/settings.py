@@ -23,6 +23,7 @@ from pydantic_settings import (
 
 from ..endpoint.reply_subject import PREFIXES, checked_prefixes
 from .finetuning import FinetuneSettings
+from .gateway import HttpSettings
 from .serving import BatchSettings, GenerationSettings, LimitSettings, MemorySettings
 
 CONFIG_FILE = "mlbus.toml"
@@ -99,6 +100,7 @@ class Settings(BaseSettings):
     metrics_port: int = Field(
         9464, ge=-1, le=65535, description="their port; 0: any free one, as also if it is taken; -1: none"
     )
+    gateway: bool = Field(False, description="start an HTTP gateway too, a process of its own, on http.listen")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe level that is logged"
@@ -108,6 +110,7 @@ class Settings(BaseSettings):
     memory: MemorySettings = MemorySettings()
     generation: GenerationSettings = GenerationSettings()
     finetune: FinetuneSettings = FinetuneSettings()
+    http: HttpSettings = HttpSettings()
     catalogue: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="models of your own, or changed fields of shipped ones: `[catalogue.<id>]`",

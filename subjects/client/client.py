@@ -16,9 +16,12 @@ from ..errors import Internal
 from ..names import EncodingFormat, Priority, Truncate
 from ..schema import SchemaReply
 from . import bulk, discovery
+from .forward import ForwardCalls
 from .generate import GenerateCalls
+from .inbox import PENDING_BYTES
 from .jobs import FinetuneCalls, JobsClient
 from .models import ModelsClient
+from .tokenize import TokenCalls
 from .transport import Transport, split
 
 _SCORE: routes.Route[SimilarityScore] = replace(routes.SIMILARITY, reply=SimilarityScore)
@@ -43,18 +46,20 @@ class EmbedCallOptions(CallOptions, total=False):
     encoding_format: EncodingFormat
 
 
-class MLClient(GenerateCalls, FinetuneCalls):
-    """Embeddings, similarity, completions and fine-tuning over a NATS connection.
+class MLClient(GenerateCalls, TokenCalls, FinetuneCalls, ForwardCalls):
+    """Embeddings, similarity, completions, tokens and fine-tuning over a NATS connection.
 
     timeout_s: for a whole call, retries included. retries: how often a retryable error (busy, restarting,
     out of memory, no worker) is tried again, with jitter and no sooner than the worker asks.
     Every call raises a subclass of MLError when it fails. A call that ends early (time-out, cancellation) is cancelled
-    at the worker.
+    at the worker. pending_bytes: of a stream that may wait to be read, before it ends with FrameLost.
     """
 
-    def __init__(self, nc: Client, *, timeout_s: float = 30.0, retries: int = 3) -> None:
+    def __init__(
+        self, nc: Client, *, timeout_s: float = 30.0, retries: int = 3, pending_bytes: int = PENDING_BYTES
+    ) -> None:
         self._nc = nc
-        self._transport = Transport(nc, timeout_s, retries)
+        self._transport = Transport(nc, timeout_s, retries, pending_bytes=pending_bytes)
         self._owned = False
         self.models = ModelsClient(self._transport)
         self.jobs = JobsClient(nc, self._transport)

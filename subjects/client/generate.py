@@ -79,6 +79,12 @@ class GenerateCalls:
         """Many prompts -> `.results` in order. One that fails has an `error` there and costs the others nothing."""
         return await self._transport.ask(routes.GENERATE_BATCH, *split({"prompts": list(prompts), **options}))
 
+    def stream_batch(
+        self, prompts: Sequence[str], **options: Unpack[GenerateCallOptions]
+    ) -> AsyncGenerator[TokenFrame | GenerateDone, None]:
+        """The same as a stream, with `index` in each frame; see `stream`."""
+        return self._transport.stream(routes.GENERATE_BATCH, *split({"prompts": list(prompts), **options}))
+
 
 def _form(prompt: str | None, messages: Messages | None, prefix: str | None, suffix: str | None) -> dict[str, Any]:
     turns = None if messages is None else list(messages)

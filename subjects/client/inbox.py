@@ -11,12 +11,13 @@ from typing import Any
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
+from nats.aio.subscription import DEFAULT_SUB_PENDING_BYTES_LIMIT, Subscription
 
 from .. import names
 from ..errors import Cancelled
 
 CLOSED = "this client was closed"
+PENDING_BYTES: int = DEFAULT_SUB_PENDING_BYTES_LIMIT
 
 
 def own_subject(nc: Client, below: str = "") -> str:
@@ -28,10 +29,13 @@ def own_subject(nc: Client, below: str = "") -> str:
 
 
 @asynccontextmanager
-async def inbox(nc: Client, below: str = "") -> AsyncIterator[tuple[str, Any]]:
-    """A new subject and the subscription to it, until the context ends. below: see `own_subject`."""
+async def inbox(nc: Client, below: str = "", pending_bytes: int = PENDING_BYTES) -> AsyncIterator[tuple[str, Any]]:
+    """A new subject and the subscription to it, until the context ends. below: see `own_subject`.
+
+    pending_bytes: of messages that may wait; nats-py drops what comes above that.
+    """
     subject = own_subject(nc, below)
-    messages = await nc.subscribe(subject)
+    messages = await nc.subscribe(subject, pending_bytes_limit=pending_bytes)
     try:
         yield subject, messages
     finally:

@@ -47,18 +47,19 @@ async def test_of_a_backlog_of_texts_one_goes_and_then_the_other_callers(
     assert encoder.batches.index([2]) <= 3  # one ran and one was at the device before it came
 
 
+@pytest.mark.parametrize(("requests", "n"), [(6, 1), (1, 6)])
 async def test_a_backlog_of_long_texts_to_write_delays_no_short_one(
-    nats_url: str, attacker: Client, nc: Client
+    nats_url: str, attacker: Client, nc: Client, requests: int, n: int
 ) -> None:
     """Its caller may have gone, which nobody notices: it named no subject where it listens."""
     spec = ModelSpec(id="tiny_coder", kind="generation", folder=llama())
     engine = new_engine(load_generator(spec, LoadOptions(device="cpu", dtype="fp32")), max_running=2)
     async with running_worker(nats_url, FakeEncoder(), engine):
         asked = {"prompt": "def fib(n):", "temperature": 0}
-        replies = await backlog(attacker, names.GENERATE, 6, **asked, max_tokens=150)
+        replies = await backlog(attacker, names.GENERATE, requests, **asked, max_tokens=150, n=n)
         other = await backlog(nc, names.GENERATE, 1, **asked, max_tokens=3)
         short = json.loads((await other.next_msg(60)).data)
         assert short["usage"]["completion_tokens"] == 3
         assert replies.pending_msgs == 0
-        for _ in range(6):
-            assert json.loads((await replies.next_msg(60)).data)["usage"]["completion_tokens"] == 150
+        for _ in range(requests):
+            assert json.loads((await replies.next_msg(60)).data)["usage"]["completion_tokens"] == 150 * n

@@ -76,6 +76,7 @@ MAY_PUBLISH = {
         *LATER,
     ],
     "client": ASKING,
+    "gateway": ASKING,
     "local": ASKING,
 }
 MAY_NOT_PUBLISH = {
@@ -118,10 +119,12 @@ MAY_NOT_PUBLISH = {
         "ml.other",
     ],
 }
+MAY_NOT_PUBLISH["gateway"] = MAY_NOT_PUBLISH["client"]
 MAY_SUBSCRIBE = {
     "admin": [*SERVING, *EVENTS, ">"],
     "worker": [*SERVING, *EVENTS, "_INBOX_worker.x.*", f"{WORKERS_INBOX}.x"],
     "client": ["ml.watch.x", "_INBOX_ml.client.x.*"],
+    "gateway": ["ml.watch.x", "_INBOX_ml.gateway.x.*"],
     "local": ["ml.watch.x", "_INBOX.x.*", "_INBOX.>"],
 }
 MAY_NOT_SUBSCRIBE = {
@@ -158,7 +161,8 @@ MAY_NOT_SUBSCRIBE = {
         "$KV.ml_jobs.>",
     ],
 }
-ROLES = ["admin", "worker", "client", "local"]
+MAY_NOT_SUBSCRIBE["gateway"] = [*MAY_NOT_SUBSCRIBE["client"], "_INBOX_ml.client.>"]
+ROLES = ["admin", "worker", "client", "gateway", "local"]
 
 
 class Party:

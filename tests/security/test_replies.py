@@ -75,7 +75,7 @@ async def test_a_fake_reply_of_one_worker_among_many_is_not_counted(
         changed = {"model": "a", "worker": "w", "models": [], "memory": {"budget_bytes": 1, "used_bytes": 0}}
         await flood(attacker, msg.reply, stream.DONE, 0, changed)
         error = Internal("ours")
-        headers = error.headers() | {names.REQUEST_ID: msg.headers[names.REQUEST_ID]}
+        headers = error.headers() | {names.REQUEST_ID: msg.headers[names.REQUEST_ID], names.WORKER: "w"}
         await worker.nc.publish(msg.reply, codec.dumps_error(error, "", names.MSGPACK), headers=headers)
 
     await worker.nc.subscribe(names.MODELS_RELOAD, cb=attacked)

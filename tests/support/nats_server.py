@@ -16,7 +16,13 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 CONF = REPOSITORY / "nats-server.conf"
-PASSWORDS = {"admin": "an-admin", "worker": "a-worker", "client": "a-client", "system": "a-system"}
+PASSWORDS = {
+    "admin": "an-admin",
+    "worker": "a-worker",
+    "client": "a-client",
+    "gateway": "a-gateway",
+    "system": "a-system",
+}
 _CLIENTS_ON = re.compile(r"Listening for client connections on (\S+)")
 
 

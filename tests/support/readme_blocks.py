@@ -27,6 +27,7 @@ OTHER_COMMANDS = "other commands than nats req"
 
 STAND_IN = f"{sys.executable} {Path(__file__).with_name('nats_stand_in.py')}"
 ADDRESS = "nats://127.0.0.1:4222"
+HTTP_ADDRESS = "http://127.0.0.1:8080"
 ANY_LINES = "…"
 MISHAP = re.compile(r'\{"error":|^error \d{3}: |Unexpected NATS error|No responders are available', re.M)
 """What the nats command prints and ends with 0 all the same."""
@@ -78,18 +79,22 @@ class Checkout:
 
     folder: Path
     url: str
+    http_url: str
     metrics_port: int
 
     def run(self, block: Block) -> None:
         """Run it, and hold what it prints against what is shown. Raises AssertionError."""
-        code = block.code.replace(ADDRESS, self.url)
+        code = self._here(block.code)
         done = self._run(sys.executable, "-c", code) if block.kind == "python" else self.bash(code)
         assert done.returncode == 0, done.stdout
-        shown = (block.shown or "").replace(ADDRESS, self.url)
+        shown = self._here(block.shown or "")
         assert MISHAP.search(shown) or not MISHAP.search(done.stdout), done.stdout
         assert block.shown is None or is_as_shown(lines_of(shown), lines_of(done.stdout)), (
             f"shown:\n{shown}\nprinted:\n{done.stdout}"
         )
+
+    def _here(self, text: str) -> str:
+        return text.replace(ADDRESS, self.url).replace(HTTP_ADDRESS, self.http_url)
 
     def bash(self, code: str) -> subprocess.CompletedProcess[str]:
         """Run it until a command of it fails; standard error goes with standard output."""
@@ -121,11 +126,12 @@ def checkout(folder: Path, nats_command: str, converted: Path | None = None) -> 
     if converted:
         (folder / "var" / "cache").mkdir(parents=True)
         (folder / "var" / "cache" / "gguf").symlink_to(converted)
-    ports = ("--nats-port", "0", "--metrics-port", "0")
+    ports = ("--nats-port", "0", "--metrics-port", "0", "--gateway", "--listen", "127.0.0.1:0")
     alone = ("--threads", "1")  # several that share busy cores wait for each other at every product
     command = [folder / ".venv" / "bin" / "mlbus", "serve", "--embedded-nats", *ports, *alone]
     with worker_process(command, folder, clean_environment()) as events:
-        yield Checkout(folder, events["nats_server.started"]["url"], events["worker.ready"]["metrics_port"])
+        ready = events["worker.ready"]
+        yield Checkout(folder, events["nats_server.started"]["url"], ready["gateway"], ready["metrics_port"])
 
 
 def install_nats(folder: Path, command: str) -> None:

@@ -329,7 +329,13 @@ def test_a_person_is_told_where_things_are():
     missing = {"smollm2": ModelUnavailable("smollm2", "its file is damaged")}
     manager = SimpleNamespace(defaults={"embedding": "minilm", "prompt": "smollm2"}, missing=missing)
     started: Any = SimpleNamespace(
-        nats=nats, server=server, models=[encoder], metrics_port=9464, metrics_host="::1", manager=manager
+        nats=nats,
+        server=server,
+        models=[encoder],
+        metrics_port=9464,
+        metrics_host="::1",
+        manager=manager,
+        gateway="http://127.0.0.1:8080",
     )
     text = ready_text(started, NatsSettings().url)
     for told in (
@@ -339,6 +345,7 @@ def test_a_person_is_told_where_things_are():
         "model 'smollm2' is unavailable: its file is damaged; it is tried again later",
         "http://[::1]:9464/metrics",
         "nats req ml.embed",
+        "http://127.0.0.1:8080",
     ):
         assert told in text
     assert "export NATS_URL=nats://127.0.0.1:4333" in text

@@ -18,15 +18,14 @@ from subjects.errors import Unavailable
 from subjects.jobs import Job
 
 SOON = timedelta(seconds=1)
+WRITTEN: dict[str, Any] = dict.fromkeys(("created_at", "updated_at"), datetime.now(UTC) + timedelta(days=1))
+"""By a worker's clock, which changes nothing."""
 
 
 async def test_a_worker_that_was_killed_before_the_message_leaves_no_job_for_ever(
     client: JobsWorker, events: Events
 ) -> None:
-    wrong = datetime.now(UTC) + timedelta(days=1)  # a worker's clock changes nothing
-    await client.store.create(
-        Job(id="lost", model="a", source="code", state="queued", created_at=wrong, updated_at=wrong)
-    )
+    await client.store.create(Job(id="lost", model="a", source="code", state="queued", **WRITTEN))
     async with Sweep(client.nc, client.store, SOON).running(every_s=0.1):
         job = await events.until_over("lost")
     assert (job.state, job.reason) == ("failed", REASON)
@@ -75,6 +74,19 @@ async def test_jobs_that_run_and_wait_stay_until_the_queue_is_purged(
         await at_once.once()
         for job_id in ("runs", "waits"):
             assert (await events.until_over(job_id)).reason == REASON
+
+
+async def test_a_lost_job_is_found_behind_others_that_wait(client: JobsWorker, events: Events) -> None:
+    """One that trains may stand first in the queue for hours."""
+    await client.submit("first")
+    await client.store.create(Job(id="lost", model="a", source="code", state="queued", **WRITTEN))
+    await client.submit("last")
+    await Sweep(client.nc, client.store, timedelta(0)).once()
+    assert (await events.until_over("lost")).reason == REASON
+    assert {job.id: job.state for job in await client.store.list()} == {
+        **dict.fromkeys(("first", "last"), "queued"),
+        "lost": "failed",
+    }
 
 
 async def test_without_the_streams_nothing_is_swept(nats_url: str) -> None:

@@ -27,9 +27,9 @@ from service.endpoint.call import MAX_KEPT_BYTES, Call
 from service.endpoint.reply_subject import PREFIXES
 from service.runtime.stop import Stop
 from service.settings import Settings
-from subjects import MLClient, names
+from subjects import MLClient, codec, names
 from subjects.client.discovery import ask_workers
-from subjects.errors import Cancelled
+from subjects.errors import Cancelled, Internal
 
 WORDS = 40
 
@@ -398,6 +398,28 @@ async def test_a_reply_waits_for_the_connection(secured_server, encoder, journal
         assert "embedding" in json.loads((await asked).data)
 
 
+async def test_an_answer_that_comes_twice_is_one_worker(nats_server, monkeypatch):
+    """Of all workers one has lost its connection, and sends its answer again."""
+    monkeypatch.setattr("service.bus.client.CONFIRM_S", 300)
+    async with (
+        cuttable(nats_server) as relay,
+        await nats.connect(nats_server.url) as nc,
+        running_worker(f"nats://{relay.address}"),
+    ):
+        heard, asked = await nc.subscribe("_INBOX.>"), await nc.subscribe(names.MODELS_RELOAD)
+        changed = asyncio.create_task(MLClient(nc, timeout_s=20).models.reload_all("nope", 2))
+        request = await asked.next_msg(timeout=10)
+        first = await heard.next_msg(timeout=10)
+        relay.cut()
+        second = await heard.next_msg(timeout=10)
+        assert (first.data, first.headers) == (second.data, second.headers)
+        error = Internal("of the other worker")
+        own = {name: request.headers[name] for name in (names.REQUEST_ID, names.CONTENT_TYPE)}
+        body = codec.dumps_error(error, own[names.REQUEST_ID], own[names.CONTENT_TYPE])
+        await nc.publish(request.reply, body, headers=error.headers() | own | {names.WORKER: "other"})
+        assert [answer.code for answer in await changed] == [404, 500]
+
+
 async def test_answers_wait_for_callers_that_are_back_after_their_worker(nats_server, engine, journal, monkeypatch):
     """The server is started again; what the worker sent before its callers had subscribed again was lost."""
     closed = asyncio.Semaphore(0)
@@ -535,3 +557,31 @@ async def test_a_worker_leaves_a_server_that_is_about_to_close_and_loses_nothing
             finally:
                 over.set()
         assert answered
+
+
+async def test_a_worker_that_stops_while_its_connection_moves_gets_no_more_requests(secured_server, encoder, journal):
+    """The new connection used to subscribe again, to requests that nobody answered."""
+    ready, stop = asyncio.Event(), asyncio.Event()
+    async with cuttable(secured_server) as relay, await nats.connect(secured_server.url) as nc:
+
+        async def serving() -> None:
+            async with running_worker(as_worker(relay.address), encoder):
+                ready.set()
+                await stop.wait()
+
+        worker = asyncio.create_task(serving())
+        await asyncio.wait_for(ready.wait(), 20)
+        encoder.gate.clear()
+        asked = asyncio.create_task(nc.request(names.EMBED, b"a", timeout=20))
+        assert await asyncio.to_thread(encoder.entered.wait, 10)
+        relay.swallow()
+        stop.set()
+        await relay.swallowed(b"UNSUB")
+        relay.cut()
+        await journal.until("bus.reconnected")
+        with pytest.raises(nats.errors.NoRespondersError):
+            await nc.request(names.EMBED, b"b", timeout=5)
+        encoder.gate.set()
+        assert "embedding" in json.loads((await asked).data)
+        await worker
+    assert "endpoint.fence_failed" not in [line["event"] for line in journal.lines]

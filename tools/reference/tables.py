@@ -4,6 +4,9 @@ import inspect
 from pathlib import Path
 from unittest.mock import Mock
 
+from prometheus_client import Metric
+
+from service.gateway.telemetry import GatewayTelemetry
 from service.residency import gauges
 from service.telemetry import Telemetry
 from subjects.errors import CODES
@@ -25,16 +28,30 @@ def errors() -> str:
     )
 
 
+def _name(family: Metric) -> str:
+    return f"{family.name}_total" if family.type == "counter" else family.name
+
+
 def metrics() -> str:
     """A row for each metric of a worker."""
-    counted = [
-        (f"{family.name}_total" if family.type == "counter" else family.name, family.type, family.documentation)
-        for family in Telemetry().registry.collect()
-    ]
+    counted = [(_name(family), family.type, family.documentation) for family in Telemetry().registry.collect()]
     read = [(name, "gauge", meaning) for name, meaning, _ in gauges.read_on_demand(_UNREAD, _UNREAD)]
     return table(
         ("metric", "type", "meaning"),
         [(f"`{name}`", kind, escaped(meaning)) for name, kind, meaning in sorted(counted + read)],
+    )
+
+
+def gateway_metrics() -> str:
+    """A row for each metric of the gateway."""
+    telemetry = GatewayTelemetry()
+    telemetry.in_flight(lambda: 0)
+    return table(
+        ("metric of the gateway", "type", "meaning"),
+        [
+            (f"`{_name(family)}`", family.type, escaped(family.documentation))
+            for family in sorted(telemetry.registry.collect(), key=_name)
+        ],
     )
 
 

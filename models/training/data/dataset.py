@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from ...errors import fault_text
 from ...weights.durable import clear_leftovers, discard, write_durably
 from ..errors import MalformedPair, NoPairs
 from ..run import RunFolder
@@ -52,7 +53,6 @@ class Dataset:
         return to_json_lines(self.pairs)
 
     def manifest(self) -> Manifest:
-        """The description of the pairs."""
         training = sum(pair.split == "train" for pair in self.pairs)
         return Manifest(
             source=self.source,
@@ -141,8 +141,7 @@ def read_pairs(path: Path) -> list[Pair]:
         try:
             pairs.append(_PAIR.validate_python(fields))
         except ValidationError as error:
-            fault = error.errors()[0]
-            raise MalformedPair(number, f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+            raise MalformedPair(number, fault_text(error)) from None
     return pairs
 
 

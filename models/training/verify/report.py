@@ -1,6 +1,7 @@
 """The report on a candidate: measurements, verdict and reasons, as JSON and as an HTML page without scripts."""
 
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -21,10 +22,9 @@ JSON_FILE, HTML_FILE = "report.json", "report.html"
 TrainerEvent: TypeAlias = Annotated[Trained | Evaluated, Field(discriminator="event")]
 
 
-class Comparison(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Comparison:
     """A metric of the live version and the candidate; low, high: 95 % interval of the difference."""
-
-    model_config = ConfigDict(frozen=True)
 
     before: float
     after: float
@@ -34,10 +34,9 @@ class Comparison(BaseModel):
     p_worse: float
 
 
-class Example(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Example:
     """A held-out query and the rank of its relevant document, from 1. query: its first line; file: of the document."""
-
-    model_config = ConfigDict(frozen=True)
 
     query: str
     file: str

@@ -23,8 +23,8 @@ from models.catalogue import load_catalogue
 from models.loading import loader
 from models.training.data.collect import build_dataset, collect
 from models.training.data.dataset import read_pairs
+from models.training.data.file_kinds import is_test_file
 from models.training.data.records import Manifest
-from models.training.data.test_detection import is_test_file
 from models.training.errors import MalformedPair, NoPairs, PathRefused, TrainingError
 from models.training.progress import Collected, Event, Failed, Note, read_event
 from models.training.run import RunFolder, RunSpec, TrainingOptions
