@@ -82,6 +82,8 @@ Commands = group_of(
         "Complete a text, answer a question or fill in a gap. Ctrl-C ends the work at the worker too.",
         _ASK,
     ),
+    LazyCommand("tokenize:tokenize", "Show the tokens that a model reads of a text, or count them.", _ASK),
+    LazyCommand("tokenize:detokenize", "Turn token ids into text.", _ASK),
     LazyCommand(
         "workers:ping",
         "Show the workers that answer, what they serve and how fast. Exit code 1 when there is none.",
