@@ -45,6 +45,12 @@ class Malformed(MLError):
     code = 400
 
 
+class Unauthorized(MLError):
+    """Over HTTP only: there is no key, or it is unknown or revoked. Send one in `Authorization`."""
+
+    code = 401
+
+
 class Forbidden(MLError):
     """Another role may do this, such as the administrator. The message says which, and how."""
 

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeAlias
 from pydantic import BaseModel
 from typing_extensions import TypeVar
 
-from . import embed, finetune, generate, jobs, models, names, schema, uploads
+from . import embed, finetune, generate, jobs, models, names, schema, tokenize, uploads
 from .stream import CHUNK, DONE, JOB, TOKEN
 
 ReplyT = TypeVar("ReplyT", default=Any)
@@ -83,6 +83,8 @@ GENERATE_BATCH = Route(
     frames=_GENERATE_FRAMES,
     inference=True,
 )
+TOKENIZE = Route(names.TOKENIZE, tokenize.TokenizeRequest, tokenize.TokenizeReply, "text", inference=True)
+DETOKENIZE = Route(names.DETOKENIZE, tokenize.DetokenizeRequest, tokenize.DetokenizeReply, inference=True)
 FINETUNE = Route(names.FINETUNE, finetune.FinetuneRequest, finetune.FinetuneReply, "path")
 FINETUNE_UPLOAD = Route(names.FINETUNE_UPLOAD, uploads.UploadRequest, uploads.UploadReply)
 JOBS_GET = Route(names.JOBS_GET, jobs.JobsGetRequest, jobs.Job, "id")

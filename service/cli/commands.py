@@ -74,6 +74,8 @@ Commands = group_of(
             "The score is the cosine, -1 to 1.",
             "generate:generate": "Complete a text, answer a question or fill in a gap. "
             "Ctrl-C ends the work at the worker too.",
+            "tokenize:tokenize": "Show the tokens that a model reads of a text, or count them.",
+            "tokenize:detokenize": "Turn token ids into text.",
         },
         "Look around": {
             "workers:ping": "Show the workers that answer, what they serve and how fast. "

@@ -187,7 +187,7 @@ def build(
         progress.add_task("reading the code")
         encoder = _encoder(settings, model) if model else None
         dataset = build_dataset(path, TrainingOptions.model_validate(wanted.model_dump()), encoder=encoder)
-    manifest = dataset.manifest()
+    manifest = dataset.manifest
     filed = archive_dataset(folder or settings.training_data_dir, date.today(), dataset.lines(), manifest)
     if as_json:
         print_json({"file": str(filed), **manifest.model_dump(mode="json")})

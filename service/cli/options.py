@@ -48,6 +48,10 @@ Timeout = Annotated[
         rich_help_panel=NATS,
     ),
 ]
+Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts; - reads one from standard input.")]
+TextsFile = Annotated[
+    str | None, typer.Option("--file", metavar="FILE", help="One text a line; - reads standard input.")
+]
 ModelId = Annotated[str, typer.Argument(metavar="MODEL", help="Id of the catalogue.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text for people.")]
 
