@@ -30,6 +30,7 @@ from models.generation.types import (
     Sampling,
     Usage,
 )
+from models.tokenized_text import Vocabulary
 from subjects.generate import MAX_SEED, ChatMessage, GenerateBatchRequest, GenerateOptions, GenerateRequest
 
 from .completion_stream import Requests
@@ -82,22 +83,12 @@ class GenerationCall:
         return self.echoes[number // self.options.n] if self.echoes else ""
 
     async def with_echoes(self, generator: Generator) -> "GenerationCall":
-        """The same with an echo of each prompt, if the request has `echo`; special tokens among ids by their names."""
-        if not self.options.echo:
+        """The same with the echoes of prompts that are ids, special tokens by their names."""
+        lists = [prompt.tokens for prompt in self.prompts if isinstance(prompt, Ids)]
+        if not lists or not self.options.echo:
             return self
-        sizes = [len(prompt.tokens) for prompt in self.prompts if isinstance(prompt, Ids)]
-        texts = await generator.on_tokenizer(sum(sizes), self._texts, generator) if sizes else self._texts(generator)
+        texts = await generator.on_tokenizer(sum(map(len, lists)), _decoded, generator.engine.vocabulary, lists)
         return replace(self, echoes=texts)
-
-    def _texts(self, generator: Generator) -> list[str]:
-        texts: list[str] = []
-        for prompt in self.prompts:
-            text = prompt.text if isinstance(prompt, Plain) else ""
-            if isinstance(prompt, Ids):
-                with suppress(InvalidOption):  # this prompt's own error
-                    text = generator.engine.vocabulary.decode(prompt.tokens, skip_special=False)
-            texts.append(text)
-        return texts
 
     def never_begun(self, number: int, reason: FinishReason, error: Exception | None = None) -> Finished:
         """The end of a completion that the engine has not seen."""
@@ -142,11 +133,10 @@ class GenerationCall:
 def read(request: GenerateRequest | GenerateBatchRequest, call: str, caller: str = "") -> GenerationCall:
     """What a request asks for, for the call of this id; a seed is drawn if it names none."""
     seed = secrets.randbits(SEED_BITS) if request.seed is None else request.seed
-    if isinstance(request, GenerateBatchRequest):
-        prompts: list[Prompt] = [Plain(text) for text in request.prompts or ()]
-        prompts += [Ids(tokens) for tokens in request.tokens or ()]
-        return GenerationCall(call, prompts, request, seed, True, caller)
-    return GenerationCall(call, [_prompt(request)], request, seed, False, caller)
+    batch = isinstance(request, GenerateBatchRequest)
+    prompts = _prompts(request) if isinstance(request, GenerateBatchRequest) else [_prompt(request)]
+    echoes = [prompt.text for prompt in prompts if isinstance(prompt, Plain)] if request.echo else []
+    return GenerationCall(call, prompts, request, seed, batch, caller, echoes)
 
 
 def chat_of(messages: Sequence[ChatMessage], continue_final: bool) -> Chat:
@@ -157,6 +147,19 @@ def chat_of(messages: Sequence[ChatMessage], continue_final: bool) -> Chat:
 def number_of(request: str) -> int:
     """The number of a completion, from the id of its request."""
     return int(request.rpartition(".")[2])
+
+
+def _decoded(vocabulary: Vocabulary, lists: Sequence[Sequence[int]]) -> list[str]:
+    """The text of each list of ids; empty if it has unknown ones, which is its own prompt's error."""
+    texts = [""] * len(lists)
+    for place, tokens in enumerate(lists):
+        with suppress(InvalidOption):
+            texts[place] = vocabulary.decode(tokens, skip_special=False)
+    return texts
+
+
+def _prompts(request: GenerateBatchRequest) -> list[Prompt]:
+    return [*map(Plain, request.prompts or ()), *map(Ids, request.tokens or ())]
 
 
 def _prompt(request: GenerateRequest) -> Prompt:
