@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from .errors import BadEntry, UnknownModel
+from .errors import BadEntry, UnknownModel, fault_text
 
 Kind = Literal["embedding", "generation"]
 Form = Literal["embedding", "prompt", "messages", "fim"]
@@ -213,9 +213,6 @@ class Catalogue:
     def __iter__(self) -> Iterator[ModelSpec]:
         return iter(self.specs.values())
 
-    def __len__(self) -> int:
-        return len(self.specs)
-
     def default(self, form: Form, without: str = "") -> ModelSpec | None:
         """The model for requests of this form that name none: the last entry marked as default that takes it, so that a
         user's own wins. without: the id of one that is not available."""
@@ -266,7 +263,4 @@ def _parse(model: str, fields: Mapping[str, Any]) -> ModelSpec:
     try:
         return ModelSpec.model_validate({**fields, "id": model})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
-        raise BadEntry(model, f"{where}: {reason}" if where else reason) from error
+        raise BadEntry(model, fault_text(error)) from error

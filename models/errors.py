@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from inspect import get_annotations
 from typing import Any, ClassVar, dataclass_transform
 
+from pydantic import ValidationError
+
 
 @dataclass_transform(eq_default=False)
 class ModelError(Exception):
@@ -34,6 +36,13 @@ def cause_text(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an exception's text."""
     return str(error).partition("\n")[0][:300]
+
+
+def fault_text(error: ValidationError) -> str:
+    """The place, if it is not the whole, and the reason of the first fault that pydantic found."""
+    first = error.errors(include_url=False)[0]
+    where, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    return f"{where}: {reason}" if where else reason
 
 
 def size_text(size_bytes: int) -> str:

@@ -69,7 +69,6 @@ class Registry(Generic[T]):
         return loaded in self._retired or self._current.get(loaded.model) is loaded
 
     def devices(self) -> list[str]:
-        """The devices that have models in memory."""
         return list(dict.fromkeys(loaded.device for loaded in self.everything()))
 
     # Leases

@@ -45,6 +45,12 @@ class Malformed(MLError):
     code = 400
 
 
+class Unauthorized(MLError):
+    """Over HTTP only: there is no key, or it is unknown or revoked. Send one in `Authorization`."""
+
+    code = 401
+
+
 class Forbidden(MLError):
     """Another role may do this, such as the administrator. The message says which, and how."""
 
@@ -147,6 +153,7 @@ CODES: dict[int, type[MLError]] = {
     error.code: error
     for error in (
         Malformed,
+        Unauthorized,
         Forbidden,
         NotFound,
         NotAcceptable,

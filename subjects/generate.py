@@ -5,6 +5,7 @@ number k = index * n + choice is sampled with seed + k (mod 2^64). The reply ret
 can be repeated alone.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -29,6 +30,12 @@ def _as_model_says(description: str, **bounds: Any) -> Any:
 class ChatMessage(Message):
     role: ChatRole
     content: Content = Field(description="may be empty; a list of text parts is joined by line breaks")
+
+
+def check_continues(continue_final: bool, messages: Sequence[ChatMessage] | None) -> None:
+    """Raises ValueError if there is no turn to continue."""
+    if continue_final and not (messages and messages[-1].role == "assistant"):
+        raise ValueError("field 'continue_final' is for 'messages' whose last turn is the assistant's")
 
 
 class GenerateOptions(Message):
@@ -122,8 +129,7 @@ class GenerateRequest(GenerateOptions):
             raise ValueError("fields 'prefix' and 'suffix' are both empty")
         if self.echo and self.prompt is None:
             raise ValueError("field 'echo' is for a 'prompt'")
-        if self.continue_final and not (self.messages and self.messages[-1].role == "assistant"):
-            raise ValueError("field 'continue_final' is for 'messages' whose last turn is the assistant's")
+        check_continues(self.continue_final, self.messages)
         return self
 
 

@@ -56,6 +56,7 @@ from .models import (
 )
 from .schema import SchemaReply, SchemaRequest
 from .stream import CHUNK, DONE, JOB, TOKEN
+from .tokenize import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
 from .uploads import UploadReply, UploadRequest
 
 ReplyT = TypeVar("ReplyT", default=Any)
@@ -117,6 +118,8 @@ GENERATE = Route(names.GENERATE, GenerateRequest, GenerateReply, "prompt", _GENE
 GENERATE_BATCH = Route(
     names.GENERATE_BATCH, GenerateBatchRequest, GenerateBatchReply, frames=_GENERATE_FRAMES, inference=True
 )
+TOKENIZE = Route(names.TOKENIZE, TokenizeRequest, TokenizeReply, "text", inference=True)
+DETOKENIZE = Route(names.DETOKENIZE, DetokenizeRequest, DetokenizeReply, inference=True)
 FINETUNE = Route(names.FINETUNE, FinetuneRequest, FinetuneReply, "path")
 FINETUNE_UPLOAD = Route(names.FINETUNE_UPLOAD, UploadRequest, UploadReply)
 JOBS_GET = Route(names.JOBS_GET, JobsGetRequest, Job, "id")

@@ -1,6 +1,7 @@
 """Code search with an embedding model, with each attention mask and end token that it supports."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -10,14 +11,13 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from ..catalogue import ModelSpec
-from ..encoders.base import Encoder, TextOptions, Tokens, Vectors, finish
+from ..encoders.base import Encoder, Vectors
 from ..errors import ModelUnavailable, SelfTestFailed
-from ..training.encoding import ANCHOR_PROMPTS, DOCUMENT_PROMPTS
+from ..training.encoding import ANCHOR_PROMPTS, DOCUMENT_PROMPTS, unit_vectors
 from ..training.verify.metrics import Bootstrap, Ranking, paired_bootstrap, rank_metrics
 
 SAME = 1e-3
 """Unit vectors with smaller differences come from the same tokens and mask."""
-BATCH_SIZE = 8
 Load = Callable[[ModelSpec], Encoder]
 
 
@@ -112,17 +112,6 @@ def _same(one: tuple[Vectors, Vectors], other: tuple[Vectors, Vectors]) -> bool:
 
 def _vectors(encoder: Encoder) -> tuple[Vectors, Vectors]:
     """Unit vectors (N, D) of the queries and of the functions, with the model's own prompts for them, if any."""
-    try:
-        queries = _embedded(encoder, [item.query for item in items()], ANCHOR_PROMPTS)
-        return queries, _embedded(encoder, [item.function for item in items()], DOCUMENT_PROMPTS)
-    finally:
-        encoder.close()
-
-
-def _embedded(encoder: Encoder, texts: Sequence[str], names: Sequence[str]) -> Vectors:
-    prompt = next((name for name in names if name in encoder.prompts), None)
-    task = next((name for name in names if name in encoder.tasks), None)
-    made = encoder.tokenize(texts, TextOptions(prompt_name=prompt, task=task))
-    tokens = [item for item in made if isinstance(item, Tokens)]
-    batches = [tokens[start : start + BATCH_SIZE] for start in range(0, len(tokens), BATCH_SIZE)]
-    return finish(np.concatenate([encoder.encode(batch) for batch in batches]), True)
+    with closing(encoder):
+        queries = unit_vectors(encoder, [item.query for item in items()], ANCHOR_PROMPTS)
+        return queries, unit_vectors(encoder, [item.function for item in items()], DOCUMENT_PROMPTS)

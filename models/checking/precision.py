@@ -96,7 +96,6 @@ def perplexity(loaded: CausalLM) -> float:
 
 
 def greedy_sample(loaded: CausalLM) -> str:
-    """Greedy completion of PROMPT."""
     tokens = min(CACHE_TOKENS, loaded.facts.max_tokens)
     engine = Engine(loaded, EngineLimits(max_running=1, kv_bytes=2 * tokens * loaded.kv_shape.token_bytes))
     prompt = engine.prompt_tokens(Plain(PROMPT))

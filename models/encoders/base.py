@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..catalogue import ModelSpec, Quantization
 from ..errors import InvalidOption, ModelUnavailable, TextTooLong
+from ..tokenized_text import TokenizedText, Vocabulary
 
 if TYPE_CHECKING:  # it imports this module
     from .tokenise import TextTokenizer
@@ -83,6 +84,17 @@ class Encoder(Protocol):
         Thread-safe. Raises InvalidOption.
         """
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Its tokens. Usable from any thread."""
+
+    def tokenized(self, text: str, options: TextOptions, special: bool = True, offsets: bool = True) -> TokenizedText:
+        """Tokenise a whole text, of any length, to look at its tokens; options: without `truncate`.
+
+        special: whether to put the model's special tokens around it. offsets: whether their places are wanted.
+        Thread-safe. Raises InvalidOption.
+        """
+
     def encode(self, batch: Sequence[Tokens], between_layers: Callable[[], None] | None = None) -> Vectors:
         """Pooled vectors (B, dimensions) float32, in order, not normalised. All texts must have the same task.
 
@@ -150,6 +162,14 @@ class EntryEncoder(Encoder):
     def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
         self._names.task(options)  # a model without tasks refuses one
         return self._tokenizer(texts, self._names.prompt(options), options.truncate)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self._tokenizer.vocabulary
+
+    def tokenized(self, text: str, options: TextOptions, special: bool = True, offsets: bool = True) -> TokenizedText:
+        self._names.task(options)  # an unknown one is refused
+        return self._tokenizer.tokenized(text, self._names.prompt(options), special, offsets)
 
 
 def version_of(digest: str, dtype: str, quantization: Quantization | None = None) -> str:

@@ -43,7 +43,7 @@ class SentenceEncoder(EntryEncoder, ABC):
         dtype, tokenizer = self._prepare(spec, source, device, quantization)
         self.dtype = next(name for name, known in TORCH_DTYPES.items() if known == dtype)
         self.quantization = quantization
-        version, prompts = version_of(digest, self.dtype, quantization), _prompts(spec, source)
+        version, prompts = version_of(digest, self.dtype, quantization), named_prompts(spec, source)
         super().__init__(spec, version, tokenizer, prompts, spec.default_prompt or source.default_prompt_name)
         self.device = str(device)
         self.dimensions = int(source.get_embedding_dimension() or 0)
@@ -151,7 +151,7 @@ def check_facts(spec: ModelSpec, source: SentenceTransformer) -> None:
     facts = {
         "dimensions": (spec.dimensions, [source.get_embedding_dimension()]),
         "pooling": (spec.pooling, poolings),
-        "default_prompt": (spec.default_prompt, list(_prompts(spec, source))),
+        "default_prompt": (spec.default_prompt, list(named_prompts(spec, source))),
     }
     for field, (stated, found) in facts.items():
         if stated is not None and stated not in found:
@@ -159,6 +159,6 @@ def check_facts(spec: ModelSpec, source: SentenceTransformer) -> None:
             raise ModelUnavailable(spec.id, reason)
 
 
-def _prompts(spec: ModelSpec, source: SentenceTransformer) -> dict[str, str]:
-    own = {name: text or "" for name, text in source.prompts.items()}
-    return own | spec.prompts
+def named_prompts(spec: ModelSpec, source: SentenceTransformer) -> dict[str, str]:
+    """The prompts of the model's folder and, winning over these, of its entry."""
+    return {name: text or "" for name, text in source.prompts.items()} | spec.prompts

@@ -7,6 +7,7 @@ from itertools import takewhile
 from tokenizers import Tokenizer
 
 from ..errors import TextTooLong
+from ..tokenized_text import TokenizedText, Vocabulary, tokenized
 from .base import Tokens, Truncation
 
 
@@ -23,6 +24,7 @@ class TextTokenizer:
         self._backend.no_truncation()
         self._before, self._after = _special_tokens(self._backend) if special else ([], [])
         self.max_tokens = max_tokens
+        self.vocabulary = Vocabulary(self._backend)
 
     def __call__(self, texts: Sequence[str], prompt: str, truncate: Truncation) -> list[Tokens | TextTooLong]:
         """Token ids of each text with `prompt` in front, and special tokens around both."""
@@ -31,6 +33,11 @@ class TextTokenizer:
         prompt_tokens = start if prompt_ids else 0
         wholes = [[*self._before, *ids, *self._after] for ids in self._ids([prompt + text for text in texts])]
         return [self._fit(i, ids, start, self._after, truncate, prompt_tokens) for i, ids in enumerate(wholes)]
+
+    def tokenized(self, text: str, prompt: str, special: bool = True, offsets: bool = True) -> TokenizedText:
+        """The whole text to look at. special: whether to put the special tokens around it."""
+        before, after = (self._before, self._after) if special else ([], [])
+        return tokenized(self._backend, text, lead=prompt, before=before, after=after, offsets=offsets)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [one.ids for one in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -69,6 +76,12 @@ class ChatTokenizer(TextTokenizer):
         start, end = self._frame(prompt)
         wholes = self._ids(self._render(texts, prompt))
         return [self._fit(i, ids, start, end, truncate) for i, ids in enumerate(wholes)]
+
+    def tokenized(self, text: str, prompt: str, special: bool = True, offsets: bool = True) -> TokenizedText:
+        """As above; the rendered text has no offsets in the caller's. Without special tokens it is not rendered."""
+        if not special:
+            return super().tokenized(text, prompt, False, offsets)
+        return TokenizedText(self._ids(self._render([text], prompt))[0])
 
     def _frame(self, prompt: str) -> tuple[int, list[int]]:
         """How many ids come before any text, and the ids behind it.

@@ -55,7 +55,6 @@ class TorchEncoder(SentenceEncoder):
         self.packed = True
 
     def pad(self) -> None:
-        """Use padded batches from now on."""
         self._first.auto_model.set_attn_implementation(self._padded_attention)
         self.packed = False
 

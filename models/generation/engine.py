@@ -2,7 +2,6 @@
 
 import itertools
 import time
-from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..loading.device import require_working
+from ..tokenized_text import TokenizedText, Vocabulary
 from . import sampling
 from .beam_search import BeamGroup
 from .causal_lm import CausalLM
@@ -23,12 +23,14 @@ from .sampling import NOT_FINITE, Chosen, TopLogprobs, logprobs
 from .scheduler import PrefillBudget, Scheduler
 from .sequence import ScheduledChunk, Sequence
 from .types import (
+    Chat,
     EngineLimits,
     EngineLoad,
     Event,
     Finished,
     FinishReason,
     GenerationEngine,
+    Plain,
     Prompt,
     PromptTokens,
     Request,
@@ -47,7 +49,7 @@ class Engine(GenerationEngine):
     Raises ModelUnavailable if it does not reproduce the model's own scores, or has no cache for any text.
     """
 
-    def __init__(self, loaded: CausalLM, limits: EngineLimits, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, loaded: CausalLM, limits: EngineLimits) -> None:
         self._loaded = loaded
         self._limits = limits
         device = torch.device(loaded.facts.device)
@@ -56,7 +58,7 @@ class Engine(GenerationEngine):
         self._runner = ModelRunner(loaded.network, self._cache, device)
         require_same_scores(loaded, self._runner, self._cache)
         self._scheduler = Scheduler(self._cache, limits, max(1, SCORED_BYTES // (4 * loaded.facts.vocabulary)))
-        self._prefill_budget, self._clock = PrefillBudget(limits.chunk_tokens), clock
+        self._prefill_budget = PrefillBudget(limits.chunk_tokens)
         self._sequences: dict[str, Sequence] = {}
         self._groups: dict[str, BeamGroup] = {}
         self._events: list[Event] = []
@@ -74,8 +76,15 @@ class Engine(GenerationEngine):
     def is_idle(self) -> bool:
         return not self._sequences and not self._events
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self._loaded.prompts.vocabulary
+
     def prompt_tokens(self, prompt: Prompt) -> PromptTokens:
         return self._loaded.prompts(prompt)
+
+    def tokenized(self, prompt: Plain | Chat, special: bool = True, offsets: bool = True) -> TokenizedText:
+        return self._loaded.prompts.tokenized(prompt, special, offsets)
 
     def check(self, request: Request) -> None:
         check_request(request, self.facts, self._limits.max_running, self._cache.tokens)
@@ -113,7 +122,7 @@ class Engine(GenerationEngine):
             self._finish(sequence, reason)
 
     def step(self) -> list[Event]:
-        chunks, began = self._scheduler.plan(self._prefill_budget.chunk_tokens), self._clock()
+        chunks, began = self._scheduler.plan(self._prefill_budget.chunk_tokens), time.perf_counter()
         self._step_texts = sum(chunk.length == 1 for chunk in chunks)
         self._step_prompt_tokens = sum(chunk.length for chunk in chunks) - self._step_texts
         ready, rows = self._compute(chunks)
@@ -127,7 +136,7 @@ class Engine(GenerationEngine):
             except Exception as error:
                 self._fail(group.first, error)
         if chunks:
-            self._prefill_budget.record(self._step_texts, self._step_prompt_tokens, self._clock() - began)
+            self._prefill_budget.record(self._step_texts, self._step_prompt_tokens, time.perf_counter() - began)
         self._update_load()
         events, self._events = self._events, []
         return events

@@ -64,7 +64,6 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole arena."""
         return self._arena.nbytes
 
     @property
@@ -113,15 +112,12 @@ class KVCache:
         held.capacity = min(held.capacity, blocks(tokens))
 
     def free(self, held: CacheSlice) -> None:
-        """Free a slice."""
         self._slices.remove(held)
 
     def copy(self, source: CacheSlice, target: CacheSlice, tokens: int) -> None:
-        """Copy the first tokens of one slice to another."""
         self._move(source.start, target.start, tokens)
 
     def close(self) -> None:
-        """Free the arena."""
         self.keys, self.values = [], []
         del self._arena
 

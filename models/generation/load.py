@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..catalogue import ModelSpec, Quantization, SamplingDefaults
 from ..encoders.base import version_of
-from ..errors import CannotQuantize, ModelUnavailable
+from ..errors import CannotQuantize, ModelUnavailable, fault_text
 from ..loading.device import TORCH_DTYPES
 from ..loading.memory import stored_shapes
 from ..loading.reading import first_fault, misfit, quiet, reading
@@ -202,12 +202,8 @@ def read_generation_config(spec: ModelSpec, folder: Path) -> GenerationConfig:
     except FileNotFoundError:
         stated = GenerationConfig()
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"][:1])
-        fault = f"{where}: {first['msg']}" if where else first["msg"]
-        raise ModelUnavailable(
-            spec.id, f"{GENERATION_CONFIG} in {folder} cannot be used, {fault}; correct it"
-        ) from error
+        reason = f"{GENERATION_CONFIG} in {folder} cannot be used, {fault_text(error)}; correct it"
+        raise ModelUnavailable(spec.id, reason) from error
     return stated.model_copy(update=spec.sampling.model_dump(exclude_none=True))
 
 

@@ -28,7 +28,6 @@ class TokenHistory:
         self._counts = array("f", bytes(4 * len(self._ids)))
 
     def append(self, token: int) -> None:
-        """Add the completion's next token."""
         place = self._places.setdefault(token, len(self._ids))
         if place == len(self._ids):
             self._ids.append(token)
@@ -68,7 +67,6 @@ class SamplerState:
         self.history = _history(sampling, prompt)
 
     def append(self, token: int) -> None:
-        """Add the token that was chosen."""
         self.position += 1
         if self.history is not None:
             self.history.append(token)

@@ -42,7 +42,6 @@ class PrefillBudget:
         return max(min(MIN_CHUNK_TOKENS, self._max_tokens), min(self._max_tokens, fitting))
 
     def record(self, decodes: int, prompt_tokens: int, seconds: float) -> None:
-        """Learn from a step."""
         if not prompt_tokens:
             self._decode_s = _averaged(self._decode_s, seconds)
         elif decodes and self._decode_s:
@@ -81,11 +80,9 @@ class Scheduler:
 
     @property
     def waiting_tokens(self) -> int:
-        """Tokens of waiting sequences."""
         return sum(len(sequence.tokens) for sequence in self.waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Append a sequence to the queue."""
         sequence.start_tag = self._fair_order.take(sequence.request.caller, _total_tokens(sequence))
         self.waiting.append(sequence)
 
@@ -111,7 +108,6 @@ class Scheduler:
             self._free(sequence)
 
     def mark_computed(self, chunk: ScheduledChunk) -> None:
-        """Record that a step has computed a chunk."""
         chunk.sequence.computed += chunk.length
         if not chunk.sequence.is_beam:  # whose tokens change
             self._prefixes.register(chunk.sequence)
@@ -123,7 +119,8 @@ class Scheduler:
         the longer a step may take, since otherwise they would wait ever longer.
         """
         self._admit()
-        decodes = [ScheduledChunk(sequence, 1) for sequence in self._decoding() if self._make_space(sequence)]
+        decoding = sorted((s for s in self.running if s.missing == 1 and s not in self._prompts), key=_ORDER)
+        decodes = [ScheduledChunk(sequence, 1) for sequence in decoding if self._make_space(sequence)]
         decodes = [chunk for chunk in decodes if chunk.sequence.cache_slice is not None]  # a later one may preempt it
         limit = self._limits.chunk_tokens
         budget = min(limit, chunk_tokens * len(self._prompts)) if decodes else PREFILL_ONLY_FACTOR * limit
@@ -158,9 +155,6 @@ class Scheduler:
         running = self._running_by_caller()
         candidates = (sequence for sequence in self.running if not sequence.is_beam)
         return max(candidates, key=lambda runs: (running[runs.request.caller], runs.order), default=None)
-
-    def _decoding(self) -> list[Sequence]:
-        return sorted((s for s in self.running if s.missing == 1 and s not in self._prompts), key=_ORDER)
 
     def _chunks(self, budget: int) -> Iterator[ScheduledChunk]:
         """Chunks of prompts within a budget of tokens, round-robin."""

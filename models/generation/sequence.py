@@ -36,7 +36,6 @@ class Sequence:
 
     @property
     def is_beam(self) -> bool:
-        """Whether it is a beam of a beam search."""
         return self.request.num_beams > 1
 
     @property
@@ -62,7 +61,6 @@ class Sequence:
 
     @property
     def usage(self) -> Usage:
-        """See Usage."""
         return Usage(len(self.request.prompt), self.cached, self.made)
 
 

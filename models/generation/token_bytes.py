@@ -83,7 +83,6 @@ class TokenBytes:
     leading_spaces: int = 0
 
     def new_decoder(self) -> ByteLevelDecoder | ByteFallbackDecoder:
-        """The decoder of a new text."""
         return ByteLevelDecoder() if self.byte_level else ByteFallbackDecoder()
 
 

@@ -101,7 +101,6 @@ def require_working(device: str, error: Exception) -> None:
 
 
 def describe(device: torch.device) -> DeviceReport:
-    """Facts about a device."""
     name, memory_bytes = "CPU " + torch.backends.cpu.get_cpu_capability(), None
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

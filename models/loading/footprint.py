@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
@@ -26,7 +26,7 @@ from .memory import stored_shapes
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 
 _PLAIN: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
-_QUANTIZED: tuple[Quantization, ...] = ("int8", "int4")
+_QUANTIZED: tuple[Quantization, ...] = get_args(Quantization)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def model_config(spec: ModelSpec) -> dict[str, Any]:
     Raises UnknownArchitecture.
     """
     try:
-        return _of_folder(hub.locate(spec, download=False))
+        return folder_config(hub.locate(spec, download=False))
     except ModelUnavailable as error:
         reason = error.reason
     except FileNotFoundError as error:
@@ -103,8 +103,11 @@ def model_config(spec: ModelSpec) -> dict[str, Any]:
     raise UnknownArchitecture(spec.id, reason)
 
 
-def _of_folder(folder: Path) -> dict[str, Any]:
-    """The configuration of the first module, which is the transformer, or of the folder itself."""
+def folder_config(folder: Path) -> dict[str, Any]:
+    """The configuration of the first module, which is the transformer, or of the folder itself.
+
+    Raises OSError, ValueError, LookupError, TypeError where it cannot be read.
+    """
     modules = folder / "modules.json"
     first = json.loads(read_regular(modules))[0]["path"] if modules.is_file() else ""
     config = json.loads(read_regular(folder / first / "config.json"))

@@ -26,13 +26,10 @@ class LoadCache:
 
     def sha256(self, path: Path) -> str:
         """SHA-256 of a file in hexadecimal; the file is read only if it has changed since the last time."""
-        if self.folder is None:
-            return file_sha256(path)
         real = path.resolve()
         stat = real.stat()
         seen = [stat.st_size, stat.st_mtime_ns]
-        digests = self._digests()
-        known = digests.get(str(real))
+        known = self._digests().get(str(real))
         if known and known[:2] == seen:
             return str(known[2])
         digest = file_sha256(real)
@@ -41,41 +38,42 @@ class LoadCache:
 
     def is_probed(self, key: str) -> bool:
         """Whether the content of this key has passed its probe (sandbox.probe)."""
-        return self.folder is not None and (self.folder / f"proved-{key}").is_file()
+        return self._read(f"proved-{key}") is not None
 
     def keep_probed(self, key: str) -> None:
         """Note that it has."""
-        if self.folder is not None:
-            self._write(f"proved-{key}", b"")
+        self._write(f"proved-{key}", b"")
 
     def vectors(self, key: str) -> Vectors | None:
         """The cached vectors (N, D) float32 of a key, if there are any."""
-        if self.folder is None:
-            return None
-        try:
-            found: Vectors = np.load(self.folder / _file_of(key), allow_pickle=False)
-        except (OSError, ValueError, EOFError):  # not there, or torn
-            return None
-        return found
+        with suppress(ValueError, EOFError):  # torn
+            if content := self._read(_file_of(key)):
+                found: Vectors = np.load(io.BytesIO(content), allow_pickle=False)
+                return found
+        return None
 
     def keep_vectors(self, key: str, vectors: Vectors) -> None:
         """Cache vectors (N, D) float32 under a key."""
-        if self.folder is not None:
-            content = io.BytesIO()
-            np.save(content, vectors)
-            self._write(_file_of(key), content.getvalue())
+        content = io.BytesIO()
+        np.save(content, vectors)
+        self._write(_file_of(key), content.getvalue())
 
     def _digests(self) -> dict[str, Any]:
-        assert self.folder is not None
-        with suppress(OSError, ValueError):
-            found = json.loads((self.folder / "digests.json").read_text("utf-8"))
+        with suppress(ValueError):
+            found = json.loads(self._read("digests.json") or b"")
             if isinstance(found, dict):
                 return found
         return {}
 
+    def _read(self, name: str) -> bytes | None:
+        with suppress(OSError):
+            return (self.folder / name).read_bytes() if self.folder else None
+        return None
+
     def _write(self, name: str, content: bytes) -> None:
         """Replace a file as a whole: another worker on this machine may read or write it."""
-        assert self.folder is not None
+        if self.folder is None:
+            return
         with suppress(OSError):  # a full or read-only disk costs time only
             self.folder.mkdir(parents=True, exist_ok=True)
             temporary = self.folder / f"{name}.{os.getpid()}"

@@ -19,14 +19,13 @@ from ..generation.causal_lm import CausalLM
 from ..generation.errors import NonFiniteLogits
 from ..generation.load import Checkpoint
 from ..weights import gguf, hub, model_files
+from ..weights.hub_pull import OnStep
 from . import self_test
 from .device import TORCH_DTYPES, DeviceName, memory_errors, pick_device, pick_dtype
 from .load_cache import LoadCache
 from .memory import estimated_bytes, give_back
 from .reading import READ_LOCK
 
-OnStep = Callable[[str], None]
-"""Called with each step of a load, as a clause in the present tense."""
 T = TypeVar("T")
 
 

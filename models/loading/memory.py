@@ -108,8 +108,7 @@ def bound_arenas() -> None:
 
     By default each thread gets one, which keeps up to 64 MB of what small weights and batches took.
     """
-    libc = _libc()
-    if libc is not None:
+    if libc := _libc():
         libc.mallopt(_M_ARENA_MAX, 2)
 
 
@@ -119,8 +118,7 @@ def give_back(device: str = "cpu") -> None:
         import torch
 
         torch.cuda.empty_cache()
-    libc = _libc()
-    if libc is not None:
+    if libc := _libc():
         libc.malloc_trim(0)
 
 

@@ -88,11 +88,11 @@ def encode_test_texts(source: SentenceTransformer) -> Vectors:
     return vectors
 
 
-def self_test(encoder: Encoder, expected: Vectors, reference: str, min_cosine: float) -> float:
+def self_test(encoder: Encoder, expected: Vectors, reference: str, min_cosine: float) -> None:
     """Encode the test texts in one batch and compare with `expected` (12, dimensions).
 
     Texts too long for the encoder are left out: an entry may set a lower limit than the model's own. min_cosine: the
-    tolerance for anything but plain fp32. Returns the lowest cosine. Raises SelfTestFailed where it is too low.
+    tolerance for anything but plain fp32. Raises SelfTestFailed where a cosine is too low.
     """
     fitting = _fitting(encoder)
     found = encoder.encode(list(fitting.values()))
@@ -101,18 +101,18 @@ def self_test(encoder: Encoder, expected: Vectors, reference: str, min_cosine: f
     if (values := found.shape[1]) != (wanted := expected.shape[1]):
         reason = f"its vectors have {values} values here and {wanted} in {reference}"
         raise ModelUnavailable(encoder.model, f"{reason}; give it an entry whose folder says the same everywhere")
-    return _require(encoder, cosine_rows(found, expected[list(fitting)]), required, reference, advice)
+    _require(encoder, cosine_rows(found, expected[list(fitting)]), required, reference, advice)
 
 
-def consistency_test(encoder: Encoder) -> float:
+def consistency_test(encoder: Encoder) -> None:
     """For a model without reference vectors: each test text must give the same vector alone and in a batch.
 
-    Returns the lowest cosine. Raises SelfTestFailed.
+    Raises SelfTestFailed.
     """
     fitting = list(_fitting(encoder).values())
     alone = np.concatenate([encoder.encode([tokens]) for tokens in fitting])
     cosines = cosine_rows(encoder.encode(fitting), alone)
-    return _require(encoder, cosines, CONSISTENT_COSINE, "itself without neighbours", ANOTHER_GRAPH)
+    _require(encoder, cosines, CONSISTENT_COSINE, "itself without neighbours", ANOTHER_GRAPH)
 
 
 def graph_test(encoder: Encoder, spec: ModelSpec, digest: str) -> None:
@@ -134,15 +134,13 @@ def _fitting(encoder: Encoder) -> dict[int, Tokens]:
     return fitting
 
 
-def _require(encoder: Encoder, cosines: Vectors, required: float, reference: str, advice: str = "") -> float:
+def _require(encoder: Encoder, cosines: Vectors, required: float, reference: str, advice: str) -> None:
     cosine = float(cosines.min())
     if not cosine >= required:  # not "<", so that NaN fails too
         raise SelfTestFailed(encoder.model, cosine, required, reference, advice)
-    return cosine
 
 
 def write_golden(model: str, file: Path) -> None:
-    """Write the golden file of a catalogue model."""
     spec = load_catalogue().get(model)
     folder = hub.locate(spec)
     vectors = encode_test_texts(read_sentence_transformer(spec, folder)).astype("<f4")

@@ -102,10 +102,10 @@ class Team:
         self._kept = wanted
 
 
-def libgomps(maps: Path = Path("/proc/self/maps")) -> list[Path]:
+def libgomps() -> list[Path]:
     """The libgomps that this process has loaded: a package may bring its own."""
     with suppress(OSError):
-        lines = maps.read_text(errors="surrogateescape").splitlines()
+        lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
         return [Path(path) for path in {line.split(maxsplit=5)[-1] for line in lines if "/libgomp" in line}]
     return []
 

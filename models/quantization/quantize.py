@@ -92,7 +92,6 @@ def weight_bytes(model: torch.nn.Module) -> int:
 
 
 def _storage(tensor: Tensor) -> tuple[int, int]:
-    """The identity and the size of the storage behind a tensor."""
     if tensor.is_mkldnn:  # which neither exposes nor shares it
         return id(tensor), tensor.nbytes
     storage = tensor.untyped_storage()

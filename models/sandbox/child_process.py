@@ -76,7 +76,6 @@ class Channel:
         self._connection.recv(1)
 
     def close(self) -> None:
-        """Close this side."""
         self._connection.close()
 
 

@@ -105,7 +105,6 @@ def _characters(fields: Any) -> int:
 
 @lru_cache(maxsize=CACHED)
 def renderer(template: str) -> Renderer:
-    """The renderer of a template."""
     return Renderer(template)
 
 

@@ -30,6 +30,11 @@ def pool_texts(encoder: Encoder, texts: Sequence[str], options: TextOptions = PL
     return vectors
 
 
+def unit_vectors(encoder: Encoder, texts: Sequence[str], names: Sequence[str]) -> Vectors:
+    """Vectors (N, dimensions) of unit length, with the options of `options_named`. Raises OutOfDeviceMemory."""
+    return finish(pool_texts(encoder, texts, options_named(encoder, names)), True)
+
+
 def token_lists(encoder: Encoder, texts: Sequence[str], options: TextOptions = PLAIN) -> list[Tokens]:
     """The tokens of each text, truncated to the model's limit."""
     return [each for each in encoder.tokenize(texts, options) if isinstance(each, Tokens)]

@@ -92,7 +92,6 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="e
 
 
 def emit(event: Event) -> None:
-    """Write an event to standard output."""
     sys.stdout.write(event.model_dump_json() + "\n")
     sys.stdout.flush()
 

@@ -82,7 +82,6 @@ def _make(spec: ModelSpec, source: Path, folder: Path) -> None:
 
 
 def _reason(spec: ModelSpec, done: subprocess.CompletedProcess[str]) -> str:
-    """Why a conversion failed, and what to do."""
     last_line = done.stderr.strip().rpartition("\n")[2]
     if done.returncode < 0:
         return "its process was killed, by the kernel if memory ran out; free 2 GB"

@@ -41,7 +41,6 @@ class Superfluous:
     deletion: DeleteCacheStrategy = field(repr=False)
 
     def remove(self) -> None:
-        """Delete it."""
         for path in self.unfinished:
             path.unlink(missing_ok=True)
         self.deletion.execute()

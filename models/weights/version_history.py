@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from ..errors import fault_text
 from .versions import BASE, RECORD, TrainingRecord, live_version, made_at, previous_version, record_of, versions
 
 REPORT = "report/report.json"
@@ -112,7 +113,6 @@ def _try(file: str, read: Callable[[], _T]) -> tuple[_T | None, str | None]:
     try:
         return read(), None
     except ValidationError as error:
-        fault = error.errors()[0]
-        return None, f"{file} is damaged: {'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}"
+        return None, f"{file} is damaged: {fault_text(error)}"
     except OSError as error:
         return None, f"{file} cannot be read: {error.strerror}"

@@ -48,7 +48,7 @@ def init(as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.
     if as_json:
         print_json({"done": done})
     else:
-        out.print("\n".join(done) or "everything is there already", markup=False)
+        out.print("\n".join(done) or "everything is there already")
 
 
 @admin_app.command()
@@ -68,10 +68,10 @@ def user(
     if as_json:
         print_json({"user": name, "role": role, "block": block, "variable": variable(name), "file": str(file)})
         return
-    out.print(block, markup=False, soft_wrap=True)
+    out.print(block)
     where = f"{variable(name)} is in {file}, which an embedded server reads"
     hint = f"Put that among the users of nats-server.conf; {where}. Then: mlbus admin context {name}"
-    err.print(hint, markup=False, soft_wrap=True)
+    err.print(hint)
 
 
 def block_of(conf: str, role: UserRole, name: str) -> str:
@@ -118,5 +118,5 @@ def context(
     if as_json:
         print_json({"context": name, "file": str(path), "url": settings.url, "user": user, "selected": select})
         return
-    out.print(f"{path}: {user} at {settings.url}", markup=False, soft_wrap=True)
-    out.print(f"Try: {_TRY.get(user, _ASK).format(name=name)}", markup=False, soft_wrap=True)
+    out.print(f"{path}: {user} at {settings.url}")
+    out.print(f"Try: {_TRY.get(user, _ASK).format(name=name)}")

@@ -1,29 +1,23 @@
-"""`mlbus embed`: vectors of texts, on standard output or in a file.
-
-With a file, memory does not grow with the number of texts.
-"""
+"""`mlbus embed`: vectors of texts, on standard output or in a file; and `mlbus similarity`: their cosines."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import typer
-from nats.aio.client import Client
 
-from subjects.client import EmbedCallOptions, MLClient
-from subjects.embed import EmbedChunk, EmbedDone, EmbedOptions
+from subjects.client import CallOptions, EmbedCallOptions, MLClient
+from subjects.embed import EmbedChunk, EmbedDone, EmbedOptions, EncodeOptions, SimilarityRanking, SimilarityScore
 from subjects.errors import Internal
 from subjects.vectors import WireArray
 
-from .ask import Connection, ask
+from .ask import Connection, ask_worker
+from .files import count_texts, read_texts, text_of, vector_file
 from .options import Json, NatsUrl, Timeout, options_of
-from .output import counter, err, out, print_json, shortened
-from .texts import count_texts, read_texts
-from .vector_files import VectorFile, vector_file
+from .output import counter, err, out, print_json, shortened, table_of
 
 SHOWN_VALUES = 6
 _FILE = "Into a file"
@@ -86,7 +80,7 @@ def embed(
 
 
 def _print_one(text: str, options: EmbedCallOptions, connection: Connection, *, as_json: bool) -> None:
-    reply = ask(connection, lambda nc: MLClient(nc).embed(text, **options))
+    reply = ask_worker(connection, lambda ml: ml.embed(text, **options))
     if as_json:
         print_json({**reply.model_dump(exclude={"embedding"}), "embedding": reply.embedding})
         return
@@ -95,65 +89,39 @@ def _print_one(text: str, options: EmbedCallOptions, connection: Connection, *, 
     out.print(_first_values(reply.embedding))
 
 
-@dataclass(slots=True)
-class Embedded:
-    """The frames for many texts, collected. vectors (N, D): in the order of the texts. truncated: indices of texts."""
-
-    model: str = ""
-    version: str = ""
-    tokens: int = 0
-    # Not in repr: asyncio.run makes the repr of its task's result and does not use it.
-    vectors: list[WireArray] = field(default_factory=list, repr=False)
-    truncated: set[int] = field(default_factory=set)
-
-    def add(self, frame: EmbedChunk | EmbedDone) -> None:
-        if isinstance(frame, EmbedDone):
-            self.model, self.version, self.tokens = frame.model, frame.version, frame.usage.tokens
-        else:
-            self.vectors += frame.embeddings
-            self.truncated.update(frame.truncated)
-
-    def objects(self) -> list[dict[str, Any]]:
-        """One object a text."""
-        return [
-            {
-                "index": index,
-                "model": self.model,
-                "version": self.version,
-                "dimensions": len(vector),
-                "truncated": index in self.truncated,
-                "embedding": vector,
-            }
-            for index, vector in enumerate(self.vectors)
-        ]
-
-
 def _print_many(texts: Sequence[str], options: EmbedCallOptions, connection: Connection, *, as_json: bool) -> None:
-    many = ask(connection, lambda nc: _embed_many(nc, texts, options))
+    chunks: list[EmbedChunk] = []
+    done = ask_worker(connection, lambda ml: _embed_all(ml, texts, len(texts), options, chunks.append))
+    vectors = [vector for chunk in chunks for vector in chunk.embeddings]
+    truncated = {index for chunk in chunks for index in chunk.truncated}
     if as_json:
-        print_json(many.objects())
+        facts = {"model": done.model, "version": done.version, "dimensions": done.dimensions}
+        print_json(
+            [
+                {"index": index, **facts, "truncated": index in truncated, "embedding": vector}
+                for index, vector in enumerate(vectors)
+            ]
+        )
         return
-    dimensions = len(many.vectors[0])
-    out.print(f"{many.model} {many.version}, {dimensions} dimensions, {len(texts)} texts, {many.tokens} tokens")
-    for text, vector in zip(texts, many.vectors, strict=True):
+    out.print(_summary(done))
+    for text, vector in zip(texts, vectors, strict=True):
         typer.echo(f"{_first_values(vector)}  {shortened(text)}")
-    if many.truncated:
-        err.print(f"cut to the model's length: {len(many.truncated)} texts")
-
-
-async def _embed_many(nc: Client, texts: Sequence[str], options: EmbedCallOptions) -> Embedded:
-    many = Embedded()
-    with counter(len(texts), "embedding") as progress:
-        async with aclosing(MLClient(nc).embed_all(texts, **options)) as frames:
-            async for frame in frames:
-                many.add(frame)
-                progress.update(progress.task_ids[0], completed=len(many.vectors))
-    return many
+    _tell_cut(len(truncated))
 
 
 def _first_values(vector: WireArray) -> str:
     values = " ".join(f"{value: .4f}" for value in np.asarray(vector)[:SHOWN_VALUES])
     return values + (" …" if len(vector) > SHOWN_VALUES else "")
+
+
+def _summary(done: EmbedDone, encoding: str = "") -> str:
+    parts = [f"{done.model} {done.version}", f"{done.dimensions} dimensions", *([encoding] if encoding else [])]
+    return ", ".join([*parts, f"{done.count} texts", f"{done.usage.tokens} tokens"])
+
+
+def _tell_cut(texts: int) -> None:
+    if texts:
+        err.print(f"cut to the model's length: {texts} texts")
 
 
 def _write_vectors(
@@ -165,11 +133,23 @@ def _write_vectors(
     *,
     as_json: bool,
 ) -> None:
-    """Embed the texts into the file `path`, and print what was written."""
-    total, encoding = count_texts(arguments, file), options["encoding_format"]
+    """Embed the texts into the file `path`, and print what was written. Memory does not grow with their number."""
+    total, encoding, cut = count_texts(arguments, file), options["encoding_format"], 0
+    waiting: deque[str] = deque()
     with vector_file(path, encoding) as vectors:
-        reading = _Reading(read_texts(arguments, file))
-        done, cut = ask(connection, lambda nc: _fill(vectors, nc, reading, total, options))
+        texts = read_texts(arguments, file)
+
+        def read() -> Iterator[str]:
+            for text in texts:
+                waiting.append(text)
+                yield text
+
+        def write(chunk: EmbedChunk) -> None:
+            nonlocal cut
+            cut += len(chunk.truncated)
+            vectors.write([waiting.popleft() for _ in chunk.embeddings], np.stack(chunk.embeddings))
+
+        done = ask_worker(connection, lambda ml: _embed_all(ml, read(), total, options, write))
         facts = {"model": done.model, "version": done.version, "dimensions": done.dimensions, "encoding": encoding}
         vectors.describe({name: str(fact) for name, fact in facts.items()})
     if as_json:
@@ -177,44 +157,68 @@ def _write_vectors(
             {"file": str(path), **facts, "count": done.count, "usage": done.usage.model_dump(), "truncated": cut}
         )
         return
-    out.print(
-        f"{done.model} {done.version}, {done.dimensions} dimensions, {encoding}, {done.count} texts, "
-        f"{done.usage.tokens} tokens: {path}"
-    )
-    if cut:
-        err.print(f"cut to the model's length: {cut} texts")
+    out.print(f"{_summary(done, encoding)}: {path}")
+    _tell_cut(cut)
 
 
-class _Reading:
-    """The texts that were read and whose vectors have not come yet."""
+async def _embed_all(
+    ml: MLClient,
+    texts: Iterable[str],
+    total: int | None,
+    options: EmbedCallOptions,
+    on_chunk: Callable[[EmbedChunk], None],
+) -> EmbedDone:
+    """Embed texts with a progress bar, and pass on their vectors as they come -> the last frame.
 
-    def __init__(self, texts: Iterator[str]) -> None:
-        self._texts = texts
-        self._waiting: deque[str] = deque()
-        self.count = 0
-
-    def __iter__(self) -> Iterator[str]:
-        for text in self._texts:
-            self._waiting.append(text)
-            self.count += 1
-            yield text
-
-    def take(self, count: int) -> list[str]:
-        return [self._waiting.popleft() for _ in range(count)]
-
-
-async def _fill(
-    file: VectorFile, nc: Client, reading: _Reading, total: int | None, options: EmbedCallOptions
-) -> tuple[EmbedDone, int]:
-    """Write all vectors -> the last frame, and the number of texts that were cut."""
-    cut = written = 0
-    with counter(total or 0, "embedding") as progress:
-        async with aclosing(MLClient(nc).embed_all(reading, **options)) as frames:
+    total: the number of texts; None if it is not known.
+    """
+    embedded = 0
+    with counter(total, "embedding") as progress:
+        async with aclosing(ml.embed_all(texts, **options)) as frames:
             async for frame in frames:
                 if isinstance(frame, EmbedDone):
-                    return frame, cut
-                file.write(reading.take(len(frame.embeddings)), np.stack(frame.embeddings))
-                cut += len(frame.truncated)
-                written += len(frame.embeddings)
-                progress.update(progress.task_ids[0], completed=written, total=total or reading.count)
+                    return frame
+                on_chunk(frame)
+                embedded += len(frame.embeddings)
+                progress.update(progress.task_ids[0], completed=embedded)
     raise Internal("the stream ended without its last frame")
+
+
+@options_of(EncodeOptions, "How the texts are read", "model dimensions task prompt_name prompt truncate priority")
+def similarity(
+    texts: Annotated[
+        list[str],
+        typer.Argument(metavar="TEXT", help="Two texts; or with --query the candidates. - reads standard input."),
+    ],
+    query: Annotated[
+        str | None, typer.Option("--query", metavar="TEXT", help="Rank the texts by their likeness to this one.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", metavar="N", help="With --query: only the best N.")] = None,
+    as_json: Json = False,
+    nats_url: NatsUrl = None,
+    timeout: Timeout = 30.0,
+    **options: Any,
+) -> None:
+    """Compare two texts, or rank candidates by their likeness to a query. The score is the cosine, -1 to 1."""
+    connection, call = Connection(nats_url, timeout), cast(CallOptions, options)
+    if query is None and (len(texts) != 2 or top_k is not None):
+        raise typer.BadParameter("give two texts, or --query TEXT and candidates (and --top-k if wanted)")
+    query = None if query is None else text_of(query)
+    texts = [text_of(text) for text in texts]
+    reply: SimilarityScore | SimilarityRanking
+    if query is None:
+        reply = ask_worker(connection, lambda ml: ml.similarity(*texts, **call))
+    else:
+        reply = ask_worker(connection, lambda ml: ml.rank(query, texts, top_k=top_k, **call))
+    if as_json:
+        print_json(reply.model_dump())
+    elif isinstance(reply, SimilarityScore):
+        out.print(f"{reply.score:.4f}  ({reply.model} {reply.version}, {reply.usage.tokens} tokens)")
+    else:
+        _show_ranking(reply, texts)
+
+
+def _show_ranking(reply: SimilarityRanking, texts: Sequence[str]) -> None:
+    rows = [(f"{one.score:.4f}", str(one.index), shortened(texts[one.index], 72)) for one in reply.results]
+    out.print(table_of(("score", "candidate", "text"), rows))
+    out.print(f"{reply.model} {reply.version}, {reply.usage.tokens} tokens")

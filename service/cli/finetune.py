@@ -1,15 +1,22 @@
-"""`mlbus finetune`: submits a job, and watches it if asked to."""
+"""`mlbus finetune`: submits a job, and watches it if asked to; and `mlbus data`: makes its training pairs here."""
 
 import io
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import nullcontext
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, cast
 
 import orjson
 import typer
 
+from models.catalogue import load_catalogue
+from models.encoders.base import Encoder
+from models.training.data.dataset import Dataset, archive_dataset
+from models.training.data.records import Manifest, Pair
+from models.training.run import TrainingOptions
 from subjects import codec
 from subjects.client.jobs import FinetuneCallOptions
 from subjects.errors import Conflict, MLError
@@ -17,11 +24,12 @@ from subjects.finetune import MAX_PAIRS, FinetuneOptions, FinetuneReply, Trainin
 from subjects.message import MAX_TEXT_CHARS
 
 from ..bus.errors import BusError
+from ..settings import Settings, read_settings
 from .ask import Connection, ask_worker
+from .files import STDIN
 from .jobs import next_steps, watch_job
-from .options import Json, NatsUrl, Timeout, options_of
-from .output import err, out, print_json
-from .texts import STDIN
+from .options import Config, Json, NatsUrl, Timeout, options_of
+from .output import err, out, print_json, shortened, spinner, table_of
 
 _MAX_LINE_BYTES = 64 * MAX_TEXT_CHARS
 
@@ -102,7 +110,7 @@ def _promote(job: str, connection: Connection) -> None:
     try:
         ask_worker(connection, lambda ml: ml.models.promote(job=job))
     except (BusError, MLError):
-        err.print(f"job {job} goes on, and what passes is kept as a candidate:", markup=False)
+        err.print(f"job {job} goes on, and what passes is kept as a candidate:")
         raise
 
 
@@ -151,3 +159,81 @@ def _pair(line: bytes, complaint: str) -> TrainingPair:
 
 def _bad(reason: str) -> typer.BadParameter:
     return typer.BadParameter(reason, param_hint="--data")
+
+
+data_app = typer.Typer(help="Training data for fine-tuning, made on this machine.", no_args_is_help=True)
+
+
+@data_app.command()
+@options_of(FinetuneOptions, "How they are made", "hard_negatives seed")
+def build(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of the code.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Where it is filed.", show_default="training_data in the data directory"
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Look for hard negatives with its vectors too.", show_default="words alone"),
+    ] = None,
+    show: Annotated[int, typer.Option(min=0, metavar="N", help="Print so many pairs of each kind.")] = 0,
+    config: Config = None,
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Make training pairs of a codebase, as a fine-tuning would, and show what they are."""
+    from models.training.data.collect import build_dataset  # imports scipy
+
+    wanted = codec.validate(options, FinetuneOptions)
+    settings = read_settings(config)
+    with spinner() as progress:
+        progress.add_task("reading the code")
+        encoder = _encoder(settings, model) if model else None
+        dataset = build_dataset(path, TrainingOptions.model_validate(wanted.model_dump()), encoder=encoder)
+    manifest = dataset.manifest
+    filed = archive_dataset(folder or settings.training_data_dir, date.today(), dataset.lines(), manifest)
+    if as_json:
+        print_json({"file": str(filed), **manifest.model_dump(mode="json")})
+        return
+    for note in dataset.notes:
+        err.print(note)
+    _show(manifest, filed)
+    _show_pairs(dataset, show)
+
+
+def _encoder(settings: Settings, model: str) -> Encoder:
+    from models.loading.device import configure_threads, default_threads
+    from models.loading.loader import LoadOptions, load
+    from models.weights.versions import version_folder
+
+    spec = load_catalogue(settings.catalogue).get(model)
+    threads = settings.threads or default_threads()
+    configure_threads(threads)
+    folder = version_folder(settings.checkpoints_dir, spec.id)
+    return load(spec, LoadOptions(settings.device, folder=folder, threads=threads))
+
+
+def _show(manifest: Manifest, filed: Path) -> None:
+    counts = {"pairs": manifest.pairs, "held out": manifest.held_out, "files": manifest.files}
+    for heading, parts in (("kind", manifest.kinds), ("language", manifest.languages), ("left out", manifest.skipped)):
+        counts |= {f"{heading}: {name}": number for name, number in parts.items()}
+    if manifest.secrets:
+        counts["functions and classes left out for a secret"] = manifest.secrets
+    out.print(table_of(("", ""), [(name, str(number)) for name, number in counts.items()]))
+    out.print(f"commit  {manifest.commit or 'none: not in git'}")
+    out.print(f"file    {filed}")
+
+
+def _show_pairs(dataset: Dataset, count: int) -> None:
+    by_kind: dict[str, list[Pair]] = defaultdict(list)
+    for pair in dataset.pairs:
+        by_kind[pair.kind].append(pair)
+    for kind, pairs in by_kind.items():
+        for pair in pairs[:: max(1, len(pairs) // count)][:count] if count else ():
+            out.print(f"\n{kind}, {pair.language}, {pair.file}, {pair.split}")
+            for name, text in (("+", pair.anchor), ("=", pair.positive), *(("-", text) for text in pair.negatives)):
+                out.print(f"{name} {shortened(text, 160)}")
+    if count:
+        err.print("+ anchor  = what belongs to it  - what does not")

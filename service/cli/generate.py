@@ -4,12 +4,10 @@ import re
 import sys
 import time
 from contextlib import aclosing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypedDict, cast
 
 import typer
-from nats.aio.client import Client
 
 from subjects import codec, names
 from subjects.client import MLClient
@@ -17,10 +15,10 @@ from subjects.client.generate import GenerateCallOptions
 from subjects.errors import Cancelled, DeadlinePassed, Internal, MLError
 from subjects.generate import GenerateDone, GenerateOptions, GenerateReply
 
-from .ask import Connection, ask
+from .ask import Connection, ask_worker
+from .files import STDIN
 from .options import Json, NatsUrl, Timeout, options_of
 from .output import err, out, print_json
-from .texts import STDIN
 
 _FORM = "What is completed"
 _WRITING = "How the text is written"
@@ -78,10 +76,11 @@ def generate(
     form = form_of(prompt, fim, system, chat=chat)
     call = cast(GenerateCallOptions, {**options, "timeout_s": timeout})
     started = time.perf_counter()
-    output = Output(stream, as_json)
-    end = ask(Connection(nats_url, timeout), lambda nc: _show(nc, form, call, output))
+    streams = out.is_terminal and not as_json if stream is None else stream
+    show = _stream if streams else _print_whole
+    end = ask_worker(Connection(nats_url, timeout), lambda ml: show(ml, form, call, as_json))
     if verbose:
-        err.print(_facts(end, time.perf_counter() - started), markup=False)
+        err.print(_facts(end, time.perf_counter() - started))
     if kind := _UNFINISHED.get(end.finish_reason):
         raise kind(f"the text is not complete: it ended with {end.finish_reason}")
 
@@ -93,18 +92,6 @@ class Form(TypedDict, total=False):
     messages: list[dict[str, str]]
     prefix: str
     suffix: str
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """stream: print the text as it comes; None: only on a terminal."""
-
-    stream: bool | None
-    as_json: bool
-
-    @property
-    def streams(self) -> bool:
-        return out.is_terminal and not self.as_json if self.stream is None else self.stream
 
 
 def form_of(prompt: str | None, fim: str | None, system: str | None, *, chat: bool) -> Form:
@@ -131,13 +118,9 @@ def _standard_input() -> str:
         raise typer.BadParameter(f"standard input cannot be read: {error}", param_hint="PROMPT") from None
 
 
-async def _show(nc: Client, form: Form, options: GenerateCallOptions, output: Output) -> End:
-    return await (_stream if output.streams else _print_whole)(nc, form, options, output)
-
-
-async def _print_whole(nc: Client, form: Form, options: GenerateCallOptions, output: Output) -> GenerateReply:
-    reply = await MLClient(nc).generate(**form, **options)
-    if output.as_json:
+async def _print_whole(ml: MLClient, form: Form, options: GenerateCallOptions, as_json: bool) -> End:
+    reply = await ml.generate(**form, **options)
+    if as_json:
         print_json(reply.model_dump(exclude_none=True))
     else:
         _write(reply.text)
@@ -145,11 +128,11 @@ async def _print_whole(nc: Client, form: Form, options: GenerateCallOptions, out
     return reply
 
 
-async def _stream(nc: Client, form: Form, options: GenerateCallOptions, output: Output) -> GenerateDone:
+async def _stream(ml: MLClient, form: Form, options: GenerateCallOptions, as_json: bool) -> End:
     last = ""
-    async with aclosing(MLClient(nc).stream(**form, **options)) as frames:
+    async with aclosing(ml.stream(**form, **options)) as frames:
         async for frame in frames:
-            if output.as_json:
+            if as_json:
                 typer.echo(codec.dumps(frame, names.JSON).decode())
             elif not isinstance(frame, GenerateDone):
                 _write(last := frame.text)
@@ -189,32 +172,19 @@ def split_at(place: str) -> tuple[str, str]:
     named = _PLACE.fullmatch(place)
     if named is None:
         raise _refused(f"{place!r} is not FILE:LINE or FILE:LINE:COLUMN")
-    text = _read_file(named["file"])
-    start = _line_start(text, int(named["line"]), named["file"])
-    return _split(text, start, int(named["column"] or 1), f"line {named['line']} of {named['file']}")
-
-
-def _read_file(file: str) -> str:
-    """The text of a file with its own line breaks."""
+    file, number, column = named["file"], int(named["line"]), int(named["column"] or 1)
     try:
-        return Path(file).read_bytes().decode()
+        text = Path(file).read_bytes().decode()  # with its own line breaks
     except (OSError, UnicodeDecodeError) as error:
         raise _refused(f"{file} cannot be read: {error}") from None
-
-
-def _line_start(text: str, number: int, file: str) -> int:
-    """The offset of a line. After the last line break there is one more line, which is empty."""
-    lines = text.split("\n")
+    lines = text.split("\n")  # after the last line break there is one more line, which is empty
     if not 1 <= number <= len(lines):
         raise _refused(f"{file} has no line {number}: it has {len(lines)}, counted from 1")
-    return sum(len(line) + 1 for line in lines[: number - 1])
-
-
-def _split(text: str, start: int, column: int, where: str) -> tuple[str, str]:
-    line = text[start:].partition("\n")[0].removesuffix("\r")
-    if not 1 <= column <= len(line) + 1:
-        raise _refused(f"{where} has no column {column}: it ends at {len(line) + 1}, counted from 1")
-    return text[: start + column - 1], text[start + column - 1 :]
+    end = len(lines[number - 1].removesuffix("\r")) + 1
+    if not 1 <= column <= end:
+        raise _refused(f"line {number} of {file} has no column {column}: it ends at {end}, counted from 1")
+    at = sum(len(line) + 1 for line in lines[: number - 1]) + column - 1
+    return text[:at], text[at:]
 
 
 def _refused(reason: str) -> typer.BadParameter:

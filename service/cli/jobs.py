@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 from nats.aio.client import Client
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-from rich.table import Table
 
 from subjects import codec, names
 from subjects.client import MLClient
@@ -18,9 +16,8 @@ from subjects.jobs import MAX_LISTED, TERMINAL, Job
 from subjects.names import JobState
 
 from .ask import Connection, ask, ask_worker
-from .lazy import require_none_given
-from .options import Json, NatsUrl, Timeout
-from .output import err, out, print_json, shortened
+from .options import Json, NatsUrl, Timeout, require_none_given
+from .output import err, out, print_json, shortened, table_of
 
 INTERRUPTED = 130
 _GOOD = ("done", "skipped")
@@ -52,12 +49,7 @@ def show_list(
     if as_json:
         print_json([_fields(job) for job in jobs])
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("job", "model", "state", "made", "from", ""):
-        table.add_column(heading, no_wrap=heading == "job", overflow="fold")
-    for job in jobs:
-        table.add_row(*map(escape, _cells(job)))
-    out.print(table)
+    out.print(table_of(("job", "model", "state", "made", "from", ""), map(_cells, jobs), whole=("job",)))
 
 
 async def _newest(ml: MLClient, state: JobState | None, model: str | None, limit: int) -> list[Job]:
@@ -79,12 +71,9 @@ def get(job_id: JobId, as_json: Json = False, nats_url: NatsUrl = None, timeout:
     if as_json:
         print_json(_fields(job))
         return
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in _known(job).items():
-        table.add_row(name, escape(value))
-    out.print(table)
+    out.print(table_of(("", ""), _known(job).items()))
     if job.state in TERMINAL:
-        out.print("\n".join(outcome(job)), markup=False)
+        out.print("\n".join(outcome(job)))
 
 
 @jobs_app.command()
@@ -148,7 +137,7 @@ def watch_job(job_id: str, connection: Connection, *, as_json: bool) -> int:
         err.print(f"job {job_id} goes on\n{next_steps(job_id)}")
         return INTERRUPTED
     if not as_json:
-        out.print("\n".join(outcome(job)), markup=False)
+        out.print("\n".join(outcome(job)))
     return 0 if job.state in _GOOD else 1
 
 
@@ -181,7 +170,7 @@ class _Display:
 
     def show(self, job: Job) -> None:
         for note in job.notes[self._notes :]:
-            err.print(note, markup=False)
+            err.print(note)
         self._notes = len(job.notes)
         if err.is_terminal:
             self._progress.start()
@@ -195,13 +184,13 @@ class _Display:
                 refresh=True,
             )
         elif job.state not in TERMINAL and self._shown != (job.state, job.reason):
-            err.print(": ".join([f"{job.model} {job.state}", *([job.reason] if job.reason else [])]), markup=False)
+            err.print(": ".join([f"{job.model} {job.state}", *([job.reason] if job.reason else [])]))
         self._shown = job.state, job.reason
 
 
 @contextmanager
 def _display() -> Iterator[_Display]:
-    texts = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[facts]"))
+    texts = (TextColumn(f"{{task.{field}}}") for field in ("description", "fields[facts]"))
     columns = SpinnerColumn(), next(texts), BarColumn(), next(texts)
     progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
     try:

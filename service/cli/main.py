@@ -1,4 +1,4 @@
-"""The `mlbus` command: the list of commands, and the exit codes and messages of errors.
+"""The `mlbus` command: its options, and the exit codes and messages of errors.
 
 Exit codes: 0 done, 1 failed, 2 not usable as typed or as set.
 """
@@ -12,75 +12,13 @@ import typer
 
 from models.loading import spinning
 
-from .lazy import LazyCommand, group_of
-
-_TUNE, _WORKER, _ASK, _LOOK = "Fine-tune", "Run", "Ask a worker", "Look around"
-
-_COMMANDS = (
-    LazyCommand(
-        "finetune",
-        "finetune:finetune",
-        "Train an embedding model on your own code and verify the outcome, as a job on a worker.",
-        _TUNE,
-    ),
-    LazyCommand(
-        "jobs",
-        "jobs:jobs_app",
-        "Trainings: those that wait, go on or are over. Alone: the list, which is the administrator's.",
-        _TUNE,
-    ),
-    LazyCommand("data", "data:data_app", "Training data for fine-tuning, made on this machine.", _TUNE),
-    LazyCommand(
-        "serve", "serve:serve", "Run a worker until Ctrl-C or SIGTERM, which finish what is in flight.", _WORKER
-    ),
-    LazyCommand(
-        "gateway",
-        "gateway:gateway",
-        "Answer over HTTP what workers answer over NATS, until Ctrl-C or SIGTERM, which finish what is in flight.",
-        _WORKER,
-    ),
-    LazyCommand("admin", "admin:admin_app", "Set up the NATS server and who may use it.", _WORKER),
-    LazyCommand("embed", "embed:embed", "Turn texts into vectors.", _ASK),
-    LazyCommand(
-        "similarity",
-        "similarity:similarity",
-        "Compare two texts, or rank candidates by their likeness to a query. The score is the cosine, -1 to 1.",
-        _ASK,
-    ),
-    LazyCommand(
-        "generate",
-        "generate:generate",
-        "Complete a text, answer a question or fill in a gap. Ctrl-C ends the work at the worker too.",
-        _ASK,
-    ),
-    LazyCommand(
-        "ping",
-        "discover:ping",
-        "Show the workers that answer, what they serve and how fast. Exit code 1 when there is none.",
-        _LOOK,
-    ),
-    LazyCommand(
-        "doctor",
-        "doctor:doctor",
-        "Check this machine, the NATS server and the workers, and say what to do. Exit code 1 when something fails.",
-        _LOOK,
-    ),
-    LazyCommand(
-        "schema",
-        "discover:schema",
-        "Print the JSON Schemas of the request and the reply on a subject, by subject.",
-        _LOOK,
-    ),
-    LazyCommand(
-        "models", "models:models_app", "The catalogue and the weights on this machine. Alone: the list.", _LOOK
-    ),
-)
+from .commands import Commands
 
 app = typer.Typer(
     name="mlbus",
     help="Machine learning as a NATS service. Start a worker with [bold]mlbus serve --embedded-nats[/bold], then ask "
     "it from any NATS client, or with the commands below.",
-    cls=group_of(*_COMMANDS),
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -96,8 +34,6 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        from .errors import explain
-
         explained = explain(error)
         if explained is None:
             raise
@@ -105,6 +41,26 @@ def main() -> None:
         typer.echo(f"mlbus: {line}", err=True)
         _forget_unwritten()
         sys.exit(code)
+
+
+def explain(error: BaseException) -> tuple[int, str] | None:
+    """Exit code and text of an expected error; None for a bug, which gets a traceback."""
+    from nats.errors import Error as NatsError
+
+    from models.errors import BadEntry, ModelError, UnknownModel
+    from subjects.errors import InvalidField, Malformed, MLError
+
+    from ..bus.errors import BadBusSettings, BusError
+    from ..settings import BadSettings
+
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    if isinstance(error, OSError) and error.errno is None:  # not from the system, but a time-out of our own
+        return None
+    unusable = (BadSettings, BadBusSettings, BadEntry, UnknownModel, InvalidField, Malformed)
+    if not isinstance(error, (*unusable, BusError, ModelError, MLError, NatsError, OSError)):
+        return None
+    return 2 if isinstance(error, unusable) else 1, str(error).removeprefix("nats: ")
 
 
 def _forget_unwritten() -> None:

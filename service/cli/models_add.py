@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import BaseModel
-from rich.markup import escape
 
 from models.catalogue import Kind, ModelSpec, load_catalogue
 from models.errors import BadEntry, ModelError
@@ -93,7 +92,7 @@ def _loaded(spec: ModelSpec, settings: Settings) -> Facts:
     """Fetch a model if need be, load it as a worker would, and free it. Raises ModelError."""
     with spinner() as progress:
         task = progress.add_task(f"{spec.id}: importing torch")
-        loader = ModelLoader(settings, lambda step: progress.update(task, description=escape(step)))
+        loader = ModelLoader(settings, lambda step: progress.update(task, description=step))
         options = loader.options(spec, LoadOverrides())
         graph = loader.graph(spec, options)
     try:
@@ -103,7 +102,7 @@ def _loaded(spec: ModelSpec, settings: Settings) -> Facts:
             loader.require_room(spec, options)
             model = loader.load(spec, options)
     except ModelError:
-        err.print("nothing was added; --no-check adds an entry unloaded", markup=False)
+        err.print("nothing was added; --no-check adds an entry unloaded")
         raise
     facts = facts_of(model)
     loader.drop(model)
@@ -175,10 +174,10 @@ def _tell(path: Path, spec: ModelSpec, loaded: Facts | None, *, as_json: bool) -
         dimensions = f"{loaded.dimensions} dimensions, " if loaded.dimensions else ""
         size = f"{loaded.memory_bytes / 1e9:.2f} GB"
         facts = f"{loaded.dtype} on {loaded.device}: {dimensions}{loaded.max_tokens} tokens, {size}"
-        out.print(f"loaded {spec.id} in {facts}", markup=False)
+        out.print(f"loaded {spec.id} in {facts}")
         for note in loaded.notes:
-            out.print(f"{spec.id} {note}", markup=False)
-    out.print(f"added [catalogue.{spec.id}] to {path}", markup=False)
+            out.print(f"{spec.id} {note}")
+    out.print(f"added [catalogue.{spec.id}] to {path}")
     if loaded is None and spec.repository is not None:
-        out.print(f"fetch it:  mlbus models pull {spec.id}", markup=False)
-    out.print(f"serve it:  mlbus serve --model {spec.id}", markup=False)
+        out.print(f"fetch it:  mlbus models pull {spec.id}")
+    out.print(f"serve it:  mlbus serve --model {spec.id}")

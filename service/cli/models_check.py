@@ -4,15 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-from rich.table import Table
-
 from models.catalogue import Dtype, ModelSpec, Quantization, load_catalogue
 
 from ..residency.loader import LoadOverrides, ModelLoader
-from ..settings import Settings, read_settings
+from ..settings import read_settings
 from .options import Config, Json, ModelId
-from .output import out, print_json, spinner
+from .output import out, print_json, spinner, table_of
 
 if TYPE_CHECKING:
     from models.checking.code_search import Setting
@@ -21,32 +18,24 @@ if TYPE_CHECKING:
     from models.generation.causal_lm import CausalLM
 
 
-def check(
-    model: ModelId,
-    config: Config = None,
-    as_json: Json = False,
-) -> None:
+def check(model: ModelId, config: Config = None, as_json: Json = False) -> None:
     """Show how well a model does: an embedding model finds code, under each mask and end token that it allows.
 
     Of a generation model the perplexity of a text and a greedy sample, in fp32, bf16, int8 and int4.
     """
-    check_model(read_settings(config), model, as_json=as_json)
-
-
-def check_model(settings: Settings, model: str, *, as_json: bool) -> None:
-    """Print the measurements. Raises UnknownModel, BadEntry, or ModelError if the model cannot be loaded."""
+    settings = read_settings(config)
     spec = load_catalogue(settings.catalogue).get(model)
     with spinner() as progress:
         task = progress.add_task(f"{spec.id}: importing torch")
-        loader = ModelLoader(settings, lambda step: progress.update(task, description=escape(step)))
+        loader = ModelLoader(settings, lambda step: progress.update(task, description=step))
         loader.prepare()
-        check = _check_embedding if spec.kind == "embedding" else _check_generation
-        facts, tables = check(spec, loader)
+        measure = _check_embedding if spec.kind == "embedding" else _check_generation
+        facts, parts = measure(spec, loader)
     if as_json:
         print_json({"model": spec.id, "kind": spec.kind, **facts})
         return
-    for part in tables:
-        out.print(part, markup=False)
+    for part in parts:
+        out.print(part)
 
 
 def _check_embedding(spec: ModelSpec, loader: ModelLoader) -> tuple[dict[str, Any], Sequence[Any]]:
@@ -63,7 +52,9 @@ def _check_embedding(spec: ModelSpec, loader: ModelLoader) -> tuple[dict[str, An
     rows = [_row(setting, best) for setting in found if setting.problem is None]
     problems = {_name(setting.causal, setting.append_eos): setting.problem for setting in found if setting.problem}
     facts = {"queries": len(code_search.items()), "settings": rows, "not_possible": problems}
-    parts = [f"{len(code_search.items())} queries, each for one of as many functions", _embedding_table(rows)]
+    headings = ("setting", "NDCG@10", "MRR@10", "first", "against the catalogue's, 95 %", "")
+    parts: list[Any] = [f"{len(code_search.items())} queries, each for one of as many functions"]
+    parts.append(table_of(headings, map(_setting_cells, rows), whole=headings))
     parts += [f"not possible: {name}, {problem}" for name, problem in problems.items()]
     return facts, [*parts, _verdict(spec, found[0], best)]
 
@@ -83,21 +74,16 @@ def _row(setting: "Setting", best: "Setting") -> dict[str, Any]:
     }
 
 
-def _embedding_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("setting", "NDCG@10", "MRR@10", "first", "against the catalogue's, 95 %", ""):
-        table.add_column(heading, no_wrap=True)
-    for row in rows:
-        gain = row["gain"]
-        table.add_row(
-            _name(row["causal"], row["append_eos"]),
-            f"{row['ndcg_at_10']:.3f}",
-            f"{row['mrr_at_10']:.3f}",
-            f"{row['first']:.0%}",
-            f"{gain['difference']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})" if gain else "-",
-            ", ".join(word for word, holds in (("in the catalogue", row["catalogue"]), ("best", row["best"])) if holds),
-        )
-    return table
+def _setting_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    gain = row["gain"]
+    return (
+        _name(row["causal"], row["append_eos"]),
+        f"{row['ndcg_at_10']:.3f}",
+        f"{row['mrr_at_10']:.3f}",
+        f"{row['first']:.0%}",
+        f"{gain['difference']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})" if gain else "-",
+        ", ".join(word for word, holds in (("in the catalogue", row["catalogue"]), ("best", row["best"])) if holds),
+    )
 
 
 def _verdict(spec: ModelSpec, own: "Setting", best: "Setting") -> str:
@@ -105,9 +91,11 @@ def _verdict(spec: ModelSpec, own: "Setting", best: "Setting") -> str:
         return f"{spec.id} ranks best as the catalogue has it"
     assert best.gain is not None
     sure = "" if best.gain.low > 0 else ", which may be chance"
-    lines = [f"[catalogue.{spec.id}]", f"causal = {str(best.causal).lower()}"]
-    lines.append(f"append_eos = {str(best.append_eos).lower()}")
-    return f"{_name(best.causal, best.append_eos)} ranks best{sure}; in the settings file:\n\n" + "\n".join(lines)
+    causal, append_eos = (str(flag).lower() for flag in (best.causal, best.append_eos))
+    return (
+        f"{_name(best.causal, best.append_eos)} ranks best{sure}; in the settings file:\n\n"
+        f"[catalogue.{spec.id}]\ncausal = {causal}\nappend_eos = {append_eos}"
+    )
 
 
 def _setting(spec: ModelSpec) -> str:
@@ -135,7 +123,9 @@ def _check_generation(spec: ModelSpec, loader: ModelLoader) -> tuple[dict[str, A
     found = precision.measure(load)
     own = spec.quantization or pick_dtype(chosen.dtype or spec.dtype, pick_device(chosen.device))
     rows = [_precision_row(one, own) for one in found]
-    return {"prompt": precision.PROMPT, "precisions": rows}, [_precision_table(rows)]
+    headings = ("precision", "weights", "perplexity", "greedy sample")
+    table = table_of(headings, map(_precision_cells, rows), whole=headings[:3])
+    return {"prompt": precision.PROMPT, "precisions": rows}, [table]
 
 
 def _precision_row(one: "PrecisionResult", own: str) -> dict[str, Any]:
@@ -151,15 +141,8 @@ def _precision_row(one: "PrecisionResult", own: str) -> dict[str, Any]:
     }
 
 
-def _precision_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("precision", "weights", "perplexity", "greedy sample"):
-        table.add_column(heading, no_wrap=heading != "greedy sample", overflow="fold")
-    for row in rows:
-        name = row["precision"] + (" (in the catalogue)" if row["catalogue"] else "")
-        if row["problem"]:
-            table.add_row(name, "-", "-", row["problem"])
-        else:
-            size, sample = f"{row['weight_bytes'] / 1e9:.2f} GB", row["sample"].rstrip()
-            table.add_row(name, size, f"{row['perplexity']:.3f}", sample)
-    return table
+def _precision_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    name = row["precision"] + (" (in the catalogue)" if row["catalogue"] else "")
+    if row["problem"]:
+        return name, "-", "-", row["problem"]
+    return name, f"{row['weight_bytes'] / 1e9:.2f} GB", f"{row['perplexity']:.3f}", row["sample"].rstrip()

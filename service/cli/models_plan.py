@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,22 +40,6 @@ _COLUMNS: "dict[str, tuple[Precision, ...]]" = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class PlanOptions:
-    """The budget and the models of a plan.
-
-    budget, working: sizes such as "16GB" or "15.5GiB"; see models.loading.plan.Reserve for working memory. models: ids,
-    the least recently used first; empty: the whole catalogue. reduce: embedding models that may go below their own
-    precision.
-    """
-
-    budget: str
-    models: Sequence[str] = ()
-    reduce: Collection[str] = ()
-    working: str | None = None
-    kv_tokens: int = KV_TOKENS
-
-
 def plan(
     model: Annotated[
         list[str] | None,
@@ -71,37 +55,28 @@ def plan(
     ] = None,
     kv_tokens: Annotated[
         int, typer.Option(min=0, max=10**9, metavar="N", help="Tokens in flight of each generation model.")
-    ] = 4096,
+    ] = KV_TOKENS,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Show which models fit into a budget of memory, at which precision, and what would be evicted."""
-    options = PlanOptions(budget, model or [], reduce or [], working, kv_tokens)
-    print_plan(read_settings(config), options, as_json=as_json)
-
-
-def print_plan(settings: Settings, options: PlanOptions, *, as_json: bool) -> None:
-    """Print the plan and the settings for it.
-
-    Raises BadSettings for an unusable size, BadParameter, BadEntry, UnknownModel.
-    """
-    budget_bytes = parse_size(options.budget, "budget")
-    working_bytes = WORKING_BYTES if options.working is None else parse_size(options.working, "working memory")
+    settings, reducible = read_settings(config), reduce or []
+    budget_bytes = parse_size(budget, "budget")
+    working_bytes = WORKING_BYTES if working is None else parse_size(working, "working memory")
     if working_bytes >= budget_bytes:
         kept = f"the {_gb(working_bytes)} that are kept free for work"
-        raise BadSettings(f"budget: {options.budget} is no more than {kept}; give more, or a smaller --working")
-    specs = _chosen(settings, options)
-    known, unknown = _candidates(specs, options.reduce)
-    planned = plan_of(known, budget_bytes, Reserve(working_bytes, options.kv_tokens))
+        raise BadSettings(f"budget: {budget} is no more than {kept}; give more, or a smaller --working")
+    known, unknown = _candidates(_chosen(settings, model or [], reducible), reducible)
+    planned = plan_of(known, budget_bytes, Reserve(working_bytes, kv_tokens))
     if as_json:
         print_json(_document(planned, unknown))
         return
     out.print(_table(planned))
-    out.print(_totals(planned), markup=False)
+    out.print(_totals(planned))
     if lines := settings_lines(planned):
-        out.print(f"\nIn the settings file:\n\n{lines}", markup=False)
+        out.print(f"\nIn the settings file:\n\n{lines}")
     for error in unknown:
-        err.print(f"left out: {error}", markup=False)
+        err.print(f"left out: {error}")
 
 
 def parse_size(text: str, what: str) -> int:
@@ -128,35 +103,30 @@ def settings_lines(planned: Plan) -> str:
     tables += [
         "\n".join([f"[catalogue.{placement.model}]", *lines])
         for placement in planned.fitting
-        if (lines := [*_precision_lines(placement), *_kv_lines(placement)])
+        if (lines := [*_lines(placement)])
     ]
     return "\n\n".join(tables)
 
 
-def _precision_lines(placement: Placement) -> Iterable[str]:
-    if not placement.reduced:
-        return
-    if placement.precision not in ("int8", "int4"):
-        yield f'dtype = "{placement.precision}"'
-        return
-    if placement.candidate.steps[0] == "fp32":
-        yield 'dtype = "bf16"'
-    yield f'quantization = "{placement.precision}"'
-    if not placement.candidate.generates:
-        yield "# Refused below cosine 0.999 to its fp32 vectors, unless `min_cosine` here says otherwise."
-
-
-def _kv_lines(placement: Placement) -> Iterable[str]:
+def _lines(placement: Placement) -> Iterator[str]:
+    """The settings of one model."""
+    quantized = placement.precision in ("int8", "int4")
+    if placement.reduced and (not quantized or placement.candidate.steps[0] == "fp32"):
+        yield f'dtype = "{"bf16" if quantized else placement.precision}"'
+    if placement.reduced and quantized:
+        yield f'quantization = "{placement.precision}"'
+        if not placement.candidate.generates:
+            yield "# Refused below cosine 0.999 to its fp32 vectors, unless `min_cosine` here says otherwise."
     if placement.kv_bytes:
         yield f"kv_gb = {placement.kv_bytes / 1e9:.3f}"
 
 
-def _chosen(settings: Settings, options: PlanOptions) -> list[ModelSpec]:
+def _chosen(settings: Settings, models: Sequence[str], reduce: Sequence[str]) -> list[ModelSpec]:
     """The named models, or else all with a source of weights."""
     catalogue = load_catalogue(settings.catalogue)
-    named = [catalogue.get(model) for model in dict.fromkeys(options.models)]
+    named = [catalogue.get(model) for model in dict.fromkeys(models)]
     specs = named or [spec for spec in catalogue if spec.has_source]
-    for spec in map(catalogue.get, options.reduce):
+    for spec in map(catalogue.get, reduce):
         if spec not in specs:
             raise typer.BadParameter(f"{spec.id} is none of the models to be planned", param_hint="--reduce")
         if spec.served_by == "onnx":

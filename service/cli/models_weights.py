@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from models.catalogue import GraphDtype, ModelSpec, load_catalogue
@@ -50,7 +49,7 @@ def pull(
         rows.append(row)
         _note(spec, row)
         if not as_json:
-            out.print(f"{spec.id}  {row['folder']}  licence: {licence_text(row)}", markup=False)
+            out.print(f"{spec.id}  {row['folder']}  licence: {licence_text(row)}")
     if as_json:
         print_json(rows)
 
@@ -86,21 +85,21 @@ def pull_model(spec: ModelSpec, dtype: GraphDtype | None, cache: Path) -> dict[s
 @contextmanager
 def _shown(spec: ModelSpec) -> Iterator[tuple[OnStep, OnBytes]]:
     """Callbacks for steps and bytes, which show a progress bar on a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     progress = Progress(*columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal)
     task = progress.add_task(spec.id, total=None)
     with progress:
         yield (
-            lambda step: progress.update(task, description=escape(f"{spec.id}: {step}")),
+            lambda step: progress.update(task, description=f"{spec.id}: {step}"),
             lambda done, total: progress.update(task, completed=done, total=total),
         )
 
 
 def _note(spec: ModelSpec, row: dict[str, Any]) -> None:
     if row["source"] != "hub":
-        err.print(f"{spec.id}: nothing to fetch, it is in a {row['source']}", markup=False)
+        err.print(f"{spec.id}: nothing to fetch, it is in a {row['source']}")
     if spec.commercial is False:
-        err.print(f"{spec.id}: its licence, {spec.licence}, forbids commercial use", markup=False)
+        err.print(f"{spec.id}: its licence, {spec.licence}, forbids commercial use")
 
 
 def source_of(spec: ModelSpec) -> str:
@@ -108,11 +107,6 @@ def source_of(spec: ModelSpec) -> str:
     if hub.from_hub(spec):
         return "hub"
     return "folder" if spec.folder is not None else "package"
-
-
-def size_bytes(folder: Path, names: Sequence[str]) -> int:
-    """The size of files in a folder."""
-    return sum((folder / name).stat().st_size for name in names)
 
 
 def origin_of(model: str, source: str) -> dict[str, str]:
@@ -168,7 +162,7 @@ def prune(
     """
     found = _survey(read_settings(config), model or [])
     for reason in found.unreadable:
-        err.print(f"left alone: {reason}", markup=False)
+        err.print(f"left alone: {reason}")
     if found.superfluous and not dry_run and not yes:
         _show(found, err)
         _confirm()
@@ -215,4 +209,4 @@ def _show(found: Survey, console: Console) -> None:
     for one in found.superfluous:
         parts = [f"revision {revision[:12]}" for revision in one.revisions]
         parts += [f"{len(one.unfinished)} unfinished downloads"] if one.unfinished else []
-        console.print(f"{one.repository}: {', '.join(parts)}, {one.size_bytes / 1e9:.2f} GB", markup=False)
+        console.print(f"{one.repository}: {', '.join(parts)}, {one.size_bytes / 1e9:.2f} GB")

@@ -144,3 +144,16 @@ def _help(field: FieldInfo) -> str:
     text = "; ".join(parts)
     upper = text if text.partition(" ")[0].endswith(":") else text[:1].upper() + text[1:]
     return upper and f"{upper}."
+
+
+def require_none_given(context: typer.Context) -> None:
+    """For a group that does something alone as well: raises BadParameter for options typed before a sub-command.
+
+    The sub-command has options of its own, and would not get these.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if source is not None and source.name == "COMMANDLINE":
+            option = parameter.opts[0]
+            command = f"{context.command_path} {context.invoked_subcommand} {option}"
+            raise typer.BadParameter(f"write it behind the command: {command}", param_hint=option)

@@ -87,7 +87,7 @@ def _shown_start(settings: Settings) -> Iterator[Start]:
 
     def ready(started: "Started") -> None:
         progress.stop()
-        err.print(ready_text(started, _found_url()), markup=False)
+        err.print(ready_text(started, _found_url()))
 
     with progress:
         yield Start(lambda step: progress.reset(task, description=step), ready)
@@ -117,7 +117,7 @@ class LogAbove(io.TextIOBase):
             return self._file.write(text)
         *lines, self._line = (self._line + text).split("\n")
         for line in lines:
-            self._progress.console.print(Text.from_ansi(line), soft_wrap=True)
+            self._progress.console.print(Text.from_ansi(line))
         return len(text)
 
     def flush(self) -> None:

@@ -44,6 +44,7 @@ class Embedder(ServedModel):
         await self.batcher.run()
 
     def _stop_tokenizers(self) -> None:
+        super()._stop_tokenizers()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def embed(self, text: str, params: EmbedParams) -> Embedded:

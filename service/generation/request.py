@@ -28,7 +28,7 @@ from models.generation.types import (
     Sampling,
     Usage,
 )
-from subjects.generate import MAX_SEED, GenerateBatchRequest, GenerateOptions, GenerateRequest
+from subjects.generate import MAX_SEED, ChatMessage, GenerateBatchRequest, GenerateOptions, GenerateRequest
 
 from .completion_stream import Requests
 from .generator import Generator
@@ -127,6 +127,11 @@ def read(request: GenerateRequest | GenerateBatchRequest, call: str, caller: str
     return GenerationCall(call, [_prompt(request)], request, seed, False, caller)
 
 
+def chat_of(messages: Sequence[ChatMessage], continue_final: bool) -> Chat:
+    """The messages of a request."""
+    return Chat(tuple(Message(message.role, message.content) for message in messages), continue_final)
+
+
 def number_of(request: str) -> int:
     """The number of a completion, from the id of its request."""
     return int(request.rpartition(".")[2])
@@ -134,8 +139,7 @@ def number_of(request: str) -> int:
 
 def _prompt(request: GenerateRequest) -> Prompt:
     if request.messages is not None:
-        messages = tuple(Message(message.role, message.content) for message in request.messages)
-        return Chat(messages, request.continue_final)
+        return chat_of(request.messages, request.continue_final)
     if request.prompt is not None:
         return Plain(request.prompt)
     return Fill(request.prefix or "", request.suffix or "")

@@ -21,6 +21,7 @@ from .generate import GenerateCalls
 from .inbox import PENDING_BYTES
 from .jobs import FinetuneCalls, JobsClient
 from .models import ModelsClient
+from .tokenize import TokenCalls
 from .transport import Transport, split
 
 _SCORE: routes.Route[SimilarityScore] = replace(routes.SIMILARITY, reply=SimilarityScore)
@@ -45,8 +46,8 @@ class EmbedCallOptions(CallOptions, total=False):
     encoding_format: EncodingFormat
 
 
-class MLClient(GenerateCalls, FinetuneCalls, ForwardCalls):
-    """Embeddings, similarity, completions and fine-tuning over a NATS connection.
+class MLClient(GenerateCalls, TokenCalls, FinetuneCalls, ForwardCalls):
+    """Embeddings, similarity, completions, tokens and fine-tuning over a NATS connection.
 
     timeout_s: for a whole call, retries included. retries: how often a retryable error (busy, restarting,
     out of memory, no worker) is tried again, with jitter and no sooner than the worker asks.

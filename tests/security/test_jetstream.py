@@ -1,6 +1,5 @@
 """JetStream answers wherever a request says, and asks for no permission: so no client may ask it anything."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from service.bus.causes import Denied
 from service.bus.client import BusClient
 from service.bus.connection import connected, settled
 from service.bus.settings import NatsSettings
-from service.cli import doctor_nats
+from service.cli import doctor
 from service.jobs import setup
 from service.settings import Settings
 from subjects import names
@@ -97,7 +96,7 @@ async def test_a_file_that_still_grants_it_is_told(tmp_path: Path, role: str, gr
     server = secured(tmp_path / "nats", conf=conf)
     try:
         url = url_of(role, server.start())
-        found = await asyncio.to_thread(lambda: list(doctor_nats.nats(Settings(nats_url=url, data_dir=tmp_path), 5)))
+        found = await doctor.check_nats(Settings(nats_url=url, data_dir=tmp_path), 5)
     finally:
         server.stop()
     told = [(each.found, each.advice) for each in found if (each.check, each.status) == ("nats-server.conf", "fail")]

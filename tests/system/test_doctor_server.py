@@ -1,6 +1,5 @@
 """What `mlbus doctor` finds out about the server itself, and about inboxes that nobody answers."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -10,14 +9,14 @@ from service.bus.announcement import announced
 from service.bus.credentials import FILE_NAME
 from service.bus.embedded import EmbeddedSettings, embedded_server
 from service.bus.settings import NatsSettings
-from service.cli import doctor_nats
+from service.cli import doctor
 from service.cli.doctor_machine import Finding
 from service.settings import Settings
 
 
 async def findings(server: NatsServer, folder: Path) -> dict[str, Finding]:
     settings = Settings(nats_url=server.url, data_dir=folder)
-    return {finding.check: finding for finding in await asyncio.to_thread(lambda: list(doctor_nats.nats(settings, 5)))}
+    return {finding.check: finding for finding in await doctor.check_nats(settings, 5)}
 
 
 async def test_the_system_account_is_asked(
@@ -45,21 +44,21 @@ async def test_the_password_of_an_embedded_server_goes_to_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: str, in_environment: str | None
 ) -> None:
     (tmp_path / FILE_NAME).write_text("MLBUS_SYSTEM_PASSWORD=ours\n")
-    monkeypatch.setattr(doctor_nats, "connected", lambda _: pytest.fail("it would have been sent"))
+    monkeypatch.setattr(doctor, "connected", lambda _: pytest.fail("it would have been sent"))
     if in_environment is not None:
         monkeypatch.setenv("MLBUS_SYSTEM_PASSWORD", in_environment)
     with announced(tmp_path, "nats://127.0.0.1:2"):
         asked = NatsSettings(url=f"nats://127.0.0.1:2,{elsewhere}")
-        assert await doctor_nats._server(asked, Settings(nats_url=asked.url, data_dir=tmp_path)) == []
+        assert await doctor._server(asked, Settings(nats_url=asked.url, data_dir=tmp_path)) == []
     asked = NatsSettings(url=elsewhere)
-    assert await doctor_nats._server(asked, Settings(nats_url=asked.url, data_dir=tmp_path)) == []
+    assert await doctor._server(asked, Settings(nats_url=asked.url, data_dir=tmp_path)) == []
 
 
 async def test_the_embedded_server_beside_us_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLBUS_SYSTEM_PASSWORD", raising=False)
     async with embedded_server(EmbeddedSettings(data_dir=tmp_path, port=0)) as server:
         settings = Settings(nats_url=server.url, data_dir=tmp_path)
-        (found,) = await doctor_nats._server(NatsSettings(url=server.url), settings)
+        (found,) = await doctor._server(NatsSettings(url=server.url), settings)
     assert found.status == "ok"
 
 

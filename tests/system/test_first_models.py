@@ -11,7 +11,7 @@ from workers import running_worker
 
 from models.errors import DeviceFailed, ModelUnavailable
 from service.app import worker
-from service.cli import doctor_nats
+from service.cli import doctor
 from service.residency import first_models
 from service.runtime.stop import Stop, StoppedEarly
 from service.settings import Settings
@@ -52,7 +52,7 @@ async def test_the_others_are_served_and_it_is_said_everywhere(nats_url, ml, loa
             assert listed.failure == str(DAMAGED)
             assert await asked(started.metrics_port, "readyz") == (503, f"{DAMAGED}\n")
             assert "\nmlbus_models_missing 1.0" in (await asked(started.metrics_port, "metrics"))[1]
-            found = await asyncio.to_thread(lambda: list(doctor_nats.nats(Settings(nats_url=nats_url), 10)))
+            found = await doctor.check_nats(Settings(nats_url=nats_url), 10)
     assert any(finding.found == f"it serves without smollm2: {DAMAGED}" for finding in found)
     assert {"event": "model.missing", "model": "smollm2", "reason": str(DAMAGED), "log_level": "warning"} in logs
 

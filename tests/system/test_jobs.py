@@ -14,7 +14,7 @@ from serve_jobs import Events, JobsWorker, answering, asked, jobs_worker, listen
 from models.errors import OverBudget
 from service.bus.client import BusClient
 from service.bus.jetstream import JetStream, NotStored
-from service.cli import doctor_nats
+from service.cli import doctor
 from service.errors import to_wire
 from service.jobs.retry import retry_while_down
 from service.jobs.store import JobStore
@@ -347,11 +347,11 @@ async def test_a_server_that_takes_no_writes_is_told_from_one_that_is_away(
         async with answering(client) as nc:
             answer = await asked(nc, names.FINETUNE, str(client.settings.finetune.roots[0]))
         assert "takes no writes: where its disk was full, free some and restart nats" in answer["error"]["message"]
-        found = await asyncio.to_thread(lambda: list(doctor_nats.nats(client.settings, 10)))
+        found = await doctor.check_nats(client.settings, 10)
         assert next(finding.status for finding in found if finding.check == "JetStream") == "fail"
         nats_server.restart()
         await retry_while_down(lambda: client.submit("small"))
-        found = await asyncio.to_thread(lambda: list(doctor_nats.nats(client.settings, 10)))
+        found = await doctor.check_nats(client.settings, 10)
         assert next(finding.status for finding in found if finding.check == "JetStream") == "ok"
 
 

@@ -1,6 +1,5 @@
 """`mlbus doctor` on a server that was set up for an older mlbus, as docs/security.md says under Upgrading."""
 
-import asyncio
 from pathlib import Path
 
 import nats
@@ -8,15 +7,15 @@ from nats_server import CONF, NatsServer, as_role
 from nats_server import secured_server as secured
 from workers import running_worker
 
-from service.cli import doctor_nats
-from service.cli.doctor_nats import SENT_SINCE
+from service.cli import doctor
+from service.cli.doctor import SENT_SINCE
 from service.jobs import setup
 from service.settings import Settings
 from subjects import names
 
 
 async def findings(url: str) -> dict[str, tuple[str, str, str]]:
-    found = await asyncio.to_thread(lambda: list(doctor_nats.nats(Settings(nats_url=url), 10)))
+    found = await doctor.check_nats(Settings(nats_url=url), 10)
     return {each.found: (each.check, each.status, each.advice) for each in found}
 
 

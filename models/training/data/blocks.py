@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from textwrap import dedent
 
 from .docstrings import comment_text
+from .file_kinds import is_test_file
 from .records import SourceFile, Symbol
-from .test_detection import is_test_file
 
 _MIN_LINES, _MAX_LINES, _MIN_LINES_BEFORE_COMMENT = 10, 60, 3
 """Lines of a block. It ends after the paragraph that reaches the minimum, which is lower before a commented one."""

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pathspec import GitIgnoreSpec
 
-from .exclude import is_vendored
+from .file_kinds import is_vendored
 
 _TIME_LIMIT_S = 60
 _SAFELY = ("-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}")
@@ -139,7 +139,6 @@ def walk_files(top: Path, skipped: Counter[str]) -> Iterator[str]:
 
 
 def _entries(top: Path, folder: str) -> list[os.DirEntry[str]] | None:
-    """The entries of a folder, by name; None if it cannot be read."""
     try:
         with os.scandir(top / folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)

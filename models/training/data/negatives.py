@@ -15,8 +15,8 @@ import bm25s
 import numpy as np
 import numpy.typing as npt
 
-from ...encoders.base import Encoder, finish
-from ..encoding import ANCHOR_PROMPTS, DOCUMENT_PROMPTS, options_named, pool_texts
+from ...encoders.base import Encoder
+from ..encoding import ANCHOR_PROMPTS, DOCUMENT_PROMPTS, unit_vectors
 from .near_duplicates import duplicate_groups
 from .pairs import PairSource, words
 
@@ -147,7 +147,7 @@ def _by_words(documents: Sequence[str], anchors: Sequence[str]) -> Iterator[Scor
 def _by_vectors(encoder: Encoder, documents: Sequence[str], anchors: Sequence[str]) -> Iterator[Scores]:
     """Cosine of the model's vectors before the training."""
     rows, queries = (
-        finish(pool_texts(encoder, [text[:EMBEDDED_CHARS] for text in texts], options_named(encoder, prompts)), True)
+        unit_vectors(encoder, [text[:EMBEDDED_CHARS] for text in texts], prompts)
         for texts, prompts in ((documents, DOCUMENT_PROMPTS), (anchors, ANCHOR_PROMPTS))
     )
     return (rows @ query for query in queries)

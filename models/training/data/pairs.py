@@ -68,7 +68,6 @@ def pair_sources(symbols: Sequence[Symbol]) -> list[PairSource]:
 
 
 def _reference(anchor: str, origin: Symbol, target: Symbol, kind: PairKind, *bodies: str) -> PairSource:
-    """A pair of a text in one symbol and the body of another."""
     pair = Pair(anchor, target.body, kind, target.language, target.file)
     return PairSource(pair, target.qualified, origin.file, origin.qualified, (target.body, *bodies))
 

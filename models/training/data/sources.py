@@ -14,7 +14,7 @@ from pathlib import Path
 from stat import S_ISREG
 
 from ..errors import PathRefused
-from .exclude import decode, is_generated_name, is_generated_text, is_vendored
+from .file_kinds import decode, is_generated_name, is_generated_text, is_vendored
 from .languages import language_of, may_be_code
 from .listing import Tracked, is_unchanged, tracked_files, walk_files
 from .records import SourceFile

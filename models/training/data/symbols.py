@@ -12,9 +12,9 @@ from tree_sitter import Node
 from .blocks import blocks_of
 from .definitions import Call, Definition, find_definitions
 from .docstrings import comment_text, literal_text
+from .file_kinds import is_test_file, is_test_symbol
 from .languages import GRAMMARS, Grammar
 from .records import SourceFile, Symbol
-from .test_detection import is_test_file, is_test_symbol
 from .trees import match_patterns
 
 Edit: TypeAlias = tuple[int, int, bytes]
@@ -59,7 +59,6 @@ class _ParsedFile:
         self._in_test_file = is_test_file(file.path)
 
     def symbol(self, definition: Definition) -> Symbol:
-        """The symbol of a definition."""
         docstring, begin, cuts = self._documentation(definition)
         stubs = [edit for part in definition.parts for edit in self._stubs(part)] if definition.kind == "class" else []
         sites = self._call_sites(definition)

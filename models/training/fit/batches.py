@@ -86,7 +86,6 @@ class Batches:
 
     @property
     def of_all_epochs(self) -> list[list[int]]:
-        """The batches of all epochs, in order."""
         return [members for epoch in self._epochs for members in epoch]
 
     def set_epoch(self, epoch: int) -> None:
@@ -148,6 +147,5 @@ def _place(index: int, example: Example, batch_size: int, unfilled: list[_Batch]
 
 
 def _largest(batches: list[list[int]], count: int) -> list[list[int]]:
-    """The `count` largest batches, in their order."""
     kept = sorted(sorted(range(len(batches)), key=lambda each: -len(batches[each]))[:count])
     return [batches[index] for index in kept]

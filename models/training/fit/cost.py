@@ -1,6 +1,5 @@
 """The memory and time of a training: estimated from the files of the weights, then measured on its first batches."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ import torch
 
 from ...catalogue import ModelSpec
 from ...errors import ModelUnavailable
+from ...loading.footprint import folder_config
 from ...sandbox.limits import peak_resident_bytes
 from ...weights import model_files
 from ..errors import CannotTrain
@@ -81,7 +81,10 @@ def training_bytes(entry: ModelSpec, base: Path, options: TrainingOptions) -> tu
 
 
 def _activation_bytes(entry: ModelSpec, base: Path, options: TrainingOptions, method: Method) -> int:
-    config = _config(entry, base)
+    try:
+        config = folder_config(base)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CannotTrain(entry.id, f"the configuration in {base} cannot be read; use a complete copy") from error
     hidden, layers, inner = (_size(config, *names) for names in _SIZES)
     tokens = min(options.max_tokens or MAX_TOKENS, entry.max_tokens or MAX_TOKENS)
     columns = 2 + max(options.hard_negatives, options.loss == "triplet")
@@ -90,16 +93,6 @@ def _activation_bytes(entry: ModelSpec, base: Path, options: TrainingOptions, me
     layer = (KEPT_WIDTHS * hidden + 3 * inner) * width
     kept = layer + layers * hidden * width if method.checkpointing else layers * layer
     return rows * tokens * kept
-
-
-def _config(entry: ModelSpec, base: Path) -> dict[str, Any]:
-    """The configuration of the first module, which is the transformer. Raises CannotTrain."""
-    try:
-        first = json.loads((base / "modules.json").read_bytes())[0]["path"]
-        config: dict[str, Any] = json.loads((base / first / "config.json").read_bytes())
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise CannotTrain(entry.id, f"the configuration in {base} cannot be read; use a complete copy") from error
-    return config
 
 
 def _size(config: dict[str, Any], *names: str) -> int:

@@ -35,7 +35,6 @@ class Epochs:
 
     @property
     def done(self) -> int:
-        """The number of epochs done."""
         return max(self._numbers(), default=0)
 
     @property

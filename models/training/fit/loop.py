@@ -103,7 +103,6 @@ class Trainer(SentenceTransformerTrainer):
         """Add none: a candidate has a record and a report instead."""
 
     def get_train_dataloader(self) -> Any:
-        """Our batches."""
         items: Any = self.data.items  # a list serves as a Dataset
         batches: Any = self.data.batches
         return self.accelerator.prepare(DataLoader(items, batch_sampler=batches, collate_fn=self.data.collate))
@@ -162,7 +161,6 @@ class TrainingMonitor(TrainerCallback):
             self._add_scores()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        """Start the clock."""
         self._meter.step_began = time.monotonic()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **parts: Any) -> None:

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ...catalogue import ModelSpec
 from ...encoders.base import Tokens, Vectors, finish
 from ...encoders.modules import text_tokenizer, text_transformer
+from ...encoders.sentence_encoder import named_prompts
 from ...encoders.tokenise import TextTokenizer
 from ..data.held_out import HeldOut
 from ..encoding import ANCHOR_PROMPTS, DOCUMENT_PROMPTS
@@ -38,7 +39,7 @@ class TrainingTexts:
         transformer = text_transformer(spec, model)
         limits = (max_tokens or MAX_TOKENS, model.max_seq_length, spec.max_tokens)
         limit = min(limit for limit in limits if limit)
-        prompts = {name: text or "" for name, text in model.prompts.items()} | spec.prompts
+        prompts = named_prompts(spec, model)
         default = prompts.get(spec.default_prompt or model.default_prompt_name or "", "")
         anchor, document = (
             next((prompts[name] for name in names if prompts.get(name)), default)

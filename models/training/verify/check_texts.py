@@ -44,7 +44,6 @@ _ITEMS = TypeAdapter(tuple[ProbeItem, ...])
 
 @cache
 def probe_items() -> tuple[ProbeItem, ...]:
-    """The items of the probe, in a fixed order."""
     return _ITEMS.validate_json(resources.files(__package__).joinpath("english.json").read_bytes())
 
 

@@ -28,12 +28,10 @@ class Ranking:
 
     @property
     def mean_ndcg(self) -> float:
-        """NDCG@10."""
         return float(self.ndcg.mean())
 
     @property
     def mean_reciprocal_rank(self) -> float:
-        """MRR@10."""
         return float(self.reciprocal_rank.mean())
 
 

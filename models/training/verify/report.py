@@ -1,6 +1,7 @@
 """The report on a candidate: measurements, verdict and reasons, as JSON and as an HTML page without scripts."""
 
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -21,10 +22,9 @@ JSON_FILE, HTML_FILE = "report.json", "report.html"
 TrainerEvent: TypeAlias = Annotated[Trained | Evaluated, Field(discriminator="event")]
 
 
-class Comparison(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Comparison:
     """A metric of the live version and the candidate; low, high: 95 % interval of the difference."""
-
-    model_config = ConfigDict(frozen=True)
 
     before: float
     after: float
@@ -34,10 +34,9 @@ class Comparison(BaseModel):
     p_worse: float
 
 
-class Example(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Example:
     """A held-out query and the rank of its relevant document, from 1. query: its first line; file: of the document."""
-
-    model_config = ConfigDict(frozen=True)
 
     query: str
     file: str
@@ -105,14 +104,19 @@ def write_report(folder: Path, report: Report) -> None:
 
 def page(report: Report) -> str:
     """The whole page, as HTML. A section without numbers is left out."""
-    evaluations = (event for event in report.history if isinstance(event, Evaluated))
+    losses = [(event.step, event.loss) for event in report.history if isinstance(event, Trained)]
+    evaluations = [
+        (f"epoch {event.epoch:g}", ", ".join(f"{name} {value:.3f}" for name, value in event.metrics.items()))
+        for event in report.history
+        if isinstance(event, Evaluated)
+    ]
     settings = report.options.model_dump() | report.limits.model_dump()
     return _template().render(
         report=report,
         retrieval_chart=Markup(_retrieval_chart(report)),
         drift_chart=Markup(_drift_chart(report)),
-        loss_chart=Markup(_loss_chart(report)),
-        evaluations=[(f"epoch {event.epoch:g}", _metrics(event.metrics)) for event in evaluations],
+        loss_chart=Markup(line_chart(losses, "Loss of the training", "step") if losses else ""),
+        evaluations=evaluations,
         settings=[(name.replace("_", " "), str(value)) for name, value in settings.items() if value is not None],
     )
 
@@ -153,15 +157,6 @@ def _drift_chart(report: Report) -> str:
         return ""
     marks = (("median", drift.cosine_p50), ("5th percentile", drift.cosine_p5))
     return histogram(drift.edges, drift.counts, "Cosine of the old and the new vector of a text", marks)
-
-
-def _loss_chart(report: Report) -> str:
-    points = [(event.step, event.loss) for event in report.history if isinstance(event, Trained)]
-    return line_chart(points, "Loss of the training", "step") if points else ""
-
-
-def _metrics(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
 
 
 def _counts(counts: dict[str, int]) -> str:

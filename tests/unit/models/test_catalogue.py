@@ -13,7 +13,7 @@ SHIPPED = ["qodo", "jina_v3", "minilm", "codellama_7b", "starcoder_1b", "tiny_co
 def test_the_entries_in_order() -> None:
     catalogue = load_catalogue()
     assert [spec.id for spec in catalogue] == SHIPPED
-    assert len(catalogue) == 7
+    assert len(catalogue.specs) == 7
 
 
 def test_every_entry_states_its_licence() -> None:
@@ -80,7 +80,7 @@ def test_own_entries_add_to_the_shipped_ones_or_replace_them() -> None:
             "minilm": {"kind": "embedding", "repository": "me/minilm", "revision": "v2"},
         }
     )
-    assert len(catalogue) == 8
+    assert len(catalogue.specs) == 8
     assert catalogue.default("embedding").id == "mine"
     assert catalogue.get("minilm").repository == "me/minilm"
     assert catalogue.get("minilm").sha256 == {}

@@ -1,8 +1,6 @@
 """`mlbus models check`: code search with each mask and end token, perplexity in each precision."""
 
-import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,9 @@ from bench.random_models import write_qodo
 from models.catalogue import ModelSpec, load_catalogue
 from models.checking import code_search, precision
 from models.encoders.base import Encoder
-from models.errors import ModelUnavailable, UnknownModel
+from models.errors import ModelUnavailable
 from models.loading.loader import LoadOptions, load, load_generator
 from models.weights.hub import locate
-from service.cli.models_check import check_model
-from service.settings import Settings
 
 MINILM, TINY_CODER = (load_catalogue().get(model) for model in ("minilm", "tiny_coder"))
 
@@ -106,51 +102,3 @@ def test_a_model_that_loads_in_no_precision_cannot_be_checked() -> None:
 
     with pytest.raises(ModelUnavailable, match="not in fp32"):
         precision.measure(load_as)
-
-
-@pytest.mark.slow
-def test_the_command_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = Settings(device="cpu", dtype="fp32", data_dir=tmp_path)
-    check_model(settings, "tiny_coder", as_json=False)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["precision", "weights", "perplexity", "greedy", "sample"]
-    names = [line.partition("  ")[0] for line in lines if line.startswith(("fp", "bf", "int"))]
-    assert names == ["fp32 (in the catalogue)", "bf16", "int8", "int4"]
-    check_model(settings, "minilm", as_json=True)
-    found = json.loads(capsys.readouterr().out)
-    (row,) = found["settings"]
-    assert (found["queries"], row["causal"], row["catalogue"], row["best"]) == (36, False, True, True)
-    assert row["ndcg_at_10"] > 0.7
-
-
-def test_a_better_setting_is_printed_as_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_qodo(tmp_path / "model")
-    for causal in (False, True):
-        entry = {"kind": "embedding", "folder": str(tmp_path / "model"), "causal": causal}
-        settings = Settings(device="cpu", dtype="fp32", data_dir=tmp_path, catalogue={"mine": entry})
-        check_model(settings, "mine", as_json=False)
-        printed = capsys.readouterr().out
-        assert ("mine ranks best as the catalogue has it" in printed) != ("[catalogue.mine]\ncausal = " in printed)
-        assert len(re.findall(r"^(both ways|causal).*0\.\d{3} ", printed, re.M)) == 4
-
-
-def test_a_missing_model_is_an_error_with_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    for model, error in ("qodo", ModelUnavailable), ("codellama_7b", ModelUnavailable), ("nobody", UnknownModel):
-        with pytest.raises(error, match=f"mlbus models pull {model}|unknown model"):
-            check_model(Settings(device="cpu", data_dir=tmp_path), model, as_json=False)
-
-
-def test_code_in_a_sample_is_printed_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = [
-        precision.PrecisionResult("fp32", "fp32", 1000, 2.0, "text[i]"),
-        precision.PrecisionResult("int8", problem="not [so]"),
-    ]
-    monkeypatch.setattr(precision, "measure", lambda load: found)
-    check_model(Settings(device="cpu", dtype="fp32", data_dir=tmp_path), "tiny_coder", as_json=False)
-    printed = capsys.readouterr().out
-    assert "text[i]" in printed
-    assert "not [so]" in printed
-    assert "\\" not in printed

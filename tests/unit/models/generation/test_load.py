@@ -140,7 +140,7 @@ def test_a_folder_without_a_generation_config_is_served(own: Path) -> None:
         ("[]", "cannot be used"),
         ('{"do_sample": true, "temperature": "hot"}', "cannot be used, temperature: "),
         ('{"do_sample": true, "top_p": 0}', "cannot be used, top_p: "),
-        ('{"eos_token_id": "</s>"}', "cannot be used, eos_token_id: "),
+        ('{"eos_token_id": "</s>"}', "cannot be used, eos_token_id"),
     ],
 )
 def test_a_damaged_generation_config_is_refused(own: Path, text: str, message: str) -> None:

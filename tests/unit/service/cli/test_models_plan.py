@@ -11,15 +11,17 @@ from bench.random_generators import write_codellama, write_starcoder
 from models.catalogue import load_catalogue
 from models.loading.footprint import Footprint
 from models.loading.plan import STEPS, Candidate, Reserve, plan
-from service.cli.models_plan import PlanOptions, parse_size, print_plan, settings_lines
+from service.cli.models_plan import parse_size, settings_lines
+from service.cli.models_plan import plan as print_plan
 from service.residency.loader import LoadOverrides, ModelLoader
 from service.settings import BadSettings, Settings
+from service.settings.toml import as_toml
 
 GB = 10**9
 
 
 def test_the_whole_catalogue_fits_one_16_gb_card(capsys: pytest.CaptureFixture[str]) -> None:
-    print_plan(Settings(), PlanOptions("16GB"), as_json=True)
+    print_plan(budget="16GB", as_json=True)
     document = json.loads(capsys.readouterr().out)
     models = {placed["model"]: placed for placed in document["models"]}
     assert {placed["result"] for placed in models.values()} == {"fits"}
@@ -30,8 +32,8 @@ def test_the_whole_catalogue_fits_one_16_gb_card(capsys: pytest.CaptureFixture[s
 
 
 def test_an_embedding_model_is_reduced_only_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    for reduce, result in (((), "too large"), (("qodo",), "fits")):
-        print_plan(Settings(), PlanOptions("4GB", ("qodo",), reduce), as_json=True)
+    for reduce, result in (([], "too large"), (["qodo"], "fits")):
+        print_plan(["qodo"], "4GB", reduce, as_json=True)
         assert json.loads(capsys.readouterr().out)["models"][0]["result"] == result
 
 
@@ -41,26 +43,27 @@ def test_an_embedding_model_is_reduced_only_by_name(capsys: pytest.CaptureFixtur
 )
 def test_what_cannot_be_reduced_is_refused(model: str, told: str) -> None:
     with pytest.raises(typer.BadParameter, match=told):
-        print_plan(Settings(), PlanOptions("4GB", ("qodo", "jina_v3"), (model,)), as_json=True)
+        print_plan(["qodo", "jina_v3"], "4GB", [model], as_json=True)
 
 
 @pytest.mark.parametrize(("budget", "working"), [("1GB", None), ("2GB", "2GB")])
 def test_a_budget_must_leave_room_beside_what_is_kept_free(budget: str, working: str | None) -> None:
     with pytest.raises(BadSettings, match="kept free for work"):
-        print_plan(Settings(), PlanOptions(budget, working=working), as_json=True)
+        print_plan(budget=budget, working=working, as_json=True)
 
 
 def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
-    print_plan(Settings(), PlanOptions("16GB"), as_json=False)
+    print_plan(budget="16GB")
     out, err = capsys.readouterr()
     assert "int4 (reduced)" in out
     assert "of 16.00 GB" in out
     assert err == ""
 
 
-def test_a_model_of_unknown_size_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    settings = Settings(catalogue={"mine": {"kind": "generation", "folder": "/nowhere"}})
-    print_plan(settings, PlanOptions("16GB", ("minilm", "mine")), as_json=False)
+def test_a_model_of_unknown_size_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "mlbus.toml"
+    config.write_text('[catalogue.mine]\nkind = "generation"\nfolder = "/nowhere"\n')
+    print_plan(["minilm", "mine"], "16GB", config=config)
     assert "left out: the size of model 'mine' is not known: there is no folder /nowhere" in capsys.readouterr().err
 
 
@@ -84,7 +87,9 @@ def test_the_loader_expects_what_the_plan_counts(tmp_path: Path, capsys: pytest.
         name: {"kind": "generation", "folder": str(folder), "dtype": "bf16"}
         for name, folder in {"large": large, "small": small}.items()
     }
-    print_plan(Settings(catalogue=mine), PlanOptions("60MB", tuple(mine), working="1MB"), as_json=True)
+    config = tmp_path / "mlbus.toml"
+    config.write_text(as_toml(Settings(catalogue=mine)))
+    print_plan([*mine], "60MB", working="1MB", config=config, as_json=True)
     document = json.loads(capsys.readouterr().out)
     assert {placed["result"] for placed in document["models"]} == {"fits"}
     printed = tomllib.loads(document["settings"])

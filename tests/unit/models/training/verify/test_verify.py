@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -324,9 +324,9 @@ def test_a_gain_that_may_be_chance_is_rejected(change: Callable[[Vectors], Vecto
 def test_a_gain_that_is_certain_is_accepted() -> None:
     gain = Comparison(before=0.5, after=0.6, difference=0.1, low=0.001, high=0.2, p_worse=0.02)
     assert list(check_gain(gain, 30, VerifyLimits())) == []
-    (reason,) = check_gain(gain.model_copy(update={"low": 0.0}), 30, VerifyLimits())
+    (reason,) = check_gain(replace(gain, low=0.0), 30, VerifyLimits())
     assert reason.startswith("no gain: NDCG@10 +0.100, 95 % interval +0.000 to +0.200, 30 queries")
-    assert list(check_gain(gain.model_copy(update={"low": float("nan")}), 30, VerifyLimits()))
+    assert list(check_gain(replace(gain, low=float("nan")), 30, VerifyLimits()))
 
 
 def test_slower_than_allowed_is_rejected() -> None:

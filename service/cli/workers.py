@@ -1,4 +1,4 @@
-"""`mlbus models load`, `unload`, `reload`, `promote` and `recommended`: requests to workers."""
+"""`mlbus ping`, `mlbus schema`, and the commands of `mlbus models` that ask workers or change what they serve."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -6,10 +6,9 @@ from typing import Annotated, Any
 
 import typer
 from nats.aio.client import Client
-from rich.table import Table
 
 from subjects.client import MLClient
-from subjects.client.discovery import ask_workers
+from subjects.client.discovery import Answer, ask_workers
 from subjects.client.models import ModelsClient
 from subjects.errors import MLError, NotFound, Unavailable
 from subjects.models import LoadedModel, ModelsChangeReply, ModelsLoadRequest, ModelsUnloadRequest
@@ -17,12 +16,54 @@ from subjects.names import Use
 
 from .ask import NO_WORKER, STALL_S, Connection, ask, ask_worker
 from .options import Json, ModelId, NatsUrl, Timeout, options_of
-from .output import err, out, print_json
+from .output import err, out, print_json, table_of
 
 Change = Callable[[ModelsClient, str], Awaitable[ModelsChangeReply]]
 WorkerId = Annotated[
     str | None, typer.Option("--worker", metavar="ID", help="A worker of `mlbus ping`.", show_default="every worker")
 ]
+
+
+def ping(as_json: Json = False, nats_url: NatsUrl = None, timeout: Timeout = 30.0) -> None:
+    """Show the workers that answer, what they serve and how fast. Exit code 1 when there is none."""
+    connection = Connection(nats_url, timeout)
+    answers = ask(connection, lambda nc: ask_workers(nc, "PING", connection.timeout_s, STALL_S))
+    if not answers:
+        raise Unavailable(NO_WORKER)
+    workers = [_worker(answer) for answer in answers]
+    if as_json:
+        print_json(workers)
+        return
+    rows = [(one["id"], one["version"], ", ".join(one["models"]), f"{one['ms']:.1f}") for one in workers]
+    out.print(table_of(("worker", "version", "models", "ms"), rows))
+
+
+def _worker(answer: Answer) -> dict[str, Any]:
+    return {
+        "id": answer.body.get("id", ""),
+        "version": answer.body.get("version", ""),
+        "models": loaded_models(answer),
+        "default_model": (answer.body.get("metadata") or {}).get("default_model"),
+        "ms": round(answer.ms, 3),
+    }
+
+
+def loaded_models(answer: Answer) -> list[str]:
+    """Ids of the models that the worker has loaded."""
+    named = (answer.body.get("metadata") or {}).get("models", "")
+    return [model for model in named.split(",") if model]
+
+
+def schema(
+    subject: Annotated[
+        str | None, typer.Argument(metavar="SUBJECT", help="Such as ml.embed; absent: all.", show_default=False)
+    ] = None,
+    nats_url: NatsUrl = None,
+    timeout: Timeout = 30.0,
+) -> None:
+    """Print the JSON Schemas of the request and the reply on a subject, by subject."""
+    reply = ask_worker(Connection(nats_url, timeout), lambda ml: ml.schema(subject))
+    print_json(reply.model_dump()["schemas"])
 
 
 @options_of(ModelsLoadRequest, "Options", "dtype quantization pin")
@@ -35,11 +76,9 @@ def load(
     **options: Any,
 ) -> None:
     """Have workers load a model, downloaded first where it is not on their machine."""
+    connection = Connection(nats_url, timeout)
     _change_workers(
-        lambda models, name: models.load(model, worker=name, **options),
-        worker,
-        Connection(nats_url, timeout),
-        as_json=as_json,
+        lambda models, worker: models.load(model, worker=worker, **options), worker, connection, as_json=as_json
     )
 
 
@@ -53,11 +92,9 @@ def unload(
     **options: Any,
 ) -> None:
     """Have workers take a model out of memory."""
+    connection = Connection(nats_url, timeout)
     _change_workers(
-        lambda models, name: models.unload(model, worker=name, **options),
-        worker,
-        Connection(nats_url, timeout),
-        as_json=as_json,
+        lambda models, worker: models.unload(model, worker=worker, **options), worker, connection, as_json=as_json
     )
 
 
@@ -76,14 +113,12 @@ def reload(
 
     A version that is named is then the live one in the whole fleet; with --worker it is served there alone.
     """
+    connection = Connection(nats_url, timeout)
     if worker is None:
-        _reload_everywhere(model, version, Connection(nats_url, timeout), as_json=as_json)
+        _reload_everywhere(model, version, connection, as_json=as_json)
         return
     _change_workers(
-        lambda models, name: models.reload(model, version=version, worker=name),
-        worker,
-        Connection(nats_url, timeout),
-        as_json=as_json,
+        lambda models, worker: models.reload(model, version=version, worker=worker), worker, connection, as_json=as_json
     )
 
 
@@ -105,11 +140,11 @@ def promote(
     if as_json:
         print_json(reply.model_dump(exclude_none=True))
     elif reply.live:
-        out.print(f"{reply.model} {reply.version} serves now", markup=False)
+        out.print(f"{reply.model} {reply.version} serves now")
     else:
-        out.print(f"what comes of job {reply.job} will serve once it has passed", markup=False)
+        out.print(f"what comes of job {reply.job} will serve once it has passed")
     for note in reply.notes:
-        err.print(note, markup=False)
+        err.print(note)
 
 
 def recommended(
@@ -126,10 +161,8 @@ def recommended(
     if as_json:
         print_json(reply.model_dump())
         return
-    table = Table("for", "recommended", "here", "use now", box=None, pad_edge=False)
-    for one in reply.recommended:
-        table.add_row(one.use, one.recommended, "yes" if one.present else "no", one.model or "-")
-    out.print(table)
+    rows = [(one.use, one.recommended, "yes" if one.present else "no", one.model or "-") for one in reply.recommended]
+    out.print(table_of(("for", "recommended", "here", "use now"), rows))
 
 
 def _change_workers(change: Change, worker: str | None, connection: Connection, *, as_json: bool) -> None:
@@ -138,7 +171,13 @@ def _change_workers(change: Change, worker: str | None, connection: Connection, 
     change: the request to one worker, by its id. Raises the first error once all workers have answered. A worker that
     lacks the model that another one has unloaded is not an error.
     """
-    _print_outcome(*ask(connection, lambda nc: _change(nc, change, worker, connection.timeout_s)), as_json=as_json)
+
+    async def changed(nc: Client) -> list[ModelsChangeReply | MLError]:
+        workers = [worker] if worker else await _workers(nc, connection.timeout_s)
+        models = MLClient(nc, timeout_s=connection.timeout_s, retries=0).models
+        return await asyncio.gather(*(_asked(change, models, name) for name in workers))
+
+    _print_outcome(ask(connection, changed), as_json=as_json)
 
 
 def _reload_everywhere(model: str, version: str | None, connection: Connection, *, as_json: bool) -> None:
@@ -147,34 +186,28 @@ def _reload_everywhere(model: str, version: str | None, connection: Connection, 
     Raises the first error of a worker.
     """
 
-    async def reloaded(nc: Client) -> tuple[list[ModelsChangeReply], list[MLError]]:
+    async def reloaded(nc: Client) -> Sequence[ModelsChangeReply | MLError]:
         workers = await _workers(nc, connection.timeout_s)
         models = MLClient(nc, timeout_s=connection.timeout_s, retries=0).models
-        return _parted(await models.reload_all(model, len(workers), version=version))
+        return await models.reload_all(model, len(workers), version=version)
 
-    _print_outcome(*ask(connection, reloaded), as_json=as_json)
+    _print_outcome(ask(connection, reloaded), as_json=as_json)
 
 
-def _print_outcome(replies: Sequence[ModelsChangeReply], errors: Sequence[MLError], *, as_json: bool) -> None:
+def _print_outcome(results: Sequence[ModelsChangeReply | MLError], *, as_json: bool) -> None:
+    replies = [result for result in results if isinstance(result, ModelsChangeReply)]
     if as_json:
         print_json([reply.model_dump(exclude_none=True) for reply in replies])
     elif replies:
         _show(replies)
+    errors = [result for result in results if isinstance(result, MLError)]
     unloaded = any(reply.unloaded for reply in replies)
     failures = [error for error in errors if not (unloaded and isinstance(error, NotFound))]
     for error in errors:
         if error not in failures[:1]:
-            err.print(str(error), markup=False)
+            err.print(str(error))
     if failures:
         raise failures[0]
-
-
-async def _change(
-    nc: Client, change: Change, worker: str | None, timeout_s: float
-) -> tuple[list[ModelsChangeReply], list[MLError]]:
-    workers = [worker] if worker else await _workers(nc, timeout_s)
-    models = MLClient(nc, timeout_s=timeout_s, retries=0).models
-    return _parted(await asyncio.gather(*(_asked(change, models, name) for name in workers)))
 
 
 async def _workers(nc: Client, timeout_s: float) -> list[str]:
@@ -183,11 +216,6 @@ async def _workers(nc: Client, timeout_s: float) -> list[str]:
     if not workers:
         raise Unavailable(NO_WORKER)
     return workers
-
-
-def _parted(results: Sequence[ModelsChangeReply | MLError]) -> tuple[list[ModelsChangeReply], list[MLError]]:
-    replies = [result for result in results if isinstance(result, ModelsChangeReply)]
-    return replies, [result for result in results if isinstance(result, MLError)]
 
 
 async def _asked(change: Change, models: ModelsClient, worker: str) -> ModelsChangeReply | MLError:
@@ -199,16 +227,15 @@ async def _asked(change: Change, models: ModelsClient, worker: str) -> ModelsCha
 
 
 def _show(replies: Sequence[ModelsChangeReply]) -> None:
-    table = Table("worker", "model", "", "version", "device", "memory", "pinned", box=None, pad_edge=False)
-    for reply in replies:
-        if reply.loaded:
-            table.add_row(reply.worker, reply.model, "loaded", *_facts(reply.loaded))
-        elif reply.unloaded:
-            table.add_row(reply.worker, reply.model, "unloaded", *_facts(reply.unloaded))
-    out.print(table)
+    rows = [
+        (reply.worker, reply.model, "loaded" if reply.loaded else "unloaded", *_facts(model))
+        for reply in replies
+        if (model := reply.loaded or reply.unloaded)
+    ]
+    out.print(table_of(("worker", "model", "", "version", "device", "memory", "pinned"), rows))
     for reply in replies:
         for note in reply.loaded.notes if reply.loaded else ():
-            err.print(f"{reply.worker}: {reply.model} {note}", markup=False)
+            err.print(f"{reply.worker}: {reply.model} {note}")
 
 
 def _facts(loaded: LoadedModel) -> tuple[str, ...]:

@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.models_info import print_info
-from service.settings import Settings
+from service.cli.models import info
 
 
 def test_info_of_a_generation_model_has_nothing_on_vectors(capsys: pytest.CaptureFixture[str]) -> None:
     for model, told in (("tiny_coder", False), ("minilm", True)):
-        print_info(Settings(), model, as_json=True)
+        info(model, as_json=True)
         facts = json.loads(capsys.readouterr().out)
         assert [name in facts for name in ("normalize", "min_cosine")] == [told, told]
-    print_info(Settings(), "tiny_coder", as_json=False)
+    info("tiny_coder")
     told = capsys.readouterr().out
     assert "min_cosine" not in told
     assert re.search("^served +yes$", told, re.MULTILINE)
@@ -23,7 +22,7 @@ def test_info_of_a_generation_model_has_nothing_on_vectors(capsys: pytest.Captur
 
 def test_info_of_a_folder_without_an_entry(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt_oss"}')
-    print_info(Settings(), str(tmp_path), as_json=True)
+    info(str(tmp_path), as_json=True)
     facts = json.loads(capsys.readouterr().out)
     assert (facts["kind"], facts["source"], facts["support"]["served"]) == ("generation", "folder", False)
     assert "s_aux" in facts["support"]["reason"]
