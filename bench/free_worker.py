@@ -8,9 +8,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
-from models.encoders.base import Encoder, TextOptions, Tokens, Vectors
+from models.encoders.base import Encoder, Text, TextOptions, Tokens, Vectors
 from models.errors import TextTooLong
+from models.tokenized_text import TokenizedText, Vocabulary
 from service.app import serve
 from service.settings import read_settings
 
@@ -35,9 +38,18 @@ class FreeEncoder(Encoder):
     matryoshka: Sequence[int] = ()
     notes = ()
 
-    def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
+    def tokenize(self, texts: Sequence[Text], options: TextOptions) -> list[Tokens | TextTooLong]:
         """The same few ids for any text."""
         return [_TOKENS for _ in texts]
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """A word for each of them."""
+        return Vocabulary(Tokenizer(WordLevel({str(token): token for token in _TOKENS.ids}, unk_token="0")))
+
+    def tokenized(self, text: str, options: TextOptions, special: bool = True, offsets: bool = True) -> TokenizedText:
+        """The same few ids."""
+        return TokenizedText(_TOKENS.ids)
 
     def encode(self, batch: Sequence[Tokens], between_layers: Callable[[], None] | None = None) -> Vectors:
         """Ones (B, 384) float32."""

@@ -29,6 +29,7 @@ from .handlers.embed import EmbedHandlers
 from .handlers.generate import GenerateHandlers
 from .handlers.models import ModelHandlers
 from .handlers.schema import SchemaHandlers
+from .handlers.tokenize import TokenizeHandlers
 from .jobs.finetuning import Finetuning, set_up
 from .residency import gauges
 from .residency.first_models import first_models, load_first, retry_missing
@@ -217,6 +218,7 @@ def _endpoint(
         **GenerateHandlers(manager, telemetry.generation).handlers(),
         **ModelHandlers(manager, worker_id, settings.checkpoints_dir, finetuning.promotion).handlers(),
         **finetuning.handlers(),
+        **TokenizeHandlers(manager).handlers(),
         **SchemaHandlers().handlers(),
     }
     in_flight = InFlight(Limits(limits.requests, limits.request_bytes, limits.default_timeout_s, limits.watches))

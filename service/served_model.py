@@ -4,14 +4,20 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeGuard, cast
+from typing import TypeAlias, TypeGuard, TypeVar, TypeVarTuple, Unpack, cast
 
 from models.catalogue import Kind, Quantization
 from models.encoders.base import Encoder
 from models.generation.types import EngineFacts, GenerationEngine
 
+from .generation.shortest_job_first import ShortestJobFirst
 from .runtime.device_thread import DeviceThread
 
+ArgTs = TypeVarTuple("ArgTs")
+ResultT = TypeVar("ResultT")
+TOKENIZER_THREADS = 2
+CHAR_S = 10e-6
+"""How much longer a text may wait for the tokenizer for each of its characters: ten times what that takes."""
 Model: TypeAlias = Encoder | GenerationEngine
 
 
@@ -43,15 +49,22 @@ class ServedModel(ABC):
         self.facts = facts_of(model)
         self._device = device
         self._close_model = model.close
+        self._tokenizers = ShortestJobFirst(TOKENIZER_THREADS, CHAR_S, f"tokenizer.{self.facts.model}")
         self._task: asyncio.Task[None] | None = None
 
     @abstractmethod
     async def _serve(self) -> None:
         """Serve until cancelled, then tell those who wait."""
 
-    @abstractmethod
+    async def on_tokenizer(
+        self, size: int, function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs
+    ) -> ResultT:
+        """The result of a function on a thread that tokenizes; short jobs go first. size: characters or ids."""
+        return await self._tokenizers.run(size, _unless_it_panics, function, *arguments)
+
     def _stop_tokenizers(self) -> None:
         """End the threads that tokenize, without waiting for them."""
+        self._tokenizers.close()
 
     def start(self, on_died: Callable[[BaseException], None]) -> None:
         """Start to serve. on_died: called with the error if serving fails: from then on nobody answers callers."""
@@ -77,6 +90,16 @@ class ServedModel(ABC):
         """
         await self.stop()
         await self._device.run(self._close_model, urgent=True)
+
+
+def _unless_it_panics(function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs) -> ResultT:
+    try:
+        return function(*arguments)
+    except BaseException as error:
+        if isinstance(error, Exception):
+            raise
+        # A panic in Rust is no Exception, and would end the event loop.
+        raise RuntimeError(f"the tokeniser broke: {error!r}") from error
 
 
 def generates(model: Model) -> TypeGuard[GenerationEngine]:

@@ -30,10 +30,13 @@ if TYPE_CHECKING:
         TokenFrame,
     )
     from .jobs import Job, JobsListReply
+    from .tokenize import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
     from .vectors import to_float32
 
 __all__ = [
     "ChatMessage",
+    "DetokenizeReply",
+    "DetokenizeRequest",
     "EmbedBatchReply",
     "EmbedBatchRequest",
     "EmbedReply",
@@ -55,12 +58,14 @@ __all__ = [
     "SimilarityRequest",
     "SimilarityScore",
     "TokenFrame",
+    "TokenizeReply",
+    "TokenizeRequest",
     "TrainingPair",
     "to_float32",
 ]
 
 if not TYPE_CHECKING:
-    _MODULES = ("errors", "finetune", "generate", "jobs", "embed", "vectors", "client")
+    _MODULES = ("errors", "finetune", "generate", "jobs", "embed", "tokenize", "vectors", "client")
 
     def __getattr__(name: str) -> Any:
         for module in _MODULES if name in __all__ else ():

@@ -29,7 +29,7 @@ _ALIASES = {
     "text/plain": names.TEXT,
 }
 _OFFERED = "application/json, application/msgpack"
-_MAX_CONTAINERS = 1000
+_MAX_CONTAINERS = 4096
 _MAX_EXPLAINED_BYTES = 65536
 """A JSON body up to this size is read twice more, slowly, to say which string in it is not text."""
 _BOM = b"\xef\xbb\xbf"

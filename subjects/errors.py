@@ -45,6 +45,12 @@ class Malformed(MLError):
     code = 400
 
 
+class Unauthorized(MLError):
+    """Over HTTP only: there is no key, or it is unknown or revoked. Send one in `Authorization`."""
+
+    code = 401
+
+
 class Forbidden(MLError):
     """Another role may do this, such as the administrator. The message says which, and how."""
 
@@ -143,25 +149,10 @@ class OutOfMemory(MLError):
     retryable = True
 
 
-CODES: dict[int, type[MLError]] = {
-    error.code: error
-    for error in (
-        Malformed,
-        Forbidden,
-        NotFound,
-        NotAcceptable,
-        DeadlinePassed,
-        Conflict,
-        TooLarge,
-        UnsupportedType,
-        InvalidField,
-        Busy,
-        Cancelled,
-        Internal,
-        Unavailable,
-        OutOfMemory,
-    )
-}
+CODES: dict[int, type[MLError]] = {}
+"""The exception for each code: of several, the one that is defined first."""
+for _kind in MLError.__subclasses__():
+    CODES.setdefault(_kind.code, _kind)
 
 
 def from_reply(code: int, message: str, body: Mapping[str, Any]) -> MLError:

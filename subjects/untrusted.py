@@ -40,7 +40,7 @@ def require_few(body: bytes) -> None:
         if containers > MAX_JSON_CONTAINERS:
             raise _too_many(MAX_JSON_CONTAINERS)
         if commas >= MAX_JSON_VALUES:
-            raise Malformed(f"the message has more than {MAX_JSON_VALUES} values; no request needs that")
+            raise Malformed(f"the message has more than {MAX_JSON_VALUES} values; send less, or MessagePack")
 
 
 def _too_many(containers: int) -> Malformed:

@@ -3,18 +3,21 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..catalogue import ModelSpec, Quantization
 from ..errors import InvalidOption, ModelUnavailable, TextTooLong
+from ..tokenized_text import TokenizedText, Vocabulary
 
 if TYPE_CHECKING:  # it imports this module
     from .tokenise import TextTokenizer
 
 Vectors = NDArray[np.float32]
+Text: TypeAlias = str | Sequence[int]
+"""A text; or the ids that the model reads of one, special tokens and prompt included."""
 Truncation = Literal["end", "start", "error"]
 
 
@@ -77,9 +80,21 @@ class Encoder(Protocol):
     matryoshka: Sequence[int]
     notes: tuple[str, ...]
 
-    def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
-        """Tokenise texts. With truncate "error", a text that is too long gives an error in its place in the list.
+    def tokenize(self, texts: Sequence[Text], options: TextOptions) -> list[Tokens | TextTooLong]:
+        """Tokenise texts; ids must be the model's own.
 
+        With truncate "error", a text that is too long gives an error in its place in the list. Thread-safe. Raises
+        InvalidOption.
+        """
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Its tokens. Usable from any thread."""
+
+    def tokenized(self, text: str, options: TextOptions, special: bool = True, offsets: bool = True) -> TokenizedText:
+        """Tokenise a whole text, of any length, to look at its tokens; options: without `truncate`.
+
+        special: whether to put the model's special tokens around it. offsets: whether their places are wanted.
         Thread-safe. Raises InvalidOption.
         """
 
@@ -147,9 +162,17 @@ class EntryEncoder(Encoder):
         self._names = PromptsAndTasks(self.prompts, default_prompt, self.tasks, spec.default_task)
         self._tokenizer = tokenizer
 
-    def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
+    def tokenize(self, texts: Sequence[Text], options: TextOptions) -> list[Tokens | TextTooLong]:
         self._names.task(options)  # a model without tasks refuses one
         return self._tokenizer(texts, self._names.prompt(options), options.truncate)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self._tokenizer.vocabulary
+
+    def tokenized(self, text: str, options: TextOptions, special: bool = True, offsets: bool = True) -> TokenizedText:
+        self._names.task(options)  # an unknown one is refused
+        return self._tokenizer.tokenized(text, self._names.prompt(options), special, offsets)
 
 
 def version_of(digest: str, dtype: str, quantization: Quantization | None = None) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..loading.device import require_working
+from ..tokenized_text import TokenizedText, Vocabulary
 from . import sampling
 from .beam_search import BeamGroup
 from .causal_lm import CausalLM
@@ -22,12 +23,14 @@ from .sampling import NOT_FINITE, Chosen, TopLogprobs, logprobs
 from .scheduler import PrefillBudget, Scheduler
 from .sequence import ScheduledChunk, Sequence
 from .types import (
+    Chat,
     EngineLimits,
     EngineLoad,
     Event,
     Finished,
     FinishReason,
     GenerationEngine,
+    Plain,
     Prompt,
     PromptTokens,
     Request,
@@ -73,8 +76,15 @@ class Engine(GenerationEngine):
     def is_idle(self) -> bool:
         return not self._sequences and not self._events
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self._loaded.prompts.vocabulary
+
     def prompt_tokens(self, prompt: Prompt) -> PromptTokens:
         return self._loaded.prompts(prompt)
+
+    def tokenized(self, prompt: Plain | Chat, special: bool = True, offsets: bool = True) -> TokenizedText:
+        return self._loaded.prompts.tokenized(prompt, special, offsets)
 
     def check(self, request: Request) -> None:
         check_request(request, self.facts, self._limits.max_running, self._cache.tokens)

@@ -1,11 +1,12 @@
 """Token ids of a prompt: plain text, the messages of a chat, or a gap to fill in."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
+from ..tokenized_text import TokenizedText
 from .errors import InvalidRequest
 from .tokenizer import GenerationTokenizer
-from .types import Chat, Fill, Plain, Prompt, PromptTokens
+from .types import Chat, Fill, Ids, Plain, Prompt, PromptTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ class Prompts:
     def __init__(self, tokenizer: GenerationTokenizer, stop_ids: frozenset[int], vocabulary: int) -> None:
         self._tokenizer = tokenizer
         self._stop_ids = stop_ids
-        self._vocabulary = vocabulary
+        self._rows = vocabulary
+        self.vocabulary = tokenizer.vocabulary_of(vocabulary)
         forms = (form for form in _FILL_FORMS if len(self._ids((form.prefix, form.suffix, form.middle))) == 3)
         self._form = next(forms, None)
 
@@ -55,21 +57,33 @@ class Prompts:
         return self._form is not None
 
     def __call__(self, prompt: Prompt) -> PromptTokens:
-        """Tokenise. Raises InvalidRequest if the model does not support this form, or the prompt is empty."""
+        """Tokenise. Raises InvalidRequest if the model does not support this form, or the prompt is empty, and
+        InvalidOption for an id that it does not have."""
         match prompt:
             case Plain(text):
                 return PromptTokens(self._plain(text), self._stop_ids)
+            case Ids(tokens):
+                self.vocabulary.require(tokens)
+                return PromptTokens(tokens, self._stop_ids)
             case Chat():
                 return PromptTokens(self._chat(prompt), self._stop_ids)
             case Fill(prefix, suffix):
                 return self._fill(prefix, suffix)
 
-    def _plain(self, text: str) -> list[int]:
+    def tokenized(self, prompt: Plain | Chat, special: bool = True, offsets: bool = True) -> TokenizedText:
+        """The same to look at; a plain text may be empty. A chat has no offsets, and always its special tokens."""
+        if isinstance(prompt, Chat):
+            return TokenizedText(self._chat(prompt))
+        whole, bos = self._tokenizer.tokenized(prompt.text, special, offsets), self._tokenizer.bos_id
+        if special and bos is not None and whole.ids[:2] == [bos, bos]:
+            return replace(whole, ids=whole.ids[1:], before=whole.before - 1)
+        return whole
+
+    def _plain(self, text: str) -> Sequence[int]:
         if not text:
             raise InvalidRequest("prompt", "it is empty; send some text")
         _require_characters("prompt", text)
-        ids, bos = self._tokenizer.encode(text), self._tokenizer.bos_id
-        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+        return self.tokenized(Plain(text), offsets=False).ids
 
     def _chat(self, chat: Chat) -> list[int]:
         template = self._tokenizer.chat
@@ -109,7 +123,7 @@ class Prompts:
 
     def _ids(self, tokens: Iterable[str]) -> list[int]:
         """The ids that the model has weights for: transformers adds CodeLlama's to every tokeniser of that class."""
-        return [token for token in map(self._tokenizer.id_of, tokens) if token is not None and token < self._vocabulary]
+        return [token for token in map(self._tokenizer.id_of, tokens) if token is not None and token < self._rows]
 
 
 def _require_characters(field: str, text: str) -> None:

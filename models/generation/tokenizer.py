@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..errors import ModelUnavailable
 from ..sandbox.templates import renderer
+from ..tokenized_text import TokenizedText, Vocabulary, tokenized
 from .token_bytes import TokenBytes, read_token_bytes
 
 CACHED_WORDS = 1000
@@ -64,7 +65,15 @@ class GenerationTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text with its initial special tokens. Special tokens written in the text are recognised."""
-        return [*self.prefix_ids, *self._whole.encode_batch_fast([text], add_special_tokens=False)[0].ids]
+        return list(self.tokenized(text, offsets=False).ids)
+
+    def tokenized(self, text: str, special: bool = True, offsets: bool = True) -> TokenizedText:
+        """The same to look at. special: whether to begin with the initial special tokens."""
+        return tokenized(self._whole, text, before=self.prefix_ids if special else (), offsets=offsets)
+
+    def vocabulary_of(self, rows: int) -> Vocabulary:
+        """The tokens of a model with so many rows in its weights."""
+        return Vocabulary(self._whole, rows, lambda token: self.token_bytes(token).decode(errors="replace"))
 
     def encode_within(self, text: str) -> list[int]:
         """Ids of a part of a longer text: without a space in front, and without special tokens in it."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
 from ..catalogue import Quantization, SamplingDefaults
+from ..tokenized_text import TokenizedText, Vocabulary
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "timeout", "error"]
 
@@ -25,6 +26,13 @@ class Plain:
 
 
 @dataclass(frozen=True, slots=True)
+class Ids:
+    """A text to continue, as the model's token ids."""
+
+    tokens: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Chat:
     """Messages for the model's chat template. continue_final: continue the last message instead of answering it."""
 
@@ -40,7 +48,7 @@ class Fill:
     suffix: str
 
 
-Prompt: TypeAlias = Plain | Chat | Fill
+Prompt: TypeAlias = Plain | Ids | Chat | Fill
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +229,14 @@ class GenerationEngine(Protocol):
 
     def prompt_tokens(self, prompt: Prompt) -> PromptTokens:
         """Tokenise. Raises InvalidRequest if the model does not support this form, or the prompt is empty."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Its tokens. Usable from any thread."""
+
+    def tokenized(self, prompt: Plain | Chat, special: bool = True, offsets: bool = True) -> TokenizedText:
+        """Tokenise to look at the tokens; a plain text may be empty. special: whether a text begins with the model's
+        initial special tokens. offsets: whether their places are wanted. Raises InvalidRequest. Thread-safe."""
 
     def check(self, request: Request) -> None:
         """Refuse a request that could never run. Raises InvalidRequest, PromptTooLong."""

@@ -12,6 +12,7 @@ from ..settings.gateway import HttpSettings
 from . import errors, health, native
 from .bus import Bus
 from .guard import Guard
+from .openai import endpoints
 from .telemetry import GatewayTelemetry
 
 
@@ -20,6 +21,7 @@ def application(bus: Bus, settings: HttpSettings) -> ASGIApp:
     telemetry = GatewayTelemetry()
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.include_router(health.router(bus, telemetry.registry))
+    app.include_router(endpoints.router(bus, settings))
     app.include_router(native.router(bus, settings))
     app.add_exception_handler(MLError, _refused)
     app.add_exception_handler(HTTPException, _not_routed)

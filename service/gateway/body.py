@@ -8,6 +8,7 @@ from starlette.requests import Request
 from subjects import codec, names
 from subjects.errors import Cancelled, DeadlinePassed, Malformed, TooLarge, UnsupportedType
 
+from ..endpoint.headers import read_headers
 from ..settings.gateway import HttpSettings
 from .streams import LEFT
 
@@ -41,6 +42,15 @@ async def read_json(request: Request, settings: HttpSettings) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise Malformed("the body must be a JSON object")
     return fields
+
+
+def timeout_s(request: Request, settings: HttpSettings) -> float:
+    """The time that a request names in Ml-Timeout-Ms, or else that of the settings, in seconds. Raises MLError."""
+    named = request.headers.get(names.TIMEOUT_MS)
+    read = read_headers({names.TIMEOUT_MS: named} if named is not None else None, b"")
+    if read.fault:
+        raise read.fault
+    return read.timeout_s or settings.default_timeout_s
 
 
 async def _whole(request: Request, settings: HttpSettings) -> bytes:

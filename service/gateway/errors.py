@@ -16,6 +16,8 @@ from subjects.errors import CODES, Internal, Malformed, MLError, NotFound, TooLa
 OPENAI = "/v1/"
 """What comes below this path gets errors in OpenAI's form."""
 _PARAMETER = re.compile(r"(?:unknown )?field '([^']+)'")
+_PARAMETERS = {"texts": "input", "prompts": "prompt", "prefix": "prompt"}
+"""Fields of the wire contract that have another name at OpenAI."""
 _OPENAI_STATUS = {413: 400, 422: 400, 507: 503}
 """Where OpenAI's clients know another status for the same."""
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -66,11 +68,12 @@ def openai_body(error: MLError) -> dict[str, Any]:
     status = openai_status(error)
     kind = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     named = _PARAMETER.match(error.message)
+    field = named[1].partition(".")[0] if named else ""
     return {
         "error": {
             "message": error.message,
             "type": kind,
-            "param": named[1].partition(".")[0] if named else None,
+            "param": _PARAMETERS.get(field, field) or None,
             "code": "model_not_found" if isinstance(error, NotFound) and "model" in error.message else None,
         }
     }

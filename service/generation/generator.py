@@ -10,18 +10,14 @@ import math
 from collections.abc import Callable
 
 from models.generation.errors import EngineFull, PromptTooLong
-from models.generation.types import Chat, Fill, GenerationEngine, Plain, Prompt, PromptTokens, Request
+from models.generation.types import Chat, Fill, GenerationEngine, Ids, Plain, Prompt, PromptTokens, Request
 
 from ..runtime.device_thread import DeviceThread
 from ..served_model import ServedModel
 from ..telemetry import GenerationTelemetry
 from .completion_stream import CompletionStream
 from .engine_loop import EngineLoop
-from .shortest_job_first import ShortestJobFirst
 
-TOKENIZER_THREADS = 2
-CHAR_S = 10e-6
-"""How much longer a prompt may wait for the tokenizer for each of its characters: ten times what that takes."""
 TOKEN_CHARS = 128
 """More characters than any tokenizer has in a token on average: a prompt longer than a context of them is too long."""
 
@@ -43,7 +39,6 @@ class Generator(ServedModel):
         super().__init__(engine, device)
         self.engine = engine
         self._window = window
-        self._tokenizers = ShortestJobFirst(TOKENIZER_THREADS, CHAR_S, f"tokenizer.{self.facts.model}")
         self._loop = EngineLoop(engine, device, telemetry, stuck_step_s)
 
     @property
@@ -54,24 +49,15 @@ class Generator(ServedModel):
     async def _serve(self) -> None:
         await self._loop.run()
 
-    def _stop_tokenizers(self) -> None:
-        self._tokenizers.close()
-
     async def request(self, prompt: Prompt, make: Callable[[PromptTokens], Request]) -> Request:
         """Tokenize a prompt, make a request of it and have it checked. Raises InvalidRequest, PromptTooLong."""
-        size, context = _chars(prompt), self.engine.facts.max_tokens
+        size, context = size_of(prompt), self.engine.facts.max_tokens
         if size > context * TOKEN_CHARS:
             raise PromptTooLong(size // TOKEN_CHARS, 1, context, "the model's context, at the very least")
-        return await self._tokenizers.run(size, self._request, prompt, make)
+        return await self.on_tokenizer(size, self._request, prompt, make)
 
     def _request(self, prompt: Prompt, make: Callable[[PromptTokens], Request]) -> Request:
-        try:
-            request = make(self.engine.prompt_tokens(prompt))
-        except BaseException as error:
-            if isinstance(error, Exception):
-                raise
-            # A panic in Rust is no Exception, and would end the event loop.
-            raise RuntimeError(f"the tokeniser broke: {error!r}") from error
+        request = make(self.engine.prompt_tokens(prompt))
         self.engine.check(request)
         return request
 
@@ -84,10 +70,15 @@ class Generator(ServedModel):
         return CompletionStream(self._loop, self._window, streamed, deadline)
 
 
-def _chars(prompt: Prompt) -> int:
+def size_of(prompt: str | Prompt) -> int:
+    """Characters to tokenize."""
     match prompt:
+        case str():
+            return len(prompt)
         case Plain(text):
             return len(text)
+        case Ids(tokens):
+            return len(tokens)
         case Chat(messages):
             return sum(len(message.content) for message in messages)
         case Fill(prefix, suffix):

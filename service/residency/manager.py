@@ -102,6 +102,11 @@ class ModelManager:
         """A generation model, likewise. form: of the prompts; it decides if no model is named."""
         return self._lease(model or self._default(form), "generation", Generator)
 
+    def any_model(self, model: str | None, form: Form) -> AbstractAsyncContextManager[Embedder | Generator]:
+        """A model of either kind, likewise."""
+        named = model or self._default(form)
+        return self.embedder(named) if self.catalogue.get(named).kind == "embedding" else self.generator(named, form)
+
     def _default(self, form: Form) -> str:
         if form not in self.defaults:
             raise NotFound(f"no model here serves requests of the form {form!r} that name none; name one in 'model'")

@@ -26,7 +26,7 @@ GivenPair: TypeAlias = TrainingPair | Mapping[str, Any] | list[Any] | tuple[Any,
 """(anchor, positive) or (anchor, positive, negatives), the negatives one text or several; or the same by name."""
 
 INLINE_PAIRS = 400
-"""More pairs than these are uploaded: a worker reads a thousand lists and maps from a message, up to two a pair."""
+"""More pairs than these are uploaded: a worker reads a few thousand lists and maps from a message."""
 UPLOAD_TIMEOUT_S, CHUNK_TIMEOUT_S = 300.0, 10.0
 FIRST_RETRY_S, MAX_RETRY_S = 0.2, 5.0
 """The first and the longest pause before a job is watched again whose worker has left."""

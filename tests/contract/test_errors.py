@@ -10,7 +10,7 @@ from subjects import errors, names
 
 
 def test_the_codes_are_those_of_the_contract():
-    assert set(errors.CODES) == {400, 403, 404, 406, 408, 409, 413, 415, 422, 429, 499, 500, 503, 507}
+    assert set(errors.CODES) == {400, 401, 403, 404, 406, 408, 409, 413, 415, 422, 429, 499, 500, 503, 507}
     assert {code for code, kind in errors.CODES.items() if kind.retryable} == {429, 503, 507}
 
 

@@ -50,7 +50,7 @@ async def test_info_names_the_subjects_and_where_their_schemas_are(nats_url, nc)
     ]
     changes = [names.MODELS_LOAD, names.MODELS_UNLOAD, names.MODELS_RELOAD]
     here = [f"{subject}.{info['id']}" for subject in (names.MODELS_LIST, names.MODELS_INFO, *changes)]
-    shared.append(names.SCHEMA)
+    shared += [names.TOKENIZE, names.DETOKENIZE, names.SCHEMA]
     subjects = {endpoint["subject"]: endpoint["queue_group"] for endpoint in endpoints.values()}
     assert subjects == {**dict.fromkeys(shared, "ml"), **dict.fromkeys([*changes, *here], "")}
     assert {subject.replace(info["id"], "*") for subject in subjects} == schemas.keys()

@@ -16,7 +16,7 @@ def subjects() -> str:
     received: dict[str, Schema] = {}
     sections = ["".join(_section(route, sent, received)) for route in ROUTES.values()]
     objects = {name: _fields(schema) for name, schema in received.items()}
-    objects |= {name: _request_fields(schema) for name, schema in sent.items()}
+    objects |= {name: request_fields(schema) for name, schema in sent.items()}
     inner = [f"### {name}\n\n{fields}" for name, fields in sorted(objects.items())]
     return "\n".join([*sections, "## Objects inside messages\n", *inner])
 
@@ -25,14 +25,14 @@ def _section(route: Route, sent: dict[str, Schema], received: dict[str, Schema])
     """sent, received: take in what the messages refer to, by its name."""
     yield f"## {route.subject}\n\n"
     yield from (f"- {fact}\n" for fact in _facts(route))
-    yield f"\n**Request**\n\n{_request_fields(_schema(route.request, sent))}"
+    yield f"\n**Request**\n\n{request_fields(schema_of(route.request, sent))}"
     if not route.lasting:
-        replies = [_resolved(reply, received) for reply in without_null(_schema(route.reply, received))]
+        replies = [_resolved(reply, received) for reply in without_null(schema_of(route.reply, received))]
         for reply in replies:
             form = f" `{reply['title']}`" if len(replies) > 1 else ""
             yield f"\n**Reply**{form}\n\n{_fields(reply)}"
     for event, frame in route.frames.items():
-        yield f"\n**Frame** `{event}`\n\n{_fields(_schema(frame, received))}"
+        yield f"\n**Frame** `{event}`\n\n{_fields(schema_of(frame, received))}"
 
 
 def _facts(route: Route) -> Iterator[str]:
@@ -44,7 +44,7 @@ def _facts(route: Route) -> Iterator[str]:
     yield "Streams: " + ("always" if route.lasting else "with `Ml-Stream`" if route.frames else "no")
 
 
-def _schema(message: Any, inner: dict[str, Schema]) -> Schema:
+def schema_of(message: Any, inner: dict[str, Schema]) -> Schema:
     """The message's JSON Schema, its own fields before inherited ones; what it refers to goes to `inner` by name."""
     schema: dict[str, Any] = TypeAdapter(message).json_schema()
     inner |= schema.pop("$defs", {})
@@ -63,7 +63,7 @@ def _described(schema: Schema) -> str:
     return f"{literal(' '.join(text.split()))}\n\n" if (text := schema.get("description", "")) else ""
 
 
-def _request_fields(schema: Schema) -> str:
+def request_fields(schema: Schema) -> str:
     required = schema.get("required", ())
     return _described(schema) + table(
         ("field", "type", "default", "range", "meaning"),

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from . import commands, messages, settings, tables
+from . import commands, messages, openai, settings, tables
 
 REPOSITORY = Path(__file__).parents[2]
 PARTS: Mapping[str, Callable[[], str]] = {
@@ -14,6 +14,9 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "commands": commands.commands,
     "errors": tables.errors,
     "metrics": tables.metrics,
+    "openai": openai.parameters,
+    "openai_ignored": openai.ignored,
+    "openai_neutral": openai.neutral,
     "gateway_metrics": tables.gateway_metrics,
     "decisions": lambda: tables.decisions(REPOSITORY / "docs" / "decisions"),
 }

@@ -1,0 +1,1 @@
+"""The API of OpenAI as far as workers can honour it; what they cannot is refused by name."""

@@ -1,0 +1,34 @@
+"""OpenAI's API: the parameters of each path, and those that are ignored or must ask for nothing."""
+
+from service.gateway.openai.fields import IGNORED, NEUTRAL
+from service.gateway.openai.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
+
+from .markdown import Schema, code, table
+from .messages import request_fields, schema_of
+
+_PATHS = {
+    "/v1/embeddings": EmbeddingsRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/chat/completions": ChatRequest,
+}
+
+
+def parameters() -> str:
+    """A section for each path, then one for each object inside of the requests."""
+    inner: dict[str, Schema] = {}
+    sections = [f"## POST {path}\n\n{request_fields(schema_of(request, inner))}" for path, request in _PATHS.items()]
+    objects = [f"### {name}\n\n{request_fields(schema)}" for name, schema in sorted(inner.items())]
+    return "\n".join([*sections, "## Objects inside requests\n", *objects])
+
+
+def ignored() -> str:
+    """A row for each parameter that is ignored."""
+    return table(("parameter", "elsewhere it"), [(f"`{name}`", meaning) for name, meaning in IGNORED.items()])
+
+
+def neutral() -> str:
+    """A row for each parameter that cannot be honoured."""
+    return table(
+        ("parameter", "accepted values"),
+        [(f"`{name}`", ", ".join(code(value) for value in values)) for name, values in NEUTRAL.items()],
+    )
