@@ -7,7 +7,7 @@ import pytest
 from repositories import CODE, committed, git, write
 
 from models.training.data import sources
-from models.training.data.sources import Codebase, read_codebase
+from models.training.data.codebase import Codebase, read_codebase
 from models.training.errors import PathRefused
 
 
@@ -228,6 +228,6 @@ def test_an_unreadable_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("models.training.data.sources.os.scandir", refuse)
+    monkeypatch.setattr("models.training.data.codebase.os.scandir", refuse)
     with pytest.raises(PathRefused, match="may not read"):
         read_codebase(tmp_path)
