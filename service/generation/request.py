@@ -14,20 +14,7 @@ import structlog
 
 from models.catalogue import Form, SamplingDefaults
 from models.errors import ModelError
-from models.generation.types import (
-    Chat,
-    EngineFacts,
-    Fill,
-    Finished,
-    FinishReason,
-    Message,
-    Plain,
-    Prompt,
-    PromptTokens,
-    Request,
-    Sampling,
-    Usage,
-)
+from models.generation import types as engine
 from subjects.generate import MAX_SEED, ChatMessage, GenerateBatchRequest, GenerateOptions, GenerateRequest
 
 from .completion_stream import Requests
@@ -48,7 +35,7 @@ class GenerationCall:
     """
 
     id: str
-    prompts: Sequence[Prompt]
+    prompts: Sequence[engine.Prompt]
     options: GenerateOptions
     seed: int
     batch: bool = False
@@ -63,11 +50,11 @@ class GenerationCall:
     def form(self) -> Form:
         """The form of its prompts, which all have the same."""
         match self.prompts[0]:
-            case Plain():
+            case engine.Plain():
                 return "prompt"
-            case Chat():
+            case engine.Chat():
                 return "messages"
-            case Fill():
+            case engine.Fill():
                 return "fim"
 
     def seed_of(self, number: int) -> int:
@@ -77,11 +64,11 @@ class GenerationCall:
     def echo(self, number: int) -> str:
         """What a completion's text begins with: the prompt if the request has `echo`."""
         prompt = self.prompts[number // self.options.n]
-        return prompt.text if self.options.echo and isinstance(prompt, Plain) else ""
+        return prompt.text if self.options.echo and isinstance(prompt, engine.Plain) else ""
 
-    def never_begun(self, number: int, reason: FinishReason, error: Exception | None = None) -> Finished:
+    def never_begun(self, number: int, reason: engine.FinishReason, error: Exception | None = None) -> engine.Finished:
         """The end of a completion that the engine has not seen."""
-        return Finished(f"{self.id}.{number}", reason, Usage(0, 0, 0), error=error)
+        return engine.Finished(f"{self.id}.{number}", reason, engine.Usage(0, 0, 0), error=error)
 
     async def requests(self, generator: Generator) -> Requests:
         """Each completion's request, in order; if a prompt cannot be made one, its end."""
@@ -100,11 +87,11 @@ class GenerationCall:
                     sampling = replace(made.sampling, seed=self.seed_of(number))
                     yield replace(made, id=f"{self.id}.{number}", sampling=sampling)
 
-    def _request(self, tokens: PromptTokens, facts: EngineFacts) -> Request:
+    def _request(self, tokens: engine.PromptTokens, facts: engine.EngineFacts) -> engine.Request:
         options, max_tokens = self.options, self.options.max_tokens
         if "max_tokens" not in options.model_fields_set:  # the default, or what the context leaves if that is less
             max_tokens = max(1, min(max_tokens, facts.max_tokens - len(tokens.ids)))
-        return Request(
+        return engine.Request(
             id=self.id,
             prompt=tokens.ids,
             max_tokens=max_tokens,
@@ -123,13 +110,13 @@ def read(request: GenerateRequest | GenerateBatchRequest, call: str, caller: str
     """What a request asks for, for the call of this id; a seed is drawn if it names none."""
     seed = secrets.randbits(SEED_BITS) if request.seed is None else request.seed
     if isinstance(request, GenerateBatchRequest):
-        return GenerationCall(call, [Plain(text) for text in request.prompts], request, seed, True, caller)
+        return GenerationCall(call, [engine.Plain(text) for text in request.prompts], request, seed, True, caller)
     return GenerationCall(call, [_prompt(request)], request, seed, False, caller)
 
 
-def chat_of(messages: Sequence[ChatMessage], continue_final: bool) -> Chat:
+def chat_of(messages: Sequence[ChatMessage], continue_final: bool) -> engine.Chat:
     """The messages of a request."""
-    return Chat(tuple(Message(message.role, message.content) for message in messages), continue_final)
+    return engine.Chat(tuple(engine.Message(message.role, message.content) for message in messages), continue_final)
 
 
 def number_of(request: str) -> int:
@@ -137,15 +124,15 @@ def number_of(request: str) -> int:
     return int(request.rpartition(".")[2])
 
 
-def _prompt(request: GenerateRequest) -> Prompt:
+def _prompt(request: GenerateRequest) -> engine.Prompt:
     if request.messages is not None:
         return chat_of(request.messages, request.continue_final)
     if request.prompt is not None:
-        return Plain(request.prompt)
-    return Fill(request.prefix or "", request.suffix or "")
+        return engine.Plain(request.prompt)
+    return engine.Fill(request.prefix or "", request.suffix or "")
 
 
-def _sampling(options: GenerateOptions, defaults: SamplingDefaults) -> Sampling:
+def _sampling(options: GenerateOptions, defaults: SamplingDefaults) -> engine.Sampling:
     """What the request says, else what the model's configuration says, else neutral values."""
     chosen: dict[str, Any] = {}
     for name in SamplingDefaults.model_fields:
@@ -153,7 +140,7 @@ def _sampling(options: GenerateOptions, defaults: SamplingDefaults) -> Sampling:
         value = getattr(defaults, name) if stated is None else stated
         if value is not None:
             chosen[name] = value
-    return Sampling(
+    return engine.Sampling(
         **chosen,
         presence_penalty=options.presence_penalty,
         frequency_penalty=options.frequency_penalty,
