@@ -46,7 +46,8 @@ def docstring_pairs(codebase: Path, most_training: int, options: TrainingOptions
     training = [pair for pair in pairs if pair.split == "train"]
     held = [pair for pair in pairs if pair.split == "held_out"]
     chosen = [training[at * len(training) // most_training] for at in range(min(most_training, len(training)))]
-    return replace(dataset, pairs=[*chosen, *held])
+    origin = dataset.manifest.model_dump(include={"source", "commit", "digest", "seed", "files", "skipped", "secrets"})
+    return Dataset.of([*chosen, *held], **origin)
 
 
 def search_task(codebase: Path, most: int = 1000) -> HeldOut:

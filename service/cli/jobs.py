@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from nats.aio.client import Client
@@ -12,11 +12,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from subjects import codec, names
 from subjects.client import MLClient
 from subjects.errors import Internal
-from subjects.jobs import MAX_LISTED, TERMINAL, Job
-from subjects.names import JobState
+from subjects.jobs import MAX_LISTED, TERMINAL, Job, JobsListRequest
 
 from .ask import Connection, ask, ask_worker
-from .options import Json, NatsUrl, Timeout, require_none_given
+from .options import Json, NatsUrl, Timeout, options_of, require_none_given
 from .output import err, out, print_json, shortened, table_of
 
 INTERRUPTED = 130
@@ -32,32 +31,32 @@ JobId = Annotated[str, typer.Argument(metavar="ID", help="As `mlbus finetune` an
 
 @jobs_app.command("list")
 @jobs_app.callback()
+@options_of(JobsListRequest, "Options", "state model")
 def show_list(
     context: typer.Context,
-    state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="ID", help="Only jobs for this model.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="How many, the newest ones.")] = 20,
     as_json: Json = False,
     nats_url: NatsUrl = None,
     timeout: Timeout = 30.0,
+    **options: Any,
 ) -> None:
     """Show all jobs, newest first, as the administrator."""
     if context.invoked_subcommand is not None:
         require_none_given(context)
         return
-    jobs = ask_worker(Connection(nats_url, timeout), lambda ml: _newest(ml, state, model, limit))
+    jobs = ask_worker(Connection(nats_url, timeout), lambda ml: _newest(ml, limit, **options))
     if as_json:
         print_json([_fields(job) for job in jobs])
         return
     out.print(table_of(("job", "model", "state", "made", "from", ""), map(_cells, jobs), whole=("job",)))
 
 
-async def _newest(ml: MLClient, state: JobState | None, model: str | None, limit: int) -> list[Job]:
+async def _newest(ml: MLClient, limit: int, **options: Any) -> list[Job]:
     """The newest jobs, at most `limit`, page by page."""
     found: list[Job] = []
     while (left := limit - len(found)) > 0:
         last = found[-1].id if found else None
-        page = (await ml.jobs.list(state, model=model, limit=min(left, MAX_LISTED), before=last)).jobs
+        page = (await ml.jobs.list(limit=min(left, MAX_LISTED), before=last, **options)).jobs
         found += page
         if len(page) < min(left, MAX_LISTED):
             break

@@ -10,7 +10,7 @@ from itertools import groupby
 
 import structlog
 
-from models.encoders.base import Encoder, TextOptions, Tokens
+from models.encoders.base import Encoder, Text, TextOptions, Tokens
 from models.errors import TextTooLong
 from subjects.errors import DeadlinePassed
 
@@ -83,6 +83,6 @@ class TokenizerQueue:
             for text, result in zip(pending, results, strict=True):
                 self.deliver(text, result)
 
-    def _job(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
+    def _job(self, texts: Sequence[Text], options: TextOptions) -> list[Tokens | TextTooLong]:
         with panics_as_errors("the tokeniser"):
             return self.encoder.tokenize(texts, options)

@@ -16,6 +16,7 @@ from subjects.finetune import FinetuneRequest
 from ..bus.connection import connected
 from ..bus.embedded import EmbeddedServer
 from ..bus.settings import NatsSettings
+from ..endpoint.reply_subject import ReplySubjects
 from ..endpoint.route import Handler
 from ..handlers.finetune import FinetuneHandlers
 from ..residency.first_models import first_models
@@ -73,7 +74,8 @@ class Finetuning:
     def handlers(self) -> dict[str, Handler]:
         """Its handlers, by subject."""
         uploads, watch = Uploads(Objects(self._nc, names.DATA_BUCKET)), JobWatch(self._nc, self._store)
-        return FinetuneHandlers(self._submission, self._store, watch, uploads).handlers()
+        user_of = ReplySubjects(self._settings.reply_prefixes).user
+        return FinetuneHandlers(self._submission, self._store, watch, uploads, user_of).handlers()
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
