@@ -15,6 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
+from .activity import Activity
+
 ArgTs = TypeVarTuple("ArgTs")
 ResultT = TypeVar("ResultT")
 
@@ -120,9 +122,13 @@ class _FairQueue:
 
 
 class DeviceThread:
-    """Runs functions one after another: urgent ones by source, then the others in their order."""
+    """Runs functions one after another: urgent ones by source, then the others in their order.
+
+    activity: goes on while functions run or wait.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.activity = Activity()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._clock = clock
         self._lock = threading.Lock()
@@ -149,7 +155,8 @@ class DeviceThread:
                 self._others.append(job)
                 if self._other is None:
                     self._share.wait(self._clock())
-        result: ResultT = await asyncio.wrap_future(job.future)
+        with self.activity.going_on():
+            result: ResultT = await asyncio.wrap_future(job.future)
         return result
 
     def yield_point(self) -> None:
