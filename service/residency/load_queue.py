@@ -77,7 +77,10 @@ class LoadQueue:
         OtherDimensions, and what loading raises; an older version then goes on serving.
         """
         if request.download:
-            await self._threads.run(self.loader.fetch, request.spec)  # a download must not hold up other loads
+            # A download must not hold up other loads.
+            await self._threads.run(
+                self.loader.fetch, request.spec, replace(self._before(request), **request.overrides)
+            )
         until = asyncio.get_running_loop().time() + CROWDED_S
         while True:
             try:
@@ -94,7 +97,7 @@ class LoadQueue:
 
     async def _run(self, request: LoadRequest) -> Loaded | None:
         spec = request.spec
-        before = self._overrides.get(spec.id, LoadOverrides(pinned=spec.id in self.memory.pinned))
+        before = self._before(request)
         chosen = replace(before, **request.overrides)
         loaded = self.registry.current(spec.id)
         if loaded is None and request.only_loaded:
@@ -106,6 +109,11 @@ class LoadQueue:
         loaded.pinned = chosen.pinned
         self.changed.set()
         return loaded
+
+    def _before(self, request: LoadRequest) -> LoadOverrides:
+        """How its model was loaded last."""
+        model = request.spec.id
+        return self._overrides.get(model, LoadOverrides(pinned=model in self.memory.pinned))
 
     async def _run_probe(self, probe: "Probe") -> None:
         """Open a model in a process of its own, without the lock: that may take for ever."""

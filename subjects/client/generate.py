@@ -7,7 +7,7 @@ from typing_extensions import Unpack
 
 from .. import routes
 from ..generate import ChatMessage, GenerateBatchReply, GenerateDone, GenerateReply, TokenFrame
-from .transport import Transport, split
+from .transport import Transport, form_of, forms_of, split
 
 Messages: TypeAlias = Sequence[ChatMessage | Mapping[str, Any]]
 
@@ -47,16 +47,18 @@ class PromptCallOptions(GenerateCallOptions, total=False):
 
 
 class GenerateCalls:
-    """Completions of a text, of `messages` (a chat), or of the gap between `prefix` and `suffix`: one of the three."""
+    """Completions of a text or its token ids, of `messages` (a chat), or of the gap between `prefix` and `suffix`."""
 
     _transport: Transport
 
-    async def generate(self, prompt: str | None = None, **options: Unpack[PromptCallOptions]) -> GenerateReply:
+    async def generate(
+        self, prompt: str | Sequence[int] | None = None, **options: Unpack[PromptCallOptions]
+    ) -> GenerateReply:
         """One prompt -> `.text` and how it ended, in one reply."""
         return await self._transport.ask(routes.GENERATE, *split(_fields(prompt, options)))
 
     def stream(
-        self, prompt: str | None = None, **options: Unpack[PromptCallOptions]
+        self, prompt: str | Sequence[int] | None = None, **options: Unpack[PromptCallOptions]
     ) -> AsyncGenerator[TokenFrame | GenerateDone, None]:
         """One prompt -> its text piece by piece as it is generated, then one GenerateDone.
 
@@ -66,18 +68,18 @@ class GenerateCalls:
         return self._transport.stream(routes.GENERATE, *split(_fields(prompt, options)))
 
     async def generate_batch(
-        self, prompts: Sequence[str], **options: Unpack[GenerateCallOptions]
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[GenerateCallOptions]
     ) -> GenerateBatchReply:
         """Many prompts -> `.results` in order. One that fails has an `error` there and costs the others nothing."""
-        return await self._transport.ask(routes.GENERATE_BATCH, *split({"prompts": list(prompts), **options}))
+        return await self._transport.ask(routes.GENERATE_BATCH, *split({**forms_of(prompts, "prompts"), **options}))
 
     def stream_batch(
-        self, prompts: Sequence[str], **options: Unpack[GenerateCallOptions]
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[GenerateCallOptions]
     ) -> AsyncGenerator[TokenFrame | GenerateDone, None]:
         """The same as a stream, with `index` in each frame; see `stream`."""
-        return self._transport.stream(routes.GENERATE_BATCH, *split({"prompts": list(prompts), **options}))
+        return self._transport.stream(routes.GENERATE_BATCH, *split({**forms_of(prompts, "prompts"), **options}))
 
 
-def _fields(prompt: str | None, options: PromptCallOptions) -> dict[str, Any]:
+def _fields(prompt: str | Sequence[int] | None, options: PromptCallOptions) -> dict[str, Any]:
     messages = options.get("messages")
-    return {**options, "prompt": prompt, "messages": None if messages is None else list(messages)}
+    return {**options, **form_of(prompt, "prompt"), "messages": None if messages is None else list(messages)}
