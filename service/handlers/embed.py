@@ -1,6 +1,6 @@
 """`ml.embed`, `ml.embed.batch` and `ml.similarity`: decode, embed, encode or compare."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +52,9 @@ class EmbedHandlers:
     async def embed(self, request: wire.EmbedRequest, call: Call) -> wire.EmbedReply:
         async with self.manager.embedder(request.model) as embedder:
             encoder = embedder.encoder
-            done = await embedder.embed(request.text, params_of(request, call, 1, _normalize(request, encoder)))
+            if request.tokens is not None:
+                await require_known(embedder, {"tokens": request.tokens})
+            done = await embedder.embed(request.content, params_of(request, call, 1, _normalize(request, encoder)))
         return wire.EmbedReply(
             **_common(encoder, done.tokens),
             encoding_format=request.encoding_format,
@@ -64,10 +66,12 @@ class EmbedHandlers:
     async def batch(self, request: wire.EmbedBatchRequest, call: Call) -> Frames:
         """The one reply; or chunks as they are ready, and then the `done` frame."""
         async with self.manager.embedder(request.model) as embedder:
-            params = params_of(request, call, len(request.texts), _normalize(request, embedder.encoder))
+            texts = request.contents
+            params = params_of(request, call, len(texts), _normalize(request, embedder.encoder))
             check_options(embedder.encoder, params.options, request.dimensions)
             vector_bytes = _vector_bytes(request, call, embedder.encoder)
-            call.choose_form(_too_large(len(request.texts), vector_bytes, call.reply_limit))
+            call.choose_form(_too_large(len(texts), vector_bytes, call.reply_limit))
+            await require_known(embedder, {f"tokens.{i}": ids for i, ids in enumerate(request.tokens or [])})
             if not call.framed:
                 yield DONE, await _whole(request, params, embedder)
                 return
@@ -92,6 +96,15 @@ class EmbedHandlers:
         )
 
 
+async def require_known(embedder: Embedder, lists: Mapping[str, Sequence[int]]) -> None:
+    """Refuse ids that the model does not have. lists: by the name of their field. Raises InvalidOption."""
+    if lists:
+        require = embedder.encoder.vocabulary.require
+        await embedder.on_tokenizer(
+            sum(map(len, lists.values())), lambda: [require(ids, field) for field, ids in lists.items()]
+        )
+
+
 def cosines(left: Vectors, right: Sequence[Vectors]) -> Vectors:
     """Cosine of one unit vector (D,) with each of N unit vectors (D,) -> (N,), -1 to 1."""
     scores: Vectors = np.clip(np.stack(right) @ left, -1.0, 1.0)
@@ -104,7 +117,7 @@ def _common(encoder: Encoder, tokens: int) -> dict[str, Any]:
 
 
 async def _whole(request: wire.EmbedBatchRequest, params: EmbedParams, embedder: Embedder) -> wire.EmbedBatchReply:
-    part = await embedder.embed_all(request.texts, params)
+    part = await embedder.embed_all(request.contents, params)
     return wire.EmbedBatchReply(
         **_common(embedder.encoder, part.tokens),
         encoding_format=request.encoding_format,
@@ -118,7 +131,7 @@ async def _chunks(request: wire.EmbedBatchRequest, params: EmbedParams, embedder
     encoder = embedder.encoder
     dimensions = request.dimensions or encoder.dimensions
     tokens = 0
-    async with aclosing(embedder.embed_parts(request.texts, params, window)) as parts:
+    async with aclosing(embedder.embed_parts(request.contents, params, window)) as parts:
         async for part in parts:
             tokens += part.tokens
             chunk = wire.EmbedChunk(
@@ -130,7 +143,7 @@ async def _chunks(request: wire.EmbedBatchRequest, params: EmbedParams, embedder
                 truncated=part.truncated,
             )
             yield CHUNK, chunk
-    yield DONE, wire.EmbedDone(**_common(encoder, tokens), count=len(request.texts), dimensions=dimensions)
+    yield DONE, wire.EmbedDone(**_common(encoder, tokens), count=len(request.contents), dimensions=dimensions)
 
 
 def _normalize(request: wire.EmbedOptions, encoder: Encoder) -> bool:

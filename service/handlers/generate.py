@@ -80,6 +80,7 @@ class GenerateHandlers:
         self._ids.add(request_id)
         try:
             async with self.manager.generator(model, generation.form) as generator:
+                generation = await generation.with_echoes(generator)
                 replies = Replies(generation, generator.facts)
                 stream = generator.stream(call.framed, call.deadline)
                 with call.winding_up(stream.end):

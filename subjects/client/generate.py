@@ -7,7 +7,7 @@ from typing_extensions import Unpack
 
 from .. import routes
 from ..generate import ChatMessage, GenerateBatchReply, GenerateDone, GenerateReply, TokenFrame
-from .transport import Transport, split
+from .transport import Transport, form_of, forms_of, split
 
 Messages: TypeAlias = Sequence[ChatMessage | Mapping[str, Any]]
 
@@ -39,13 +39,13 @@ class GenerateCallOptions(TypedDict, total=False):
 
 
 class GenerateCalls:
-    """Completions of a text, of `messages` (a chat), or of the gap between `prefix` and `suffix`: one of the three."""
+    """Completions of a text or its token ids, of `messages` (a chat), or of the gap between `prefix` and `suffix`."""
 
     _transport: Transport
 
     async def generate(
         self,
-        prompt: str | None = None,
+        prompt: str | Sequence[int] | None = None,
         *,
         messages: Messages | None = None,
         prefix: str | None = None,
@@ -58,7 +58,7 @@ class GenerateCalls:
 
     def stream(
         self,
-        prompt: str | None = None,
+        prompt: str | Sequence[int] | None = None,
         *,
         messages: Messages | None = None,
         prefix: str | None = None,
@@ -74,18 +74,20 @@ class GenerateCalls:
         return self._transport.stream(routes.GENERATE, *split({**form, **options}))
 
     async def generate_batch(
-        self, prompts: Sequence[str], **options: Unpack[GenerateCallOptions]
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[GenerateCallOptions]
     ) -> GenerateBatchReply:
         """Many prompts -> `.results` in order. One that fails has an `error` there and costs the others nothing."""
-        return await self._transport.ask(routes.GENERATE_BATCH, *split({"prompts": list(prompts), **options}))
+        return await self._transport.ask(routes.GENERATE_BATCH, *split({**forms_of(prompts, "prompts"), **options}))
 
     def stream_batch(
-        self, prompts: Sequence[str], **options: Unpack[GenerateCallOptions]
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[GenerateCallOptions]
     ) -> AsyncGenerator[TokenFrame | GenerateDone, None]:
         """The same as a stream, with `index` in each frame; see `stream`."""
-        return self._transport.stream(routes.GENERATE_BATCH, *split({"prompts": list(prompts), **options}))
+        return self._transport.stream(routes.GENERATE_BATCH, *split({**forms_of(prompts, "prompts"), **options}))
 
 
-def _form(prompt: str | None, messages: Messages | None, prefix: str | None, suffix: str | None) -> dict[str, Any]:
+def _form(
+    prompt: str | Sequence[int] | None, messages: Messages | None, prefix: str | None, suffix: str | None
+) -> dict[str, Any]:
     turns = None if messages is None else list(messages)
-    return {"prompt": prompt, "messages": turns, "prefix": prefix, "suffix": suffix}
+    return {**form_of(prompt, "prompt"), "messages": turns, "prefix": prefix, "suffix": suffix}
