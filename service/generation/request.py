@@ -17,6 +17,7 @@ from models.catalogue import Form, SamplingDefaults
 from models.errors import InvalidOption, ModelError
 from models.generation.types import (
     Chat,
+    ContextFile,
     EngineFacts,
     Fill,
     Finished,
@@ -31,7 +32,8 @@ from models.generation.types import (
     Usage,
 )
 from models.tokenized_text import Vocabulary
-from subjects.generate import MAX_SEED, ChatMessage, GenerateBatchRequest, GenerateOptions, GenerateRequest
+from subjects.generate import MAX_SEED, GenerateBatchRequest, GenerateOptions, GenerateRequest
+from subjects.generate_fields import ChatMessage
 
 from .completion_stream import Requests
 from .generator import Generator
@@ -100,7 +102,7 @@ class GenerationCall:
         for index, prompt in enumerate(self.prompts):
             numbers = range(index * self.options.n, (index + 1) * self.options.n)
             try:
-                made = await generator.request(prompt, make)
+                made = await generator.request(prompt, make, self.options.max_tokens, self.options.num_beams)
             except Exception as error:
                 if not isinstance(error, ModelError):
                     log.exception("prompt.failed", model=generator.facts.model, call=self.id)
@@ -169,7 +171,8 @@ def _prompt(request: GenerateRequest) -> Prompt:
         return Plain(request.prompt)
     if request.tokens is not None:
         return Ids(request.tokens)
-    return Fill(request.prefix or "", request.suffix or "")
+    context = [ContextFile(file.path, file.text) for file in request.context or ()]
+    return Fill(request.prefix or "", request.suffix or "", context, request.path, request.repository)
 
 
 def _sampling(options: GenerateOptions, defaults: SamplingDefaults) -> Sampling:
