@@ -9,11 +9,11 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from models.training.data.codebase import read_codebase
 from models.training.data.collect import build_dataset
 from models.training.data.dataset import Dataset
 from models.training.data.held_out import HeldOut, held_out
 from models.training.data.pairs import pair_sources
-from models.training.data.sources import read_codebase
 from models.training.data.split import without_duplicates
 from models.training.data.symbols import symbols_of
 from models.training.run import TrainingOptions

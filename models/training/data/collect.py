@@ -13,12 +13,12 @@ from ...weights.durable import clear_leftovers, write_durably
 from ..errors import NoPairs, TrainingError
 from ..progress import Collected, Emit, Note
 from ..run import RunFolder, RunSpec, TrainingOptions
+from .codebase import Codebase, read_codebase
 from .dataset import Dataset, archive_dataset, read_given, to_json_lines, write_dataset
 from .negatives import with_negatives
 from .pairs import PairSource, pair_sources
 from .records import Manifest, Pair, Symbol
 from .secrets import REDACTED, redact_secrets
-from .sources import Codebase, read_codebase
 from .split import MAX_HELD_OUT, Parts, split, without_duplicates
 from .symbols import symbols_of
 
