@@ -14,6 +14,7 @@ from models.encoders.base import Encoder, Text, TextOptions, Tokens
 from models.errors import TextTooLong
 from subjects.errors import DeadlinePassed
 
+from ..runtime.panics import panics_as_errors
 from .pending_text import PendingText
 
 log = structlog.get_logger(__name__)
@@ -83,10 +84,5 @@ class TokenizerQueue:
                 self.deliver(text, result)
 
     def _job(self, texts: Sequence[Text], options: TextOptions) -> list[Tokens | TextTooLong]:
-        try:
+        with panics_as_errors("the tokeniser"):
             return self.encoder.tokenize(texts, options)
-        except BaseException as error:
-            if isinstance(error, Exception):
-                raise
-            # A panic in Rust is no Exception, and would end the event loop.
-            raise RuntimeError(f"the tokeniser broke: {error!r}") from error

@@ -151,7 +151,7 @@ class StepWatchdog:
             self._began = None
 
     def ended(self, seconds: float) -> None:
-        """A step has ended after this long; in the event loop."""
+        """Log the end of a step that was logged as too long; in the event loop. seconds: that it took."""
         if self._logged:
             self._logged = False
             log.warning("step.stuck_ended", model=self.model, seconds=round(seconds, 3))

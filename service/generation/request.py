@@ -15,23 +15,10 @@ import structlog
 
 from models.catalogue import Form, SamplingDefaults
 from models.errors import InvalidOption, ModelError
-from models.generation.types import (
-    Chat,
-    EngineFacts,
-    Fill,
-    Finished,
-    FinishReason,
-    Ids,
-    Message,
-    Plain,
-    Prompt,
-    PromptTokens,
-    Request,
-    Sampling,
-    Usage,
-)
+from models.generation import types as engine
 from models.tokenized_text import Vocabulary
-from subjects.generate import MAX_SEED, ChatMessage, GenerateBatchRequest, GenerateOptions, GenerateRequest
+from subjects.generate import MAX_SEED, GenerateBatchRequest, GenerateOptions, GenerateRequest
+from subjects.generate_fields import ChatMessage
 
 from .completion_stream import Requests
 from .generator import Generator
@@ -51,7 +38,7 @@ class GenerationCall:
     """
 
     id: str
-    prompts: Sequence[Prompt]
+    prompts: Sequence[engine.Prompt]
     options: GenerateOptions
     seed: int
     batch: bool = False
@@ -67,11 +54,11 @@ class GenerationCall:
     def form(self) -> Form:
         """The form of its prompts, which all have the same."""
         match self.prompts[0]:
-            case Plain() | Ids():
+            case engine.Plain() | engine.Ids():
                 return "prompt"
-            case Chat():
+            case engine.Chat():
                 return "messages"
-            case Fill():
+            case engine.Fill():
                 return "fim"
 
     def seed_of(self, number: int) -> int:
@@ -84,15 +71,15 @@ class GenerationCall:
 
     async def with_echoes(self, generator: Generator) -> "GenerationCall":
         """The same with the echoes of prompts that are ids, special tokens by their names."""
-        lists = [prompt.tokens for prompt in self.prompts if isinstance(prompt, Ids)]
+        lists = [prompt.tokens for prompt in self.prompts if isinstance(prompt, engine.Ids)]
         if not lists or not self.options.echo:
             return self
         texts = await generator.on_tokenizer(sum(map(len, lists)), _decoded, generator.engine.vocabulary, lists)
         return replace(self, echoes=texts)
 
-    def never_begun(self, number: int, reason: FinishReason, error: Exception | None = None) -> Finished:
+    def never_begun(self, number: int, reason: engine.FinishReason, error: Exception | None = None) -> engine.Finished:
         """The end of a completion that the engine has not seen."""
-        return Finished(f"{self.id}.{number}", reason, Usage(0, 0, 0), error=error)
+        return engine.Finished(f"{self.id}.{number}", reason, engine.Usage(0, 0, 0), error=error)
 
     async def requests(self, generator: Generator) -> Requests:
         """Each completion's request, in order; if a prompt cannot be made one, its end."""
@@ -100,7 +87,7 @@ class GenerationCall:
         for index, prompt in enumerate(self.prompts):
             numbers = range(index * self.options.n, (index + 1) * self.options.n)
             try:
-                made = await generator.request(prompt, make)
+                made = await generator.request(prompt, make, self.options.max_tokens, self.options.num_beams)
             except Exception as error:
                 if not isinstance(error, ModelError):
                     log.exception("prompt.failed", model=generator.facts.model, call=self.id)
@@ -111,11 +98,11 @@ class GenerationCall:
                     sampling = replace(made.sampling, seed=self.seed_of(number))
                     yield replace(made, id=f"{self.id}.{number}", sampling=sampling)
 
-    def _request(self, tokens: PromptTokens, facts: EngineFacts) -> Request:
+    def _request(self, tokens: engine.PromptTokens, facts: engine.EngineFacts) -> engine.Request:
         options, max_tokens = self.options, self.options.max_tokens
         if "max_tokens" not in options.model_fields_set:  # the default, or what the context leaves if that is less
             max_tokens = max(1, min(max_tokens, facts.max_tokens - len(tokens.ids)))
-        return Request(
+        return engine.Request(
             id=self.id,
             prompt=tokens.ids,
             max_tokens=max_tokens,
@@ -135,13 +122,13 @@ def read(request: GenerateRequest | GenerateBatchRequest, call: str, caller: str
     seed = secrets.randbits(SEED_BITS) if request.seed is None else request.seed
     batch = isinstance(request, GenerateBatchRequest)
     prompts = _prompts(request) if isinstance(request, GenerateBatchRequest) else [_prompt(request)]
-    echoes = [prompt.text for prompt in prompts if isinstance(prompt, Plain)] if request.echo else []
+    echoes = [prompt.text for prompt in prompts if isinstance(prompt, engine.Plain)] if request.echo else []
     return GenerationCall(call, prompts, request, seed, batch, caller, echoes)
 
 
-def chat_of(messages: Sequence[ChatMessage], continue_final: bool) -> Chat:
+def chat_of(messages: Sequence[ChatMessage], continue_final: bool) -> engine.Chat:
     """The messages of a request."""
-    return Chat(tuple(Message(message.role, message.content) for message in messages), continue_final)
+    return engine.Chat(tuple(engine.Message(message.role, message.content) for message in messages), continue_final)
 
 
 def number_of(request: str) -> int:
@@ -158,21 +145,22 @@ def _decoded(vocabulary: Vocabulary, lists: Sequence[Sequence[int]]) -> list[str
     return texts
 
 
-def _prompts(request: GenerateBatchRequest) -> list[Prompt]:
-    return [*map(Plain, request.prompts or ()), *map(Ids, request.tokens or ())]
+def _prompts(request: GenerateBatchRequest) -> list[engine.Prompt]:
+    return [*map(engine.Plain, request.prompts or ()), *map(engine.Ids, request.tokens or ())]
 
 
-def _prompt(request: GenerateRequest) -> Prompt:
+def _prompt(request: GenerateRequest) -> engine.Prompt:
     if request.messages is not None:
         return chat_of(request.messages, request.continue_final)
     if request.prompt is not None:
-        return Plain(request.prompt)
+        return engine.Plain(request.prompt)
     if request.tokens is not None:
-        return Ids(request.tokens)
-    return Fill(request.prefix or "", request.suffix or "")
+        return engine.Ids(request.tokens)
+    context = [engine.ContextFile(file.path, file.text) for file in request.context or ()]
+    return engine.Fill(request.prefix or "", request.suffix or "", context, request.path, request.repository)
 
 
-def _sampling(options: GenerateOptions, defaults: SamplingDefaults) -> Sampling:
+def _sampling(options: GenerateOptions, defaults: SamplingDefaults) -> engine.Sampling:
     """What the request says, else what the model's configuration says, else neutral values."""
     chosen: dict[str, Any] = {}
     for name in SamplingDefaults.model_fields:
@@ -180,7 +168,7 @@ def _sampling(options: GenerateOptions, defaults: SamplingDefaults) -> Sampling:
         value = getattr(defaults, name) if stated is None else stated
         if value is not None:
             chosen[name] = value
-    return Sampling(
+    return engine.Sampling(
         **chosen,
         presence_penalty=options.presence_penalty,
         frequency_penalty=options.frequency_penalty,

@@ -23,6 +23,7 @@ from models.loading.support import require_not_refused
 from models.weights import hub
 from models.weights.versions import version_folder
 
+from ..runtime.panics import panics_as_errors
 from ..served_model import Model, facts_of
 from ..settings import Settings
 
@@ -275,14 +276,10 @@ class LoaderThreads:
 def _run(call: Callable[[], ResultT], future: Future[ResultT]) -> None:
     _lower_priority()
     try:
-        future.set_result(call())
+        with panics_as_errors("the libraries"):  # as on a broken file
+            future.set_result(call())
     except Exception as error:
         future.set_exception(error)
-    except BaseException as error:
-        # A panic in Rust, as on a broken file, is no Exception, and nobody would answer for it.
-        broken = RuntimeError(f"the libraries broke: {error!r}")
-        broken.__cause__ = error
-        future.set_exception(broken)
 
 
 def _lower_priority() -> None:
