@@ -9,11 +9,11 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from models.training.data.codebase import read_codebase
 from models.training.data.collect import build_dataset
 from models.training.data.dataset import Dataset
 from models.training.data.held_out import HeldOut, held_out
 from models.training.data.pairs import pair_sources
-from models.training.data.sources import read_codebase
 from models.training.data.split import without_duplicates
 from models.training.data.symbols import symbols_of
 from models.training.run import TrainingOptions
@@ -46,7 +46,8 @@ def docstring_pairs(codebase: Path, most_training: int, options: TrainingOptions
     training = [pair for pair in pairs if pair.split == "train"]
     held = [pair for pair in pairs if pair.split == "held_out"]
     chosen = [training[at * len(training) // most_training] for at in range(min(most_training, len(training)))]
-    return replace(dataset, pairs=[*chosen, *held])
+    origin = dataset.manifest.model_dump(include={"source", "commit", "digest", "seed", "files", "skipped", "secrets"})
+    return Dataset.of([*chosen, *held], **origin)
 
 
 def search_task(codebase: Path, most: int = 1000) -> HeldOut:

@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from models.encoders.base import Encoder, TextOptions, Tokens, Vectors
+from models.encoders.base import Encoder, Text, TextOptions, Tokens, Vectors
 from models.errors import TextTooLong
 from models.tokenized_text import TokenizedText, Vocabulary
 from service.app import serve
@@ -38,7 +38,7 @@ class FreeEncoder(Encoder):
     matryoshka: Sequence[int] = ()
     notes = ()
 
-    def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
+    def tokenize(self, texts: Sequence[Text], options: TextOptions) -> list[Tokens | TextTooLong]:
         """The same few ids for any text."""
         return [_TOKENS for _ in texts]
 

@@ -82,15 +82,15 @@ class Vocabulary:
         self.require(tokens)
         return self._backend.decode(tokens, skip_special_tokens=skip_special)
 
-    def require(self, tokens: Sequence[int]) -> None:
-        """Raises InvalidOption for the first id that the model does not have."""
+    def require(self, tokens: Sequence[int], field: str = "tokens") -> None:
+        """Raises InvalidOption, which names the field, for the first id that the model does not have."""
         last = len(self._known) - 1
         ids = np.array(tokens, dtype=np.int64)
         known = (ids >= 0) & self._known[ids.clip(0, last)] & (ids <= last)
         if not known.all():
             place = int(known.argmin())
             wrong = f"token id {tokens[place]} at place {place} does not exist"
-            raise InvalidOption(f"field 'tokens': {wrong}; the model's ids are 0 to {last}")
+            raise InvalidOption(f"field {field!r}: {wrong}; the model's ids are 0 to {last}")
 
     def _name(self, token: int) -> str:
         return self._backend.id_to_token(token) or ""

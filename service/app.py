@@ -137,7 +137,7 @@ async def worker(
         denials.on_publish, denials.on_any = endpoint.on_denied, watch.on_denied
         await stack.enter_async_context(serving(endpoint, max(0.0, settings.grace_s - LEAVING_S)))
         await stack.enter_async_context(background_task(lambda closing: watch.run(), "self_watch"))
-        await stack.enter_async_context(finetuning.working())
+        await stack.enter_async_context(finetuning.working(device.activity))
         denials.require_none(nats.identity)
         present = [model.serves.facts for model in manager.registry]
         if gateway:

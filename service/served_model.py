@@ -12,6 +12,7 @@ from models.generation.types import EngineFacts, GenerationEngine
 
 from .generation.shortest_job_first import ShortestJobFirst
 from .runtime.device_thread import DeviceThread
+from .runtime.panics import panics_as_errors
 
 ArgTs = TypeVarTuple("ArgTs")
 ResultT = TypeVar("ResultT")
@@ -93,13 +94,8 @@ class ServedModel(ABC):
 
 
 def _unless_it_panics(function: Callable[[Unpack[ArgTs]], ResultT], *arguments: *ArgTs) -> ResultT:
-    try:
+    with panics_as_errors("the tokeniser"):
         return function(*arguments)
-    except BaseException as error:
-        if isinstance(error, Exception):
-            raise
-        # A panic in Rust is no Exception, and would end the event loop.
-        raise RuntimeError(f"the tokeniser broke: {error!r}") from error
 
 
 def generates(model: Model) -> TypeGuard[GenerationEngine]:

@@ -86,19 +86,19 @@ class GenerationTelemetry:
         self._counts: dict[str, Counts[str]] = {}
 
     def stepped(self, model: str, seconds: float) -> None:
-        """An engine has made a step."""
+        """Record an engine's step."""
         self._steps.labels(model).observe(seconds)
 
     def first_piece(self, model: str, seconds: float) -> None:
-        """The first piece of a request's text has come, this long after its receipt."""
+        """Record the first piece of a request's text: how long after its receipt it came."""
         self._first.labels(model).observe(seconds)
 
     def next_piece(self, model: str, seconds: float) -> None:
-        """A later piece of a text has come, this long after the last."""
+        """Record a later piece of a text: how long after the one before it came."""
         self._between.labels(model).observe(seconds)
 
     def completed(self, model: str, finished: Finished) -> None:
-        """A completion has ended."""
+        """Count an ended completion and its tokens."""
         usage = finished.usage
         self._prompt.labels(model).inc(usage.prompt)
         self._cached.labels(model).inc(usage.cached)
@@ -116,7 +116,7 @@ class GenerationTelemetry:
         )
 
     def refused(self, model: str) -> None:
-        """A request was refused: the queue was full, or too long for its deadline."""
+        """Count a request that was refused: the queue was full, or too long for its deadline."""
         self._refused.labels(model).inc()
         self._counts.setdefault(model, Counts()).update(refused=1)
 
@@ -156,11 +156,11 @@ class Telemetry:
         self.generation = GenerationTelemetry(registry)
 
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
-        """A figure that is read whenever the metrics are."""
+        """Add a figure that is read whenever the metrics are."""
         Gauge(name, help_text, registry=self.registry).set_function(read)
 
     def ended(self, call: Call, seconds: float, error: MLError | None) -> None:
-        """A request has had its terminal answer."""
+        """Record a request that has had its terminal answer."""
         observed = self._by_route.get(call.route)
         if observed is None:
             observed = self._by_route[call.route] = self._latency.labels(call.route)
@@ -171,7 +171,7 @@ class Telemetry:
             log.debug("request.refused", route=call.route, request_id=call.headers.request_id, code=error.code)
 
     def batch_ran(self, model: str, texts: int, tokens: int, computed: int, seconds: float) -> None:
-        """A batch came back from the device, after this many seconds on it."""
+        """Record a batch that came back from the device, after this many seconds on it."""
         counts = self._batches.setdefault(model, Counts())
         counts.update(batches=1, texts=texts, tokens=tokens, computed_tokens=computed)
         self._texts.labels(model).observe(texts)

@@ -8,7 +8,7 @@ from pydantic import (
     model_validator,
 )
 
-from .message import STREAM, Message, Reply, Stream, Text, Token
+from .message import STREAM, IdLists, Message, Reply, Stream, Text, Token, TokenIds
 from .names import EncodingFormat, Priority, Truncate
 from .vectors import INT8_RANGE, Vector
 
@@ -55,6 +55,12 @@ class EncodeOptions(Message):
         return self
 
 
+_TOKENS = (
+    "instead of a text: the ids that the model reads, special tokens and prompt included, as ml.tokenize returns them; "
+    "nothing is added"
+)
+
+
 class EmbedOptions(EncodeOptions):
     normalize: bool | None = Field(None, description="scale each vector to length 1; absent: as the model's entry says")
     encoding_format: EncodingFormat = Field(
@@ -64,20 +70,50 @@ class EmbedOptions(EncodeOptions):
         "binary: a bit a value, 1 above 0, highest bit first. int8 and binary are for normalised vectors",
     )
 
+    def _check_form(self, name: str, text: object, tokens: object) -> None:
+        if text is None and tokens is None:
+            raise ValueError(f"field {name!r} is missing; send it, or 'tokens'")
+        if text is not None and tokens is not None:
+            raise ValueError(f"send either {name!r} or 'tokens'")
+        if tokens is not None and (self.prompt is not None or self.prompt_name is not None):
+            raise ValueError("fields 'prompt' and 'prompt_name' are for texts: 'tokens' hold theirs already")
+
 
 class EmbedRequest(EmbedOptions):
-    text: Text = Field(description="a text that is not blank and has no NUL character")
+    """Either `text` or `tokens`."""
+
+    text: Text | None = Field(None, description="a text that is not blank and has no NUL character")
+    tokens: TokenIds | None = Field(None, description=_TOKENS)
+
+    @property
+    def content(self) -> str | list[int]:
+        """The text, or its ids."""
+        return self.tokens if self.text is None else self.text  # type: ignore[return-value]  # one of them is given
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "EmbedRequest":
+        self._check_form("text", self.text, self.tokens)
+        return self
 
 
 class EmbedBatchRequest(EmbedOptions):
-    texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)] = Field(
-        description="texts as in ml.embed"
+    """Either `texts` or `tokens`."""
+
+    texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)] | None = Field(
+        None, description="texts as in ml.embed"
     )
+    tokens: IdLists | None = Field(None, description="a list of ids for each text, as in ml.embed")
     stream: Stream | None = STREAM
 
+    @property
+    def contents(self) -> list[str] | list[list[int]]:
+        """The texts, or their ids."""
+        return self.tokens if self.texts is None else self.texts  # type: ignore[return-value]  # one of them is given
+
     @model_validator(mode="after")
-    def _few_if_interactive(self) -> "EmbedBatchRequest":
-        self._check_priority(len(self.texts))
+    def _one_form(self) -> "EmbedBatchRequest":
+        self._check_form("texts", self.texts, self.tokens)
+        self._check_priority(len(self.contents))
         return self
 
 

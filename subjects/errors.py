@@ -149,26 +149,10 @@ class OutOfMemory(MLError):
     retryable = True
 
 
-CODES: dict[int, type[MLError]] = {
-    error.code: error
-    for error in (
-        Malformed,
-        Unauthorized,
-        Forbidden,
-        NotFound,
-        NotAcceptable,
-        DeadlinePassed,
-        Conflict,
-        TooLarge,
-        UnsupportedType,
-        InvalidField,
-        Busy,
-        Cancelled,
-        Internal,
-        Unavailable,
-        OutOfMemory,
-    )
-}
+CODES: dict[int, type[MLError]] = {}
+"""The exception for each code: of several, the one that is defined first."""
+for _kind in MLError.__subclasses__():
+    CODES.setdefault(_kind.code, _kind)
 
 
 def from_reply(code: int, message: str, body: Mapping[str, Any]) -> MLError:

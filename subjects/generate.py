@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from .generate_fields import MAX_TOKEN_ID, Biases, Content, Part, StopStrings, StopTokenIds, Text
-from .message import STREAM, Message, Reply, Stream, Token
+from .generate_fields import Biases, Content, Part, StopStrings, StopTokenIds, Text
+from .message import MAX_TOKEN_ID, STREAM, Message, Reply, Stream, Token, TokenIds
 from .names import ChatRole, FinishReason
 
 MAX_TOKENS = 1_048_576
@@ -107,10 +107,15 @@ class GenerateOptions(Message):
             raise ValueError(f"fields {', '.join(map(repr, sampled))} and 'num_beams' above 1 exclude each other")
 
 
+_TOKENS = "the ids of a prompt, special tokens included, as ml.tokenize returns them; nothing is added"
+
+
 class GenerateRequest(GenerateOptions):
-    """One of three forms: `prompt`; or `messages`; or `prefix` and `suffix`, to fill the gap between them."""
+    """One of four forms: `prompt`; or its `tokens`; or `messages`; or `prefix` and `suffix`, to fill the gap between
+    them."""
 
     prompt: Text | None = Field(None, description="a text to continue")
+    tokens: TokenIds | None = Field(None, description=_TOKENS)
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = Field(
         None, description="a chat to answer, for models with a chat template"
     )
@@ -122,19 +127,34 @@ class GenerateRequest(GenerateOptions):
 
     @model_validator(mode="after")
     def _one_form(self) -> "GenerateRequest":
-        given = {name for name in ("prompt", "messages", "prefix", "suffix") if getattr(self, name) is not None}
-        if given not in ({"prompt"}, {"messages"}, {"prefix", "suffix"}):
-            raise ValueError("send one of 'prompt' (a text that is not empty), 'messages', or 'prefix' and 'suffix'")
+        forms = ("prompt", "tokens", "messages", "prefix", "suffix")
+        given = {name for name in forms if getattr(self, name) is not None}
+        if given not in ({"prompt"}, {"tokens"}, {"messages"}, {"prefix", "suffix"}):
+            one = "send one of 'prompt' (a text that is not empty), 'tokens', 'messages', or 'prefix' and 'suffix'"
+            raise ValueError(one)
         if self.prefix == self.suffix == "":
             raise ValueError("fields 'prefix' and 'suffix' are both empty")
-        if self.echo and self.prompt is None:
+        if self.echo and self.prompt is None and self.tokens is None:
             raise ValueError("field 'echo' is for a 'prompt'")
         check_continues(self.continue_final, self.messages)
         return self
 
 
 class GenerateBatchRequest(GenerateOptions):
-    prompts: Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)] = Field(description="texts to continue")
+    """Either `prompts` or `tokens`."""
+
+    prompts: Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)] | None = Field(
+        None, description="texts to continue"
+    )
+    tokens: Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)] | None = Field(
+        None, description="a list of ids for each prompt, as in ml.generate"
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "GenerateBatchRequest":
+        if (self.prompts is None) == (self.tokens is None):
+            raise ValueError("send either 'prompts' or 'tokens'")
+        return self
 
 
 class GenerateUsage(Reply):

@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints
 
-from .message import MAX_TEXT_CHARS
+from .message import MAX_TEXT_CHARS, TokenId
 
-MAX_TOKEN_ID = 2**31 - 1
 MAX_STOPS = 16
 MAX_BIASES = 1024
 
@@ -62,7 +61,6 @@ class TextPart(BaseModel):
 Part = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS), AfterValidator(_without_nul)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS), AfterValidator(_without_nul)]
 Content = Annotated[Part, BeforeValidator(_joined, json_schema_input_type=Part | list[TextPart])]
-TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Biases = Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES), BeforeValidator(_whole_keys)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]

@@ -30,6 +30,17 @@ Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS), AfterValidat
 Token = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
+MAX_TOKEN_ID = 2**31 - 1
+MAX_IDS = 262_144
+"""Of one text: as many values as JSON may hold."""
+MAX_ID_LISTS = 2048
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+AnyIds = Annotated[list[TokenId], Field(max_length=MAX_IDS, fail_fast=True)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
+"""A text as token ids. The field is called `tokens` on every subject: replies count `prompt_tokens`."""
+IdLists = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_ID_LISTS, fail_fast=True)]
+
+
 class Message(BaseModel):
     """Base of requests: unknown fields and near-miss types are refused by name, and numbers are finite."""
 

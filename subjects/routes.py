@@ -11,53 +11,8 @@ from typing import Any, Generic, TypeAlias
 from pydantic import BaseModel
 from typing_extensions import TypeVar
 
-from . import names
-from .embed import (
-    EmbedBatchReply,
-    EmbedBatchRequest,
-    EmbedChunk,
-    EmbedDone,
-    EmbedReply,
-    EmbedRequest,
-    SimilarityReply,
-    SimilarityRequest,
-)
-from .finetune import FinetuneReply, FinetuneRequest
-from .generate import (
-    GenerateBatchReply,
-    GenerateBatchRequest,
-    GenerateDone,
-    GenerateReply,
-    GenerateRequest,
-    TokenFrame,
-)
-from .jobs import (
-    Job,
-    JobFrame,
-    JobsCancelRequest,
-    JobsGetRequest,
-    JobsListReply,
-    JobsListRequest,
-    JobsWatchRequest,
-)
-from .models import (
-    ModelsChangeReply,
-    ModelsInfoReply,
-    ModelsInfoRequest,
-    ModelsListReply,
-    ModelsListRequest,
-    ModelsLoadRequest,
-    ModelsPromoteReply,
-    ModelsPromoteRequest,
-    ModelsRecommendedReply,
-    ModelsRecommendedRequest,
-    ModelsReloadRequest,
-    ModelsUnloadRequest,
-)
-from .schema import SchemaReply, SchemaRequest
+from . import embed, finetune, generate, jobs, models, names, schema, tokenize, uploads
 from .stream import CHUNK, DONE, JOB, TOKEN
-from .tokenize import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
-from .uploads import UploadReply, UploadRequest
 
 ReplyT = TypeVar("ReplyT", default=Any)
 FrameT = TypeVar("FrameT", default=Any)
@@ -103,55 +58,51 @@ class Route(Generic[ReplyT, FrameT]):
         return replace(self, subject=f"{self.subject}.{worker_id}", every_worker=False, by_worker=False)
 
 
-EmbedFrame: TypeAlias = EmbedChunk | EmbedDone
-GenerateFrame: TypeAlias = TokenFrame | GenerateDone
-_EMBED_FRAMES: Mapping[str, type[EmbedFrame]] = {CHUNK: EmbedChunk, DONE: EmbedDone}
-_GENERATE_FRAMES: Mapping[str, type[GenerateFrame]] = {TOKEN: TokenFrame, DONE: GenerateDone}
-_JOB_FRAMES = {JOB: JobFrame, DONE: JobFrame}
-_similarity: Any = SimilarityReply
+EmbedFrame: TypeAlias = embed.EmbedChunk | embed.EmbedDone
+GenerateFrame: TypeAlias = generate.TokenFrame | generate.GenerateDone
+_EMBED_FRAMES: Mapping[str, type[EmbedFrame]] = {CHUNK: embed.EmbedChunk, DONE: embed.EmbedDone}
+_GENERATE_FRAMES: Mapping[str, type[GenerateFrame]] = {TOKEN: generate.TokenFrame, DONE: generate.GenerateDone}
+_JOB_FRAMES = {JOB: jobs.JobFrame, DONE: jobs.JobFrame}
+_similarity: Any = embed.SimilarityReply
 """A union, which is no type to mypy."""
+_CHANGE: Any = {"role": "admin", "every_worker": True, "by_worker": True}
+"""Of requests that change the models in a worker's memory."""
 
-EMBED = Route(names.EMBED, EmbedRequest, EmbedReply, "text", inference=True)
-EMBED_BATCH = Route(names.EMBED_BATCH, EmbedBatchRequest, EmbedBatchReply, frames=_EMBED_FRAMES, inference=True)
-SIMILARITY = Route(names.SIMILARITY, SimilarityRequest, _similarity, inference=True)
-GENERATE = Route(names.GENERATE, GenerateRequest, GenerateReply, "prompt", _GENERATE_FRAMES, inference=True)
+EMBED = Route(names.EMBED, embed.EmbedRequest, embed.EmbedReply, "text", inference=True)
+EMBED_BATCH = Route(
+    names.EMBED_BATCH, embed.EmbedBatchRequest, embed.EmbedBatchReply, frames=_EMBED_FRAMES, inference=True
+)
+SIMILARITY = Route(names.SIMILARITY, embed.SimilarityRequest, _similarity, inference=True)
+GENERATE = Route(
+    names.GENERATE, generate.GenerateRequest, generate.GenerateReply, "prompt", _GENERATE_FRAMES, inference=True
+)
 GENERATE_BATCH = Route(
-    names.GENERATE_BATCH, GenerateBatchRequest, GenerateBatchReply, frames=_GENERATE_FRAMES, inference=True
+    names.GENERATE_BATCH,
+    generate.GenerateBatchRequest,
+    generate.GenerateBatchReply,
+    frames=_GENERATE_FRAMES,
+    inference=True,
 )
-TOKENIZE = Route(names.TOKENIZE, TokenizeRequest, TokenizeReply, "text", inference=True)
-DETOKENIZE = Route(names.DETOKENIZE, DetokenizeRequest, DetokenizeReply, inference=True)
-FINETUNE = Route(names.FINETUNE, FinetuneRequest, FinetuneReply, "path")
-FINETUNE_UPLOAD = Route(names.FINETUNE_UPLOAD, UploadRequest, UploadReply)
-JOBS_GET = Route(names.JOBS_GET, JobsGetRequest, Job, "id")
-JOBS_WATCH = Route(names.JOBS_WATCH, JobsWatchRequest, JobFrame, "id", _JOB_FRAMES, lasting=True)
-JOBS_CANCEL = Route(names.JOBS_CANCEL, JobsCancelRequest, Job, "id")
-JOBS_LIST = Route(names.JOBS_LIST, JobsListRequest, JobsListReply, "state", role="admin")
-MODELS_LIST = Route(names.MODELS_LIST, ModelsListRequest, ModelsListReply, "kind", by_worker=True)
-MODELS_INFO = Route(names.MODELS_INFO, ModelsInfoRequest, ModelsInfoReply, "model", by_worker=True)
-MODELS_RECOMMENDED = Route(names.MODELS_RECOMMENDED, ModelsRecommendedRequest, ModelsRecommendedReply, "use")
-MODELS_LOAD = Route(
-    names.MODELS_LOAD, ModelsLoadRequest, ModelsChangeReply, "model", role="admin", every_worker=True, by_worker=True
+TOKENIZE = Route(names.TOKENIZE, tokenize.TokenizeRequest, tokenize.TokenizeReply, "text", inference=True)
+DETOKENIZE = Route(names.DETOKENIZE, tokenize.DetokenizeRequest, tokenize.DetokenizeReply, inference=True)
+FINETUNE = Route(names.FINETUNE, finetune.FinetuneRequest, finetune.FinetuneReply, "path")
+FINETUNE_UPLOAD = Route(names.FINETUNE_UPLOAD, uploads.UploadRequest, uploads.UploadReply)
+JOBS_GET = Route(names.JOBS_GET, jobs.JobsGetRequest, jobs.Job, "id")
+JOBS_WATCH = Route(names.JOBS_WATCH, jobs.JobsWatchRequest, jobs.JobFrame, "id", _JOB_FRAMES, lasting=True)
+JOBS_CANCEL = Route(names.JOBS_CANCEL, jobs.JobsCancelRequest, jobs.Job, "id")
+JOBS_LIST = Route(names.JOBS_LIST, jobs.JobsListRequest, jobs.JobsListReply, "state", role="admin")
+MODELS_LIST = Route(names.MODELS_LIST, models.ModelsListRequest, models.ModelsListReply, "kind", by_worker=True)
+MODELS_INFO = Route(names.MODELS_INFO, models.ModelsInfoRequest, models.ModelsInfoReply, "model", by_worker=True)
+MODELS_RECOMMENDED = Route(
+    names.MODELS_RECOMMENDED, models.ModelsRecommendedRequest, models.ModelsRecommendedReply, "use"
 )
-MODELS_UNLOAD = Route(
-    names.MODELS_UNLOAD,
-    ModelsUnloadRequest,
-    ModelsChangeReply,
-    "model",
-    role="admin",
-    every_worker=True,
-    by_worker=True,
+MODELS_LOAD = Route(names.MODELS_LOAD, models.ModelsLoadRequest, models.ModelsChangeReply, "model", **_CHANGE)
+MODELS_UNLOAD = Route(names.MODELS_UNLOAD, models.ModelsUnloadRequest, models.ModelsChangeReply, "model", **_CHANGE)
+MODELS_RELOAD = Route(names.MODELS_RELOAD, models.ModelsReloadRequest, models.ModelsChangeReply, "model", **_CHANGE)
+MODELS_PROMOTE = Route(
+    names.MODELS_PROMOTE, models.ModelsPromoteRequest, models.ModelsPromoteReply, "job", role="admin"
 )
-MODELS_RELOAD = Route(
-    names.MODELS_RELOAD,
-    ModelsReloadRequest,
-    ModelsChangeReply,
-    "model",
-    role="admin",
-    every_worker=True,
-    by_worker=True,
-)
-MODELS_PROMOTE = Route(names.MODELS_PROMOTE, ModelsPromoteRequest, ModelsPromoteReply, "job", role="admin")
-SCHEMA = Route(names.SCHEMA, SchemaRequest, SchemaReply, "subject")
+SCHEMA = Route(names.SCHEMA, schema.SchemaRequest, schema.SchemaReply, "subject")
 
 ROUTES: Mapping[str, Route] = {route.subject: route for route in [*globals().values()] if isinstance(route, Route)}
 """Every route above, by its subject."""

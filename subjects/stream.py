@@ -20,7 +20,7 @@ ERROR = "error"
 REPLY = "reply"
 """In place of an event: the message is no frame but the one reply to a request that allowed both."""
 
-PROBE = "probe"
+STILL_THERE = "probe"
 """The event of a message to the subject in Ml-Caller, which only checks that somebody listens there."""
 
 SENTINEL = b""

@@ -1,24 +1,16 @@
-"""`ml.tokenize` and `ml.detokenize`: texts to the tokens that a model reads, and back.
-
-Token ids are called `tokens` on every subject that takes some.
-"""
+"""`ml.tokenize` and `ml.detokenize`: texts to the tokens that a model reads, and back."""
 
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from .generate import MAX_MESSAGES, ChatMessage, check_continues
-from .generate_fields import TokenId
-from .message import MAX_TEXT_CHARS, Message, Reply, Token
+from .message import MAX_ID_LISTS, MAX_TEXT_CHARS, AnyIds, Message, Reply, Token
 
 MAX_TOKENIZED = 65_536
 MAX_SHOWN_TOKENS = 524_288
 """Of all texts of a request together, unless only counts are wanted."""
-MAX_IDS = 262_144
-"""Of one text: as many as JSON may hold values."""
-MAX_ID_LISTS = 2048
 
-TokenIds = Annotated[list[TokenId], Field(max_length=MAX_IDS, fail_fast=True)]
 AnyText = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS)]
 
 
@@ -32,7 +24,7 @@ def _ids_as_list(tokens: Any) -> Any:
 
 
 Texts = Annotated[list[AnyText], Field(min_length=1, max_length=MAX_TOKENIZED, fail_fast=True)]
-IdLists = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_ID_LISTS, fail_fast=True)]
+AnyIdLists = Annotated[list[AnyIds], Field(min_length=1, max_length=MAX_ID_LISTS, fail_fast=True)]
 
 
 class TokenizeRequest(Message):
@@ -90,7 +82,7 @@ class TokenizeReply(Reply):
 
 
 class DetokenizeRequest(Message):
-    tokens: Annotated[IdLists, BeforeValidator(_ids_as_list, json_schema_input_type=TokenIds | IdLists)] = Field(
+    tokens: Annotated[AnyIdLists, BeforeValidator(_ids_as_list, json_schema_input_type=AnyIds | AnyIdLists)] = Field(
         description="the token ids of one text, or a list of such lists"
     )
     model: Token | None = Field(None, description="model id, of any kind; absent: the worker's default for prompts")

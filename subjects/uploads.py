@@ -32,7 +32,9 @@ Chunk: TypeAlias = Annotated[
 class UploadRequest(Message):
     """One chunk. Sent again, it is still there once."""
 
-    upload: UploadId = Field(description="the caller's own, random, such as a UUID: who knows it may add to it")
+    upload: UploadId = Field(
+        description="the caller's own, random, such as a UUID: the object's name, which is given once"
+    )
     after: int = Field(
         0, ge=0, le=2**63 - 1, description="the sequence that the chunk before was answered with; 0 for the first"
     )

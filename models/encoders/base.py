@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # it imports this module
     from .tokenise import TextTokenizer
 
 Vectors = NDArray[np.float32]
+Text: TypeAlias = str | Sequence[int]
+"""A text; or the ids that the model reads of one, special tokens and prompt included."""
 Truncation = Literal["end", "start", "error"]
 
 
@@ -78,10 +80,11 @@ class Encoder(Protocol):
     matryoshka: Sequence[int]
     notes: tuple[str, ...]
 
-    def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
-        """Tokenise texts. With truncate "error", a text that is too long gives an error in its place in the list.
+    def tokenize(self, texts: Sequence[Text], options: TextOptions) -> list[Tokens | TextTooLong]:
+        """Tokenise texts; ids must be the model's own.
 
-        Thread-safe. Raises InvalidOption.
+        With truncate "error", a text that is too long gives an error in its place in the list. Thread-safe. Raises
+        InvalidOption.
         """
 
     @property
@@ -159,7 +162,7 @@ class EntryEncoder(Encoder):
         self._names = PromptsAndTasks(self.prompts, default_prompt, self.tasks, spec.default_task)
         self._tokenizer = tokenizer
 
-    def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
+    def tokenize(self, texts: Sequence[Text], options: TextOptions) -> list[Tokens | TextTooLong]:
         self._names.task(options)  # a model without tasks refuses one
         return self._tokenizer(texts, self._names.prompt(options), options.truncate)
 

@@ -84,8 +84,10 @@ def text_tokenizer(transformer: Any, max_tokens: int) -> TextTokenizer:
     """A tokeniser that treats texts as sentence-transformers does: as they are, or, if the folder says so, through the
     model's chat template with the prompt as the system's message."""
     backend = transformer.tokenizer.backend_tokenizer
+    rows = transformer.auto_model.get_input_embeddings().weight.shape[0]
     if MESSAGES not in transformer.modality_config:
-        return TextTokenizer(backend, max_tokens, _tokenizer_arguments(transformer).get("add_special_tokens", True))
+        special = _tokenizer_arguments(transformer).get("add_special_tokens", True)
+        return TextTokenizer(backend, max_tokens, special, rows)
     formatter, processor = transformer.input_formatter, transformer.processor
     if isinstance(processor.chat_template, str):
         renderer(processor.chat_template).warm()
@@ -103,7 +105,7 @@ def text_tokenizer(transformer: Any, max_tokens: int) -> TextTokenizer:
             raise InvalidOption(reason) from error
         return rendered
 
-    return ChatTokenizer(backend, max_tokens, render, arguments.get("restore_suffix", True))
+    return ChatTokenizer(backend, max_tokens, render, arguments.get("restore_suffix", True), rows)
 
 
 def stated_length(transformer: Any) -> int | None:

@@ -9,7 +9,7 @@ import onnxruntime
 
 from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable, TextTooLong
-from .base import EntryEncoder, TextOptions, Tokens, Vectors, refuse_transformer_options, version_of
+from .base import EntryEncoder, Text, TextOptions, Tokens, Vectors, refuse_transformer_options, version_of
 from .onnx_folder import OnnxFolder
 from .onnx_session import Array, Graph, OnnxOptions
 from .tokenise import TextTokenizer
@@ -56,7 +56,7 @@ class OnnxEncoder(EntryEncoder):
     def close(self) -> None:
         self._graph = None
 
-    def tokenize(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
+    def tokenize(self, texts: Sequence[Text], options: TextOptions) -> list[Tokens | TextTooLong]:
         task = self._names.task(options)
         tokenized = super().tokenize(texts, options)
         if task is None:

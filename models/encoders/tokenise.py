@@ -8,31 +8,42 @@ from tokenizers import Tokenizer
 
 from ..errors import TextTooLong
 from ..tokenized_text import TokenizedText, Vocabulary, tokenized
-from .base import Tokens, Truncation
+from .base import Text, Tokens, Truncation
 
 
 class TextTokenizer:
     """Tokenises texts behind a common prompt, to at most `max_tokens` ids each. Thread-safe.
 
-    special: whether to put the tokeniser's special tokens around a text.
+    special: whether to put the tokeniser's special tokens around a text. rows: of the model's table of tokens.
     """
 
-    def __init__(self, backend: Tokenizer, max_tokens: int, special: bool = True) -> None:
+    def __init__(self, backend: Tokenizer, max_tokens: int, special: bool = True, rows: int | None = None) -> None:
         # A copy, because sentence-transformers sets padding and truncation on its own at each call.
         self._backend = Tokenizer.from_str(backend.to_str())
         self._backend.no_padding()
         self._backend.no_truncation()
         self._before, self._after = _special_tokens(self._backend) if special else ([], [])
         self.max_tokens = max_tokens
-        self.vocabulary = Vocabulary(self._backend)
+        self.vocabulary = Vocabulary(self._backend, rows)
 
-    def __call__(self, texts: Sequence[str], prompt: str, truncate: Truncation) -> list[Tokens | TextTooLong]:
-        """Token ids of each text with `prompt` in front, and special tokens around both."""
-        prompt_ids = self._ids([prompt])[0] if prompt else []
-        start = len(self._before) + len(prompt_ids)
-        prompt_tokens = start if prompt_ids else 0
-        wholes = [[*self._before, *ids, *self._after] for ids in self._ids([prompt + text for text in texts])]
-        return [self._fit(i, ids, start, self._after, truncate, prompt_tokens) for i, ids in enumerate(wholes)]
+    def __call__(self, texts: Sequence[Text], prompt: str, truncate: Truncation) -> list[Tokens | TextTooLong]:
+        """Token ids of each text with `prompt` in front, and special tokens around both. Ids stay as they are, but are
+        cut as their text is."""
+        start, end = self._frame(prompt)
+        made = iter(self._wholes([text for text in texts if isinstance(text, str)], prompt))
+        return [
+            self._fit(i, next(made), len(start), end, truncate)
+            if isinstance(text, str)
+            else self._fit(i, list(text), _common(text, start), end if list(text[-len(end) :]) == end else [], truncate)
+            for i, text in enumerate(texts)
+        ]
+
+    def _frame(self, prompt: str) -> tuple[list[int], list[int]]:
+        """The ids before and behind any text."""
+        return [*self._before, *(self._ids([prompt])[0] if prompt else [])], self._after
+
+    def _wholes(self, texts: Sequence[str], prompt: str) -> list[list[int]]:
+        return [[*self._before, *ids, *self._after] for ids in self._ids([prompt + text for text in texts])]
 
     def tokenized(self, text: str, prompt: str, special: bool = True, offsets: bool = True) -> TokenizedText:
         """The whole text to look at. special: whether to put the special tokens around it."""
@@ -42,8 +53,12 @@ class TextTokenizer:
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [one.ids for one in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def _prompt_tokens(self, start: int) -> int:
+        """How many ids belong to the prompt, of so many before a text."""
+        return start if start > len(self._before) else 0
+
     def _fit(
-        self, index: int, ids: list[int], start: int, end: list[int], truncate: Truncation, prompt_tokens: int = 0
+        self, index: int, ids: list[int], start: int, end: list[int], truncate: Truncation
     ) -> Tokens | TextTooLong:
         """A text's ids, cut to max_tokens between the first `start` ids and the trailing ones, `end`."""
         excess = len(ids) - self.max_tokens
@@ -53,7 +68,7 @@ class TextTokenizer:
             limit = self.max_tokens - len(end)
             kept = min(start, limit) if truncate == "start" else limit
             ids = [*ids[:kept], *ids[kept + excess : len(ids) - len(end)], *end]
-        return Tokens(ids, excess > 0, prompt_tokens)
+        return Tokens(ids, excess > 0, self._prompt_tokens(start))
 
 
 Render = Callable[[Sequence[str], str], Sequence[str]]
@@ -66,32 +81,32 @@ class ChatTokenizer(TextTokenizer):
     the template writes behind a text that is cut.
     """
 
-    def __init__(self, backend: Tokenizer, max_tokens: int, render: Render, keep_end: bool = True) -> None:
-        super().__init__(backend, max_tokens, special=False)
+    def __init__(
+        self, backend: Tokenizer, max_tokens: int, render: Render, keep_end: bool = True, rows: int | None = None
+    ) -> None:
+        super().__init__(backend, max_tokens, special=False, rows=rows)
         self._render = render
         self._keep_end = keep_end
-
-    def __call__(self, texts: Sequence[str], prompt: str, truncate: Truncation) -> list[Tokens | TextTooLong]:
-        """Token ids of each rendered text."""
-        start, end = self._frame(prompt)
-        wholes = self._ids(self._render(texts, prompt))
-        return [self._fit(i, ids, start, end, truncate) for i, ids in enumerate(wholes)]
 
     def tokenized(self, text: str, prompt: str, special: bool = True, offsets: bool = True) -> TokenizedText:
         """As above; the rendered text has no offsets in the caller's. Without special tokens it is not rendered."""
         if not special:
             return super().tokenized(text, prompt, False, offsets)
-        return TokenizedText(self._ids(self._render([text], prompt))[0])
+        return TokenizedText(self._wholes([text], prompt)[0])
 
-    def _frame(self, prompt: str) -> tuple[int, list[int]]:
-        """How many ids come before any text, and the ids behind it.
-
-        Found as sentence-transformers does: by what two texts without a common token have in common.
-        """
+    def _frame(self, prompt: str) -> tuple[list[int], list[int]]:
+        """Found as sentence-transformers does: by what two texts without a common token have in common."""
         one, other = self._ids(self._render(["0", "1 2 3 4"], prompt))
         start, end = _common(one, other), _common(one[::-1], other[::-1])
         known = self._keep_end and end < min(len(one), len(other))
-        return start, one[len(one) - end :] if known else []
+        return one[:start], one[len(one) - end :] if known else []
+
+    def _wholes(self, texts: Sequence[str], prompt: str) -> list[list[int]]:
+        return self._ids(self._render(texts, prompt)) if texts else []
+
+    def _prompt_tokens(self, start: int) -> int:
+        """None: pooling leaves no part of a chat out."""
+        return 0
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -58,7 +58,8 @@ def draw(scores: Tensor, largest: Tensor, states: Sequence[SamplerState]) -> Ten
     if waiting:
         drawn[waiting] = _draw_filtered(rows.at(waiting))
     if free := [place for place, state in enumerate(states) if not state.is_filtered]:
-        drawn[free] = _draw_from_all(rows.at(free))
+        every = rows.at(free)
+        drawn[free] = _race(every.weights(every.scores), every.rng_key, _all_ids(every))
     return drawn
 
 
@@ -76,10 +77,6 @@ def _rows(scores: Tensor, largest: Tensor, states: Sequence[SamplerState]) -> _R
         min_p=column([sampling.min_p for sampling in options], torch.float32),
         rng_key=column([state.rng_key for state in states], torch.int64),
     )
-
-
-def _draw_from_all(rows: _Rows) -> Tensor:
-    return _race(rows.weights(rows.scores), rows.rng_key, _all_ids(rows))
 
 
 def _draw_filtered(rows: _Rows) -> Tensor:

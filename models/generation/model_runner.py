@@ -54,7 +54,7 @@ class ModelRunner:
             ids += [0] * padding
             positions += [0] * padding
             slots += [self._cache.sink] * padding
-        decodes = sum(1 for _ in takewhile(_is_decode, chunks))
+        decodes = sum(1 for _ in takewhile(lambda chunk: chunk.length == 1 and chunk.sequence.made > 0, chunks))
         self._kernel_rows.first = decodes if decodes < len(chunks) else len(ids)
         return self._forward(ids, positions, slots, segments, kept)
 
@@ -73,7 +73,3 @@ class ModelRunner:
             )
             logits: Tensor = output.logits[0].float()
             return logits
-
-
-def _is_decode(chunk: ScheduledChunk) -> bool:
-    return chunk.length == 1 and chunk.sequence.made > 0

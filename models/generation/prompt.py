@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from ..tokenized_text import TokenizedText
 from .errors import InvalidRequest
 from .tokenizer import GenerationTokenizer
-from .types import Chat, Fill, Plain, Prompt, PromptTokens
+from .types import Chat, Fill, Ids, Plain, Prompt, PromptTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,14 @@ class Prompts:
         return self._form is not None
 
     def __call__(self, prompt: Prompt) -> PromptTokens:
-        """Tokenise. Raises InvalidRequest if the model does not support this form, or the prompt is empty."""
+        """Tokenise. Raises InvalidRequest if the model does not support this form, or the prompt is empty, and
+        InvalidOption for an id that it does not have."""
         match prompt:
             case Plain(text):
                 return PromptTokens(self._plain(text), self._stop_ids)
+            case Ids(tokens):
+                self.vocabulary.require(tokens)
+                return PromptTokens(tokens, self._stop_ids)
             case Chat():
                 return PromptTokens(self._chat(prompt), self._stop_ids)
             case Fill(prefix, suffix):

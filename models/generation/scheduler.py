@@ -119,7 +119,8 @@ class Scheduler:
         the longer a step may take, since otherwise they would wait ever longer.
         """
         self._admit()
-        decodes = [ScheduledChunk(sequence, 1) for sequence in self._decoding() if self._make_space(sequence)]
+        decoding = sorted((s for s in self.running if s.missing == 1 and s not in self._prompts), key=_ORDER)
+        decodes = [ScheduledChunk(sequence, 1) for sequence in decoding if self._make_space(sequence)]
         decodes = [chunk for chunk in decodes if chunk.sequence.cache_slice is not None]  # a later one may preempt it
         limit = self._limits.chunk_tokens
         budget = min(limit, chunk_tokens * len(self._prompts)) if decodes else PREFILL_ONLY_FACTOR * limit
@@ -154,9 +155,6 @@ class Scheduler:
         running = self._running_by_caller()
         candidates = (sequence for sequence in self.running if not sequence.is_beam)
         return max(candidates, key=lambda runs: (running[runs.request.caller], runs.order), default=None)
-
-    def _decoding(self) -> list[Sequence]:
-        return sorted((s for s in self.running if s.missing == 1 and s not in self._prompts), key=_ORDER)
 
     def _chunks(self, budget: int) -> Iterator[ScheduledChunk]:
         """Chunks of prompts within a budget of tokens, round-robin."""

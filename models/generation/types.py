@@ -26,6 +26,13 @@ class Plain:
 
 
 @dataclass(frozen=True, slots=True)
+class Ids:
+    """A text to continue, as the model's token ids."""
+
+    tokens: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Chat:
     """Messages for the model's chat template. continue_final: continue the last message instead of answering it."""
 
@@ -41,7 +48,7 @@ class Fill:
     suffix: str
 
 
-Prompt: TypeAlias = Plain | Chat | Fill
+Prompt: TypeAlias = Plain | Ids | Chat | Fill
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
@@ -26,7 +26,7 @@ from .memory import stored_shapes
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 
 _PLAIN: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
-_QUANTIZED: tuple[Quantization, ...] = ("int8", "int4")
+_QUANTIZED: tuple[Quantization, ...] = get_args(Quantization)
 
 
 @dataclass(frozen=True, slots=True)

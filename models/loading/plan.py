@@ -62,19 +62,9 @@ class Placement:
         return self.step > 0
 
     @property
-    def is_smallest(self) -> bool:
-        """Whether it may be served at no smaller precision."""
-        return self.step + 1 == len(self.candidate.steps)
-
-    @property
     def weight_bytes(self) -> int:
         """Bytes of its weights."""
         return self.candidate.footprint.sizes[self.precision]
-
-    @property
-    def smallest_bytes(self) -> int:
-        """Bytes of its weights at the precision where they take the least."""
-        return min(self.candidate.footprint.sizes[step] for step in self.candidate.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +127,12 @@ def plan(candidates: Sequence[Candidate], budget_bytes: int, reserve: Reserve = 
     """
     planned = Plan([Placement(item, _kv_bytes(item, reserve)) for item in candidates], budget_bytes, reserve)
     for placement in planned.placements:
-        if placement.smallest_bytes + placement.kv_bytes > budget_bytes - reserve.working_bytes:
+        least = min(placement.candidate.footprint.sizes[step] for step in placement.candidate.steps)
+        if least + placement.kv_bytes > budget_bytes - reserve.working_bytes:
             placement.fate = "too large"
-    while not planned.fits and (reducible := [each for each in planned.fitting if not each.is_smallest]):
+    while not planned.fits and (
+        reducible := [each for each in planned.fitting if each.step + 1 < len(each.candidate.steps)]
+    ):
         max(reducible, key=_order).step += 1
     while not planned.fits and (fitting := planned.fitting):
         fitting[0].fate = "evicted"

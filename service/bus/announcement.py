@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import BadBusSettings
+from .errors import refusing
 from .private_file import MODE, write_private
 
 FILE_NAME = "nats-server.url"
@@ -24,17 +24,13 @@ def announced(data_dir: Path, url: str) -> Iterator[None]:
     BadBusSettings if it cannot be written or locked.
     """
     path, draft = data_dir / FILE_NAME, data_dir / f".{FILE_NAME}.new"
-    try:
+    with refusing(path, "cannot be written"):
         write_private(draft, url)
         descriptor = os.open(draft, os.O_RDONLY)
-    except OSError as e:
-        raise BadBusSettings(str(path), f"cannot be written: {e.strerror}") from None
     try:
-        try:
+        with refusing(path, "cannot be locked and put in place"):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             draft.replace(path)
-        except OSError as e:
-            raise BadBusSettings(str(path), f"cannot be locked and put in place: {e.strerror}") from None
         yield
     finally:
         os.close(descriptor)

@@ -12,9 +12,9 @@ from nats.errors import SlowConsumerError
 
 from .causes import Denied, cause, denied, reason
 from .client import BusClient
+from .client_options import client_options
 from .errors import BadCredentials, BusClosed, BusError, TlsFailed, Unreachable, UnreadableMessage
 from .log import RareLog
-from .options import client_options
 from .settings import NatsSettings
 
 log = structlog.get_logger(__name__)

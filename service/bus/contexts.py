@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import BadBusSettings
+from .errors import BadBusSettings, refusing
 from .private_file import write_private
 
 
@@ -40,13 +40,11 @@ def write_context(environ: Mapping[str, str], name: str, content: Mapping[str, A
     A context of the same name is replaced if it has the same description, or with `force`. Raises BadBusSettings.
     """
     path = _path(_root(environ), name)
-    try:
+    with refusing(path, "the context cannot be written"):
         if not force and path.exists() and not _is_of_kind(path, content):
             raise BadBusSettings(str(path), "is another context; choose another --name, or replace it with --force")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    except OSError as e:
-        raise BadBusSettings(str(path), f"the context cannot be written: {e.strerror}") from None
     return path
 
 
@@ -54,12 +52,10 @@ def select_context(environ: Mapping[str, str], name: str) -> None:
     """Select a context as the default, and record the one before for `nats context previous`."""
     root = _root(environ)
     previous = _selected(root / "context.txt")
-    try:
+    with refusing(root, "the context cannot be selected"):
         if previous not in ("", name):
             write_private(root / "previous-context.txt", previous)
         write_private(root / "context.txt", name)
-    except OSError as e:
-        raise BadBusSettings(str(root), f"the context cannot be selected: {e.strerror}") from None
 
 
 def _root(environ: Mapping[str, str]) -> Path:

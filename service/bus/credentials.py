@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import structlog
 
-from .errors import BadBusSettings
+from .errors import BadBusSettings, refusing
 from .private_file import MODE, write_private
 
 log = structlog.get_logger(__name__)
@@ -31,13 +31,11 @@ def passwords(path: Path) -> dict[Role, str]:
     The mode of a file that others can read is repaired, with a warning. The caller holds the data directory's lock.
     Raises BadBusSettings if the file cannot be read or written.
     """
-    try:
+    with refusing(path, "the server's passwords cannot be kept there"):
         known = variables(path) if path.exists() else {}
         complete = {role: known.get(variable(role)) or _new_password() for role in ROLES}
         if set(map(variable, ROLES)) - known.keys():
             _write(path, {**known, **{variable(role): password for role, password in complete.items()}})
-    except (OSError, UnicodeDecodeError) as e:
-        raise BadBusSettings(str(path), f"the server's passwords cannot be kept there: {e}") from None
     for role, password in complete.items():
         if password.startswith("$2"):  # the server would take it for a bcrypt hash, and we have to connect with it
             raise BadBusSettings(str(path), f"{variable(role)} must be the password itself, not its hash")
@@ -54,10 +52,8 @@ def password(user: str, path: Path | None, environ: Mapping[str, str]) -> str:
     given = environ.get(name, "")
     if len(given) > 1 and given[0] == given[-1] and given[0] in "\"'":
         given = given[1:-1]
-    try:
+    with refusing(path, "cannot be read"):
         found = given or (variables(path) if path and path.exists() else {}).get(name)
-    except (OSError, UnicodeDecodeError) as e:
-        raise BadBusSettings(str(path), f"cannot be read: {e}") from None
     if not found and path is None:
         raise BadBusSettings(name, "is not set")
     if not found:
@@ -73,13 +69,11 @@ def add_user(name: str, path: Path) -> None:
     if not _USER.fullmatch(name) or name in _TAKEN:
         rule = f"a name is small letters, digits and _, a letter first, and none of {', '.join(_TAKEN)}"
         raise BadBusSettings(name, rule)
-    try:
+    with refusing(path, "the password cannot be kept there"):
         known = variables(path) if path.exists() else {}
         if variable(name) not in known:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, {**known, variable(name): _new_password()})
-    except (OSError, UnicodeDecodeError) as e:
-        raise BadBusSettings(str(path), f"the password cannot be kept there: {e}") from None
 
 
 def variables(path: Path) -> dict[str, str]:

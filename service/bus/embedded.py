@@ -116,9 +116,8 @@ def _locked(data_dir: Path) -> Iterator[int]:
         data_dir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(data_dir / "nats-server.lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as e:
-        raise BadBusSettings(
-            str(data_dir), f"cannot hold the server's files: {e.strerror}; choose another folder with --data-dir"
-        ) from None
+        reason = f"cannot hold the server's files: {e.strerror}; choose another folder with --data-dir"
+        raise BadBusSettings(str(data_dir), reason) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

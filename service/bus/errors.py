@@ -1,5 +1,7 @@
 """Errors between this process and its NATS server. Each message says what to do next."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, dataclass_transform
@@ -24,6 +26,16 @@ class BadBusSettings(BusError):
     source: str
     reason: str
     message = "{source}: {reason}"
+
+
+@contextmanager
+def refusing(source: object, problem: str = "") -> Iterator[None]:
+    """Inside, a file that cannot be used is a BadBusSettings about `source`. problem: what then cannot be done."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadBusSettings(str(source), f"{problem}: {reason}" if problem else str(reason)) from None
 
 
 class Unreachable(BusError):

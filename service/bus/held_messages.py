@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -61,14 +60,16 @@ class HeldMessages:
         if self._open and kept.subject not in self._tasks:
             self._start(kept.subject)
 
-    def take(self) -> Iterator[Kept]:
+    def take(self) -> list[Kept]:
         """Remove all messages, those of each subject in order: the connection was lost again, or closes."""
         self._open = False
         for task in self._tasks.values():
             task.cancel()
-        queues = list(self._queues.values())
+        taken = [kept for queue in self._queues.values() for kept in queue]
+        for queue in self._queues.values():
+            queue.clear()  # nats-py may have swallowed its task's cancellation
         self._tasks, self._queues, self.size_bytes = {}, {}, 0
-        return (kept for queue in queues for kept in queue)
+        return taken
 
     async def open(self) -> None:
         """Begin to send: the connection is back."""
@@ -79,10 +80,10 @@ class HeldMessages:
         for subject in self._queues:
             self._start(subject)
 
-    async def sent(self) -> None:
-        """Return once nothing is held any more, after RETURN_S at the latest."""
+    async def sent(self, timeout_s: float) -> None:
+        """Return once nothing is held any more, or after this time."""
         if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=RETURN_S)
+            await asyncio.wait(self._tasks.values(), timeout=timeout_s)
 
     def _start(self, subject: str) -> None:
         self._tasks[subject] = asyncio.create_task(self._send(subject, self._queues[subject]), name="bus.held")
@@ -93,7 +94,8 @@ class HeldMessages:
             await self._until_somebody_listens(queue)
         while queue:
             await self._client.send_kept(self._pop(queue))
-        del self._queues[subject], self._tasks[subject]
+        if self._queues.get(subject) is queue:
+            del self._queues[subject], self._tasks[subject]
 
     async def _until_somebody_listens(self, queue: deque[Kept]) -> None:
         """Return once the first message has arrived, and is removed, or RETURN_S is over."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from logging import makeLogRecord
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from ..runtime.child_process import lines, start_child
 from .errors import BusError, PortBusy, ServerFailed, WritesRefused
@@ -64,7 +64,7 @@ class ServerProcess:
 
         Raises ServerFailed.
         """
-        files = {"stdout": asyncio.subprocess.DEVNULL, "pass_fds": (keep_open,)}
+        files: dict[str, Any] = {"stdout": asyncio.subprocess.DEVNULL, "pass_fds": (keep_open,)}
         try:
             process = await start_child(*command, env=environ, limit=_LINE_BYTES, **files)
         except OSError as error:

@@ -5,6 +5,7 @@
 
 import functools
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 import typer
@@ -38,109 +39,81 @@ class LazyCommand(TyperCommand):
         return self.real.make_context(info_name, args, parent, **extra)
 
 
-def group_of(*commands: LazyCommand) -> type[TyperGroup]:
-    """For `typer.Typer(cls=...)`: a group of these."""
+def group_of(panels: Mapping[str | None, Mapping[str, str]]) -> type[TyperGroup]:
+    """For `typer.Typer(cls=...)`: a group of commands: by the panel of the help, `where` and `summary` of each."""
 
     class LazyGroup(TyperGroup):
         def __init__(self, **attributes: Any) -> None:
             super().__init__(**attributes)
-            self.commands.update({str(command.name): command for command in commands})
+            for panel, commands in panels.items():
+                for where, summary in commands.items():
+                    command = LazyCommand(where, summary, panel)
+                    self.commands[str(command.name)] = command
 
     return LazyGroup
 
 
-_TUNE, _RUN, _ASK, _LOOK = "Fine-tune", "Run", "Ask a worker", "Look around"
-_CHANGE = "Ask workers; what changes them needs the role admin"
-
 Commands = group_of(
-    LazyCommand(
-        "finetune:finetune",
-        "Train an embedding model on your own code and verify the outcome, as a job on a worker.",
-        _TUNE,
-    ),
-    LazyCommand(
-        "jobs:jobs_app",
-        "Trainings: those that wait, go on or are over. Alone: the list, which is the administrator's.",
-        _TUNE,
-    ),
-    LazyCommand("finetune:data_app", "Training data for fine-tuning, made on this machine.", _TUNE),
-    LazyCommand("serve:serve", "Run a worker until Ctrl-C or SIGTERM, which finish what is in flight.", _RUN),
-    LazyCommand(
-        "gateway:gateway",
-        "Answer over HTTP what workers answer over NATS, until Ctrl-C or SIGTERM, which finish what is in flight.",
-        _RUN,
-    ),
-    LazyCommand("admin:admin_app", "Set up the NATS server and who may use it.", _RUN),
-    LazyCommand("embed:embed", "Turn texts into vectors.", _ASK),
-    LazyCommand(
-        "embed:similarity",
-        "Compare two texts, or rank candidates by their likeness to a query. The score is the cosine, -1 to 1.",
-        _ASK,
-    ),
-    LazyCommand(
-        "generate:generate",
-        "Complete a text, answer a question or fill in a gap. Ctrl-C ends the work at the worker too.",
-        _ASK,
-    ),
-    LazyCommand("tokenize:tokenize", "Show the tokens that a model reads of a text, or count them.", _ASK),
-    LazyCommand("tokenize:detokenize", "Turn token ids into text.", _ASK),
-    LazyCommand(
-        "workers:ping",
-        "Show the workers that answer, what they serve and how fast. Exit code 1 when there is none.",
-        _LOOK,
-    ),
-    LazyCommand(
-        "doctor:doctor",
-        "Check this machine, the NATS server and the workers, and say what to do. Exit code 1 when something fails.",
-        _LOOK,
-    ),
-    LazyCommand(
-        "workers:schema", "Print the JSON Schemas of the request and the reply on a subject, by subject.", _LOOK
-    ),
-    LazyCommand("models:models_app", "The catalogue and the weights on this machine. Alone: the list.", _LOOK),
+    {
+        "Fine-tune": {
+            "finetune:finetune": "Train an embedding model on your own code and verify the outcome, "
+            "as a job on a worker.",
+            "jobs:jobs_app": "Trainings: those that wait, go on or are over. Alone: the list, "
+            "which is the administrator's.",
+            "finetune:data_app": "Training data for fine-tuning, made on this machine.",
+        },
+        "Run": {
+            "serve:serve": "Run a worker until Ctrl-C or SIGTERM, which finish what is in flight.",
+            "gateway:gateway": "Answer over HTTP what workers answer over NATS, until Ctrl-C or SIGTERM, "
+            "which finish what is in flight.",
+            "admin:admin_app": "Set up the NATS server and who may use it.",
+        },
+        "Ask a worker": {
+            "embed:embed": "Turn texts into vectors.",
+            "embed:similarity": "Compare two texts, or rank candidates by their likeness to a query. "
+            "The score is the cosine, -1 to 1.",
+            "generate:generate": "Complete a text, answer a question or fill in a gap. "
+            "Ctrl-C ends the work at the worker too.",
+            "tokenize:tokenize": "Show the tokens that a model reads of a text, or count them.",
+            "tokenize:detokenize": "Turn token ids into text.",
+        },
+        "Look around": {
+            "workers:ping": "Show the workers that answer, what they serve and how fast. "
+            "Exit code 1 when there is none.",
+            "doctor:doctor": "Check this machine, the NATS server and the workers, and say what to do. "
+            "Exit code 1 when something fails.",
+            "workers:schema": "Print the JSON Schemas of the request and the reply on a subject, by subject.",
+            "models:models_app": "The catalogue and the weights on this machine. Alone: the list.",
+        },
+    }
 )
 
 ModelsCommands = group_of(
-    LazyCommand(
-        "models_weights:pull",
-        "Fetch models from the Hub, as far as they are not here, and verify their files; show their licences.",
-    ),
-    LazyCommand(
-        "models:info", "Show all that is known of a model: its entry, where its weights are and which, its versions."
-    ),
-    LazyCommand(
-        "models:history",
-        "Show a model's versions on this machine, newest first: what they came of, their verdicts, which one is live.",
-    ),
-    LazyCommand(
-        "models_weights:prune",
-        "Free disk space: delete downloads that no entry uses any more, or those of the models named.",
-    ),
-    LazyCommand(
-        "models_add:add",
-        "Add a model of your own to the settings file, once it has been loaded and has passed its tests.",
-    ),
-    LazyCommand(
-        "models_check:check",
-        "Show how well a model does: an embedding model finds code, under each mask and end token that it allows.",
-    ),
-    LazyCommand(
-        "models_plan:plan",
-        "Show which models fit into a budget of memory, at which precision, and what would be evicted.",
-    ),
-    LazyCommand(
-        "workers:load", "Have workers load a model, downloaded first where it is not on their machine.", _CHANGE
-    ),
-    LazyCommand("workers:unload", "Have workers take a model out of memory.", _CHANGE),
-    LazyCommand("workers:reload", "Have workers swap a model's weights, without a request that fails.", _CHANGE),
-    LazyCommand(
-        "workers:promote",
-        "Have all workers serve a version that has passed, prove it there, or go back to the one before.",
-        _CHANGE,
-    ),
-    LazyCommand(
-        "workers:recommended",
-        "Show the model for each use, and what to take where it is not on the worker's machine.",
-        _CHANGE,
-    ),
+    {
+        None: {
+            "models_weights:pull": "Fetch models from the Hub, as far as they are not here, and verify their files; "
+            "show their licences.",
+            "models:info": "Show all that is known of a model: its entry, where its weights are and which, "
+            "its versions.",
+            "models:history": "Show a model's versions on this machine, newest first: what they came of, "
+            "their verdicts, which one is live.",
+            "models_weights:prune": "Free disk space: delete downloads that no entry uses any more, "
+            "or those of the models named.",
+            "models_add:add": "Add a model of your own to the settings file, once it has been loaded "
+            "and has passed its tests.",
+            "models_check:check": "Show how well a model does: an embedding model finds code, "
+            "under each mask and end token that it allows.",
+            "models_plan:plan": "Show which models fit into a budget of memory, at which precision, "
+            "and what would be evicted.",
+        },
+        "Ask workers; what changes them needs the role admin": {
+            "workers:load": "Have workers load a model, downloaded first where it is not on their machine.",
+            "workers:unload": "Have workers take a model out of memory.",
+            "workers:reload": "Have workers swap a model's weights, without a request that fails.",
+            "workers:promote": "Have all workers serve a version that has passed, prove it there, "
+            "or go back to the one before.",
+            "workers:recommended": "Show the model for each use, and what to take where it is not "
+            "on the worker's machine.",
+        },
+    }
 )

@@ -47,7 +47,7 @@ _NEVER_NEXT = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(2**63 - 1)}
 SENT_SINCE: Mapping[str, tuple[bytes, dict[str, str] | None]] = {
     f"$SRV.PING.{names.SERVICE}.doctor": (b"", None),
     f"$JS.API.STREAM.PURGE.{names.JOBS_STREAM}": (b'{"filter":"ml.queue.doctor"}', None),
-    f"$O.{names.DATA_BUCKET}.C.doctor": (b"", _NEVER_NEXT),
+    f"$O.{names.DATA_BUCKET}.C.doctor.doctor": (b"", _NEVER_NEXT),
     f"$O.{names.DATA_BUCKET}.M.doctor": (b"", _NEVER_NEXT),
 }
 """Subjects that newer versions of nats-server.conf grant to workers, with bodies and headers that do nothing."""

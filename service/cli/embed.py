@@ -16,7 +16,7 @@ from subjects.vectors import WireArray
 
 from .ask import Connection, ask_worker
 from .files import count_texts, read_texts, text_of, vector_file
-from .options import Json, NatsUrl, Timeout, options_of
+from .options import Json, NatsUrl, Texts, TextsFile, Timeout, options_of
 from .output import counter, err, out, print_json, shortened, table_of
 
 SHOWN_VALUES = 6
@@ -29,12 +29,8 @@ _FILE = "Into a file"
     "model dimensions task prompt_name prompt truncate normalize priority",
 )
 def embed(
-    text: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT", help="Texts; - reads one from standard input.")
-    ] = None,
-    file: Annotated[
-        str | None, typer.Option("--file", metavar="FILE", help="One text a line; - reads standard input.")
-    ] = None,
+    text: Texts = None,
+    file: TextsFile = None,
     path: Annotated[
         Path | None,
         typer.Option(

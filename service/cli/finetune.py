@@ -20,7 +20,7 @@ from models.training.run import TrainingOptions
 from subjects import codec
 from subjects.client.jobs import FinetuneCallOptions
 from subjects.errors import Conflict, MLError
-from subjects.finetune import MAX_PAIRS, FinetuneOptions, FinetuneReply, TrainingPair
+from subjects.finetune import MAX_PAIRS, FinetuneOptions, FinetuneReply, FinetuneRequest, TrainingPair
 from subjects.message import MAX_TEXT_CHARS
 
 from ..bus.errors import BusError
@@ -34,6 +34,7 @@ from .output import err, out, print_json, shortened, spinner, table_of
 _MAX_LINE_BYTES = 64 * MAX_TEXT_CHARS
 
 
+@options_of(FinetuneRequest, "Options", "model id")
 @options_of(
     FinetuneOptions,
     "How it is trained",
@@ -51,13 +52,7 @@ def finetune(
             "- reads standard input.",
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="ID", help="Embedding model; absent: the worker's default.")
-    ] = None,
     watch: Annotated[bool, typer.Option("--watch/--no-watch", help="Show how it goes on, until it is over.")] = False,
-    job_id: Annotated[
-        str | None, typer.Option("--id", metavar="ID", help="The job's id; the same again is the same job.")
-    ] = None,
     promote: Annotated[
         bool, typer.Option("--promote", help="Serve the new version once it has passed; needs the role admin.")
     ] = False,
@@ -78,10 +73,10 @@ def finetune(
     connection = Connection(nats_url, timeout)
     pairs = None if data is None else read_pairs(data)
     codebase = None if path is None else path.absolute()
-    call = cast(FinetuneCallOptions, {"model": model, "id": job_id, **options})
+    call = cast(FinetuneCallOptions, options)
     reply = ask_worker(connection, lambda ml: ml.finetune(path=codebase, pairs=pairs, **call))
     if promote:
-        if reply.duplicate and job_id is not None:
+        if reply.duplicate and "id" in options:
             raise _another(reply.job)
         _promote(reply.job, connection)
     if watch:
@@ -192,7 +187,7 @@ def build(
         progress.add_task("reading the code")
         encoder = _encoder(settings, model) if model else None
         dataset = build_dataset(path, TrainingOptions.model_validate(wanted.model_dump()), encoder=encoder)
-    manifest = dataset.manifest()
+    manifest = dataset.manifest
     filed = archive_dataset(folder or settings.training_data_dir, date.today(), dataset.lines(), manifest)
     if as_json:
         print_json({"file": str(filed), **manifest.model_dump(mode="json")})

@@ -48,11 +48,17 @@ Timeout = Annotated[
         rich_help_panel=NATS,
     ),
 ]
+Texts = Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts; - reads one from standard input.")]
+TextsFile = Annotated[
+    str | None, typer.Option("--file", metavar="FILE", help="One text a line; - reads standard input.")
+]
 ModelId = Annotated[str, typer.Argument(metavar="MODEL", help="Id of the catalogue.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text for people.")]
 
 _METAVARS = {
     "data_dir": "DIR",
+    "id": "ID",
+    "job": "ID",
     "listen": "HOST:PORT",
     "learning_rate": "RATE",
     "metrics_host": "HOST",
@@ -63,6 +69,7 @@ _METAVARS = {
     "task": "NAME",
     "temperature": "T",
     "top_p": "P",
+    "version": "NAME",
 }
 _METAVARS_OF_TYPES = {int: "N", str: "TEXT", list[str]: "TEXT"}
 _LARGEST_SHOWN = 65536
@@ -109,15 +116,14 @@ def _option(name: str, field: FieldInfo, panel: str, text: str | None, negatable
         option = option.removesuffix("s")
     if kind is bool and (negatable or field.annotation is not bool):
         option += f"/--no-{option[2:]}"
-    default = field.default
-    shown = None if default is None or default is False or default is PydanticUndefined else default
+    default: Any = False if field.default in (None, PydanticUndefined) else field.default
     return Annotated[
         kind | None,
         typer.Option(
             option,
             metavar=_METAVARS.get(name, _METAVARS_OF_TYPES.get(kind)),
             help=text or _help(field),
-            show_default=", ".join(shown) if isinstance(shown, tuple) else str(shown) if shown is not None else False,
+            show_default=", ".join(default) if isinstance(default, tuple) else default is not False and str(default),
             rich_help_panel=panel,
         ),
     ]

@@ -9,7 +9,7 @@ from subjects.tokenize import DetokenizeRequest, TokenizedText, TokenizeRequest
 
 from .ask import Connection, ask_worker
 from .files import read_texts
-from .options import Json, NatsUrl, Timeout, options_of
+from .options import Json, NatsUrl, Texts, TextsFile, Timeout, options_of
 from .output import out, print_json, shortened, table_of
 
 _HOW = "How they are read"
@@ -17,12 +17,8 @@ _HOW = "How they are read"
 
 @options_of(TokenizeRequest, _HOW, "model task prompt_name prompt")
 def tokenize(
-    text: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT", help="Texts; - reads one from standard input.")
-    ] = None,
-    file: Annotated[
-        str | None, typer.Option("--file", metavar="FILE", help="One text a line; - reads standard input.")
-    ] = None,
+    text: Texts = None,
+    file: TextsFile = None,
     count: Annotated[bool, typer.Option("--count", help="Print the number of tokens of each text alone.")] = False,
     special: Annotated[
         bool,

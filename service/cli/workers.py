@@ -1,7 +1,7 @@
 """`mlbus ping`, `mlbus schema`, and the commands of `mlbus models` that ask workers or change what they serve."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +11,14 @@ from subjects.client import MLClient
 from subjects.client.discovery import Answer, ask_workers
 from subjects.client.models import ModelsClient
 from subjects.errors import MLError, NotFound, Unavailable
-from subjects.models import LoadedModel, ModelsChangeReply, ModelsLoadRequest, ModelsUnloadRequest
+from subjects.models import (
+    LoadedModel,
+    ModelsChangeReply,
+    ModelsLoadRequest,
+    ModelsPromoteRequest,
+    ModelsReloadRequest,
+    ModelsUnloadRequest,
+)
 from subjects.names import Use
 
 from .ask import NO_WORKER, STALL_S, Connection, ask, ask_worker
@@ -98,16 +105,14 @@ def unload(
     )
 
 
+@options_of(ModelsReloadRequest, "Options", "version")
 def reload(
     model: ModelId,
-    version: Annotated[
-        str | None,
-        typer.Option("--version", metavar="NAME", help="As `info` names it, or base.", show_default="the live one"),
-    ] = None,
     worker: WorkerId = None,
     as_json: Json = False,
     nats_url: NatsUrl = None,
     timeout: Timeout = 300.0,
+    **options: Any,
 ) -> None:
     """Have workers swap a model's weights, without a request that fails.
 
@@ -115,28 +120,27 @@ def reload(
     """
     connection = Connection(nats_url, timeout)
     if worker is None:
-        _reload_everywhere(model, version, connection, as_json=as_json)
+        _reload_everywhere(model, options, connection, as_json=as_json)
         return
     _change_workers(
-        lambda models, worker: models.reload(model, version=version, worker=worker), worker, connection, as_json=as_json
+        lambda models, worker: models.reload(model, worker=worker, **options), worker, connection, as_json=as_json
     )
 
 
+@options_of(ModelsPromoteRequest, "Options", "job")
 def promote(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Id of the catalogue.")] = None,
     version: Annotated[str | None, typer.Argument(metavar="VERSION", help="One that has passed.")] = None,
-    job: Annotated[
-        str | None, typer.Option(metavar="ID", help="What comes of this job instead, also while it still runs.")
-    ] = None,
     as_json: Json = False,
     nats_url: NatsUrl = None,
     timeout: Timeout = 300.0,
+    **options: Any,
 ) -> None:
     """Have all workers serve a version that has passed, prove it there, or go back to the one before.
 
     Ctrl-C, or the end of the time, has the version before serve again.
     """
-    reply = ask_worker(Connection(nats_url, timeout), lambda ml: ml.models.promote(model, version, job=job))
+    reply = ask_worker(Connection(nats_url, timeout), lambda ml: ml.models.promote(model, version, **options))
     if as_json:
         print_json(reply.model_dump(exclude_none=True))
     elif reply.live:
@@ -180,7 +184,7 @@ def _change_workers(change: Change, worker: str | None, connection: Connection, 
     _print_outcome(ask(connection, changed), as_json=as_json)
 
 
-def _reload_everywhere(model: str, version: str | None, connection: Connection, *, as_json: bool) -> None:
+def _reload_everywhere(model: str, options: Mapping[str, Any], connection: Connection, *, as_json: bool) -> None:
     """Swap on all workers with one request, so that a named version becomes the live one, and print the outcome.
 
     Raises the first error of a worker.
@@ -189,7 +193,7 @@ def _reload_everywhere(model: str, version: str | None, connection: Connection, 
     async def reloaded(nc: Client) -> Sequence[ModelsChangeReply | MLError]:
         workers = await _workers(nc, connection.timeout_s)
         models = MLClient(nc, timeout_s=connection.timeout_s, retries=0).models
-        return await models.reload_all(model, len(workers), version=version)
+        return await models.reload_all(model, len(workers), **options)
 
     _print_outcome(ask(connection, reloaded), as_json=as_json)
 

@@ -121,7 +121,7 @@ class BatchRunner:
         self._budget_since = asyncio.get_running_loop().time()
 
     async def _isolate(self, batch: list[PendingText], answer: Answer, urgent: bool, error: Exception) -> None:
-        """A batch failed: run its members one by one, so that only the culprit fails."""
+        """Run the members of a batch that failed one by one, so that only the culprit fails."""
         log.warning("batch.failed", model=self.encoder.model, texts=len(batch), error=repr(error))
         if len(batch) == 1:
             answer(batch[0], error)
@@ -180,7 +180,7 @@ class _YieldPoint:
             raise _NothingWanted
 
     def reached(self) -> float:
-        """A stretch ends now -> now, in seconds of the performance counter."""
+        """End the stretch since the last call -> now, in seconds of the performance counter."""
         now = time.perf_counter()
         self.longest_s = max(self.longest_s, now - self._resumed)
         return now

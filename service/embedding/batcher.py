@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
-from models.encoders.base import Encoder
+from models.encoders.base import Encoder, Text
 from subjects.errors import Busy
 from subjects.names import Priority
 
@@ -55,11 +55,11 @@ class Batcher:
         """How much of one request should wait at a time, so that two windows of two requests fit."""
         return max(1, self._limits.queue_tokens // 4)
 
-    def estimates(self, texts: Sequence[str]) -> list[int]:
+    def estimates(self, texts: Sequence[Text]) -> list[int]:
         """The cost of each text until it is tokenized: len(text) + 2, at most the model's max_tokens."""
         return [min(len(text) + 2, self.encoder.max_tokens) for text in texts]
 
-    def submit(self, texts: Sequence[str], params: EmbedParams, first_index: int = 0) -> list[PendingText]:
+    def submit(self, texts: Sequence[Text], params: EmbedParams, first_index: int = 0) -> list[PendingText]:
         """Queue texts, all or none; the future of each brings its Embedded.
 
         Raises Busy if they do not fit, Unavailable once the batcher has ended.
@@ -78,7 +78,7 @@ class Batcher:
         self._queues[params.priority].put(pending)
         return pending
 
-    async def wait_for_space(self, texts: Sequence[str], priority: Priority = "interactive") -> None:
+    async def wait_for_space(self, texts: Sequence[Text], priority: Priority = "interactive") -> None:
         """Return once these texts fit."""
         tokens = sum(self.estimates(texts))
         while not self._fits(len(texts), tokens, priority):
@@ -89,7 +89,7 @@ class Batcher:
         """When an interactive text of this length would have its vector, in seconds from now; 0 if nothing waits."""
         return self._queues["interactive"].ready_in_s([min(chars + 2, self.encoder.max_tokens)], source)
 
-    def require_time(self, texts: Sequence[str], params: EmbedParams) -> None:
+    def require_time(self, texts: Sequence[Text], params: EmbedParams) -> None:
         """Refuse texts that would be late, so that others are in time. Raises Busy."""
         ready_s = self._queues[params.priority].ready_in_s(self.estimates(texts), params.source)
         left_s = params.deadline - asyncio.get_running_loop().time()

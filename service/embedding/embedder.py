@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from models.encoders.base import Encoder, Vectors, check_options
+from models.encoders.base import Encoder, Text, Vectors, check_options
 
 from ..runtime.device_thread import DeviceThread
 from ..served_model import ServedModel
@@ -47,13 +47,13 @@ class Embedder(ServedModel):
         super()._stop_tokenizers()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def embed(self, text: str, params: EmbedParams) -> Embedded:
+    async def embed(self, text: Text, params: EmbedParams) -> Embedded:
         """One text. Raises Busy, DeadlinePassed and the errors of `models`."""
         self._check([text], params)
         (pending,) = self.batcher.submit([text], params)
         return await pending.future
 
-    async def embed_all(self, texts: Sequence[str], params: EmbedParams) -> Part:
+    async def embed_all(self, texts: Sequence[Text], params: EmbedParams) -> Part:
         """Many texts as one Part; an error of one text ends all."""
         vectors: list[Vectors] = []
         truncated: list[int] = []
@@ -66,7 +66,7 @@ class Embedder(ServedModel):
         return Part(0, vectors, tokens, truncated)
 
     async def embed_parts(
-        self, texts: Sequence[str], params: EmbedParams, window: int = WINDOW
+        self, texts: Sequence[Text], params: EmbedParams, window: int = WINDOW
     ) -> AsyncGenerator[Part, None]:
         """Many texts, in order, as they are ready. Closing it early drops what has not run."""
         self._check(texts, params)
@@ -87,11 +87,11 @@ class Embedder(ServedModel):
                 if not pending.future.cancel() and not pending.future.cancelled():
                     pending.future.exception()  # one failure of a request is reported, the others are not
 
-    def _check(self, texts: Sequence[str], params: EmbedParams) -> None:
+    def _check(self, texts: Sequence[Text], params: EmbedParams) -> None:
         check_options(self.encoder, params.options, params.finish.dimensions)
         self.batcher.require_time(texts, params)
 
-    def _windows(self, texts: Sequence[str], window: int) -> Iterator[tuple[int, Sequence[str]]]:
+    def _windows(self, texts: Sequence[Text], window: int) -> Iterator[tuple[int, Sequence[Text]]]:
         """The texts in parts of at most `window` texts, and as many tokens as may wait; each with its first index."""
         start = tokens = 0
         for end, text in enumerate(texts):

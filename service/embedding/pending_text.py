@@ -4,7 +4,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
-from models.encoders.base import TextOptions, Tokens, Vectors
+from models.encoders.base import Text, TextOptions, Tokens, Vectors
 from subjects.names import Priority
 
 
@@ -59,7 +59,7 @@ class PendingText:
     cost: its tokens; before it is tokenized, an estimate. start_tag: its place in the order (models/fair_order.py).
     """
 
-    text: str
+    text: Text
     index: int
     params: EmbedParams
     arrived: float

@@ -2,17 +2,19 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import groupby
 
 import structlog
 
-from models.encoders.base import Encoder, TextOptions, Tokens
+from models.encoders.base import Encoder, Text, TextOptions, Tokens
 from models.errors import TextTooLong
 from subjects.errors import DeadlinePassed
 
+from ..runtime.panics import panics_as_errors
 from .pending_text import PendingText
 
 log = structlog.get_logger(__name__)
@@ -20,20 +22,20 @@ log = structlog.get_logger(__name__)
 Deliver = Callable[[PendingText, "Tokens | Exception"], None]
 
 
+@dataclass(slots=True, eq=False)
 class TokenizerQueue:
     """Texts that wait for the tokenizer, by their turns; each is delivered with its tokens or its error.
 
     job_chars: characters that one job takes, unless its first text alone has more.
     """
 
-    def __init__(self, encoder: Encoder, pool: Executor, deliver: Deliver, job_chars: int) -> None:
-        self._encoder = encoder
-        self._pool = pool
-        self._deliver = deliver
-        self._job_chars = job_chars
-        self._waiting: list[tuple[float, int, PendingText]] = []
-        self._numbers = itertools.count()
-        self._any = asyncio.Event()
+    encoder: Encoder
+    pool: Executor
+    deliver: Deliver
+    job_chars: int
+    _waiting: list[tuple[float, int, PendingText]] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+    _any: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -54,13 +56,13 @@ class TokenizerQueue:
     def _next_job(self) -> list[PendingText]:
         texts: list[PendingText] = []
         chars = 0
-        while self._waiting and (not texts or chars + len(self._waiting[0][2].text) <= self._job_chars):
+        while self._waiting and (not texts or chars + len(self._waiting[0][2].text) <= self.job_chars):
             _, _, text = heappop(self._waiting)
             if text.wanted():
                 texts.append(text)
                 chars += len(text.text)
             else:
-                self._deliver(text, DeadlinePassed("the deadline passed while the text waited for the tokeniser"))
+                self.deliver(text, DeadlinePassed("the deadline passed while the text waited for the tokeniser"))
         if not self._waiting:
             self._any.clear()
         return texts
@@ -69,23 +71,18 @@ class TokenizerQueue:
         """One job; if it fails, each text on its own, so that only the culprit fails."""
         texts = [text.text for text in pending]
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._pool, self._job, texts, options)
+            results = await asyncio.get_running_loop().run_in_executor(self.pool, self._job, texts, options)
         except Exception as error:
-            log.warning("tokenising.failed", model=self._encoder.model, texts=len(texts), error=type(error).__name__)
+            log.warning("tokenising.failed", model=self.encoder.model, texts=len(texts), error=type(error).__name__)
             if len(pending) == 1:
-                self._deliver(pending[0], error)
+                self.deliver(pending[0], error)
                 return
             for text in pending:
                 await self._tokenize([text], options)
         else:
             for text, result in zip(pending, results, strict=True):
-                self._deliver(text, result)
+                self.deliver(text, result)
 
-    def _job(self, texts: Sequence[str], options: TextOptions) -> list[Tokens | TextTooLong]:
-        try:
-            return self._encoder.tokenize(texts, options)
-        except BaseException as error:
-            if isinstance(error, Exception):
-                raise
-            # A panic in Rust is no Exception, and would end the event loop.
-            raise RuntimeError(f"the tokeniser broke: {error!r}") from error
+    def _job(self, texts: Sequence[Text], options: TextOptions) -> list[Tokens | TextTooLong]:
+        with panics_as_errors("the tokeniser"):
+            return self.encoder.tokenize(texts, options)

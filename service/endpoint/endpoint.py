@@ -194,13 +194,14 @@ class Endpoint:
     async def drain(self, grace_s: float) -> None:
         """Take no more requests, finish those in flight, and answer with 503 those that the grace time leaves."""
         self.accepting = False
+        until = asyncio.get_running_loop().time() + grace_s
         log.info("endpoint.draining", in_flight=len(self.in_flight.calls), grace_s=grace_s)
         try:
             await self.nc.fence(self._subscriptions)
         except (NatsError, OSError) as error:
             log.warning("endpoint.fence_failed", error=str(error))
         await self.in_flight.finish(grace_s)
-        await self.nc.held.sent()
+        await self.nc.held.sent(max(0.0, until - asyncio.get_running_loop().time()))
         if not self.nc.is_closed:
             for subscription in self._control:
                 await subscription.unsubscribe()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -119,7 +120,7 @@ class BesideWorker:
     async def _run_once(self) -> int:
         """Its exit code. It has a session of its own: of Ctrl-C in a terminal it hears from this process alone."""
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())),
+            *(sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid()), str(signal.SIGTERM.value)),
             *(sys.executable, "-P", "-m", "service.gateway"),
             pass_fds=(self._given.descriptor,),
             start_new_session=True,

@@ -26,7 +26,7 @@ STEPS_AHEAD = 2
 """One runs, one waits at the device: the events of a step are delivered while the next one computes."""
 
 
-class StepFailed(Exception):
+class EngineFailed(Exception):
     """The engine failed as a whole; the cause is in the log."""
 
 
@@ -87,10 +87,13 @@ class EngineLoop:
     def _before(self, request: Request) -> list[tuple[Request, int]]:
         """Requests that come before one that is made now, each with the tokens that it has."""
         own = sum(other.request.caller == request.caller for other in self._requests.values())
-        return [(other.request, other.made) for number, other in self._in_order() if number <= own]
+        return [(other.request, other.made) for number, other in self._expected_order() if number <= own]
 
-    def _in_order(self) -> list[tuple[int, Addition]]:
-        """All requests in their order, callers taking turns; each with its number among its caller's."""
+    def _expected_order(self) -> list[tuple[int, Addition]]:
+        """All requests, callers taking turns; each with its number among its caller's.
+
+        An estimate of the scheduler's order, which depends on the cache too and is the device's thread's to read.
+        """
         counts: Counter[str] = Counter()
         numbered = []
         for added in self._requests.values():
@@ -186,7 +189,7 @@ class EngineLoop:
         if result.failure is not None:
             log.error("step.failed", model=self._model, requests=len(result.lost), exc_info=result.failure)
             for request in result.lost:
-                self._end(Finished(request, "error", Usage(0, 0, 0), error=StepFailed(self._model)))
+                self._end(Finished(request, "error", Usage(0, 0, 0), error=EngineFailed(self._model)))
         # An engine that fails at every step is not stepped again until there is a command for it.
         if self._commands or (self._requests if result.failure else not result.idle):
             self._work.set()
@@ -197,7 +200,7 @@ class EngineLoop:
         """End requests that have not begun and cannot be ready by their deadline any more."""
         now = asyncio.get_running_loop().time()
         running = self._engine.facts.max_running
-        waiting = self._in_order()[running:] if running < len(self._requests) else []
+        waiting = self._expected_order()[running:] if running < len(self._requests) else []
         for _, added in waiting:
             if now > added.begin_by and not added.made:
                 added.events.fail(DeadlinePassed("too many were before it: the text cannot be ready by its deadline"))

@@ -109,33 +109,33 @@ def _apply(engine: GenerationEngine, command: Command, result: StepResult) -> No
         result.added.append((command, None))
 
 
+@dataclass(eq=False)
 class StepWatchdog:
     """Logs a step that takes too long, while it runs and when it has ended. running: how many requests depend on it.
 
     One timer runs while steps are under way or due; a step that ends in time costs two assignments.
     """
 
-    def __init__(self, model: str, limit_s: float, running: Callable[[], int]) -> None:
-        self._model = model
-        self._limit_s = limit_s
-        self._running = running
-        self._began: float | None = None
-        self._expected = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._logged = False
+    model: str
+    limit_s: float
+    running: Callable[[], int]
+    _began: float | None = None
+    _expected: int = 0
+    _timer: asyncio.TimerHandle | None = None
+    _logged: bool = False
 
     @property
     def stuck_s(self) -> float:
         """How long the present step has been running, if that is too long; else 0."""
         elapsed = self._elapsed_s()
-        return elapsed if elapsed >= self._limit_s else 0.0
+        return elapsed if elapsed >= self.limit_s else 0.0
 
     @contextmanager
     def expecting(self) -> Iterator[None]:
         """Around the wait for a step; in the event loop."""
         self._expected += 1
         if self._timer is None:
-            self._check_in(self._limit_s)
+            self._check_in(self.limit_s)
         try:
             yield
         finally:
@@ -151,10 +151,10 @@ class StepWatchdog:
             self._began = None
 
     def ended(self, seconds: float) -> None:
-        """A step has ended after this long; in the event loop."""
+        """Log the end of a step that was logged as too long; in the event loop. seconds: that it took."""
         if self._logged:
             self._logged = False
-            log.warning("step.stuck_ended", model=self._model, seconds=round(seconds, 3))
+            log.warning("step.stuck_ended", model=self.model, seconds=round(seconds, 3))
 
     def close(self) -> None:
         """Stop watching."""
@@ -173,9 +173,9 @@ class StepWatchdog:
         if not self._expected:
             return
         elapsed = self._elapsed_s()
-        if elapsed >= self._limit_s:
+        if elapsed >= self.limit_s:
             self._logged = True
-            running = self._running()
-            log.error("step.stuck", model=self._model, seconds=round(elapsed, 3), running=running)
+            running = self.running()
+            log.error("step.stuck", model=self.model, seconds=round(elapsed, 3), running=running)
             elapsed = 0.0
-        self._check_in(self._limit_s - elapsed)
+        self._check_in(self.limit_s - elapsed)

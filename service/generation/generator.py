@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 
 from models.generation.errors import EngineFull, PromptTooLong
-from models.generation.types import Chat, Fill, GenerationEngine, Plain, Prompt, PromptTokens, Request
+from models.generation.types import Chat, Fill, GenerationEngine, Ids, Plain, Prompt, PromptTokens, Request
 
 from ..runtime.device_thread import DeviceThread
 from ..served_model import ServedModel
@@ -77,6 +77,8 @@ def size_of(prompt: str | Prompt) -> int:
             return len(prompt)
         case Plain(text):
             return len(text)
+        case Ids(tokens):
+            return len(tokens)
         case Chat(messages):
             return sum(len(message.content) for message in messages)
         case Fill(prefix, suffix):

@@ -6,20 +6,8 @@ from typing import Any
 
 from models.generation import types as engine
 from models.generation.types import Event, Finished, FinishReason, Piece, Scored
+from subjects import generate as wire
 from subjects.errors import Internal
-from subjects.generate import (
-    Choice,
-    CompletionEnd,
-    GenerateBatchReply,
-    GenerateDone,
-    GenerateFailure,
-    GenerateReply,
-    GenerateResult,
-    GenerateUsage,
-    TokenFrame,
-    TokenLogprob,
-    TopLogprob,
-)
 
 from ..errors import INTERNAL, to_wire
 from ..served_model import Facts
@@ -96,16 +84,16 @@ class Replies:
             if not completion.ended:
                 completion.end = self.call.never_begun(completion.number, reason)
 
-    def whole(self) -> GenerateReply | GenerateBatchReply:
+    def whole(self) -> wire.GenerateReply | wire.GenerateBatchReply:
         """The one reply."""
         if self.call.batch:
             results = [self._result(group) for group in self._groups()]
-            return GenerateBatchReply(**self._generated(), results=results)
-        return GenerateReply(
+            return wire.GenerateBatchReply(**self._generated(), results=results)
+        return wire.GenerateReply(
             **self._generated(), **self._completed(self.completions[0]), choices=self._choices(self.completions)
         )
 
-    def frames(self, piece: Piece, number: int, limit_bytes: int) -> Iterator[TokenFrame]:
+    def frames(self, piece: Piece, number: int, limit_bytes: int) -> Iterator[wire.TokenFrame]:
         """A piece as frames; each fits a message, and none is empty."""
         top = self.call.options.logprobs
         texts, logprobs = len(piece.text), len(piece.logprobs)
@@ -113,16 +101,16 @@ class Replies:
         parts = min(texts, 1 + size // max(1, limit_bytes // 2))
         for part in range(parts):
             shown = piece.logprobs[logprobs * part // parts : logprobs * (part + 1) // parts]
-            yield TokenFrame(
+            yield wire.TokenFrame(
                 text=piece.text[texts * part // parts : texts * (part + 1) // parts],
                 logprobs=None if top is None else [_logprob(logprob) for logprob in shown],
                 **self._place(number),
             )
 
-    def done(self) -> GenerateDone:
+    def done(self) -> wire.GenerateDone:
         """The last frame."""
         ends = [
-            CompletionEnd(
+            wire.CompletionEnd(
                 **self._ended(completion),
                 **self._place(completion.number),
                 usage=_usage([completion]),
@@ -131,7 +119,9 @@ class Replies:
             for completion in self.completions
         ]
         several = len(ends) > 1 or self.call.batch
-        return GenerateDone(**self._generated(), **self._ended(self.completions[0]), choices=ends if several else None)
+        return wire.GenerateDone(
+            **self._generated(), **self._ended(self.completions[0]), choices=ends if several else None
+        )
 
     def _groups(self) -> list[Sequence[Completion]]:
         """The completions of each prompt."""
@@ -148,26 +138,26 @@ class Replies:
         return {
             "model": self.facts.model,
             "version": self.facts.version,
-            "usage": GenerateUsage(
+            "usage": wire.GenerateUsage(
                 prompt_tokens=sum(usage.prompt_tokens for usage in usages),
                 cached_tokens=sum(usage.cached_tokens for usage in usages),
                 completion_tokens=sum(usage.completion_tokens for usage in usages),
             ),
         }
 
-    def _result(self, group: Sequence[Completion]) -> GenerateResult:
-        return GenerateResult(
+    def _result(self, group: Sequence[Completion]) -> wire.GenerateResult:
+        return wire.GenerateResult(
             **self._completed(group[0]),
             usage=_usage(group),
             choices=self._choices(group),
             error=next(filter(None, map(self._failure, group)), None),
         )
 
-    def _choices(self, group: Sequence[Completion]) -> list[Choice] | None:
+    def _choices(self, group: Sequence[Completion]) -> list[wire.Choice] | None:
         if len(group) == 1:
             return None
         return [
-            Choice(**self._completed(completion), choice=choice, error=self._failure(completion))
+            wire.Choice(**self._completed(completion), choice=choice, error=self._failure(completion))
             for choice, completion in enumerate(group)
         ]
 
@@ -181,11 +171,11 @@ class Replies:
             reason = None  # the model's own end
         return {"finish_reason": completion.end.reason, "stop_reason": reason, "seed": completion.seed}
 
-    def _failure(self, completion: Completion) -> GenerateFailure | None:
+    def _failure(self, completion: Completion) -> wire.GenerateFailure | None:
         if completion.end.error is None:
             return None
         error = to_wire(completion.end.error) or Internal(INTERNAL)
-        return GenerateFailure(code=error.code, message=error.message)
+        return wire.GenerateFailure(code=error.code, message=error.message)
 
 
 def least_reply_bytes(call: GenerationCall) -> int:
@@ -200,18 +190,18 @@ def least_bytes(piece: Piece) -> int:
     return len(piece.text) + LEAST_LOGPROB_BYTES * sum(1 + len(logprob.top) for logprob in piece.logprobs)
 
 
-def _usage(group: Sequence[Completion]) -> GenerateUsage:
+def _usage(group: Sequence[Completion]) -> wire.GenerateUsage:
     """The usage of the completions of one prompt, whose tokens count once."""
-    return GenerateUsage(
+    return wire.GenerateUsage(
         prompt_tokens=max(completion.end.usage.prompt for completion in group),
         cached_tokens=group[0].end.usage.cached,
         completion_tokens=sum(completion.end.usage.completion for completion in group),
     )
 
 
-def _logprob(logprob: engine.TokenLogprob) -> TokenLogprob:
-    top = [TopLogprob(**_scored(*alternative)) for alternative in logprob.top]
-    return TokenLogprob(**_scored(logprob.id, logprob.text, logprob.logprob), top=top)
+def _logprob(logprob: engine.TokenLogprob) -> wire.TokenLogprob:
+    top = [wire.TopLogprob(**_scored(*alternative)) for alternative in logprob.top]
+    return wire.TokenLogprob(**_scored(logprob.id, logprob.text, logprob.logprob), top=top)
 
 
 def _scored(token: int, text: bytes, logprob: float | None) -> dict[str, Any]:

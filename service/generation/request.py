@@ -7,27 +7,16 @@ sees the caller's own id: that may come again while the engine still drops the l
 import functools
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
 from models.catalogue import Form, SamplingDefaults
-from models.errors import ModelError
-from models.generation.types import (
-    Chat,
-    EngineFacts,
-    Fill,
-    Finished,
-    FinishReason,
-    Message,
-    Plain,
-    Prompt,
-    PromptTokens,
-    Request,
-    Sampling,
-    Usage,
-)
+from models.errors import InvalidOption, ModelError
+from models.generation import types as engine
+from models.tokenized_text import Vocabulary
 from subjects.generate import MAX_SEED, ChatMessage, GenerateBatchRequest, GenerateOptions, GenerateRequest
 
 from .completion_stream import Requests
@@ -44,15 +33,16 @@ class GenerationCall:
     """What a request asks for.
 
     id: of the call, on this worker. seed: of completion 0. batch: whether it is a batch of prompts. caller: who takes
-    turns with other callers.
+    turns with other callers. echoes: what the completions of each prompt begin with; empty: with nothing.
     """
 
     id: str
-    prompts: Sequence[Prompt]
+    prompts: Sequence[engine.Prompt]
     options: GenerateOptions
     seed: int
     batch: bool = False
     caller: str = ""
+    echoes: Sequence[str] = ()
 
     @property
     def count(self) -> int:
@@ -63,11 +53,11 @@ class GenerationCall:
     def form(self) -> Form:
         """The form of its prompts, which all have the same."""
         match self.prompts[0]:
-            case Plain():
+            case engine.Plain() | engine.Ids():
                 return "prompt"
-            case Chat():
+            case engine.Chat():
                 return "messages"
-            case Fill():
+            case engine.Fill():
                 return "fim"
 
     def seed_of(self, number: int) -> int:
@@ -76,12 +66,19 @@ class GenerationCall:
 
     def echo(self, number: int) -> str:
         """What a completion's text begins with: the prompt if the request has `echo`."""
-        prompt = self.prompts[number // self.options.n]
-        return prompt.text if self.options.echo and isinstance(prompt, Plain) else ""
+        return self.echoes[number // self.options.n] if self.echoes else ""
 
-    def never_begun(self, number: int, reason: FinishReason, error: Exception | None = None) -> Finished:
+    async def with_echoes(self, generator: Generator) -> "GenerationCall":
+        """The same with the echoes of prompts that are ids, special tokens by their names."""
+        lists = [prompt.tokens for prompt in self.prompts if isinstance(prompt, engine.Ids)]
+        if not lists or not self.options.echo:
+            return self
+        texts = await generator.on_tokenizer(sum(map(len, lists)), _decoded, generator.engine.vocabulary, lists)
+        return replace(self, echoes=texts)
+
+    def never_begun(self, number: int, reason: engine.FinishReason, error: Exception | None = None) -> engine.Finished:
         """The end of a completion that the engine has not seen."""
-        return Finished(f"{self.id}.{number}", reason, Usage(0, 0, 0), error=error)
+        return engine.Finished(f"{self.id}.{number}", reason, engine.Usage(0, 0, 0), error=error)
 
     async def requests(self, generator: Generator) -> Requests:
         """Each completion's request, in order; if a prompt cannot be made one, its end."""
@@ -100,11 +97,11 @@ class GenerationCall:
                     sampling = replace(made.sampling, seed=self.seed_of(number))
                     yield replace(made, id=f"{self.id}.{number}", sampling=sampling)
 
-    def _request(self, tokens: PromptTokens, facts: EngineFacts) -> Request:
+    def _request(self, tokens: engine.PromptTokens, facts: engine.EngineFacts) -> engine.Request:
         options, max_tokens = self.options, self.options.max_tokens
         if "max_tokens" not in options.model_fields_set:  # the default, or what the context leaves if that is less
             max_tokens = max(1, min(max_tokens, facts.max_tokens - len(tokens.ids)))
-        return Request(
+        return engine.Request(
             id=self.id,
             prompt=tokens.ids,
             max_tokens=max_tokens,
@@ -122,14 +119,15 @@ class GenerationCall:
 def read(request: GenerateRequest | GenerateBatchRequest, call: str, caller: str = "") -> GenerationCall:
     """What a request asks for, for the call of this id; a seed is drawn if it names none."""
     seed = secrets.randbits(SEED_BITS) if request.seed is None else request.seed
-    if isinstance(request, GenerateBatchRequest):
-        return GenerationCall(call, [Plain(text) for text in request.prompts], request, seed, True, caller)
-    return GenerationCall(call, [_prompt(request)], request, seed, False, caller)
+    batch = isinstance(request, GenerateBatchRequest)
+    prompts = _prompts(request) if isinstance(request, GenerateBatchRequest) else [_prompt(request)]
+    echoes = [prompt.text for prompt in prompts if isinstance(prompt, engine.Plain)] if request.echo else []
+    return GenerationCall(call, prompts, request, seed, batch, caller, echoes)
 
 
-def chat_of(messages: Sequence[ChatMessage], continue_final: bool) -> Chat:
+def chat_of(messages: Sequence[ChatMessage], continue_final: bool) -> engine.Chat:
     """The messages of a request."""
-    return Chat(tuple(Message(message.role, message.content) for message in messages), continue_final)
+    return engine.Chat(tuple(engine.Message(message.role, message.content) for message in messages), continue_final)
 
 
 def number_of(request: str) -> int:
@@ -137,15 +135,30 @@ def number_of(request: str) -> int:
     return int(request.rpartition(".")[2])
 
 
-def _prompt(request: GenerateRequest) -> Prompt:
+def _decoded(vocabulary: Vocabulary, lists: Sequence[Sequence[int]]) -> list[str]:
+    """The text of each list of ids; empty if it has unknown ones, which is its own prompt's error."""
+    texts = [""] * len(lists)
+    for place, tokens in enumerate(lists):
+        with suppress(InvalidOption):
+            texts[place] = vocabulary.decode(tokens, skip_special=False)
+    return texts
+
+
+def _prompts(request: GenerateBatchRequest) -> list[engine.Prompt]:
+    return [*map(engine.Plain, request.prompts or ()), *map(engine.Ids, request.tokens or ())]
+
+
+def _prompt(request: GenerateRequest) -> engine.Prompt:
     if request.messages is not None:
         return chat_of(request.messages, request.continue_final)
     if request.prompt is not None:
-        return Plain(request.prompt)
-    return Fill(request.prefix or "", request.suffix or "")
+        return engine.Plain(request.prompt)
+    if request.tokens is not None:
+        return engine.Ids(request.tokens)
+    return engine.Fill(request.prefix or "", request.suffix or "")
 
 
-def _sampling(options: GenerateOptions, defaults: SamplingDefaults) -> Sampling:
+def _sampling(options: GenerateOptions, defaults: SamplingDefaults) -> engine.Sampling:
     """What the request says, else what the model's configuration says, else neutral values."""
     chosen: dict[str, Any] = {}
     for name in SamplingDefaults.model_fields:
@@ -153,7 +166,7 @@ def _sampling(options: GenerateOptions, defaults: SamplingDefaults) -> Sampling:
         value = getattr(defaults, name) if stated is None else stated
         if value is not None:
             chosen[name] = value
-    return Sampling(
+    return engine.Sampling(
         **chosen,
         presence_penalty=options.presence_penalty,
         frequency_penalty=options.frequency_penalty,

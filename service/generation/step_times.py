@@ -78,7 +78,7 @@ class GenerationTimes:
         self.stepped = self._step.observe
 
     def ended(self, request: Request, finished: Finished) -> None:
-        """A completion has come to its end."""
+        """Learn from the end of a completion."""
         usage = finished.usage
         if finished.reason in ("stop", "length") and request.max_tokens:
             self._ended += 1

@@ -1,30 +1,15 @@
 """`ml.embed`, `ml.embed.batch` and `ml.similarity`: decode, embed, encode or compare."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from models.encoders.base import Encoder, TextOptions, Vectors, check_options
+from subjects import embed as wire
 from subjects import names
-from subjects.embed import (
-    MAX_INTERACTIVE_TEXTS,
-    EmbedBatchReply,
-    EmbedBatchRequest,
-    EmbedChunk,
-    EmbedDone,
-    EmbedOptions,
-    EmbedReply,
-    EmbedRequest,
-    EncodeOptions,
-    Ranked,
-    SimilarityRanking,
-    SimilarityReply,
-    SimilarityRequest,
-    SimilarityScore,
-    Usage,
-)
 from subjects.errors import InvalidField, TooLarge
 from subjects.stream import CHUNK, DONE
 from subjects.vectors import UNIT_LENGTH_ONLY, encode, max_bytes
@@ -39,16 +24,16 @@ from ..residency import gauges
 from ..residency.manager import ModelManager
 
 
-def params_of(request: EncodeOptions, call: Call, texts: int, normalize: bool = True) -> EmbedParams:
+def params_of(request: wire.EncodeOptions, call: Call, texts: int, normalize: bool = True) -> EmbedParams:
     """How the texts of a request are embedded."""
     options = TextOptions(request.prompt, request.prompt_name, request.task, request.truncate)
-    priority = request.priority or ("interactive" if texts <= MAX_INTERACTIVE_TEXTS else "bulk")
+    priority = request.priority or ("interactive" if texts <= wire.MAX_INTERACTIVE_TEXTS else "bulk")
     return EmbedParams(options, Finish(normalize, request.dimensions), call.deadline, priority, call.source)
 
 
+@dataclass(frozen=True, slots=True)
 class EmbedHandlers:
-    def __init__(self, manager: ModelManager) -> None:
-        self._manager = manager
+    manager: ModelManager
 
     def handlers(self) -> dict[str, Handler]:
         return {
@@ -61,14 +46,16 @@ class EmbedHandlers:
         """When a request would be answered, judged by its bytes. Bulk requests wait in another queue."""
         if b"bulk" in call.body:
             return 0.0
-        default = self._manager.defaults.get("embedding")
-        return ready_in_s(gauges.batchers(self._manager.registry), call.body, default, call.source)
+        default = self.manager.defaults.get("embedding")
+        return ready_in_s(gauges.batchers(self.manager.registry), call.body, default, call.source)
 
-    async def embed(self, request: EmbedRequest, call: Call) -> EmbedReply:
-        async with self._manager.embedder(request.model) as embedder:
+    async def embed(self, request: wire.EmbedRequest, call: Call) -> wire.EmbedReply:
+        async with self.manager.embedder(request.model) as embedder:
             encoder = embedder.encoder
-            done = await embedder.embed(request.text, params_of(request, call, 1, _normalize(request, encoder)))
-        return EmbedReply(
+            if request.tokens is not None:
+                await require_known(embedder, {"tokens": request.tokens})
+            done = await embedder.embed(request.content, params_of(request, call, 1, _normalize(request, encoder)))
+        return wire.EmbedReply(
             **_common(encoder, done.tokens),
             encoding_format=request.encoding_format,
             dimensions=len(done.vector),
@@ -76,13 +63,15 @@ class EmbedHandlers:
             truncated=done.truncated,
         )
 
-    async def batch(self, request: EmbedBatchRequest, call: Call) -> Frames:
+    async def batch(self, request: wire.EmbedBatchRequest, call: Call) -> Frames:
         """The one reply; or chunks as they are ready, and then the `done` frame."""
-        async with self._manager.embedder(request.model) as embedder:
-            params = params_of(request, call, len(request.texts), _normalize(request, embedder.encoder))
+        async with self.manager.embedder(request.model) as embedder:
+            texts = request.contents
+            params = params_of(request, call, len(texts), _normalize(request, embedder.encoder))
             check_options(embedder.encoder, params.options, request.dimensions)
             vector_bytes = _vector_bytes(request, call, embedder.encoder)
-            call.choose_form(_too_large(len(request.texts), vector_bytes, call.reply_limit))
+            call.choose_form(_too_large(len(texts), vector_bytes, call.reply_limit))
+            await require_known(embedder, {f"tokens.{i}": ids for i, ids in enumerate(request.tokens or [])})
             if not call.framed:
                 yield DONE, await _whole(request, params, embedder)
                 return
@@ -91,18 +80,29 @@ class EmbedHandlers:
                 async for frame in frames:
                     yield frame
 
-    async def similarity(self, request: SimilarityRequest, call: Call) -> SimilarityReply:
+    async def similarity(self, request: wire.SimilarityRequest, call: Call) -> wire.SimilarityReply:
         texts = [text for text in (request.a, request.b, request.query) if text is not None]
         texts += request.candidates or []
-        async with self._manager.embedder(request.model) as embedder:
+        async with self.manager.embedder(request.model) as embedder:
             encoder = embedder.encoder
             part = await embedder.embed_all(texts, params_of(request, call, len(texts)))
         scores = cosines(part.vectors[0], part.vectors[1:])
         common = _common(encoder, part.tokens) | {"truncated": bool(part.truncated)}
         if request.candidates is None:
-            return SimilarityScore(score=float(scores[0]), **common)
+            return wire.SimilarityScore(score=float(scores[0]), **common)
         best = np.argsort(-scores, kind="stable")[: request.top_k]
-        return SimilarityRanking(results=[Ranked(index=int(i), score=float(scores[i])) for i in best], **common)
+        return wire.SimilarityRanking(
+            results=[wire.Ranked(index=int(i), score=float(scores[i])) for i in best], **common
+        )
+
+
+async def require_known(embedder: Embedder, lists: Mapping[str, Sequence[int]]) -> None:
+    """Refuse ids that the model does not have. lists: by the name of their field. Raises InvalidOption."""
+    if lists:
+        require = embedder.encoder.vocabulary.require
+        await embedder.on_tokenizer(
+            sum(map(len, lists.values())), lambda: [require(ids, field) for field, ids in lists.items()]
+        )
 
 
 def cosines(left: Vectors, right: Sequence[Vectors]) -> Vectors:
@@ -113,12 +113,12 @@ def cosines(left: Vectors, right: Sequence[Vectors]) -> Vectors:
 
 def _common(encoder: Encoder, tokens: int) -> dict[str, Any]:
     """The fields that all replies have."""
-    return {"model": encoder.model, "version": encoder.version, "usage": Usage(tokens=tokens)}
+    return {"model": encoder.model, "version": encoder.version, "usage": wire.Usage(tokens=tokens)}
 
 
-async def _whole(request: EmbedBatchRequest, params: EmbedParams, embedder: Embedder) -> EmbedBatchReply:
-    part = await embedder.embed_all(request.texts, params)
-    return EmbedBatchReply(
+async def _whole(request: wire.EmbedBatchRequest, params: EmbedParams, embedder: Embedder) -> wire.EmbedBatchReply:
+    part = await embedder.embed_all(request.contents, params)
+    return wire.EmbedBatchReply(
         **_common(embedder.encoder, part.tokens),
         encoding_format=request.encoding_format,
         dimensions=len(part.vectors[0]),
@@ -127,14 +127,14 @@ async def _whole(request: EmbedBatchRequest, params: EmbedParams, embedder: Embe
     )
 
 
-async def _chunks(request: EmbedBatchRequest, params: EmbedParams, embedder: Embedder, window: int) -> Frames:
+async def _chunks(request: wire.EmbedBatchRequest, params: EmbedParams, embedder: Embedder, window: int) -> Frames:
     encoder = embedder.encoder
     dimensions = request.dimensions or encoder.dimensions
     tokens = 0
-    async with aclosing(embedder.embed_parts(request.texts, params, window)) as parts:
+    async with aclosing(embedder.embed_parts(request.contents, params, window)) as parts:
         async for part in parts:
             tokens += part.tokens
-            chunk = EmbedChunk(
+            chunk = wire.EmbedChunk(
                 version=encoder.version,
                 index=part.index,
                 encoding_format=request.encoding_format,
@@ -143,10 +143,10 @@ async def _chunks(request: EmbedBatchRequest, params: EmbedParams, embedder: Emb
                 truncated=part.truncated,
             )
             yield CHUNK, chunk
-    yield DONE, EmbedDone(**_common(encoder, tokens), count=len(request.texts), dimensions=dimensions)
+    yield DONE, wire.EmbedDone(**_common(encoder, tokens), count=len(request.contents), dimensions=dimensions)
 
 
-def _normalize(request: EmbedOptions, encoder: Encoder) -> bool:
+def _normalize(request: wire.EmbedOptions, encoder: Encoder) -> bool:
     """Whether vectors are scaled to unit length. Raises InvalidField if the encoding is for such vectors only."""
     normalize = encoder.normalizes if request.normalize is None else request.normalize
     if not normalize and request.encoding_format in UNIT_LENGTH_ONLY:
@@ -157,7 +157,7 @@ def _normalize(request: EmbedOptions, encoder: Encoder) -> bool:
     return normalize
 
 
-def _vector_bytes(request: EmbedOptions, call: Call, encoder: Encoder) -> int:
+def _vector_bytes(request: wire.EmbedOptions, call: Call, encoder: Encoder) -> int:
     return max_bytes(request.dimensions or encoder.dimensions, request.encoding_format, call.headers.reply_type)
 
 

@@ -1,6 +1,6 @@
 """`ml.finetune`, its uploads and `ml.jobs.*`: decode, call the submission, the bucket or the store, encode."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
@@ -37,12 +37,13 @@ PROMOTING = (
 
 @dataclass(frozen=True, slots=True)
 class FinetuneHandlers:
-    """Any worker answers; which one does the job is the queue's to say."""
+    """Any worker answers; which one does the job is the queue's to say. user_of: the user who gets a reply subject."""
 
     submission: Submission
     store: JobStore
     job_watch: JobWatch
     uploads: Uploads
+    user_of: Callable[[str], str]
 
     def handlers(self) -> dict[str, Handler]:
         return {
@@ -60,9 +61,9 @@ class FinetuneHandlers:
         with answering():
             return await self.submission.submit(request)
 
-    async def upload(self, request: UploadRequest, _call: Call) -> UploadReply:
+    async def upload(self, request: UploadRequest, call: Call) -> UploadReply:
         with answering():
-            return await self.uploads.add(request)
+            return await self.uploads.add(request, self.user_of(call.reply))
 
     async def get(self, request: JobsGetRequest, _call: Call) -> Job:
         with answering():

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 
 from models.generation.types import Event
 from subjects import names
@@ -23,13 +24,13 @@ LARGE_COUNT = 256
 """A reply of this many bytes or completions is built in a thread, not in the event loop."""
 
 
+@dataclass(frozen=True, slots=True)
 class GenerateHandlers:
     """The two subjects differ in how many prompts they take, and in the form of the reply."""
 
-    def __init__(self, manager: ModelManager, telemetry: GenerationTelemetry) -> None:
-        self._manager = manager
-        self._telemetry = telemetry
-        self._ids: set[str] = set()
+    manager: ModelManager
+    telemetry: GenerationTelemetry
+    _ids: set[str] = field(default_factory=set)
 
     def handlers(self) -> dict[str, Handler]:
         return {names.GENERATE: Handler(self.generate), names.GENERATE_BATCH: Handler(self.generate)}
@@ -51,7 +52,7 @@ class GenerateHandlers:
                     if not begun:
                         begun = True
                         first_s = asyncio.get_running_loop().time() - call.received
-                        self._telemetry.first_piece(replies.facts.model, first_s)
+                        self.telemetry.first_piece(replies.facts.model, first_s)
                     if call.framed:
                         call.large = least_bytes(piece) >= LARGE_BYTES
                         frames = replies.frames(piece, completion.number, call.reply_limit)
@@ -78,7 +79,8 @@ class GenerateHandlers:
             raise Conflict(f"a request with the same {names.REQUEST_ID} is running already; send another")
         self._ids.add(request_id)
         try:
-            async with self._manager.generator(model, generation.form) as generator:
+            async with self.manager.generator(model, generation.form) as generator:
+                generation = await generation.with_echoes(generator)
                 replies = Replies(generation, generator.facts)
                 stream = generator.stream(call.framed, call.deadline)
                 with call.winding_up(stream.end):

@@ -36,9 +36,9 @@ Tokenizer: TypeAlias = Callable[[str | Chat], models.TokenizedText]
 ItemT = TypeVar("ItemT")
 
 
+@dataclass(frozen=True, slots=True)
 class TokenizeHandlers:
-    def __init__(self, manager: ModelManager) -> None:
-        self._manager = manager
+    manager: ModelManager
 
     def handlers(self) -> dict[str, Handler]:
         return {names.TOKENIZE: Handler(self.tokenize), names.DETOKENIZE: Handler(self.detokenize)}
@@ -48,7 +48,7 @@ class TokenizeHandlers:
         texts: Sequence[str | Chat] = [chat] if chat else request.text or []
         counts: list[int] = []
         results: list[TokenizedText] = []
-        async with self._manager.any_model(request.model, "messages" if chat else "prompt") as served:
+        async with self.manager.any_model(request.model, "messages" if chat else "prompt") as served:
             tokenizer, facts = _tokenizer(served, request), served.facts
             for job in _jobs(texts, size_of):
                 left = None if request.count_only else MAX_SHOWN_TOKENS - sum(counts)
@@ -63,7 +63,7 @@ class TokenizeHandlers:
     async def detokenize(self, request: DetokenizeRequest, call: Call) -> DetokenizeReply:
         texts: list[str] = []
         size = 0
-        async with self._manager.any_model(request.model, "prompt") as served:
+        async with self.manager.any_model(request.model, "prompt") as served:
             facts, vocabulary = served.facts, vocabulary_of(served)
             for job in _jobs(request.tokens, len):
                 size_of_job = sum(map(len, job))

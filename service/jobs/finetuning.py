@@ -16,10 +16,12 @@ from subjects.finetune import FinetuneRequest
 from ..bus.connection import connected
 from ..bus.embedded import EmbeddedServer
 from ..bus.settings import NatsSettings
+from ..endpoint.reply_subject import ReplySubjects
 from ..endpoint.route import Handler
 from ..handlers.finetune import FinetuneHandlers
 from ..residency.first_models import first_models
 from ..residency.manager import ModelManager
+from ..runtime.activity import Activity
 from ..settings import Settings
 from . import setup
 from .bucket import NotSetUp
@@ -73,16 +75,20 @@ class Finetuning:
     def handlers(self) -> dict[str, Handler]:
         """Its handlers, by subject."""
         uploads, watch = Uploads(Objects(self._nc, names.DATA_BUCKET)), JobWatch(self._nc, self._store)
-        return FinetuneHandlers(self._submission, self._store, watch, uploads).handlers()
+        user_of = ReplySubjects(self._settings.reply_prefixes).user
+        return FinetuneHandlers(self._submission, self._store, watch, uploads, user_of).handlers()
 
     @asynccontextmanager
-    async def working(self) -> AsyncIterator[None]:
-        """Runs jobs while the context is open, if the settings enable it; leaving hands the present one back."""
+    async def working(self, serving: Activity) -> AsyncIterator[None]:
+        """Runs jobs while the context is open, if the settings enable it; leaving hands the present one back.
+
+        serving: what the steps of jobs give way to.
+        """
         if not self._settings.finetune.enabled:
             yield
             return
         pruning = Pruning(self._settings, self._store, self.rollout.live, self.rollout.checkpoints)
-        runner = JobRunner(self._nc, self._store, self._stages(), self._worker, self._settings.finetune.attempts)
+        runner = JobRunner(self._nc, self._store, self._stages(serving), self._worker, self._settings.finetune.attempts)
 
         async def handle(request: FinetuneRequest) -> Ending:
             ending = await runner.handle(request)
@@ -95,10 +101,10 @@ class Finetuning:
             await stack.enter_async_context(nightly(self._schedule, self._submission, pruning.run))
             yield
 
-    def _stages(self) -> Stages:
+    def _stages(self, serving: Activity) -> Stages:
         settings, catalogue = self._settings, self._manager.catalogue
         threads = settings.finetune.threads or settings.threads or _default_threads()
-        runs, steps = Runs(settings, self._nc, _training_bytes, threads), Steps(threads)
+        runs, steps = Runs(settings, self._nc, _training_bytes, threads), Steps(threads, serving=serving)
         kept = settings.checkpoints_dir
         return Stages(self._store, catalogue, kept, runs, steps, self._manager.reservations, self.rollout)
 

@@ -36,7 +36,7 @@ class _Options(BaseModel):
 class ObjectMeta(BaseModel):
     """An object's metadata, as far as they are used."""
 
-    nuid: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    nuid: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64})?$")]
     size: int = Field(0, ge=0)
     chunks: int = Field(0, ge=0)
     digest: str = ""

@@ -7,6 +7,7 @@ job that has not ended.
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -32,50 +33,49 @@ _FOR_EVER_DAYS = 365_000
 """As good as never, and within the range of dates."""
 
 
+@dataclass(frozen=True, slots=True)
 class Pruning:
     """What exceeds both keep_versions and keep_days of settings.finetune goes.
 
     Versions that were never live are limited by `candidates`, so that callers cannot fill the disk.
     """
 
-    def __init__(self, settings: Settings, jobs: JobStore, live: LiveVersions, checkpoints: Checkpoints) -> None:
-        self._settings = settings
-        self._keep = settings.finetune.keep_versions
-        self._jobs = jobs
-        self._live = live
-        self._checkpoints = checkpoints
-        self._one_at_a_time = asyncio.Lock()
+    settings: Settings
+    jobs: JobStore
+    live: LiveVersions
+    checkpoints: Checkpoints
+    _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self) -> None:
         """Remove what may go now. Failures are logged, and tried again the next time."""
         async with self._one_at_a_time:
-            before = datetime.now(UTC) - timedelta(days=min(self._settings.finetune.keep_days, _FOR_EVER_DAYS))
+            before = datetime.now(UTC) - timedelta(days=min(self.settings.finetune.keep_days, _FOR_EVER_DAYS))
             await _attempt("training_data", lambda: self._training_data(before))
             await _attempt("runs", self._runs)
             await _attempt("versions", lambda: self._versions(before))
             await _attempt("archives", self._archived)
 
     async def _training_data(self, before: datetime) -> None:
-        folder = self._settings.training_data_dir
-        _log_removed("training_data", await asyncio.to_thread(prune_archive, folder, self._keep, before))
+        folder, keep = self.settings.training_data_dir, self.settings.finetune.keep_versions
+        _log_removed("training_data", await asyncio.to_thread(prune_archive, folder, keep, before))
 
     async def _runs(self) -> None:
         """The folders are listed before the jobs, because a job exists before its folder."""
-        folder = self._settings.runs_dir
+        folder = self.settings.runs_dir
         await asyncio.to_thread(clear_leftovers, folder)
         found = await asyncio.to_thread(_folders, folder)
-        jobs = {name: await self._jobs.get(name) for name in found}
+        jobs = {name: await self.jobs.get(name) for name in found}
         over = [name for name, job in jobs.items() if job is None or job.state in TERMINAL]
         for name in over:
             await asyncio.to_thread(discard, folder / name)
         _log_removed("runs", over)
 
     async def _versions(self, before: datetime) -> None:
-        checkpoints = self._settings.checkpoints_dir
+        checkpoints = self.settings.checkpoints_dir
         models = set(await asyncio.to_thread(_folders, checkpoints))
         if not models:
             return
-        live = await self._live.all()
+        live = await self.live.all()
         for model in sorted(models - await self._worked_on()):
             here = await asyncio.to_thread(live_version, checkpoints, model)
             if model in live and live[model].version != here:
@@ -85,35 +85,35 @@ class Pruning:
 
     def _pruned(self, model: str, served: Collection[str], before: datetime) -> list[str]:
         """Versions that were live go by count and age; of candidates, which any caller can have made, a few stay."""
-        where = self._settings.checkpoints_dir, model
+        where = self.settings.checkpoints_dir, model
         others = set(versions(*where)).difference(served)
         accepted = {name for name in others if _is_accepted(where[0] / model / name)}
-        most = self._settings.finetune.candidates
+        most = self.settings.finetune.candidates
         return [
-            *prune(*where, served, self._keep, before),
+            *prune(*where, served, self.settings.finetune.keep_versions, before),
             *prune(*where, accepted, most),
             *prune(*where, others - accepted, most),
         ]
 
     async def _archived(self) -> None:
         """Archives beyond the counts go, even if a machine still has the version."""
-        listed = sorted(await self._checkpoints.list(), key=lambda one: (one.at, one.version), reverse=True)
-        live, worked_on = await self._live.all(), await self._worked_on()
+        listed = sorted(await self.checkpoints.list(), key=lambda one: (one.at, one.version), reverse=True)
+        live, worked_on = await self.live.all(), await self._worked_on()
         for model in {one.model for one in listed} - worked_on:
             served, kept = _served(live.get(model)), _live_names(live.get(model))
             sent = [one.version for one in listed if one.model == model]
             # By count alone: a machine that has the version can send it again, and the bucket is bounded.
-            beyond = [version for version in sent if version in served][self._keep :]
-            beyond += [version for version in sent if version not in served][self._settings.finetune.candidates :]
+            beyond = [version for version in sent if version in served][self.settings.finetune.keep_versions :]
+            beyond += [version for version in sent if version not in served][self.settings.finetune.candidates :]
             gone = [version for version in beyond if version not in kept]
             for version in gone:
-                await self._checkpoints.remove(model, version)
+                await self.checkpoints.remove(model, version)
             _log_removed("archives", [f"{model}/{version}" for version in gone])
 
     async def _worked_on(self) -> set[str]:
         """The models of running jobs: their parent version and their new version must stay."""
         at_rest = {*TERMINAL, "queued"}
-        return {job.model for job in await self._jobs.list(limit=None) if job.state not in at_rest}
+        return {job.model for job in await self.jobs.list(limit=None) if job.state not in at_rest}
 
 
 async def _attempt(what: str, work: Callable[[], Awaitable[None]]) -> None:

@@ -49,14 +49,13 @@ class QueueTimes:
 Handle: TypeAlias = Callable[[FinetuneRequest], Awaitable[Ending]]
 
 
+@dataclass(frozen=True, slots=True)
 class JobQueue:
     """A worker's end of the queue that all workers share."""
 
-    def __init__(self, nc: Client, store: JobStore, times: QueueTimes | None = None) -> None:
-        self._nc = nc
-        self._js = nc.jetstream()
-        self._store = store
-        self._times = times or QueueTimes()
+    nc: Client
+    store: JobStore
+    times: QueueTimes = QueueTimes()
 
     def running(self, handle: Handle) -> AbstractAsyncContextManager[None]:
         """Handles one job after the other while the context is open, whatever fails. Leaving it hands back the
@@ -67,28 +66,28 @@ class JobQueue:
         warned = False
         while not closing.is_set():
             try:
-                await self._js.consumer_info(names.JOBS_STREAM, CONSUMER)
+                await self.nc.jetstream().consumer_info(names.JOBS_STREAM, CONSUMER)
                 await self._take_all(closing, handle)
             except (NotFoundError, ServiceUnavailableError, NotSetUp):
                 if not warned:
                     log.warning("jobs.not_set_up", reason=str(NotSetUp()))
                 warned = True
-                await asyncio.sleep(self._times.setup_s)
+                await asyncio.sleep(self.times.setup_s)
             except TROUBLE as error:
                 log.warning("jobs.server_away", error=repr(error))
-                await asyncio.sleep(self._times.retry_s)
+                await asyncio.sleep(self.times.retry_s)
             except Exception:
                 log.exception("jobs.broke")
-                await asyncio.sleep(self._times.retry_s)
+                await asyncio.sleep(self.times.retry_s)
 
     async def _take_all(self, closing: asyncio.Event, handle: Handle) -> None:
         """Take jobs until the connection was lost once: the subscription may not survive that."""
-        connections = self._nc.stats["reconnects"]
-        pull = await self._js.pull_subscribe_bind(CONSUMER, stream=names.JOBS_STREAM)
+        connections = self.nc.stats["reconnects"]
+        pull = await self.nc.jetstream().pull_subscribe_bind(CONSUMER, stream=names.JOBS_STREAM)
         try:
-            while self._nc.stats["reconnects"] == connections and not closing.is_set():
+            while self.nc.stats["reconnects"] == connections and not closing.is_set():
                 try:
-                    [msg] = await pull.fetch(1, timeout=self._times.fetch_s)
+                    [msg] = await pull.fetch(1, timeout=self.times.fetch_s)
                 except TimeoutError:
                     continue
                 if await self._is_from_the_stream(msg):
@@ -105,7 +104,9 @@ class JobQueue:
             metadata = msg.metadata
         except (NotJSMessageError, ValueError):
             return False
-        consumer: ConsumerInfo = await retry_while_down(lambda: self._js.consumer_info(names.JOBS_STREAM, CONSUMER))
+        consumer: ConsumerInfo = await retry_while_down(
+            lambda: self.nc.jetstream().consumer_info(names.JOBS_STREAM, CONSUMER)
+        )
         if (metadata.stream, metadata.consumer) != (names.JOBS_STREAM, CONSUMER):
             return False
         acknowledged, delivered = consumer.ack_floor, consumer.delivered
@@ -129,7 +130,7 @@ class JobQueue:
             case Ending.DROPPED:
                 await _confirmed(msg.term)
             case Ending.AGAIN:
-                await _nak(msg, self._times.retry_s)
+                await _nak(msg, self.times.retry_s)
             case Ending.LOST:
                 pass  # the message is another worker's now
 
@@ -144,7 +145,7 @@ class JobQueue:
             log.error("job.incomplete", job=request.id, model=request.model)
             return Ending.DROPPED
         job_id = request.id
-        job = await retry_while_down(lambda: self._store.get(job_id))
+        job = await retry_while_down(lambda: self.store.get(job_id))
         if job is None:
             log.error("job.unknown", job=request.id)
             return Ending.DROPPED
@@ -156,7 +157,7 @@ class JobQueue:
     async def _beat(self, msg: Msg) -> None:
         """Send the server signs of progress."""
         while True:
-            await asyncio.sleep(self._times.heartbeat_s)
+            await asyncio.sleep(self.times.heartbeat_s)
             with suppress(*TROUBLE):
                 await msg.in_progress()
 

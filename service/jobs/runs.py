@@ -132,16 +132,12 @@ class Runs:
         with await asyncio.to_thread(temporary.open, "wb") as file:
             if request.pairs:
                 await asyncio.to_thread(_write_pairs, file, request.pairs)
-            else:
-                await self._fetch(str(request.object), file)
+            else:  # streamed: it may be larger than the memory
+                try:
+                    await Objects(self.nc, names.DATA_BUCKET).copy(str(request.object), file)
+                except (InvalidField, NotFound, NotServed, TooLarge) as error:
+                    raise StepFailed(error.message) from None
         await asyncio.to_thread(publish_file, temporary, _given(folder))
-
-    async def _fetch(self, name: str, file: BufferedWriter) -> None:
-        """Stream an object into the file: it may be larger than the memory."""
-        try:
-            await Objects(self.nc, names.DATA_BUCKET).copy(name, file)
-        except (InvalidField, NotFound, NotServed, TooLarge) as error:
-            raise StepFailed(error.message) from None
 
 
 def _given(folder: RunFolder) -> Path:

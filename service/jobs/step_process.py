@@ -7,8 +7,8 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -19,12 +19,18 @@ from models.sandbox.child_process import environment
 from models.sandbox.limits import ProcessLimits
 from models.training.progress import Event, Failed, read_event
 
+from ..runtime.activity import Activity
+from ..runtime.background import background_task
 from ..runtime.child_process import lines, start_child
 
 log = structlog.get_logger(__name__)
 
 Step: TypeAlias = Literal["collect", "train", "verify"]
 COMMAND = (sys.executable, "-P", "-m", "models.training")
+QUIET_S = 0.1
+"""A step that gives way goes on after this long without others' work."""
+PAUSE_S, RUN_S = 4.0, 1.0
+"""It stands still for the first at most, and then runs for the second in any case."""
 _NICENESS = 10
 _GROUP_NICENESS = 19
 _LINE_BYTES = 2**18
@@ -46,12 +52,13 @@ class Steps:
     """Starts steps as child processes.
 
     threads: compute threads of a step. command: called with the step's name and the run's folder. grace_s: the time
-    between SIGTERM and SIGKILL.
+    between SIGTERM and SIGKILL. serving: what steps without limits give way to, see `give_way`.
     """
 
     threads: int
     command: Sequence[str] = COMMAND
     grace_s: float = 5.0
+    serving: Activity = field(default_factory=Activity)
 
     async def run(
         self, step: Step, folder: Path, on_event: Callable[[Event], None], limits: ProcessLimits | None = None
@@ -69,8 +76,9 @@ class Steps:
                 failures.append(event.reason)
             on_event(event)
 
+        giving_way = background_task(lambda closing: give_way(process, self.serving), "give_way")
         try:
-            async with asyncio.timeout(limits.wall_s if limits else None):
+            async with nullcontext() if limits else giving_way, asyncio.timeout(limits.wall_s if limits else None):
                 _, tail = await asyncio.gather(_events(process, hear), _tail(process))
                 code = await process.wait()
         except TimeoutError:
@@ -93,7 +101,9 @@ class Steps:
         # oneDNN compiles a kernel for each text length, about a megabyte; by default it keeps the last 1024.
         quiet["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "64"
         command = (*(limits.launcher if limits else ()), *self.command, step, str(folder))
-        process = await start_child(*command, env=environment(**quiet), stdout=PIPE, limit=_LINE_BYTES)
+        dies_by = signal.SIGKILL  # SIGTERM does not end a process that is stopped
+        environ = environment(**quiet)
+        process = await start_child(*command, death_signal=dies_by, env=environ, stdout=PIPE, limit=_LINE_BYTES)
         lower_priority(process.pid)
         return process
 
@@ -109,6 +119,26 @@ class Steps:
         finally:
             _signal(process, signal.SIGKILL)
             await _ended(process)
+
+
+async def give_way(process: Process, serving: Activity) -> None:
+    """Stop a step while others compute, and let it go on when they have not for a moment; for ever.
+
+    A low priority is not enough: each time that serving waits for an instant, a step that runs takes the core, and with
+    it the time of two switches. A step that has stood still for PAUSE_S runs for RUN_S all the same.
+    """
+    while True:
+        await serving.wait_begun()
+        _signal(process, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(PAUSE_S) as timer:
+                await serving.wait_quiet(QUIET_S)
+        except TimeoutError:
+            pass
+        finally:
+            _signal(process, signal.SIGCONT)
+        if timer.expired():
+            await asyncio.sleep(RUN_S)
 
 
 def lower_priority(pid: int) -> None:

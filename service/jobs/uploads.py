@@ -4,6 +4,7 @@ Any worker can take any chunk. The bucket holds the whole state of an upload, an
 """
 
 import base64
+import hashlib
 from dataclasses import dataclass, field
 
 import orjson
@@ -21,41 +22,49 @@ from .retry import FULL, OVERTAKEN
 
 MAX_BYTES, MAX_MESSAGES = 3 * 2**30, 49_152
 """Beyond this no chunk is accepted: the rest of the bucket is kept for the administrator."""
+MAX_UPLOADS = 256
+"""Of one user, in a day: the server lists them for each chunk."""
 LOOKUPS_S = 20
 """The most lookups of repeated chunks a second, because a small request makes a worker read a whole chunk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Uploads:
-    """Stores the chunks of uploads. An upload's id is the name of its object and of the subject of its chunks."""
+    """Stores the chunks of uploads. An upload's id is the name of its object.
+
+    Its chunks have a subject below one of the user, so that JetStream counts what a user has.
+    """
 
     objects: Objects
     _lookups: RateLimit = field(default_factory=lambda: RateLimit(LOOKUPS_S))
 
-    async def add(self, request: UploadRequest) -> UploadReply:
+    async def add(self, request: UploadRequest, user: str) -> UploadReply:
         """Store a chunk, and after the last one the object's metadata.
 
-        Repeating a chunk changes nothing. The digest is checked when the object is read. Raises Conflict for a chunk
-        out of order, TooLarge, Busy if the bucket is full, Unavailable, NotSetUp, and what an absent server raises.
+        Repeating a chunk changes nothing. The digest is checked when the object is read. user: who sends it, any text.
+        Raises Conflict for a chunk out of order, TooLarge, Busy if the bucket is full or the user has as much of it as
+        is left, Unavailable, NotSetUp, and what an absent server raises.
         """
-        subject = self.objects.chunk_subject(request.upload)
-        await self._require_space(subject)
+        owner = hashlib.sha256(user.encode()).hexdigest()[:16]
+        nuid = f"{owner}.{request.upload}"
+        subject = self.objects.chunk_subject(nuid)
+        await self._require_space(subject, self.objects.chunk_subject(f"{owner}.*"))
         sequence = await self._publish(subject, request.data, request.after)
         if sequence is None:
             sequence = await self._found(subject, request)
-        name = await self._end(request, request.sha256) if request.sha256 else None
+        name = await self._end(request, nuid, request.sha256) if request.sha256 else None
         return UploadReply(upload=request.upload, sequence=sequence, object=name)
 
-    async def _end(self, request: UploadRequest, sha256: str) -> str:
+    async def _end(self, request: UploadRequest, nuid: str, sha256: str) -> str:
         """Write the object's metadata, once -> its name."""
-        bucket, name = self.objects.bucket, request.upload
-        chunks, _, _ = await self._usage(self.objects.chunk_subject(name))
+        bucket, name, subject = self.objects.bucket, request.upload, self.objects.chunk_subject(nuid)
+        chunks = (await self._usage(subject))[0].get(subject, 0)
         size = (chunks - 1) * CHUNK_BYTES + len(request.data)
         if size > MAX_GIVEN_BYTES:
             raise _too_large()
         digest = f"SHA-256={base64.urlsafe_b64encode(bytes.fromhex(sha256)).decode()}"
         options = ObjectMetaOptions(max_chunk_size=CHUNK_BYTES)
-        meta = ObjectInfo(name, bucket, nuid=name, size=size, chunks=chunks, digest=digest, options=options)
+        meta = ObjectInfo(name, bucket, nuid=nuid, size=size, chunks=chunks, digest=digest, options=options)
         written = await self._publish(self.objects.meta_subject(name), orjson.dumps(meta.as_dict()), 0)
         if written is None and (await self.objects.meta(name)).digest != digest:
             raise Conflict(f"field 'sha256': object {name!r} is there already, with another one; begin a new upload")
@@ -73,19 +82,23 @@ class Uploads:
             )
         return int(found["seq"])
 
-    async def _require_space(self, subject: str) -> None:
-        """Raises TooLarge, Busy."""
-        chunks, messages, size = await self._usage(subject)
-        if (chunks - 1) * CHUNK_BYTES > MAX_GIVEN_BYTES:  # the last one may be repeated
+    async def _require_space(self, subject: str, of_user: str) -> None:
+        """Raises TooLarge, Busy. subject: of the upload's chunks. of_user: of those of all uploads of its user."""
+        uploads, messages, size = await self._usage(of_user)
+        if (uploads.get(subject, 0) - 1) * CHUNK_BYTES > MAX_GIVEN_BYTES:  # the last one may be repeated
             raise _too_large()
         if size >= MAX_BYTES or messages >= MAX_MESSAGES:
             raise _full()
+        if sum(uploads.values()) * CHUNK_BYTES > MAX_BYTES - size:
+            raise Busy("your uploads of today fill as much as is left for all; try again later", retry_after_ms=60_000)
+        if subject not in uploads and len(uploads) >= MAX_UPLOADS:
+            raise Busy(f"you have begun {MAX_UPLOADS} uploads within a day; try again later", retry_after_ms=60_000)
 
-    async def _usage(self, subject: str) -> tuple[int, int, int]:
-        """-> the messages on a subject, the messages in the bucket, the bytes in the bucket."""
+    async def _usage(self, subject: str) -> tuple[dict[str, int], int, int]:
+        """-> the messages on each subject that this one matches, and the messages and the bytes in the bucket."""
         with requiring_set_up():
             state = (await self.objects.nc.jetstream().stream_info(self.objects.stream, subject)).state
-        return (state.subjects or {}).get(subject, 0), state.messages, state.bytes
+        return state.subjects or {}, state.messages, state.bytes
 
     async def _publish(self, subject: str, data: bytes, after: int) -> int | None:
         """Store a message -> its sequence; None if the subject's last message is not `after`."""

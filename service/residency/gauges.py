@@ -54,11 +54,6 @@ def figures(models: Models) -> dict[str, Any]:
     return {"queued_texts": texts, "queued_tokens": tokens, "generating": generating(models)}
 
 
-def memory_bytes(models: Models) -> int:
-    """Memory of all models, over all devices."""
-    return sum(loaded.memory_bytes for loaded in models.everything())
-
-
 def described(models: Models, defaults: Mapping[Form, str], missing: Mapping[str, Exception]) -> dict[str, str]:
     """The models that take requests, with version and device; the defaults; and why models are missing, shortened."""
     return {
@@ -67,10 +62,6 @@ def described(models: Models, defaults: Mapping[Form, str], missing: Mapping[str
         **{f"model.{loaded.model}": f"{loaded.version} on {loaded.device}" for loaded in models},
         **{f"missing.{model}": textwrap.shorten(str(error), REASON_CHARS) for model, error in missing.items()},
     }
-
-
-def _stuck_s(models: Models) -> float:
-    return max((generator.stuck_s for generator in _generators(models)), default=0.0)
 
 
 def batchers(models: Models) -> list[Batcher]:
@@ -82,28 +73,30 @@ def _generators(models: Models) -> list[Generator]:
     return [loaded.serves for loaded in models.everything() if isinstance(loaded.serves, Generator)]
 
 
-def _engine_figure(name: str) -> Callable[[Models], float]:
-    return lambda models: generating(models)[name]
-
-
-_OF_MODELS: Mapping[str, tuple[str, Callable[[Models], float]]] = {
-    "queued_texts": ("Texts that wait or run", lambda models: queued(models)[0]),
-    "queued_tokens": ("Tokens of the texts that wait or run", lambda models: queued(models)[1]),
-    "models_loaded": ("Models in memory that accept requests", lambda models: len(list(models))),
-    "model_memory_bytes": ("Memory of all models, including those about to be unloaded", memory_bytes),
-    **{f"generate_{name}": (text, _engine_figure(name)) for name, text in ENGINE_FIGURES.items()},
-    "generate_stuck_seconds": (
-        "Time that a step has taken so far, once it exceeds generation.stuck_step_s; else 0",
-        _stuck_s,
-    ),
-}
-"""Metrics: name -> meaning, and how it is read."""
-
-
 def read_on_demand(in_flight: InFlight, manager: ModelManager) -> Iterator[tuple[str, str, Callable[[], float]]]:
     """The metrics that are read when somebody asks for them: name, meaning, and how each is read."""
-    yield "mlbus_requests_in_flight", "Requests admitted and not yet answered", lambda: len(in_flight.calls)
-    yield "mlbus_request_bytes_in_flight", "Bytes of the bodies of these requests", lambda: in_flight.request_bytes
-    yield "mlbus_models_missing", "Models of the settings that cannot be loaded", lambda: len(manager.missing)
-    for name, (meaning, read) in _OF_MODELS.items():
-        yield f"mlbus_{name}", meaning, functools.partial(read, manager.registry)
+    models = manager.registry
+    figures: dict[str, tuple[str, Callable[[], float]]] = {
+        "requests_in_flight": ("Requests admitted and not yet answered", lambda: len(in_flight.calls)),
+        "request_bytes_in_flight": ("Bytes of the bodies of these requests", lambda: in_flight.request_bytes),
+        "models_missing": ("Models of the settings that cannot be loaded", lambda: len(manager.missing)),
+        "queued_texts": ("Texts that wait or run", lambda: queued(models)[0]),
+        "queued_tokens": ("Tokens of the texts that wait or run", lambda: queued(models)[1]),
+        "models_loaded": ("Models in memory that accept requests", lambda: len(list(models))),
+        "model_memory_bytes": (
+            "Memory of all models, including those about to be unloaded",
+            lambda: sum(loaded.memory_bytes for loaded in models.everything()),
+        ),
+        "generate_stuck_seconds": (
+            "Time that a step has taken so far, once it exceeds generation.stuck_step_s; else 0",
+            lambda: max((generator.stuck_s for generator in _generators(models)), default=0.0),
+        ),
+    }
+    for name, (meaning, read) in figures.items():
+        yield f"mlbus_{name}", meaning, read
+    for name, meaning in ENGINE_FIGURES.items():
+        yield f"mlbus_generate_{name}", meaning, functools.partial(_load, models, name)
+
+
+def _load(models: Models, name: str) -> float:
+    return generating(models)[name]

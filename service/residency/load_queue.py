@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 import structlog
 
 from models.catalogue import ModelSpec
-from models.errors import Crowded, DeviceFailed, ModelError, ModelUnavailable, OtherDimensions, OverBudget
+from models.errors import Conflict, Crowded, DeviceFailed, ModelError, ModelUnavailable, OverBudget
 from models.registry import Registry
 
 from ..runtime.background import Change
@@ -74,10 +74,13 @@ class LoadQueue:
         """Bring a model into memory, after the loads before it; None if it is not loaded and `only_loaded` is set.
 
         Raises Crowded if models in use leave it no memory for CROWDED_S, OverBudget if there is not enough,
-        OtherDimensions, and what loading raises; an older version then goes on serving.
+        Conflict, and what loading raises; an older version then goes on serving.
         """
         if request.download:
-            await self._threads.run(self.loader.fetch, request.spec)  # a download must not hold up other loads
+            # A download must not hold up other loads.
+            await self._threads.run(
+                self.loader.fetch, request.spec, replace(self._before(request), **request.overrides)
+            )
         until = asyncio.get_running_loop().time() + CROWDED_S
         while True:
             try:
@@ -94,7 +97,7 @@ class LoadQueue:
 
     async def _run(self, request: LoadRequest) -> Loaded | None:
         spec = request.spec
-        before = self._overrides.get(spec.id, LoadOverrides(pinned=spec.id in self.memory.pinned))
+        before = self._before(request)
         chosen = replace(before, **request.overrides)
         loaded = self.registry.current(spec.id)
         if loaded is None and request.only_loaded:
@@ -106,6 +109,11 @@ class LoadQueue:
         loaded.pinned = chosen.pinned
         self.changed.set()
         return loaded
+
+    def _before(self, request: LoadRequest) -> LoadOverrides:
+        """How its model was loaded last."""
+        model = request.spec.id
+        return self._overrides.get(model, LoadOverrides(pinned=model in self.memory.pinned))
 
     async def _run_probe(self, probe: "Probe") -> None:
         """Open a model in a process of its own, without the lock: that may take for ever."""
@@ -162,7 +170,10 @@ class LoadQueue:
         try:
             served = self._dimensions.setdefault(spec.id, facts.dimensions)
             if served != facts.dimensions:
-                raise OtherDimensions(spec.id, facts.dimensions, served)
+                raise Conflict(
+                    f"the new weights of model {spec.id!r} give {facts.dimensions} dimensions, those that serve give "
+                    f"{served}; they go on serving. Give the new weights an entry of their own in the catalogue"
+                )
             await self.reservations.make_space(spec.id, facts.device, facts.memory_bytes)
         except BaseException:
             await self._threads.run(self.loader.drop, model)

@@ -10,17 +10,20 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, Unpack
 
 from models.catalogue import Dtype, GraphDtype, ModelSpec, Quantization
-from models.errors import ModelError, OverBudget
+from models.errors import ModelError, OverBudget, UnknownArchitecture
 from models.generation.types import EngineLimits
 from models.loading import memory
 from models.loading.load_cache import LoadCache
+from models.loading.support import require_not_refused
 from models.weights import hub
 from models.weights.versions import version_folder
 
+from ..runtime.panics import panics_as_errors
 from ..served_model import Model, facts_of
 from ..settings import Settings
 
@@ -67,12 +70,30 @@ class ModelLoader:
 
         configure_threads(self._threads)
 
-    def fetch(self, spec: ModelSpec) -> None:
-        """Download a model that is not on this machine, from any thread. Raises ModelError."""
-        graph = self.graph(spec, self.options(spec, LoadOverrides()))
+    def fetch(self, spec: ModelSpec, overrides: LoadOverrides) -> None:
+        """Download a model that is not on this machine, from any thread.
+
+        Raises ModelError, before the download if the model's configuration already shows that it cannot be served.
+        """
+        options = self.options(spec, overrides)
+        graph = self.graph(spec, options)
         if not hub.is_present(spec, graph):
+            require_not_refused(spec)
+            self._require_room_by_configuration(spec, options)
             self.on_step(f"downloading {spec.id}")
             hub.locate(spec, True, graph)
+
+    def _require_room_by_configuration(self, spec: ModelSpec, options: "LoadOptions") -> None:
+        """Raises OverBudget if the weights would not fit alone; nothing where their size is not known yet."""
+        from models.loading.device import pick_device, pick_dtype
+        from models.loading.footprint import footprint
+
+        device = pick_device(options.device)
+        precision = options.quantization or spec.quantization or pick_dtype(options.dtype or spec.dtype, device)
+        with suppress(UnknownArchitecture):
+            needed = footprint(spec).sizes.get(self.graph(spec, options) or precision, 0)
+            if needed > (budget := self.budget_bytes(str(device))):
+                raise OverBudget(spec.id, needed, budget, 0)
 
     def graph(self, spec: ModelSpec, options: "LoadOptions") -> GraphDtype | None:
         """Which ONNX graph is loaded, None where torch runs the model. Raises ModelError."""
@@ -255,14 +276,10 @@ class LoaderThreads:
 def _run(call: Callable[[], ResultT], future: Future[ResultT]) -> None:
     _lower_priority()
     try:
-        future.set_result(call())
+        with panics_as_errors("the libraries"):  # as on a broken file
+            future.set_result(call())
     except Exception as error:
         future.set_exception(error)
-    except BaseException as error:
-        # A panic in Rust, as on a broken file, is no Exception, and nobody would answer for it.
-        broken = RuntimeError(f"the libraries broke: {error!r}")
-        broken.__cause__ = error
-        future.set_exception(broken)
 
 
 def _lower_priority() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
@@ -11,13 +12,14 @@ from typing import Any
 _LAUNCHER = Path(__file__).with_name("die_with_parent.py")
 
 
-async def start_child(*command: str, **options: Any) -> Process:
+async def start_child(*command: str, death_signal: signal.Signals = signal.SIGTERM, **options: Any) -> Process:
     """Run a command that ends when this process ends, even by `kill -9`; its stderr is a pipe.
 
-    It is in a session of its own, which Ctrl-C does not reach. options: of create_subprocess_exec. Raises OSError.
+    It is in a session of its own, which Ctrl-C does not reach. death_signal: what ends it then. options: of
+    create_subprocess_exec. Raises OSError.
     """
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid())),
+        *(sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), str(death_signal.value)),
         *command,
         start_new_session=True,
         stdin=DEVNULL,

@@ -15,6 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
+from .activity import Activity
+
 ArgTs = TypeVarTuple("ArgTs")
 ResultT = TypeVar("ResultT")
 
@@ -52,19 +54,19 @@ class _Share:
         self._ended = -math.inf
 
     def wait(self, now: float) -> None:
-        """A job waits, or gives way. After a pause nothing is owed."""
+        """Note that a job waits, or gives way. After a pause nothing is owed."""
         if self._waiting_since is None:
             if now - self._ended > AGE_S:
                 self._owed_s = 0.0
             self._waiting_since = now
 
     def begin(self, now: float) -> None:
-        """A job has the device from now on."""
+        """Note that a job has the device from now on."""
         self._owed_s = min(self._owed(now), 2 * AGE_S * SHARE)
         self._waiting_since = None
 
     def end(self, now: float, seconds: float) -> None:
-        """The job has had the device for this long. Idle time is not charged."""
+        """Charge the job for the time that it has had the device. Idle time is not charged."""
         self._owed_s = max(0.0, self._owed_s - seconds * (1 - SHARE))
         self._ended = now
 
@@ -109,7 +111,7 @@ class _FairQueue:
         return job
 
     def charge(self, source: str, seconds: float) -> None:
-        """A job of this source has had the device for this long."""
+        """Charge a source for the time that a job of it has had the device."""
         self._used_s[source] += seconds
 
     def clear(self) -> list[_Job]:
@@ -120,9 +122,13 @@ class _FairQueue:
 
 
 class DeviceThread:
-    """Runs functions one after another: urgent ones by source, then the others in their order."""
+    """Runs functions one after another: urgent ones by source, then the others in their order.
+
+    activity: goes on while functions run or wait.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.activity = Activity()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._clock = clock
         self._lock = threading.Lock()
@@ -149,7 +155,8 @@ class DeviceThread:
                 self._others.append(job)
                 if self._other is None:
                     self._share.wait(self._clock())
-        result: ResultT = await asyncio.wrap_future(job.future)
+        with self.activity.going_on():
+            result: ResultT = await asyncio.wrap_future(job.future)
         return result
 
     def yield_point(self) -> None:

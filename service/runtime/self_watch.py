@@ -36,7 +36,7 @@ class SelfWatch:
         self._denied = False
 
     def on_denied(self, subject: str) -> None:
-        """The server refused us a subject, in lower case. Without the permission to ask, silence proves nothing."""
+        """Note that the server refused us a subject, in lower case: without permission, silence proves nothing."""
         self._denied |= subject in (self._subject.lower(), self.inbox.lower())
 
     async def run(self) -> None:

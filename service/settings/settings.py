@@ -165,7 +165,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
 def read_settings(config: Path | None = None, **flags: Any) -> Settings:
@@ -177,13 +177,7 @@ def read_settings(config: Path | None = None, **flags: Any) -> Settings:
     given = {name: value for name, value in flags.items() if value is not None}
 
     class FromFile(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], *sources: Any, **named: Any
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return *super().settings_customise_sources(settings_cls, *sources, **named), TomlConfigSettingsSource(
-                settings_cls, path
-            )
+        model_config = SettingsConfigDict(toml_file=path)
 
     try:
         return _with_one_server(FromFile(**given), given)

@@ -22,7 +22,7 @@ from .inbox import PENDING_BYTES
 from .jobs import FinetuneCalls, JobsClient
 from .models import ModelsClient
 from .tokenize import TokenCalls
-from .transport import Transport, split
+from .transport import Transport, form_of, forms_of, split
 
 _SCORE: routes.Route[SimilarityScore] = replace(routes.SIMILARITY, reply=SimilarityScore)
 _RANKING: routes.Route[SimilarityRanking] = replace(routes.SIMILARITY, reply=SimilarityRanking)
@@ -92,12 +92,17 @@ class MLClient(GenerateCalls, TokenCalls, FinetuneCalls, ForwardCalls):
         if self._owned:
             await self._nc.close()
 
-    async def embed(self, text: str, **options: Unpack[EmbedCallOptions]) -> EmbedReply:
-        """One text -> `.embedding` (D,) float32, or what `encoding_format` asks for (see `to_float32`)."""
-        return await self._transport.ask(routes.EMBED, *split({"text": text, **options}))
+    async def embed(self, text: str | Sequence[int], **options: Unpack[EmbedCallOptions]) -> EmbedReply:
+        """One text, or its token ids -> `.embedding` (D,) float32, or as `encoding_format` says (see `to_float32`)."""
+        return await self._transport.ask(routes.EMBED, *split({**form_of(text, "text"), **options}))
 
-    async def embed_batch(self, texts: Sequence[str], **options: Unpack[EmbedCallOptions]) -> EmbedBatchReply:
-        """Many texts -> `.embeddings`, in order. The reply is streamed, so the payload limit does not bound it."""
+    async def embed_batch(
+        self, texts: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[EmbedCallOptions]
+    ) -> EmbedBatchReply:
+        """Many texts, or the token ids of many -> `.embeddings`, in order.
+
+        The reply is streamed, so the payload limit does not bound it.
+        """
         embeddings: list[Any] = []
         truncated: list[int] = []
         async with aclosing(self.embed_stream(texts, **options)) as frames:
@@ -114,13 +119,13 @@ class MLClient(GenerateCalls, TokenCalls, FinetuneCalls, ForwardCalls):
         raise Internal("the stream ended without its last frame")
 
     def embed_stream(
-        self, texts: Sequence[str], **options: Unpack[EmbedCallOptions]
+        self, texts: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[EmbedCallOptions]
     ) -> AsyncGenerator[EmbedChunk | EmbedDone, None]:
-        """Many texts -> chunks of vectors as they are ready, then one EmbedDone.
+        """Many texts, or the token ids of many -> chunks of vectors as they are ready, then one EmbedDone.
 
         Closing the iterator early cancels the rest at the worker.
         """
-        return self._transport.stream(routes.EMBED_BATCH, *split({"texts": list(texts), **options}))
+        return self._transport.stream(routes.EMBED_BATCH, *split({**forms_of(texts, "texts"), **options}))
 
     def embed_all(
         self, texts: Iterable[str], **options: Unpack[EmbedCallOptions]

@@ -7,7 +7,7 @@ from typing_extensions import Unpack
 
 from .. import routes
 from ..generate import ChatMessage, GenerateBatchReply, GenerateDone, GenerateReply, TokenFrame
-from .transport import Transport, split
+from .transport import Transport, form_of, forms_of, split
 
 Messages: TypeAlias = Sequence[ChatMessage | Mapping[str, Any]]
 
@@ -38,54 +38,48 @@ class GenerateCallOptions(TypedDict, total=False):
     timeout_s: float | None
 
 
+class PromptCallOptions(GenerateCallOptions, total=False):
+    """The same and, where there is no text to continue, a chat or the texts around a gap."""
+
+    messages: Messages | None
+    prefix: str | None
+    suffix: str | None
+
+
 class GenerateCalls:
-    """Completions of a text, of `messages` (a chat), or of the gap between `prefix` and `suffix`: one of the three."""
+    """Completions of a text or its token ids, of `messages` (a chat), or of the gap between `prefix` and `suffix`."""
 
     _transport: Transport
 
     async def generate(
-        self,
-        prompt: str | None = None,
-        *,
-        messages: Messages | None = None,
-        prefix: str | None = None,
-        suffix: str | None = None,
-        **options: Unpack[GenerateCallOptions],
+        self, prompt: str | Sequence[int] | None = None, **options: Unpack[PromptCallOptions]
     ) -> GenerateReply:
         """One prompt -> `.text` and how it ended, in one reply."""
-        form = _form(prompt, messages, prefix, suffix)
-        return await self._transport.ask(routes.GENERATE, *split({**form, **options}))
+        return await self._transport.ask(routes.GENERATE, *split(_fields(prompt, options)))
 
     def stream(
-        self,
-        prompt: str | None = None,
-        *,
-        messages: Messages | None = None,
-        prefix: str | None = None,
-        suffix: str | None = None,
-        **options: Unpack[GenerateCallOptions],
+        self, prompt: str | Sequence[int] | None = None, **options: Unpack[PromptCallOptions]
     ) -> AsyncGenerator[TokenFrame | GenerateDone, None]:
         """One prompt -> its text piece by piece as it is generated, then one GenerateDone.
 
         Closing the iterator early cancels the work. Raises Internal if a frame was lost. There are no retries once the
         first piece has come.
         """
-        form = _form(prompt, messages, prefix, suffix)
-        return self._transport.stream(routes.GENERATE, *split({**form, **options}))
+        return self._transport.stream(routes.GENERATE, *split(_fields(prompt, options)))
 
     async def generate_batch(
-        self, prompts: Sequence[str], **options: Unpack[GenerateCallOptions]
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[GenerateCallOptions]
     ) -> GenerateBatchReply:
         """Many prompts -> `.results` in order. One that fails has an `error` there and costs the others nothing."""
-        return await self._transport.ask(routes.GENERATE_BATCH, *split({"prompts": list(prompts), **options}))
+        return await self._transport.ask(routes.GENERATE_BATCH, *split({**forms_of(prompts, "prompts"), **options}))
 
     def stream_batch(
-        self, prompts: Sequence[str], **options: Unpack[GenerateCallOptions]
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[GenerateCallOptions]
     ) -> AsyncGenerator[TokenFrame | GenerateDone, None]:
         """The same as a stream, with `index` in each frame; see `stream`."""
-        return self._transport.stream(routes.GENERATE_BATCH, *split({"prompts": list(prompts), **options}))
+        return self._transport.stream(routes.GENERATE_BATCH, *split({**forms_of(prompts, "prompts"), **options}))
 
 
-def _form(prompt: str | None, messages: Messages | None, prefix: str | None, suffix: str | None) -> dict[str, Any]:
-    turns = None if messages is None else list(messages)
-    return {"prompt": prompt, "messages": turns, "prefix": prefix, "suffix": suffix}
+def _fields(prompt: str | Sequence[int] | None, options: PromptCallOptions) -> dict[str, Any]:
+    messages = options.get("messages")
+    return {**options, **form_of(prompt, "prompt"), "messages": None if messages is None else list(messages)}

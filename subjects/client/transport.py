@@ -1,7 +1,7 @@
 """A client's requests over a connection: headers, deadlines, retries, frames, and the cancellation of the work."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any, TypeAlias, TypeVar
 from uuid import uuid4
@@ -242,6 +242,18 @@ class Transport:
         """Cancel the work for a request, if the connection still allows it."""
         with suppress(nats.errors.Error):
             await self.cancel(headers[names.REQUEST_ID])
+
+
+def form_of(text: str | Sequence[int] | None, field: str) -> dict[str, Any]:
+    """The field for a text, or `tokens` for its ids."""
+    return {field: text} if text is None or isinstance(text, str) else {"tokens": list(text)}
+
+
+def forms_of(texts: Sequence[str] | Sequence[Sequence[int]], field: str) -> dict[str, Any]:
+    """The field for many texts, or `tokens` for the ids of many."""
+    if all(isinstance(text, str) for text in texts):
+        return {field: list(texts)}
+    return {"tokens": [text if isinstance(text, str) else list(text) for text in texts]}
 
 
 def split(options: Any) -> tuple[dict[str, Any], float | None]:

@@ -120,7 +120,7 @@ def _packable(value) -> bool:
         (b"\xdc\x00\x01\xa1a", InvalidField, "UseArrayEncodedStructs"),
         (b"\xdd\x00\x00\x00\x01\xa1a", InvalidField, "as_array"),
         (b"\xff\xfe", Malformed, "not UTF-8"),
-        (b"", InvalidField, "empty or blank"),
+        (b"", InvalidField, "is missing"),
     ],
 )
 def test_bad_input_is_named(body, error, says):

@@ -20,7 +20,11 @@ from subjects.generate import GenerateOptions, GenerateRequest
     [
         (CallOptions, [EncodeOptions], []),
         (EmbedCallOptions, [EmbedOptions], []),
-        (GenerateCallOptions, [GenerateOptions, GenerateRequest], ["prompt", "messages", "prefix", "suffix", "stream"]),
+        (
+            GenerateCallOptions,
+            [GenerateOptions, GenerateRequest],
+            ["prompt", "tokens", "messages", "prefix", "suffix", "stream"],
+        ),
         (FinetuneCallOptions, [FinetuneRequest, FinetuneOptions], ["path", "pairs", "options"]),
     ],
 )

@@ -8,9 +8,8 @@ import pytest
 
 from subjects import codec, names
 from subjects.errors import InvalidField, Malformed, TooLarge
+from subjects.message import MAX_ID_LISTS, MAX_IDS
 from subjects.tokenize import (
-    MAX_ID_LISTS,
-    MAX_IDS,
     DetokenizeRequest,
     TokenizedText,
     TokenizeReply,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from repositories import committed, git, write
 
-from models.training.data.sources import read_codebase
+from models.training.data.codebase import read_codebase
 from models.training.errors import PathRefused
 
 

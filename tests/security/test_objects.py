@@ -7,7 +7,7 @@ import asyncio
 import base64
 import json
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import date
 from hashlib import sha256
 from pathlib import Path
@@ -16,10 +16,10 @@ from uuid import uuid4
 
 import nats
 import pytest
+from job_fixtures import nats_server  # noqa: F401  one for all of them; each has an object and jobs of its own
 from nats.aio.client import Client
 from nats.js.errors import APIError, BadRequestError
-from nats_server import NatsServer, plain_server
-from serve_jobs import Events, JobsWorker, answering, asked, listening, set_up
+from serve_jobs import Events, JobsWorker, answering, asked, listening
 
 from models.catalogue import load_catalogue
 from models.sandbox.limits import ProcessLimits
@@ -34,17 +34,6 @@ DIGEST = f"SHA-256={base64.urlsafe_b64encode(sha256(LINES).digest()).decode()}"
 META: dict[str, Any] = {"size": len(LINES), "chunks": 1, "digest": DIGEST}
 ITSELF = "itself"
 """Stands for the object's own name."""
-
-
-@pytest.fixture(scope="module")
-def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """One for all of them; each has an object and jobs of its own."""
-    server = plain_server(tmp_path_factory.mktemp("nats"))
-    try:
-        asyncio.run(set_up(server.start().url))
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

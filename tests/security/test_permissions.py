@@ -44,7 +44,12 @@ EVENTS = ["ml.jobs.some_job.event", "ml.jobs.*.event"]
 SERVING = ["ml.>", *ROUTES, "ml.cancel.*", "$SRV.>", "$SRV.PING"]
 STREAMS = ["$JS.API.STREAM.CREATE.ML_JOBS", "$JS.API.STREAM.DELETE.ML_JOBS", "$JS.API.STREAM.UPDATE.KV_ml_jobs"]
 LIVE_ROUND = ["$SRV.PING.ml", "$SRV.PING.ml.some_id", "$SRV.INFO.ml", "ml.embed.batch", "ml.cancel.some_request"]
-UPLOADS = ["$O.ml_data.C.x", "$O.ml_data.M.x", "$JS.API.STREAM.INFO.OBJ_ml_data", "$JS.API.STREAM.MSG.GET.OBJ_ml_data"]
+UPLOADS = [
+    "$O.ml_data.C.x.y",
+    "$O.ml_data.M.x",
+    "$JS.API.STREAM.INFO.OBJ_ml_data",
+    "$JS.API.STREAM.MSG.GET.OBJ_ml_data",
+]
 STATE = [
     "$KV.ml_jobs.live.minilm",
     "$O.ml_checkpoints.C.x",
@@ -90,7 +95,8 @@ MAY_NOT_PUBLISH = {
         "ml.watch",
         "$JS.ACK._.account.OTHERS.c.1.1.1.1.0",
         "$JS.API.STREAM.PURGE.OBJ_ml_data",
-        "$O.ml_data.C.x.y",
+        "$O.ml_data.C.x",
+        "$O.ml_data.C.x.y.z",
     ],
     "client": [
         *ADMINISTRATORS,

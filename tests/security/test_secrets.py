@@ -42,5 +42,5 @@ def test_no_secret_reaches_the_training_data(tmp_path: Path) -> None:
     learned = dataset.lines().decode()
     assert not any(secret in learned for secret in (TOKEN, PASSWORD, KEY))
     assert "order_904_of_things" in learned
-    manifest = dataset.manifest()
+    manifest = dataset.manifest
     assert (manifest.secrets, manifest.files) == (5, 15)

@@ -2,9 +2,8 @@
 
 import asyncio
 import base64
-import io
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from hashlib import sha256
 from pathlib import Path
@@ -14,15 +13,16 @@ from uuid import uuid4
 import nats
 import pytest
 from fake_steps import Script
+from job_fixtures import nats_server  # noqa: F401  one for all of them; each has uploads and jobs of its own
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.errors import ObjectNotFoundError
 from nats.js.object_store import ObjectStore
-from nats_server import NatsServer, as_role, plain_server
+from nats_server import NatsServer, as_role
 from serve_jobs import JobsWorker, answering, jobs_worker, listening, set_up
+from uploading import read, send_all, sent, stored, subjects_of
 
 from service.jobs import uploads
-from service.jobs.objects import Objects
 from service.jobs.setup import DAY_S
 from subjects import MLClient, codec, names
 from subjects.client import jobs as jobs_client
@@ -31,17 +31,6 @@ from subjects.uploads import CHUNK_BYTES
 
 PAIRS = [(f"anchor {number}", "é" * 200) for number in range(2000)]
 FIRST, SECOND, LAST = bytes(CHUNK_BYTES), b"\1" * CHUNK_BYTES, b"the rest"
-
-
-@pytest.fixture(scope="module")
-def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """One for all of them; each has uploads and jobs of its own."""
-    server = plain_server(tmp_path_factory.mktemp("nats"))
-    try:
-        asyncio.run(set_up(server.start().url))
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture
@@ -64,37 +53,6 @@ async def nc(worker: JobsWorker) -> AsyncIterator[Client]:
 @pytest.fixture
 async def bucket(worker: JobsWorker) -> ObjectStore:
     return await worker.nc.jetstream().object_store(names.DATA_BUCKET)
-
-
-async def sent(nc: Client, upload: str, data: bytes, after: int = 0, digest: str | None = None) -> dict[str, Any]:
-    fields = {"upload": upload, "data": data, "after": after} | ({"sha256": digest} if digest else {})
-    body = codec.dumps(fields, names.MSGPACK)
-    reply = await nc.request(names.FINETUNE_UPLOAD, body, timeout=10, headers={names.ACCEPT: names.JSON})
-    answer: dict[str, Any] = json.loads(reply.data)
-    return answer
-
-
-async def send_all(nc: Client, upload: str, *chunks: bytes, digest: str = "") -> dict[str, Any]:
-    """All chunks, one after the other -> the last answer."""
-    answer: dict[str, Any] = {"sequence": 0}
-    for chunk in chunks[:-1]:
-        answer = await sent(nc, upload, chunk, answer["sequence"])
-    digest = digest or sha256(b"".join(chunks)).hexdigest()
-    return await sent(nc, upload, chunks[-1], answer["sequence"], digest)
-
-
-async def stored(worker: JobsWorker, upload: str) -> int:
-    """How many chunks there are of an upload."""
-    subject = f"$O.ml_data.C.{upload}"
-    state = (await worker.nc.jetstream().stream_info("OBJ_ml_data", subject)).state
-    return (state.subjects or {}).get(subject, 0)
-
-
-async def read(worker: JobsWorker, upload: str) -> bytes:
-    """As a job does."""
-    copied = io.BytesIO()
-    await Objects(worker.nc, names.DATA_BUCKET).copy(upload, copied)
-    return copied.getvalue()
 
 
 @pytest.mark.parametrize("role", ["client", "local"])
@@ -170,7 +128,8 @@ async def test_what_has_ended_stays_as_it_is(nc: Client, upload: str, worker: Jo
     end = await send_all(nc, upload, FIRST, LAST)
     other = await sent(nc, upload, b"more", end["sequence"], sha256(b"more").hexdigest())
     assert (other["error"]["code"], "'sha256'" in other["error"]["message"]) == (409, True)
-    last = await worker.nc.jetstream().get_last_msg("OBJ_ml_data", f"$O.ml_data.C.{upload}")
+    (subject,) = await subjects_of(worker, upload)
+    last = await worker.nc.jetstream().get_last_msg("OBJ_ml_data", subject)
     assert "error" not in await sent(nc, upload, SECOND, last.seq or 0)
     assert await read(worker, upload) == FIRST + LAST
 

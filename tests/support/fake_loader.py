@@ -45,7 +45,7 @@ class FakeLoader(ModelLoader):
     def prepare(self) -> None:
         """Nothing computes here."""
 
-    def fetch(self, spec: ModelSpec) -> None:
+    def fetch(self, spec: ModelSpec, choice: LoadOverrides) -> None:
         """All fakes are on this machine."""
 
     def options(self, spec: ModelSpec, choice: LoadOverrides) -> LoadOptions:

@@ -1,11 +1,24 @@
-"""Fixtures of the tests of jobs, for conftest files to import: the script of the steps, what is heard, the workers."""
+"""Fixtures of the tests of jobs, to be imported: the script of the steps, what is heard, the workers."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from fake_steps import Script
+from nats_server import NatsServer, plain_server
 from serve_jobs import Events, JobsWorker, jobs_worker, listening, set_up
+
+
+@pytest.fixture(scope="module")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """One that is set up for jobs, for all tests of a module that imports it."""
+    server = plain_server(tmp_path_factory.mktemp("nats"))
+    try:
+        asyncio.run(set_up(server.start().url))
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture

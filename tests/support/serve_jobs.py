@@ -194,9 +194,9 @@ async def jobs_worker(
 async def answering(worker: JobsWorker) -> AsyncIterator[Client]:
     """A client of an endpoint with the routes of jobs."""
     uploads = Uploads(Objects(worker.nc, names.DATA_BUCKET))
-    handlers = FinetuneHandlers(worker.submission, worker.store, JobWatch(worker.nc, worker.store), uploads).handlers()
+    replies, watch = ReplySubjects(worker.settings.reply_prefixes), JobWatch(worker.nc, worker.store)
+    handlers = FinetuneHandlers(worker.submission, worker.store, watch, uploads, replies.user).handlers()
     in_flight = InFlight(Limits(requests=10, request_bytes=2**24, default_timeout_s=10))
-    replies = ReplySubjects(worker.settings.reply_prefixes)
     endpoint = Endpoint(worker.nc, "w1", handlers, in_flight, Telemetry(configured_tracer()), dict, dict, replies)
     async with serving(endpoint, 1), await nats.connect(worker.settings.nats_url) as nc:
         yield nc

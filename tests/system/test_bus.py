@@ -194,7 +194,7 @@ class TestLosses:
                 relay.open.set()
                 await journal.until("bus.reconnected")
                 await answer(b"afterwards")
-                await nc.held.sent()
+                await nc.held.sent(20)
                 await settled(nc)
                 assert (nc.kept_bytes, nc.held.size_bytes) == (0, 0)
                 came = [(await inbox.next_msg(5)).data for _ in range(4)]
@@ -206,9 +206,10 @@ class TestLosses:
             assert inbox.pending_msgs == 0
 
     async def test_answers_wait_for_a_receiver_that_comes_back_later(
-        self, nats_server: NatsServer, journal: Journal
+        self, nats_server: NatsServer, journal: Journal, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Each waits for its own receiver, also over one more loss, and those who listen wait for nobody."""
+        monkeypatch.setattr(held_messages, "RETURN_S", 60)
         async with connected(quick(nats_server.url)) as nc, connected(quick(nats_server.url)) as reader:
             late, here = Answers(nc, "late"), Answers(nc, "here")
             listening = await reader.subscribe("here")
@@ -228,7 +229,7 @@ class TestLosses:
             nats_server.start()
             back = await reader.subscribe("late")
             assert [(await back.next_msg(5)).data for _ in range(4)] == [b"1", b"2", b"3", b"4"]
-            await nc.held.sent()
+            await nc.held.sent(20)
             await settled(nc)
             assert (nc.held.size_bytes, nc.kept_bytes, nc.held._tasks) == (0, 0, {})
 
@@ -246,7 +247,7 @@ class TestLosses:
             asked_since = Answers(nc, "others")
             await asked_since(b"at once")
             assert nc.backlog_bytes("others", asked_since.heard_at) < 1000
-            await nc.held.sent()
+            await nc.held.sent(20)
             await settled(nc)
             assert (nc.held.size_bytes, nc.kept_bytes) == (0, 0)
 

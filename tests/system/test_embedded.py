@@ -413,7 +413,10 @@ class TestEnds:
 
     def test_the_launcher_starts_nothing_for_a_parent_that_is_gone(self) -> None:
         orphan = subprocess.run(
-            [sys.executable, str(LAUNCHER), "1", "/bin/echo", "started"], capture_output=True, text=True, check=False
+            [sys.executable, str(LAUNCHER), "1", "15", "/bin/echo", "started"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert orphan.returncode == 1
         assert orphan.stdout == ""

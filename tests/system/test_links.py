@@ -23,6 +23,7 @@ from workers import running_worker
 
 from service.app import worker
 from service.bus.client import BusClient
+from service.bus.held_messages import HeldMessages
 from service.endpoint.call import MAX_KEPT_BYTES, Call
 from service.endpoint.reply_subject import PREFIXES
 from service.runtime.stop import Stop
@@ -107,6 +108,12 @@ def encoder():
     encoder = FakeEncoder()
     yield encoder
     encoder.gate.set()
+
+
+@pytest.fixture
+def patiently(monkeypatch):
+    """Callers may take long to come back, as on a slow machine."""
+    monkeypatch.setattr("service.bus.held_messages.RETURN_S", 60)
 
 
 async def test_a_stream_and_a_batch_outlive_the_workers_connection(secured_server, engine, encoder):
@@ -398,6 +405,73 @@ async def test_a_reply_waits_for_the_connection(secured_server, encoder, journal
         assert "embedding" in json.loads((await asked).data)
 
 
+async def test_a_worker_that_stops_waits_for_callers_that_are_not_back(nats_server, encoder, journal, patiently):
+    """Each answer that it holds is sent once its caller listens again."""
+    ready, stop = asyncio.Event(), asyncio.Event()
+
+    async def serving() -> None:
+        async with running_worker(nats_server.url, encoder):
+            ready.set()
+            await stop.wait()
+
+    async with (
+        cuttable(nats_server) as relay,
+        await nats.connect(f"nats://{relay.address}", reconnect_time_wait=0.01) as nc,
+    ):
+        worker = asyncio.create_task(serving())
+        await asyncio.wait_for(ready.wait(), 20)
+        encoder.gate.clear()
+        asked = asyncio.create_task(nc.request(names.EMBED, b"a", timeout=20))
+        assert await asyncio.to_thread(encoder.entered.wait, 10)
+        relay.open.clear()
+        nats_server.restart()
+        await journal.until("bus.reconnected")
+        encoder.gate.set()
+        stop.set()
+        await journal.until("endpoint.draining")
+        relay.open.set()
+        assert "embedding" in json.loads((await asked).data)
+        await worker
+
+
+async def test_callers_that_stay_away_hold_up_no_others(nats_server, journal, monkeypatch, patiently):
+    """What waits for them is bounded: a stream stands still at a bound of its own."""
+    encoder = WideEncoder()
+    encoder.gate.clear()
+    async with (
+        cuttable(nats_server) as relay,
+        await nats.connect(f"nats://{relay.address}", reconnect_time_wait=0.01) as away,
+        await nats.connect(nats_server.url, reconnect_time_wait=0.01) as here,
+    ):
+        held: list[int] = []
+        full = asyncio.Event()
+        add = HeldMessages.add
+
+        def noted(self, kept):
+            add(self, kept)
+            held.append(self.size_bytes)
+            if self.size_bytes > MAX_KEPT_BYTES:
+                full.set()
+
+        monkeypatch.setattr(HeldMessages, "add", noted)
+        async with running_worker(nats_server.url, encoder):
+            frames = await streamed(away, names.EMBED_BATCH, {"texts": [f"text {i}" for i in range(2000)]})
+            assert await asyncio.to_thread(encoder.entered.wait, 10)
+            relay.open.clear()
+            nats_server.restart()
+            await journal.until("bus.reconnected")
+            await until_it_listens(here)
+            encoder.gate.set()
+            await asyncio.wait_for(full.wait(), 20)
+            reply = await here.request(names.EMBED_BATCH, b'{"texts": ["a", "b"]}', timeout=20)
+            assert len(json.loads(reply.data)["embeddings"]) == 2
+            relay.open.set()
+            came = await to_the_end(frames)
+        assert list(dict.fromkeys(numbers(came))) == list(range(len(set(numbers(came)))))
+        assert json.loads(came[-1].data)["count"] == 2000
+    assert max(held) < MAX_KEPT_BYTES + 2 * here.max_payload
+
+
 async def test_an_answer_that_comes_twice_is_one_worker(nats_server, monkeypatch):
     """Of all workers one has lost its connection, and sends its answer again."""
     monkeypatch.setattr("service.bus.client.CONFIRM_S", 300)
@@ -420,7 +494,9 @@ async def test_an_answer_that_comes_twice_is_one_worker(nats_server, monkeypatch
         assert [answer.code for answer in await changed] == [404, 500]
 
 
-async def test_answers_wait_for_callers_that_are_back_after_their_worker(nats_server, engine, journal, monkeypatch):
+async def test_answers_wait_for_callers_that_are_back_after_their_worker(
+    nats_server, engine, journal, monkeypatch, patiently
+):
     """The server is started again; what the worker sent before its callers had subscribed again was lost."""
     closed = asyncio.Semaphore(0)
     close = Call.close

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from unittest.mock import ANY
 
 import nats
 import pytest
@@ -19,7 +20,8 @@ from models.loading.loader import LoadOptions, load, load_generator
 from models.weights.hub import locate
 from subjects import MLClient, names
 from subjects.errors import InvalidField, NotFound, TooLarge
-from subjects.tokenize import MAX_IDS, MAX_SHOWN_TOKENS
+from subjects.message import MAX_IDS
+from subjects.tokenize import MAX_SHOWN_TOKENS
 
 SPEC = load_catalogue().get("tiny_coder")
 
@@ -126,6 +128,60 @@ async def test_what_the_model_does_not_take_is_said(ml):
         (ml.detokenize([1, 4096]), InvalidField, "'tokens': token id 4096 at place 1 does not exist"),
         (ml.detokenize([[1], [-1]]), InvalidField, "tokens.1.0"),
         (ml.detokenize([30522], model="minilm"), InvalidField, "ids are 0 to 30521"),
+    ]:
+        with pytest.raises(error, match=message):
+            await call
+
+
+@pytest.mark.parametrize("text", ["Hello tokenizing 😀", "word " * 400])
+@pytest.mark.parametrize("truncate", ["end", "start"])
+async def test_ids_give_the_vector_of_their_text(ml, text, truncate):
+    (shown,) = (await ml.tokenize(text, model="minilm")).results
+    expected = await ml.embed(text, truncate=truncate)
+    found = await ml.embed(shown.ids, truncate=truncate)
+    assert found.embedding.tobytes() == expected.embedding.tobytes()
+    assert (found.usage, found.truncated) == (expected.usage, expected.truncated)
+    batch = await ml.embed_batch([shown.ids, [101, 7592, 102]], truncate=truncate)
+    texts = await ml.embed_batch([text, "hello"], truncate=truncate)
+    assert batch.embeddings[0].tobytes() == texts.embeddings[0].tobytes()
+    assert batch.truncated == texts.truncated
+
+
+async def test_ids_are_completed_as_their_text(ml):
+    ids = [one.ids for one in (await ml.tokenize(["def f(n):", "import "])).results]
+    greedy = {"max_tokens": 8, "temperature": 0, "echo": True, "logprobs": 1}
+    expected = await ml.generate("def f(n):", **greedy)
+    assert await ml.generate(ids[0], **greedy) == expected.model_copy(update={"usage": ANY, "seed": ANY})
+    batch = await ml.generate_batch([*ids, [4096]], **greedy)
+    texts = await ml.generate_batch(["def f(n):", "import "], **greedy)
+    assert [one.text for one in batch.results[:2]] == [one.text for one in texts.results]
+    assert (
+        batch.results[2].error.message
+        == "field 'tokens': token id 4096 at place 0 does not exist; the model's ids are 0 to 4095"
+    )
+
+
+async def test_ids_may_hold_special_tokens(ml, reference):
+    prefix, suffix, middle = (reference.token_to_id(f"<fim_{part}>") for part in ("prefix", "suffix", "middle"))
+    before, after = reference.encode("def add(a, b):\n    return ").ids, reference.encode("\n").ids
+    expected = await ml.generate(prefix="def add(a, b):\n    return ", suffix="\n", max_tokens=8, temperature=0)
+    found = await ml.generate([prefix, *before, suffix, *after, middle], max_tokens=8, temperature=0)
+    assert (found.text, found.usage.prompt_tokens) == (expected.text, expected.usage.prompt_tokens)
+    assert (await ml.generate([middle], echo=True, max_tokens=0)).text == "<fim_middle>"
+
+
+async def test_ids_that_cannot_be_read_are_refused(ml):
+    for call, error, message in [
+        (ml.embed([101, 30522]), InvalidField, "field 'tokens': token id 30522 at place 1"),
+        (ml.embed([]), InvalidField, "tokens"),
+        (ml.embed([101], prompt=""), InvalidField, "'tokens' hold theirs"),
+        (ml.embed([101] * 300, truncate="error"), TooLarge, "300 tokens"),
+        (ml.embed_batch([[101], [102, 30522]]), InvalidField, "field 'tokens.1': token id 30522 at place 1"),
+        (ml.embed_batch([[101], "text"]), InvalidField, "tokens.1"),
+        (ml.generate([4096]), InvalidField, "token id 4096 at place 0"),
+        (ml.generate([]), InvalidField, "tokens"),
+        (ml.generate([1] * 20_000), TooLarge, "the prompt has 20000 tokens"),
+        (ml.generate([True]), InvalidField, "tokens.0"),
     ]:
         with pytest.raises(error, match=message):
             await call

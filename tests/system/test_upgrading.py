@@ -35,7 +35,7 @@ async def test_an_older_file_is_named_with_what_it_does_not_grant(tmp_path: Path
 
 
 async def test_an_older_file_is_named_with_what_a_worker_misses(tmp_path: Path) -> None:
-    granted = ('"$O.ml_data.C.*", "$O.ml_data.M.*"', '"$SRV.PING.ml.*"', ', "$JS.API.STREAM.PURGE.ML_JOBS"')
+    granted = ('"$O.ml_data.C.*.*", "$O.ml_data.M.*"', '"$SRV.PING.ml.*"', ', "$JS.API.STREAM.PURGE.ML_JOBS"')
     text = CONF.read_text()
     for each in granted:
         assert each in text

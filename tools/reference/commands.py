@@ -17,6 +17,7 @@ def commands() -> str:
 
 
 def _sections(command: Any, path: str) -> Iterator[str]:
+    command = getattr(command, "real", command)  # of one that is imported when it is typed
     if command.params or not hasattr(command, "commands"):
         yield f"## {path}\n\n{_described(command)}```text\n{_usage(command, path)}\n```\n\n{_parameters(command)}"
     for name, inner in getattr(command, "commands", {}).items():

@@ -13,12 +13,12 @@ from ...weights.durable import clear_leftovers, write_durably
 from ..errors import NoPairs, TrainingError
 from ..progress import Collected, Emit, Note
 from ..run import RunFolder, RunSpec, TrainingOptions
+from .codebase import Codebase, read_codebase
 from .dataset import Dataset, archive_dataset, read_given, to_json_lines, write_dataset
 from .negatives import with_negatives
 from .pairs import PairSource, pair_sources
 from .records import Manifest, Pair, Symbol
 from .secrets import REDACTED, redact_secrets
-from .sources import Codebase, read_codebase
 from .split import MAX_HELD_OUT, Parts, split, without_duplicates
 from .symbols import symbols_of
 
@@ -39,7 +39,7 @@ def collect(run: RunFolder, emit: Emit) -> None:
         if spec.judge is not None:
             write_durably(run.judge, to_json_lines(_judge_pairs(spec.judge, spec.roots)))
         dataset = _dataset(spec)
-        for note in (*_left_out(dataset.skipped), *_secret(dataset.secrets), *dataset.notes):
+        for note in (*_left_out(dataset.manifest.skipped), *_secret(dataset.manifest.secrets), *dataset.notes):
             emit(Note(text=note))
         manifest = write_dataset(run, dataset)
     if spec.codebase is not None:
@@ -64,8 +64,8 @@ def _build(codebase: Path, options: TrainingOptions, roots: Sequence[Path], add_
     found = [symbol for file in files for symbol in symbols_of(file)]
     symbols = [symbol for symbol in found if REDACTED not in symbol.code]
     parts = _split(code, symbols, options.seed)
-    return Dataset(
-        pairs=[source.pair for source in add_negatives(parts.sources)],
+    return Dataset.of(
+        [source.pair for source in add_negatives(parts.sources)],
         source=os.fsencode(codebase).decode("utf-8", "replace"),
         digest=code.digest,
         seed=options.seed,

@@ -4,9 +4,9 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
 from itertools import count
 from pathlib import Path
@@ -36,38 +36,29 @@ _ARCHIVED = re.compile(r"(day-(\d{4}-\d\d-\d\d)(?:\.([1-9]\d{0,8}))?)(\.manifest
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Pairs and their origin; see Manifest. notes: for the job's owner."""
+    """Pairs and their description. notes: for the job's owner."""
 
     pairs: list[Pair]
-    source: str
-    digest: str
-    seed: int
-    commit: str | None = None
-    files: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    secrets: int = 0
+    manifest: Manifest
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, pairs: list[Pair], notes: tuple[str, ...] = (), **origin: Any) -> "Dataset":
+        """origin: the fields of the manifest that do not follow from the pairs."""
+        training = sum(pair.split == "train" for pair in pairs)
+        manifest = Manifest(
+            **origin,
+            sha256=hashlib.sha256(to_json_lines(pairs)).hexdigest(),
+            pairs=training,
+            held_out=len(pairs) - training,
+            kinds=_counted([pair.kind for pair in pairs]),
+            languages=_counted([pair.language for pair in pairs if pair.language]),
+        )
+        return cls(pairs, manifest, notes)
 
     def lines(self) -> bytes:
         """The pairs as JSON lines."""
         return to_json_lines(self.pairs)
-
-    def manifest(self) -> Manifest:
-        training = sum(pair.split == "train" for pair in self.pairs)
-        return Manifest(
-            source=self.source,
-            commit=self.commit,
-            digest=self.digest,
-            sha256=hashlib.sha256(self.lines()).hexdigest(),
-            seed=self.seed,
-            files=self.files,
-            skipped=self.skipped,
-            secrets=self.secrets,
-            pairs=training,
-            held_out=len(self.pairs) - training,
-            kinds=_counted([pair.kind for pair in self.pairs]),
-            languages=_counted([pair.language for pair in self.pairs if pair.language]),
-        )
 
 
 def _counted(names: Sequence[str]) -> dict[str, int]:
@@ -76,10 +67,9 @@ def _counted(names: Sequence[str]) -> dict[str, int]:
 
 def write_dataset(run: RunFolder, dataset: Dataset) -> Manifest:
     """Write a run's pairs, then the manifest, which marks them as complete. Raises OSError."""
-    manifest = dataset.manifest()
     write_durably(run.data, dataset.lines())
-    write_durably(run.manifest, _json(manifest))
-    return manifest
+    write_durably(run.manifest, _json(dataset.manifest))
+    return dataset.manifest
 
 
 def archive_dataset(folder: Path, day: date, data: bytes, manifest: Manifest) -> Path:
@@ -89,13 +79,12 @@ def archive_dataset(folder: Path, day: date, data: bytes, manifest: Manifest) ->
     for number in count(1):
         name = f"day-{day.isoformat()}" + (f".{number}" if number > 1 else "")
         path = folder / f"{name}.jsonl"
-        if not path.exists():
-            write_durably(path, data)
-        elif path.stat().st_size != len(data) or path.read_bytes() != data:
-            continue
-        write_durably(folder / f"{name}.manifest.json", _json(manifest))
-        return path
-    raise AssertionError("there is always one more number")
+        if not path.exists() or (path.stat().st_size == len(data) and path.read_bytes() == data):
+            break
+    if not path.exists():
+        write_durably(path, data)
+    write_durably(folder / f"{name}.manifest.json", _json(manifest))
+    return path
 
 
 def prune_archive(folder: Path, keep: int, older_than: datetime) -> list[str]:
@@ -160,11 +149,15 @@ def read_given(path: Path, seed: int) -> Dataset:
         found[pair.anchor, pair.positive] = replace(pair, negatives=negatives)
     if not found:
         raise NoPairs("there is not one pair in what was given")
-    pairs = [_without_positives(pair, found) for pair in found.values()]
+    pairs = []
+    for pair in found.values():  # another line may have a negative of this one as the anchor's positive
+        negatives = tuple(text for text in pair.negatives if (pair.anchor, text) not in found)
+        pairs.append(replace(pair, negatives=negatives))
     texts = (text for pair in pairs for text in (pair.anchor, pair.positive, *pair.negatives, ""))
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     parts = split(without_duplicates([PairSource(pair) for pair in pairs]), seed)
-    return Dataset([source.pair for source in parts.sources], "pairs that were given", digest, seed)
+    given = [source.pair for source in parts.sources]
+    return Dataset.of(given, source="pairs that were given", digest=digest, seed=seed)
 
 
 def check_given(pairs: Iterable[Pair], seed: int) -> None:
@@ -175,12 +168,6 @@ def check_given(pairs: Iterable[Pair], seed: int) -> None:
         raise NoPairs(f"{differ}; {MIN_TRAINING_PAIRS} to train on and 1 to judge by are the least")
     if sum(len(anchor) + len(positive) for anchor, positive in found) <= MAX_CHECKED_CHARS:
         split(without_duplicates([PairSource(pair) for pair in found.values()]), seed)
-
-
-def _without_positives(pair: Pair, positives: Collection[tuple[str, str]]) -> Pair:
-    """Remove negatives that another line has as the anchor's positive."""
-    negatives = tuple(text for text in pair.negatives if (pair.anchor, text) not in positives)
-    return replace(pair, negatives=negatives)
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

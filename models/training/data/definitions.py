@@ -9,7 +9,7 @@ called; @statement: the statement around it.
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from tree_sitter import Node
 
@@ -22,7 +22,7 @@ Span: TypeAlias = tuple[int, int]
 
 _MAX_DEPTH = 32
 """Of nested definitions; deeper ones count as part of the enclosing one."""
-_KINDS: tuple[Kind, ...] = ("function", "class", "test", "members", "module")
+_KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(slots=True)

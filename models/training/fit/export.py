@@ -106,16 +106,14 @@ def _write_legacy_config(target: Path, part: torch.nn.Module) -> None:
     if isinstance(part, Transformer):
         _state_float32(target / "config.json")
         if not (part.processing_kwargs or MESSAGES in part.modality_config):  # not expressible there
-            _rewrite(target / "sentence_bert_config.json", "transformer_task", _sentence_config(part))
+            lowers = bool(getattr(part, "do_lower_case", False))
+            sentences = {"max_seq_length": part.max_seq_length, "do_lower_case": lowers}
+            _rewrite(target / "sentence_bert_config.json", "transformer_task", sentences)
     elif isinstance(part, Pooling):
         _rewrite(target / "config.json", "pooling_mode", _pooling_config(part))
     elif isinstance(part, Dense):
         fields = part.get_config_dict()  # type: ignore[no-untyped-call]
         _rewrite(target / "config.json", "module_input_name", {name: fields[name] for name in DENSE_FIELDS})
-
-
-def _sentence_config(part: Any) -> dict[str, Any]:
-    return {"max_seq_length": part.max_seq_length, "do_lower_case": bool(getattr(part, "do_lower_case", False))}
 
 
 def _pooling_config(part: Any) -> dict[str, Any]:

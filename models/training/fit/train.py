@@ -4,7 +4,6 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -159,11 +158,13 @@ class _Training:
 
     def _data(self, texts: TrainingTexts, micro_batch: int) -> TrainingData:
         options = self._spec.options
-        items = examples([pair for pair in self._pairs if pair.split == "train"], texts, options)
+        training = [pair for pair in self._pairs if pair.split == "train"]
+        items = examples(training, texts, options)
         size = micro_batch if options.loss == "triplet" else options.batch_size
         batches = Batches(items, size, options.epochs, options.seed)
         if not len(batches):
-            raise NoPairs(_too_few(self._pairs, options.loss))
+            need = "each needs a negative" if options.loss == "triplet" else "two with different texts are the least"
+            raise NoPairs(f"{len(training)} pairs to train on, and {need}")
         selection, _ = split_held_out(self._pairs, options.epochs, options.seed)
         return TrainingData(items, batches, collate(texts), evaluator(held_out(selection), texts, micro_batch))
 
@@ -212,9 +213,3 @@ def restart(folder: Path) -> NoReturn:
     """Replace this process by a new one of the same step: oneDNN fails for good once an allocation has failed."""
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-P", "-m", "models.training", "train", str(folder)])
-
-
-def _too_few(pairs: Sequence[Pair], loss: str) -> str:
-    count = sum(pair.split == "train" for pair in pairs)
-    need = "each needs a negative" if loss == "triplet" else "two with different texts are the least"
-    return f"{count} pairs to train on, and {need}"

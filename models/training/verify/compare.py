@@ -88,7 +88,13 @@ class VersionComparison:
         if new is None:
             return
         old = self._live_vectors(self.held)
-        self._rank(old, new, found)
+        before, after = old.ranking(), new.ranking()
+        found.retrieval = self._compare(before, after, found, "", "held-out pairs")
+        found.metrics["p_worse"] = max(compared.p_worse for compared in found.retrieval.values())
+        ndcg, queries = found.retrieval["ndcg@10"], len(self.held.queries)
+        found.reasons += acceptance.check_gain(ndcg, queries, self.limits)
+        found.summary = acceptance.summary(ndcg, queries)
+        found.examples = examples(self.held, before, after)
         found.drift = drift(old.held_out, new.held_out)
         found.reasons += acceptance.check_drift(found.drift, self.limits)
         found.reindex = reindex_cost(old.documents, new.documents, new.queries, self.held.relevant, self.held.ignored)
@@ -101,34 +107,24 @@ class VersionComparison:
             "mapped_vectors_overlap@10": found.reindex.mapped.overlap,
         }
 
-    def _rank(self, old: "_TaskVectors", new: "_TaskVectors", found: Findings) -> None:
-        before, after = old.ranking(), new.ranking()
-        found.retrieval = self._compare(before, after)
-        for name, compared in found.retrieval.items():
-            found.metrics |= {f"{name}_before": compared.before, f"{name}_after": compared.after}
-            found.reasons += acceptance.check_not_worse(f"{name.upper()} on held-out pairs", compared, self.limits)
-        ndcg = found.retrieval["ndcg@10"]
-        found.metrics["p_worse"] = max(compared.p_worse for compared in found.retrieval.values())
-        found.reasons += acceptance.check_gain(ndcg, len(self.held.queries), self.limits)
-        found.summary = acceptance.summary(ndcg, len(self.held.queries))
-        found.examples = examples(self.held, before, after)
-
     def _search_judge(self, judge: HeldOut, found: Findings) -> None:
         """Measure retrieval on the operator's pairs. No gain is required: the candidate did not train on them."""
-        new = self._candidate_vectors(judge, found)
-        if new is None:
-            return
-        before, after = self._live_vectors(judge).ranking(), new.ranking()
-        for name, compared in self._compare(before, after).items():
-            found.metrics |= {f"judge_{name}_before": compared.before, f"judge_{name}_after": compared.after}
-            data = f"{name.upper()} on the operator's own pairs"
-            found.reasons += acceptance.check_not_worse(data, compared, self.limits)
+        if new := self._candidate_vectors(judge, found):
+            before, after = self._live_vectors(judge).ranking(), new.ranking()
+            self._compare(before, after, found, "judge_", "the operator's own pairs")
 
-    def _compare(self, before: Ranking, after: Ranking) -> dict[str, Comparison]:
-        return {
+    def _compare(
+        self, before: Ranking, after: Ranking, found: Findings, prefix: str, data: str
+    ) -> dict[str, Comparison]:
+        """prefix: of the names of the metrics; data: what was ranked."""
+        compared = {
             "ndcg@10": _comparison(before.ndcg, after.ndcg, self.seed),
             "mrr@10": _comparison(before.reciprocal_rank, after.reciprocal_rank, self.seed),
         }
+        for name, one in compared.items():
+            found.metrics |= {f"{prefix}{name}_before": one.before, f"{prefix}{name}_after": one.after}
+            found.reasons += acceptance.check_not_worse(f"{name.upper()} on {data}", one, self.limits)
+        return compared
 
     def _encode_checked(self, texts: list[str], found: Findings, prompts: Sequence[str] = ()) -> Vectors | None:
         """The candidate's finished vectors; None, with a reason in `found`, where they are not finite or not unit."""
@@ -193,7 +189,7 @@ def examples(held: HeldOut, before: Ranking, after: Ranking) -> list[Example]:
     rose = [each for each in by_gain[:EXAMPLES] if ranks[each][1] < ranks[each][0]]
     fell = [each for each in by_gain[::-1][:EXAMPLES] if ranks[each][1] > ranks[each][0]]
     return [
-        Example(query=_first_line(held.queries[i]), file=held.files[i], before=ranks[i][0], after=ranks[i][1])
+        Example(next(iter(held.queries[i].strip().splitlines()), "")[:200], held.files[i], *ranks[i])
         for i in [*rose, *fell]
     ]
 
@@ -201,7 +197,3 @@ def examples(held: HeldOut, before: Ranking, after: Ranking) -> list[Example]:
 def _comparison(before: Values, after: Values, seed: int) -> Comparison:
     difference = asdict(paired_bootstrap(after, before, seed))
     return Comparison(before=float(before.mean()), after=float(after.mean()), **difference)
-
-
-def _first_line(text: str) -> str:
-    return next(iter(text.strip().splitlines()), "")[:200]

@@ -104,14 +104,19 @@ def write_report(folder: Path, report: Report) -> None:
 
 def page(report: Report) -> str:
     """The whole page, as HTML. A section without numbers is left out."""
-    evaluations = (event for event in report.history if isinstance(event, Evaluated))
+    losses = [(event.step, event.loss) for event in report.history if isinstance(event, Trained)]
+    evaluations = [
+        (f"epoch {event.epoch:g}", ", ".join(f"{name} {value:.3f}" for name, value in event.metrics.items()))
+        for event in report.history
+        if isinstance(event, Evaluated)
+    ]
     settings = report.options.model_dump() | report.limits.model_dump()
     return _template().render(
         report=report,
         retrieval_chart=Markup(_retrieval_chart(report)),
         drift_chart=Markup(_drift_chart(report)),
-        loss_chart=Markup(_loss_chart(report)),
-        evaluations=[(f"epoch {event.epoch:g}", _metrics(event.metrics)) for event in evaluations],
+        loss_chart=Markup(line_chart(losses, "Loss of the training", "step") if losses else ""),
+        evaluations=evaluations,
         settings=[(name.replace("_", " "), str(value)) for name, value in settings.items() if value is not None],
     )
 
@@ -152,15 +157,6 @@ def _drift_chart(report: Report) -> str:
         return ""
     marks = (("median", drift.cosine_p50), ("5th percentile", drift.cosine_p5))
     return histogram(drift.edges, drift.counts, "Cosine of the old and the new vector of a text", marks)
-
-
-def _loss_chart(report: Report) -> str:
-    points = [(event.step, event.loss) for event in report.history if isinstance(event, Trained)]
-    return line_chart(points, "Loss of the training", "step") if points else ""
-
-
-def _metrics(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
 
 
 def _counts(counts: dict[str, int]) -> str:

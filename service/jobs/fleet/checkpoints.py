@@ -56,12 +56,12 @@ class Archived:
     at: datetime
 
 
+@dataclass(frozen=True, slots=True)
 class Checkpoints:
     """connect: opens a connection for a transfer, so that requests never wait for one. folder: of all versions."""
 
-    def __init__(self, connect: Callable[[], AbstractAsyncContextManager[Client]], folder: Path) -> None:
-        self._connect = connect
-        self.folder = folder
+    connect: Callable[[], AbstractAsyncContextManager[Client]]
+    folder: Path
 
     async def publish(self, model: str, version: str) -> str:
         """Send a version of this machine unless it is in the bucket -> the SHA-256 of its archive, in hexadecimal.
@@ -134,7 +134,7 @@ class Checkpoints:
     @asynccontextmanager
     async def _bucket(self) -> AsyncIterator[tuple[Client, ObjectStore]]:
         """On its own connection: closing it also ends what nats-py leaves running after a cancelled get."""
-        async with self._connect() as nc:
+        async with self.connect() as nc:
             with requiring_set_up():
                 bucket = await nc.jetstream().object_store(names.CHECKPOINTS_BUCKET)
             yield nc, bucket

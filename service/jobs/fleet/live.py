@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
@@ -78,6 +79,7 @@ def successor(
     return Live(**version.model_dump(), previous=previous, earlier=earlier, at=at, job=job, served=names[:MOST_SERVED])
 
 
+@dataclass(frozen=True, slots=True)
 class LiveVersions:
     """Reads, changes and watches the live versions.
 
@@ -85,15 +87,14 @@ class LiveVersions:
     setup_s: how often a missing bucket is looked for.
     """
 
-    def __init__(self, nc: Client, tick_s: float = 5.0, renew_s: float = 300.0, setup_s: float = 30.0) -> None:
-        self._nc = nc
-        self._tick_s = tick_s
-        self._renew_s = renew_s
-        self._setup_s = setup_s
+    nc: Client
+    tick_s: float = 5.0
+    renew_s: float = 300.0
+    setup_s: float = 30.0
 
     async def get(self, model: str) -> Live | None:
         """The live version; None if none was ever set. Raises NotSetUp."""
-        return _read(await read_entry(await jobs_bucket(self._nc), _PREFIX + model))
+        return _read(await read_entry(await jobs_bucket(self.nc), _PREFIX + model))
 
     async def change(self, model: str, changing: Callable[[Live | None], Live | None]) -> Live | None:
         """Replace the live version by what `changing` makes of it -> the live version then.
@@ -112,12 +113,12 @@ class LiveVersions:
             live = after
             return after.model_dump_json().encode()
 
-        await compare_and_set(await jobs_bucket(self._nc), _PREFIX + model, changed)
+        await compare_and_set(await jobs_bucket(self.nc), _PREFIX + model, changed)
         return live
 
     async def all(self) -> dict[str, Live]:
         """The live version of every model that has one. Raises NotSetUp."""
-        found = await read_entries(self._nc.jetstream(), await jobs_bucket(self._nc), _PREFIX)
+        found = await read_entries(self.nc.jetstream(), await jobs_bucket(self.nc), _PREFIX)
         return {_model(entry): live for entry in found if (live := _read(entry))}
 
     async def watch(self) -> AsyncGenerator[tuple[str, Live], None]:
@@ -136,21 +137,21 @@ class LiveVersions:
                 if not warned:
                     log.info("live_versions.not_set_up", reason=str(error))
                 warned = True
-                await asyncio.sleep(self._setup_s)
+                await asyncio.sleep(self.setup_s)
             except TROUBLE as error:
                 if not warned:
                     log.warning("live_versions.server_away", error=repr(error))
                 warned = True
-                await asyncio.sleep(self._tick_s)
+                await asyncio.sleep(self.tick_s)
 
     async def _watch_once(self) -> AsyncGenerator[tuple[str, Live], None]:
-        connection = self._nc.stats["reconnects"]
-        watcher = await (await jobs_bucket(self._nc)).watch(f"{_PREFIX}>")
-        until = asyncio.get_running_loop().time() + self._renew_s
+        connection = self.nc.stats["reconnects"]
+        watcher = await (await jobs_bucket(self.nc)).watch(f"{_PREFIX}>")
+        until = asyncio.get_running_loop().time() + self.renew_s
         try:
-            while self._nc.stats["reconnects"] == connection and asyncio.get_running_loop().time() < until:
+            while self.nc.stats["reconnects"] == connection and asyncio.get_running_loop().time() < until:
                 try:
-                    entry = await watcher.updates(timeout=self._tick_s)  # type: ignore[no-untyped-call]
+                    entry = await watcher.updates(timeout=self.tick_s)  # type: ignore[no-untyped-call]
                 except TimeoutError:
                     continue
                 if live := _read(entry):

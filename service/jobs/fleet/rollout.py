@@ -124,12 +124,8 @@ class Rollout:
 
     async def abandon(self, model: str, job: str) -> None:
         """Undo the version that a job made live and never checked, if there is one."""
-
-        def undo(now: Live | None) -> Live | None:
-            return now.undone() if now is not None and now.job == job else now
-
         with suppress(NotSetUp):
-            await retry_while_down(lambda: self.live.change(model, undo))
+            await self._undo(model, lambda live: live.job == job)
 
     async def go_back(self, model: str, version: str) -> Loaded:
         """Make a version, or `base`, live in the whole fleet -> what this worker then serves; others follow.
@@ -222,16 +218,19 @@ class Rollout:
         return live
 
     def _start_undo(self, model: str, version: str, at: datetime) -> "asyncio.Task[None]":
-        """A task that goes on until the server has taken it, whether or not it is awaited."""
-        return self._background.spawn(retry_while_down(lambda: self._undo(model, version, at)), f"undo.{model}")
+        """A task that goes on until the server has taken it, whether or not it is awaited.
 
-    async def _undo(self, model: str, version: str, at: datetime) -> None:
-        """Make the version before live again, unless somebody has set another one since or taken this one over."""
+        Nothing is undone if somebody has set another version since, or taken this one over.
+        """
+        return self._background.spawn(
+            self._undo(model, lambda live: (live.version, live.at) == (version, at)), f"undo.{model}"
+        )
 
-        def undo(now: Live | None) -> Live | None:
-            return now.undone() if now is not None and (now.version, now.at) == (version, at) else now
-
-        await self.live.change(model, undo)
+    async def _undo(self, model: str, is_meant: Callable[[Live], bool]) -> None:
+        """Make the version before the live one live again, if the live one is meant."""
+        await retry_while_down(
+            lambda: self.live.change(model, lambda live: live.undone() if live and is_meant(live) else live)
+        )
 
     def _canary(self, model: str, version: str) -> CanaryCheck:
         folder = version_folder(self.checkpoints.folder, model, version)

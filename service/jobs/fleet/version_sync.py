@@ -4,6 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 import structlog
 from nats.errors import Error as NatsError
@@ -26,31 +27,24 @@ RETRY_S, LONGEST_RETRY_S = 60.0, 3600.0
 FORESEEN = (ModelError, MLError, BusError, NatsError, OSError, TimeoutError)
 
 
+@dataclass(slots=True, eq=False)
 class VersionSync:
     """first: the models whose versions the start waits for, None for all; the rest follow while the worker serves.
 
     retry_s: the pause after a failure; it doubles with each further failure, up to an hour.
     """
 
-    def __init__(
-        self,
-        live: LiveVersions,
-        checkpoints: Checkpoints,
-        manager: ModelManager,
-        first: Collection[str] | None = None,
-        retry_s: float = RETRY_S,
-    ) -> None:
-        self._live = live
-        self._checkpoints = checkpoints
-        self._manager = manager
-        self._first = first
-        self._retry_s = retry_s
-        self._wanted: dict[str, Live] = {}
-        self._behind: set[str] = set()
-        self._failures = 0
-        self._changed = asyncio.Event()
-        self._serves: dict[str, str] = {}
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+    live: LiveVersions
+    checkpoints: Checkpoints
+    manager: ModelManager
+    first: Collection[str] | None = None
+    retry_s: float = RETRY_S
+    _wanted: dict[str, Live] = field(default_factory=dict)
+    _behind: set[str] = field(default_factory=set)
+    _failures: int = 0
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _serves: dict[str, str] = field(default_factory=dict)
+    _locks: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["VersionSync"]:
@@ -79,13 +73,13 @@ class VersionSync:
             if self._serves.get(model) == live.version:
                 return
             if live.version != BASE:
-                await self._checkpoints.fetch(model, live.version, live.archive_sha256)
-            where = self._checkpoints.folder, model
+                await self.checkpoints.fetch(model, live.version, live.archive_sha256)
+            where = self.checkpoints.folder, model
             before = await asyncio.to_thread(lambda: (live_version(*where), previous_version(*where)))
             previous = live.previous.version if live.previous else None
             await asyncio.to_thread(make_live, *where, live.version, previous)
             try:
-                swapped = await self._manager.refresh(model)
+                swapped = await self.manager.refresh(model)
             except Exception:
                 await asyncio.to_thread(make_live, *where, *before)
                 raise
@@ -94,7 +88,7 @@ class VersionSync:
 
     async def _catch_up(self) -> None:
         try:
-            found = await self._live.all()
+            found = await self.live.all()
         except NotSetUp:
             return  # the watch logs it
         except TROUBLE as error:
@@ -102,17 +96,17 @@ class VersionSync:
             return
         for model, live in found.items():
             self._want(model, live)
-        await self._try_all(self._first)
+        await self._try_all(self.first)
         if self._behind and not self._failures:
             self._changed.set()
 
     async def _listen(self) -> None:
-        async for model, live in self._live.watch():
+        async for model, live in self.live.watch():
             self._want(model, live)
 
     def _want(self, model: str, live: Live) -> None:
         """Ignores what a watch reports twice."""
-        if model in self._manager.catalogue.specs and live != self._wanted.get(model):
+        if model in self.manager.catalogue.specs and live != self._wanted.get(model):
             self._wanted[model] = live
             self._behind.add(model)
             self._failures = 0
@@ -129,7 +123,7 @@ class VersionSync:
 
     def _wait_s(self) -> float | None:
         """Grows, since a spoilt archive need not be fetched every minute."""
-        return min(LONGEST_RETRY_S, self._retry_s * 2.0 ** (self._failures - 1)) if self._behind else None
+        return min(LONGEST_RETRY_S, self.retry_s * 2.0 ** (self._failures - 1)) if self._behind else None
 
     async def _try_all(self, only: Collection[str] | None = None) -> None:
         """Swap to every wanted version; a model that fails stays behind. A change meanwhile is seen in the next run."""

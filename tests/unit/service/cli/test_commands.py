@@ -1,4 +1,4 @@
-"""The list of commands."""
+"""The list of commands, and the page made from it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,6 +7,7 @@ import typer
 
 from service.cli.commands import LazyCommand
 from service.cli.main import app
+from tools.reference.commands import commands
 
 
 def lazy_commands(group: Any) -> Iterator[LazyCommand]:
@@ -18,7 +19,13 @@ def lazy_commands(group: Any) -> Iterator[LazyCommand]:
 
 
 def test_the_list_of_commands_says_what_their_own_help_does():
-    commands = list(lazy_commands(typer.main.get_command(app)))
-    assert len(commands) > 20
-    own = {command.name: command.real.help.partition("\n\n")[0] for command in commands}
-    assert {command.name: command.help for command in commands} == own
+    listed = list(lazy_commands(typer.main.get_command(app)))
+    assert len(listed) > 20
+    own = {command.name: command.real.help.partition("\n\n")[0] for command in listed}
+    assert {command.name: command.help for command in listed} == own
+
+
+def test_the_reference_has_the_options_of_every_command():
+    page = commands()
+    assert page.count("| `--json` |") > 20
+    assert "## mlbus models prune" in page

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from models.generation.errors import DuplicateRequest
 from models.generation.types import EngineLimits, Event, Finished, Piece, Plain, Request, TokenLogprob, Usage
 from service.generation.completion_stream import CompletionStream
-from service.generation.engine_loop import StepFailed
+from service.generation.engine_loop import EngineFailed
 from service.generation.event_queue import LIMIT_CHARS, EventQueue
 from service.generation.generator import Generator
 from service.residency.loader import LEAST_KV_BYTES, ModelLoader
@@ -309,7 +309,7 @@ async def fails_and_recovers(engine: Broken) -> None:
     async with running(engine) as generator:
         for name in ("a", "b"):
             ((end,),) = (await told(generator.stream(), requests(generator, name))).values()
-            assert isinstance(end.error, StepFailed)
+            assert isinstance(end.error, EngineFailed)
         assert engine.tries <= 8
         engine.error = None
         assert text((await told(generator.stream(), requests(generator, "c")))["c"]) == " 0 1 2"

@@ -19,6 +19,8 @@ from service.errors import to_wire
 from service.jobs import step_process
 from service.jobs.runs import Runs
 from service.jobs.step_process import StepCrashed, StepFailed, Steps
+from service.runtime.activity import Activity
+from service.runtime.background import background_task
 from service.settings import Settings
 from subjects.finetune import FinetuneOptions, FinetuneRequest, TrainingPair
 from subjects.jobs import Job
@@ -52,6 +54,38 @@ def test_a_step_stands_behind_whatever_serves() -> None:
         assert not group.exists() or group.read_text().endswith("nice 19\n")
         process.communicate()
     step_process.lower_priority(process.pid)  # one that is gone harms nobody
+
+
+async def test_a_step_stands_still_while_others_compute() -> None:
+    serving = Activity()
+    process = await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)
+    async with background_task(lambda closing: step_process.give_way(process, serving), "give_way"):
+        with serving.going_on():
+            await changed(process.pid, os.WSTOPPED)
+        await changed(process.pid, os.WCONTINUED)
+        with serving.going_on():
+            await changed(process.pid, os.WSTOPPED)
+    await changed(process.pid, os.WCONTINUED)
+    process.kill()
+    await process.wait()
+
+
+async def test_a_step_has_a_share_of_the_time_however_much_others_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_process, "PAUSE_S", 0.01)
+    monkeypatch.setattr(step_process, "RUN_S", 0.01)
+    serving = Activity()
+    process = await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)
+    async with background_task(lambda closing: step_process.give_way(process, serving), "give_way"):
+        with serving.going_on():
+            for change in (os.WSTOPPED, os.WCONTINUED, os.WSTOPPED):
+                await changed(process.pid, change)
+    process.kill()
+    await process.wait()
+
+
+async def changed(pid: int, change: int) -> None:
+    """Wait until a child has stopped or goes on."""
+    await asyncio.to_thread(os.waitid, os.P_PID, pid, change)
 
 
 async def test_failure_needs_its_word(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_near_duplicate_pairs_are_kept_once_and_no_positive_of_themselves() -> N
 
 def dataset(count: int = 3) -> Dataset:
     pairs = [Pair(f"é anchor {n}", f'code "{n}"\n\u2028', "docstring", "python", "a.py", ("no",)) for n in range(count)]
-    return Dataset(pairs, "here", "digest", 7, skipped={"binary": 2})
+    return Dataset.of(pairs, source="here", digest="digest", seed=7, skipped={"binary": 2})
 
 
 def test_pairs_survive_writing_and_reading(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ ODD = ["\u2028\u2029", "\x85\x0b\x0c\x1c", "\r\n\r", "\0", "\ufeff", "👩‍�
 def test_any_characters_survive_writing_and_reading(pairs: list[Pair]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder))
-        manifest = write(run, Dataset(pairs, "here", "digest", 7))
+        manifest = write(run, Dataset.of(pairs, source="here", digest="digest", seed=7))
         assert read_pairs(run.data) == pairs
         content = run.data.read_bytes()
     assert manifest.sha256 == hashlib.sha256(content).hexdigest()
@@ -241,7 +241,7 @@ def test_a_lone_surrogate_does_not_affect_the_rest_of_the_file(tmp_path: Path) -
     """None comes from a file that is UTF-8; whatever brings one, the file of pairs can be read."""
     odd = Pair("a \ud83d b", "\udcff", "call", "python", "caf\udce9.py", ("\udfff",))
     pairs = [replace(odd, split=part) for part in ("train", "held_out")] + dataset().pairs
-    write(run := RunFolder(tmp_path), Dataset(pairs, "here", "digest", 7))
+    write(run := RunFolder(tmp_path), Dataset.of(pairs, source="here", digest="digest", seed=7))
     assert read_pairs(run.data)[0] == Pair("a ? b", "?", "call", "python", "caf?.py", ("?",))
     assert read_pairs(run.data)[2:] == dataset().pairs
     sources = [source(number, f"caf\udce9{number}\ud800.py") for number in range(40)]
@@ -257,7 +257,7 @@ def test_a_malformed_file_of_pairs_is_refused_with_the_line(tmp_path: Path, line
 
 def test_the_data_of_a_day_is_archived_once_and_never_replaced(tmp_path: Path) -> None:
     day, folder = date(2026, 3, 1), tmp_path / "a" / "b"
-    filed = [archive_dataset(folder, day, dataset(n).lines(), dataset(n).manifest()) for n in (3, 4, 3, 4, 5)]
+    filed = [archive_dataset(folder, day, dataset(n).lines(), dataset(n).manifest) for n in (3, 4, 3, 4, 5)]
     names = ["day-2026-03-01.jsonl", "day-2026-03-01.2.jsonl", "day-2026-03-01.3.jsonl"]
     assert [path.name for path in filed] == [names[0], names[1], names[0], names[1], names[2]]
     assert len(list(folder.iterdir())) == 6
@@ -266,12 +266,12 @@ def test_the_data_of_a_day_is_archived_once_and_never_replaced(tmp_path: Path) -
 
 def test_archived_data_is_not_written_again(tmp_path: Path) -> None:
     made = dataset()
-    filed = archive_dataset(tmp_path, date(2026, 3, 1), made.lines(), made.manifest())
+    filed = archive_dataset(tmp_path, date(2026, 3, 1), made.lines(), made.manifest)
     before = filed.stat()
-    assert archive_dataset(tmp_path, date(2026, 3, 1), made.lines(), made.manifest()) == filed
+    assert archive_dataset(tmp_path, date(2026, 3, 1), made.lines(), made.manifest) == filed
     assert (filed.stat().st_ino, filed.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["day-2026-03-01.jsonl", "day-2026-03-01.manifest.json"]
-    next_day = archive_dataset(tmp_path, date(2026, 3, 2), made.lines(), made.manifest())
+    next_day = archive_dataset(tmp_path, date(2026, 3, 2), made.lines(), made.manifest)
     assert next_day.name == "day-2026-03-02.jsonl"
 
 
@@ -288,7 +288,7 @@ def test_given_pairs_are_split_by_anchor_and_there_once(tmp_path: Path) -> None:
     assert done.lines() == read_given(path, 3).lines() != read_given(path, 4).lines()
     assert len(done.pairs) == 60
     assert {pair.split for pair in done.pairs} == {"train", "held_out"}
-    assert done.manifest().kinds == {"given": 60}
+    assert done.manifest.kinds == {"given": 60}
 
 
 def test_the_negatives_of_all_lines_with_a_pair_count(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import nkeys
 from nats.errors import Error
 
-from .errors import BadBusSettings
+from .errors import BadBusSettings, refusing
 from .settings import NatsSettings
 
 FLUSH_TIMEOUT_S = 10.0
@@ -34,15 +34,11 @@ def client_options(settings: NatsSettings) -> dict[str, Any]:
 def _tls(settings: NatsSettings) -> dict[str, Any]:
     if not settings.wants_tls:
         return {}
-    try:
+    with refusing(f"NATS_CA {settings.ca}"):
         context = ssl.create_default_context(cafile=settings.ca)
-    except OSError as e:
-        raise BadBusSettings(f"NATS_CA {settings.ca}", _problem(e)) from None
     if settings.cert is not None:
-        try:
+        with refusing(f"NATS_CERT {settings.cert}, NATS_KEY {settings.key}"):
             context.load_cert_chain(settings.cert, settings.key)
-        except OSError as e:
-            raise BadBusSettings(f"NATS_CERT {settings.cert}, NATS_KEY {settings.key}", _problem(e)) from None
     return {"tls": context}
 
 
@@ -99,11 +95,5 @@ def _key_pair(path: Path) -> tuple[nkeys.KeyPair, str]:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
+    with refusing(path):
         return [line.strip() for line in path.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise BadBusSettings(str(path), _problem(e)) from None
-
-
-def _problem(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from repositories import CODE, committed, git, write
 
-from models.training.data import sources
-from models.training.data.sources import Codebase, read_codebase
+from models.training.data.codebase import Codebase, read_codebase
 from models.training.errors import PathRefused
 
 
@@ -142,7 +141,7 @@ def test_skipped_files_are_counted(tmp_path: Path, is_tracked: bool) -> None:
 def test_a_large_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (tmp_path / "huge.py").open("wb") as file:
         file.truncate(50 << 20)
-    monkeypatch.setattr(sources, "decode", lambda content: pytest.fail("it was read"))
+    monkeypatch.setattr("models.training.data.codebase.decode", lambda content: pytest.fail("it was read"))
     assert read_codebase(tmp_path).skipped == {"too large": 1}
 
 
@@ -169,14 +168,14 @@ def test_a_submodule_is_left_out(repository: Path, tmp_path: Path) -> None:
 
 def test_bounds_keep_the_same_part_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, *(f"{letter}/{number}.py" for letter in "abcd" for number in range(25)))
-    monkeypatch.setattr(sources, "_MAX_FILES", 20)
+    monkeypatch.setattr("models.training.data.codebase._MAX_FILES", 20)
     codebase = read_codebase(tmp_path)
     assert len(codebase.files) == 20
     assert {path[0] for path in paths(codebase)} == set("abcd")
     assert paths(codebase) == sorted(paths(codebase))
     assert codebase.skipped == {"too many files": 80}
     assert codebase == read_codebase(tmp_path)
-    monkeypatch.setattr(sources, "_MAX_BYTES", 5 * len(CODE))
+    monkeypatch.setattr("models.training.data.codebase._MAX_BYTES", 5 * len(CODE))
     assert read_codebase(tmp_path).skipped == {"too many bytes": 95}
 
 
@@ -228,6 +227,6 @@ def test_an_unreadable_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("models.training.data.sources.os.scandir", refuse)
+    monkeypatch.setattr("models.training.data.codebase.os.scandir", refuse)
     with pytest.raises(PathRefused, match="may not read"):
         read_codebase(tmp_path)
