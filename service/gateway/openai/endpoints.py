@@ -105,11 +105,12 @@ def _generate(ml: MLClient, asked: CompletionRequest | ChatRequest, options: dic
     return ml.stream(**options) if asked.stream else ml.generate(**options)
 
 
-def _form(asked: CompletionRequest) -> dict[str, str]:
-    (prompt,) = asked.prompts or [""]
+def _form(asked: CompletionRequest) -> dict[str, Any]:
+    """One prompt, or the texts around a gap."""
+    (prompt,) = asked.prompts
     if asked.suffix:
         return {"prefix": prompt, "suffix": asked.suffix}
-    gap = gap_in(prompt)
+    gap = gap_in(prompt) if isinstance(prompt, str) else None
     return {"prefix": gap[0], "suffix": gap[1]} if gap else {"prompt": prompt}
 
 
