@@ -141,16 +141,8 @@ class UnknownVersion(ModelError):
     message = "model {model!r} has no version {version!r}; it has {known}"
 
 
-class OtherDimensions(ModelError):
-    """New weights of a model give vectors of another length than those that serve; stored vectors would not fit."""
-
-    model: str
-    dimensions: int
-    served: int
-    message = (
-        "the new weights of model {model!r} give {dimensions} dimensions, those that serve give {served}; they go on "
-        "serving. Give the new weights an entry of their own in the catalogue"
-    )
+class Conflict(ModelError):
+    """What is asked for contradicts the state of a model; raised with a text that says what to do."""
 
 
 class NotLoaded(ModelError):
@@ -158,17 +150,6 @@ class NotLoaded(ModelError):
 
     model: str
     message = "model {model!r} is not loaded on this worker"
-
-
-class InUse(ModelError):
-    """A model may not be unloaded, because requests use it."""
-
-    model: str
-    leases: int
-    message = (
-        "model {model!r} is in use by {leases} requests; try again later, or send force: true, which takes no new ones "
-        "and unloads it when these are done"
-    )
 
 
 class OverBudget(ModelError):

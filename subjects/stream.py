@@ -1,4 +1,4 @@
-"""Frames of a streamed reply, and the sentinel that ends it (ADR-47).
+"""Frames of a streamed reply, and the sentinel that ends it (NATS ADR-47).
 
 Frames are numbered from 0 and never empty. The last one is `done` or `error`; after it comes one message with an
 empty body and no headers.
@@ -20,7 +20,7 @@ ERROR = "error"
 REPLY = "reply"
 """In place of an event: the message is no frame but the one reply to a request that allowed both."""
 
-PROBE = "probe"
+STILL_THERE = "probe"
 """The event of a message to the subject in Ml-Caller, which only checks that somebody listens there."""
 
 SENTINEL = b""

@@ -46,7 +46,7 @@ class BusClient(Client):
     - A PONG means that the server has received everything published before the PING.
     - A flush fails if the connection is lost meanwhile.
     - It goes on reading after a message that it cannot read (a subject that is not UTF-8, a broken header block), and
-      reports it to `error_cb`. It reads the later form of ack subjects (ADR-15).
+      reports it to `error_cb`. It reads the later form of ack subjects (NATS ADR-15).
     - Its inbox names are random.
     - JetStream is used in `jetstream_domain` if that is set.
     """

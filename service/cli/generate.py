@@ -5,7 +5,7 @@ import sys
 import time
 from contextlib import aclosing
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypedDict, cast
+from typing import Annotated, Any, TypeAlias, cast
 
 import typer
 
@@ -85,17 +85,8 @@ def generate(
         raise kind(f"the text is not complete: it ended with {end.finish_reason}")
 
 
-class Form(TypedDict, total=False):
-    """One of the three forms of a prompt that MLClient.generate takes."""
-
-    prompt: str
-    messages: list[dict[str, str]]
-    prefix: str
-    suffix: str
-
-
-def form_of(prompt: str | None, fim: str | None, system: str | None, *, chat: bool) -> Form:
-    """The prompt that was typed; `-` is standard input, unchanged. Raises BadParameter."""
+def form_of(prompt: str | None, fim: str | None, system: str | None, *, chat: bool) -> dict[str, Any]:
+    """The prompt that was typed, for MLClient.generate; `-` is standard input, unchanged. Raises BadParameter."""
     chat = chat or system is not None
     if fim is not None:
         if prompt is not None or chat:
@@ -118,7 +109,7 @@ def _standard_input() -> str:
         raise typer.BadParameter(f"standard input cannot be read: {error}", param_hint="PROMPT") from None
 
 
-async def _print_whole(ml: MLClient, form: Form, options: GenerateCallOptions, as_json: bool) -> End:
+async def _print_whole(ml: MLClient, form: dict[str, Any], options: GenerateCallOptions, as_json: bool) -> End:
     reply = await ml.generate(**form, **options)
     if as_json:
         print_json(reply.model_dump(exclude_none=True))
@@ -128,7 +119,7 @@ async def _print_whole(ml: MLClient, form: Form, options: GenerateCallOptions, a
     return reply
 
 
-async def _stream(ml: MLClient, form: Form, options: GenerateCallOptions, as_json: bool) -> End:
+async def _stream(ml: MLClient, form: dict[str, Any], options: GenerateCallOptions, as_json: bool) -> End:
     last = ""
     async with aclosing(ml.stream(**form, **options)) as frames:
         async for frame in frames:

@@ -1,12 +1,10 @@
 """`mlbus jobs`: the states of jobs, from any worker."""
 
-from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, closing
 from datetime import timedelta
 from typing import Annotated, Any
 
 import typer
-from nats.aio.client import Client
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from subjects import codec, names
@@ -14,7 +12,7 @@ from subjects.client import MLClient
 from subjects.errors import Internal
 from subjects.jobs import MAX_LISTED, TERMINAL, Job, JobsListRequest
 
-from .ask import Connection, ask, ask_worker
+from .ask import Connection, ask_worker
 from .options import Json, NatsUrl, Timeout, options_of, require_none_given
 from .output import err, out, print_json, shortened, table_of
 
@@ -131,7 +129,7 @@ def watch_job(job_id: str, connection: Connection, *, as_json: bool) -> int:
     as_json: each state as an object on a line of its own. Raises BusError, MLError.
     """
     try:
-        job = ask(connection, lambda nc: _watch(nc, job_id, connection.timeout_s, as_json=as_json))
+        job = ask_worker(connection, lambda ml: _watch(ml, job_id, as_json=as_json))
     except KeyboardInterrupt:
         err.print(f"job {job_id} goes on\n{next_steps(job_id)}")
         return INTERRUPTED
@@ -145,9 +143,9 @@ def next_steps(job_id: str) -> str:
     return f"follow it:  mlbus jobs watch {job_id}\ncancel it:  mlbus jobs cancel {job_id}"
 
 
-async def _watch(nc: Client, job_id: str, timeout_s: float, *, as_json: bool) -> Job:
-    with _display() as display:
-        async with aclosing(MLClient(nc, timeout_s=timeout_s).jobs.watch(job_id)) as states:
+async def _watch(ml: MLClient, job_id: str, *, as_json: bool) -> Job:
+    with closing(_Display()) as display:
+        async with aclosing(ml.jobs.watch(job_id)) as states:
             async for job in states:
                 if as_json:
                     typer.echo(codec.dumps(job, names.JSON).decode())
@@ -161,9 +159,11 @@ async def _watch(nc: Client, job_id: str, timeout_s: float, *, as_json: bool) ->
 class _Display:
     """On a terminal one line that changes, elsewhere a line for each new state."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task = progress.add_task("", total=None, facts="")
+    def __init__(self) -> None:
+        state, facts = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[facts]"))
+        columns = SpinnerColumn(), state, BarColumn(), facts
+        self._progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+        self._task = self._progress.add_task("", total=None, facts="")
         self._shown: tuple[str, str | None] | None = None
         self._notes = 0
 
@@ -186,16 +186,8 @@ class _Display:
             err.print(": ".join([f"{job.model} {job.state}", *([job.reason] if job.reason else [])]))
         self._shown = job.state, job.reason
 
-
-@contextmanager
-def _display() -> Iterator[_Display]:
-    texts = (TextColumn(f"{{task.{field}}}") for field in ("description", "fields[facts]"))
-    columns = SpinnerColumn(), next(texts), BarColumn(), next(texts)
-    progress = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
-    try:
-        yield _Display(progress)
-    finally:
-        progress.stop()
+    def close(self) -> None:
+        self._progress.stop()
 
 
 def facts(job: Job) -> list[str]:

@@ -196,9 +196,9 @@ class Call:
 
     async def probe(self, gone: str) -> None:
         """Ask the caller whether it is still there; if nobody is, the server says so on the subject `gone`."""
-        headers = {names.REQUEST_ID: self.headers.request_id, names.EVENT: stream.PROBE}
+        headers = {names.REQUEST_ID: self.headers.request_id, names.EVENT: stream.STILL_THERE}
         with _publishing():
-            await self.nc.publish(self.caller, stream.PROBE.encode(), reply=gone, headers=headers)
+            await self.nc.publish(self.caller, stream.STILL_THERE.encode(), reply=gone, headers=headers)
 
     async def close(self) -> None:
         """Send the sentinel, an empty body without headers, if frames were requested or allowed.

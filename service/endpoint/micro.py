@@ -1,4 +1,4 @@
-"""The NATS micro protocol: PING, INFO and STATS of this worker, with nats-py's own message types (ADR-32).
+"""The NATS micro protocol: PING, INFO and STATS of this worker, with nats-py's own message types (NATS ADR-32).
 
 Anybody may ask, at any rate, and every worker hears it: answers are small, cached for a moment and limited in rate.
 Nothing in them comes from a request.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 import structlog
 
 from models.catalogue import ModelSpec
-from models.errors import Crowded, DeviceFailed, ModelError, ModelUnavailable, OtherDimensions, OverBudget
+from models.errors import Conflict, Crowded, DeviceFailed, ModelError, ModelUnavailable, OverBudget
 from models.registry import Registry
 
 from ..runtime.background import Change
@@ -74,7 +74,7 @@ class LoadQueue:
         """Bring a model into memory, after the loads before it; None if it is not loaded and `only_loaded` is set.
 
         Raises Crowded if models in use leave it no memory for CROWDED_S, OverBudget if there is not enough,
-        OtherDimensions, and what loading raises; an older version then goes on serving.
+        Conflict, and what loading raises; an older version then goes on serving.
         """
         if request.download:
             # A download must not hold up other loads.
@@ -170,7 +170,10 @@ class LoadQueue:
         try:
             served = self._dimensions.setdefault(spec.id, facts.dimensions)
             if served != facts.dimensions:
-                raise OtherDimensions(spec.id, facts.dimensions, served)
+                raise Conflict(
+                    f"the new weights of model {spec.id!r} give {facts.dimensions} dimensions, those that serve give "
+                    f"{served}; they go on serving. Give the new weights an entry of their own in the catalogue"
+                )
             await self.reservations.make_space(spec.id, facts.device, facts.memory_bytes)
         except BaseException:
             await self._threads.run(self.loader.drop, model)

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import structlog
 
-from models.errors import Crowded, InUse, NotLoaded, OverBudget
+from models.errors import Conflict, Crowded, NotLoaded, OverBudget
 from models.registry import LoadedModel, Registry
 
 from ..runtime.background import Background, Change
@@ -40,13 +40,16 @@ class Evictor:
     async def unload(self, model: str, *, force: bool = False) -> Loaded:
         """Take a model out of memory -> what it was, once it is gone.
 
-        force: also if requests use it; they finish first. Raises NotLoaded, InUse.
+        force: also if requests use it; they finish first. Raises NotLoaded, Conflict.
         """
         loaded = self.registry.current(model)
         if loaded is None:
             raise NotLoaded(model)
         if loaded.leases and not force:
-            raise InUse(model, loaded.leases)
+            raise Conflict(
+                f"model {model!r} is in use by {loaded.leases} requests; try again later, or send force: true, which "
+                "takes no new ones and unloads it when these are done"
+            )
         self.retire(loaded)
         while self.registry.in_memory(loaded):
             await self.changed.wait()

@@ -6,7 +6,8 @@ from typing import Any, TypeAlias, TypedDict
 from typing_extensions import Unpack
 
 from .. import routes
-from ..generate import ChatMessage, GenerateBatchReply, GenerateDone, GenerateReply, TokenFrame
+from ..generate import GenerateBatchReply, GenerateDone, GenerateReply, TokenFrame
+from ..generate_fields import ChatMessage, ContextFile
 from .transport import Transport, form_of, forms_of, split
 
 Messages: TypeAlias = Sequence[ChatMessage | Mapping[str, Any]]
@@ -35,7 +36,18 @@ class GenerateCallOptions(TypedDict, total=False):
     stop_token_ids: list[int] | None
     echo: bool
     continue_final: bool
+    context: Sequence[ContextFile | Mapping[str, str]] | None
+    path: str | None
+    repository: str | None
     timeout_s: float | None
+
+
+class PromptCallOptions(GenerateCallOptions, total=False):
+    """The same and, where there is no text to continue, a chat or the texts around a gap."""
+
+    messages: Messages | None
+    prefix: str | None
+    suffix: str | None
 
 
 class GenerateCalls:
@@ -44,34 +56,20 @@ class GenerateCalls:
     _transport: Transport
 
     async def generate(
-        self,
-        prompt: str | Sequence[int] | None = None,
-        *,
-        messages: Messages | None = None,
-        prefix: str | None = None,
-        suffix: str | None = None,
-        **options: Unpack[GenerateCallOptions],
+        self, prompt: str | Sequence[int] | None = None, **options: Unpack[PromptCallOptions]
     ) -> GenerateReply:
         """One prompt -> `.text` and how it ended, in one reply."""
-        form = _form(prompt, messages, prefix, suffix)
-        return await self._transport.ask(routes.GENERATE, *split({**form, **options}))
+        return await self._transport.ask(routes.GENERATE, *split(_fields(prompt, options)))
 
     def stream(
-        self,
-        prompt: str | Sequence[int] | None = None,
-        *,
-        messages: Messages | None = None,
-        prefix: str | None = None,
-        suffix: str | None = None,
-        **options: Unpack[GenerateCallOptions],
+        self, prompt: str | Sequence[int] | None = None, **options: Unpack[PromptCallOptions]
     ) -> AsyncGenerator[TokenFrame | GenerateDone, None]:
         """One prompt -> its text piece by piece as it is generated, then one GenerateDone.
 
         Closing the iterator early cancels the work. Raises Internal if a frame was lost. There are no retries once the
         first piece has come.
         """
-        form = _form(prompt, messages, prefix, suffix)
-        return self._transport.stream(routes.GENERATE, *split({**form, **options}))
+        return self._transport.stream(routes.GENERATE, *split(_fields(prompt, options)))
 
     async def generate_batch(
         self, prompts: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[GenerateCallOptions]
@@ -86,8 +84,6 @@ class GenerateCalls:
         return self._transport.stream(routes.GENERATE_BATCH, *split({**forms_of(prompts, "prompts"), **options}))
 
 
-def _form(
-    prompt: str | Sequence[int] | None, messages: Messages | None, prefix: str | None, suffix: str | None
-) -> dict[str, Any]:
-    turns = None if messages is None else list(messages)
-    return {**form_of(prompt, "prompt"), "messages": turns, "prefix": prefix, "suffix": suffix}
+def _fields(prompt: str | Sequence[int] | None, options: PromptCallOptions) -> dict[str, Any]:
+    messages = options.get("messages")
+    return {**options, **form_of(prompt, "prompt"), "messages": None if messages is None else list(messages)}

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 from certificates import Certificate, certificate
 from cuttable import cuttable
 from journal import Journal
@@ -28,14 +27,6 @@ from service.bus.settings import NatsSettings
 
 ADMIN = {"user": "admin", "password": PASSWORDS["admin"]}
 WORKER = {"user": "worker", "password": PASSWORDS["worker"], "inbox_prefix": "_INBOX_worker"}
-
-
-@pytest.fixture
-def journal() -> Iterator[Journal]:
-    journal = Journal()
-    structlog.configure(processors=[journal])
-    yield journal
-    structlog.reset_defaults()
 
 
 @pytest.fixture
