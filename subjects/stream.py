@@ -1,4 +1,4 @@
-"""Frames of a streamed reply, and the sentinel that ends it (ADR-47).
+"""Frames of a streamed reply, and the sentinel that ends it (NATS ADR-47).
 
 Frames are numbered from 0 and never empty. The last one is `done` or `error`; after it comes one message with an
 empty body and no headers.

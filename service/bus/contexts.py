@@ -1,4 +1,4 @@
-"""Contexts of the nats command (ADR-21): JSON files with a server's url and an identity. Read, written, selected."""
+"""Contexts of the nats command (NATS ADR-21): JSON files with a url and an identity. Read, written, selected."""
 
 import json
 from collections.abc import Mapping

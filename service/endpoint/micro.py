@@ -1,4 +1,4 @@
-"""The NATS micro protocol: PING, INFO and STATS of this worker, with nats-py's own message types (ADR-32).
+"""The NATS micro protocol: PING, INFO and STATS of this worker, with nats-py's own message types (NATS ADR-32).
 
 Anybody may ask, at any rate, and every worker hears it: answers are small, cached for a moment and limited in rate.
 Nothing in them comes from a request.
@@ -20,7 +20,7 @@ from nats.micro.service import EndpointInfo, EndpointStats, ServiceInfo, Service
 from subjects import names
 
 from ..admission import RateLimit
-from ..bus.held_messages import WORKERS_INBOX
+from ..bus.credentials import WORKERS_INBOX
 from .reply_subject import ReplySubjects
 from .route import ServedRoute
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -19,7 +18,7 @@ from ..bus.credentials import password
 from ..bus.embedded import EmbeddedServer
 from ..bus.errors import BadBusSettings
 from ..bus.settings import NatsSettings
-from ..runtime import die_with_parent
+from ..runtime.child_process import start_child
 from ..settings import Settings
 from ..settings.gateway import HttpSettings
 from .listening import listening, url_of
@@ -118,14 +117,9 @@ class BesideWorker:
                 await asyncio.wait_for(self._stopping.wait(), pause_s)
 
     async def _run_once(self) -> int:
-        """Its exit code. It has a session of its own: of Ctrl-C in a terminal it hears from this process alone."""
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid()), str(signal.SIGTERM.value)),
-            *(sys.executable, "-P", "-m", "service.gateway"),
-            pass_fds=(self._given.descriptor,),
-            start_new_session=True,
-            stdin=PIPE,
-        )
+        """Its exit code. Of Ctrl-C in a terminal it hears from this process alone."""
+        command = (sys.executable, "-P", "-m", "service.gateway")
+        self._process = await start_child(*command, pass_fds=(self._given.descriptor,), stdin=PIPE, stderr=None)
         if self._stopping.is_set():
             self._process.terminate()
         await self._process.communicate(self._given.model_dump_json().encode())

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
+from gates import entered
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -67,10 +68,6 @@ async def told(stream: CompletionStream, requested) -> dict[str, list[Event]]:
 
 def text(events: list[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, Piece))
-
-
-async def entered(engine: FakeEngine) -> None:
-    assert await asyncio.to_thread(engine.entered.wait, 10)
 
 
 # The event queue
@@ -337,7 +334,7 @@ async def test_what_runs_when_it_stops_is_told_so_and_what_comes_later_too():
 
 async def test_a_panic_of_the_tokeniser_is_an_error_of_its_prompt():
     class Panicking(FakeEngine):
-        def prompt_tokens(self, prompt):
+        def prompt_tokens(self, prompt, max_tokens=0, num_beams=1):
             raise Panic
 
     async with running(Panicking()) as generator:
