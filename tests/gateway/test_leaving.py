@@ -48,6 +48,11 @@ async def test_a_caller_who_leaves_while_vectors_are_computed(setup, gateway: Ga
         async with connection(gateway) as caller:
             await caller.send(request("POST", "/v1/embeddings", json.dumps({"input": texts}).encode()))
             assert await asyncio.to_thread(setup.encoder.entered.wait, 10)
+        given_up = b'mlbus_http_answers_total{path="/v1/embeddings",status="499"}'
+        async with asyncio.timeout(30):
+            while given_up not in (await ask(gateway, "GET", "/metrics")).body:
+                pass
+        assert (await post(gateway, "/ml/models/list", {})).status == 200  # which reaches the worker after the cancel
     finally:
         setup.encoder.gate.set()
     assert (await post(gateway, "/ml/embed", {"text": "after"})).status == 200
