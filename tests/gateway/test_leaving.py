@@ -85,19 +85,6 @@ async def test_a_reader_who_does_not_read_is_cut_off(setup) -> None:
                     pass
 
 
-async def test_hundreds_of_streams_at_once_are_all_whole(setup, gateway: Gateway) -> None:
-    asked = json.dumps({"prompt": "a", "model": "smollm2", "max_tokens": 20, "stream": True}).encode()
-
-    async def one() -> str:
-        async with connection(gateway) as caller:
-            await caller.send(request("POST", "/ml/generate", asked))
-            answer = await caller.answer()
-        return "".join(data["text"] for name, _, data in answer.events if name == "token")
-
-    texts = await asyncio.gather(*(one() for _ in range(200)))
-    assert set(texts) == {"".join(f" {number}" for number in range(20))}
-
-
 async def test_nats_that_goes_away_within_a_stream(nats_server) -> None:
     """The stream goes on after it is back, and what is asked meanwhile is told why it cannot be answered."""
     engine = FakeEngine()
