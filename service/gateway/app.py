@@ -12,7 +12,9 @@ from ..settings.gateway import HttpSettings
 from . import errors, health, native
 from .bus import Bus
 from .guard import Guard
+from .llamacpp import endpoints as llamacpp
 from .openai import endpoints
+from .tei import endpoints as tei
 from .telemetry import GatewayTelemetry
 
 
@@ -23,6 +25,8 @@ def application(bus: Bus, settings: HttpSettings) -> ASGIApp:
     app.include_router(health.router(bus, telemetry.registry))
     app.include_router(endpoints.router(bus, settings))
     app.include_router(native.router(bus, settings))
+    llamacpp.add_routes(app, bus, settings)
+    tei.add_routes(app, bus, settings)
     app.add_exception_handler(MLError, _refused)
     app.add_exception_handler(HTTPException, _not_routed)
     return Guard(app, settings, telemetry)

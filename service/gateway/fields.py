@@ -1,0 +1,28 @@
+"""Bodies of other APIs as requests: what means nothing here is left out, and what cannot be honoured is refused."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from subjects import codec
+from subjects.errors import InvalidField
+
+RequestT = TypeVar("RequestT", bound=BaseModel)
+Ignored = Mapping[str, str]
+"""Fields that clients send and that mean nothing here, and what they are for elsewhere."""
+Neutral = Mapping[str, tuple[Any, ...]]
+"""Fields that cannot be honoured, and the values with which they ask for nothing."""
+
+
+def accepted(fields: Mapping[str, Any], request: type[RequestT], ignored: Ignored, neutral: Neutral) -> RequestT:
+    """The request. A field that is null counts as absent. Raises InvalidField, which names the field."""
+    kept = {}
+    for name, value in fields.items():
+        if value is None or name in ignored:
+            continue
+        if name not in neutral:
+            kept[name] = value
+        elif value not in neutral[name]:
+            raise InvalidField(f"field {name!r} cannot be honoured: no model here does that; leave it out")
+    return codec.validate(kept, request)
