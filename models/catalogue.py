@@ -31,6 +31,7 @@ Use = Literal["code", "general", "production", "dev"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 Quantization = Literal["int8", "int4"]
 GraphDtype = Literal["fp32", "fp16"]
+RepositoryLayout = Literal["plain", "qwen", "starcoder", "starcoder2"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$", to_lower=True)]
 
 _REPOSITORY = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
@@ -51,7 +52,7 @@ OF_EMBEDDINGS = {
     "default_prompt",
     "onnx_files",
 }
-OF_GENERATION = {"gguf", "forms", "sampling", "kv_gb"}
+OF_GENERATION = {"gguf", "forms", "sampling", "kv_gb", "repository_layout"}
 _USES: Mapping[Kind, tuple[Use, ...]] = {"embedding": ("code", "general"), "generation": ("production", "dev")}
 
 
@@ -141,6 +142,8 @@ class ModelSpec(BaseModel):
     sampling: SamplingDefaults = SamplingDefaults()
     """`temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty` where a request does not say; wins over the
     folder's generation_config.json."""
+    repository_layout: RepositoryLayout | None = None
+    """How files of a repository are put before a gap to fill in; absent: as the tokeniser's special tokens say."""
     kv_gb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Gigabytes for the KV cache of a generation model; absent: as `generation.kv_gb` says."""
 

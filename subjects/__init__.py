@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from .errors import MLError
     from .finetune import FinetuneOptions, FinetuneReply, FinetuneRequest, TrainingPair
     from .generate import (
-        ChatMessage,
         GenerateBatchReply,
         GenerateBatchRequest,
         GenerateDone,
@@ -29,12 +28,14 @@ if TYPE_CHECKING:
         GenerateRequest,
         TokenFrame,
     )
+    from .generate_fields import ChatMessage, ContextFile
     from .jobs import Job, JobsListReply
     from .tokenize import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
     from .vectors import to_float32
 
 __all__ = [
     "ChatMessage",
+    "ContextFile",
     "DetokenizeReply",
     "DetokenizeRequest",
     "EmbedBatchReply",
@@ -65,7 +66,7 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    _MODULES = ("errors", "finetune", "generate", "jobs", "embed", "tokenize", "vectors", "client")
+    _MODULES = ("errors", "finetune", "generate", "generate_fields", "jobs", "embed", "tokenize", "vectors", "client")
 
     def __getattr__(name: str) -> Any:
         for module in _MODULES if name in __all__ else ():

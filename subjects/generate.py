@@ -5,37 +5,25 @@ number k = index * n + choice is sampled with seed + k (mod 2^64). The reply ret
 can be repeated alone.
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from .generate_fields import Biases, Content, Part, StopStrings, StopTokenIds, Text
+from .generate_fields import Biases, Chat, Context, Name, Part, StopStrings, StopTokenIds, Text, check_continues
 from .message import MAX_TOKEN_ID, STREAM, Message, Reply, Stream, Token, TokenIds
-from .names import ChatRole, FinishReason
+from .names import FinishReason
 
 MAX_TOKENS = 1_048_576
 MAX_SEED = 2**64 - 1
 MAX_PROMPTS = 256
-MAX_MESSAGES = 256
 
+_OF_GAP = ("context", "path", "repository")
 _WITHOUT_SAMPLING = {"n": 1, "temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0}
 
 
 def _as_model_says(description: str, **bounds: Any) -> Any:
     """A field that, if absent, is as the model's entry or its generation_config says, or changes no probability."""
     return Field(None, description=f"{description}; absent: as the model says", **bounds)
-
-
-class ChatMessage(Message):
-    role: ChatRole
-    content: Content = Field(description="may be empty; a list of text parts is joined by line breaks")
-
-
-def check_continues(continue_final: bool, messages: Sequence[ChatMessage] | None) -> None:
-    """Raises ValueError if there is no turn to continue."""
-    if continue_final and not (messages and messages[-1].role == "assistant"):
-        raise ValueError("field 'continue_final' is for 'messages' whose last turn is the assistant's")
 
 
 class GenerateOptions(Message):
@@ -116,14 +104,19 @@ class GenerateRequest(GenerateOptions):
 
     prompt: Text | None = Field(None, description="a text to continue")
     tokens: TokenIds | None = Field(None, description=_TOKENS)
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = Field(
-        None, description="a chat to answer, for models with a chat template"
-    )
+    messages: Chat | None = Field(None, description="a chat to answer, for models with a chat template")
     continue_final: bool = Field(
         False, description="continue the last turn, which must be the assistant's, instead of answering it"
     )
     prefix: Part | None = Field(None, description="the text before the gap, for models that fill in the middle")
     suffix: Part | None = Field(None, description="the text behind the gap; one of the two may be empty")
+    context: Context | None = Field(
+        None, description="for a gap: files of the same repository, the nearest last; what does not fit is left out"
+    )
+    path: Name | None = Field(None, description="for a gap: the path of its file")
+    repository: Name | None = Field(
+        None, description="for a gap: the repository's name, for models with a token for it"
+    )
 
     @model_validator(mode="after")
     def _one_form(self) -> "GenerateRequest":
@@ -137,6 +130,8 @@ class GenerateRequest(GenerateOptions):
         if self.echo and self.prompt is None and self.tokens is None:
             raise ValueError("field 'echo' is for a 'prompt'")
         check_continues(self.continue_final, self.messages)
+        if self.prefix is None and (of_gap := [name for name in _OF_GAP if getattr(self, name) is not None]):
+            raise ValueError(f"field {of_gap[0]!r} is for 'prefix' and 'suffix'")
         return self
 
 

@@ -1,13 +1,16 @@
 """The types of a generation request's fields, with their bounds."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints
 
-from .message import MAX_TEXT_CHARS, TokenId
+from .message import MAX_TEXT_CHARS, Message, TokenId
+from .names import ChatRole
 
+MAX_MESSAGES = 256
+MAX_CONTEXT_FILES = 256
 MAX_STOPS = 16
 MAX_BIASES = 1024
 
@@ -51,6 +54,12 @@ def _joined(content: Any) -> Any:
     return "\n".join(part["text"] for part in content)
 
 
+def _one_line(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("it holds a line break or a control character")
+    return name
+
+
 class TextPart(BaseModel):
     """One part of a message's content."""
 
@@ -58,8 +67,18 @@ class TextPart(BaseModel):
     text: str
 
 
+Name = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_one_line)]
 Part = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS), AfterValidator(_without_nul)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS), AfterValidator(_without_nul)]
+
+
+class ContextFile(Message):
+    """A file of the repository, or a part of one."""
+
+    path: Name = Field(description="as in the repository, such as `src/util.py`")
+    text: Part
+
+
 Content = Annotated[Part, BeforeValidator(_joined, json_schema_input_type=Part | list[TextPart])]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Biases = Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES), BeforeValidator(_whole_keys)]
@@ -72,3 +91,18 @@ StopStrings = Annotated[
     ),
 ]
 StopTokenIds = Annotated[list[TokenId], Field(max_length=MAX_STOPS)]
+
+
+class ChatMessage(Message):
+    role: ChatRole
+    content: Content = Field(description="may be empty; a list of text parts is joined by line breaks")
+
+
+Chat = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+Context = Annotated[list[ContextFile], Field(max_length=MAX_CONTEXT_FILES)]
+
+
+def check_continues(continue_final: bool, messages: Sequence[ChatMessage] | None) -> None:
+    """Raises ValueError if there is no turn to continue."""
+    if continue_final and not (messages and messages[-1].role == "assistant"):
+        raise ValueError("field 'continue_final' is for 'messages' whose last turn is the assistant's")

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from .generate import MAX_MESSAGES, ChatMessage, check_continues
+from .generate_fields import Chat, check_continues
 from .message import MAX_ID_LISTS, MAX_TEXT_CHARS, AnyIds, Message, Reply, Token
 
 MAX_TOKENIZED = 65_536
@@ -33,7 +33,7 @@ class TokenizeRequest(Message):
     text: Annotated[Texts, BeforeValidator(_text_as_list, json_schema_input_type=AnyText | Texts)] | None = Field(
         None, description="one text or a list; any text, also an empty one"
     )
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = Field(
+    messages: Chat | None = Field(
         None, description="a chat, as its model's template writes it, special tokens included"
     )
     continue_final: bool = Field(False, description="for `messages`, as in ml.generate")

@@ -37,7 +37,7 @@ from .types import (
     Scored,
     TokenLogprob,
 )
-from .validation import check_request
+from .validation import check_request, token_limits
 
 SCORED_BYTES = 64 * 2**20
 """Size of a step's logits of scored prompts, (T, V) float32: unbounded they would take gigabytes."""
@@ -80,8 +80,9 @@ class Engine(GenerationEngine):
     def vocabulary(self) -> Vocabulary:
         return self._loaded.prompts.vocabulary
 
-    def prompt_tokens(self, prompt: Prompt) -> PromptTokens:
-        return self._loaded.prompts(prompt)
+    def prompt_tokens(self, prompt: Prompt, max_tokens: int = 0, num_beams: int = 1) -> PromptTokens:
+        room = min(token_limits(self.facts, self._cache.tokens, num_beams).values()) - max_tokens
+        return self._loaded.prompts(prompt, room)
 
     def tokenized(self, prompt: Plain | Chat, special: bool = True, offsets: bool = True) -> TokenizedText:
         return self._loaded.prompts.tokenized(prompt, special, offsets)

@@ -63,7 +63,7 @@ class Checkpoint:
         stop_ids = _stop_ids(stated, config, tokenizer, vocabulary)
         if (unknown := tokenizer.vocabulary - vocabulary) > 0:  # the engine refuses them in prompts
             notes = (*notes, f"{unknown} tokens of its tokeniser have no weights")
-        prompts = Prompts(tokenizer, stop_ids, vocabulary)
+        prompts = self._prompts(tokenizer, stop_ids, vocabulary)
         facts = EngineFacts(
             model=self.spec.id,
             version=version_of(self.digest, dtype, quantization),
@@ -80,6 +80,14 @@ class Checkpoint:
         )
         shape = kv_shape(config, TORCH_DTYPES[dtype])
         return CausalLM(facts, stop_ids, shape, network, tokenizer, prompts, probe, scores)
+
+    def _prompts(self, tokenizer: GenerationTokenizer, stop_ids: frozenset[int], vocabulary: int) -> Prompts:
+        layout = self.spec.repository_layout
+        try:
+            return Prompts(tokenizer, stop_ids, vocabulary, layout)
+        except ValueError as error:
+            reason = f"its entry says repository_layout {layout!r}, and {error}; correct it"
+            raise ModelUnavailable(self.spec.id, reason) from error
 
     def _probe(self, tokenizer: GenerationTokenizer, vocabulary: int, context: int) -> list[int]:
         """The ids of the self-test's text. Raises ModelUnavailable if decoding them does not give back the text."""

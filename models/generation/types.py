@@ -41,11 +41,25 @@ class Chat:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextFile:
+    """A file, or a part of one, that helps to fill a gap."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Fill:
-    """A gap to fill in, between prefix and suffix."""
+    """A gap to fill in, between prefix and suffix. context: files of the same repository, the nearest last.
+
+    path, repository: of the file with the gap.
+    """
 
     prefix: str
     suffix: str
+    context: Sequence[ContextFile] = ()
+    path: str | None = None
+    repository: str | None = None
 
 
 Prompt: TypeAlias = Plain | Ids | Chat | Fill
@@ -227,8 +241,10 @@ class GenerationEngine(Protocol):
     def is_idle(self) -> bool:
         """Whether a step would do nothing."""
 
-    def prompt_tokens(self, prompt: Prompt) -> PromptTokens:
-        """Tokenise. Raises InvalidRequest if the model does not support this form, or the prompt is empty."""
+    def prompt_tokens(self, prompt: Prompt, max_tokens: int = 0, num_beams: int = 1) -> PromptTokens:
+        """Tokenise; the context of a gap is cut so that it leaves space for a completion of max_tokens.
+
+        Raises InvalidRequest if the model does not support this form, or the prompt is empty, and InvalidOption."""
 
     @property
     def vocabulary(self) -> Vocabulary:

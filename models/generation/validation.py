@@ -33,10 +33,15 @@ def check_request(request: Request, facts: EngineFacts, max_running: int, cache_
         raise InvalidRequest("stop", "a stop string is empty")
     _check_beams(request, max_running)
     total = len(request.prompt) + request.max_tokens
-    cached = cache_tokens // BLOCK // request.num_beams * BLOCK
-    for limit, what in ((facts.max_tokens, "the model's context"), (cached, "its cache on this worker")):
+    for what, limit in token_limits(facts, cache_tokens, request.num_beams).items():
         if total > limit:
             raise PromptTooLong(len(request.prompt), request.max_tokens, limit, what)
+
+
+def token_limits(facts: EngineFacts, cache_tokens: int, num_beams: int) -> dict[str, int]:
+    """What a prompt and its completion may have together, by what limits them."""
+    cached = cache_tokens // BLOCK // num_beams * BLOCK
+    return {"the model's context": facts.max_tokens, "its cache on this worker": cached}
 
 
 def check_sampling(sampling: Sampling, vocabulary: int) -> None:

@@ -18,7 +18,7 @@ from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable, cause_text
 from ..loading.spinning import BRIEF_SPINS
 from ..sandbox.child_process import environment
-from .durable import clear_leftovers, discard, publish_folder, temporary_name
+from .durable import clear_leftovers, discard, new_folder
 from .model_files import require_whole, weight_files
 
 CONVERT_S = 600
@@ -55,30 +55,24 @@ def _is_whole(spec: ModelSpec, folder: Path) -> bool:
 
 def _make(spec: ModelSpec, source: Path, folder: Path) -> None:
     """Convert beside `folder`, then give the result its name. Raises ModelUnavailable, OSError."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder.parent)
-    temporary = temporary_name(folder)
-    temporary.mkdir()
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", __name__, str(source), str(temporary)],
-            env={"GOMP_SPINCOUNT": str(BRIEF_SPINS)} | environment(),  # it gives way to what computes beside it
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=CONVERT_S,
-        )
-        if done.returncode:
-            raise ModelUnavailable(spec.id, f"{source.name} cannot be converted, {_reason(spec, done)}")
-        if not _is_whole(spec, folder):  # no other process was faster
-            discard(folder)
-            with suppress(FileExistsError):
-                publish_folder(temporary, folder)
+        with suppress(FileExistsError), new_folder(folder) as temporary:  # another process may be faster
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", __name__, str(source), str(temporary)],
+                env={"GOMP_SPINCOUNT": str(BRIEF_SPINS)} | environment(),  # it gives way to what computes beside it
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=CONVERT_S,
+            )
+            if done.returncode:
+                raise ModelUnavailable(spec.id, f"{source.name} cannot be converted, {_reason(spec, done)}")
+            if not _is_whole(spec, folder):
+                discard(folder)
     except subprocess.TimeoutExpired:
         raise ModelUnavailable(spec.id, f"converting {source.name} took longer than {CONVERT_S} s") from None
-    finally:
-        discard(temporary)
 
 
 def _reason(spec: ModelSpec, done: subprocess.CompletedProcess[str]) -> str:

@@ -92,7 +92,7 @@ def cached_snapshot(spec: ModelSpec, dtype: GraphDtype | None = None) -> Path | 
     return None
 
 
-def discard(path: Path) -> None:
+def delete_cached(path: Path) -> None:
     """Delete a file of the cache and the blob that it links to, without which the link would only be made again."""
     target = path.parent / path.readlink() if path.is_symlink() else None
     path.unlink()

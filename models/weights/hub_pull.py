@@ -17,7 +17,7 @@ from huggingface_hub.utils.tqdm import tqdm
 
 from ..catalogue import GraphDtype, ModelSpec
 from ..errors import ModelError, ModelUnavailable
-from .hub_cache import NEVER_DATA, discard, patterns, storage
+from .hub_cache import NEVER_DATA, delete_cached, patterns, storage
 from .hub_errors import free_bytes, hub_errors, no_space
 from .model_files import named_files, weight_files
 
@@ -164,7 +164,7 @@ class _Download:
             verified = HfApi().verify_repo_checksums(repository, revision=self.commit)
             damaged = [file for file in verified.mismatches if file["path"] in names]  # others may be other programs'
             for file in damaged:
-                discard(Path(folder, file["path"]))
+                delete_cached(Path(folder, file["path"]))
         for file in damaged:
             if file["path"] in missing:
                 raise ModelError(

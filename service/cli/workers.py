@@ -172,14 +172,21 @@ def recommended(
 def _change_workers(change: Change, worker: str | None, connection: Connection, *, as_json: bool) -> None:
     """Change the models of one worker or of each, and print the outcome.
 
-    change: the request to one worker, by its id. Raises the first error once all workers have answered. A worker that
-    lacks the model that another one has unloaded is not an error.
+    change: the request to one worker, by its id. Raises the first error, with its worker, once all have answered. A
+    worker that lacks the model that another one has unloaded is not an error.
     """
 
     async def changed(nc: Client) -> list[ModelsChangeReply | MLError]:
         workers = [worker] if worker else await _workers(nc, connection.timeout_s)
         models = MLClient(nc, timeout_s=connection.timeout_s, retries=0).models
-        return await asyncio.gather(*(_asked(change, models, name) for name in workers))
+
+        async def asked(name: str) -> ModelsChangeReply | MLError:
+            try:
+                return await change(models, name)
+            except MLError as error:
+                return type(error)(f"worker {name}: {error.message}")
+
+        return await asyncio.gather(*map(asked, workers))
 
     _print_outcome(ask(connection, changed), as_json=as_json)
 
@@ -220,14 +227,6 @@ async def _workers(nc: Client, timeout_s: float) -> list[str]:
     if not workers:
         raise Unavailable(NO_WORKER)
     return workers
-
-
-async def _asked(change: Change, models: ModelsClient, worker: str) -> ModelsChangeReply | MLError:
-    """One worker's answer; an error names the worker."""
-    try:
-        return await change(models, worker)
-    except MLError as error:
-        return type(error)(f"worker {worker}: {error.message}")
 
 
 def _show(replies: Sequence[ModelsChangeReply]) -> None:

@@ -8,6 +8,7 @@ A token's way: the engine loop (engine_loop.py) has the device's thread run a st
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from models.generation.errors import EngineFull, PromptTooLong
 from models.generation.types import Chat, Fill, GenerationEngine, Ids, Plain, Prompt, PromptTokens, Request
@@ -49,15 +50,20 @@ class Generator(ServedModel):
     async def _serve(self) -> None:
         await self._loop.run()
 
-    async def request(self, prompt: Prompt, make: Callable[[PromptTokens], Request]) -> Request:
+    async def request(
+        self, prompt: Prompt, make: Callable[[PromptTokens], Request], max_tokens: int = 0, num_beams: int = 1
+    ) -> Request:
         """Tokenize a prompt, make a request of it and have it checked. Raises InvalidRequest, PromptTooLong."""
         size, context = size_of(prompt), self.engine.facts.max_tokens
-        if size > context * TOKEN_CHARS:
-            raise PromptTooLong(size // TOKEN_CHARS, 1, context, "the model's context, at the very least")
-        return await self.on_tokenizer(size, self._request, prompt, make)
+        least = size_of(replace(prompt, context=())) if isinstance(prompt, Fill) else size
+        if least > context * TOKEN_CHARS:
+            raise PromptTooLong(least // TOKEN_CHARS, 1, context, "the model's context, at the very least")
+        return await self.on_tokenizer(size, self._request, prompt, make, max_tokens, num_beams)
 
-    def _request(self, prompt: Prompt, make: Callable[[PromptTokens], Request]) -> Request:
-        request = make(self.engine.prompt_tokens(prompt))
+    def _request(
+        self, prompt: Prompt, make: Callable[[PromptTokens], Request], max_tokens: int, num_beams: int
+    ) -> Request:
+        request = make(self.engine.prompt_tokens(prompt, max_tokens, num_beams))
         self.engine.check(request)
         return request
 
@@ -81,5 +87,5 @@ def size_of(prompt: str | Prompt) -> int:
             return len(tokens)
         case Chat(messages):
             return sum(len(message.content) for message in messages)
-        case Fill(prefix, suffix):
-            return len(prefix) + len(suffix)
+        case Fill():
+            return len(prompt.prefix) + len(prompt.suffix) + sum(len(file.text) for file in prompt.context)

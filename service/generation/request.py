@@ -17,7 +17,8 @@ from models.catalogue import Form, SamplingDefaults
 from models.errors import InvalidOption, ModelError
 from models.generation import types as engine
 from models.tokenized_text import Vocabulary
-from subjects.generate import MAX_SEED, ChatMessage, GenerateBatchRequest, GenerateOptions, GenerateRequest
+from subjects.generate import MAX_SEED, GenerateBatchRequest, GenerateOptions, GenerateRequest
+from subjects.generate_fields import ChatMessage
 
 from .completion_stream import Requests
 from .generator import Generator
@@ -86,7 +87,7 @@ class GenerationCall:
         for index, prompt in enumerate(self.prompts):
             numbers = range(index * self.options.n, (index + 1) * self.options.n)
             try:
-                made = await generator.request(prompt, make)
+                made = await generator.request(prompt, make, self.options.max_tokens, self.options.num_beams)
             except Exception as error:
                 if not isinstance(error, ModelError):
                     log.exception("prompt.failed", model=generator.facts.model, call=self.id)
@@ -155,7 +156,8 @@ def _prompt(request: GenerateRequest) -> engine.Prompt:
         return engine.Plain(request.prompt)
     if request.tokens is not None:
         return engine.Ids(request.tokens)
-    return engine.Fill(request.prefix or "", request.suffix or "")
+    context = [engine.ContextFile(file.path, file.text) for file in request.context or ()]
+    return engine.Fill(request.prefix or "", request.suffix or "", context, request.path, request.repository)
 
 
 def _sampling(options: GenerateOptions, defaults: SamplingDefaults) -> engine.Sampling:

@@ -6,7 +6,8 @@ from typing import Any, TypeAlias, TypedDict
 from typing_extensions import Unpack
 
 from .. import routes
-from ..generate import ChatMessage, GenerateBatchReply, GenerateDone, GenerateReply, TokenFrame
+from ..generate import GenerateBatchReply, GenerateDone, GenerateReply, TokenFrame
+from ..generate_fields import ChatMessage, ContextFile
 from .transport import Transport, form_of, forms_of, split
 
 Messages: TypeAlias = Sequence[ChatMessage | Mapping[str, Any]]
@@ -35,6 +36,9 @@ class GenerateCallOptions(TypedDict, total=False):
     stop_token_ids: list[int] | None
     echo: bool
     continue_final: bool
+    context: Sequence[ContextFile | Mapping[str, str]] | None
+    path: str | None
+    repository: str | None
     timeout_s: float | None
 
 

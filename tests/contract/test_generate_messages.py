@@ -417,3 +417,40 @@ def test_an_error_in_text_is_one_line():
 def test_what_has_no_text_form_is_not_sent_as_text():
     with pytest.raises(TypeError, match="no text form"):
         codec.dumps(EmbedReply.model_construct(), names.TEXT)
+
+
+# The context of a gap
+
+
+GAP = {"prefix": "a", "suffix": "b"}
+
+
+def test_a_gap_may_have_files_of_its_repository():
+    request = read(json.dumps({**GAP, "context": [{"path": "p", "text": ""}], "path": "q", "repository": "r"}).encode())
+    assert (request.context[0].path, request.context[0].text, request.path, request.repository) == ("p", "", "q", "r")
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"prompt": "a", "context": []}, "field 'context' is for 'prefix' and 'suffix'"),
+        ({"prompt": "a", "path": "p"}, "field 'path' is for"),
+        ({"tokens": [1], "repository": "p"}, "field 'repository' is for"),
+        ({**GAP, "context": [{"path": "p"}]}, "'context.0.text' is missing"),
+        ({**GAP, "context": [{"path": "p", "text": "t", "name": "n"}]}, "unknown field 'context.0.name'"),
+        ({**GAP, "context": [{"path": "a\nb", "text": "t"}]}, "line break or a control character"),
+        ({**GAP, "context": [{"path": "", "text": "t"}]}, "context.0.path"),
+        ({**GAP, "context": [{"path": "p", "text": "\0"}]}, "NUL"),
+        ({**GAP, "path": 5}, "'path'"),
+        ({**GAP, "tokens": [1]}, "send one of"),
+    ],
+)
+def test_a_context_that_cannot_be_read_is_named(fields, says):
+    with pytest.raises(InvalidField) as raised:
+        read(json.dumps(fields).encode())
+    assert says in raised.value.message
+
+
+def test_a_context_has_a_bound():
+    with pytest.raises(TooLarge, match="context"):
+        read(json.dumps({**GAP, "context": [{"path": "p", "text": "t"}] * 257}).encode())

@@ -112,7 +112,7 @@ class FakeEngine:
     def is_idle(self) -> bool:
         return not (self._waiting or self._running or self._events)
 
-    def prompt_tokens(self, prompt: Prompt) -> PromptTokens:
+    def prompt_tokens(self, prompt: Prompt, max_tokens: int = 0, num_beams: int = 1) -> PromptTokens:
         if isinstance(prompt, Chat) and not self.facts.chat:
             raise InvalidRequest("messages", f"model {self.facts.model!r} has no chat template")
         text = _text_of(prompt)

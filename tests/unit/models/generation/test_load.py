@@ -449,3 +449,9 @@ def test_each_loader_is_for_its_kind(codellama: Path) -> None:
         load_generator(load_catalogue().get("minilm"), FP32)
     with pytest.raises(ModelUnavailable, match="kind is embedding"):
         loader.load(spec_of(codellama), FP32)
+
+
+def test_a_layout_that_the_tokeniser_does_not_have_is_refused(own: Path) -> None:
+    spec = ModelSpec(id="mine", kind="generation", folder=own, repository_layout="qwen")
+    with pytest.raises(ModelUnavailable, match=r"repository_layout 'qwen', and its tokeniser has no <\|repo_name\|>"):
+        load_generator(spec, FP32)

@@ -206,7 +206,7 @@ def test_the_graph_of_an_onnx_model_and_its_data_are_fetched(remote: Hub, tmp_pa
     hub.locate(spec, dtype="fp16")
     assert hub.is_present(spec, "fp16")
     assert "onnx/model_fp16.onnx" in cached()
-    hub_cache.discard(hub.locate(spec) / "onnx/model.onnx")
+    hub_cache.delete_cached(hub.locate(spec) / "onnx/model.onnx")
     assert hub.is_present(spec)
     assert not hub.is_present(spec, "fp32")
 
@@ -328,7 +328,7 @@ def test_wrong_bytes_of_a_small_file_are_noticed_too(remote: Hub) -> None:
         hub.pull(MINE)
     remote.wrong["1_Pooling/config.json"] = b"[]"
     del remote.wrong["modules.json"]
-    hub_cache.discard(next(hub_cache.storage(REPOSITORY).glob("snapshots/*/1_Pooling/config.json")))
+    hub_cache.delete_cached(next(hub_cache.storage(REPOSITORY).glob("snapshots/*/1_Pooling/config.json")))
     with pytest.raises(ModelError, match=r"1_Pooling/config\.json"):
         hub.pull(MINE)
 

@@ -337,7 +337,7 @@ async def test_what_runs_when_it_stops_is_told_so_and_what_comes_later_too():
 
 async def test_a_panic_of_the_tokeniser_is_an_error_of_its_prompt():
     class Panicking(FakeEngine):
-        def prompt_tokens(self, prompt):
+        def prompt_tokens(self, prompt, max_tokens=0, num_beams=1):
             raise Panic
 
     async with running(Panicking()) as generator:

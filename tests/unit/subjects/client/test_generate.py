@@ -4,9 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-import nats
 import pytest
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from scripted_worker import DONE, END, SERVED, Worker, failing, frames, refusal, reply, scripted_worker, silent, tokens
 
@@ -18,17 +16,6 @@ from subjects.errors import Busy, DeadlinePassed, Internal, InvalidField, TooLar
 async def worker(nats_url) -> AsyncIterator[Worker]:
     async with scripted_worker(nats_url) as worker:
         yield worker
-
-
-@pytest.fixture
-async def nc(nats_url) -> AsyncIterator[Client]:
-    async with await nats.connect(nats_url) as connection:
-        yield connection
-
-
-@pytest.fixture
-def ml(nc) -> MLClient:
-    return MLClient(nc, timeout_s=20)
 
 
 async def none_cancelled(worker: Worker, ml: MLClient) -> None:

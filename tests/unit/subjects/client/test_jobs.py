@@ -7,7 +7,6 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-import nats
 import pytest
 from nats.aio.client import Client
 from nats_server import NatsServer
@@ -33,17 +32,6 @@ from subjects.uploads import CHUNK_BYTES, in_chunks
 async def worker(nats_url: str) -> AsyncIterator[JobsWorker]:
     async with scripted_jobs(nats_url) as worker:
         yield worker
-
-
-@pytest.fixture
-async def nc(nats_url: str) -> AsyncIterator[Client]:
-    async with await nats.connect(nats_url, reconnect_time_wait=0.1, max_reconnect_attempts=-1) as connection:
-        yield connection
-
-
-@pytest.fixture
-def ml(nc: Client) -> MLClient:
-    return MLClient(nc, timeout_s=20)
 
 
 async def test_a_codebase_is_named_and_the_options_go_along(worker: JobsWorker, ml: MLClient) -> None:
