@@ -9,7 +9,7 @@ from subjects.errors import MLError
 
 _STATUS = {413: 400, 422: 400, 507: 503}
 """Where clients know another status for the same."""
-_NAME = re.compile(r"'(\w+)'")
+_NAME = re.compile(r"'(\w+)([\w.]*)'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Form:
     def of(self, error: MLError) -> tuple[dict[str, Any], int]:
         """The body and the status."""
         status = self.status.get(error.code, error.code)
-        message = _NAME.sub(lambda name: f"'{self.names.get(name[1], name[1])}'", error.message)
+        message = _NAME.sub(lambda name: f"'{self.names.get(name[1], name[1])}{name[2]}'", error.message)
         return self.body(message, status), status
 
 
