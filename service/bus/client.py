@@ -88,22 +88,22 @@ class BusClient(Client):
             await self.publish(subject, payload, reply, headers)
         finally:
             self._publishing = None
-        if self._unasked_bytes > CONFIRM_BYTES and self.is_connected:
-            await self._send_ping()
-        elif self._confirming is None or self._confirming.done():
-            self._confirming = asyncio.create_task(self._confirm(), name="bus.confirm")
 
     def backlog_bytes(self, subject: str, heard_at: float) -> int:
         """The size of what is kept together with what `publish_kept` would send there."""
         return self.held.size_bytes if self.held.concern(subject, heard_at) else self.kept_bytes
 
     async def send_kept(self, kept: Kept) -> None:
-        """Send a message and keep it."""
+        """Send a message and keep it until the server, which is asked soon, has received it."""
         self._kept.append(kept)
         self._counted += 1
         self.kept_bytes += len(kept.command)
         self._unasked_bytes += len(kept.command)
         await super()._send_command(kept.command)
+        if self._unasked_bytes > CONFIRM_BYTES and self.is_connected:
+            await self._send_ping()
+        elif self._confirming is None or self._confirming.done():
+            self._confirming = asyncio.create_task(self._confirm(), name="bus.confirm")
 
     def jetstream(self, **options: Any) -> JetStream:
         """nats-py's, except that a write that the server does not store raises NotStored."""
@@ -179,8 +179,9 @@ class BusClient(Client):
     def _hold_again(self) -> None:
         """Hold what is kept and still of use, and forget the PINGs of the old connection."""
         kept = [*self._kept, *self.held.take()]
-        sent = {id(message.command) for message in self._kept}
-        self._pending = [command for command in self._pending if command is not _PING and id(command) not in sent]
+        again = {id(message.command) for message in self._kept}
+        others = (command for command in self._pending if command is not _PING and id(command) not in again)
+        self._pending = [command for command in others if not self.held.is_attempt(command)]
         self._pending_data_size = sum(map(len, self._pending))
         self._kept.clear()
         self._asked.clear()

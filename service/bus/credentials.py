@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 Role = Literal["admin", "worker", "client", "gateway", "system"]
 ROLES: tuple[Role, ...] = get_args(Role)
 FILE_NAME = "nats-credentials.env"
+WORKERS_INBOX = "_INBOX_ml.worker"
+"""Below it workers answer each other, and the server tells them that nobody listens."""
 _USER = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _TAKEN = (*ROLES, "local")
 

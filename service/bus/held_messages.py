@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from .credentials import WORKERS_INBOX
+
 if TYPE_CHECKING:
     from .client import BusClient
 
 RETURN_S = 5.0
 """How long receivers may take to come back after our connection was lost: theirs may have been lost too."""
-WORKERS_INBOX = "_INBOX_ml.worker"
-"""Below it workers answer each other, and the server tells them that nobody listens."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 0.5
 
 
@@ -43,8 +43,8 @@ class HeldMessages:
         self._queues: dict[str, deque[Kept]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._listens: dict[str, bool] = {}
-        self._inbox = ""
-        self._open = False
+        self._inbox = f"{WORKERS_INBOX}.{secrets.token_hex(16)}"
+        self._subscribed = self._open = False
         self.size_bytes = 0
 
     def concern(self, subject: str, heard_at: float) -> bool:
@@ -73,12 +73,16 @@ class HeldMessages:
 
     async def open(self) -> None:
         """Begin to send: the connection is back."""
-        if not self._inbox:
-            self._inbox = f"{WORKERS_INBOX}.{secrets.token_hex(16)}"
+        if not self._subscribed:
+            self._subscribed = True
             await self._client.subscribe(f"{self._inbox}.*", cb=self._on_answer)
         self._open = True
         for subject in self._queues:
             self._start(subject)
+
+    def is_attempt(self, command: bytes) -> bool:
+        """Whether a command was sent to see whether somebody listens: the message itself is still held."""
+        return f" {self._inbox}.".encode() in command.split(b"\r\n", 1)[0]
 
     async def sent(self, timeout_s: float) -> None:
         """Return once nothing is held any more, or after this time."""
@@ -112,12 +116,14 @@ class HeldMessages:
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _arrives(self, kept: Kept) -> bool:
+        if not self._client.is_connected:
+            return False
         answer = f"{self._inbox}.{secrets.token_hex(16)}"
         self._listens[answer] = True
         try:
             await self._client._send_command(_with_reply(kept.command, answer))
             await self._client.flush()  # the server's 503 comes before its PONG
-            return self._listens[answer]
+            return self._listens[answer] and self._client.is_connected  # else it was no barrier
         finally:
             del self._listens[answer]
 

@@ -17,7 +17,8 @@ from subjects.errors import DeadlinePassed, Internal, InvalidField, Malformed, M
 
 from ..bus.client import BusClient
 from ..bus.connection import settled
-from ..bus.held_messages import RETURN_S, WORKERS_INBOX
+from ..bus.credentials import WORKERS_INBOX
+from ..bus.held_messages import RETURN_S
 from ..errors import INTERNAL, to_wire
 from ..telemetry import Telemetry
 from .call import Call, ReplyLost

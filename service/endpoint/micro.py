@@ -20,7 +20,7 @@ from nats.micro.service import EndpointInfo, EndpointStats, ServiceInfo, Service
 from subjects import names
 
 from ..admission import RateLimit
-from ..bus.held_messages import WORKERS_INBOX
+from ..bus.credentials import WORKERS_INBOX
 from .reply_subject import ReplySubjects
 from .route import ServedRoute
 

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 
 from nats.aio.msg import Msg
 
-from ..bus.credentials import inbox_prefix
-from ..bus.held_messages import WORKERS_INBOX
+from ..bus.credentials import WORKERS_INBOX, inbox_prefix
 from ..bus.log import RareLog
 
 IMPORTED = "_R_"

@@ -97,8 +97,9 @@ class JobRunner:
         except PromotionRequested:
             return await self._run(lease, request)
         except Exception as error:
-            reason = self._failure(lease.job.id, error)
-            return await (self._fail(lease, reason) if reason else self._crashed(lease, error))
+            if (reason := self._failure(lease.job.id, error)) is None:
+                return await self._crashed(lease, error)
+            return await self._fail(lease, reason)
 
     def _failure(self, job_id: str, error: Exception) -> str | None:
         """Why the job failed; None if it broke, so that trying again may help."""

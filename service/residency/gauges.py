@@ -76,7 +76,7 @@ def _generators(models: Models) -> list[Generator]:
 def read_on_demand(in_flight: InFlight, manager: ModelManager) -> Iterator[tuple[str, str, Callable[[], float]]]:
     """The metrics that are read when somebody asks for them: name, meaning, and how each is read."""
     models = manager.registry
-    figures: dict[str, tuple[str, Callable[[], float]]] = {
+    known: dict[str, tuple[str, Callable[[], float]]] = {
         "requests_in_flight": ("Requests admitted and not yet answered", lambda: len(in_flight.calls)),
         "request_bytes_in_flight": ("Bytes of the bodies of these requests", lambda: in_flight.request_bytes),
         "models_missing": ("Models of the settings that cannot be loaded", lambda: len(manager.missing)),
@@ -92,7 +92,7 @@ def read_on_demand(in_flight: InFlight, manager: ModelManager) -> Iterator[tuple
             lambda: max((generator.stuck_s for generator in _generators(models)), default=0.0),
         ),
     }
-    for name, (meaning, read) in figures.items():
+    for name, (meaning, read) in known.items():
         yield f"mlbus_{name}", meaning, read
     for name, meaning in ENGINE_FIGURES.items():
         yield f"mlbus_generate_{name}", meaning, functools.partial(_load, models, name)

@@ -15,7 +15,7 @@ from nats.errors import Error as NatsError
 from subjects import names
 
 from ..bus.client import BusClient
-from ..bus.held_messages import WORKERS_INBOX
+from ..bus.credentials import WORKERS_INBOX
 
 log = structlog.get_logger(__name__)
 

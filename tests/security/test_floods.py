@@ -14,7 +14,7 @@ from nats_server import NatsServer, as_role
 from workers import running_worker
 
 from service.bus.connection import settled
-from service.bus.held_messages import WORKERS_INBOX
+from service.bus.credentials import WORKERS_INBOX
 from service.endpoint import micro
 from service.jobs import store
 from service.residency import gauges

@@ -14,7 +14,7 @@ from workers import running_worker
 from service.bus.causes import Denied
 from service.bus.client import BusClient
 from service.bus.connection import connected, settled
-from service.bus.held_messages import WORKERS_INBOX
+from service.bus.credentials import WORKERS_INBOX
 from service.bus.settings import NatsSettings
 from service.cli.admin import block_of
 from service.endpoint.reply_subject import JETSTREAM_INBOX

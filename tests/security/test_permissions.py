@@ -22,8 +22,7 @@ from nats_server import secured_server as secured
 
 from service.bus.causes import Denied
 from service.bus.connection import connected, settled
-from service.bus.credentials import inbox_prefix
-from service.bus.held_messages import WORKERS_INBOX
+from service.bus.credentials import WORKERS_INBOX, inbox_prefix
 from service.bus.settings import NatsSettings
 from service.endpoint.reply_subject import PREFIXES, ReplySubjects
 from service.jobs import setup

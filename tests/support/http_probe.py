@@ -14,5 +14,10 @@ def probe(port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
+def scrape(port: int) -> str:
+    """The metrics there."""
+    return probe(port, "metrics")[1]
+
+
 async def asked(port: int, path: str) -> tuple[int, str]:
     return await asyncio.to_thread(probe, port, path)

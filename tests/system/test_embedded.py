@@ -13,12 +13,10 @@ import stat
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import nats
 import pytest
-import structlog
 from journal import Journal
 from nats_server import REPOSITORY
 
@@ -47,14 +45,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-@pytest.fixture
-def journal() -> Iterator[Journal]:
-    journal = Journal()
-    structlog.configure(processors=[journal])
-    yield journal
-    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import json
-import urllib.request
 from dataclasses import replace
 
 import msgpack
@@ -12,6 +11,8 @@ import pytest
 from fake_encoder import FakeEncoder
 from fake_engine import CONTEXT, VOCABULARY, FakeEngine
 from fake_loader import FakeLoader
+from gates import entered
+from http_probe import scrape
 from workers import running_worker
 
 from models.catalogue import SamplingDefaults
@@ -28,10 +29,6 @@ async def ask(nc, fields: dict, subject: str = names.GENERATE, **headers: str):
 async def refused(nc, fields: dict, subject: str = names.GENERATE, **headers: str) -> tuple[int, str]:
     error = (await ask(nc, fields, subject, **headers))["error"]
     return error["code"], error["message"]
-
-
-async def entered(engine: FakeEngine) -> None:
-    assert await asyncio.to_thread(engine.entered.wait, 10)
 
 
 async def test_a_prompt_is_completed(nc):
@@ -468,11 +465,6 @@ async def test_the_first_text_is_timed_where_a_completion_without_any_ended_befo
         text = await asyncio.to_thread(scrape, started.metrics_port)
     assert [result["text"] for result in reply["results"]] == ["", " 0 1"]
     assert 'mlbus_generate_ttft_seconds_count{model="tiny_coder"} 1.0' in text
-
-
-def scrape(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
-        return response.read().decode()
 
 
 async def test_a_form_that_nothing_serves_by_default_is_refused_and_harms_nothing(nats_url):

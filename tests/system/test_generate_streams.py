@@ -12,6 +12,7 @@ import nats
 import pytest
 from fake_engine import CONTEXT, FakeEngine
 from fake_loader import FakeLoader
+from gates import entered
 from structlog.testing import capture_logs
 from workers import running_worker
 
@@ -64,10 +65,6 @@ class Stream:
 
 def counted(words: int) -> str:
     return "".join(f" {number}" for number in range(words))
-
-
-async def entered(engine: FakeEngine) -> None:
-    assert await asyncio.to_thread(engine.entered.wait, 10)
 
 
 async def aborted(engine: FakeEngine) -> None:

@@ -5,18 +5,16 @@ import json
 import os
 import signal
 import socket
-import urllib.request
 from contextlib import contextmanager
 from typing import Any
 
 import nats
 import numpy as np
 import pytest
-import structlog
 from cuttable import cuttable
 from fake_encoder import FakeEncoder
 from fake_engine import FakeEngine
-from journal import Journal
+from http_probe import scrape
 from nats.aio.client import Client
 from nats_server import PASSWORDS, NatsServer
 from workers import running_worker
@@ -72,11 +70,6 @@ async def until_it_listens(nc: Client) -> None:
                 return
 
 
-def scrape(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
-        return response.read().decode()
-
-
 class WideEncoder(FakeEncoder):
     """Vectors that fill a message by the hundred."""
 
@@ -86,14 +79,6 @@ class WideEncoder(FakeEncoder):
         self.entered.set()
         assert self.gate.wait(60)
         return np.ones((len(batch), self.dimensions), np.float32)
-
-
-@pytest.fixture
-def journal():
-    journal = Journal()
-    structlog.configure(processors=[journal])
-    yield journal
-    structlog.reset_defaults()
 
 
 @pytest.fixture

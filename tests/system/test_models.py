@@ -9,6 +9,7 @@ import nats
 import pytest
 from fake_encoder import FakeEncoder, vector_of, word_id
 from fake_loader import GB, FakeLoader
+from gates import entered
 from workers import running_worker
 
 from models.encoders.base import finish
@@ -57,10 +58,6 @@ async def ask(nc, subject: str, **fields: object) -> dict:
 
 async def entry(nc, model: str) -> dict:
     return (await ask(nc, names.MODELS_INFO, model=model))["model"]
-
-
-async def entered(thing: FakeEncoder | FakeLoader) -> None:
-    assert await asyncio.to_thread(thing.entered.wait, 10)
 
 
 async def until_leased(nc, model: str, requests: int) -> None:

@@ -11,6 +11,7 @@ import nats
 import numpy as np
 import pytest
 from fake_encoder import MAX_TOKENS, FakeEncoder, vector_of, word_id
+from gates import entered
 from workers import running_worker
 
 from models.encoders.base import PromptsAndTasks, finish
@@ -55,10 +56,6 @@ def error_of(message) -> dict:
     assert message.headers[names.ERROR_CODE] == str(error["code"])
     assert message.headers[names.ERROR]
     return error
-
-
-async def entered(encoder: FakeEncoder) -> None:
-    assert await asyncio.to_thread(encoder.entered.wait, 10)
 
 
 async def test_text_in_json_out(nc):

@@ -2,9 +2,7 @@
 
 import nats
 import pytest
-import structlog
 from fake_encoder import FakeEncoder
-from journal import Journal
 from nats_server import as_role
 from versioned_fleet import BASE_WEIGHTS, MODEL, Fleet
 from workers import running_worker
@@ -14,14 +12,6 @@ from service.bus.errors import NotPermitted
 from service.bus.settings import NatsSettings
 from service.jobs import setup
 from subjects import MLClient
-
-
-@pytest.fixture
-def journal():
-    journal = Journal()
-    structlog.configure(processors=[journal])
-    yield journal
-    structlog.reset_defaults()
 
 
 @pytest.mark.parametrize("role", ["client", "admin", None])

@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +10,6 @@ from pathlib import Path
 import nats
 import numpy as np
 import pytest
-import structlog
 from journal import Journal
 from nats.aio.client import Client
 from nats_server import NatsServer
@@ -47,14 +46,6 @@ from subjects import MLClient, names
 from subjects.errors import MLError
 
 BASE12 = BASE_WEIGHTS[:12]
-
-
-@pytest.fixture
-def journal() -> Iterator[Journal]:
-    journal = Journal()
-    structlog.configure(processors=[journal])
-    yield journal
-    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@
 
 import asyncio
 import json
-import urllib.request
 from asyncio.subprocess import PIPE
 
 import pytest
+from http_probe import scrape
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -17,11 +17,6 @@ from subjects import MLClient, names
 from subjects.errors import MLError
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
-
-
-def scrape(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
-        return response.read().decode()
 
 
 async def test_metrics_tell_requests_batches_and_errors(nats_url):

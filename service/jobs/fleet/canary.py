@@ -14,7 +14,7 @@ from subjects.client.transport import Transport
 from subjects.embed import EmbedBatchReply
 from subjects.errors import DeadlinePassed, MLError
 
-from ...bus.held_messages import WORKERS_INBOX
+from ...bus.credentials import WORKERS_INBOX
 
 ROUND_S = 120.0
 """The time for all replies; it includes a server that is away for a moment."""

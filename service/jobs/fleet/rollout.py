@@ -20,8 +20,8 @@ from models.weights.versions import BASE, live_version, record_of, version_folde
 from subjects.client.discovery import ask_workers
 from subjects.errors import Unavailable
 
+from ...bus.credentials import WORKERS_INBOX
 from ...bus.errors import BusError
-from ...bus.held_messages import WORKERS_INBOX
 from ...residency.manager import ModelManager
 from ...residency.reservations import Loaded
 from ...runtime.background import Background

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fake_encoder import MAX_TOKENS, FakeEncoder, vector_of, word_id
+from gates import entered
 
 from models.encoders.base import PromptsAndTasks, TextOptions, finish
 from models.errors import OutOfDeviceMemory, TextTooLong
@@ -85,10 +86,6 @@ async def handed(device: Watched, urgent: bool) -> None:
 
 def expected(text: str) -> np.ndarray:
     return finish(vector_of([word_id(word) for word in text.split()])[None], True)[0]
-
-
-async def entered(encoder: FakeEncoder) -> None:
-    assert await asyncio.to_thread(encoder.entered.wait, 10)
 
 
 async def test_texts_of_mixed_length_come_back_in_order(encoder):

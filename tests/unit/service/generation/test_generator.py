@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
+from gates import entered
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -67,10 +68,6 @@ async def told(stream: CompletionStream, requested) -> dict[str, list[Event]]:
 
 def text(events: list[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, Piece))
-
-
-async def entered(engine: FakeEngine) -> None:
-    assert await asyncio.to_thread(engine.entered.wait, 10)
 
 
 # The event queue
