@@ -151,7 +151,7 @@ def _facts(started: "Started") -> Iterator[str]:
         if server.monitor_url:
             yield f"  monitoring   {server.monitor_url}"
     if started.gateway:
-        yield f"  HTTP         {started.gateway}"
+        yield f"  HTTP         {started.gateway}, described at {started.gateway}/docs"
     defaults = started.manager.defaults
     for facts in started.models:
         served = [form for form, model in defaults.items() if model == facts.model]

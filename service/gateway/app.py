@@ -9,10 +9,11 @@ from starlette.types import ASGIApp
 from subjects.errors import MLError
 
 from ..settings.gateway import HttpSettings
-from . import errors, health, native
+from . import documents, errors, health, native
 from .bus import Bus
 from .guard import Guard
 from .llamacpp import endpoints as llamacpp
+from .ollama import endpoints as ollama
 from .openai import endpoints
 from .tei import endpoints as tei
 from .telemetry import GatewayTelemetry
@@ -22,11 +23,13 @@ def application(bus: Bus, settings: HttpSettings) -> ASGIApp:
     """The gateway as an ASGI application."""
     telemetry = GatewayTelemetry()
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.include_router(health.router(bus, telemetry.registry))
-    app.include_router(endpoints.router(bus, settings))
-    app.include_router(native.router(bus, settings))
+    health.add_routes(app, bus, telemetry.registry)
+    documents.add_routes(app)
+    endpoints.add_routes(app, bus, settings)
     llamacpp.add_routes(app, bus, settings)
+    ollama.add_routes(app, bus, settings)
     tei.add_routes(app, bus, settings)
+    native.add_routes(app, bus, settings)
     app.add_exception_handler(MLError, _refused)
     app.add_exception_handler(HTTPException, _not_routed)
     return Guard(app, settings, telemetry)

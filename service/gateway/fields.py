@@ -13,9 +13,12 @@ Ignored = Mapping[str, str]
 """Fields that clients send and that mean nothing here, and what they are for elsewhere."""
 Neutral = Mapping[str, tuple[Any, ...]]
 """Fields that cannot be honoured, and the values with which they ask for nothing."""
+NONE: Mapping[str, Any] = {}
 
 
-def accepted(fields: Mapping[str, Any], request: type[RequestT], ignored: Ignored, neutral: Neutral) -> RequestT:
+def accepted(
+    fields: Mapping[str, Any], request: type[RequestT], ignored: Ignored = NONE, neutral: Neutral = NONE
+) -> RequestT:
     """The request. A field that is null counts as absent. Raises InvalidField, which names the field."""
     kept = {}
     for name, value in fields.items():

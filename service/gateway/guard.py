@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from subjects import names
-from subjects.errors import Busy, Forbidden, Internal, Malformed, MLError, Unavailable
+from subjects.errors import Busy, DeadlinePassed, Forbidden, Internal, Malformed, MLError, Unavailable
 
 from ..settings.gateway import HttpSettings
 from . import errors
@@ -128,7 +128,7 @@ class _Answer:
             self.status = message["status"]
             more = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
             more.append((b"x-content-type-options", b"nosniff"))
-            if self._unread:
+            if self._unread and self.status != DeadlinePassed.code:  # then nothing more comes
                 await self._read_the_rest()
             if self._unread:
                 more.append((b"connection", b"close"))

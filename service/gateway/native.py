@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -33,13 +33,11 @@ def paths() -> Iterator[tuple[str, Route]]:
             yield f"{path}/{WORKER}", route
 
 
-def router(bus: Bus, settings: HttpSettings) -> APIRouter:
+def add_routes(app: FastAPI, bus: Bus, settings: HttpSettings) -> None:
     """A route for each path."""
-    made = APIRouter()
     native = _Native(bus, settings)
     for path, route in paths():
-        made.add_api_route(path, native.answer_on(route), methods=["POST"], include_in_schema=False)
-    return made
+        app.add_api_route(path, native.answer_on(route), methods=["POST"])
 
 
 class _Native:

@@ -4,19 +4,10 @@ from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
+from subjects import jobs as wire
 from subjects import names
 from subjects.errors import Forbidden, Unavailable
 from subjects.finetune import FinetuneReply, FinetuneRequest
-from subjects.jobs import (
-    TERMINAL,
-    Job,
-    JobFrame,
-    JobsCancelRequest,
-    JobsGetRequest,
-    JobsListReply,
-    JobsListRequest,
-    JobsWatchRequest,
-)
 from subjects.stream import DONE, JOB
 from subjects.uploads import UploadReply, UploadRequest
 
@@ -65,23 +56,23 @@ class FinetuneHandlers:
         with answering():
             return await self.uploads.add(request, self.user_of(call.reply))
 
-    async def get(self, request: JobsGetRequest, _call: Call) -> Job:
+    async def get(self, request: wire.JobsGetRequest, _call: Call) -> wire.Job:
         with answering():
             return await self.store.require(request.job_id)
 
-    async def watch(self, request: JobsWatchRequest, _call: Call) -> Frames:
+    async def watch(self, request: wire.JobsWatchRequest, _call: Call) -> Frames:
         """The job as it stands, each newer state of it, and at last its end."""
         with answering():
             async with aclosing(self.job_watch.states(request.job_id)) as states:
                 async for job in states:
-                    yield DONE if job.state in TERMINAL else JOB, JobFrame(**job.model_dump())
+                    yield DONE if job.state in wire.TERMINAL else JOB, wire.JobFrame(**job.model_dump())
 
-    async def list(self, request: JobsListRequest, _call: Call) -> JobsListReply:
+    async def list(self, request: wire.JobsListRequest, _call: Call) -> wire.JobsListReply:
         with answering():
             jobs = await self.store.list(request.state, request.model, request.limit, request.before)
-        return JobsListReply(jobs=jobs)
+        return wire.JobsListReply(jobs=jobs)
 
-    async def cancel(self, request: JobsCancelRequest, _call: Call) -> Job:
+    async def cancel(self, request: wire.JobsCancelRequest, _call: Call) -> wire.Job:
         with answering():
             return await self.submission.cancel(request.job_id)
 

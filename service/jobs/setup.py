@@ -9,17 +9,7 @@ from functools import partial
 from typing import Any
 
 from nats.aio.client import Client
-from nats.js import JetStreamContext
-from nats.js.api import (
-    AckPolicy,
-    ConsumerConfig,
-    DiscardPolicy,
-    KeyValueConfig,
-    ObjectStoreConfig,
-    RetentionPolicy,
-    StorageType,
-    StreamConfig,
-)
+from nats.js import JetStreamContext, api
 from nats.js.errors import APIError, NotFoundError
 
 from subjects import names
@@ -66,25 +56,25 @@ class Storage:
 def _queue() -> Storage:
     bounds: dict[str, Any] = {
         "subjects": ["ml.queue.>"],
-        "retention": RetentionPolicy.WORK_QUEUE,
-        "storage": StorageType.FILE,
-        "discard": DiscardPolicy.NEW,
+        "retention": api.RetentionPolicy.WORK_QUEUE,
+        "storage": api.StorageType.FILE,
+        "discard": api.DiscardPolicy.NEW,
         "duplicate_window": DAY_S,  # a nightly job that every worker of a fleet submits is one job
         "max_msgs": MAX_JOBS,
         "max_msg_size": MAX_MESSAGE_BYTES,
         "max_bytes": GIB,
     }
-    config = StreamConfig(names.JOBS_STREAM, description="mlbus: jobs that wait", **bounds)
+    config = api.StreamConfig(names.JOBS_STREAM, description="mlbus: jobs that wait", **bounds)
     return Storage(names.JOBS_STREAM, f"stream {names.JOBS_STREAM}", lambda js: js.add_stream(config), bounds)
 
 
 def _states() -> Storage:
-    config = KeyValueConfig(
+    config = api.KeyValueConfig(
         names.JOBS_BUCKET,
         description="mlbus: states of jobs, live versions",
         history=1,
         max_bytes=256 * MIB,
-        storage=StorageType.FILE,
+        storage=api.StorageType.FILE,
         direct=True,
     )
     bounds = {"max_msgs_per_subject": 1, "max_bytes": config.max_bytes, "allow_msg_ttl": True, "allow_direct": True}
@@ -93,8 +83,8 @@ def _states() -> Storage:
 
 
 def _objects(bucket: str, description: str, max_bytes: int, **bounds: Any) -> Storage:
-    config = ObjectStoreConfig(bucket, description=description, max_bytes=max_bytes, storage=StorageType.FILE)
-    bounds = {"max_bytes": max_bytes, "max_age": 0, "discard": DiscardPolicy.NEW, **bounds}
+    config = api.ObjectStoreConfig(bucket, description=description, max_bytes=max_bytes, storage=api.StorageType.FILE)
+    bounds = {"max_bytes": max_bytes, "max_age": 0, "discard": api.DiscardPolicy.NEW, **bounds}
     label = f"object bucket {bucket}"
     return Storage(f"OBJ_{bucket}", label, lambda js: js.create_object_store(bucket, config), bounds)
 
@@ -117,7 +107,7 @@ STORAGE = (
 """They reserve 25.25 GiB of the 32 GB in nats-server.conf."""
 
 _CONSUMER: dict[str, Any] = {
-    "ack_policy": AckPolicy.EXPLICIT,
+    "ack_policy": api.AckPolicy.EXPLICIT,
     "ack_wait": 60.0,
     "max_ack_pending": 1,  # one training in a fleet at a time, and in order
     "max_deliver": -1,  # an exhausted one would stay in the queue: attempts are counted with the job's state
@@ -163,7 +153,7 @@ def _parts(js: JetStreamContext) -> Iterator[_Part]:
         f"consumer {CONSUMER}",
         _CONSUMER,
         partial(js.consumer_info, names.JOBS_STREAM, CONSUMER),
-        partial(change, ConsumerConfig(durable_name=CONSUMER, **_CONSUMER)),
+        partial(change, api.ConsumerConfig(durable_name=CONSUMER, **_CONSUMER)),
         change,
     )
 

@@ -31,10 +31,17 @@ async def test_they_answer_alike_through_every_door(nats_url: str, tmp_path: Pat
         told = await client.embeddings.create(model="minilm", input=TEXTS)
         assert np.array_equal(np.array([one.embedding for one in told.data], np.float32), vectors)
 
+        tokens = (await ml.tokenize(TEXTS, model="minilm")).results
+        by_ids = await client.embeddings.create(model="minilm", input=[one.ids for one in tokens])
+        assert np.array_equal(np.array([one.embedding for one in by_ids.data], np.float32), vectors)
+
         options = {"model": "tiny_coder", "max_tokens": 12, "temperature": 0}
         text = (await ml.generate(PROMPT, **options)).text
         assert (await post(gateway, "/ml/generate", {"prompt": PROMPT, **options})).json["text"] == text
         assert (await client.completions.create(prompt=PROMPT, **options)).choices[0].text == text
+        ids = (await ml.tokenize(PROMPT, model="tiny_coder")).results[0].ids
+        assert (await client.completions.create(prompt=ids, **options)).choices[0].text == text
+        assert (await client.completions.create(prompt=[ids, ids], **options)).choices[1].text == text
         pieces = [chunk async for chunk in await client.completions.create(prompt=PROMPT, stream=True, **options)]
         assert "".join(chunk.choices[0].text for chunk in pieces) == text
         gap = (await ml.generate(prefix="def add(a, b):\n    return ", suffix="\n", **options)).text

@@ -20,7 +20,7 @@ from ..streams import EventStream, event, leaving_cancels, with_first
 from ..tei.tokens import tokenized
 from .fields import IGNORED, NEUTRAL
 from .replies import Asked, events, whole
-from .requests import CompletionRequest, DetokenizeRequest, InfillRequest, TokenizeRequest
+from .requests import InfillRequest, LlamaCompletionRequest, LlamaDetokenizeRequest, LlamaTokenizeRequest
 
 
 def add_routes(app: FastAPI, bus: Bus, settings: HttpSettings) -> None:
@@ -40,7 +40,7 @@ class _Api:
         self._settings = settings
 
     async def completion(self, request: Request) -> Response:
-        asked = accepted(await read_json(request, self._settings), CompletionRequest, IGNORED, NEUTRAL)
+        asked = accepted(await read_json(request, self._settings), LlamaCompletionRequest, IGNORED, NEUTRAL)
         ml, options = self._bus.ml, self._options(request, asked)
         if len(asked.prompts) > 1:
             return await self._generated(request, asked, ml.stream_batch(asked.prompts, **options))
@@ -68,7 +68,7 @@ class _Api:
         fields = await read_json(request, self._settings)
         if "inputs" in fields:
             return await tokenized(self._bus.ml, fields, timeout_s(request, self._settings))
-        asked = accepted(fields, TokenizeRequest, IGNORED, NEUTRAL)
+        asked = accepted(fields, LlamaTokenizeRequest, IGNORED, NEUTRAL)
         reply = await self._bus.ml.tokenize(
             asked.content,
             model=asked.model,
@@ -82,7 +82,7 @@ class _Api:
         return answer({"tokens": [{"id": token, "piece": piece} for token, piece in pieces]})
 
     async def detokenize(self, request: Request) -> Response:
-        asked = accepted(await read_json(request, self._settings), DetokenizeRequest, IGNORED, NEUTRAL)
+        asked = accepted(await read_json(request, self._settings), LlamaDetokenizeRequest, IGNORED, NEUTRAL)
         if not asked.tokens:
             return answer({"content": ""})
         limit_s = timeout_s(request, self._settings)

@@ -11,10 +11,10 @@ from subjects.errors import Cancelled, from_reply
 from subjects.generate import CompletionEnd, Ended, GenerateUsage
 
 from ..streams import event
-from .requests import CompletionRequest, InfillRequest
+from .requests import InfillRequest, LlamaCompletionRequest
 
 Fields = dict[str, Any]
-Asked = CompletionRequest | InfillRequest
+Asked = LlamaCompletionRequest | InfillRequest
 Frames = AsyncGenerator[TokenFrame | GenerateDone, None]
 
 
@@ -45,7 +45,7 @@ class _Answer:
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
         self._completions: dict[int, _Completion] = {}
-        self._expected = asked.options()["n"] * (len(asked.prompts) if isinstance(asked, CompletionRequest) else 1)
+        self._expected = asked.options()["n"] * (len(asked.prompts) if isinstance(asked, LlamaCompletionRequest) else 1)
         self._began = time.perf_counter()
         self.ends: list[Fields] = []
 
@@ -75,7 +75,7 @@ class _Answer:
 
     @property
     def _prompts(self) -> int:
-        return len(self._asked.prompts) if isinstance(self._asked, CompletionRequest) else 1
+        return len(self._asked.prompts) if isinstance(self._asked, LlamaCompletionRequest) else 1
 
     def _end(self, done: GenerateDone | None) -> None:
         """Note all ends. Raises the error of a completion that failed."""

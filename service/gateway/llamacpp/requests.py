@@ -61,7 +61,7 @@ class _Options(Message):
         -1,
         ge=-2,
         le=MAX_TOKENS,
-        description="tokens at most; 0: read the prompt into the cache; below 0: as many as a request to generate gets "
+        description="tokens at most; 0: read the prompt into the cache; below 0: as many as a request gets "
         "that names no `max_tokens`",
     )
     n_cmpl: int = Field(1, description="completions of each prompt")
@@ -125,7 +125,7 @@ class _Options(Message):
         return {name: value for options in [*absent, *infill] for name, value in options.items()}
 
 
-class CompletionRequest(_Options):
+class LlamaCompletionRequest(_Options):
     prompt: str | list[str] | list[int] | list[list[int]] = Field(
         description="a text or its token ids, or a list of these; a text with a model's tokens to fill in the middle "
         "is taken for what they mean"
@@ -144,7 +144,7 @@ class CompletionRequest(_Options):
         return {"prefix": gap[0], "suffix": gap[1]} if gap else {"prompt": prompt}
 
 
-class Chunk(Message):
+class InfillChunk(Message):
     filename: str = Field("", description="its path")
     text: str
     time: float | None = Field(None, description="when it was taken; ignored")
@@ -154,7 +154,7 @@ class InfillRequest(_Options):
     input_prefix: str = Field("", description="the text before the gap")
     input_suffix: str = Field("", description="the text behind it")
     prompt: str = Field("", description="the end of the text before the gap")
-    input_extra: list[Chunk] = Field(
+    input_extra: list[InfillChunk] = Field(
         [], description="pieces of other files, the nearest last; what does not fit is left out"
     )
 
@@ -173,13 +173,13 @@ class InfillRequest(_Options):
         return gap
 
 
-class TokenizeRequest(Message):
+class LlamaTokenizeRequest(Message):
     content: str
     model: str | None = Field(None, description="absent: the worker's default for prompts")
     add_special: bool = Field(False, description="put the model's own special tokens around the text")
     with_pieces: bool = Field(False, description="return the text of each token too; U+FFFD for a part of a character")
 
 
-class DetokenizeRequest(Message):
+class LlamaDetokenizeRequest(Message):
     tokens: list[int]
     model: str | None = Field(None, description="absent: the worker's default for prompts")

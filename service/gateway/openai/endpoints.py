@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import orjson
-from fastapi import APIRouter
+from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -31,16 +31,14 @@ LARGE_VALUES = 65_536
 Frames = AsyncGenerator[TokenFrame | GenerateDone, None]
 
 
-def router(bus: Bus, settings: HttpSettings) -> APIRouter:
+def add_routes(app: FastAPI, bus: Bus, settings: HttpSettings) -> None:
     """Models, embeddings, completions and chats."""
     api = _Api(bus, settings)
-    made = APIRouter(prefix="/v1", include_in_schema=False)
-    made.add_api_route("/models", api.models, methods=["GET"])
-    made.add_api_route("/models/{model}", api.model, methods=["GET"])
-    made.add_api_route("/embeddings", api.embeddings, methods=["POST"])
-    made.add_api_route("/completions", api.completions, methods=["POST"])
-    made.add_api_route("/chat/completions", api.chat, methods=["POST"])
-    return made
+    app.add_api_route("/v1/models", api.models, methods=["GET"])
+    app.add_api_route("/v1/models/{model}", api.model, methods=["GET"])
+    app.add_api_route("/v1/embeddings", api.embeddings, methods=["POST"])
+    app.add_api_route("/v1/completions", api.completions, methods=["POST"])
+    app.add_api_route("/v1/chat/completions", api.chat, methods=["POST"])
 
 
 class _Api:
@@ -107,11 +105,12 @@ def _generate(ml: MLClient, asked: CompletionRequest | ChatRequest, options: dic
     return ml.stream(**options) if asked.stream else ml.generate(**options)
 
 
-def _form(asked: CompletionRequest) -> dict[str, str]:
-    (prompt,) = asked.prompts or [""]
+def _form(asked: CompletionRequest) -> dict[str, Any]:
+    """One prompt, or the texts around a gap."""
+    (prompt,) = asked.prompts
     if asked.suffix:
         return {"prefix": prompt, "suffix": asked.suffix}
-    gap = gap_in(prompt)
+    gap = gap_in(prompt) if isinstance(prompt, str) else None
     return {"prefix": gap[0], "suffix": gap[1]} if gap else {"prompt": prompt}
 
 

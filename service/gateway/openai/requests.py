@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from subjects.embed import MAX_TEXTS
+from subjects.generate import MAX_PROMPTS
 from subjects.generate_fields import Content
-from subjects.message import Message, Text
+from subjects.message import Message, Text, TokenIds
 from subjects.names import ChatRole
 
 MAX_INPUTS = 2048
@@ -21,16 +21,29 @@ _SAME = (
 
 
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    """One text, or the ids of one, as a list of one."""
+    ids_of_one = isinstance(value, list) and bool(value) and isinstance(value[0], int)
+    return [value] if ids_of_one or isinstance(value, str) else value
+
+
+def _kind(value: Any) -> str:
+    return "ids" if isinstance(value, list) and value and isinstance(value[0], list) else "texts"
+
+
+def _texts_or_ids(text: Any, most: int) -> Any:
+    """The type of a field that is a text, several, the token ids of one, or those of several."""
+    texts = Annotated[list[text], Field(min_length=1, max_length=most, fail_fast=True)]
+    ids = Annotated[list[TokenIds], Field(min_length=1, max_length=most, fail_fast=True)]
+    return Annotated[
+        Annotated[texts, Tag("texts")] | Annotated[ids, Tag("ids")],
+        Discriminator(_kind),
+        BeforeValidator(_as_list, json_schema_input_type=text | texts | TokenIds | ids),
+    ]
 
 
 class EmbeddingsRequest(Message):
     model: str | None = Field(None, description="absent: the worker's default")
-    input: Annotated[
-        list[Text],
-        Field(min_length=1, max_length=min(MAX_INPUTS, MAX_TEXTS)),
-        BeforeValidator(_as_list, json_schema_input_type=Text | list[Text]),
-    ] = Field(description="one text or several")
+    input: _texts_or_ids(Text, MAX_INPUTS) = Field(description="one text or several, or their token ids")  # type: ignore[valid-type]
     dimensions: int | None = Field(None, description="cut each vector to its first values and scale it to length 1")
     encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32")
 
@@ -69,8 +82,9 @@ class _GenerateRequest(Message):
 
 
 class CompletionRequest(_GenerateRequest):
-    prompt: str | list[str] = Field(
-        description="one text or several; one with a model's tokens to fill in the middle is taken for what they mean"
+    prompt: _texts_or_ids(str, MAX_PROMPTS) = Field(  # type: ignore[valid-type]
+        description="one text or several, or their token ids; a text with a model's tokens to fill in the middle is "
+        "taken for what they mean"
     )
     suffix: str | None = Field(None, description="the text behind the gap to fill; for one prompt")
     max_tokens: int = DEFAULT_MAX_TOKENS
@@ -78,13 +92,13 @@ class CompletionRequest(_GenerateRequest):
     logprobs: int | None = Field(None, description="log-probabilities, and this many alternatives of each token")
 
     @property
-    def prompts(self) -> list[str]:
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+    def prompts(self) -> list[str] | list[list[int]]:
+        return self.prompt  # type: ignore[no-any-return]
 
     @model_validator(mode="after")
     def _one_gap(self) -> "CompletionRequest":
-        if self.suffix and len(self.prompts) != 1:
-            raise ValueError("field 'suffix' is for one prompt")
+        if self.suffix and not (len(self.prompts) == 1 and isinstance(self.prompts[0], str)):
+            raise ValueError("field 'suffix' is for one prompt, a text")
         return self
 
     def options(self) -> dict[str, Any]:

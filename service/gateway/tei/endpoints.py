@@ -13,7 +13,7 @@ from ..bus import Bus
 from ..fields import accepted
 from ..openai.requests import MAX_INPUTS
 from ..streams import leaving_cancels
-from .requests import IGNORED, NEUTRAL, EmbedRequest, SimilarityRequest
+from .requests import TeiEmbedRequest, TeiSimilarityRequest
 from .tokens import default_entry
 
 
@@ -31,7 +31,7 @@ class _Api:
         self._settings = settings
 
     async def embed(self, request: Request) -> Response:
-        asked = accepted(await read_json(request, self._settings), EmbedRequest, IGNORED, NEUTRAL)
+        asked = accepted(await read_json(request, self._settings), TeiEmbedRequest)
         async with leaving_cancels(request.receive):
             reply = await self._bus.ml.embed_batch(
                 asked.inputs,
@@ -46,7 +46,7 @@ class _Api:
 
     async def similarity(self, request: Request) -> Response:
         """The cosines in the order of the sentences."""
-        asked = accepted(await read_json(request, self._settings), SimilarityRequest, IGNORED, NEUTRAL)
+        asked = accepted(await read_json(request, self._settings), TeiSimilarityRequest)
         async with leaving_cancels(request.receive):
             ranking = await self._bus.ml.rank(
                 asked.inputs.source_sentence,

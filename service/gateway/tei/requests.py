@@ -8,11 +8,7 @@ from subjects.embed import MAX_CANDIDATES
 from subjects.message import Message
 from subjects.names import Truncate
 
-from ..fields import Ignored, Neutral
 from ..openai.requests import MAX_INPUTS
-
-IGNORED: Ignored = {}
-NEUTRAL: Neutral = {}
 
 
 def _as_list(inputs: Any) -> Any:
@@ -21,7 +17,7 @@ def _as_list(inputs: Any) -> Any:
     return [inputs] if one else inputs
 
 
-class _Truncated(Message):
+class TeiParameters(Message):
     """What requests to embed have."""
 
     truncate: bool = Field(True, description="cut texts past the model's length; false: refuse them")
@@ -36,7 +32,7 @@ class _Truncated(Message):
         return "end" if self.truncation_direction.lower() == "right" else "start"
 
 
-class EmbedRequest(_Truncated):
+class TeiEmbedRequest(TeiParameters):
     inputs: Annotated[
         list[str] | list[list[int]],
         Field(max_length=MAX_INPUTS),
@@ -47,18 +43,18 @@ class EmbedRequest(_Truncated):
     dimensions: int | None = Field(None, description="cut each vector to its first values and scale it to length 1")
 
 
-class Sentences(Message):
+class TeiSentences(Message):
     source_sentence: str
     sentences: Annotated[list[str], Field(min_length=1, max_length=MAX_CANDIDATES)]
 
 
-class SimilarityRequest(Message):
-    inputs: Sentences
-    parameters: _Truncated = _Truncated()
+class TeiSimilarityRequest(Message):
+    inputs: TeiSentences
+    parameters: TeiParameters = TeiParameters()
     model: str | None = Field(None, description="not of that API; absent: the worker's default")
 
 
-class TokenizeRequest(Message):
+class TeiTokenizeRequest(Message):
     inputs: Annotated[
         list[str],
         Field(min_length=1, max_length=MAX_INPUTS),

@@ -12,13 +12,13 @@ from .. import errors
 from ..answers import answer
 from ..fields import accepted
 from ..forms import TEI
-from .requests import IGNORED, NEUTRAL, TokenizeRequest
+from .requests import TeiTokenizeRequest
 
 
 async def tokenized(ml: MLClient, fields: dict[str, Any], timeout_s: float) -> Response:
     """The tokens of each text."""
     try:
-        asked = accepted(fields, TokenizeRequest, IGNORED, NEUTRAL)
+        asked = accepted(fields, TeiTokenizeRequest)
         reply = await ml.tokenize(
             asked.inputs,
             model=asked.model or (await default_entry(ml)).id,
