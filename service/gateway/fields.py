@@ -20,12 +20,17 @@ def accepted(
     fields: Mapping[str, Any], request: type[RequestT], ignored: Ignored = NONE, neutral: Neutral = NONE
 ) -> RequestT:
     """The request. A field that is null counts as absent. Raises InvalidField, which names the field."""
-    kept = {}
+    return codec.validate(kept(fields, ignored, neutral), request)
+
+
+def kept(fields: Mapping[str, Any], ignored: Ignored, neutral: Neutral, inside: str = "") -> dict[str, Any]:
+    """The fields that mean something. inside: the path of what has them, with a point. Raises InvalidField."""
+    found = {}
     for name, value in fields.items():
         if value is None or name in ignored:
             continue
         if name not in neutral:
-            kept[name] = value
+            found[name] = value
         elif value not in neutral[name]:
-            raise InvalidField(f"field {name!r} cannot be honoured: no model here does that; leave it out")
-    return codec.validate(kept, request)
+            raise InvalidField(f"field '{inside}{name}' cannot be honoured: no model here does that; leave it out")
+    return found

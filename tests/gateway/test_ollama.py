@@ -18,7 +18,8 @@ CHAT = [{"role": "system", "content": "short"}, {"role": "user", "content": "hi"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(setup):
-    return AsyncClient(host=setup.gateway.url)
+    async with AsyncClient(host=setup.gateway.url) as client:
+        yield client
 
 
 def lines_of(body: bytes):
@@ -171,13 +172,13 @@ class TestErrors:
         [
             ("/api/generate", {"prompt": "a"}, "'model'"),
             ("/api/generate", {"model": "tiny_coder", "prompt": "a", "format": "json"}, "'format'"),
-            ("/api/generate", {"model": "tiny_coder", "prompt": "a", "options": {"mirostat": 1}}, "'mirostat'"),
-            ("/api/generate", {"model": "tiny_coder", "prompt": "a", "options": {"colour": 1}}, "'colour'"),
+            ("/api/generate", {"model": "tiny_coder", "prompt": "a", "options": {"mirostat": 1}}, "'options.mirostat'"),
+            ("/api/generate", {"model": "tiny_coder", "prompt": "a", "options": {"colour": 1}}, "'options.colour'"),
             ("/api/generate", {"model": "tiny_coder", "prompt": "a", "options": {"temperature": 9}}, "'temperature'"),
             ("/api/generate", {"model": "tiny_coder", "prompt": "a", "options": 5}, "'options'"),
             ("/api/chat", {"model": "smollm2", "messages": CHAT, "tools": [{"type": "function"}]}, "'tools'"),
-            ("/api/chat", {"model": "smollm2", "messages": [{**CHAT[1], "images": ["aGk="]}]}, "'images'"),
-            ("/api/chat", {"model": "smollm2", "messages": [{"role": "owl"}]}, "'role'"),
+            ("/api/chat", {"model": "smollm2", "messages": [{**CHAT[1], "images": ["aGk="]}]}, "'messages.0.images'"),
+            ("/api/chat", {"model": "smollm2", "messages": [{"role": "owl"}]}, "'messages.0.role'"),
             ("/api/chat", {"model": "tiny_coder", "messages": CHAT}, "'messages'"),
             ("/api/embed", {"model": "minilm"}, "'input'"),
             ("/api/embed", {"model": "minilm", "input": [" "]}, "'input"),
@@ -198,7 +199,6 @@ class TestErrors:
         assert isinstance((await ask(gateway, "GET", "/api/nope")).json["error"], str)
 
     async def test_a_failure_within_a_stream_is_its_last_line(self, setup, client: AsyncClient) -> None:
-        setup.engine.scripts["later poison"] = None
         with pytest.raises(ollama.ResponseError, match="internal error"):
             await client.generate("tiny_coder", "poison")
 

@@ -86,7 +86,7 @@ class _Options(Message):
     )
     logit_bias: Annotated[
         dict[str, float] | None,
-        BeforeValidator(_as_map, json_schema_input_type=dict[str, float] | list[tuple[int, float | Literal[False]]]),
+        BeforeValidator(_as_map, json_schema_input_type=dict[str, float] | list[list[float | bool]]),
     ] = Field(None, description="token id -> what is added to its logit; false: never")
     seed: int | None = Field(None, description="-1: drawn")
     stop: list[str] | None = Field(None, description="strings that end the text and are not part of it")

@@ -14,10 +14,9 @@ from ...settings.gateway import HttpSettings
 from ..answers import answer, with_vectors
 from ..body import read_json, timeout_s
 from ..bus import Bus
-from ..fields import accepted
 from ..streams import leaving_cancels, with_first
 from . import replies
-from .fields import IGNORED, NEUTRAL
+from .fields import accepted
 from .requests import (
     OllamaChatRequest,
     OllamaEmbeddingsRequest,
@@ -51,11 +50,11 @@ class _Api:
 
     async def generate(self, request: Request) -> Response:
         fields = await read_json(request, self._settings)
-        return await self._generated(request, accepted(fields, OllamaGenerateRequest, IGNORED, NEUTRAL))
+        return await self._generated(request, accepted(fields, OllamaGenerateRequest))
 
     async def chat(self, request: Request) -> Response:
         fields = await read_json(request, self._settings)
-        return await self._generated(request, accepted(fields, OllamaChatRequest, IGNORED, NEUTRAL))
+        return await self._generated(request, accepted(fields, OllamaChatRequest))
 
     async def _generated(self, request: Request, asked: replies.Asked) -> Response:
         limit_s = timeout_s(request, self._settings)
@@ -75,7 +74,7 @@ class _Api:
             return answer(await replies.whole(asked, frames))
 
     async def embed(self, request: Request) -> Response:
-        asked = accepted(await read_json(request, self._settings), OllamaEmbedRequest, IGNORED, NEUTRAL)
+        asked = accepted(await read_json(request, self._settings), OllamaEmbedRequest)
         began = time.perf_counter_ns()
         async with leaving_cancels(request.receive):
             reply = await self._bus.ml.embed_batch(
@@ -91,14 +90,14 @@ class _Api:
         return await with_vectors({**told, "prompt_eval_count": reply.usage.tokens}, reply)
 
     async def embeddings(self, request: Request) -> Response:
-        asked = accepted(await read_json(request, self._settings), OllamaEmbeddingsRequest, IGNORED, NEUTRAL)
+        asked = accepted(await read_json(request, self._settings), OllamaEmbeddingsRequest)
         limit_s = timeout_s(request, self._settings)
         async with leaving_cancels(request.receive):
             reply = await self._bus.ml.embed(asked.prompt, model=asked.model, timeout_s=limit_s)
         return answer({"embedding": reply.embedding})
 
     async def show(self, request: Request) -> Response:
-        asked = accepted(await read_json(request, self._settings), OllamaShowRequest, IGNORED, NEUTRAL)
+        asked = accepted(await read_json(request, self._settings), OllamaShowRequest)
         if not (model := asked.model or asked.name):
             raise InvalidField("field 'model' is missing")
         return answer(replies.shown(await self._entry(model), self._started))

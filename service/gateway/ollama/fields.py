@@ -1,6 +1,10 @@
 """Fields of Ollama's requests that have no effect here, and how far they are accepted."""
 
-from ..fields import Ignored, Neutral
+from collections.abc import Mapping
+from typing import Any
+
+from .. import fields as of_other_apis
+from ..fields import Ignored, Neutral, RequestT, kept
 
 IGNORED: Ignored = {
     "verbose": "adds details to those of a model",
@@ -43,3 +47,18 @@ OF_OPTIONS_IGNORED: Ignored = {
     "mirostat_eta": "belongs to `mirostat`",
 }
 OF_OPTIONS_NEUTRAL: Neutral = {"mirostat": (0,), "tfs_z": (1,), "typical_p": (1,)}
+
+
+def accepted(fields: Mapping[str, Any], request: type[RequestT]) -> RequestT:
+    """The request. A field that is null counts as absent. Raises InvalidField, which names the field."""
+    told = dict(fields)
+    if isinstance(options := told.get("options"), dict):
+        told["options"] = kept(options, OF_OPTIONS_IGNORED, OF_OPTIONS_NEUTRAL, "options.")
+    if isinstance(messages := told.get("messages"), list):
+        told["messages"] = [
+            kept(message, OF_MESSAGES_IGNORED, OF_MESSAGES_NEUTRAL, f"messages.{place}.")
+            if isinstance(message, dict)
+            else message
+            for place, message in enumerate(messages)
+        ]
+    return of_other_apis.accepted(told, request, IGNORED, NEUTRAL)

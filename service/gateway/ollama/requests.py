@@ -8,10 +8,8 @@ from subjects.generate import MAX_TOKENS
 from subjects.message import Message
 from subjects.names import ChatRole, Form
 
-from ..fields import accepted
 from ..openai.fill import gap_in
 from ..openai.requests import MAX_INPUTS
-from . import fields
 
 LATEST = ":latest"
 _SAME = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "stop")
@@ -54,17 +52,11 @@ class OllamaOptions(Message):
         return told
 
 
-def _options(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    return accepted(value, OllamaOptions, fields.OF_OPTIONS_IGNORED, fields.OF_OPTIONS_NEUTRAL)
-
-
 class _Generated(Message):
     """What both requests for text have."""
 
     model: Model
-    options: Annotated[OllamaOptions, BeforeValidator(_options, json_schema_input_type=OllamaOptions)] = OllamaOptions()
+    options: OllamaOptions = OllamaOptions()
     stream: bool = Field(True, description="send the text as it is generated, a line of JSON for each piece")
     keep_alive: int | float | str | None = Field(
         None, description="has no effect: a worker keeps models while there is memory; 0 without a text is refused"
@@ -103,17 +95,8 @@ class OllamaMessage(Message):
     content: str = ""
 
 
-def _messages(value: Any) -> Any:
-    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        return value
-    how = (fields.OF_MESSAGES_IGNORED, fields.OF_MESSAGES_NEUTRAL)
-    return [accepted(message, OllamaMessage, *how) for message in value]
-
-
 class OllamaChatRequest(_Generated):
-    messages: Annotated[list[OllamaMessage], BeforeValidator(_messages, json_schema_input_type=list[OllamaMessage])] = (
-        Field([], description="empty: load the model")
-    )
+    messages: list[OllamaMessage] = Field([], description="empty: load the model")
 
     @property
     def only_loads(self) -> bool:
@@ -136,9 +119,7 @@ class OllamaEmbedRequest(Message):
     ] = Field(description="a text or several")
     truncate: bool = Field(True, description="cut texts past the model's length; false: refuse them")
     dimensions: int | None = Field(None, description="cut each vector to its first values and scale it to length 1")
-    options: Annotated[OllamaOptions, BeforeValidator(_options, json_schema_input_type=OllamaOptions)] = Field(
-        OllamaOptions(), description="checked, and of no effect"
-    )
+    options: OllamaOptions = Field(OllamaOptions(), description="checked, and of no effect")
 
 
 class OllamaEmbeddingsRequest(Message):
@@ -147,9 +128,7 @@ class OllamaEmbeddingsRequest(Message):
     model: Model
     keep_alive: int | float | str | None = Field(None, description="has no effect")
     prompt: str
-    options: Annotated[OllamaOptions, BeforeValidator(_options, json_schema_input_type=OllamaOptions)] = Field(
-        OllamaOptions(), description="checked, and of no effect"
-    )
+    options: OllamaOptions = Field(OllamaOptions(), description="checked, and of no effect")
 
 
 class OllamaShowRequest(Message):
