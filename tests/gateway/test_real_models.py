@@ -57,10 +57,11 @@ async def ask_as_editors_do(ml: MLClient, gateway: Gateway, vectors: np.ndarray,
     same = {"n_predict": 12, "temperature": 0, "model": "tiny_coder"}
     assert (await post(gateway, "/completion", {"prompt": PROMPT, **same})).json["content"] == text
     code = {"input_prefix": "def add(a, b):\n", "prompt": "    return ", "input_suffix": "\n"}
-    for _ in range(2):
-        assert (await post(gateway, "/infill", {**code, **same, "n_predict": 0})).json["content"] == ""
-    filled = (await post(gateway, "/infill", {**code, **same})).json
-    assert (filled["content"], filled["tokens_cached"] > 0) == (gap, True)
+    assert (await post(gateway, "/infill", {**code, **same})).json["content"] == gap
+    extra = {"input_extra": [{"filename": "a.py", "text": "x = 1\n" * 100}], **same}
+    warmed = (await post(gateway, "/infill", {**extra, "n_predict": 0})).json
+    assert (warmed["content"], warmed["tokens_cached"]) == ("", 0)
+    assert (await post(gateway, "/infill", {**code, **extra})).json["tokens_cached"] > 100
     async with AsyncClient(host=gateway.url) as client:
         assert np.array_equal(np.array((await client.embed("minilm", TEXTS)).embeddings, np.float32), vectors)
         options = {"num_predict": 12, "temperature": 0}
