@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # As variables, because the flag --embedded-nats wins over NATS_URL.
 run: setup
-	MLBUS_EMBEDDED_NATS=true MLBUS_GATEWAY=true $(BIN)/mlbus serve
+	MLBUS_EMBEDDED_NATS=true MLBUS_GATEWAY=$${MLBUS_GATEWAY:-true} $(BIN)/mlbus serve
 
 # A file's tests stay in one process, for they share servers and models; the order ends with short files.
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

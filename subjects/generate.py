@@ -216,11 +216,15 @@ class GenerateResult(Completed):
 
 
 class Generated(Reply):
-    """The part of every last message that names the model. usage: of all completions."""
+    """The part of every last message that names the model. usage: of all completions.
+
+    context_files: how many files of a gap's `context` were read, the last ones; the first of these may be cut.
+    """
 
     model: str
     version: str = Field(description="the exact weights and precision that served the request")
     usage: GenerateUsage
+    context_files: int | None = None
 
 
 class GenerateReply(Completed, Generated):

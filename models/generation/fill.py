@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from ..catalogue import RepositoryLayout
 from .errors import InvalidRequest
 from .tokenizer import GenerationTokenizer
-from .types import ContextFile, Fill
+from .types import ContextFile, Fill, PromptTokens
 
 LEAST_CUT = 32
 """A file of which fewer tokens fit is left out instead of cut."""
@@ -92,8 +92,8 @@ class FillTokenizer:
         """Whether the model has tokens to fill in the middle."""
         return self._form is not None
 
-    def __call__(self, fill: Fill, room: int) -> tuple[Ids, frozenset[int]]:
-        """The ids, with as much of the context as makes at most `room`; and those that end the middle.
+    def __call__(self, fill: Fill, room: int) -> PromptTokens:
+        """The ids, with as much of the context as makes at most `room`, and those that end the middle.
 
         A space goes before a CodeLlama prefix and none before its suffix, as in CodeLlama's own code; transformers 5
         puts one before both. Raises InvalidRequest.
@@ -107,11 +107,12 @@ class FillTokenizer:
         ids = self._within(text and form.lead + text)
         tail = [*self._ids((form.suffix,)), *self._within(fill.suffix), *self._ids((form.middle,))]
         taken = len(fixed) + len(repository) + len(opening) + len(ids) + len(tail)
-        context = self._context(fill.context, room - taken, form.lead)
+        files = self._context(fill.context, room - taken, form.lead)
+        context = [token for file in files for token in file]
         if context and form.lead:
             ids = self._within(text)  # it goes before the context
         parts = (opening, context) if self._layout is None else (context, opening)
-        return [*fixed, *repository, *parts[0], *parts[1], *ids, *tail], self._ends(form)
+        return PromptTokens([*fixed, *repository, *parts[0], *parts[1], *ids, *tail], self._ends(form), len(files))
 
     def _own(self, form: FillForm, fill: Fill) -> tuple[Ids, Ids, str]:
         """The ids of the repository's name, those that open the prefix, and its text."""
@@ -132,7 +133,7 @@ class FillTokenizer:
             case "in":
                 return repository, [*token, *(file if path else [])], path + fill.prefix
 
-    def _context(self, files: Sequence[ContextFile], room: int, lead: str) -> Ids:
+    def _context(self, files: Sequence[ContextFile], room: int, lead: str) -> list[Ids]:
         """The files that make at most `room` tokens, the last ones first; the first of these may be cut."""
         kept: list[tuple[ContextFile, int, Ids]] = []
         for file in reversed(files):
@@ -143,7 +144,7 @@ class FillTokenizer:
         if kept and lead:
             file, room, _ = kept.pop()
             kept.append((file, room, self._file(file, room, lead)))
-        return [token for _, _, ids in reversed(kept) for token in ids]
+        return [ids for _, _, ids in reversed(kept)]
 
     def _file(self, file: ContextFile, room: int, lead: str = "") -> Ids:
         """A file of the context in at most `room` tokens, its end cut off if need be; empty if too little fits."""

@@ -95,8 +95,8 @@ class Prompts:
     def _fill(self, fill: Fill, room: int) -> PromptTokens:
         _require_characters("prefix", fill.prefix)
         _require_characters("suffix", fill.suffix)
-        ids, ends = self._gaps(fill, room)
-        return PromptTokens(ids, self._stop_ids | ends)
+        tokens = self._gaps(fill, room)
+        return replace(tokens, stop_ids=self._stop_ids | tokens.stop_ids)
 
 
 def _require_characters(field: str, text: str) -> None:

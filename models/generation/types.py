@@ -67,10 +67,14 @@ Prompt: TypeAlias = Plain | Ids | Chat | Fill
 
 @dataclass(frozen=True, slots=True)
 class PromptTokens:
-    """A prompt as token ids, special tokens included, and the ids that end its completion."""
+    """A prompt as token ids, special tokens included, and the ids that end its completion.
+
+    context_files: how many files of a gap's context are in it, the last ones; the first of these may be cut.
+    """
 
     ids: Sequence[int]
     stop_ids: frozenset[int]
+    context_files: int = 0
 
 
 @dataclass(frozen=True, slots=True)

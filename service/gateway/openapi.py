@@ -63,7 +63,7 @@ _HEADERS: dict[str, tuple[str, Schema]] = {
     ),
     names.PING_MS: ("after how long without a frame a stream sends a ping", {"type": "integer", "minimum": 100}),
 }
-_OPENAI: Mapping[str, tuple[str, Any]] = {
+OPENAI: Mapping[str, tuple[str, Any]] = {
     "/v1/embeddings": ("Vectors of texts", EmbeddingsRequest),
     "/v1/completions": ("Continue a text, or fill a gap in it", CompletionRequest),
     "/v1/chat/completions": ("Answer a chat", ChatRequest),
@@ -79,12 +79,12 @@ _PLAIN = {
 def document() -> Schema:
     """The whole document."""
     routes = dict(native.paths())
-    asked = [*(route.request for route in routes.values()), *(request for _, request in _OPENAI.values())]
+    asked = [*(route.request for route in routes.values()), *(request for _, request in OPENAI.values())]
     asked += [path.request for _, _, path in editors.paths() if path.request is not None]
     told = [message for route in routes.values() for message in (route.reply, *route.frames.values())]
     schema_of, schemas = _schemas(dict.fromkeys([*asked, *told]))
     paths = {path: {"post": _subject(path, route, schema_of)} for path, route in routes.items()}
-    for path, (summary, request) in _OPENAI.items():
+    for path, (summary, request) in OPENAI.items():
         paths[path] = {"post": _openai(path, summary, schema_of[request])}
     paths["/v1/models"] = {"get": _openai("/v1/models", "The models whose weights are there")}
     paths["/v1/models/{model}"] = {

@@ -138,6 +138,7 @@ class Replies:
         return {
             "model": self.facts.model,
             "version": self.facts.version,
+            "context_files": next(iter(self.call.context_files), None) if self.call.has_context else None,
             "usage": wire.GenerateUsage(
                 prompt_tokens=sum(usage.prompt_tokens for usage in usages),
                 cached_tokens=sum(usage.cached_tokens for usage in usages),

@@ -8,7 +8,7 @@ import functools
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -35,6 +35,7 @@ class GenerationCall:
 
     id: of the call, on this worker. seed: of completion 0. batch: whether it is a batch of prompts. caller: who takes
     turns with other callers. echoes: what the completions of each prompt begin with; empty: with nothing.
+    context_files: how many files of its context a gap was filled with, once that is known.
     """
 
     id: str
@@ -44,6 +45,7 @@ class GenerationCall:
     batch: bool = False
     caller: str = ""
     echoes: Sequence[str] = ()
+    context_files: list[int] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -60,6 +62,11 @@ class GenerationCall:
                 return "messages"
             case engine.Fill():
                 return "fim"
+
+    @property
+    def has_context(self) -> bool:
+        """Whether it is a gap with files before it."""
+        return isinstance(self.prompts[0], engine.Fill) and bool(self.prompts[0].context)
 
     def seed_of(self, number: int) -> int:
         """The seed that a completion is sampled with."""
@@ -99,6 +106,7 @@ class GenerationCall:
                     yield replace(made, id=f"{self.id}.{number}", sampling=sampling)
 
     def _request(self, tokens: engine.PromptTokens, facts: engine.EngineFacts) -> engine.Request:
+        self.context_files.append(tokens.context_files)
         options, max_tokens = self.options, self.options.max_tokens
         if "max_tokens" not in options.model_fields_set:  # the default, or what the context leaves if that is less
             max_tokens = max(1, min(max_tokens, facts.max_tokens - len(tokens.ids)))

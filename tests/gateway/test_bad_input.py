@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 from gateways import Gateway, ask, connection, post, request, running_gateway
 
+from service.gateway.openapi import OPENAI
 from subjects import names
 from subjects.routes import ROUTES
 
@@ -224,14 +225,12 @@ class TestTooMuch:
 
 async def test_no_fields_whatever_are_an_internal_error(gateway: Gateway) -> None:
     """A seeded choice of values of wrong kinds for every field of every subject, and of OpenAI's paths."""
-    from service.gateway.openapi import _OPENAI
-
     rng = random.Random(7)
     values = [None, True, -1, 0, 2**63, 1.5, "", "a", "\0", "x" * 300, [], [1], ["a"], {}, {"a": 1}, [[["a"]]]]
     asked = [
         (f"/{subject.replace('.', '/')}", route.request) for subject, route in ROUTES.items() if route.role == "client"
     ]
-    asked += [(path, request) for path, (_, request) in _OPENAI.items()]
+    asked += [(path, request) for path, (_, request) in OPENAI.items()]
     async with connection(gateway) as caller:
         for path, message in asked:
             for _ in range(12):

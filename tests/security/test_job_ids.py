@@ -47,15 +47,16 @@ async def answering(worker: JobsWorker, watches: int = 10) -> AsyncIterator[tupl
     """An endpoint with the routes of jobs, which drains at the end, and a client of it."""
     watch = JobWatch(worker.nc, worker.store, poll_s=0.1)
     uploads = Uploads(Objects(worker.nc, names.DATA_BUCKET))
+    replies = ReplySubjects(worker.settings.reply_prefixes)
     endpoint = Endpoint(
         nc=worker.nc,
         worker_id="w1",
-        handlers=FinetuneHandlers(worker.submission, worker.store, watch, uploads).handlers(),
+        handlers=FinetuneHandlers(worker.submission, worker.store, watch, uploads, replies.user).handlers(),
         in_flight=InFlight(Limits(requests=10, request_bytes=2**24, default_timeout_s=10, watches=watches)),
         telemetry=Telemetry(),
         metadata=dict,
         data=dict,
-        replies=ReplySubjects(worker.settings.reply_prefixes),
+        replies=replies,
     )
     async with await nats.connect(worker.settings.nats_url) as nc, serving(endpoint, 20):
         yield endpoint, nc

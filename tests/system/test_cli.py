@@ -141,6 +141,22 @@ def test_similarity_is_a_score_or_a_ranking(served):
     assert "two texts" in wrong.stderr
 
 
+def test_tokens_are_shown_counted_and_turned_back(served):
+    shown = served.ask("tokenize", "Hello tokenizing", "--model", "minilm")
+    (tokens,) = shown["results"]
+    assert tokens["pieces"] == ["[CLS]", "hello", "token", "##izing", "[SEP]"]
+    counted = served.ask("tokenize", "a b", "c", "--model", "minilm", "--count", "--no-special")
+    assert (counted["counts"], "results" in counted) == ([2, 1], False)
+    ids = [str(token) for token in tokens["ids"]]
+    assert served.ask("detokenize", *ids, "--model", "minilm")["texts"] == ["hello tokenizing"]
+    typed = mlbus("tokenize", "Hello", "--model", "minilm", cwd=served.folder, NATS_URL=served.url)
+    assert "101" in typed.stdout
+    assert "0-5" in typed.stdout
+    wrong = mlbus("detokenize", "999999", "--model", "minilm", cwd=served.folder, NATS_URL=served.url)
+    assert wrong.returncode == 2
+    assert "token id 999999 at place 0" in wrong.stderr
+
+
 def test_ping_and_models_name_the_worker(served):
     (worker,) = served.ask("ping")
     assert (worker["models"], worker["version"]) == (["minilm"], version("mlbus"))

@@ -29,6 +29,7 @@ async def test_files_of_the_repository_are_read_before_the_gap(nats_url, engine)
         found = await ml.generate(**GAP, context=[UTIL], path="shapes/area.py", max_tokens=12, temperature=0)
         expected = await ml.generate(tokenizer.encode(text).ids, max_tokens=12, temperature=0)
     assert (found.text, found.usage.prompt_tokens) == (expected.text, expected.usage.prompt_tokens)
+    assert (found.context_files, expected.context_files) == (1, None)
 
 
 async def test_a_large_context_is_cut_to_what_the_model_reads(nats_url, engine):
@@ -38,6 +39,7 @@ async def test_a_large_context_is_cut_to_what_the_model_reads(nats_url, engine):
         for beams in (1, 2):
             reply = await ml.generate(**GAP, context=files, max_tokens=20, num_beams=beams, **greedy)
             limit = min(engine.facts.max_tokens, 2048 // beams)
+            assert reply.context_files == 1
             assert limit - 60 < reply.usage.prompt_tokens <= limit - 20
         alone = await ml.generate(**GAP, max_tokens=20)
         with pytest.raises(TooLarge, match="passes the"):

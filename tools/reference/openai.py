@@ -1,22 +1,18 @@
 """OpenAI's API: the parameters of each path, and those that are ignored or must ask for nothing."""
 
 from service.gateway.openai.fields import IGNORED, NEUTRAL
-from service.gateway.openai.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
+from service.gateway.openapi import OPENAI
 
 from .markdown import Schema, code, table
 from .messages import request_fields, schema_of
-
-_PATHS = {
-    "/v1/embeddings": EmbeddingsRequest,
-    "/v1/completions": CompletionRequest,
-    "/v1/chat/completions": ChatRequest,
-}
 
 
 def parameters() -> str:
     """A section for each path, then one for each object inside of the requests."""
     inner: dict[str, Schema] = {}
-    sections = [f"## POST {path}\n\n{request_fields(schema_of(request, inner))}" for path, request in _PATHS.items()]
+    sections = [
+        f"## POST {path}\n\n{request_fields(schema_of(request, inner))}" for path, (_, request) in OPENAI.items()
+    ]
     objects = [f"### {name}\n\n{request_fields(schema)}" for name, schema in sorted(inner.items())]
     return "\n".join([*sections, "## Objects inside requests\n", *objects])
 
