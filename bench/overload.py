@@ -1,6 +1,6 @@
 """What a worker still does when it is asked for ten times what it can do.
 
-    python -m bench.overload [--times 10] [--seconds 10] [--deadlines 2 5 10]
+    python -m bench.overload [--times 10] [--seconds 10] [--deadlines 2 5 10] [--rounds 3]
 
 Requests come at a fixed rate, whether or not they are answered (bench/flood.py). Goodput is what is answered within
 its deadline, a second, once the worker is full. It is held against what the same worker serves to callers who wait for
@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
+from statistics import median
 
 import numpy as np
 from nats.aio.client import Client
@@ -125,26 +126,38 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 async def measure(nc: Client, kind: Kind, options: argparse.Namespace) -> list[list[str]]:
-    """Both loads, with each deadline -> rows of the table."""
+    """Both loads in turn, with each deadline -> rows of the table, of the rounds' medians."""
     capacity_s = await capacity(nc, kind, options.seconds)
-    rows, rate = [], options.times * capacity_s
+    rows = []
     for deadline_s in options.deadlines:
         name = f"{kind.name}, {deadline_s:g} s"
-        async with flooding(nc, Plan(FLOOR, rate - capacity_s, options.seconds, deadline_s, kind.bodies)):
-            beside_s = await capacity(nc, kind, options.seconds)
-        async with flooding(nc, Plan(kind.subject, rate, options.seconds, deadline_s, kind.bodies)) as flood:
-            management_ms = percentile(await managed(nc, deadline_s + options.seconds), 95)
-            outcome = await flood
-        refusals_ms = 1000 * percentile(outcome.refused, 99)
-        report.print_target(f"{name}: share of the goodput", outcome.in_time_s / beside_s, GOODPUT)
+        rounds = [await one_round(nc, kind, capacity_s, deadline_s, options) for _ in range(options.rounds)]
+        shares = [figures[2] / figures[1] for figures in rounds]
+        print(f"{name}: shares of the goodput in the rounds", " ".join(f"{share:.2f}" for share in shares))
+        asked_s, beside_s, in_time_s, neither, refusals_ms, management_ms = map(median, zip(*rounds, strict=True))
+        report.print_target(f"{name}: share of the goodput", median(shares), GOODPUT)
         report.print_target(f"{name}: refusals p99, ms", refusals_ms, REFUSAL_MS, at_most=True)
         report.print_target(f"{name}: management p95, ms", management_ms, MANAGEMENT_MS, at_most=True)
-        rates = [capacity_s, outcome.sent / (deadline_s + options.seconds), beside_s, outcome.in_time_s]
-        neither = outcome.sent - len(outcome.in_time) - len(outcome.refused)
-        rows.append(
-            [name, *(f"{value:.1f}" for value in rates), str(neither), f"{refusals_ms:.0f}", f"{management_ms:.0f}"]
-        )
+        rates = [f"{value:.1f}" for value in (capacity_s, asked_s, beside_s, in_time_s)]
+        rows.append([name, *rates, *(f"{value:.0f}" for value in (neither, refusals_ms, management_ms))])
     return rows
+
+
+async def one_round(
+    nc: Client, kind: Kind, capacity_s: float, deadline_s: float, options: argparse.Namespace
+) -> tuple[float, ...]:
+    """Asked, served beside an echo, and served in time, each a second; late or other answers; refusals p99 and
+    management p95, in milliseconds."""
+    rate = options.times * capacity_s
+    async with flooding(nc, Plan(FLOOR, rate - capacity_s, options.seconds, deadline_s, kind.bodies)):
+        beside_s = await capacity(nc, kind, options.seconds)
+    async with flooding(nc, Plan(kind.subject, rate, options.seconds, deadline_s, kind.bodies)) as flood:
+        management_ms = percentile(await managed(nc, deadline_s + options.seconds), 95)
+        outcome = await flood
+    asked_s = outcome.sent / (deadline_s + options.seconds)
+    neither = outcome.sent - len(outcome.in_time) - len(outcome.refused)
+    refusals_ms = 1000 * percentile(outcome.refused, 99)
+    return asked_s, beside_s, outcome.in_time_s, neither, refusals_ms, management_ms
 
 
 async def main() -> None:
@@ -153,8 +166,10 @@ async def main() -> None:
     parser.add_argument("--times", type=float, default=10, help="of its capacity")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     parser.add_argument("--deadlines", type=float, nargs="+", default=[2, 5, 10])
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    report.print_setting("bench.overload", PACKAGES, times=f"{options.times:g}", seconds=f"{options.seconds:g}")
+    setting = {name: f"{getattr(options, name):g}" for name in ("times", "seconds", "rounds")}
+    report.print_setting("bench.overload", PACKAGES, **setting)
     settings = {"MLBUS_MODELS": "minilm,smollm2", "MLBUS_GENERATION__KV_GB": "0.5"}
     async with (
         nats_connection() as nc,

@@ -64,9 +64,7 @@ class Runs:
 
         A frozen worker whose job was taken over may still hold the lock; then this waits.
         """
-        path = self.folder(job_id).path
-        file = await asyncio.to_thread(_opened_lock, path)
-        with file:
+        with _opened_lock(self.folder(job_id).path) as file:  # here: a cancelled thread would leave it open
             while not _try_lock(file):
                 log.info("run.locked", job=job_id)
                 await asyncio.sleep(_LOCK_RETRY_S)
