@@ -75,6 +75,9 @@ class ModelEntry(Reply):
         default_factory=list,
         description="the kinds of requests that it serves if they name no model; fim: prefix and suffix",
     )
+    forms: list[Form] = Field(
+        default_factory=list, description="the kinds of requests that it serves, as far as is known before it is loaded"
+    )
     dimensions: int | None = None
     max_tokens: int | None = None
     matryoshka: list[int] = Field(default_factory=list, description="lengths to which vectors may be cut; empty: any")

@@ -12,7 +12,10 @@ from ..settings.gateway import HttpSettings
 from . import documents, errors, health, native
 from .bus import Bus
 from .guard import Guard
+from .llamacpp import endpoints as llamacpp
+from .ollama import endpoints as ollama
 from .openai import endpoints
+from .tei import endpoints as tei
 from .telemetry import GatewayTelemetry
 
 
@@ -23,6 +26,9 @@ def application(bus: Bus, settings: HttpSettings) -> ASGIApp:
     health.add_routes(app, bus, telemetry.registry)
     documents.add_routes(app)
     endpoints.add_routes(app, bus, settings)
+    llamacpp.add_routes(app, bus, settings)
+    ollama.add_routes(app, bus, settings)
+    tei.add_routes(app, bus, settings)
     native.add_routes(app, bus, settings)
     app.add_exception_handler(MLError, _refused)
     app.add_exception_handler(HTTPException, _not_routed)

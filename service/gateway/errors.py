@@ -13,6 +13,8 @@ from starlette.responses import Response
 from subjects import codec, names
 from subjects.errors import CODES, Internal, Malformed, MLError, NotFound, TooLarge
 
+from .forms import Form, form_of
+
 OPENAI = "/v1/"
 """What comes below this path gets errors in OpenAI's form."""
 _PARAMETER = re.compile(r"(?:unknown )?field '([^']+)'")
@@ -44,8 +46,10 @@ def of_http(error: HTTPException, method: str, path: str) -> MLError:
     return CODES.get(error.status_code, Internal)(error.detail)
 
 
-def response(error: MLError, path: str, request_id: str = "", content_type: str = names.JSON) -> Response:
-    """The answer to a request on the path. content_type: of the wire contract's form."""
+def response(
+    error: MLError, path: str, request_id: str = "", content_type: str = names.JSON, form: Form | None = None
+) -> Response:
+    """The answer to a request on the path. content_type: of the wire contract's form. form: not that of the path."""
     request_id = error.request_id or request_id or uuid4().hex
     headers = {names.REQUEST_ID: request_id, "Cache-Control": "no-store"}
     if error.retry_after_ms is not None:
@@ -55,6 +59,9 @@ def response(error: MLError, path: str, request_id: str = "", content_type: str 
         headers["Retry-After"] = "1"
     if path.startswith(OPENAI):
         return Response(orjson.dumps(openai_body(error)), openai_status(error), headers, media_type=names.JSON)
+    if form := form or form_of(path):
+        fields, status = form.of(error)
+        return Response(orjson.dumps(fields), status, headers, media_type=names.JSON)
     body = codec.dumps_error(error, request_id, content_type)
     return Response(body, error.code, headers | error.headers(), media_type=content_type)
 

@@ -11,7 +11,7 @@ from pydantic.json_schema import JsonSchemaMode
 from subjects import names
 from subjects.routes import Route
 
-from . import native
+from . import editors, native
 from .openai.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 from .streams import EVENT_STREAM
 
@@ -80,6 +80,7 @@ def document() -> Schema:
     """The whole document."""
     routes = dict(native.paths())
     asked = [*(route.request for route in routes.values()), *(request for _, request in OPENAI.values())]
+    asked += [path.request for _, _, path in editors.paths() if path.request is not None]
     told = [message for route in routes.values() for message in (route.reply, *route.frames.values())]
     schema_of, schemas = _schemas(dict.fromkeys([*asked, *told]))
     paths = {path: {"post": _subject(path, route, schema_of)} for path, route in routes.items()}
@@ -89,13 +90,16 @@ def document() -> Schema:
     paths["/v1/models/{model}"] = {
         "get": _openai("/v1/models/{model}", "One model") | {"parameters": [_in_path("model")]}
     }
+    for api, path, told_of in editors.paths():
+        method = "get" if told_of.request is None else "post"
+        paths[path] = {method: _of_editors(api, path, told_of, schema_of.get(told_of.request))}
     for path, summary in _PLAIN.items():
         paths[path] = {"get": _plain(path, summary)}
     return {
         "openapi": "3.1.0",
         "info": {"title": "mlbus", "version": version("mlbus"), "license": {"name": "Apache-2.0"}},
         "paths": paths,
-        "components": {"schemas": {**schemas, **_ERRORS}},
+        "components": {"schemas": {**schemas, **_ERRORS, **{_error(api): api.error for api in editors.APIS}}},
     }
 
 
@@ -154,6 +158,30 @@ def _openai(path: str, summary: str, request: Schema | None = None) -> Schema:
         **body,
         "responses": {"200": {"description": "As at OpenAI", "content": answer}, "default": _failure("OpenAIError")},
     }
+
+
+def _of_editors(api: editors.Api, path: str, told: editors.Path, request: Schema | None) -> Schema:
+    """The operation for a path of an API that editors speak."""
+    body: Schema = {}
+    if request is not None:
+        body = {"requestBody": {"required": True, "content": {names.JSON: {"schema": request}}}}
+        body["parameters"] = [_header(names.TIMEOUT_MS)]
+    streamed = {told.streams: {"schema": {"type": "string"}}} if told.streams else {}
+    content = {names.JSON: {"schema": {}}, **streamed}
+    return {
+        "operationId": _operation(path),
+        "summary": told.summary,
+        "tags": [api.name],
+        **body,
+        "responses": {
+            "200": {"description": f"As {api.name} answers", "content": content},
+            "default": _failure(_error(api)),
+        },
+    }
+
+
+def _error(api: editors.Api) -> str:
+    return f"ErrorOf{api.name.title().replace('.', '').replace('-', '')}"
 
 
 def _plain(path: str, summary: str) -> Schema:

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from models.catalogue import ModelSpec, Use
 from models.weights import hub
@@ -117,6 +118,7 @@ class ModelHandlers:
             **spec.model_dump(include=_STATED),
             default=bool(default_for),
             default_for=default_for,
+            forms=[form for form in get_args(names.Form) if spec.takes(form)],
             dimensions=(facts.dimensions if facts else spec.dimensions) or None,
             max_tokens=facts.max_tokens if facts else spec.max_tokens,
             prompts=list(facts.prompts if facts else spec.prompts),

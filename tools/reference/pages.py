@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from . import commands, messages, openai, settings, tables
+from . import commands, editors, messages, openai, settings, tables
 
 REPOSITORY = Path(__file__).parents[2]
 PARTS: Mapping[str, Callable[[], str]] = {
@@ -17,6 +17,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "openai": openai.parameters,
     "openai_ignored": openai.ignored,
     "openai_neutral": openai.neutral,
+    **editors.PARTS,
     "gateway_metrics": tables.gateway_metrics,
     "decisions": lambda: tables.decisions(REPOSITORY / "docs" / "decisions"),
 }

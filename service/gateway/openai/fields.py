@@ -1,13 +1,10 @@
 """Parameters of OpenAI's API that no model here has a use for: which are ignored, and which must change nothing."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-from subjects import codec
-from subjects.errors import InvalidField
-from subjects.message import Message
-
-RequestT = TypeVar("RequestT", bound=Message)
+from .. import fields as of_other_apis
+from ..fields import RequestT
 
 IGNORED: Mapping[str, str] = {
     "user": "names the caller's user",
@@ -15,6 +12,9 @@ IGNORED: Mapping[str, str] = {
     "metadata": "labels a stored answer",
     "store": "keeps the answer at the provider",
     "prompt_cache_key": "names a cache; prefixes are cached without it",
+    "cache_prompt": "is llama.cpp's; prompts are cached without it",
+    "id_slot": "is llama.cpp's, and names a slot",
+    "samplers": "is llama.cpp's, and orders the samplers",
 }
 """Parameters that clients send and that mean nothing here, and what they are for elsewhere."""
 
@@ -36,12 +36,4 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 
 def accepted(fields: Mapping[str, Any], request: type[RequestT]) -> RequestT:
     """The request. A parameter that is null counts as absent. Raises InvalidField, which names the parameter."""
-    kept = {}
-    for name, value in fields.items():
-        if value is None or name in IGNORED:
-            continue
-        if name not in NEUTRAL:
-            kept[name] = value
-        elif value not in NEUTRAL[name]:
-            raise InvalidField(f"field {name!r} cannot be honoured: no model here does that; leave it out")
-    return codec.validate(kept, request)
+    return of_other_apis.accepted(fields, request, IGNORED, NEUTRAL)

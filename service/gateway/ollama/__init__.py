@@ -1,0 +1,1 @@
+"""The API of Ollama, as far as editors use it."""
