@@ -3,13 +3,18 @@
 import asyncio
 import json
 import socket
+from dataclasses import replace
 
 import pytest
 from fake_encoder import FakeEncoder
 from fake_engine import FakeEngine
-from gateways import Gateway, ask, connection, post, request, running_gateway
+from gateways import Answer, Gateway, ask, connection, post, request, running_gateway
+from process_memory import resident_kb
 from workers import running_worker
 
+STREAMS, STREAMS_KB = 200, 32 * 1024
+"""Streams at once, and what the gateway may need for all of them."""
+ALL_THE_TIME_MS = "900000"
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CHAT = {"model": "smollm2", "messages": [{"role": "user", "content": "a"}], "max_tokens": 400}
@@ -18,6 +23,10 @@ PATHS = {
     "/v1/completions": {"prompt": "a", "model": "smollm2", "max_tokens": 400},
     "/v1/chat/completions": CHAT,
 }
+
+
+def text_of(stream: Answer) -> str:
+    return "".join(data["text"] for name, _, data in stream.events if name == "token")
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -83,6 +92,30 @@ async def test_a_reader_who_does_not_read_is_cut_off(setup) -> None:
             async with asyncio.timeout(30):
                 while b'answers_total{path="/ml/embed/batch"' not in (await ask(gateway, "GET", "/metrics")).body:
                     pass
+
+
+async def test_hundreds_of_streams_at_once_are_all_whole(setup, gateway: Gateway) -> None:
+    """With all the time there is: within a minute a worker that other tests have held up refuses some, rightly."""
+    fields = {"prompt": "a", "model": "smollm2", "max_tokens": 5, "stream": True}
+    before_kb = resident_kb(gateway.process)
+    answers = await asyncio.gather(
+        *(post(gateway, "/ml/generate", fields, ml_timeout_ms=ALL_THE_TIME_MS) for _ in range(STREAMS))
+    )
+    assert {(answer.status, text_of(answer)) for answer in answers} == {(200, " 0 1 2 3 4")}
+    assert resident_kb(gateway.process, "VmHWM") - before_kb < STREAMS_KB
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_stream_that_is_refused_has_the_status_for_it(setup, gateway: Gateway, path: str) -> None:
+    """Not 200 and an event for the error: clients ask again by the status."""
+    limits = setup.chat.limits
+    setup.chat.limits = replace(limits, waiting=0)
+    try:
+        answer = await post(gateway, path, {**PATHS[path], "stream": True})
+    finally:
+        setup.chat.limits = limits
+    assert (answer.status, answer.headers["content-type"]) == (429, "application/json")
+    assert int(answer.headers["retry-after-ms"]) > 0
 
 
 async def test_nats_that_goes_away_within_a_stream(nats_server) -> None:

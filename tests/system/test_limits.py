@@ -2,9 +2,7 @@
 
 import asyncio
 import os
-import re
 import signal
-from pathlib import Path
 
 import msgpack
 import nats
@@ -13,6 +11,7 @@ import orjson
 import pytest
 from fake_encoder import FakeEncoder
 from nats_server import PASSWORDS
+from process_memory import resident_kb
 from serve_fake import fake_process
 from workers import running_worker
 
@@ -39,13 +38,6 @@ async def worker(secured_server):
 async def ml(worker, secured_server):
     async with await MLClient.connect(secured_server.url) as client:
         yield client
-
-
-def resident_kb(process, which: str = "VmRSS") -> int:
-    """Memory of the process; VmHWM: the most it ever had."""
-    found = re.search(rf"^{which}:\s+(\d+) kB$", Path(f"/proc/{process.pid}/status").read_text(), re.M)
-    assert found
-    return int(found[1])
 
 
 async def test_a_text_that_the_server_lets_through_is_refused_with_the_limit(ml):
