@@ -18,7 +18,7 @@ from subjects.names import Priority
 
 from ..admission import LinearCost
 from .batch_runner import BatchRunner, overdue
-from .packing import like_oldest_within, oldest_within
+from .packing import first_within, like_first_within
 from .pending_text import Embedded, PendingText
 from .tokenizer_queue import TokenizerQueue
 
@@ -207,9 +207,9 @@ class BatchQueue:
         lengths = [waiting[i].cost for i in alike]
         budget = self._runner.budget(self._urgent)
         if self._runner.encoder.packed:
-            chosen = oldest_within(lengths, budget)
+            chosen = first_within(lengths, budget)
         else:
-            chosen = like_oldest_within(lengths, budget, self._overhead_tokens)
+            chosen = like_first_within(lengths, budget, self._overhead_tokens)
         batch = [waiting[alike[i]] for i in chosen]
         self._order.serve(waiting[0].start_tag, sum(text.cost for text in batch), len(self._tokens_of))
         taken = set(batch)
