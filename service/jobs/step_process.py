@@ -187,6 +187,6 @@ def _signal_alone(process: Process, number: signal.Signals) -> None:
 def _ending(code: int, tail: Sequence[str]) -> str:
     if code == -signal.SIGKILL:
         killed = "was killed (SIGKILL), by somebody or by the kernel because memory ran out"
-        return f"{killed}; then lower batch_size, micro_batch or max_tokens"
+        return f"{killed}; if it did, lower batch_size, micro_batch or max_tokens"
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     return f"{how}: {tail[-1]}" if tail else how
