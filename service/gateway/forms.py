@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from subjects.errors import MLError
@@ -14,11 +14,12 @@ _NAME = re.compile(r"'(\w+)([\w.]*)'")
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """body: of an error, by its message and its status. names: fields of the wire contract that have another name."""
+    """body: of an error, by its message and its status. status: where it is not the wire contract's. names: fields of
+    the wire contract that have another name."""
 
     body: Callable[[str, int], dict[str, Any]]
-    status: Mapping[int, int] = field(default_factory=lambda: _STATUS)
-    names: Mapping[str, str] = field(default_factory=dict)
+    status: Mapping[int, int]
+    names: Mapping[str, str]
 
     def of(self, error: MLError) -> tuple[dict[str, Any], int]:
         """The body and the status."""
@@ -48,6 +49,7 @@ def _tei(message: str, status: int) -> dict[str, Any]:
 
 LLAMACPP = Form(
     _llamacpp,
+    _STATUS,
     names={
         "max_tokens": "n_predict",
         "n": "n_cmpl",
@@ -60,6 +62,7 @@ LLAMACPP = Form(
 )
 OLLAMA = Form(
     lambda message, _status: {"error": message},
+    _STATUS,
     names={"max_tokens": "num_predict", "repetition_penalty": "repeat_penalty", "prefix": "prompt", "texts": "input"},
 )
 TEI = Form(

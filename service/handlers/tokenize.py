@@ -103,12 +103,13 @@ def _tokenizer(served: Embedder | Generator, request: TokenizeRequest) -> Tokeni
 
 def _tokenize(tokenizer: Tokenizer, texts: Sequence[str | Chat], vocabulary: Vocabulary, most: int | None) -> _Found:
     """most: how many tokens may still be shown; None: only counts are wanted. Raises TooLarge."""
-    found = _Found([], [])
+    found, total = _Found([], []), 0
     for text in texts:
         tokens = tokenizer(text)
         found.counts.append(len(tokens.ids))
+        total += len(tokens.ids)
         if most is not None:
-            if sum(found.counts) > most:
+            if total > most:
                 raise TooLarge(f"there are more than {MAX_SHOWN_TOKENS} tokens; send less, or 'count_only'")
             found.texts.append(_shown(tokens, vocabulary))
     return found

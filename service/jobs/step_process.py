@@ -125,18 +125,19 @@ async def give_way(process: Process, serving: Activity) -> None:
     """Stop a step while others compute, and let it go on when they have not for a moment; for ever.
 
     A low priority is not enough: each time that serving waits for an instant, a step that runs takes the core, and with
-    it the time of two switches. A step that has stood still for PAUSE_S runs for RUN_S all the same.
+    it the time of two switches. A step that has stood still for PAUSE_S runs for RUN_S all the same. Its own children,
+    such as git, are not stopped: nothing would end them if this process were killed.
     """
     while True:
         await serving.wait_begun()
-        _signal(process, signal.SIGSTOP)
+        _signal_alone(process, signal.SIGSTOP)
         try:
             async with asyncio.timeout(PAUSE_S) as timer:
                 await serving.wait_quiet(QUIET_S)
         except TimeoutError:
             pass
         finally:
-            _signal(process, signal.SIGCONT)
+            _signal_alone(process, signal.SIGCONT)
         if timer.expired():
             await asyncio.sleep(RUN_S)
 
@@ -176,6 +177,11 @@ async def _ended(process: Process) -> None:
 def _signal(process: Process, number: signal.Signals) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
+
+
+def _signal_alone(process: Process, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        process.send_signal(number)
 
 
 def _ending(code: int, tail: Sequence[str]) -> str:

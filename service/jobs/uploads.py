@@ -89,7 +89,8 @@ class Uploads:
             raise _too_large()
         if size >= MAX_BYTES or messages >= MAX_MESSAGES:
             raise _full()
-        if sum(uploads.values()) * CHUNK_BYTES > MAX_BYTES - size:
+        chunks = sum(uploads.values())
+        if chunks * CHUNK_BYTES > MAX_BYTES - size or chunks > MAX_MESSAGES - messages:
             raise Busy("your uploads of today fill as much as is left for all; try again later", retry_after_ms=60_000)
         if subject not in uploads and len(uploads) >= MAX_UPLOADS:
             raise Busy(f"you have begun {MAX_UPLOADS} uploads within a day; try again later", retry_after_ms=60_000)

@@ -8,7 +8,10 @@ from pydantic import BaseModel
 
 
 def as_toml(settings: BaseModel, prefix: str = "") -> str:
-    """The settings as a file that gives the same settings, each with its description."""
+    """The text of a settings file from which the same settings are read.
+
+    Descriptions are comments; a field that is None is commented out.
+    """
     lines: list[str] = []
     tables: list[str] = []
     for name, field in type(settings).model_fields.items():
@@ -17,8 +20,7 @@ def as_toml(settings: BaseModel, prefix: str = "") -> str:
             tables.append(f"\n# {type(value).__doc__}\n[{prefix}{name}]\n{as_toml(value, f'{prefix}{name}.')}")
             continue
         if isinstance(value, dict):
-            for key, item in value.items():
-                tables.append("\n".join([f"\n[{prefix}{name}.{_key(key)}]", *_pairs(item), ""]))
+            tables += _tables(f"{prefix}{name}", value)
             continue
         if field.description:
             lines.append(f"# {field.description}")
@@ -26,14 +28,23 @@ def as_toml(settings: BaseModel, prefix: str = "") -> str:
     return "\n".join(lines) + "\n" + "".join(tables)
 
 
-def _pairs(items: dict[str, Any]) -> list[str]:
+def _tables(path: str, items: dict[str, Any]) -> list[str]:
+    """A table, or one for each item if all of them are tables themselves."""
+    if all(isinstance(item, dict) for item in items.values()):
+        named = {f"{path}.{_key(key)}": item for key, item in items.items()}
+    else:
+        named = {path: items}
+    return ["\n".join([f"\n[{name}]", *_key_value_lines(table), ""]) for name, table in named.items()]
+
+
+def _key_value_lines(items: dict[str, Any]) -> list[str]:
     """None is left out: TOML has no null."""
     return [f"{_key(key)} = {_toml(value)}" for key, value in items.items() if value is not None]
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
-        return "{ " + ", ".join(_pairs(value)) + " }"
+        return "{ " + ", ".join(_key_value_lines(value)) + " }"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, bool):

@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from gateways import Gateway, ask, connection, post, request
+from gateways import Gateway, ask, connection, post, request, running_gateway
 
 from service.gateway.llamacpp.replies import outdented
 
@@ -194,6 +194,7 @@ class TestErrors:
             ("/completion", {"prompt": "a", "logit_bias": [[1]]}, "'logit_bias'"),
             ("/completion", {"prompt": "a", "samplers": ["best"]}, "'samplers"),
             ("/infill", {}, "'input_prefix'"),
+            ("/infill", {"input_prefix": "a", "n_predict": 5000}, "'n_predict'"),
             ("/infill", {"input_extra": [{"filename": "a"}]}, "'input_extra"),
             ("/infill", {"input_prefix": "a", "input_extra": [{"filename": "a\n", "text": ""}]}, "'input_extra"),
             ("/tokenize", {}, "'content'"),
@@ -244,3 +245,8 @@ class TestServer:
 
     async def test_health(self, gateway: Gateway) -> None:
         assert (await ask(gateway, "GET", "/health")).json == {"status": "ok"}
+
+    async def test_health_without_a_worker(self, nats_url: str) -> None:
+        async with running_gateway(nats_url) as gateway:
+            answer = await ask(gateway, "GET", "/health")
+            assert (answer.status, answer.error["type"]) == (503, "unavailable_error")

@@ -62,6 +62,8 @@ async def ask_as_editors_do(ml: MLClient, gateway: Gateway, vectors: np.ndarray,
     warmed = (await post(gateway, "/infill", {**extra, "n_predict": 0})).json
     assert (warmed["content"], warmed["tokens_cached"]) == ("", 0)
     assert (await post(gateway, "/infill", {**code, **extra})).json["tokens_cached"] > 100
+    long = {"input_prefix": "x = 1\n" * 3000, "input_suffix": "y = 2  # é\n" * 3000, **same}
+    assert 1900 < (await post(gateway, "/infill", long)).json["tokens_evaluated"] <= 2048 - 12
     async with AsyncClient(host=gateway.url) as client:
         assert np.array_equal(np.array((await client.embed("minilm", TEXTS)).embeddings, np.float32), vectors)
         options = {"num_predict": 12, "temperature": 0}

@@ -83,6 +83,18 @@ async def test_one_upload_without_an_end_leaves_others_room_too(
     assert "object" in await send_all(alice, uuid4().hex, FIRST, SECOND, FIRST, LAST)
 
 
+async def test_chunks_of_a_byte_leave_others_as_many_messages(
+    alice: Client, mallory: Client, upload: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the end of an upload chunks may be as short: they take no room, but messages."""
+    monkeypatch.setattr(uploads, "MAX_MESSAGES", 16)
+    answer = await sent(mallory, upload, b"a", digest=DIGEST)
+    while not code(answer):
+        answer = await sent(mallory, upload, b"a", answer["sequence"], DIGEST)
+    assert code(answer) == 429
+    assert "object" in await send_all(alice, uuid4().hex, FIRST, LAST)
+
+
 async def test_uploads_of_a_byte_are_bounded_by_their_number(
     alice: Client, mallory: Client, serving: JobsWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

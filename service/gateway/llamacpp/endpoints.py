@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from subjects.errors import MLError, NotFound, Unavailable
+from subjects.errors import MLError, TooLarge, Unavailable
 
 from ...settings.gateway import HttpSettings
 from ..answers import answer
@@ -18,6 +18,7 @@ from ..fields import accepted
 from ..forms import LLAMACPP
 from ..streams import EventStream, event, leaving_cancels, with_first
 from ..tei.tokens import tokenized
+from .cutting import cut, served
 from .fields import IGNORED, NEUTRAL
 from .replies import Asked, events, whole
 from .requests import InfillRequest, LlamaCompletionRequest, LlamaDetokenizeRequest, LlamaTokenizeRequest
@@ -42,7 +43,7 @@ class _Api:
     async def completion(self, request: Request) -> Response:
         asked = accepted(await read_json(request, self._settings), LlamaCompletionRequest, IGNORED, NEUTRAL)
         ml, options = self._bus.ml, self._options(request, asked)
-        if len(asked.prompts) > 1:
+        if asked.number > 1:
             return await self._generated(request, asked, ml.stream_batch(asked.prompts, **options))
         return await self._generated(request, asked, ml.stream(**asked.form(), **options))
 
@@ -50,6 +51,12 @@ class _Api:
         asked = accepted(await read_json(request, self._settings), InfillRequest, IGNORED, NEUTRAL)
         if asked.warms_up and asked.is_empty:
             return answer({"content": "", "stop": True})
+        try:
+            return await self._filled(request, asked)
+        except TooLarge:
+            return await self._filled(request, await cut(self._bus.ml, asked, timeout_s(request, self._settings)))
+
+    async def _filled(self, request: Request, asked: InfillRequest) -> Response:
         frames = self._bus.ml.stream(**asked.form(), **self._options(request, asked))
         return await self._generated(request, asked, frames)
 
@@ -93,12 +100,7 @@ class _Api:
 
     async def props(self, model: str | None = None) -> Response:
         """Of the model, or of the default one to fill in the middle, or for prompts."""
-        found = (await self._bus.ml.models.list(kind="generation")).models
-        by_id = {entry.id: entry for entry in found}
-        default_of = {form: entry for entry in found for form in entry.default_for}
-        entry = by_id.get(model) if model else default_of.get("fim") or default_of.get("prompt")
-        if entry is None:
-            raise NotFound(f"there is no model {model[:64]!r} that generates" if model else "no model here generates")
+        entry = await served(self._bus.ml, model)
         settings = {"n_ctx": entry.max_tokens} if entry.max_tokens else {}
         return answer(
             {

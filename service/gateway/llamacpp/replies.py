@@ -45,7 +45,7 @@ class _Answer:
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
         self._completions: dict[int, _Completion] = {}
-        self._expected = asked.options()["n"] * (len(asked.prompts) if isinstance(asked, LlamaCompletionRequest) else 1)
+        self._of_each = asked.options()["n"]
         self._began = time.perf_counter()
         self.ends: list[Fields] = []
 
@@ -60,22 +60,19 @@ class _Answer:
                     completion = self._of(frame)
                     if text := completion.add(frame.text):
                         yield completion.piece(text)
-                    if len(self._completions) == self._expected and all(
-                        one.is_cut for one in self._completions.values()
-                    ):
+                    if self._are_cut():
                         break
         finally:
             await frames.aclose()
         self._end(done)
 
-    def _of(self, frame: TokenFrame | CompletionEnd | Ended) -> "_Completion":
-        per_prompt = self._expected // self._prompts
-        place = (getattr(frame, "index", None) or 0) * per_prompt + (getattr(frame, "choice", None) or 0)
-        return self._completions.setdefault(place, _Completion(place, self._asked, self._began))
+    def _are_cut(self) -> bool:
+        expected = self._of_each * self._asked.number
+        return len(self._completions) == expected and all(one.is_cut for one in self._completions.values())
 
-    @property
-    def _prompts(self) -> int:
-        return len(self._asked.prompts) if isinstance(self._asked, LlamaCompletionRequest) else 1
+    def _of(self, frame: TokenFrame | CompletionEnd | Ended) -> "_Completion":
+        place = (getattr(frame, "index", None) or 0) * self._of_each + (getattr(frame, "choice", None) or 0)
+        return self._completions.setdefault(place, _Completion(place, self._asked, self._began))
 
     def _end(self, done: GenerateDone | None) -> None:
         """Note all ends. Raises the error of a completion that failed."""
@@ -108,7 +105,7 @@ class _Completion:
         self._first = self._first or self._last
         self._frames += 1
         before, self._text = len(self._text), self._text + text
-        over_at = outdented(self._text, self._asked.n_indent)
+        over_at = outdented(self._text, self._asked.n_indent, max(0, self._text.rfind("\n", 0, before)))
         if over_at is not None:
             self._text, self.is_cut = self._text[:over_at], True
         limit_ms = self._asked.t_max_predict_ms
@@ -142,14 +139,14 @@ class _Completion:
     def _reason(self) -> Fields:
         if failure := getattr(self.end, "error", None):
             raise from_reply(failure.code, failure.message, {})
-        if self.is_cut or self.end is None or self._asked.warms_up:
-            return {"stop_type": "limit", "stopping_word": ""}
-        if self.end.finish_reason == "cancelled":
-            raise Cancelled("the completion was cancelled at the worker")
-        if self.end.finish_reason != "stop":
-            return {"stop_type": "limit", "stopping_word": ""}
-        word = self.end.stop_reason
-        return {"stop_type": "word", "stopping_word": word} if isinstance(word, str) else _EOS
+        how, word = "limit", None
+        if not (self.is_cut or self.end is None or self._asked.warms_up):
+            if self.end.finish_reason == "cancelled":
+                raise Cancelled("the completion was cancelled at the worker")
+            if self.end.finish_reason == "stop":
+                word = self.end.stop_reason
+                how = "word" if isinstance(word, str) else "eos"
+        return {"stop_type": how, "stopping_word": word if isinstance(word, str) else ""}
 
     def _timings(self, used: GenerateUsage | None, predicted: int) -> Fields:
         """As the gateway sees them: the prompt takes until the first text comes."""
@@ -168,15 +165,12 @@ class _Completion:
         return told
 
 
-_EOS = {"stop_type": "eos", "stopping_word": ""}
+def outdented(text: str, n_indent: int, begin: int = 0) -> int | None:
+    """Where a line after a line break has other than white space before n_indent columns; None: nowhere.
 
-
-def outdented(text: str, n_indent: int) -> int | None:
-    """Where the first line, other than the first, has other than white space before n_indent columns; None: nowhere.
-
-    The place is behind that line's own indentation.
+    The place is behind that line's own indentation. begin: where to look for the first line break.
     """
-    start = text.find("\n") + 1
+    start = text.find("\n", begin) + 1
     while n_indent and start:
         indentation = 0
         while text[start + indentation : start + indentation + 1] in (" ", "\t"):

@@ -96,6 +96,11 @@ class _Options(Message):
     )
 
     @property
+    def number(self) -> int:
+        """Of prompts."""
+        return 1
+
+    @property
     def warms_up(self) -> bool:
         """Whether the prompt alone is wanted, in the cache."""
         return self.n_predict == 0
@@ -136,6 +141,10 @@ class LlamaCompletionRequest(_Options):
         """All of them."""
         several: Any = self.prompt if isinstance(self.prompt, list) else [self.prompt]
         return [several] if several and isinstance(several[0], int) else several
+
+    @property
+    def number(self) -> int:
+        return len(self.prompts)
 
     def form(self) -> dict[str, Any]:
         """What is completed, if it is one prompt."""

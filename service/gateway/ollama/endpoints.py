@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from subjects.errors import Forbidden, InvalidField, NotFound
+from subjects.errors import Forbidden, InvalidField
 from subjects.models import ModelEntry
 
 from ...settings.gateway import HttpSettings
@@ -49,24 +49,23 @@ class _Api:
         self._started = replies.now()
 
     async def generate(self, request: Request) -> Response:
-        fields = await read_json(request, self._settings)
-        return await self._generated(request, accepted(fields, OllamaGenerateRequest))
+        asked = accepted(await read_json(request, self._settings), OllamaGenerateRequest)
+        chats = asked.may_chat and "messages" in (await self._entry(asked.model)).forms
+        return await self._generated(request, asked, asked.form(chats))
 
     async def chat(self, request: Request) -> Response:
-        fields = await read_json(request, self._settings)
-        return await self._generated(request, accepted(fields, OllamaChatRequest))
+        asked = accepted(await read_json(request, self._settings), OllamaChatRequest)
+        return await self._generated(request, asked, asked.form())
 
-    async def _generated(self, request: Request, asked: replies.Asked) -> Response:
+    async def _generated(self, request: Request, asked: replies.Asked, form: dict[str, Any]) -> Response:
         limit_s = timeout_s(request, self._settings)
-        entry = await self._entry(asked.model)
         if asked.only_loads:
             if asked.unloads:
                 raise Forbidden("models are unloaded by administrators: mlbus models unload")
             async with leaving_cancels(request.receive):  # whatever needs its tokenizer loads a model
                 await self._bus.ml.tokenize("", model=asked.model, count_only=True, timeout_s=limit_s)
             return answer(replies.loaded(asked))
-        told = asked.form(entry.forms) | asked.options.told() | {"model": asked.model, "timeout_s": limit_s}
-        frames = self._bus.ml.stream(**told)
+        frames = self._bus.ml.stream(**form, **asked.options.told(), model=asked.model, timeout_s=limit_s)
         if asked.stream:
             lines = await with_first(replies.lines(asked, frames), request.receive)
             return replies.Lines(lines, replies.last_line, self._settings.write_timeout_s)
@@ -116,9 +115,4 @@ class _Api:
         return answer({"version": VERSION})
 
     async def _entry(self, model: str) -> ModelEntry:
-        """Raises NotFound as Ollama words it."""
-        found = (await self._bus.ml.models.list()).models
-        entry = next((entry for entry in found if entry.id == model), None)
-        if entry is None:
-            raise NotFound(f"model '{model[:64]}' not found; /api/tags lists those that there are")
-        return entry
+        return (await self._bus.ml.models.info(model)).model

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from subjects.generate import MAX_TOKENS
 from subjects.message import Message
-from subjects.names import ChatRole, Form
+from subjects.names import ChatRole
 
 from ..openai.fill import gap_in
 from ..openai.requests import MAX_INPUTS
@@ -52,15 +52,18 @@ class OllamaOptions(Message):
         return told
 
 
-class _Generated(Message):
-    """What both requests for text have."""
-
+class _Request(Message):
     model: Model
-    options: OllamaOptions = OllamaOptions()
-    stream: bool = Field(True, description="send the text as it is generated, a line of JSON for each piece")
+    options: OllamaOptions = Field(OllamaOptions(), description="of no effect on vectors")
     keep_alive: int | float | str | None = Field(
         None, description="has no effect: a worker keeps models while there is memory; 0 without a text is refused"
     )
+
+
+class _Generated(_Request):
+    """What both requests for text have."""
+
+    stream: bool = Field(True, description="send the text as it is generated, a line of JSON for each piece")
 
     @property
     def unloads(self) -> bool:
@@ -78,13 +81,20 @@ class OllamaGenerateRequest(_Generated):
     def only_loads(self) -> bool:
         return not (self.prompt or self.suffix)
 
-    def form(self, forms: list[Form]) -> dict[str, Any]:
-        """What is completed, by a model that serves these forms of requests."""
-        if self.suffix:
-            return {"prefix": self.prompt, "suffix": self.suffix}
-        if gap := gap_in(self.prompt):
+    @property
+    def may_chat(self) -> bool:
+        """Whether the prompt is a chat for a model that chats."""
+        return not (self.raw or self.only_loads or self._gap)
+
+    @property
+    def _gap(self) -> tuple[str, str] | None:
+        return (self.prompt, self.suffix) if self.suffix else gap_in(self.prompt)
+
+    def form(self, chats: bool) -> dict[str, Any]:
+        """What is completed. chats: whether the prompt is a chat."""
+        if gap := self._gap:
             return {"prefix": gap[0], "suffix": gap[1]}
-        if self.raw or "messages" not in forms:
+        if not chats:
             return {"prompt": self.prompt}
         before = [{"role": "system", "content": self.system}] if self.system else []
         return {"messages": [*before, {"role": "user", "content": self.prompt}]}
@@ -102,7 +112,7 @@ class OllamaChatRequest(_Generated):
     def only_loads(self) -> bool:
         return not self.messages
 
-    def form(self, _forms: list[Form]) -> dict[str, Any]:
+    def form(self) -> dict[str, Any]:
         """The chat."""
         return {"messages": [message.model_dump() for message in self.messages]}
 
@@ -111,24 +121,18 @@ def _as_list(inputs: Any) -> Any:
     return [inputs] if isinstance(inputs, str) else inputs
 
 
-class OllamaEmbedRequest(Message):
-    model: Model
-    keep_alive: int | float | str | None = Field(None, description="has no effect")
+class OllamaEmbedRequest(_Request):
     input: Annotated[
         list[str], Field(max_length=MAX_INPUTS), BeforeValidator(_as_list, json_schema_input_type=str | list[str])
     ] = Field(description="a text or several")
     truncate: bool = Field(True, description="cut texts past the model's length; false: refuse them")
     dimensions: int | None = Field(None, description="cut each vector to its first values and scale it to length 1")
-    options: OllamaOptions = Field(OllamaOptions(), description="checked, and of no effect")
 
 
-class OllamaEmbeddingsRequest(Message):
+class OllamaEmbeddingsRequest(_Request):
     """The older one, for one text."""
 
-    model: Model
-    keep_alive: int | float | str | None = Field(None, description="has no effect")
     prompt: str
-    options: OllamaOptions = Field(OllamaOptions(), description="checked, and of no effect")
 
 
 class OllamaShowRequest(Message):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -80,6 +81,22 @@ async def test_a_step_has_a_share_of_the_time_however_much_others_compute(monkey
             for change in (os.WSTOPPED, os.WCONTINUED, os.WSTOPPED):
                 await changed(process.pid, change)
     process.kill()
+    await process.wait()
+
+
+async def test_children_of_a_step_go_on() -> None:
+    """If the worker is killed meanwhile, nobody is left to let them go on."""
+    serving = Activity()
+    command = ("sh", "-c", "sleep 600 & echo $!; wait")
+    process = await asyncio.create_subprocess_exec(*command, start_new_session=True, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    child = (await process.stdout.readline()).decode().strip()
+    async with background_task(lambda closing: step_process.give_way(process, serving), "give_way"):
+        with serving.going_on():
+            await changed(process.pid, os.WSTOPPED)
+            shown = await asyncio.to_thread(subprocess.check_output, ["ps", "-o", "stat=", "-p", child], text=True)
+            assert shown.startswith(("S", "R"))
+    os.killpg(process.pid, signal.SIGKILL)
     await process.wait()
 
 

@@ -15,6 +15,11 @@ from service.settings import BadSettings, read_settings
 from service.settings.toml import as_toml
 
 ODD_TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+PLAIN = st.booleans() | st.integers(-(2**63), 2**63 - 1) | ODD_TEXT
+FREE_FIELDS = st.dictionaries(
+    ODD_TEXT, PLAIN | st.lists(PLAIN, max_size=2) | st.dictionaries(ODD_TEXT, PLAIN, max_size=2), max_size=3
+)
+"""What a setting that is a dictionary may hold."""
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +146,14 @@ def test_the_defaults_are_given_back():
     assert read_settings(written(as_toml(read_settings()))).model_dump() == read_settings().model_dump()
 
 
+def test_options_of_the_nightly_training_are_given_back():
+    options = {"epochs": 2, "lora": {"rank": 8}}
+    settings = read_settings(finetune={"nightly": {"options": options}})
+    printed = as_toml(settings)
+    assert "\n[finetune.nightly.options]\nepochs = 2\nlora = { rank = 8 }\n" in printed
+    assert read_settings(written(printed)).finetune.nightly.options == options
+
+
 @checks(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     flags=st.fixed_dictionaries(
@@ -153,11 +166,8 @@ def test_the_defaults_are_given_back():
             "grace_s": st.floats(0, math.inf, allow_nan=False),
             "limits": st.fixed_dictionaries({"requests": st.integers(1, 10**9)}),
             "batch": st.fixed_dictionaries({"overhead_tokens": st.integers(0, 9)}),
-            "catalogue": st.dictionaries(
-                ODD_TEXT,
-                st.dictionaries(ODD_TEXT, st.booleans() | ODD_TEXT | st.dictionaries(ODD_TEXT, ODD_TEXT, max_size=2)),
-                max_size=2,
-            ),
+            "catalogue": st.dictionaries(ODD_TEXT, FREE_FIELDS, max_size=2),
+            "finetune": st.fixed_dictionaries({"nightly": st.fixed_dictionaries({"options": FREE_FIELDS})}),
         },
     )
 )

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -334,6 +335,22 @@ def test_slower_than_allowed_is_rejected() -> None:
     assert "1.60 times as long" in next(check_speed(1.6, VerifyLimits()))
     assert next(check_speed(float("nan"), VerifyLimits()))
     assert speed_ratio(FakeEncoder(), FakeEncoder(), ["one two", "three"]) > 0
+
+
+def test_a_candidate_is_not_slower_because_its_process_was_stopped() -> None:
+    class Busy(FakeEncoder):
+        def __init__(self, stands_still_s: float) -> None:
+            super().__init__()
+            self.stands_still_s = stands_still_s
+
+        def encode(self, *_: object) -> Vectors:
+            end_s = time.thread_time() + 0.005
+            while time.thread_time() < end_s:
+                pass
+            time.sleep(self.stands_still_s)
+            return np.zeros((1, self.dimensions), np.float32)
+
+    assert speed_ratio(Busy(0), Busy(0.05), ["one two"]) < 2
 
 
 def test_queries_and_documents_get_their_prompts() -> None:
