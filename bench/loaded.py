@@ -159,7 +159,7 @@ def _load_ours(setting: Setting) -> Callable[[], tuple[Encode, dict[str, Any]]]:
     from models.encoders.base import TextOptions, Tokens
     from models.loading.load_cache import LoadCache
     from models.loading.loader import LoadOptions, load
-    from service.embedding.packing import oldest_within
+    from service.embedding.packing import first_within
     from service.residency.manager import BUDGET_TOKENS
 
     spec = load_catalogue({"bench": {"kind": "embedding", "folder": setting.folder}}).get("bench")
@@ -179,7 +179,7 @@ def _load_ours(setting: Setting) -> Callable[[], tuple[Encode, dict[str, Any]]]:
             tokens = [item for item in encoder.tokenize(texts, TextOptions()) if isinstance(item, Tokens)]
             parts = []
             while tokens:  # in batches as large as a worker's
-                chosen = oldest_within([len(item) for item in tokens], BUDGET_TOKENS[device])
+                chosen = first_within([len(item) for item in tokens], BUDGET_TOKENS[device])
                 parts.append(encoder.encode(tokens[: len(chosen)]))
                 tokens = tokens[len(chosen) :]
             return np.concatenate(parts)

@@ -14,16 +14,16 @@ class FairOrder:
 
         A caller that had none waiting begins level with the others: what it did not use is not saved up.
         """
-        number = max(self._reached, self._next.get(caller, 0.0))
-        self._next[caller] = number + cost
+        tag = max(self._reached, self._next.get(caller, 0.0))
+        self._next[caller] = tag + cost
         if len(self._next) > self._prune_above:
             self._next = {name: after for name, after in self._next.items() if after > self._reached}
             self._prune_above = max(1024, 2 * len(self._next))
-        return number
+        return tag
 
-    def serve(self, number: float, cost: float, callers: int) -> None:
+    def serve(self, tag: float, cost: float, callers: int) -> None:
         """Note that the item with this tag is served now. callers: how many have an item that waits or runs.
 
         The virtual time advances by cost / callers, so that later items never get ahead of all that wait.
         """
-        self._reached = max(self._reached, number) + cost / callers
+        self._reached = max(self._reached, tag) + cost / callers

@@ -92,31 +92,31 @@ class Registry(Generic[T]):
         reserved = sum(size for where, size in self._reserved.values() if where == device)
         return reserved + sum(loaded.memory_bytes for loaded in self.everything() if loaded.device == device)
 
-    def reserve(self, model: str, device: str, memory_bytes: int) -> list[LoadedModel[T]]:
-        """Reserve memory for a load -> the models that have to be freed for it, already retired.
+    def reserve(self, key: str, device: str, memory_bytes: int) -> list[LoadedModel[T]]:
+        """Reserve memory under a key -> the models that have to be freed for it, already retired.
 
-        The least recently used goes first. Models in use, pinned ones and the model itself, which serves until its
-        successor does, stay. Raises OverBudget, or Crowded if it would fit without those in use; then nothing has
-        changed.
+        key: of a load the model's id. The least recently used goes first. Models in use, pinned ones and the model of
+        that id, which serves until its successor does, stay. Raises OverBudget, or Crowded if it would fit without
+        those in use; then no model is evicted, and nothing is reserved under this key.
         """
-        self.cancel(model)
-        evicted = self._evicted(model, device, memory_bytes)
-        self._reserved[model] = (device, memory_bytes)
+        self.cancel(key)
+        evicted = self._choose_evictions(key, device, memory_bytes)
+        self._reserved[key] = (device, memory_bytes)
         for loaded in evicted:
             self.retire(loaded)
         return evicted
 
-    def cancel(self, model: str) -> None:
+    def cancel(self, key: str) -> None:
         """Drop a reservation."""
-        self._reserved.pop(model, None)
+        self._reserved.pop(key, None)
 
-    def _evicted(self, model: str, device: str, memory_bytes: int) -> list[LoadedModel[T]]:
+    def _choose_evictions(self, key: str, device: str, memory_bytes: int) -> list[LoadedModel[T]]:
         budget = self.budget(device)
         here = [loaded for loaded in self.everything() if loaded.device == device]
         used = self.used_bytes(device)
         # Retired models that are not used any more are being freed.
         used -= sum(loaded.memory_bytes for loaded in here if loaded.retired and not loaded.leases)
-        replaceable = [each for each in here if not each.pinned and not each.retired and each.model != model]
+        replaceable = [each for each in here if not each.pinned and not each.retired and each.model != key]
         evicted: list[LoadedModel[T]] = []
         for loaded in sorted((each for each in replaceable if not each.leases), key=lambda each: each.used_at):
             if used + memory_bytes <= budget:
@@ -127,8 +127,8 @@ class Registry(Generic[T]):
             in_use = [each for each in here if each.leases and (each in replaceable or each.retired)]
             fixed = used - sum(loaded.memory_bytes for loaded in in_use)
             if fixed + memory_bytes <= budget:
-                raise Crowded(model, memory_bytes, budget, used, tuple(dict.fromkeys(each.model for each in in_use)))
-            raise OverBudget(model, memory_bytes, budget, fixed)
+                raise Crowded(key, memory_bytes, budget, used, tuple(dict.fromkeys(each.model for each in in_use)))
+            raise OverBudget(key, memory_bytes, budget, fixed)
         return evicted
 
     def fits(self, device: str) -> bool:

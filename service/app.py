@@ -31,7 +31,7 @@ from .handlers.models import ModelHandlers
 from .handlers.schema import SchemaHandlers
 from .handlers.tokenize import TokenizeHandlers
 from .jobs.finetuning import Finetuning, set_up
-from .residency import gauges
+from .residency import overview
 from .residency.first_models import first_models, load_first, retry_missing
 from .residency.loader import ModelLoader, OnStep
 from .residency.manager import ModelManager, model_manager
@@ -224,9 +224,9 @@ def _endpoint(
     in_flight = InFlight(Limits(limits.requests, limits.request_bytes, limits.default_timeout_s, limits.watches))
 
     def figures() -> dict[str, Any]:
-        return {**telemetry.figures(), "in_flight": len(in_flight.calls), **gauges.figures(registry)}
+        return {**telemetry.figures(), "in_flight": len(in_flight.calls), **overview.figures(registry)}
 
-    for name, help_text, read in gauges.read_on_demand(in_flight, manager):
+    for name, help_text, read in overview.read_on_demand(in_flight, manager):
         telemetry.gauge(name, help_text, read)
     return Endpoint(
         nc=nc,
@@ -234,7 +234,7 @@ def _endpoint(
         handlers=handlers,
         in_flight=in_flight,
         telemetry=telemetry,
-        metadata=lambda: gauges.described(registry, manager.defaults, manager.missing),
+        metadata=lambda: overview.described(registry, manager.defaults, manager.missing),
         data=figures,
         replies=ReplySubjects(settings.reply_prefixes, telemetry.unanswerable),
         watched_at=watched_at,

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 SERVICE = "ml"
-"""Name of the service in the NATS micro protocol, and of the queue group that all workers share."""
-
+"""Name of the service in the NATS micro protocol."""
 QUEUE_GROUP = "ml"
+"""The queue group that all workers share: one of them takes each request."""
 
 EMBED = "ml.embed"
 EMBED_BATCH = "ml.embed.batch"

@@ -1,7 +1,8 @@
 """The table of subjects: the messages on each of them, who may ask, and which workers answer.
 
 What serves, describes, documents or calls a subject is made from this table or tested against it. A new subject is
-one entry here, its name in names.py and a handler in the worker.
+one entry here, its name in names.py and a handler in the worker. HTTP follows by itself, the reference by
+`make reference`; what else it may need is in CONTRIBUTING.md, "Add a subject".
 """
 
 from collections.abc import Mapping

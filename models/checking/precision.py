@@ -8,7 +8,7 @@ from ..catalogue import Dtype, Quantization
 from ..errors import ModelError
 from ..generation.causal_lm import CausalLM
 from ..generation.engine import Engine
-from ..generation.load_checks import probe_logits
+from ..generation.load_checks import model_logits
 from ..generation.types import EngineLimits, Finished, Piece, Plain, Request, Sampling
 from ..loading.footprint import Precision
 
@@ -91,7 +91,7 @@ def _measure(precision: Precision, loaded: CausalLM) -> PrecisionResult:
 def perplexity(loaded: CausalLM) -> float:
     """Perplexity of TEXT, up to the context length: exp of the mean negative log-likelihood of its tokens."""
     ids = list(loaded.prompts(Plain(TEXT)).ids)[: loaded.facts.max_tokens]
-    likely = probe_logits(loaded.facts.model, loaded.network, ids)[:-1].log_softmax(-1)
+    likely = model_logits(loaded.facts.model, loaded.network, ids)[:-1].log_softmax(-1)
     return math.exp(-float(likely[range(len(ids) - 1), ids[1:]].mean()))
 
 

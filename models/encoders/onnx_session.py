@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..catalogue import GraphDtype, ModelSpec
 from ..errors import DeviceFailed, ModelUnavailable, OutOfDeviceMemory
-from ..loading.device import require_working
+from ..loading.device import raise_if_lost
 from ..weights.model_files import next_step, weight_files
 
 Array: TypeAlias = NDArray[Any]
@@ -74,7 +74,7 @@ class Graph:
     def run(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
         """The wanted outputs, on the host. feeds: contiguous host arrays by input name. Raises OutOfDeviceMemory."""
         binding = self._session.io_binding()
-        with _memory_errors(self.device):
+        with _device_errors(self.device):
             for name, value in feeds.items():
                 binding.bind_cpu_input(name, value)
             for name in wanted:
@@ -85,7 +85,7 @@ class Graph:
     @contextmanager
     def _translated(self, verb: str, device: str, remedy: str) -> Iterator[None]:
         try:
-            with _memory_errors(device, self._spec.id):
+            with _device_errors(device, self._spec.id):
                 yield
         except (OutOfDeviceMemory, DeviceFailed):
             raise
@@ -125,13 +125,13 @@ def _providers(options: OnnxOptions) -> list[Any]:
 
 
 @contextmanager
-def _memory_errors(device: str, model: str = "") -> Iterator[None]:
+def _device_errors(device: str, model: str = "") -> Iterator[None]:
     """Raise OutOfDeviceMemory for ONNX Runtime's memory errors, which have no class, and DeviceFailed for a lost
     device."""
     try:
         yield
     except Exception as error:
-        require_working(device, error)
+        raise_if_lost(device, error)
         if not isinstance(error, MemoryError) and not SHORT_OF_MEMORY.search(str(error)):
             raise
         raise OutOfDeviceMemory(device, model) from error

@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 from ..catalogue import ModelSpec, Quantization
 from ..errors import CannotQuantize, ModelUnavailable
-from ..loading.device import TORCH_DTYPES, memory_errors
+from ..loading.device import TORCH_DTYPES, device_errors
 from ..quantization.quantize import weight_bytes
 from .base import EntryEncoder, Tokens, Vectors, version_of
 from .modules import detach_modules, static_embedding
@@ -65,7 +65,7 @@ class SentenceEncoder(EntryEncoder, ABC):
     def encode(self, batch: Sequence[Tokens], between_layers: Callable[[], None] | None = None) -> Vectors:
         if not batch:
             return np.empty((0, self.dimensions), dtype=np.float32)
-        with torch.inference_mode(), memory_errors(self.device), self._layers.calling(between_layers):
+        with torch.inference_mode(), device_errors(self.device), self._layers.calling(between_layers):
             if self._excludes_prompt:
                 groups = [list(group) for _, group in groupby(batch, key=lambda tokens: tokens.prompt_tokens)]
                 return np.concatenate([self._forward(group) for group in groups])

@@ -108,7 +108,7 @@ def _stated_fault(config: PretrainedConfig) -> str | None:
         "it reads with an encoder, through cross attention": has("is_encoder_decoder", "add_cross_attention"),
         "it keeps a state instead of keys and values": network._is_stateful,
         "its attention cannot be exchanged for the engine's": not network._supports_attention_backend,
-        "its tokens see those behind them": has("use_bidirectional_attention")
+        "its scores for a token depend on later tokens": has("use_bidirectional_attention")
         or getattr(config, "is_causal", True) is False,
         "some of its layers see neither the whole text nor a window": has("attention_chunk_size")
         or not set(layer_types) <= SERVED_LAYERS,

@@ -17,9 +17,9 @@ from .types import EngineFacts
 class CausalLM:
     """A loaded model. facts: of the model alone, without an engine's limits and cache.
 
-    stop_ids: end its texts. kv_shape: in the model's dtype. network: transformers' own module, in evaluation mode.
-    probe, probe_scores: token ids, and the model's logits for the token after the last of them, (V,) float32 on the
-    CPU, computed on this device with its own attention.
+    stop_ids: the tokens that end a text. kv_shape: in the model's dtype. network: transformers' own module, in
+    evaluation mode. test_ids, test_logits: token ids, and the model's logits for the token after the last of them, (V,)
+    float32 on the CPU, computed on this device with its own attention.
     """
 
     facts: EngineFacts
@@ -28,13 +28,15 @@ class CausalLM:
     network: PreTrainedModel
     tokenizer: GenerationTokenizer
     prompts: Prompts
-    probe: Sequence[int]
-    probe_scores: Tensor
+    test_ids: Sequence[int]
+    test_logits: Tensor
 
-    def cached_shape(self) -> KVShape:
-        """Keys and values in the dtype that is fastest on the device."""
-        sharing = self.network.config.get_text_config().num_attention_heads // self.kv_shape.heads
-        return replace(self.kv_shape, dtype=kv_dtype(self.kv_shape.dtype, sharing, torch.device(self.facts.device)))
+    def cache_shape(self) -> KVShape:
+        """The shape of the KV cache: as kv_shape, but in the dtype in which attention is fastest on this device."""
+        queries_per_kv_head = self.network.config.get_text_config().num_attention_heads // self.kv_shape.heads
+        return replace(
+            self.kv_shape, dtype=kv_dtype(self.kv_shape.dtype, queries_per_kv_head, torch.device(self.facts.device))
+        )
 
     def close(self) -> None:
         """Free the weights, even if something still refers to this object or to a module."""

@@ -8,14 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..loading.device import require_working
+from ..loading.device import raise_if_lost
 from ..tokenized_text import TokenizedText, Vocabulary
 from . import sampling
 from .beam_search import BeamGroup
 from .causal_lm import CausalLM
 from .errors import DuplicateRequest, EngineFull, NonFiniteLogits
 from .kv_cache import KVCache
-from .load_checks import require_same_scores
+from .load_checks import require_same_logits
 from .model_runner import ModelRunner
 from .output import TextOutput
 from .sampler_state import SamplerState
@@ -53,17 +53,17 @@ class Engine(GenerationEngine):
         self._loaded = loaded
         self._limits = limits
         device = torch.device(loaded.facts.device)
-        self._shape = loaded.cached_shape()
+        self._shape = loaded.cache_shape()
         self._cache = KVCache(self._shape, self._shape.tokens_in(limits.kv_bytes), device)
         self._runner = ModelRunner(loaded.network, self._cache, device)
-        require_same_scores(loaded, self._runner, self._cache)
+        require_same_logits(loaded, self._runner, self._cache)
         self._scheduler = Scheduler(self._cache, limits, max(1, SCORED_BYTES // (4 * loaded.facts.vocabulary)))
         self._prefill_budget = PrefillBudget(limits.chunk_tokens)
         self._sequences: dict[str, Sequence] = {}
         self._groups: dict[str, BeamGroup] = {}
         self._events: list[Event] = []
         self._order = itertools.count()
-        self._step_texts = self._step_prompt_tokens = 0
+        self._step_decodes = self._step_prompt_tokens = 0
         self.load = EngineLoad(kv_bytes=self._cache.nbytes)
         self.facts = replace(
             loaded.facts,
@@ -123,9 +123,9 @@ class Engine(GenerationEngine):
             self._finish(sequence, reason)
 
     def step(self) -> list[Event]:
-        chunks, began = self._scheduler.plan(self._prefill_budget.chunk_tokens), time.perf_counter()
-        self._step_texts = sum(chunk.length == 1 for chunk in chunks)
-        self._step_prompt_tokens = sum(chunk.length for chunk in chunks) - self._step_texts
+        chunks, began = self._scheduler.plan(self._prefill_budget.tokens_per_prompt), time.perf_counter()
+        self._step_decodes = sum(chunk.length == 1 for chunk in chunks)
+        self._step_prompt_tokens = sum(chunk.length for chunk in chunks) - self._step_decodes
         ready, rows = self._compute(chunks)
         sampled = [place for place, sequence in enumerate(ready) if not sequence.is_beam]
         if sampled:
@@ -137,7 +137,7 @@ class Engine(GenerationEngine):
             except Exception as error:
                 self._fail(group.first, error)
         if chunks:
-            self._prefill_budget.record(self._step_texts, self._step_prompt_tokens, time.perf_counter() - began)
+            self._prefill_budget.record(self._step_decodes, self._step_prompt_tokens, time.perf_counter() - began)
         self._update_load()
         events, self._events = self._events, []
         return events
@@ -255,7 +255,7 @@ class Engine(GenerationEngine):
         self._finish(first, best.reason, end)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
-        require_working(self.facts.device, error)
+        raise_if_lost(self.facts.device, error)
         sequence.output = None  # it may be what failed
         self._finish(sequence, "error", error=error)
 
@@ -290,7 +290,7 @@ class Engine(GenerationEngine):
             kv_used_bytes=scheduler.used_tokens * self._shape.token_bytes,
             kv_bytes=self._cache.nbytes,
             preempted=scheduler.preempted,
-            step_texts=self._step_texts,
+            step_decodes=self._step_decodes,
             step_prompt_tokens=self._step_prompt_tokens,
         )
 

@@ -11,7 +11,7 @@ import torch
 
 BLOCK = 32
 """Slices are multiples of this many tokens."""
-ENOUGH_SHARING = 4
+ENOUGH_QUERIES_PER_KV_HEAD = 4
 """Query heads per key head from which attention in bf16 is not slower than in fp32 on the CPU."""
 _START = attrgetter("start")
 
@@ -24,12 +24,12 @@ class CacheSlice:
     capacity: int
 
 
-def kv_dtype(dtype: torch.dtype, sharing: int, device: torch.device) -> torch.dtype:
-    """The dtype of keys and values for a model of `dtype` with `sharing` query heads per key head.
+def kv_dtype(dtype: torch.dtype, queries_per_kv_head: int, device: torch.device) -> torch.dtype:
+    """The dtype of keys and values for a model of `dtype` with `queries_per_kv_head` query heads per key head.
 
     On the CPU, bf16 attention of one token takes 2 to 5 times as long as fp32 if fewer share one.
     """
-    return torch.float32 if device.type == "cpu" and sharing < ENOUGH_SHARING else dtype
+    return torch.float32 if device.type == "cpu" and queries_per_kv_head < ENOUGH_QUERIES_PER_KV_HEAD else dtype
 
 
 @dataclass(frozen=True, slots=True)

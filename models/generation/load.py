@@ -58,8 +58,8 @@ class Checkpoint:
         output: torch.nn.Linear = network.get_output_embeddings()  # type: ignore[no-untyped-call]
         vocabulary = output.weight.shape[0]
         context = context_of(self.spec, config)
-        probe = self._probe(tokenizer, vocabulary, context)
-        scores, notes = self._place_and_test(network, dtype, quantization, probe, context)
+        test_ids = self._test_ids(tokenizer, vocabulary, context)
+        logits, notes = self._place_and_test(network, dtype, quantization, test_ids, context)
         stop_ids = _stop_ids(stated, config, tokenizer, vocabulary)
         if (unknown := tokenizer.vocabulary - vocabulary) > 0:  # the engine refuses them in prompts
             notes = (*notes, f"{unknown} tokens of its tokeniser have no weights")
@@ -79,7 +79,7 @@ class Checkpoint:
             notes=notes,
         )
         shape = kv_shape(config, TORCH_DTYPES[dtype])
-        return CausalLM(facts, stop_ids, shape, network, tokenizer, prompts, probe, scores)
+        return CausalLM(facts, stop_ids, shape, network, tokenizer, prompts, test_ids, logits)
 
     def _prompts(self, tokenizer: GenerationTokenizer, stop_ids: frozenset[int], vocabulary: int) -> Prompts:
         layout = self.spec.repository_layout
@@ -89,11 +89,11 @@ class Checkpoint:
             reason = f"its entry says repository_layout {layout!r}, and {error}; correct it"
             raise ModelUnavailable(self.spec.id, reason) from error
 
-    def _probe(self, tokenizer: GenerationTokenizer, vocabulary: int, context: int) -> list[int]:
+    def _test_ids(self, tokenizer: GenerationTokenizer, vocabulary: int, context: int) -> list[int]:
         """The ids of the self-test's text. Raises ModelUnavailable if decoding them does not give back the text."""
-        ids = tokenizer.encode(load_checks.PROBE)
+        ids = tokenizer.encode(load_checks.TEST_TEXT)
         output = Detokeniser(tokenizer)
-        if "".join([*map(output.push, ids), output.flush()]) != load_checks.PROBE:
+        if "".join([*map(output.push, ids), output.flush()]) != load_checks.TEST_TEXT:
             reason = f"the tokeniser in {self.folder} does not give back what it reads"
             raise ModelUnavailable(self.spec.id, f"{reason}; use a copy with its tokenizer.json")
         if max(ids) >= vocabulary:
@@ -101,29 +101,29 @@ class Checkpoint:
             raise ModelUnavailable(self.spec.id, f"{reason}; use a copy whose files belong together")
         if context < 2:
             raise ModelUnavailable(self.spec.id, "its context is too short for any text; raise `max_tokens`")
-        return ids[: min(load_checks.PROBE_TOKENS, context)]
+        return ids[: min(load_checks.TEST_TOKENS, context)]
 
     def _place_and_test(
-        self, network: PreTrainedModel, dtype: str, quantization: Quantization | None, probe: list[int], context: int
+        self, network: PreTrainedModel, dtype: str, quantization: Quantization | None, test_ids: list[int], context: int
     ) -> tuple[Tensor, tuple[str, ...]]:
         """Quantise the model, move it to its device and test it there.
 
-        -> its logits (V,) for the token after the probe, and notes for the operator.
+        -> its logits (V,) for the token after the last of the ids, and notes for the operator.
         """
         model = self.spec.id
-        probes = load_checks.probes_of_rows(probe, context) if quantization else ()
-        plain = [load_checks.probe_logits(model, network, ids) for ids in probes]
+        ids_of_rows = load_checks.ids_of_few_and_many_rows(test_ids, context) if quantization else ()
+        plain = [load_checks.model_logits(model, network, ids) for ids in ids_of_rows]
         notes = self._quantize(network, quantization) if quantization else ()
         network.to(self.device)  # type: ignore[arg-type]
         prepack(network)
         own_memory(network)
         self.on_step(f"testing the model in {dtype} on {self.device}")
-        scores = load_checks.probe_logits(model, network, probe)
-        load_checks.require_causal(model, network, probe, scores)
+        logits = load_checks.model_logits(model, network, test_ids)
+        load_checks.require_causal(model, network, test_ids, logits)
         if quantization:
-            after = [load_checks.probe_logits(model, network, ids) for ids in probes]
+            after = [load_checks.model_logits(model, network, ids) for ids in ids_of_rows]
             notes = (load_checks.require_near(model, quantization, plain, after), *notes)
-        return scores[-1].clone(), notes
+        return logits[-1].clone(), notes
 
     def _quantize(self, network: PreTrainedModel, quantization: Quantization) -> tuple[str, ...]:
         """Quantise the model -> a note if some of it stays as it is. Raises ModelUnavailable if most of it would."""

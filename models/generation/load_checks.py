@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..catalogue import Quantization
 from ..errors import ModelError, ModelUnavailable, first_line
-from ..loading.device import memory_errors
+from ..loading.device import device_errors
 from .causal_lm import CausalLM
 from .errors import NonFiniteLogits
 from .kv_cache import KVCache
@@ -21,7 +21,7 @@ from .sequence import ScheduledChunk
 from .sequence import Sequence as EngineSequence
 from .types import Request
 
-PROBE = (
+TEST_TEXT = (
     "def fibonacci(n: int) -> int:\n"
     '    """The n-th Fibonacci number."""\n'
     "    a, b = 0, 1\n"
@@ -29,38 +29,40 @@ PROBE = (
     "        a, b = b, a + b\n"
     "    return a\n"
 )
-PROBE_TOKENS = 64
+TEST_TOKENS = 64
 MANY_TOKENS = 96
-"""More rows than any kernel for few rows takes."""
+"""Beyond the number of rows up to which any kernel for few rows is used (int8.FEW_ROWS)."""
 MAX_DIVERGENCE: dict[Quantization, float] = {"int8": 0.3, "int4": 3.0}
 """Kullback-Leibler divergence, in nats a token, above which a quantised model counts as broken. The divergence itself
 goes into the notes, for the operator to judge."""
 MAX_DIFFERENCE = 0.3
 """Of the engine's logits from the model's own, relative to their spread. With random weights, other kernels and orders
-of summation make 0.003 to 0.03 in models of a few layers, and up to 0.1 at 162 M parameters in bfloat16, int8 and
-int4; an attention of another kind (diffllama) made 0.85 to 1.28."""
+of summation cause a difference of 0.003 to 0.03 in models of a few layers, and of up to 0.1 at 162 M parameters in
+bfloat16, int8 and int4; an attention of another kind (diffllama) caused 0.85 to 1.28."""
 
 
-def probe_logits(model: str, network: PreTrainedModel, ids: Sequence[int]) -> Tensor:
+def model_logits(model: str, network: PreTrainedModel, ids: Sequence[int]) -> Tensor:
     """Logits (T, V) float32 on the CPU for the token after each of the ids. Raises NonFiniteLogits."""
     device = network.device
-    with torch.inference_mode(), memory_errors(str(device), model):
+    with torch.inference_mode(), device_errors(str(device), model):
         logits: Tensor = network(input_ids=torch.tensor([list(ids)], device=device), use_cache=False).logits[0]
-        scores = logits.float().cpu()
-    if not bool(torch.isfinite(scores).all()):
+        logits = logits.float().cpu()
+    if not bool(torch.isfinite(logits).all()):
         raise NonFiniteLogits(model)
-    return scores
+    return logits
 
 
-def require_causal(model: str, network: PreTrainedModel, ids: Sequence[int], scores: Tensor) -> None:
-    """Raises ModelUnavailable if the first token sees later ones. scores (T, V): `probe_logits` of ids."""
-    other = probe_logits(model, network, [ids[0], *reversed(ids[1:])])
-    if not torch.allclose(scores[0], other[0], rtol=0.02, atol=0.02 * float(scores[0].abs().max())):
-        raise ModelUnavailable(model, "its tokens see those behind them, so it cannot write; choose another model")
+def require_causal(model: str, network: PreTrainedModel, ids: Sequence[int], logits: Tensor) -> None:
+    """Raises ModelUnavailable if the first token sees later ones. logits (T, V): `model_logits` of ids."""
+    other = model_logits(model, network, [ids[0], *reversed(ids[1:])])
+    if not torch.allclose(logits[0], other[0], rtol=0.02, atol=0.02 * float(logits[0].abs().max())):
+        raise ModelUnavailable(
+            model, "its scores for a token depend on later tokens, so it cannot generate text; choose another model"
+        )
 
 
-def probes_of_rows(ids: Sequence[int], context: int) -> tuple[list[int], ...]:
-    """The probe in one row, as it is, and in many: quantised layers use other kernels for few rows than for many."""
+def ids_of_few_and_many_rows(ids: Sequence[int], context: int) -> tuple[list[int], ...]:
+    """The ids in one row, as they are, and in many: quantised layers use other kernels for few rows than for many."""
     repeated = list(ids) * -(-MANY_TOKENS // len(ids))
     return list(ids[:1]), list(ids), repeated[: min(MANY_TOKENS, context)]
 
@@ -72,7 +74,7 @@ def divergence(plain: Tensor, quantised: Tensor) -> float:
 
 
 def require_near(model: str, quantization: Quantization, plain: Sequence[Tensor], quantised: Sequence[Tensor]) -> str:
-    """A note with the largest divergence, given logits (T, V) of the same probes before and after quantising.
+    """A note with the largest divergence, given logits (T, V) of the same ids before and after quantising.
 
     Raises ModelUnavailable if it is too large.
     """
@@ -83,16 +85,16 @@ def require_near(model: str, quantization: Quantization, plain: Sequence[Tensor]
     return note
 
 
-def require_same_scores(loaded: CausalLM, runner: ModelRunner, cache: KVCache) -> None:
-    """Compare the probe's logits through the engine with the model's own: an architecture that needs more than the
+def require_same_logits(loaded: CausalLM, runner: ModelRunner, cache: KVCache) -> None:
+    """Compare the logits of test_ids through the engine with the model's own: an architecture that needs more than the
     engine supports fails here, not in a request. Raises ModelUnavailable, OutOfDeviceMemory."""
-    sequence = EngineSequence(Request("probe", loaded.probe, max_tokens=1), 0, None, None)
-    sequence.cache_slice = cache.allocate(len(loaded.probe))
+    sequence = EngineSequence(Request("test", loaded.test_ids, max_tokens=1), 0, None, None)
+    sequence.cache_slice = cache.allocate(len(loaded.test_ids))
     if sequence.cache_slice is None:
         reason = f"its cache holds {cache.tokens} tokens, too few for any text; raise generation.kv_gb"
         raise ModelUnavailable(loaded.facts.model, reason)
     try:
-        scores = _engine_scores(sequence, runner)
+        logits = _engine_logits(sequence, runner)
     except ModelError:
         raise
     except Exception as error:  # an unsupported architecture may raise anything
@@ -100,21 +102,21 @@ def require_same_scores(loaded: CausalLM, runner: ModelRunner, cache: KVCache) -
         raise _unserved(loaded, fault) from error
     finally:
         cache.free(sequence.cache_slice)
-    own = loaded.probe_scores
-    difference = float((scores[0].cpu() - own).norm() / (own - own.mean()).norm())
+    own = loaded.test_logits
+    difference = float((logits[0].cpu() - own).norm() / (own - own.mean()).norm())
     if not difference <= MAX_DIFFERENCE:
-        raise _unserved(loaded, f"its scores come out {difference:.0%} of their spread away")
+        raise _unserved(loaded, f"its logits come out {difference:.0%} of their spread away")
 
 
-def _engine_scores(sequence: EngineSequence, runner: ModelRunner) -> Tensor:
+def _engine_logits(sequence: EngineSequence, runner: ModelRunner) -> Tensor:
     """Logits (1, V) float32 for the token after the sequence, computed in chunks, the last of one token."""
     half = len(sequence.tokens) // 2
-    scores = torch.empty(0)
+    logits = torch.empty(0)
     for length in (half, sequence.missing - half - 1, 1):
         if length:
-            scores = runner.run([ScheduledChunk(sequence, length)])
+            logits = runner.run([ScheduledChunk(sequence, length)])
             sequence.computed += length
-    return scores
+    return logits
 
 
 def _unserved(loaded: CausalLM, reason: str) -> ModelUnavailable:

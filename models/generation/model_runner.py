@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..loading.device import memory_errors
+from ..loading.device import device_errors
 from ..quantization.int8 import shared_rows
 from .attention import Segment, StepAttention, use_cached_attention
 from .kv_cache import KVCache
@@ -62,7 +62,7 @@ class ModelRunner:
         self, ids: list[int], positions: list[int], slots: list[int], segments: list[Segment], kept: list[int]
     ) -> Tensor:
         device = self._device
-        with torch.inference_mode(), memory_errors(str(device)):
+        with torch.inference_mode(), device_errors(str(device)):
             attention = StepAttention(self._cache, segments, torch.tensor(slots, device=device))
             output = self._model(
                 input_ids=torch.tensor([ids], device=device),

@@ -13,7 +13,7 @@ from .types import EngineLimits
 HEADROOM = 256
 """Tokens that a sequence gets cache space for in advance, if it may make that many."""
 PREFILL_ONLY_FACTOR = 4
-"""Chunks may be this many times chunk_tokens in a step without decodes, where nobody waits for a next token."""
+"""A step without decodes may compute this many times limits.chunk_tokens: nobody waits for a next token."""
 MAX_STEP_FACTOR = 2.5
 """A step with a chunk of a prompt may take this many times as long as one without."""
 MIN_CHUNK_TOKENS = 16
@@ -34,8 +34,8 @@ class PrefillBudget:
         self._token_s: float | None = None
 
     @property
-    def chunk_tokens(self) -> int:
-        """For one prompt, in the next step."""
+    def tokens_per_prompt(self) -> int:
+        """What each waiting prompt adds to the next step's budget; the first in turn may take all of it."""
         if not self._decode_s or not self._token_s:
             return self._max_tokens
         fitting = int((MAX_STEP_FACTOR - 1) * self._decode_s / self._token_s)
@@ -112,18 +112,18 @@ class Scheduler:
         if not chunk.sequence.is_beam:  # whose tokens change
             self._prefixes.register(chunk.sequence)
 
-    def plan(self, chunk_tokens: int) -> list[ScheduledChunk]:
+    def plan(self, tokens_per_prompt: int) -> list[ScheduledChunk]:
         """What the next step computes; empty if there is nothing to do.
 
-        chunk_tokens: for each waiting prompt, in a step with decodes; up to the limit in total. The more prompts wait,
-        the longer a step may take, since otherwise they would wait ever longer.
+        tokens_per_prompt: what each waiting prompt adds to the budget of a step with decodes, up to the limit. The more
+        prompts wait, the longer a step may take, since otherwise they would wait ever longer.
         """
         self._admit()
         decoding = sorted((s for s in self.running if s.missing == 1 and s not in self._prompts), key=_ORDER)
         decodes = [ScheduledChunk(sequence, 1) for sequence in decoding if self._make_space(sequence)]
         decodes = [chunk for chunk in decodes if chunk.sequence.cache_slice is not None]  # a later one may preempt it
         limit = self._limits.chunk_tokens
-        budget = min(limit, chunk_tokens * len(self._prompts)) if decodes else PREFILL_ONLY_FACTOR * limit
+        budget = min(limit, tokens_per_prompt * len(self._prompts)) if decodes else PREFILL_ONLY_FACTOR * limit
         return [*decodes, *self._chunks(budget)]
 
     def _admit(self) -> None:
@@ -157,7 +157,10 @@ class Scheduler:
         return max(candidates, key=lambda runs: (running[runs.request.caller], runs.order), default=None)
 
     def _chunks(self, budget: int) -> Iterator[ScheduledChunk]:
-        """Chunks of prompts within a budget of tokens, round-robin."""
+        """Chunks of prompts within a budget of tokens.
+
+        The first in turn takes all it can; one that is not finished goes to the end.
+        """
         leaders, scored = self._leaders(), self._scored_tokens
         for sequence in list(self._prompts):
             if budget <= 0:

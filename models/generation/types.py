@@ -182,7 +182,7 @@ Event: TypeAlias = Scored | Piece | Finished
 class EngineLoad:
     """What an engine holds now. waiting_tokens: in the prompts of waiting requests. kv_used_bytes: of running requests.
 
-    preempted: preemptions since the start. step_texts, step_prompt_tokens: completions advanced, and prompt tokens
+    preempted: preemptions since the start. step_decodes, step_prompt_tokens: completions advanced, and prompt tokens
     computed, by the latest step.
     """
 
@@ -192,14 +192,15 @@ class EngineLoad:
     kv_used_bytes: int = 0
     kv_bytes: int = 0
     preempted: int = 0
-    step_texts: int = 0
+    step_decodes: int = 0
     step_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
     """max_running: requests that decode at once. waiting, waiting_tokens: bounds of the queue, in requests and in
-    prompt tokens. kv_bytes: memory for keys and values. chunk_tokens: prompt tokens per step at most."""
+    prompt tokens. kv_bytes: memory for keys and values. chunk_tokens: prompt tokens at most in a
+    step with decodes; four times that in one without."""
 
     max_running: int = 32
     waiting: int = 256

@@ -65,33 +65,34 @@ def default_threads() -> int:
 def configure_threads(threads: int) -> None:
     """Set up the calling thread, and the process, for serving: compute threads, full float32, no tokeniser threads.
 
-    Each thread that computes calls it once, before its first forward pass: the number holds for that thread, and for
-    those that never call it. Tokenisers run in the caller's own thread pool; by default each of their calls would take
-    every core from the forward pass. Their only switch is the environment, where a value that the user has set wins.
+    Each thread that computes calls it once, before its first forward pass: torch keeps the number per thread, and a
+    thread that never calls this takes the one set last when it first computes. Tokenisers run in the caller's own
+    thread pool; by default each of their calls would take every core from the forward pass. Their only switch is the
+    environment, where a value that the user has set wins.
     """
     torch.set_num_threads(threads)
-    torch.get_num_threads()  # until a thread has asked, it takes the number that another sets after it
+    torch.get_num_threads()  # reading it fixes it: a later call in another thread would change it here
     torch.set_float32_matmul_precision("highest")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     spinning.adapt(threads)
 
 
 @contextmanager
-def memory_errors(device: str, model: str = "") -> Iterator[None]:
+def device_errors(device: str, model: str = "") -> Iterator[None]:
     """Translate what torch raises: OutOfDeviceMemory when memory is short, DeviceFailed when the device is lost."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfDeviceMemory(device, model) from error
     except RuntimeError as error:  # the CPU allocator has no class of its own
-        require_working(device, error)
+        raise_if_lost(device, error)
         if "can't allocate memory" not in str(error):
             raise
         raise OutOfDeviceMemory(device, model) from error
 
 
-def require_working(device: str, error: Exception) -> None:
-    """Raise DeviceFailed if, after this error, the GPU fails at everything: CUDA then repeats its error."""
+def raise_if_lost(device: str, error: Exception) -> None:
+    """Raise DeviceFailed if the GPU is lost: then CUDA repeats the error in every later call."""
     if not device.startswith("cuda"):
         return
     try:

@@ -22,6 +22,7 @@ from ..weights import hub
 from ..weights.model_files import is_static, next_step, require_whole, weight_files
 from ..weights.regular_files import read_regular
 from .memory import stored_shapes
+from .reading import READ_LOCK
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 
@@ -74,7 +75,8 @@ def _of_table(spec: ModelSpec, folder: Path) -> Footprint:
 
 def _measured(spec: ModelSpec, raw: Mapping[str, Any]) -> Footprint:
     config = _config(raw)
-    model = skeleton(config) if spec.kind == "generation" else encoder_skeleton(config)
+    with READ_LOCK:  # a worker may load another model meanwhile
+        model = skeleton(config) if spec.kind == "generation" else encoder_skeleton(config)
     parameters = sum(parameter.numel() for parameter in model.parameters()) + _adapter_parameters(model, raw)
     if spec.served_by == "onnx":
         sizes: dict[Precision, int] = {dtype: parameters * _PLAIN[dtype] for dtype in spec.onnx_files}

@@ -21,7 +21,7 @@ from ..generation.load import Checkpoint
 from ..weights import gguf, hub, model_files
 from ..weights.hub_pull import OnStep
 from . import self_test
-from .device import TORCH_DTYPES, DeviceName, memory_errors, pick_device, pick_dtype
+from .device import TORCH_DTYPES, DeviceName, device_errors, pick_device, pick_dtype
 from .load_cache import LoadCache
 from .memory import estimated_bytes, give_back
 from .reading import READ_LOCK
@@ -86,7 +86,7 @@ def _loaded(spec: ModelSpec, options: LoadOptions, on_step: OnStep, read: "Calla
     on_step("locating the weights")
     spec, folder = located(spec, options, on_step)
     try:
-        with READ_LOCK, memory_errors(str(device), spec.id):
+        with READ_LOCK, device_errors(str(device), spec.id):
             model = read(_Loading(spec, folder, device, options, on_step))
     except ModelError:
         raise

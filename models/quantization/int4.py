@@ -9,7 +9,7 @@ GROUP = 32
 """Weights of a row that share a scale and a zero point: the smallest group that torch's kernel supports."""
 
 _ROWS = 16  # the kernel's blocks
-_MIDDLE = 8  # the four-bit number that stands for the zero point
+_MIDDLE = 8  # the four-bit number whose weight is exactly `zero`
 _BLOCK_WEIGHTS = 1 << 24  # quantised at a time, so that a large layer needs no whole copy in float32
 
 
@@ -92,7 +92,7 @@ def _quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quantized_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A zero stays a zero: the loss was smaller than with a free zero point (all-MiniLM-L6-v2)."""
+    """The zero point is a whole number, so that 0 is one of the values: that lost less than a free one (MiniLM)."""
     from torchao.quantization import quant_primitives as primitives
 
     block, bounds, asymmetric = (1, GROUP), (0, 15), primitives.MappingType.ASYMMETRIC

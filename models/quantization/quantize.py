@@ -4,6 +4,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -28,11 +29,14 @@ def quantize(model: torch.nn.Module, quantization: Quantization, device: torch.d
     with _torchao(quantization):
         for output, embedding in tied.items():
             _to_tied_int8(model, output, embedding, device)
-        if quantization == "int8":
-            _to_int8(model, layers, device)
-        else:
-            for name, layer in layers.items():
-                model.set_submodule(name, int4.int4_layer(layer, device))
+        match quantization:
+            case "int8":
+                _to_int8(model, layers, device)
+            case "int4":
+                for name, layer in layers.items():
+                    model.set_submodule(name, int4.int4_layer(layer, device))
+            case _:
+                assert_never(quantization)
     return total - len(layers) - len(tied)
 
 

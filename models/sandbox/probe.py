@@ -43,7 +43,7 @@ from ..weights.model_files import (
 )
 from ..weights.regular_files import read_regular, texts_of
 from ..weights.versions import record_of
-from .child_process import Channel, ChildProcess
+from .confined_process import Channel, ChildProcess
 from .limits import memory_limit
 
 WHOLE_BYTES = 2 << 30

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers.utils import chat_template_utils
 
-from .child_process import Channel, ChildProcess
+from .confined_process import Channel, ChildProcess
 from .limits import memory_limit
 
 CACHED = 8

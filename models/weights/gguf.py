@@ -17,7 +17,7 @@ from pathlib import Path
 from ..catalogue import ModelSpec
 from ..errors import ModelUnavailable, cause_text
 from ..loading.spinning import BRIEF_SPINS
-from ..sandbox.child_process import environment
+from ..sandbox.confined_process import environment
 from .durable import clear_leftovers, discard, new_folder
 from .model_files import require_whole, weight_files
 

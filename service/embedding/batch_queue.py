@@ -1,6 +1,6 @@
 """The queue of one priority: texts from their admission to their vectors.
 
-Texts wait twice: for the tokenizer, and for the device, where batches form. In both places their sources take turns.
+Texts wait twice: for the tokenizer, and for the device, where batches form. In both places their callers take turns.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from subjects.names import Priority
 
 from ..admission import LinearCost
 from .batch_runner import BatchRunner, overdue
-from .packing import like_oldest_within, oldest_within
+from .packing import first_within, like_first_within
 from .pending_text import Embedded, PendingText
 from .tokenizer_queue import TokenizerQueue
 
@@ -51,7 +51,7 @@ class BatchQueue:
         self.unfinished: set[PendingText] = set()
         self.tokens = 0
         self._order = FairOrder()
-        self._tokens_of: Counter[str] = Counter()  # by source
+        self._tokens_of: Counter[str] = Counter()  # by caller
         self._estimated = 0  # the part of `tokens` that is estimated
         self._tokens_per_estimate = 1.0
         self._batch_cost = LinearCost()  # from one batch's end to the next one's: not on the device alone
@@ -80,19 +80,19 @@ class BatchQueue:
         """Add texts at the end."""
         self.unfinished.update(texts)
         for text in texts:
-            source = text.params.source
-            text.start_tag = self._order.take(source, text.cost)
-            self._tokens_of[source] += text.cost
+            caller = text.params.caller
+            text.start_tag = self._order.take(caller, text.cost)
+            self._tokens_of[caller] += text.cost
         cost = sum(text.cost for text in texts)
         self.tokens += cost
         self._estimated += cost
         self._short.put(text for text in texts if len(text.text) <= LONG_CHARS)
         self._long.put(text for text in texts if len(text.text) > LONG_CHARS)
 
-    def ready_in_s(self, costs: Iterable[int], source: str | None = None) -> float:
+    def ready_in_s(self, costs: Iterable[int], caller: str | None = None) -> float:
         """When texts of these estimated costs would have their answers if they were put now; 0 if nothing waits.
 
-        source: of the texts. Each other source is assumed to get at most as much as this one before them. None: they
+        caller: of the texts. Each other caller is assumed to get at most as much as this one before them. None: they
         come after all others.
         """
         if not self.unfinished:
@@ -101,10 +101,10 @@ class BatchQueue:
         own = sum(min(most, self._tokens_per_estimate * cost) for cost in costs)
         waiting = self.tokens - self._estimated + self._tokens_per_estimate * self._estimated
         tokens = waiting + own
-        if source is not None:
-            sources = len(self._tokens_of) + (source not in self._tokens_of)
-            of_source = self._tokens_of[source] / self.tokens * waiting + own
-            tokens = min(tokens, self._running_tokens + sources * of_source)
+        if caller is not None:
+            callers = len(self._tokens_of) + (caller not in self._tokens_of)
+            of_caller = self._tokens_of[caller] / self.tokens * waiting + own
+            tokens = min(tokens, self._running_tokens + callers * of_caller)
         return self._batch_cost.expected_s(tokens, math.ceil(tokens / self._runner.budget(self._urgent)))
 
     async def run(self) -> None:
@@ -122,15 +122,15 @@ class BatchQueue:
                 text.future.set_result(outcome)
         self.unfinished.discard(text)
         self._add_cost(text, -text.cost)
-        if not self._tokens_of[text.params.source]:
-            del self._tokens_of[text.params.source]
+        if not self._tokens_of[text.params.caller]:
+            del self._tokens_of[text.params.caller]
         if not len(text.tokens):
             self._estimated -= text.cost
         self._on_answered()
 
     def _add_cost(self, text: PendingText, tokens: int) -> None:
         self.tokens += tokens
-        self._tokens_of[text.params.source] += tokens
+        self._tokens_of[text.params.caller] += tokens
 
     def _tokenized(self, text: PendingText, result: Tokens | Exception) -> None:
         if isinstance(result, TextTooLong):
@@ -207,9 +207,9 @@ class BatchQueue:
         lengths = [waiting[i].cost for i in alike]
         budget = self._runner.budget(self._urgent)
         if self._runner.encoder.packed:
-            chosen = oldest_within(lengths, budget)
+            chosen = first_within(lengths, budget)
         else:
-            chosen = like_oldest_within(lengths, budget, self._overhead_tokens)
+            chosen = like_first_within(lengths, budget, self._overhead_tokens)
         batch = [waiting[alike[i]] for i in chosen]
         self._order.serve(waiting[0].start_tag, sum(text.cost for text in batch), len(self._tokens_of))
         taken = set(batch)

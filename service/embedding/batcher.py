@@ -85,13 +85,13 @@ class Batcher:
             self._answered.clear()
             await self._answered.wait()
 
-    def ready_in_s(self, chars: int, source: str | None = None) -> float:
+    def ready_in_s(self, chars: int, caller: str | None = None) -> float:
         """When an interactive text of this length would have its vector, in seconds from now; 0 if nothing waits."""
-        return self._queues["interactive"].ready_in_s([min(chars + 2, self.encoder.max_tokens)], source)
+        return self._queues["interactive"].ready_in_s([min(chars + 2, self.encoder.max_tokens)], caller)
 
     def require_time(self, texts: Sequence[Text], params: EmbedParams) -> None:
         """Refuse texts that would be late, so that others are in time. Raises Busy."""
-        ready_s = self._queues[params.priority].ready_in_s(self.estimates(texts), params.source)
+        ready_s = self._queues[params.priority].ready_in_s(self.estimates(texts), params.caller)
         left_s = params.deadline - asyncio.get_running_loop().time()
         queue = f"this worker's {params.priority} queue for model {self.encoder.model!r} takes"
         if late := past_deadline(queue, ready_s, left_s):

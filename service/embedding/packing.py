@@ -1,11 +1,11 @@
-"""Which waiting texts form one batch, by their lengths in tokens, given in order."""
+"""Which waiting texts form one batch, by their lengths in tokens, given in the order of their turns."""
 
 from collections.abc import Sequence
 from itertools import accumulate
 
 
-def oldest_within(lengths: Sequence[int], budget: int) -> list[int]:
-    """A batch without padding: the oldest texts with at most `budget` tokens together; one alone may have more.
+def first_within(lengths: Sequence[int], budget: int) -> list[int]:
+    """A batch without padding: the first texts with at most `budget` tokens together; one alone may have more.
 
     -> indices.
     """
@@ -13,8 +13,8 @@ def oldest_within(lengths: Sequence[int], budget: int) -> list[int]:
     return list(range(max(1, fitting)))
 
 
-def like_oldest_within(lengths: Sequence[int], budget: int, overhead: int) -> list[int]:
-    """A padded batch: the oldest text and those nearest to it in length. -> indices.
+def like_first_within(lengths: Sequence[int], budget: int, overhead: int) -> list[int]:
+    """A padded batch: the first text and those nearest to it in length. -> indices.
 
     It costs longest x count tokens, at most `budget` (one text alone may cost more). It grows to the side that adds
     less padding, until a text would add more than `overhead` tokens of it: the cost of starting another batch.

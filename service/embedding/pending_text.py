@@ -33,14 +33,14 @@ class Finish:
 class EmbedParams:
     """How the texts of a request are embedded.
 
-    deadline: loop time, seconds. source: the fairness key; each source gets an equal share.
+    deadline: loop time, seconds. caller: who takes turns with others; each gets an equal share.
     """
 
     options: TextOptions
     finish: Finish
     deadline: float
     priority: Priority = "interactive"
-    source: str = ""
+    caller: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,17 +13,17 @@ _MODEL = (b'"model"', b"\xa5model")
 """The key of the model in a body, in JSON and in MessagePack."""
 
 
-def ready_in_s(batchers: Iterable[Batcher], body: bytes, default: str | None, source: str | None = None) -> float:
+def ready_in_s(batchers: Iterable[Batcher], body: bytes, default: str | None, caller: str | None = None) -> float:
     """When the request would be answered, in seconds from now; 0 if its model may not be in memory.
 
-    batchers: of the models in memory. default: the model of requests that name none. source: who takes turns.
+    batchers: of the models in memory. default: the model of requests that name none. caller: who takes turns.
     """
     if places := [at for key in _MODEL if (at := body.find(key)) >= 0]:
         named = {batcher: _naming(batcher.encoder.model) for batcher in batchers}
         meant = [batcher for batcher, naming in named.items() if any(naming.match(body, at) for at in places)]
     else:
         meant = [batcher for batcher in batchers if batcher.encoder.model == default]
-    return min((batcher.ready_in_s(len(body), source) for batcher in meant), default=0.0)
+    return min((batcher.ready_in_s(len(body), caller) for batcher in meant), default=0.0)
 
 
 @functools.cache

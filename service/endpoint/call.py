@@ -38,9 +38,10 @@ class Call:
 
     deadline: loop time in seconds. ended_by: the error to answer with when the task is cancelled from outside. framed:
     whether the answer is a stream of frames. timer: cancels the task at the deadline, once it runs. large: whether the
-    next message takes long to encode. denied: whether the server refuses the answers. caller: where to ask whether the
-    caller still waits; if empty, the frames themselves ask. gone: the subject, which nobody can guess, on which the
-    server says that nobody listens. source: who takes turns with others. worker: our id, where others answer too.
+    next message takes long to encode. denied: whether the server refuses the answers. caller: who takes turns with
+    others. caller_subject: where to ask whether the caller still waits; if empty, the frames themselves ask.
+    no_listener_subject: where the server says that nobody listens; nobody can guess it. worker: our id, where others
+    answer too.
     """
 
     nc: BusClient
@@ -63,8 +64,8 @@ class Call:
     answered: MLError | bool = False
     denied: bool = False
     caller: str = ""
-    source: str = ""
-    gone: str = ""
+    caller_subject: str = ""
+    no_listener_subject: str = ""
     worker: str = ""
     frames: int = 0
     large: bool = False
@@ -175,10 +176,10 @@ class Call:
         self.answered = True
         await self._publish(body, headers)
 
-    async def send(self, event: str, message: BaseModel, probe: str = "") -> None:
+    async def send(self, event: str, message: BaseModel, asks: bool = False) -> None:
         """Send the next frame of a stream, or the one reply.
 
-        probe: the subject on which the server says if nobody listens any more.
+        asks: whether to have the server say if nobody listens any more.
         """
         if not self.framed:
             await self.answer(message)
@@ -189,16 +190,18 @@ class Call:
         await self._wait_for_space()
         self.answered = event == stream.DONE
         self.frames += 1
-        await self._publish(body, headers, "" if self.caller else probe)
-        if self.caller and probe:
-            await self.probe(probe)
+        await self._publish(body, headers, self.no_listener_subject if asks and not self.caller_subject else "")
+        if asks and self.caller_subject:
+            await self.ask_caller()
         self._check_still_wanted()
 
-    async def probe(self, gone: str) -> None:
-        """Ask the caller whether it is still there; if nobody is, the server says so on the subject `gone`."""
+    async def ask_caller(self) -> None:
+        """Ask on `caller_subject`; if nobody is there, the server says so on `no_listener_subject`."""
         headers = {names.REQUEST_ID: self.headers.request_id, names.EVENT: stream.STILL_THERE}
         with _publishing():
-            await self.nc.publish(self.caller, stream.STILL_THERE.encode(), reply=gone, headers=headers)
+            await self.nc.publish(
+                self.caller_subject, stream.STILL_THERE.encode(), reply=self.no_listener_subject, headers=headers
+            )
 
     async def close(self) -> None:
         """Send the sentinel, an empty body without headers, if frames were requested or allowed.
@@ -265,12 +268,12 @@ class Call:
                 f"true or {names.STREAM_AUTO}"
             )
 
-    async def _publish(self, body: bytes, headers: dict[str, Any] | None, probe: str = "") -> None:
+    async def _publish(self, body: bytes, headers: dict[str, Any] | None, reply: str = "") -> None:
         if not self.denied:
             until = self.deadline + names.WIND_UP_S
             with _publishing():
                 await self.nc.publish_kept(
-                    self.reply, body, reply=probe, headers=headers, until=until, heard_at=self.received
+                    self.reply, body, reply=reply, headers=headers, until=until, heard_at=self.received
                 )
 
 

@@ -30,7 +30,7 @@ from .route import Handler, ServedRoute, served_routes
 
 log = structlog.get_logger(__name__)
 
-PROBE_S = 1.0
+ASK_S = 1.0
 """How often callers that named a subject for it are asked whether they still wait."""
 
 
@@ -51,15 +51,15 @@ class Endpoint:
     _serial: int = 0
     _subscriptions: list[Any] = field(default_factory=list)
     _control: list[Any] = field(default_factory=list)
-    _gone: str = ""
+    _no_listener: str = ""
 
     async def start(self) -> None:
         """Subscribe to everything and return once the server knows of it."""
         routes = list(served_routes(self.handlers, self.worker_id))
-        self._gone = f"{WORKERS_INBOX}.{secrets.token_hex(16)}"  # callers see it: nothing else may come there
+        self._no_listener = f"{WORKERS_INBOX}.{secrets.token_hex(16)}"  # callers see it: nothing else may come there
         self._control = [
             await self.nc.subscribe(f"{names.CANCEL}.*", cb=self._on_cancel),
-            await self.nc.subscribe(f"{self._gone}.*", cb=self._on_gone),
+            await self.nc.subscribe(f"{self._no_listener}.*", cb=self._on_no_listener),
         ]
         for served in routes:
             accept = functools.partial(self._on_request, served)
@@ -87,19 +87,19 @@ class Endpoint:
         if refusal:  # at once: under a flood that is most of the work
             await self._serve(served, call, refusal)
             return
-        call.gone = f"{self._gone}.{secrets.token_hex(16)}"
+        call.no_listener_subject = f"{self._no_listener}.{secrets.token_hex(16)}"
         self.in_flight.add(served, call)
         call.task = asyncio.create_task(self._run(served, call), name=f"{served.name}.{call.serial}")
 
     def _read_caller(self, call: Call) -> MLError | None:
-        """Note where the caller can be asked whether it still waits; the error if that subject is not allowed."""
-        caller = call.headers.caller or ""
+        """Note who calls, and where to ask whether it still waits; the error if that subject is not allowed."""
+        subject = call.headers.caller_subject or ""
         if call.reply.startswith(f"{IMPORTED}."):  # that subject is another account's, and here nobody listens to it
             return None
-        if not caller or (self.replies.allow(caller) and caller != call.reply):
-            call.caller = caller
-            source = self.replies.user if call.lasting else self.replies.source
-            call.source = source(caller or call.reply)
+        if not subject or (self.replies.allow(subject) and subject != call.reply):
+            call.caller_subject = subject
+            caller_of = self.replies.user if call.lasting else self.replies.caller
+            call.caller = caller_of(subject or call.reply)
             return None
         allowed = ", ".join(self.replies.prefixes)
         must = f"must be a subject below {allowed}, of at most {MOST_BYTES} bytes, and not the reply subject"
@@ -151,7 +151,7 @@ class Endpoint:
             call.take_stream(fields)
         request = codec.validate(fields, route.request)
         if route.frames:
-            await send_stream(call, served.answer(request, call), call.gone)
+            await send_stream(call, served.answer(request, call))
         elif call.framed:
             raise Malformed(f"{route.subject} does not stream; leave {names.STREAM} out")
         else:
@@ -168,19 +168,19 @@ class Endpoint:
     async def _on_cancel(self, msg: Msg) -> None:
         self.in_flight.cancel(msg.subject.removeprefix(f"{names.CANCEL}."))
 
-    async def _on_gone(self, msg: Msg) -> None:
+    async def _on_no_listener(self, msg: Msg) -> None:
         back_s = asyncio.get_running_loop().time() - self.nc.reconnected_at
         if back_s > RETURN_S and (msg.headers or {}).get("Status") == "503":
-            self.in_flight.end_gone(msg.subject)
+            self.in_flight.end_unheard(msg.subject)
 
     async def ask_callers(self) -> None:
         """Ask for ever, at intervals, whether callers are still there: each once, however many requests it has."""
         while True:
-            await asyncio.sleep(PROBE_S)
-            callers = {call.caller: call for call in self.in_flight.calls.values() if call.caller}
+            await asyncio.sleep(ASK_S)
+            callers = {call.caller_subject: call for call in self.in_flight.calls.values() if call.caller_subject}
             for call in callers.values() if self.nc.is_connected else ():
                 with suppress(ReplyLost):
-                    await call.probe(call.gone)
+                    await call.ask_caller()
 
     def on_denied(self, subject: str) -> None:
         """The server refused a publish: end the work for that answer. subject: in lower case."""
@@ -189,8 +189,8 @@ class Endpoint:
         for call in list(self.in_flight.calls.values()):
             if call.reply.lower() == subject:
                 call.deny()
-            elif call.caller.lower() == subject:
-                call.caller = ""  # it cannot be asked there
+            elif call.caller_subject.lower() == subject:
+                call.caller_subject = ""  # it cannot be asked there
 
     async def drain(self, grace_s: float) -> None:
         """Take no more requests, finish those in flight, and answer with 503 those that the grace time leaves."""

@@ -1,4 +1,4 @@
-"""A streamed reply: frames in order, pings between them, and probes for a listener."""
+"""A streamed reply: frames in order, pings between them, and questions whether anybody listens."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -12,7 +12,7 @@ from subjects.stream import PING
 
 from .call import Call
 
-PROBE_EVERY = 4
+ASK_EVERY = 4
 """One frame in this many carries a reply subject, on which the server answers 503 at once if nobody listens.
 
 Of a lasting stream each frame does: they come seldom."""
@@ -20,17 +20,16 @@ Of a lasting stream each frame does: they come seldom."""
 Frames: TypeAlias = AsyncGenerator[tuple[str, BaseModel], None]
 
 
-async def send_stream(call: Call, frames: Frames, probe: str) -> None:
+async def send_stream(call: Call, frames: Frames) -> None:
     """Send (event, message) pairs as frames, or the one reply if the handler chose that.
 
-    The handler yields the `done` frame itself; an exception that it raises becomes the `error` frame. probe: the
-    worker's own subject for this call.
+    The handler yields the `done` frame itself; an exception that it raises becomes the `error` frame.
     """
     async with aclosing(
         frames if call.headers.ping_s is None else _with_pings(call, frames, call.headers.ping_s)
     ) as sent:
         async for event, message in sent:
-            await call.send(event, message, probe if call.lasting or call.frames % PROBE_EVERY == 0 else "")
+            await call.send(event, message, asks=call.lasting or call.frames % ASK_EVERY == 0)
 
 
 async def _with_pings(call: Call, frames: Frames, ping_s: float) -> Frames:

@@ -27,8 +27,8 @@ class RequestHeaders:
     """The headers of a request.
 
     stream: whether to answer with frames; auto: only if one message may not hold the reply; None: not said. ping_s:
-    after how long without a frame to send a ping; None: never. caller: where the caller listens as long as it wants the
-    answer. fault: the error of the first header that could not be read; the others hold all the same.
+    after how long without a frame to send a ping; None: never. caller_subject: where the caller listens as long as it
+    wants the answer. fault: the error of the first header that could not be read; the others hold all the same.
     """
 
     request_id: str = ""
@@ -38,7 +38,7 @@ class RequestHeaders:
     stream: Stream | None = None
     ping_s: float | None = None
     traceparent: str | None = None
-    caller: str | None = None
+    caller_subject: str | None = None
     fault: MLError | None = None
 
 
@@ -69,7 +69,7 @@ def read_headers(headers: Mapping[str, str] | None, body: bytes, text: bool = Fa
         stream=read(None, _stream, known.get(names.STREAM)),
         ping_s=read(None, _ping_s, known.get(names.PING_MS), reply),
         traceparent=known.get(names.TRACEPARENT),
-        caller=known.get(names.CALLER),
+        caller_subject=known.get(names.CALLER),
         fault=faults[0] if faults else None,
     )
 

@@ -28,19 +28,19 @@ class Limits:
 
 @dataclass(slots=True)
 class _Group:
-    """Requests that count towards one limit, the bytes of their bodies, and how many each source has."""
+    """Requests that count towards one limit, the bytes of their bodies, and how many each caller has."""
 
     requests: int = 0
     size: int = 0
-    by_source: Counter[str] = field(default_factory=Counter)
+    by_caller: Counter[str] = field(default_factory=Counter)
 
     def add(self, call: Call, times: int = 1) -> None:
         """One more; with times -1 one less."""
         self.requests += times
         self.size += times * call.size
-        self.by_source[call.source] += times
-        if not self.by_source[call.source]:
-            del self.by_source[call.source]
+        self.by_caller[call.caller] += times
+        if not self.by_caller[call.caller]:
+            del self.by_caller[call.caller]
 
 
 class InFlight:
@@ -68,7 +68,7 @@ class InFlight:
             return TooLarge(f"the request takes {call.size} bytes, this worker reads {limits.request_bytes} at most")
         if group.requests >= most:
             full = f"{most} requests"
-        elif call.lasting and group.by_source[call.source] >= share:
+        elif call.lasting and group.by_caller[call.caller] >= share:
             full = f"{share} such streams for the same user"
         elif group.size + call.size > limits.request_bytes:
             full = f"{limits.request_bytes} bytes of requests"
@@ -95,11 +95,11 @@ class InFlight:
         for call in [call for call in self.calls.values() if call.headers.request_id == request_id]:
             call.cancel()
 
-    def end_gone(self, subject: str) -> None:
-        """End the call that named this subject for the news that nobody listens, and its caller's other calls."""
-        if call := next((call for call in self.calls.values() if call.gone == subject), None):
-            same = [other for other in self.calls.values() if other.caller == call.caller] if call.caller else [call]
-            for lost in same:
+    def end_unheard(self, subject: str) -> None:
+        """End the call whose no_listener_subject this is, and its caller's other calls."""
+        if call := next((call for call in self.calls.values() if call.no_listener_subject == subject), None):
+            asked, calls = call.caller_subject, self.calls.values()
+            for lost in [other for other in calls if other.caller_subject == asked] if asked else [call]:
                 lost.end(Cancelled("nobody waits for the answer any more"))
 
     async def finish(self, grace_s: float) -> None:

@@ -38,7 +38,7 @@ class ReplySubjects:
         """Whether a worker may publish there on request."""
         return len(subject.encode()) <= MOST_BYTES and self._below.fullmatch(subject) is not None
 
-    def source(self, subject: str) -> str:
+    def caller(self, subject: str) -> str:
         """Who gets answers on an allowed subject, as far as the subject tells: its prefix and the next token.
 
         Below `_INBOX_ml` that is a user, below `_INBOX` a random token of a client's connection or request.
@@ -51,8 +51,8 @@ class ReplySubjects:
 
         Below `_INBOX_ml` that is a user. Below another prefix callers choose the tokens: there all count as one.
         """
-        source = self.source(subject)
-        return source if source.startswith(f"{USERS_INBOX}.") else source.rpartition(".")[0]
+        caller = self.caller(subject)
+        return caller if caller.startswith(f"{USERS_INBOX}.") else caller.rpartition(".")[0]
 
     def include(self, denied: str) -> bool:
         """Whether a denied publish was probably an answer. denied: the subject, in lower case."""

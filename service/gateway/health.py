@@ -8,7 +8,8 @@ from .bus import Bus
 
 
 def add_routes(app: FastAPI, bus: Bus, registry: CollectorRegistry) -> None:
-    """Whether the process runs; whether it would answer requests, that is a worker answers on NATS; and its figures."""
+    """Add /healthz (200 while the process runs), /readyz (200 if a worker answers on NATS, else 503 and why) and
+    /metrics."""
 
     @app.get("/healthz")
     async def healthz() -> Response:

@@ -80,7 +80,7 @@ def run_step(
             with watchdog.step():
                 result.events = engine.step()
             result.seconds = time.perf_counter() - started
-            result.completions, result.prompt_tokens = engine.load.step_texts, engine.load.step_prompt_tokens
+            result.completions, result.prompt_tokens = engine.load.step_decodes, engine.load.step_prompt_tokens
         result.idle = engine.is_idle
     except BaseException as error:  # a panic in Rust is no Exception, and nobody would answer for it
         result.failure, result.lost = error, sorted(inside)

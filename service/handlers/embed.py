@@ -20,7 +20,7 @@ from ..embedding.unread_request import ready_in_s
 from ..endpoint.call import Call
 from ..endpoint.frames import Frames
 from ..endpoint.route import Handler
-from ..residency import gauges
+from ..residency import overview
 from ..residency.manager import ModelManager
 
 
@@ -28,7 +28,7 @@ def params_of(request: wire.EncodeOptions, call: Call, texts: int, normalize: bo
     """How the texts of a request are embedded."""
     options = TextOptions(request.prompt, request.prompt_name, request.task, request.truncate)
     priority = request.priority or ("interactive" if texts <= wire.MAX_INTERACTIVE_TEXTS else "bulk")
-    return EmbedParams(options, Finish(normalize, request.dimensions), call.deadline, priority, call.source)
+    return EmbedParams(options, Finish(normalize, request.dimensions), call.deadline, priority, call.caller)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class EmbedHandlers:
         if b"bulk" in call.body:
             return 0.0
         default = self.manager.defaults.get("embedding")
-        return ready_in_s(gauges.batchers(self.manager.registry), call.body, default, call.source)
+        return ready_in_s(overview.batchers(self.manager.registry), call.body, default, call.caller)
 
     async def embed(self, request: wire.EmbedRequest, call: Call) -> wire.EmbedReply:
         async with self.manager.embedder(request.model) as embedder:

@@ -42,7 +42,7 @@ class GenerateHandlers:
             raise InvalidField("field 'num_beams': beams are not streamed; send 1, or ask for one reply")
         if call.headers.reply_type == names.TEXT and (request.n > 1 or request.logprobs is not None):
             raise InvalidField("fields 'n' and 'logprobs' need a reply in JSON or MessagePack; set Accept")
-        generation = read(request, str(call.serial), call.source)
+        generation = read(request, str(call.serial), call.caller)
         if not call.framed:
             _check_size(least_reply_bytes(generation), call.reply_limit)
         size, begun = 0, False

@@ -36,7 +36,8 @@ async def nightly(
     afterwards: Callable[[], Awaitable[None]],
     retry_s: float = RETRY_S,
 ) -> AsyncIterator[None]:
-    """Submit the scheduled jobs each time while the context is open, then call `afterwards`.
+    """Submit the scheduled jobs each time while the context is open, then, without waiting for the jobs, call
+    `afterwards`.
 
     A job that cannot be submitted now is tried again every `retry_s` seconds until the schedule's grace ends. A worker
     that starts within the grace submits at once. No failure ends the worker.

@@ -22,10 +22,11 @@ from ..bus.jetstream import api_subject
 from .bucket import NotSetUp
 
 MAX_CHUNKS = 2**30 // CHUNK_BYTES
-"""Of an object: a gigabyte in chunks of the size that all clients use."""
+"""Chunks of one object at most: 1 GiB in chunks of CHUNK_BYTES."""
 MAX_META_BYTES = 65_536
 REQUEST_S = 5.0
 COPY_S, SLOWEST_BYTES_PER_S = 30.0, 5_000_000
+"""A copy may take COPY_S, and beyond that its size at this rate."""
 _NO_MESSAGE, _NO_STREAM = 10037, 10059
 
 
@@ -34,7 +35,7 @@ class _Options(BaseModel):
 
 
 class ObjectMeta(BaseModel):
-    """An object's metadata, as far as they are used."""
+    """The fields of an object's metadata that are read here."""
 
     nuid: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64})?$")]
     size: int = Field(0, ge=0)
@@ -128,7 +129,7 @@ class Objects:
     async def message(self, **which: Any) -> dict[str, Any] | None:
         """One message of the bucket's stream, without its headers; None if there is none.
 
-        Raises NotSetUp, Unavailable, and what an absent server raises.
+        which: the fields of JetStream's STREAM.MSG.GET. Raises NotSetUp, Unavailable, and what an absent server raises.
         """
         subject = api_subject(self.nc, f"STREAM.MSG.GET.{self.stream}")
         reply = await self.nc.request(subject, orjson.dumps(which), timeout=REQUEST_S)

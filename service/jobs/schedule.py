@@ -55,7 +55,10 @@ class Schedule:
         return last
 
     def requests(self, at: datetime) -> list[FinetuneRequest]:
-        """A job for each model and path. Their ids contain the day and are the same on every worker."""
+        """A job for each model and path. Their names are the same on every worker.
+
+        The submission makes an unguessable id of each, also the same on every worker.
+        """
         day = at.astimezone(self.zone).date()
         return [
             FinetuneRequest(id=job_id, model=model, path=str(path), options=self.options)

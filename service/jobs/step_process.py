@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 import structlog
 from pydantic import ValidationError
 
-from models.sandbox.child_process import environment
+from models.sandbox.confined_process import environment
 from models.sandbox.limits import ProcessLimits
 from models.training.progress import Event, Failed, read_event
 
@@ -186,6 +186,7 @@ def _signal_alone(process: Process, number: signal.Signals) -> None:
 
 def _ending(code: int, tail: Sequence[str]) -> str:
     if code == -signal.SIGKILL:
-        return "was killed, by the kernel if memory ran out; lower batch_size, micro_batch or max_tokens"
+        killed = "was killed (SIGKILL), by somebody or by the kernel because memory ran out"
+        return f"{killed}; if it did, lower batch_size, micro_batch or max_tokens"
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     return f"{how}: {tail[-1]}" if tail else how

@@ -158,7 +158,7 @@ class ModelLoader:
         """Load a model, computing with one thread alone. Raises ModelError."""
         self.on_step("importing torch")
         from models.loading import loader
-        from models.loading.device import configure_threads, memory_errors
+        from models.loading.device import configure_threads, device_errors
 
         configure_threads(1)
         if spec.kind == "embedding":
@@ -169,7 +169,7 @@ class ModelLoader:
         limits = self._engine_limits(
             loaded.facts.device, loaded.kv_shape.token_bytes * loaded.facts.max_tokens, spec.kv_gb
         )
-        with memory_errors(loaded.facts.device, spec.id):
+        with device_errors(loaded.facts.device, spec.id):
             return Engine(loaded, limits)
 
     def _expected_kv_bytes(self, spec: ModelSpec, options: "LoadOptions", device: str) -> int:

@@ -1,12 +1,14 @@
 """The options of a request are declared once; what repeats them for a type checker or the trainer agrees with that."""
 
 from collections.abc import Iterable
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import pytest
 from pydantic import BaseModel
 
+from models import catalogue
 from models.training.run import TrainingOptions
+from subjects import names
 from subjects.client import CallOptions, EmbedCallOptions
 from subjects.client.generate import GenerateCallOptions
 from subjects.client.jobs import FinetuneCallOptions
@@ -43,3 +45,8 @@ def test_the_trainer_takes_what_the_request_does() -> None:
         }
 
     assert declared(TrainingOptions) == declared(FinetuneOptions)
+
+
+@pytest.mark.parametrize("name", ["Kind", "Form", "Use", "Dtype", "Quantization"])
+def test_a_word_of_the_catalogue_is_one_of_the_wire(name: str) -> None:
+    assert get_args(getattr(catalogue, name)) == get_args(getattr(names, name))

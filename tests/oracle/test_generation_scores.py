@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench.random_generators import write_codellama, write_llama, write_starcoder
 from models.catalogue import Dtype, Quantization, load_catalogue
 from models.generation.causal_lm import CausalLM
-from models.generation.load_checks import PROBE, divergence, probe_logits
+from models.generation.load_checks import TEST_TEXT, divergence, model_logits
 from models.loading.footprint import footprint
 from models.loading.loader import LoadOptions, load_generator
 from models.quantization.quantize import weight_bytes
@@ -43,17 +43,17 @@ def loaded(folder: Path, dtype: Dtype, quantization: Quantization | None = None)
     return load_generator(spec, LoadOptions("cpu", dtype, quantization))
 
 
-def probe(folder: Path) -> list[int]:
-    return AutoTokenizer.from_pretrained(folder)(PROBE)["input_ids"]
+def test_ids(folder: Path) -> list[int]:
+    return AutoTokenizer.from_pretrained(folder)(TEST_TEXT)["input_ids"]
 
 
 def test_scores_in_fp32_are_transformers_own(folder: Path) -> None:
     """To 1e-5 of the largest; transformers reads the folder by itself."""
-    ids = probe(folder)
+    ids = test_ids(folder)
     own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
         expected = own(torch.tensor([ids])).logits[0]
-    found = probe_logits("mine", loaded(folder, "fp32").network, ids)
+    found = model_logits("mine", loaded(folder, "fp32").network, ids)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -65,9 +65,9 @@ def test_scores_in_fp32_are_transformers_own(folder: Path) -> None:
 def test_scores_in_lower_precision_are_near(folder: Path, dtype: Dtype, quantization: Quantization | None) -> None:
     """In short and long batches, which are multiplied in different ways."""
     plain, lower = loaded(folder, "fp32"), loaded(folder, dtype, quantization)
-    ids = probe(folder)
+    ids = test_ids(folder)
     for length in (1, 8, 16, len(ids)):
-        exact, found = (probe_logits("mine", each.network, ids[:length]) for each in (plain, lower))
+        exact, found = (model_logits("mine", each.network, ids[:length]) for each in (plain, lower))
         near = torch.nn.functional.cosine_similarity(exact, found, dim=-1)
         assert near.mean() >= COSINE[quantization or "bf16"], length
         assert divergence(exact, found) <= NATS[quantization or "bf16"], length

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from models.generation import engine
 from models.generation.causal_lm import CausalLM
-from models.generation.load_checks import PROBE
+from models.generation.load_checks import TEST_TEXT
 from models.generation.types import Chat, Message, Plain, Prompt, Request, Sampling
 from models.loading.load_cache import LoadCache
 from models.loading.loader import LoadOptions, load_generator
@@ -82,7 +82,7 @@ def test_prompt_logprobs_are_the_models_own(monkeypatch: pytest.MonkeyPatch) -> 
     """To a thousandth of a nat, in several parts."""
     monkeypatch.setattr(engine, "SCORED_BYTES", 64 * 4 * model().facts.vocabulary)
     with torch.inference_mode():
-        ids = list(model().prompts(Plain(PROBE * 3)).ids)
+        ids = list(model().prompts(Plain(TEST_TEXT * 3)).ids)
         request = Request("a", ids, 0, sampling=Sampling(logprobs=5), prompt_logprobs=True)
         outcome = run(new_engine(model()), request)["a"]
         assert_scored(outcome.scored, ids, oracle(), 5, 1e-3)

@@ -104,7 +104,7 @@ async def test_a_team_may_not_administer(red: MLClient, teams: NatsServer) -> No
 async def test_a_caller_that_only_its_own_account_hears_is_not_taken_for_gone(
     red: MLClient, teams: NatsServer, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "PROBE_S", 0.01)
+    monkeypatch.setattr(endpoint, "ASK_S", 0.01)
     async with await nats.connect(as_role(teams, "admin")) as admin:
         asked_of_us = await admin.subscribe(caller := admin.new_inbox())
         await settled(admin)

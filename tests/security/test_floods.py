@@ -17,7 +17,7 @@ from service.bus.connection import settled
 from service.bus.credentials import WORKERS_INBOX
 from service.endpoint import micro
 from service.jobs import store
-from service.residency import gauges
+from service.residency import overview
 from subjects import MLClient, names
 
 QUESTIONS = 1000
@@ -56,13 +56,13 @@ async def test_of_a_flood_to_all_workers_little_is_answered(anyone: Client, verb
 
 
 async def test_answers_are_given_from_what_is_kept(anyone: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    described, made = gauges.described, []
+    described, made = overview.described, []
 
     def counted(*what: Any) -> dict[str, str]:
         made.append(what)
         return described(*what)
 
-    monkeypatch.setattr(gauges, "described", counted)
+    monkeypatch.setattr(overview, "described", counted)
     monkeypatch.setattr(micro, "FRESH_S", 3600)
     heard = await flooded(anyone, "$SRV.PING.ml.worker")
     await anyone.request(names.EMBED, b"served beside it", timeout=20)

@@ -172,7 +172,7 @@ class FakeEngine:
         if any("unplugged" in self._prompt(text) for text in self._running.values()):
             raise DeviceFailed("cuda", "CUDA error: device-side assert triggered")
         self.steps.append(len(self._running))
-        self.load = replace(self.load, step_texts=len(self._running))
+        self.load = replace(self.load, step_decodes=len(self._running))
         if self._running and self._steps_until_held:
             self._steps_until_held -= 1
         for text in list(self._running.values()):

@@ -212,7 +212,7 @@ async def test_a_reply_that_is_denied_ends_its_work_and_is_counted(secured_serve
 
 
 async def test_a_caller_that_may_not_be_asked_is_asked_once(secured_server, engine, monkeypatch):
-    monkeypatch.setattr("service.endpoint.endpoint.PROBE_S", 0.01)
+    monkeypatch.setattr("service.endpoint.endpoint.ASK_S", 0.01)
     engine.gate.clear()
     as_admin = f"nats://admin:{PASSWORDS['admin']}@{secured_server.address}"
     async with (

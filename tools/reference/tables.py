@@ -7,7 +7,7 @@ from unittest.mock import Mock
 from prometheus_client import Metric
 
 from service.gateway.telemetry import GatewayTelemetry
-from service.residency import gauges
+from service.residency import overview
 from service.telemetry import Telemetry
 from subjects.errors import CODES
 
@@ -35,7 +35,7 @@ def _name(family: Metric) -> str:
 def metrics() -> str:
     """A row for each metric of a worker."""
     counted = [(_name(family), family.type, family.documentation) for family in Telemetry().registry.collect()]
-    read = [(name, "gauge", meaning) for name, meaning, _ in gauges.read_on_demand(_UNREAD, _UNREAD)]
+    read = [(name, "gauge", meaning) for name, meaning, _ in overview.read_on_demand(_UNREAD, _UNREAD)]
     return table(
         ("metric", "type", "meaning"),
         [(f"`{name}`", kind, escaped(meaning)) for name, kind, meaning in sorted(counted + read)],

@@ -114,13 +114,13 @@ def _negatives_by_model(sources: list[PairSource], spec: RunSpec) -> list[PairSo
 
     Only this step has a memory limit: a parser without memory ends the process.
     """
-    from ...loading.device import configure_threads, memory_errors, pick_device
+    from ...loading.device import configure_threads, device_errors, pick_device
     from ...loading.loader import LoadOptions, load
 
     configure_threads(spec.threads)
     device = pick_device(spec.device).type
     encoder = load(spec.entry, LoadOptions(spec.device, folder=spec.base, threads=spec.threads))
-    with memory_errors(device), memory_limit(spec.memory_bytes if device == "cpu" else None):
+    with device_errors(device), memory_limit(spec.memory_bytes if device == "cpu" else None):
         return with_negatives(sources, spec.options.hard_negatives, spec.options.seed, encoder)
 
 

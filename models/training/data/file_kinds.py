@@ -25,7 +25,7 @@ _GENERATED_HEADER = re.compile(
 )
 _HEADER_LINES = 20
 _MAX_LINE, _MAX_MEAN_LINE = 5_000, 300
-"""Characters of a line; more means that the file is minified."""
+"""Characters of the longest line, and of a line on average; beyond either a file counts as minified."""
 _TEST_FOLDERS = frozenset({"test", "tests", "__tests__", "spec", "specs", "e2e", "androidTest", "testdata"})
 _TEST_FILE = re.compile(
     r"(?:test_.*|.*_test|conftest|tests)\.pyi?|.*_test\.go|.*[.-](?:test|tests|spec|e2e|cy)\.[cm]?[jt]sx?|.*_(?:test|spec)\.rb|test_.*\.rb"
@@ -68,9 +68,9 @@ def is_test_file(path: str) -> bool:
     return not _TEST_FOLDERS.isdisjoint(folders) or _TEST_FILE.fullmatch(name) is not None
 
 
-def is_test_symbol(language: str, qualified: str, head: str) -> bool:
+def is_test_symbol(language: str, qualified_name: str, head: str) -> bool:
     """Whether a function, method or class outside of test files is a test. head: its source up to its body."""
-    *scope, name = qualified.split(".")
+    *scope, name = qualified_name.split(".")
     if language == "python":
         return name.startswith("test_") if not scope else _is_test_class(scope[-1]) and name.startswith("test")
     if language == "rust" and not {"test", "tests"}.isdisjoint(scope):

@@ -84,8 +84,9 @@ class Grammar:
     """How a language is parsed.
 
     package, function: the source of its tree-sitter grammar. queries: files of patterns; the first that matches a node
-    counts. doc_signs: how a comment begins that documents the definition after it. stubs: (beginning of a body, what
-    replaces it in a class without bodies); other bodies stay. empty: a placeholder for a body that must not be empty.
+    counts. doc_signs: how a comment begins that documents the definition after it. stubs: where a class is shown
+    without the bodies of its methods, a body that begins with the first of a pair becomes the second; others stay.
+    placeholder: what a body becomes once its docstring, all that it held, is removed; empty: the docstring goes alone.
     clauses: whether a function may consist of several clauses, one after the other.
     """
 
@@ -94,12 +95,12 @@ class Grammar:
     function: str = "language"
     doc_signs: tuple[str, ...] = ("/**",)
     stubs: tuple[tuple[bytes, bytes], ...] = ((b"{", b"{}"),)
-    empty: bytes = b""
+    placeholder: bytes = b""
     clauses: bool = False
 
 
 GRAMMARS = {
-    "python": Grammar("tree_sitter_python", ("python",), stubs=((b"", b"..."),), empty=b"pass"),
+    "python": Grammar("tree_sitter_python", ("python",), stubs=((b"", b"..."),), placeholder=b"pass"),
     "javascript": Grammar("tree_sitter_javascript", ("ecmascript", "javascript")),
     "typescript": Grammar("tree_sitter_typescript", ("ecmascript", "typescript"), "language_typescript"),
     "tsx": Grammar("tree_sitter_typescript", ("ecmascript", "typescript"), "language_tsx"),
@@ -131,6 +132,6 @@ def language_of(path: str, text: str) -> str:
 
 
 def may_be_code(path: str) -> bool:
-    """Whether a file may be code, by its name."""
+    """Whether a file may be code, by its name: it has a known extension, or none, and then its first line will tell."""
     name = PurePosixPath(path)
     return not name.suffix or name.suffix[1:].lower() in _BY_EXTENSION

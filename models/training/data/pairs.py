@@ -69,7 +69,7 @@ def pair_sources(symbols: Sequence[Symbol]) -> list[PairSource]:
 
 def _reference(anchor: str, origin: Symbol, target: Symbol, kind: PairKind, *bodies: str) -> PairSource:
     pair = Pair(anchor, target.body, kind, target.language, target.file)
-    return PairSource(pair, target.qualified, origin.file, origin.qualified, (target.body, *bodies))
+    return PairSource(pair, target.qualified_name, origin.file, origin.qualified_name, (target.body, *bodies))
 
 
 # Documentation -> code
@@ -79,13 +79,13 @@ def _documented(symbols: Iterable[Symbol]) -> Iterator[PairSource]:
     for symbol in symbols:
         if _is_informative(symbol) and len(symbol.body) >= MIN_CODE_CHARS:
             pair = Pair(symbol.docstring, symbol.body, "docstring", symbol.language, symbol.file)
-            yield PairSource(pair, symbol.qualified, symbol.file, symbol.qualified)
+            yield PairSource(pair, symbol.qualified_name, symbol.file, symbol.qualified_name)
 
 
 def _is_informative(symbol: Symbol) -> bool:
     """Whether a docstring says more than the name."""
     found = words(symbol.docstring)
-    return len(found) >= MIN_WORDS and len(set(found) - set(words(symbol.qualified))) >= 2
+    return len(found) >= MIN_WORDS and len(set(found) - set(words(symbol.qualified_name))) >= 2
 
 
 # Calls -> definition, tests -> what they test
@@ -109,7 +109,7 @@ class _Definitions:
         """The names that a symbol calls, with their definitions; without itself and indistinct ones."""
         for name in symbol.calls:
             target = self.by_name.get((_family(symbol), name))
-            if target is not None and target.qualified != symbol.qualified and _is_distinct(target):
+            if target is not None and target.qualified_name != symbol.qualified_name and _is_distinct(target):
                 yield name, target
 
 
@@ -139,7 +139,7 @@ def _tested(tests: Iterable[Symbol], known: _Definitions) -> Iterator[PairSource
 
 def _best_target(test: Symbol, called: Sequence[Symbol]) -> Symbol | None:
     """The called function that a test is named after, or the only one that it calls."""
-    in_name = set(words(test.qualified))
+    in_name = set(words(test.qualified_name))
     named = [target for target in called if set(words(target.name)) <= in_name]
     if named:
         return max(named, key=lambda target: len(words(target.name)))
@@ -161,7 +161,7 @@ def _same_elsewhere(symbols: Iterable[Symbol]) -> Iterator[PairSource]:
     """Definitions of one name in several files or languages: each with the next that is no near duplicate."""
     named: dict[tuple[str, ...], list[Symbol]] = defaultdict(list)
     for symbol in symbols:
-        name = tuple(words(symbol.qualified))
+        name = tuple(words(symbol.qualified_name))
         if symbol.kind != "block" and len(name) >= 2 and not symbol.name.startswith("__"):
             named[name].append(symbol)
     for alike in named.values():

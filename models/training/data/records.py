@@ -39,14 +39,14 @@ class SourceFile:
 class Symbol:
     """A function, method or class of a codebase, or a block of a file that was not parsed.
 
-    name: as written; qualified: with its classes before it, joined by dots. line: its first one, from 1. code:
+    name: as written; qualified_name: with its classes before it, joined by dots. line: its first one, from 1. code:
     dedented; body: the same without docstring. docstring: its text, without quotes and comment signs, or empty.
     calls: the names called, each once, in order; call_sites: for each, the statement around its first call, with a line
     or two before it. is_test: whether it is one of the codebase's tests.
     """
 
     name: str
-    qualified: str
+    qualified_name: str
     kind: Literal["function", "method", "class", "block"]
     language: str
     file: str

@@ -63,10 +63,10 @@ class _ParsedFile:
         stubs = [edit for part in definition.parts for edit in self._stubs(part)] if definition.kind == "class" else []
         sites = self._call_sites(definition)
         names = _names(definition)
-        qualified = ".".join(names)
+        qualified_name = ".".join(names)
         return Symbol(
             names[-1],
-            qualified,
+            qualified_name,
             _kind(definition, names),
             self._file.language,
             self._file.path,
@@ -75,7 +75,7 @@ class _ParsedFile:
             body=_excerpt(self._source, definition.start, definition.end, stubs + cuts),
             docstring=docstring,
             calls=tuple(sites),
-            is_test=self._is_test(definition, qualified),
+            is_test=self._is_test(definition, qualified_name),
             call_sites=sites,
         )
 
@@ -98,8 +98,8 @@ class _ParsedFile:
 
     def _cut_literal(self, literal: Node, body: Node) -> Edit:
         """Remove a docstring; a body that must not be empty gets a placeholder if nothing else is in it."""
-        if self._grammar.empty and all(child.type == "comment" for child in body.named_children[1:]):
-            return literal.start_byte, literal.end_byte, self._grammar.empty
+        if self._grammar.placeholder and all(child.type == "comment" for child in body.named_children[1:]):
+            return literal.start_byte, literal.end_byte, self._grammar.placeholder
         return self._cut(literal)
 
     def _stubs(self, part: Definition) -> list[Edit]:
@@ -130,12 +130,12 @@ class _ParsedFile:
                     sites[name] = dedent("\n".join(lines)).strip("\n").rstrip()
         return sites
 
-    def _is_test(self, definition: Definition, qualified: str) -> bool:
+    def _is_test(self, definition: Definition, qualified_name: str) -> bool:
         if self._in_test_file or definition.kind == "test":
             return True
         end = definition.bodies[0].start_byte if definition.bodies else definition.end
         head = self._source[definition.start : end].decode("utf-8", "replace")
-        return is_test_symbol(self._file.language, qualified, head)
+        return is_test_symbol(self._file.language, qualified_name, head)
 
 
 def _last_comment(comments: Sequence[Node], signs: tuple[str, ...]) -> list[Node]:

@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 
 from ...encoders.modules import text_transformer
 from ...errors import OutOfDeviceMemory
-from ...loading.device import configure_threads, memory_errors
+from ...loading.device import configure_threads, device_errors
 from ...loading.memory import device_memory, give_back
 from ...loading.reading import quiet
 from ...sandbox.limits import memory_limit, resident_bytes
@@ -92,7 +92,7 @@ class _Training:
             limit = self._spec.memory_bytes or int(device_memory("cpu")[0] * FREE_SHARE)
         while True:
             try:
-                with memory_errors(str(self._method.device)), memory_limit(limit):
+                with device_errors(str(self._method.device)), memory_limit(limit):
                     return self._fit(micro_batch)
             except OutOfDeviceMemory as error:
                 if micro_batch == 1:

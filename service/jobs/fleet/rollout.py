@@ -172,7 +172,7 @@ class Rollout:
 
     async def _reload_as(self, model: str, version: str) -> Loaded:
         loaded = await self._manager.reload(model, version)
-        self._sync.note_other_version(model)
+        self._sync.forget_swap(model)
         return loaded
 
     async def _shared(self, model: str, version: str) -> LiveVersion:

@@ -29,7 +29,9 @@ FORESEEN = (ModelError, MLError, BusError, NatsError, OSError, TimeoutError)
 
 @dataclass(slots=True, eq=False)
 class VersionSync:
-    """first: the models whose versions the start waits for, None for all; the rest follow while the worker serves.
+    """Keeps this worker at the fleet's live versions; `running` follows them.
+
+    first: the models whose versions the start waits for, None for all; the rest follow while the worker serves.
 
     retry_s: the pause after a failure; it doubles with each further failure, up to an hour.
     """
@@ -49,18 +51,18 @@ class VersionSync:
     @asynccontextmanager
     async def running(self) -> AsyncIterator["VersionSync"]:
         """On entry the fleet's live versions are taken over if they can be had; inside, changes are followed."""
-        await self._catch_up()
+        await self._follow_at_start()
         async with (
             background_task(lambda closing: self._listen(), "live_versions.watch"),
-            background_task(lambda closing: self._keep_up(), "live_versions.follow"),
+            background_task(lambda closing: self._follow_changes(), "live_versions.follow"),
         ):
             yield self
 
     def serves(self, model: str) -> str | None:
-        """The version that this worker has swapped to; None if it did not follow the fleet."""
+        """The version that this worker has swapped to; None if it has not since its start, or was asked for another."""
         return self._serves.get(model)
 
-    def note_other_version(self, model: str) -> None:
+    def forget_swap(self, model: str) -> None:
         """Note that this worker was asked to serve another version than the live one."""
         self._serves.pop(model, None)
 
@@ -86,7 +88,7 @@ class VersionSync:
             self._serves[model] = live.version
         log.info("version.came_live", model=model, version=live.version, swapped=swapped is not None)
 
-    async def _catch_up(self) -> None:
+    async def _follow_at_start(self) -> None:
         try:
             found = await self.live.all()
         except NotSetUp:
@@ -96,7 +98,7 @@ class VersionSync:
             return
         for model, live in found.items():
             self._want(model, live)
-        await self._try_all(self.first)
+        await self._swap_all(self.first)
         if self._behind and not self._failures:
             self._changed.set()
 
@@ -105,27 +107,27 @@ class VersionSync:
             self._want(model, live)
 
     def _want(self, model: str, live: Live) -> None:
-        """Ignores what a watch reports twice."""
+        """Note that a model is to swap to this version; the same one reported again changes nothing."""
         if model in self.manager.catalogue.specs and live != self._wanted.get(model):
             self._wanted[model] = live
             self._behind.add(model)
             self._failures = 0
             self._changed.set()
 
-    async def _keep_up(self) -> None:
+    async def _follow_changes(self) -> None:
         while True:
             try:
                 async with asyncio.timeout(self._wait_s()):
                     await self._changed.wait()
             except TimeoutError:
                 log.info("version.tried_again", models=sorted(self._behind))
-            await self._try_all()
+            await self._swap_all()
 
     def _wait_s(self) -> float | None:
-        """Grows, since a spoilt archive need not be fetched every minute."""
+        """Seconds until the next try, longer after each failure; None while nothing is behind."""
         return min(LONGEST_RETRY_S, self.retry_s * 2.0 ** (self._failures - 1)) if self._behind else None
 
-    async def _try_all(self, only: Collection[str] | None = None) -> None:
+    async def _swap_all(self, only: Collection[str] | None = None) -> None:
         """Swap to every wanted version; a model that fails stays behind. A change meanwhile is seen in the next run."""
         self._changed.clear()
         failed = False

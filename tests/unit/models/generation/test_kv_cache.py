@@ -124,8 +124,10 @@ def test_a_budget_below_one_block_holds_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "sharing", "kept"),
+    ("device", "queries_per_kv_head", "kept"),
     [("cpu", 1, torch.float32), ("cpu", 16, torch.bfloat16), ("cuda", 1, torch.bfloat16)],
 )
-def test_few_heads_to_a_key_are_kept_in_fp32_on_the_cpu(device: str, sharing: int, kept: torch.dtype) -> None:
-    assert kv_dtype(torch.bfloat16, sharing, torch.device(device)) is kept
+def test_few_heads_to_a_key_are_kept_in_fp32_on_the_cpu(
+    device: str, queries_per_kv_head: int, kept: torch.dtype
+) -> None:
+    assert kv_dtype(torch.bfloat16, queries_per_kv_head, torch.device(device)) is kept

@@ -219,8 +219,8 @@ def test_a_model_does_not_refer_to_its_file(tmp_path: Path) -> None:
     for file in folder.glob("*.safetensors"):
         with file.open("r+b") as opened:
             opened.write(bytes(file.stat().st_size))
-    scores = load_checks.probe_logits("mine", model.network, model.probe)[-1]
-    assert torch.equal(scores, model.probe_scores)
+    scores = load_checks.model_logits("mine", model.network, model.test_ids)[-1]
+    assert torch.equal(scores, model.test_logits)
 
 
 def test_files_that_are_not_read_do_not_count(own: Path) -> None:
@@ -272,9 +272,9 @@ def test_unquantised_matrices_are_noted(codellama: Path) -> None:
 
 
 def test_quantised_layers_are_tested_with_one_row_and_with_many() -> None:
-    probes = load_checks.probes_of_rows([5, 6, 7], 1000)
+    probes = load_checks.ids_of_few_and_many_rows([5, 6, 7], 1000)
     assert ([len(ids) for ids in probes], set(probes[2])) == ([1, 3, load_checks.MANY_TOKENS], {5, 6, 7})
-    assert [len(ids) for ids in load_checks.probes_of_rows([5, 6, 7], 8)] == [1, 3, 8]
+    assert [len(ids) for ids in load_checks.ids_of_few_and_many_rows([5, 6, 7], 8)] == [1, 3, 8]
     near, far = torch.zeros(2, 4), torch.tensor([[99.0, 0, 0, 0]] * 2)
     with pytest.raises(ModelUnavailable, match="choose a higher precision"):
         load_checks.require_near("mine", "int8", [near, near, near], [near, near, far])
@@ -330,7 +330,7 @@ def test_architectures_that_the_engine_cannot_run(config: PretrainedConfig, why:
         ({"model_type": "deepseek_v3"}, "not of one width"),
         ({"model_type": "gpt_oss"}, "does not compute s_aux"),
         ({"model_type": "bert"}, "neither causal nor windows"),
-        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "see those behind them"),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "depend on later tokens"),
         ({"model_type": "llama4_text"}, "neither the whole text nor a window"),
         ({"model_type": "diffllama"}, "not all of its layers keep keys and values"),
         ({"model_type": "gemma4_text"}, "does not say what keys and values"),
@@ -368,8 +368,8 @@ def test_a_model_whose_tokens_see_the_next_cannot_write(codellama: Path, monkeyp
     def backwards(model: str, network: object, ids: list[int]) -> torch.Tensor:
         return torch.tensor([[float(ids[-1]), 0.0]])
 
-    monkeypatch.setattr(load_checks, "probe_logits", backwards)
-    assert "cannot write" in reason_of(codellama)
+    monkeypatch.setattr(load_checks, "model_logits", backwards)
+    assert "cannot generate text" in reason_of(codellama)
 
 
 def with_nan(folder: Path) -> None:

@@ -303,25 +303,25 @@ def trained(decode_s: float, token_s: float, max_tokens: int = 128) -> PrefillBu
 
 
 def test_the_budget_starts_at_the_limit() -> None:
-    assert PrefillBudget(128).chunk_tokens == 128
+    assert PrefillBudget(128).tokens_per_prompt == 128
 
 
 def test_a_step_with_prompts_takes_at_most_stretch_times_as_long() -> None:
-    assert trained(decode_s=0.02, token_s=0.001).chunk_tokens == int((MAX_STEP_FACTOR - 1) * 20)
+    assert trained(decode_s=0.02, token_s=0.001).tokens_per_prompt == int((MAX_STEP_FACTOR - 1) * 20)
 
 
 def test_a_prompt_ends_however_slow_its_tokens_are() -> None:
-    assert trained(decode_s=0.001, token_s=0.01).chunk_tokens == MIN_CHUNK_TOKENS
-    assert trained(decode_s=0.001, token_s=0.01, max_tokens=4).chunk_tokens == 4
+    assert trained(decode_s=0.001, token_s=0.01).tokens_per_prompt == MIN_CHUNK_TOKENS
+    assert trained(decode_s=0.001, token_s=0.01, max_tokens=4).tokens_per_prompt == 4
 
 
 def test_the_budget_never_passes_the_limit() -> None:
-    assert trained(decode_s=1.0, token_s=0.0).chunk_tokens == 128
-    assert trained(decode_s=1.0, token_s=0.001).chunk_tokens == 128
+    assert trained(decode_s=1.0, token_s=0.0).tokens_per_prompt == 128
+    assert trained(decode_s=1.0, token_s=0.001).tokens_per_prompt == 128
 
 
 def test_a_step_of_prompts_alone_changes_no_budget() -> None:
     budget = trained(decode_s=0.02, token_s=0.001)
-    before = budget.chunk_tokens
+    before = budget.tokens_per_prompt
     budget.record(0, 512, 100.0)
-    assert budget.chunk_tokens == before
+    assert budget.tokens_per_prompt == before

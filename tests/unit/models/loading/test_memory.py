@@ -12,7 +12,7 @@ from bench.random_models import write_qodo
 from models.encoders import onnx_session
 from models.errors import DeviceFailed
 from models.loading import memory
-from models.loading.device import memory_errors
+from models.loading.device import device_errors
 
 GIVES_BACK = """
 import sys
@@ -89,7 +89,7 @@ def test_the_default_budget_leaves_a_margin() -> None:
     assert 0 <= memory.default_budget("cpu") <= free - memory.MARGIN_BYTES
 
 
-@pytest.mark.parametrize("translated", [memory_errors, onnx_session._memory_errors], ids=["torch", "onnx"])
+@pytest.mark.parametrize("translated", [device_errors, onnx_session._device_errors], ids=["torch", "onnx"])
 def test_a_gpu_that_repeats_its_error_has_failed_for_good(monkeypatch: pytest.MonkeyPatch, translated: Any) -> None:
     """After other failures it goes on working; a CPU is not checked."""
 

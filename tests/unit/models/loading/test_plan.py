@@ -2,15 +2,19 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Event
 
 import pytest
+from transformers import PretrainedConfig, PreTrainedModel
 
 from bench.random_models import write_qodo
 from models.catalogue import load_catalogue
 from models.errors import UnknownArchitecture
-from models.loading.footprint import Footprint, Precision, footprint, model_config
+from models.loading.footprint import Footprint, Precision, encoder_skeleton, footprint, model_config
 from models.loading.plan import Candidate, Fate, Plan, Reserve, candidate, native, plan
+from models.loading.reading import READ_LOCK
 
 GB = 10**9
 NO_RESERVE = Reserve(working_bytes=0, kv_tokens=0)
@@ -33,6 +37,31 @@ def model(name: str, bf16: float, generates: bool = False, steps: tuple[Precisio
 
 
 ALL: tuple[Precision, ...] = ("bf16", "int8", "int4")
+
+
+def test_a_footprint_is_measured_while_no_model_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both change the process's default dtype for a while: two at once could leave bf16 behind."""
+    measuring, go_on = Event(), Event()
+
+    def slow(config: PretrainedConfig) -> PreTrainedModel:
+        measuring.set()
+        assert go_on.wait(60)
+        return encoder_skeleton(config)
+
+    def read_nothing() -> None:
+        with READ_LOCK:
+            pass
+
+    monkeypatch.setattr("models.loading.footprint.encoder_skeleton", slow)
+    with ThreadPoolExecutor(2) as threads:
+        measured = threads.submit(footprint, load_catalogue().get("minilm"))
+        assert measuring.wait(60)
+        read = threads.submit(read_nothing)
+        early = wait([read], timeout=0.1).done
+        go_on.set()
+        assert not early
+        read.result(60)
+        assert measured.result(60).parameters
 
 
 def outcome(planned: Plan) -> dict[str, tuple[Precision, Fate]]:

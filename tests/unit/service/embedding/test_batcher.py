@@ -548,12 +548,12 @@ async def test_the_backlog_of_one_source_has_nothing_of_anothers_refused(encoder
     async with batching(encoder, budget_tokens=1) as batcher:
         await slow_by(encoder, batcher, "slow", 0.05)
         deadline = asyncio.get_running_loop().time() + 20
-        many = EmbedParams(PLAIN, UNIT, deadline, source="many")
+        many = EmbedParams(PLAIN, UNIT, deadline, caller="many")
         texts = ["word " * MAX_TOKENS] * 20  # a minute's work
         waits = [text.future for text in batcher.submit(texts, replace(many, deadline=deadline + 100))]
         with pytest.raises(Busy, match="past the deadline"):
             batcher.require_time(["one more"], many)
-        batcher.require_time(["one more"], replace(many, source="one"))
+        batcher.require_time(["one more"], replace(many, caller="one"))
         encoder.gate.set()
         await asyncio.gather(*waits)
 

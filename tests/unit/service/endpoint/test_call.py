@@ -54,7 +54,7 @@ async def frames(count: int):
 async def test_a_cancellation_that_a_flush_swallows_still_ends_the_stream():
     nc = Recorder()
     call = streaming_call(nc)
-    call.task = asyncio.create_task(send_stream(call, frames(10), "probe"))
+    call.task = asyncio.create_task(send_stream(call, frames(10)))
     call.running = True
     await asyncio.sleep(0)
     call.end(Cancelled("stop"))
@@ -71,14 +71,14 @@ async def test_a_deadline_that_passes_in_a_flush_ends_the_stream():
     call = streaming_call(nc)
     call.deadline = 0
     with pytest.raises(DeadlinePassed):
-        await send_stream(call, frames(10), "probe")
+        await send_stream(call, frames(10))
 
 
 async def test_after_the_last_frame_nothing_but_the_sentinel_follows():
     nc = Recorder()
     nc.stalled.set()
     call = streaming_call(nc)
-    await send_stream(call, frames(2), "probe")
+    await send_stream(call, frames(2))
     await call.fail(Cancelled("too late"))
     await call.close()
     assert nc.events() == ["chunk", "chunk", "done", "sentinel"]

@@ -58,7 +58,7 @@ def test_prefixes_of_ones_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "source"),
+    ("reply", "caller"),
     [
         ("_INBOX.drawn.1", "_INBOX.drawn"),
         ("_INBOX.drawn", "_INBOX.drawn"),
@@ -66,5 +66,5 @@ def test_prefixes_of_ones_own() -> None:
         ("ml.watch.us.b", "ml.watch.us"),
     ],
 )
-def test_who_asks_is_told_by_the_prefix_and_the_token_behind_it(reply: str, source: str) -> None:
-    assert OURS.source(reply) == source
+def test_who_asks_is_told_by_the_prefix_and_the_token_behind_it(reply: str, caller: str) -> None:
+    assert OURS.caller(reply) == caller

@@ -13,7 +13,7 @@ from models.training.data.symbols import symbols_of
 def symbol(name: str, **fields: Any) -> Symbol:
     """A function of a file of its own, of which the code says nothing that another's does."""
     body = fields.pop("body", f"def {name}(value):\n    return compute_{name}(value, mode='{name}')")
-    given = {"qualified": name, "kind": "function", "language": "python", "file": f"{name}.py", "line": 1}
+    given = {"qualified_name": name, "kind": "function", "language": "python", "file": f"{name}.py", "line": 1}
     docstring = fields.get("docstring", "")
     code = body.replace("\n", f'\n    """{docstring}"""\n', 1) if docstring else body
     return Symbol(name.rpartition(".")[2], **{**given, "code": code, "body": body, **fields})
@@ -67,7 +67,7 @@ def test_a_statement_belongs_to_what_it_calls() -> None:
 
 
 def test_ambiguous_names_are_ignored() -> None:
-    one, other = symbol("parse_header"), symbol("parse_header", qualified="Old.parse_header", file="old.py")
+    one, other = symbol("parse_header"), symbol("parse_header", qualified_name="Old.parse_header", file="old.py")
     assert [pair for pair in pairs_of(one, other, calling("serve", "parse_header")) if pair.kind == "call"] == []
 
 

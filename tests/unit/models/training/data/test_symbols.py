@@ -17,7 +17,7 @@ from models.training.data.symbols import symbols_of
 
 def read(text: str, language: str = "python", path: str = "pile/stack") -> dict[str, Symbol]:
     found = symbols_of(SourceFile(path, language, dedent(text).strip() + "\n"))
-    return {symbol.qualified: symbol for symbol in found}
+    return {symbol.qualified_name: symbol for symbol in found}
 
 
 @pytest.mark.parametrize("language", sorted(GRAMMARS))
@@ -179,7 +179,7 @@ def test_tests_are_detected_in_any_file() -> None:
 def test_broken_syntax_loses_only_the_broken_part(language: str, before: str, after: str) -> None:
     text = before + "\n" + dedent(SOURCES[language]).strip() + "\n\n" + after
     _, stack, push, _ = NAMES[language]
-    assert {stack, push} <= {symbol.qualified for symbol in symbols_of(SourceFile("a", language, text))}
+    assert {stack, push} <= {symbol.qualified_name for symbol in symbols_of(SourceFile("a", language, text))}
 
 
 def test_unparsable_files_become_blocks() -> None:

@@ -1,4 +1,4 @@
-"""The models in memory and their queues, for discovery, statistics and metrics."""
+"""The models in memory and their queues: for discovery, statistics, metrics and admission."""
 
 import functools
 import textwrap
