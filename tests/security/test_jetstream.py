@@ -75,7 +75,7 @@ async def test_a_client_has_the_server_publish_nothing(secured_server: NatsServe
     await admin.jetstream().publish("$O.ml_data.C.kept", b"forged", headers={"Status": "503"})
     before = await sizes(admin)
     heard = [await admin.subscribe(target) for target in TARGETS]
-    await admin.flush()
+    await settled(admin)
     async with party(role, secured_server) as (nc, refused):
         for target in TARGETS:
             for way in WAYS:

@@ -13,6 +13,7 @@ from nats.aio.client import Client
 from nats_server import plain_server
 from serve_jobs import Events, JobsWorker, jobs_worker, listening, set_up
 
+from service.bus.connection import settled
 from service.jobs import setup
 from subjects import names
 from subjects.jobs import Job
@@ -29,7 +30,7 @@ async def pull_inbox(nats_url: str, events: Events, attacker: Client) -> "asynci
         inboxes.put_nowait(msg.reply)
 
     await attacker.subscribe(PULLS, cb=note)
-    await attacker.flush()
+    await settled(attacker)
     return inboxes
 
 

@@ -14,6 +14,7 @@ from nats.aio.msg import Msg
 from scripted_worker import DONE, SERVED, Worker, frames, reply, scripted_worker, tokens
 from workers import running_worker
 
+from service.bus.connection import settled
 from subjects import GenerateDone, MLClient, TokenFrame, codec, names, stream
 from subjects.client.inbox import inbox
 from subjects.errors import Internal, MLError
@@ -79,7 +80,7 @@ async def test_a_fake_reply_of_one_worker_among_many_is_not_counted(
         await worker.nc.publish(msg.reply, codec.dumps_error(error, "", names.MSGPACK), headers=headers)
 
     await worker.nc.subscribe(names.MODELS_RELOAD, cb=attacked)
-    await worker.nc.flush()
+    await settled(worker.nc)
     (answer,) = await MLClient(nc, timeout_s=20).models.reload_all("a", 1)
     assert isinstance(answer, MLError)
     assert str(answer) == "ours"

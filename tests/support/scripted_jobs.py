@@ -13,6 +13,7 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from service.bus.connection import settled
 from subjects import FinetuneReply, Job, JobsListReply, codec, names, stream
 from subjects.errors import MLError, Unavailable
 from subjects.jobs import TERMINAL
@@ -139,5 +140,5 @@ async def scripted_jobs(url: str) -> AsyncIterator[JobsWorker]:
             names.MODELS_PROMOTE,
         ):
             await nc.subscribe(subject, "ml", cb=worker.on_request)
-        await nc.flush()
+        await settled(nc)
         yield worker

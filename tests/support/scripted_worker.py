@@ -11,6 +11,7 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from service.bus.connection import settled
 from subjects import codec, names, stream
 from subjects.errors import MLError
 
@@ -63,7 +64,7 @@ async def scripted_worker(url: str) -> AsyncIterator[Worker]:
         for subject in (names.GENERATE, names.GENERATE_BATCH):
             await nc.subscribe(subject, "ml", cb=worker.on_request)
         await nc.subscribe("ml.cancel.*", cb=worker.on_cancel)
-        await nc.flush()
+        await settled(nc)
         yield worker
 
 

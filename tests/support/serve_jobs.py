@@ -27,6 +27,7 @@ from models.errors import OverBudget
 from models.training.errors import CannotTrain
 from models.training.run import TrainingOptions
 from service.bus.client import BusClient
+from service.bus.connection import settled
 from service.endpoint.endpoint import Endpoint, serving
 from service.endpoint.in_flight import InFlight, Limits
 from service.endpoint.reply_subject import ReplySubjects
@@ -246,7 +247,7 @@ async def listening(url: str) -> AsyncIterator[Events]:
     events = Events()
     nc = await nats.connect(url, reconnect_time_wait=0.1, max_reconnect_attempts=-1)
     await nc.subscribe(names.job_event_subject("*"), cb=events.on_event)
-    await nc.flush()
+    await settled(nc)
     try:
         yield events
     finally:

@@ -260,7 +260,7 @@ class TestLosses:
         """nats-py writes it past what is queued, so that its answer says nothing of that."""
         async with connected(NatsSettings(url=nats_server.url)) as nc:
             inbox = await nc.subscribe("inbox")
-            await nc.flush()
+            await settled(nc)
             for _ in range(50):
                 nc._pending.append(b"PUB inbox 1\r\nx\r\n")
                 nc._pending_data_size += 1

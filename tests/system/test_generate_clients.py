@@ -15,6 +15,8 @@ from nats.aio.subscription import Subscription
 from nats_server import PASSWORDS, NatsServer
 from workers import running_worker
 
+from service.bus.connection import settled
+
 TOKENS = 60
 TEXT = "".join(f" {number}" for number in range(TOKENS))
 FIELDS = {"prompt": "def fib(n):", "max_tokens": TOKENS, "seed": 7}
@@ -97,7 +99,7 @@ async def test_an_error_ends_a_stream_in_each_form(nc: Client) -> None:
 async def test_any_number_of_subscribers_watch_one_generation(nc: Client, nats_url: str) -> None:
     async with await nats.connect(nats_url) as other:
         watching = [await client.subscribe("ml.watch.screen") for client in (nc, nc, other)]
-        await other.flush()
+        await settled(other)
         await nc.publish("ml.generate", json.dumps(FIELDS).encode(), "ml.watch.screen", STREAM)
         first, *others = [[message.data for message in await frames(messages)] for messages in watching]
     assert others == [first, first]

@@ -21,6 +21,7 @@ from workers import running_worker
 
 from service.app import worker
 from service.bus.client import BusClient
+from service.bus.connection import settled
 from service.bus.held_messages import HeldMessages
 from service.endpoint.call import MAX_KEPT_BYTES, Call
 from service.endpoint.reply_subject import PREFIXES
@@ -135,7 +136,7 @@ async def test_a_request_with_another_reply_subject_is_dropped_counted_and_told(
         await nats.connect(nats_url) as listener,
     ):
         heard = await listener.subscribe(reply)
-        await listener.flush()
+        await settled(listener)
         for subject in (names.EMBED, names.EMBED, "$SRV.PING.ml"):
             await nc.publish(subject, b"x", reply=reply)
         await nc.flush()
@@ -186,7 +187,7 @@ async def test_any_number_of_subscribers_watch_one_stream(secured_server, engine
         await nats.connect(secured_server.url) as other,
     ):
         watching = [await each.subscribe("ml.watch.demo") for each in (nc, other)]
-        await other.flush()
+        await settled(other)
         body = json.dumps({"prompt": "a", "max_tokens": 5}).encode()
         await nc.publish(names.GENERATE, body, "ml.watch.demo", {names.STREAM: "true"})
         texts = ["".join(json.loads(frame.data).get("text", "") for frame in await to_the_end(one)) for one in watching]
