@@ -43,13 +43,13 @@ def loaded(folder: Path, dtype: Dtype, quantization: Quantization | None = None)
     return load_generator(spec, LoadOptions("cpu", dtype, quantization))
 
 
-def test_ids(folder: Path) -> list[int]:
+def some_ids(folder: Path) -> list[int]:
     return AutoTokenizer.from_pretrained(folder)(TEST_TEXT)["input_ids"]
 
 
 def test_scores_in_fp32_are_transformers_own(folder: Path) -> None:
     """To 1e-5 of the largest; transformers reads the folder by itself."""
-    ids = test_ids(folder)
+    ids = some_ids(folder)
     own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
         expected = own(torch.tensor([ids])).logits[0]
@@ -65,7 +65,7 @@ def test_scores_in_fp32_are_transformers_own(folder: Path) -> None:
 def test_scores_in_lower_precision_are_near(folder: Path, dtype: Dtype, quantization: Quantization | None) -> None:
     """In short and long batches, which are multiplied in different ways."""
     plain, lower = loaded(folder, "fp32"), loaded(folder, dtype, quantization)
-    ids = test_ids(folder)
+    ids = some_ids(folder)
     for length in (1, 8, 16, len(ids)):
         exact, found = (model_logits("mine", each.network, ids[:length]) for each in (plain, lower))
         near = torch.nn.functional.cosine_similarity(exact, found, dim=-1)

@@ -4,7 +4,8 @@ import re
 
 from nats_server import REPOSITORY
 
-TESTS = {path.name for folder in ("security", "system") for path in (REPOSITORY / "tests" / folder).glob("test_*.py")}
+FOLDERS = ("gateway", "oracle", "security", "system")
+TESTS = {path.name for folder in FOLDERS for path in (REPOSITORY / "tests" / folder).glob("test_*.py")}
 
 
 def test_every_threat_has_its_test():

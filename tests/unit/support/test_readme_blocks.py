@@ -32,7 +32,9 @@ def run(folder: Path, printing: str, shown: str | None) -> None:
     fake.write_text(f"#!/usr/bin/env bash\n{printing}\n")
     fake.chmod(0o755)
     install_nats(folder, str(fake))
-    Checkout(folder, "nats://127.0.0.1:1", 0).run(Block("page", 1, "sh", "nats req ml.embed x\n", None, shown))
+    Checkout(folder, "nats://127.0.0.1:1", "http://127.0.0.1:1", 0).run(
+        Block("page", 1, "sh", "nats req ml.embed x\n", None, shown)
+    )
 
 
 @pytest.mark.parametrize(
