@@ -125,6 +125,7 @@ async def test_jobs_on_objects_that_are_not_what_they_say_end_at_once(
         assert (job.state, job.attempt, words in str(job.reason)) == ("failed", 1, True), job.reason
 
 
+@pytest.mark.slow
 async def test_an_object_that_becomes_a_link_once_its_job_waits_ends_that_job(
     worker: JobsWorker, events: Events, putter: Client, name: str
 ) -> None:
