@@ -103,8 +103,7 @@ async def worker(
     """A worker that answers while the context is open; leaving it drains. See `serve`."""
     catalogue = load_catalogue(settings.catalogue)
     first_models(catalogue, settings)  # an unknown model is an error before anything starts
-    telemetry = Telemetry(configured_tracer())
-    health = Health()
+    telemetry, health = Telemetry(configured_tracer()), Health()
     async with AsyncExitStack() as stack:
         port = await _http_port(settings, telemetry, health, stack)
         server = await _server(settings, stack, stop, on_step)
@@ -127,9 +126,7 @@ async def worker(
         else:
             await unless_stopped(stop, device.run(loader.prepare))
             await unless_stopped(stop, load_first(manager, settings))
-            background = Background()
-            background.spawn(retry_missing(manager, settings), "retry_missing")
-            stack.push_async_callback(background.close)
+            await stack.enter_async_context(_retrying_missing(manager, settings))
         gc.freeze()  # what is loaded stays: later collections need not walk through it
         watch = SelfWatch(nc, worker_id, functools.partial(stop.fail, within_s=LEAVING_S))
         endpoint = _endpoint(nc, manager, finetuning, settings, telemetry, worker_id, watch.inbox)
@@ -142,10 +139,21 @@ async def worker(
         present = [model.serves.facts for model in manager.registry]
         if gateway:
             stack.callback(gateway.stop)  # first of all
-        versions, url = {facts.model: facts.version for facts in present}, gateway.url if gateway else None
-        log.info("worker.ready", models=versions, metrics_port=port, gateway=url)
+        url = gateway.url if gateway else None
+        log.info("worker.ready", models={f.model: f.version for f in present}, metrics_port=port, gateway=url)
         loader.on_step = lambda step: log.info("model.step_began", step=step)
         yield Started(nats, server, present, port, manager, settings.metrics_host, url)
+
+
+@asynccontextmanager
+async def _retrying_missing(manager: ModelManager, settings: Settings) -> AsyncIterator[None]:
+    """Try again, while the context is open, to load the models that could not be had at the start."""
+    background = Background()
+    background.spawn(retry_missing(manager, settings), "retry_missing")
+    try:
+        yield
+    finally:
+        await background.close()
 
 
 def _publish(manager: ModelManager, loaded: Sequence[Model]) -> None:

@@ -11,13 +11,14 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from subjects import EmbedBatchReply, GenerateDone, MLClient, TokenFrame, names
+from subjects import EmbedBatchReply, GenerateDone, MLClient, TokenFrame
 from subjects.errors import NotFound
 from subjects.models import ModelEntry
 from subjects.vectors import little_endian
 
 from ...settings.gateway import HttpSettings
 from .. import errors
+from ..answers import LARGE_VALUES, answer
 from ..body import read_json, timeout_s
 from ..bus import Bus
 from ..streams import EventStream, event, leaving_cancels, with_first
@@ -26,8 +27,6 @@ from .fill import gap_in
 from .replies import Chats, Completions, Form, chunks, whole
 from .requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 
-LARGE_VALUES = 65_536
-"""A reply with more numbers than these is written on a thread: it takes milliseconds."""
 Frames = AsyncGenerator[TokenFrame | GenerateDone, None]
 
 
@@ -50,14 +49,14 @@ class _Api:
     async def models(self) -> Response:
         """The models of the worker that answers whose weights it has."""
         found = await self._bus.ml.models.list()
-        return _json({"object": "list", "data": [self._model(entry) for entry in found.models if entry.present]})
+        return answer({"object": "list", "data": [self._model(entry) for entry in found.models if entry.present]})
 
     async def model(self, model: str) -> Response:
         found = await self._bus.ml.models.list()
         entry = next((entry for entry in found.models if entry.id == model and entry.present), None)
         if entry is None:
             raise NotFound(f"there is no model {model[:64]!r}; /v1/models lists those that there are")
-        return _json(self._model(entry))
+        return answer(self._model(entry))
 
     def _model(self, entry: ModelEntry) -> dict[str, Any]:
         owner = (entry.repository or "mlbus").partition("/")[0]
@@ -98,7 +97,7 @@ class _Api:
             events = await with_first(chunks(form, asked, work), request.receive)
             return EventStream(events, _last_event, self._settings.write_timeout_s)
         async with leaving_cancels(request.receive):
-            return _json(whole(form, await work))
+            return answer(whole(form, await work))
 
 
 def _generate(ml: MLClient, asked: CompletionRequest | ChatRequest, options: dict[str, Any]) -> Any:
@@ -122,11 +121,7 @@ def _embedded(reply: EmbedBatchReply, encoding_format: str) -> Response:
     data = [{"object": "embedding", "index": place, "embedding": vector} for place, vector in enumerate(vectors)]
     tokens = reply.usage.tokens
     fields = {"object": "list", "data": data, "model": reply.model, "truncated": reply.truncated}
-    return _json({**fields, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
-
-
-def _json(fields: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY), media_type=names.JSON)
+    return answer({**fields, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
 
 
 def _last_event(error: Any) -> bytes:
